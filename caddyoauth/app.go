@@ -1,0 +1,362 @@
+package caddyoauth
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+func init() {
+	caddy.RegisterModule(App{})
+}
+
+const (
+	defaultMaxTokens = 100_000
+	defaultMaxAge    = caddy.Duration(time.Minute)
+
+	// startTimeout bounds what Start does with the store, and commit likewise.
+	startTimeout = 30 * time.Second
+	// readyTimeout bounds how long a request waits for Start.
+	readyTimeout = 10 * time.Second
+)
+
+// App is the OAuth 2.0 authorization server behind the `oauth_server` and
+// `oauth_protect` handlers: its realms with their clients, the store where issued
+// tokens live, and the cache in front of it.
+type App struct {
+	// Where issued tokens live. Default: `bbolt`, in Caddy's data directory. Two
+	// configurations that name the same store share it, so tokens survive a reload.
+	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=oauth.stores inline_key=store"`
+
+	// The cache of token facts.
+	Cache *CacheSettings `json:"cache,omitempty"`
+
+	// The realms by name. A realm is an authorization server of its own: issuer, clients
+	// and tokens; what one realm issued is refused by every other. The realm `root` is
+	// the one whose endpoints stand directly under the base path, and its settings,
+	// clients excepted, hold for every realm that does not have its own. If `root` has
+	// no clients while other realms exist, it only lends its settings. Names consist of
+	// lower-case letters, digits, `-` and `_`.
+	Realms map[string]*Realm `json:"realms,omitempty"`
+
+	ctx     caddy.Context
+	logger  *zap.Logger
+	metrics *metrics
+	opener  storeOpener
+
+	// realms are those that are served, by name.
+	realms map[string]*realm
+
+	// What Start sets, before it closes ready.
+	ready    chan struct{}
+	startErr error
+	backend  *backend
+
+	// held is the key of the backend that this instance took from the pool, empty if it
+	// took none. Cleanup gives back exactly that.
+	held      string
+	committed *atomic.Bool
+}
+
+// CacheSettings are the settings of the token cache.
+type CacheSettings struct {
+	// Turns the cache off: every check asks the store. Parallel questions about one
+	// token still share one answer. Default: false.
+	Disabled bool `json:"disabled,omitempty"`
+
+	// How many tokens are cached at most; about 0.5 KiB of memory each. Default: 100000.
+	MaxTokens int64 `json:"max_tokens,omitempty"`
+
+	// For how long facts are used without asking their source again. Tokens issued here
+	// are refused at once when they are revoked, whatever this says. Default: `60s`.
+	MaxAge caddy.Duration `json:"max_age,omitempty"`
+}
+
+// CaddyModule returns the Caddy module information.
+func (App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "oauth",
+		New: func() caddy.Module { return new(App) },
+	}
+}
+
+// Provision reads the configuration into what the request path uses. It opens nothing
+// and asks nobody, so `caddy validate` works beside a running server.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx = ctx
+	a.logger = ctx.Logger()
+	a.ready = make(chan struct{})
+	a.committed = new(atomic.Bool)
+
+	var err error
+	if a.metrics, err = registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
+
+	if a.Cache == nil {
+		a.Cache = new(CacheSettings)
+	}
+	if a.Cache.MaxTokens == 0 {
+		a.Cache.MaxTokens = defaultMaxTokens
+	}
+	if a.Cache.MaxAge == 0 {
+		a.Cache.MaxAge = defaultMaxAge
+	}
+	if a.Cache.MaxTokens < 1 || a.Cache.MaxAge < 0 {
+		return errors.New("cache: max_tokens and max_age must be greater than zero; to do without a cache, turn it off")
+	}
+
+	if a.StoreRaw == nil {
+		a.StoreRaw = json.RawMessage(`{"store":"bbolt"}`)
+	}
+	mod, err := ctx.LoadModule(a, "StoreRaw")
+	if err != nil {
+		return fmt.Errorf("loading the token store: %w", err)
+	}
+	a.opener = mod.(storeOpener)
+
+	root := a.Realms[rootRealm]
+	if root == nil {
+		root = new(Realm)
+	}
+	a.realms = make(map[string]*realm)
+	issuers := make(map[string]string)
+	for _, name := range servedRealms(a.Realms) {
+		own := a.Realms[name]
+		if own == nil {
+			own = root
+		}
+		r, err := own.provision(name, root, a.logger)
+		if err != nil {
+			return fmt.Errorf("realm %q: %w", name, err)
+		}
+		if other, taken := issuers[r.issuer]; taken && r.issuer != "" {
+			return fmt.Errorf("realms %q and %q have the same issuer %s; each needs its own", other, name, r.issuer)
+		}
+		issuers[r.issuer] = name
+		r.app = a
+		a.realms[name] = r
+	}
+	return nil
+}
+
+// Start opens the store, and lets waiting requests go.
+func (a *App) Start() error {
+	a.startErr = a.start()
+	close(a.ready)
+	return a.startErr
+}
+
+func (a *App) start() error {
+	key, err := a.opener.poolKey()
+	if err != nil {
+		return err
+	}
+	pooled, shared, err := backends.LoadOrNew(key, func() (caddy.Destructor, error) {
+		return newBackend(a.opener, a.Cache.MaxTokens)
+	})
+	if err != nil {
+		return err
+	}
+	a.held = key
+	a.backend = pooled.(*backend)
+	a.logger.Info("token store is open", zap.String("store", key), zap.Bool("shared_with_previous_config", shared))
+
+	ctx, cancel := context.WithTimeout(a.ctx, startTimeout)
+	defer cancel()
+	fresh := make([]byte, 32)
+	rand.Read(fresh)
+	tokenKey, err := a.backend.store.Secret(ctx, "token-key", fresh)
+	if err != nil {
+		return fmt.Errorf("loading the token key: %w", err)
+	}
+	generations, err := a.backend.store.Admit(ctx, a.activeClients())
+	if err != nil {
+		return fmt.Errorf("loading the state of clients: %w", err)
+	}
+	hasher := oauth.NewHasher()
+	for _, r := range a.realms {
+		for _, c := range r.settings.Clients {
+			c.Generation = generations[oauth.ClientRef{Realm: r.name, ClientID: c.ID}]
+		}
+		r.settings.Store, r.settings.Cache = a.backend.store, a.backend.cache
+		r.settings.Key, r.settings.Hasher = tokenKey, hasher
+		r.settings.MaxAge = time.Duration(a.Cache.MaxAge)
+		if a.Cache.Disabled {
+			r.settings.MaxAge = 0
+		}
+		r.server = oauth.New(r.settings)
+	}
+
+	// With a predecessor, this configuration may yet be rejected; see Stop.
+	if activeApp() == nil {
+		return a.commit(ctx)
+	}
+	return nil
+}
+
+// commit makes final what this configuration says of clients and of the cache's size.
+// What a configuration merely tried must not kill the tokens of the one that goes on,
+// so this happens only once it is in force.
+func (a *App) commit(ctx context.Context) error {
+	if a.committed.Swap(true) {
+		return nil
+	}
+	a.backend.cache.SetMaxTokens(a.Cache.MaxTokens)
+	if err := a.backend.store.Retire(ctx, a.activeClients()); err != nil {
+		return fmt.Errorf("recording which clients are gone: %w", err)
+	}
+	return nil
+}
+
+// Stop is called when another configuration has taken over, and when this one never
+// came into force. Either way the one that is in force now has nothing to fear any
+// more and commits. The store stays open: requests of this configuration still run.
+func (a *App) Stop() error {
+	next := activeApp()
+	if next == nil || next == a || next.backend == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	if err := next.commit(ctx); err != nil {
+		next.logger.Error("tokens of removed clients are refused, but would be accepted if the clients came back; reload to try again", zap.Error(err))
+	}
+	return nil
+}
+
+// Cleanup gives back the store, if this instance took it.
+func (a *App) Cleanup() error {
+	if a.held == "" {
+		return nil
+	}
+	key := a.held
+	a.held = ""
+	_, err := backends.Delete(key)
+	return err
+}
+
+// activeApp is the App of the configuration in force, nil if there is none.
+func activeApp() *App {
+	app, err := caddy.ActiveContext().AppIfConfigured("oauth")
+	if err != nil {
+		return nil
+	}
+	a, _ := app.(*App)
+	return a
+}
+
+// activeClients are the clients that may have tokens.
+func (a *App) activeClients() []oauth.ClientRef {
+	var refs []oauth.ClientRef
+	for _, r := range a.realms {
+		for id, c := range r.settings.Clients {
+			if !c.Disabled {
+				refs = append(refs, oauth.ClientRef{Realm: r.name, ClientID: id})
+			}
+		}
+	}
+	return refs
+}
+
+// realm returns the realm of that name, or, for no name, the only one there is, else
+// root. The error says which realms exist.
+func (a *App) realm(name string) (*realm, error) {
+	name, err := chooseRealm(a.Realms, name)
+	if err != nil {
+		return nil, err
+	}
+	return a.realms[name], nil
+}
+
+// backend is what outlives a configuration: the store and the cache that belongs to it.
+type backend struct {
+	store oauth.TokenStore
+	cache *introspect.Cache
+}
+
+// backends holds the open backends by the store's pool key. Every App that started
+// holds one reference, and the last Cleanup closes the backend.
+var backends = caddy.NewUsagePool()
+
+func newBackend(opener storeOpener, maxTokens int64) (*backend, error) {
+	cache, err := introspect.NewCache(introspect.Config{
+		MaxTokens: maxTokens,
+		OnHit:     collectors.cacheHits.Inc,
+		OnMiss:    collectors.cacheMisses.Inc,
+		OnEvict:   collectors.cacheEvictions.Inc,
+	})
+	if err != nil {
+		return nil, err
+	}
+	store, err := opener.open()
+	if err != nil {
+		cache.Close()
+		return nil, err
+	}
+	return &backend{store: timedStore{store}, cache: cache}, nil
+}
+
+// Destruct closes the store and the cache. Requests that still run get ErrClosed.
+func (b *backend) Destruct() error {
+	b.cache.Close()
+	return b.store.Close()
+}
+
+// rootRealm is the name of the realm without a name.
+const rootRealm = "root"
+
+// servedRealms are the realms that exist in a configuration, sorted: every named one,
+// and root if it has clients or stands alone.
+func servedRealms(realms map[string]*Realm) []string {
+	var names []string
+	for name, r := range realms {
+		if name != rootRealm || len(r.Clients) > 0 {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return []string{rootRealm}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// chooseRealm resolves the realm that a handler names, or does not name.
+func chooseRealm(realms map[string]*Realm, name string) (string, error) {
+	served := servedRealms(realms)
+	switch {
+	case name == "" && len(served) == 1:
+		return served[0], nil
+	case name == "":
+		name = rootRealm
+	}
+	if !slices.Contains(served, name) {
+		return "", fmt.Errorf("there is no realm %q (known: %s)", name, strings.Join(served, ", "))
+	}
+	return name, nil
+}
+
+// sortedKeys returns the keys of m in order, for output and errors that don't vary.
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// Interface guards
+var (
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
+	_ caddy.Destructor   = (*backend)(nil)
+)

@@ -1,0 +1,601 @@
+package caddyoauth
+
+import (
+	"encoding/json"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+func init() {
+	httpcaddyfile.RegisterGlobalOption("oauth", parseApp)
+	httpcaddyfile.RegisterHandlerDirective("oauth_server", parseServer)
+	httpcaddyfile.RegisterHandlerDirective("oauth_protect", parseProtect)
+	// The server first, so that the token endpoint never needs a token; both before
+	// request_header, which may then use {http.auth.user.*}.
+	httpcaddyfile.RegisterDirectiveOrder("oauth_server", httpcaddyfile.Before, "request_header")
+	httpcaddyfile.RegisterDirectiveOrder("oauth_protect", httpcaddyfile.Before, "request_header")
+}
+
+// parseApp reads the global option
+//
+//	oauth {
+//		store bbolt [<path>]
+//		store memory
+//		cache off
+//		cache {
+//			max_tokens <n>
+//			max_age    <duration>
+//		}
+//
+//		<realm settings>          # of the root realm
+//		realm <name> {
+//			<realm settings>
+//		}
+//	}
+//
+// where realm settings are those of parseRealmOption.
+func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
+	d.Next() // the option's name
+	if existing != nil {
+		return nil, d.Err("oauth is configured already; put everything into one oauth block")
+	}
+	if d.NextArg() {
+		return nil, d.ArgErr()
+	}
+	app := &App{Realms: make(map[string]*Realm)}
+	root := new(Realm)
+	once := make(onceOnly)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		switch option := d.Val(); option {
+		case "store":
+			if err := once.check(d); err != nil {
+				return nil, err
+			}
+			if err := parseStore(d, app); err != nil {
+				return nil, err
+			}
+		case "cache":
+			if err := once.check(d); err != nil {
+				return nil, err
+			}
+			if err := parseCache(d, app); err != nil {
+				return nil, err
+			}
+		case "realm":
+			if err := parseRealm(d, app); err != nil {
+				return nil, err
+			}
+		default:
+			known, err := parseRealmOption(d, root, once)
+			if err != nil {
+				return nil, err
+			}
+			if !known {
+				return nil, d.Errf("unrecognized oauth option '%s' (known: store, cache, realm, %s)", option, realmOptions)
+			}
+		}
+	}
+	if len(once) > 0 || len(root.Clients) > 0 {
+		app.Realms[rootRealm] = root
+	}
+	raw, err := json.Marshal(app)
+	if err != nil {
+		return nil, d.WrapErr(err)
+	}
+	return httpcaddyfile.App{Name: "oauth", Value: raw}, nil
+}
+
+// onceOnly remembers the options of a block that may stand there once.
+type onceOnly map[string]bool
+
+func (o onceOnly) check(d *caddyfile.Dispenser) error {
+	if o[d.Val()] {
+		return d.Errf("%s is there twice", d.Val())
+	}
+	o[d.Val()] = true
+	return nil
+}
+
+// parseStore reads store <name> ..., with what the module of that name reads.
+func parseStore(d *caddyfile.Dispenser, app *App) error {
+	if !d.NextArg() {
+		return d.ArgErr()
+	}
+	name := d.Val()
+	id := "oauth.stores." + name
+	if _, err := caddy.GetModule(id); err != nil {
+		var known []string
+		for _, m := range caddy.GetModules("oauth.stores") {
+			known = append(known, m.ID.Name())
+		}
+		return d.Errf("there is no store '%s' (known: %s)", name, strings.Join(known, ", "))
+	}
+	unmarshaler, err := caddyfile.UnmarshalModule(d, id)
+	if err != nil {
+		return err
+	}
+	app.StoreRaw = caddyconfig.JSONModuleObject(unmarshaler, "store", name, nil)
+	return nil
+}
+
+// UnmarshalCaddyfile reads
+//
+//	bbolt [<path>]
+func (s *BboltStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the store's name
+	if d.NextArg() {
+		s.Path = d.Val()
+	}
+	return nothingMore(d)
+}
+
+// UnmarshalCaddyfile reads
+//
+//	memory
+func (*MemoryStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the store's name
+	return nothingMore(d)
+}
+
+// nothingMore makes sure that a line has no further argument and no block.
+func nothingMore(d *caddyfile.Dispenser) error {
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	name := d.Val()
+	if d.NextBlock(d.Nesting()) {
+		return d.Errf("%s takes no block", name)
+	}
+	return nil
+}
+
+// parseCache reads cache off, or cache with a block.
+func parseCache(d *caddyfile.Dispenser, app *App) error {
+	app.Cache = new(CacheSettings)
+	if d.NextArg() {
+		if d.Val() != "off" {
+			return d.Errf("cache takes a block or the word off, not '%s'", d.Val())
+		}
+		app.Cache.Disabled = true
+		return nothingMore(d)
+	}
+	once := make(onceOnly)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		option := d.Val()
+		if err := once.check(d); err != nil {
+			return err
+		}
+		var value string
+		switch option {
+		case "max_tokens":
+			if !d.AllArgs(&value) {
+				return d.ArgErr()
+			}
+			n, err := strconv.ParseInt(value, 10, 64)
+			if err != nil || n < 1 {
+				return d.Errf("max_tokens '%s' is not a number greater than zero; 'cache off' turns the cache off", value)
+			}
+			app.Cache.MaxTokens = n
+		case "max_age":
+			age, err := parseDuration(d)
+			if err != nil {
+				return err
+			}
+			app.Cache.MaxAge = age
+		default:
+			return d.Errf("unrecognized cache option '%s' (known: max_tokens, max_age)", option)
+		}
+	}
+	return nil
+}
+
+// parseDuration reads the one argument of an option, a duration greater than zero.
+func parseDuration(d *caddyfile.Dispenser) (caddy.Duration, error) {
+	option := d.Val()
+	var value string
+	if !d.AllArgs(&value) {
+		return 0, d.ArgErr()
+	}
+	duration, err := caddy.ParseDuration(value)
+	if err != nil {
+		return 0, d.Errf("%s: %v", option, err)
+	}
+	if duration <= 0 {
+		return 0, d.Errf("%s '%s' is not greater than zero", option, value)
+	}
+	return caddy.Duration(duration), nil
+}
+
+// parseRealm reads realm <name> { ... }.
+func parseRealm(d *caddyfile.Dispenser, app *App) error {
+	var name string
+	if !d.AllArgs(&name) {
+		return d.ArgErr()
+	}
+	switch {
+	case name == rootRealm:
+		return d.Err("the settings of the root realm stand directly in the oauth block")
+	case !realmName.MatchString(name):
+		return d.Errf("realm name '%s' must consist of lower-case letters, digits, - and _", name)
+	case app.Realms[name] != nil:
+		return d.Errf("realm '%s' is there twice", name)
+	}
+	realm := new(Realm)
+	app.Realms[name] = realm
+	once := make(onceOnly)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		option := d.Val()
+		known, err := parseRealmOption(d, realm, once)
+		if err != nil {
+			return err
+		}
+		if !known {
+			return d.Errf("unrecognized realm option '%s' (known: %s)", option, realmOptions)
+		}
+	}
+	return nil
+}
+
+const realmOptions = "issuer, token_lifetime, token_format, default_scopes, client"
+
+// parseRealmOption reads one of
+//
+//	issuer         <url>
+//	token_lifetime <duration>
+//	token_format   opaque
+//	default_scopes <scope>...
+//	client <id> {
+//		<client settings>
+//	}
+//
+// and reports whether the option is one of them.
+func parseRealmOption(d *caddyfile.Dispenser, realm *Realm, once onceOnly) (known bool, err error) {
+	option := d.Val()
+	if option == "client" {
+		return true, parseClient(d, realm)
+	}
+	switch option {
+	case "issuer", "token_lifetime", "token_format", "default_scopes":
+		if err := once.check(d); err != nil {
+			return true, err
+		}
+	}
+	switch option {
+	case "issuer":
+		if !d.AllArgs(&realm.Issuer) {
+			return true, d.ArgErr()
+		}
+	case "token_lifetime":
+		realm.TokenLifetime, err = parseLifetime(d)
+	case "token_format":
+		if !d.AllArgs(&realm.TokenFormat) {
+			return true, d.ArgErr()
+		}
+		if realm.TokenFormat != tokenOpaque {
+			return true, d.Errf("token_format '%s' is not known (known: %s)", realm.TokenFormat, tokenOpaque)
+		}
+	case "default_scopes":
+		realm.DefaultScopes, err = parseScopes(d)
+	default:
+		return false, nil
+	}
+	return true, err
+}
+
+func parseLifetime(d *caddyfile.Dispenser) (caddy.Duration, error) {
+	lifetime, err := parseDuration(d)
+	if err != nil {
+		return 0, err
+	}
+	if err := checkLifetime(lifetime); err != nil {
+		return 0, d.WrapErr(err)
+	}
+	return lifetime, nil
+}
+
+// parseScopes reads the arguments of an option, one scope or more.
+func parseScopes(d *caddyfile.Dispenser) ([]string, error) {
+	option := d.Val()
+	scopes := d.RemainingArgs()
+	if len(scopes) == 0 {
+		return nil, d.ArgErr()
+	}
+	if err := checkScopes(option, scopes); err != nil {
+		return nil, d.WrapErr(err)
+	}
+	return scopes, nil
+}
+
+const clientOptions = "secret, secret_hash, scopes, default_scopes, audience, grant_types, auth, token_lifetime, introspect, disabled"
+
+// parseClient reads
+//
+//	client <id> {
+//		secret_hash    <hash> [until <time>]
+//		secret         {env.NAME}|{file./path} [until <time>]
+//		scopes         <scope>...
+//		default_scopes <scope>...
+//		audience       <audience>...
+//		grant_types    client_credentials|none
+//		auth           client_secret_basic|client_secret_post...
+//		token_lifetime <duration>
+//		introspect     own|audience|realm
+//		disabled
+//	}
+//
+// secret and secret_hash may repeat.
+func parseClient(d *caddyfile.Dispenser, realm *Realm) error {
+	var id string
+	if !d.AllArgs(&id) {
+		return d.ArgErr()
+	}
+	if realm.Clients[id] != nil {
+		return d.Errf("client '%s' is there twice", id)
+	}
+	client := new(Client)
+	if realm.Clients == nil {
+		realm.Clients = make(map[string]*Client)
+	}
+	realm.Clients[id] = client
+	once := make(onceOnly)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		option := d.Val()
+		if option != "secret" && option != "secret_hash" {
+			if err := once.check(d); err != nil {
+				return err
+			}
+		}
+		var err error
+		switch option {
+		case "secret", "secret_hash":
+			err = parseSecret(d, client)
+		case "scopes":
+			client.Scopes, err = parseScopes(d)
+		case "default_scopes":
+			client.DefaultScopes, err = parseScopes(d)
+		case "audience":
+			client.Audience = d.RemainingArgs()
+			if len(client.Audience) == 0 {
+				err = d.ArgErr()
+			}
+		case "grant_types":
+			client.GrantTypes, err = atLeastOne(d)
+			if err == nil {
+				_, err = client.grantTypes()
+				err = wrapErr(d, err)
+			}
+		case "auth":
+			client.Auth, err = atLeastOne(d)
+			if err == nil {
+				_, err = client.authMethods()
+				err = wrapErr(d, err)
+			}
+		case "token_lifetime":
+			client.TokenLifetime, err = parseLifetime(d)
+		case "introspect":
+			if !d.AllArgs(&client.Introspect) {
+				err = d.ArgErr()
+			}
+		case "disabled":
+			client.Disabled = true
+			err = nothingMore(d)
+		default:
+			err = d.Errf("unrecognized client option '%s' (known: %s)", option, clientOptions)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, s := range client.DefaultScopes {
+		if !slices.Contains(client.Scopes, s) {
+			return d.Errf("client '%s': default scope '%s' is not among its scopes", id, s)
+		}
+	}
+	return nil
+}
+
+func atLeastOne(d *caddyfile.Dispenser) ([]string, error) {
+	args := d.RemainingArgs()
+	if len(args) == 0 {
+		return nil, d.ArgErr()
+	}
+	return args, nil
+}
+
+func wrapErr(d *caddyfile.Dispenser, err error) error {
+	if err == nil {
+		return nil
+	}
+	return d.WrapErr(err)
+}
+
+// parseSecret reads a secret or its hash. No error repeats the value.
+func parseSecret(d *caddyfile.Dispenser, client *Client) error {
+	option := d.Val()
+	if !d.NextArg() {
+		return d.ArgErr()
+	}
+	var secret ClientSecret
+	value := d.Val()
+	switch {
+	case option == "secret" && !secretReference.MatchString(value):
+		return d.WrapErr(errLiteralSecret)
+	case option == "secret":
+		secret.Secret = value
+	case !secretReference.MatchString(value):
+		if _, err := (ClientSecret{Hash: value}).provision(); err != nil {
+			return d.Errf("secret_hash: %v", err)
+		}
+		fallthrough
+	default:
+		secret.Hash = value
+	}
+	if d.NextArg() {
+		var until string
+		if d.Val() != "until" || !d.AllArgs(&until) {
+			return d.Errf("%s takes one value, and optionally 'until' and a time", option)
+		}
+		t, err := time.Parse(time.RFC3339, until)
+		if err != nil {
+			return d.Errf("until '%s' is not a time like 2026-12-31T00:00:00Z", until)
+		}
+		secret.Until = t
+	}
+	client.Secrets = append(client.Secrets, secret)
+	if d.NextBlock(d.Nesting()) {
+		return d.Errf("%s takes no block", option)
+	}
+	return nil
+}
+
+// realmsOf returns the realms of the oauth option, so that a directive that names
+// another is refused where it stands. The app checks again, for configurations that
+// never were Caddyfiles.
+func realmsOf(h httpcaddyfile.Helper) (map[string]*Realm, error) {
+	option, ok := h.Option("oauth").(httpcaddyfile.App)
+	if !ok {
+		return nil, h.Errf("%s needs an 'oauth' block in the global options", h.Val())
+	}
+	var app App
+	if err := json.Unmarshal(option.Value, &app); err != nil {
+		return nil, h.WrapErr(err)
+	}
+	return app.Realms, nil
+}
+
+// parseServer reads
+//
+//	oauth_server [<matcher>] [<realm>...] {
+//		base_path <path>
+//		insecure_http
+//	}
+func parseServer(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	h.Next() // the directive's name
+	known, err := realmsOf(h)
+	if err != nil {
+		return nil, err
+	}
+	s := new(Server)
+	for h.NextArg() {
+		if _, err := chooseRealm(known, h.Val()); err != nil {
+			return nil, h.WrapErr(err)
+		}
+		if slices.Contains(s.Realms, h.Val()) {
+			return nil, h.Errf("realm '%s' is there twice", h.Val())
+		}
+		s.Realms = append(s.Realms, h.Val())
+	}
+	once := make(onceOnly)
+	for h.NextBlock(0) {
+		option := h.Val()
+		if err := once.check(h.Dispenser); err != nil {
+			return nil, err
+		}
+		switch option {
+		case "base_path":
+			if !h.AllArgs(&s.BasePath) {
+				return nil, h.ArgErr()
+			}
+			if !strings.HasPrefix(s.BasePath, "/") {
+				return nil, h.Errf("base_path '%s' must begin with /", s.BasePath)
+			}
+		case "insecure_http":
+			s.InsecureHTTP = true
+			if h.NextArg() {
+				return nil, h.ArgErr()
+			}
+		default:
+			return nil, h.Errf("unrecognized oauth_server option '%s' (known: base_path, insecure_http)", option)
+		}
+	}
+	return s, nil
+}
+
+const protectOptions = "scopes, any_scope, audience, max_age, header_prefix, keep_token, allow_ambiguous_paths, insecure_http"
+
+// parseProtect reads
+//
+//	oauth_protect [<matcher>] [<realm>] {
+//		scopes        <scope>...
+//		any_scope     <scope>...
+//		audience      <audience>...
+//		max_age       <duration>
+//		header_prefix <prefix>
+//		keep_token
+//		allow_ambiguous_paths
+//		insecure_http
+//	}
+func parseProtect(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	h.Next() // the directive's name
+	known, err := realmsOf(h)
+	if err != nil {
+		return nil, err
+	}
+	p := new(Protect)
+	if h.NextArg() {
+		p.Realm = h.Val()
+		if h.NextArg() {
+			return nil, h.Errf("oauth_protect takes one realm; two of them on one route mean that both must be content")
+		}
+	}
+	if _, err := chooseRealm(known, p.Realm); err != nil {
+		return nil, h.WrapErr(err)
+	}
+	once := make(onceOnly)
+	for h.NextBlock(0) {
+		option := h.Val()
+		if err := once.check(h.Dispenser); err != nil {
+			return nil, err
+		}
+		var err error
+		flag := func(set *bool) {
+			*set = true
+			if h.NextArg() {
+				err = h.ArgErr()
+			}
+		}
+		switch option {
+		case "scopes":
+			p.Scopes, err = parseScopes(h.Dispenser)
+		case "any_scope":
+			p.AnyScope, err = parseScopes(h.Dispenser)
+		case "audience":
+			p.Audience, err = atLeastOne(h.Dispenser)
+		case "max_age":
+			p.MaxAge, err = parseDuration(h.Dispenser)
+		case "header_prefix":
+			if !h.AllArgs(&p.HeaderPrefix) {
+				return nil, h.ArgErr()
+			}
+			if _, bad := newIdentityHeaders(p.HeaderPrefix); bad != nil {
+				err = h.WrapErr(bad)
+			}
+		case "keep_token":
+			flag(&p.KeepToken)
+		case "allow_ambiguous_paths":
+			flag(&p.AllowAmbiguousPaths)
+		case "insecure_http":
+			flag(&p.InsecureHTTP)
+		default:
+			err = h.Errf("unrecognized oauth_protect option '%s' (known: %s)", option, protectOptions)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// Interface guards
+var (
+	_ caddyfile.Unmarshaler = (*BboltStore)(nil)
+	_ caddyfile.Unmarshaler = (*MemoryStore)(nil)
+)

@@ -1,0 +1,129 @@
+package caddyoauth
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:  "oauth",
+		Usage: "generate-secret | hash-secret [--algorithm <name>]",
+		Short: "Makes secrets for the clients of the oauth app",
+		Long: `
+Makes secrets for the clients of the oauth app.
+
+'caddy oauth generate-secret' makes a secret of 256 random bits and prints it, once,
+with the Caddyfile line that lets a client authenticate with it.
+
+'caddy oauth hash-secret' asks for a secret that exists already, and prints the line
+for it. The secret is read from the terminal or from standard input.
+`,
+		CobraFunc: func(cmd *cobra.Command) {
+			cmd.AddCommand(generateSecretCommand(), hashSecretCommand())
+		},
+	})
+}
+
+func generateSecretCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "generate-secret",
+		Short: "Makes a client secret, and the Caddyfile line for it",
+		Long: `
+Makes a client secret of 256 random bits. The secret is printed once and kept nowhere;
+the line below it goes into the client's block in the Caddyfile.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			secret := oauth.GenerateSecret()
+			hash, err := oauth.HashGenerated(secret)
+			if err != nil {
+				return err
+			}
+			// The secret and the line are all there is on standard output, for scripts.
+			fmt.Fprintln(cmd.ErrOrStderr(), "The secret, for the client program. It is shown only now:")
+			fmt.Fprintln(cmd.OutOrStdout(), secret)
+			fmt.Fprintln(cmd.ErrOrStderr(), "The line for the client's block in the Caddyfile:")
+			fmt.Fprintln(cmd.OutOrStdout(), "secret_hash "+hash)
+			return nil
+		},
+	}
+}
+
+func hashSecretCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "hash-secret [--algorithm argon2id|bcrypt|sha256]",
+		Short: "Hashes a client secret, and prints the Caddyfile line for it",
+		Long: `
+Hashes a client secret for the client's block in the Caddyfile.
+
+The secret is asked for at the terminal, or read from standard input, of which one
+line end is dropped. It is never an argument: those are seen by other users of the
+machine and kept in the shell's history.
+
+argon2id is for secrets that a person may have chosen, and the default; bcrypt
+likewise, up to 72 bytes. sha256 is for secrets made by generate-secret.`,
+		Args: cobra.NoArgs,
+	}
+	algorithm := cmd.Flags().StringP("algorithm", "a", "argon2id", "argon2id, bcrypt or sha256")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		hash, ok := map[string]func(string) (string, error){
+			"argon2id": oauth.HashArgon2id, "bcrypt": oauth.HashBcrypt, "sha256": oauth.HashGenerated,
+		}[*algorithm]
+		if !ok {
+			return fmt.Errorf("algorithm %q is not known (known: argon2id, bcrypt, sha256)", *algorithm)
+		}
+		secret, err := readSecret(cmd)
+		if err != nil {
+			return err
+		}
+		hashed, err := hash(secret)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), "secret_hash "+hashed)
+		return nil
+	}
+	return cmd
+}
+
+// readSecret reads a secret without showing it.
+func readSecret(cmd *cobra.Command) (string, error) {
+	in := cmd.InOrStdin()
+	file, ok := in.(*os.File)
+	if !ok || !term.IsTerminal(int(file.Fd())) {
+		// More than any secret may have, so that one too long is refused and not cut.
+		b, err := io.ReadAll(bufio.NewReader(io.LimitReader(in, 64<<10)))
+		if err != nil {
+			return "", fmt.Errorf("reading the secret: %w", err)
+		}
+		return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), nil
+	}
+	ask := func(prompt string) (string, error) {
+		fmt.Fprint(cmd.ErrOrStderr(), prompt)
+		b, err := term.ReadPassword(int(file.Fd()))
+		fmt.Fprintln(cmd.ErrOrStderr())
+		return string(b), err
+	}
+	first, err := ask("Secret: ")
+	if err != nil {
+		return "", fmt.Errorf("reading the secret: %w", err)
+	}
+	second, err := ask("Once more: ")
+	if err != nil {
+		return "", fmt.Errorf("reading the secret: %w", err)
+	}
+	if first != second {
+		return "", errors.New("the two are not the same")
+	}
+	return first, nil
+}

@@ -1,0 +1,24 @@
+// Package caddyoauth makes Caddy an OAuth 2.0 gateway for machines.
+//
+// It registers with Caddy
+//
+//	oauth                         the app: realms, clients, the token store, the cache   app.go, realm.go
+//	oauth.stores.{bbolt,memory}   where issued tokens live                               stores.go
+//	http.handlers.oauth_server    the token, introspection and revocation endpoints      server.go
+//	http.handlers.oauth_protect   bearer tokens in front of a backend                    protect.go, identity.go
+//	http.matchers.oauth_scope     routing by the scopes of the caller                    matcher.go
+//	caddy oauth                   the command line                                       command.go
+//
+// and their Caddyfile syntax (caddyfile.go). The rules of OAuth are in internal/oauth,
+// the stores in internal/store, the cache and its sources in package introspect.
+//
+// A realm is an authorization server. Its settings are parsed in Provision; its
+// engine, an oauth.Server over the shared store and cache, exists from Start on, and
+// requests that come before wait for it. A token request goes through
+//
+//	Server.ServeHTTP → oauth.ParseRequest → oauth.Server.Token → mint → TokenStore.Put → Server.answer
+//
+// and a protected request through
+//
+//	Protect.ServeHTTP → bearerToken → introspect.CachedSource → TokenStore.Get → Protect.judge → Protect.identify
+package caddyoauth

@@ -1,0 +1,210 @@
+package caddyoauth
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// identityHeaders are the names of the headers that tell a backend who is calling.
+type identityHeaders struct {
+	// prefix is folded; see foldedByte.
+	prefix                            string
+	clientID, subject, scope, ofRealm string // canonical
+}
+
+func newIdentityHeaders(prefix string) (identityHeaders, error) {
+	for i := range len(prefix) {
+		c := prefix[i]
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-') {
+			return identityHeaders{}, fmt.Errorf("header_prefix %q may have letters, digits and - only", prefix)
+		}
+	}
+	if len(prefix) < 2 || !strings.HasSuffix(prefix, "-") {
+		return identityHeaders{}, fmt.Errorf("header_prefix %q must end with -, such as X-OAuth-", prefix)
+	}
+	return identityHeaders{
+		prefix:   strings.ToLower(prefix),
+		clientID: http.CanonicalHeaderKey(prefix + "Client-Id"),
+		subject:  http.CanonicalHeaderKey(prefix + "Subject"),
+		scope:    http.CanonicalHeaderKey(prefix + "Scope"),
+		ofRealm:  http.CanonicalHeaderKey(prefix + "Realm"),
+	}, nil
+}
+
+// foldedByte maps a byte of a header's name to what some backends make of it: CGI, WSGI
+// and PHP turn -, . and spaces into _, and case never counts.
+func foldedByte(c byte) byte {
+	switch {
+	case 'A' <= c && c <= 'Z':
+		return c + 'a' - 'A'
+	case c == '_', c == '.', c == ' ':
+		return '-'
+	}
+	return c
+}
+
+// hasFoldedPrefix reports whether a backend could take name for one that begins with
+// prefix, which is folded.
+func hasFoldedPrefix(name, prefix string) bool {
+	if len(name) < len(prefix) {
+		return false
+	}
+	for i := range len(prefix) {
+		if foldedByte(name[i]) != prefix[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// foldedEqual reports whether a backend could take name for folded.
+func foldedEqual(name, folded string) bool {
+	return len(name) == len(folded) && hasFoldedPrefix(name, folded)
+}
+
+// isCredential reports whether a header's name is one that carries credentials, in any
+// spelling.
+func isCredential(name string) bool {
+	return foldedEqual(name, "authorization") || foldedEqual(name, "proxy-authorization") || foldedEqual(name, "dpop")
+}
+
+// strip removes from a request what its caller must not be able to say: identity
+// headers in every spelling, the same in trailers, and the words in Connection that
+// would make the proxy drop ours.
+func (ih *identityHeaders) strip(r *http.Request) {
+	deleteIdentity(r.Header, ih.prefix)
+
+	if lines := r.Header["Connection"]; lines != nil {
+		r.Header["Connection"] = ih.safeConnection(lines)
+		if len(r.Header["Connection"]) == 0 {
+			delete(r.Header, "Connection")
+		}
+	}
+
+	// Trailers arrive with the end of the body and are passed on after it.
+	if r.Body != nil && r.Body != http.NoBody && (r.Trailer != nil || r.ContentLength < 0) {
+		deleteIdentity(r.Trailer, ih.prefix)
+		r.Body = &trailerGuard{ReadCloser: r.Body, request: r, prefix: ih.prefix}
+	}
+}
+
+// deleteIdentity deletes every header that a backend could take for an identity header.
+func deleteIdentity(h http.Header, prefix string) {
+	for name := range h {
+		if hasFoldedPrefix(name, prefix) {
+			delete(h, name)
+		}
+	}
+}
+
+// safeConnection returns the lines of a Connection header without names that the
+// backend must see: a proxy removes whatever Connection lists.
+func (ih *identityHeaders) safeConnection(lines []string) []string {
+	var safe []string
+	for _, line := range lines {
+		for option := range strings.SplitSeq(line, ",") {
+			option = strings.Trim(option, " \t")
+			if option == "" || hasFoldedPrefix(option, ih.prefix) || hasFoldedPrefix(option, "x-forwarded-") || isCredential(option) {
+				continue
+			}
+			safe = append(safe, option)
+		}
+	}
+	return safe
+}
+
+// trailerGuard is a request body that removes identity headers from the request's
+// trailers as soon as they have arrived, before anybody can pass them on.
+type trailerGuard struct {
+	io.ReadCloser
+	request *http.Request
+	prefix  string
+}
+
+func (g *trailerGuard) Read(p []byte) (int, error) {
+	n, err := g.ReadCloser.Read(p)
+	if err != nil {
+		deleteIdentity(g.request.Trailer, g.prefix)
+		for name := range g.request.Trailer {
+			if isCredential(name) {
+				delete(g.request.Trailer, name)
+			}
+		}
+	}
+	return n, err
+}
+
+// dropCredentials removes the headers that carry credentials, in every spelling; with
+// keepToken Authorization itself stays.
+func dropCredentials(h http.Header, keepToken bool) {
+	for name := range h {
+		if isCredential(name) && !(keepToken && name == "Authorization") {
+			delete(h, name)
+		}
+	}
+}
+
+// identify tells the backend, the rest of Caddy and the access log who is calling, and
+// returns the request to go on with.
+func (ih *identityHeaders) identify(r *http.Request, b *bearer) *http.Request {
+	facts := b.facts
+	scope := strings.Join(facts.Scopes, " ")
+
+	// One backing array for the values. Headers are set only if there is something to say.
+	values := [4]string{facts.ClientID, facts.Subject, scope, b.realm}
+	names := [4]string{ih.clientID, ih.subject, ih.scope, ih.ofRealm}
+	for i, name := range names {
+		if values[i] != "" {
+			r.Header[name] = values[i : i+1 : i+1]
+		}
+	}
+
+	ctx := r.Context()
+	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		repl.Set("http.auth.user.id", facts.ClientID)
+		repl.Set("http.auth.user.client_id", facts.ClientID)
+		repl.Set("http.auth.user.scope", scope)
+		repl.Set("http.auth.user.realm", b.realm)
+		repl.Set("http.auth.user.subject", facts.Subject)
+		repl.Set("http.auth.user.expires", facts.Expiry.UTC().Format(time.RFC3339))
+	}
+	logIdentity(ctx, facts.ClientID, b.realm)
+	return r.WithContext(context.WithValue(ctx, bearerCtxKey{}, b))
+}
+
+// logIdentity adds the client to the request's access log line.
+func logIdentity(ctx context.Context, client, realm string) {
+	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		extra.Set(zap.String("client", client))
+		extra.Set(zap.String("realm", realm))
+	}
+}
+
+// bearer is what a request has been let in with. It travels in the request's context,
+// where placeholders and logs can't reach it.
+type bearer struct {
+	token string
+	facts *introspect.Facts
+	realm string
+}
+
+type bearerCtxKey struct{}
+
+// FactsFromContext returns the facts of the token that oauth_protect let a request in
+// with, for other Caddy modules. The facts are shared: read them only.
+func FactsFromContext(ctx context.Context) (*introspect.Facts, bool) {
+	if b, ok := ctx.Value(bearerCtxKey{}).(*bearer); ok {
+		return b.facts, true
+	}
+	return nil, false
+}

@@ -1,0 +1,132 @@
+package oauth
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// GrantClientCredentials is the one grant type there is (RFC 6749 section 4.4).
+const GrantClientCredentials = "client_credentials"
+
+// Whose tokens a client may ask about at the introspection endpoint.
+const (
+	IntrospectOwn      = "own"      // its own
+	IntrospectAudience = "audience" // its own, and those whose audience names it by its client ID
+	IntrospectRealm    = "realm"    // all of its realm
+)
+
+// Client is a confidential client. Apart from what its secrets remember it is not
+// changed after New.
+type Client struct {
+	ID      string
+	Secrets []*Secret
+	// Scopes are what it may ask for, DefaultScopes what it gets when it asks for none.
+	Scopes        []string
+	DefaultScopes []string
+	// Audience is recorded in its tokens.
+	Audience []string
+	// GrantTypes it may use; none for a client that only introspects.
+	GrantTypes []string
+	// Auth are the methods it may authenticate by.
+	Auth          []AuthMethod
+	TokenLifetime time.Duration
+	// Introspect is one of the Introspect constants.
+	Introspect string
+	// Disabled: it can't authenticate, and its tokens are not valid.
+	Disabled bool
+	// Generation is the store's, from Admit.
+	Generation uint64
+
+	guesses guessLimit
+}
+
+// authenticate finds the client that a request's credentials prove, or refuses with
+// the one answer for all failures, after the same work for all of them.
+func (s *Server) authenticate(ctx context.Context, req Request, out *Outcome) (*Client, error) {
+	creds := req.Credentials
+	if req.credentialsErr != nil || creds.Method == "" {
+		// Nothing was claimed that could be true, so there is nothing to hide by working.
+		return nil, invalidClient("no_credentials")
+	}
+	client := s.cfg.Clients[creds.ClientID]
+	if client != nil {
+		out.ClientID = client.ID
+	}
+
+	var candidates []*Secret
+	reason := "unknown_client"
+	switch {
+	case client == nil:
+	case client.Disabled:
+		reason = "client_disabled"
+	case !slices.Contains(client.Auth, creds.Method):
+		reason = "auth_method_not_allowed"
+	default:
+		reason = "wrong_secret"
+		candidates = client.Secrets
+	}
+	ok, err := s.check(ctx, candidates, creds.Secret, req.From)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, invalidClient(reason)
+	}
+	return client, nil
+}
+
+// check reports whether secret is one of the candidates that is valid now. Success
+// ends early. Failure costs the realm's whole workload, which is at least what the
+// dearest client's secrets cost, so that neither the answer nor its time tells what
+// was wrong.
+func (s *Server) check(ctx context.Context, candidates []*Secret, secret, from string) (bool, error) {
+	now := s.cfg.Now()
+	if secret == "" {
+		candidates = nil // never authenticates, whatever is stored
+	}
+	tooLong := len(secret) > maxSecretBytes
+	if tooLong {
+		secret, candidates = secret[:maxSecretBytes], nil
+	}
+	if len(candidates) == 0 {
+		quickDummy.quick(secret)
+	}
+	fast := false
+	for _, c := range candidates {
+		if c.validAt(now) && (c.quick(secret) || c.remembered(secret, now)) {
+			fast = true
+		}
+	}
+	if fast {
+		return true, nil
+	}
+	return s.cfg.Hasher.check(ctx, s.work, candidates, secret, now, from)
+}
+
+// mayIntrospect reports whether the client may see facts, and which of the scopes.
+func (c *Client) mayIntrospect(facts *introspect.Facts) (scopes []string, ok bool) {
+	switch {
+	case !facts.Active:
+		return nil, false
+	case c.Introspect == IntrospectRealm || facts.ClientID == c.ID:
+		return facts.Scopes, true
+	case c.Introspect == IntrospectAudience && facts.HasAudience(c.ID):
+		// A resource server has no business with what the token can do elsewhere.
+		return intersect(facts.Scopes, c.Scopes), true
+	}
+	return nil, false
+}
+
+// guessLimit bounds how often a client may ask about tokens that turn out not to be
+// active: 1000 at once, 100 each second after that. Asking about good tokens is free.
+type guessLimit struct{ limiter *rate.Limiter }
+
+func newGuessLimit() guessLimit { return guessLimit{rate.NewLimiter(100, 1000)} }
+
+func (g guessLimit) mayAsk(now time.Time) bool { return g.limiter.TokensAt(now) >= 1 }
+func (g guessLimit) wrong(now time.Time)       { g.limiter.AllowN(now, 1) }

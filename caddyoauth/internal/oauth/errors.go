@@ -1,0 +1,38 @@
+package oauth
+
+// Code is an error code of RFC 6749 section 5.2, or one of the few that stand beside it.
+type Code string
+
+// The codes an endpoint answers with, and the HTTP status each travels under.
+const (
+	CodeInvalidRequest       Code = "invalid_request"         // 400
+	CodeInvalidClient        Code = "invalid_client"          // 401, with a challenge
+	CodeInvalidGrant         Code = "invalid_grant"           // 400
+	CodeUnauthorizedClient   Code = "unauthorized_client"     // 400
+	CodeUnsupportedGrantType Code = "unsupported_grant_type"  // 400
+	CodeInvalidScope         Code = "invalid_scope"           // 400
+	CodeTooManyRequests      Code = "slow_down"               // 429; the word is RFC 8628's
+	CodeUnavailable          Code = "temporarily_unavailable" // 503
+)
+
+// Error is a refusal that the caller is told of. Description is a constant of this
+// program: what a caller sent is never repeated to it (RFC 6749 section 5.2 limits
+// the characters, and reflection has been an attack more than once).
+type Error struct {
+	Code        Code
+	Description string
+	// Reason tells operators more than the caller may know, such as "unknown_client". It
+	// is one of a few constants and may be a metric label.
+	Reason string
+}
+
+func (e *Error) Error() string { return string(e.Code) + ": " + e.Description }
+
+func invalidRequest(description string) *Error {
+	return &Error{Code: CodeInvalidRequest, Description: description}
+}
+
+// invalidClient is the one answer to every failed authentication, whatever its reason.
+func invalidClient(reason string) *Error {
+	return &Error{Code: CodeInvalidClient, Description: "client authentication failed", Reason: reason}
+}

@@ -1,0 +1,364 @@
+// Package oauth holds the rules of the authorization server: who may have a token,
+// what it says, who may ask about it, who may end it. It parses what arrives, decides,
+// mints, and asks a [TokenStore] to remember.
+//
+// It knows no Caddy, no HTTP server and no database driver. The wall clock and
+// randomness come in through [Settings], so the rules can be tested like arithmetic.
+// Every failure that a caller may learn of is an [*Error]; every other error means
+// "we could not find out".
+package oauth
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// StoreTimeout bounds every single use of the store. An answer that takes longer is
+// an outage for whoever waits.
+const StoreTimeout = 2 * time.Second
+
+// Settings are what one realm is made of. They are not changed after New.
+type Settings struct {
+	// Realm is the realm's name; "root" is the one without a name.
+	Realm string
+	// Issuer is the issuer identifier (RFC 8414 section 2), or empty.
+	Issuer string
+	// Clients are the realm's clients by client ID.
+	Clients map[string]*Client
+
+	// Store keeps the tokens. The realm does not close it.
+	Store TokenStore
+	// Cache stands in front of the store, and of every lookup. The realm does not close it.
+	Cache *introspect.Cache
+	// MaxAge bounds how long the cache answers without asking the store; zero or less
+	// turns it off.
+	MaxAge time.Duration
+	// Key authenticates tokens. All gateways that share a store share it.
+	Key []byte
+
+	// Hasher bounds the slow secret hashes. Realms may share one.
+	Hasher *Hasher
+	// Now is the wall clock. Default: time.Now.
+	Now func() time.Time
+	// Random is where token bytes come from. Default: crypto/rand.
+	Random io.Reader
+}
+
+// Server is the authorization server of one realm. It is safe for concurrent use and
+// owns nothing that needs closing.
+//
+// It is an [introspect.Source] for the tokens that it issued: Screen judges a token by
+// computation, Lookup reads the store, Revise applies what the configuration says of
+// the token's client now.
+type Server struct {
+	cfg    Settings
+	macs   sync.Pool // of hash.Hash, keyed for this realm
+	lookup *introspect.CachedSource
+	// work is what a failed authentication costs in this realm, whatever made it fail.
+	work workload
+}
+
+// New makes the server of a realm.
+func New(cfg Settings) *Server {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Random == nil {
+		cfg.Random = rand.Reader
+	}
+	s := &Server{cfg: cfg}
+	for _, c := range cfg.Clients {
+		c.guesses = newGuessLimit()
+	}
+	// A key of the realm's own: a token of one realm is garbage to every other.
+	derive := hmac.New(sha256.New, cfg.Key)
+	io.WriteString(derive, "opaque token v1\x00"+cfg.Realm)
+	realmKey := derive.Sum(nil)
+	s.macs.New = func() any { return hmac.New(sha256.New, realmKey) }
+	s.lookup = cfg.Cache.Wrap(introspect.SourceName("local", cfg.Realm), s, cfg.MaxAge)
+	s.work = heaviest(cfg.Clients)
+	return s
+}
+
+// Tokens is how everybody else asks about the realm's tokens: this server with the
+// cache in front.
+func (s *Server) Tokens() *introspect.CachedSource { return s.lookup }
+
+// TokenResponse is a successful answer of the token endpoint (RFC 6749 section 5.1),
+// its members in the order of the wire form.
+type TokenResponse struct {
+	AccessToken string `json:"access_token"`
+	Scope       string `json:"scope"`
+	TokenType   string `json:"token_type"`
+	ExpiresIn   int64  `json:"expires_in"`
+}
+
+// Outcome says, for logs and metrics, what a request to an endpoint came to. It holds
+// no secret and no token.
+type Outcome struct {
+	// ClientID is the client, once it is known to be registered here.
+	ClientID string
+	// TokenID is the token that was issued, asked about or revoked, once it is known to
+	// be one of ours.
+	TokenID introspect.TokenID
+	// Scope is the scope granted, space-separated.
+	Scope string
+}
+
+// Token answers a token request with the client credentials grant (RFC 6749 section
+// 4.4). The order of checks gives strangers no oracle: the form, the client, the
+// grant, the scope. The token is in the store, durably, before Token returns.
+//
+// The error is an *Error, or tells that the store or the random source failed.
+func (s *Server) Token(ctx context.Context, req Request) (*TokenResponse, Outcome, error) {
+	var out Outcome
+	grant := req.Form.Get("grant_type")
+	if grant == "" {
+		return nil, out, invalidRequest("grant_type is missing")
+	}
+	client, err := s.authenticate(ctx, req, &out)
+	if err != nil {
+		return nil, out, err
+	}
+	if grant != GrantClientCredentials {
+		return nil, out, &Error{Code: CodeUnsupportedGrantType, Description: "the grant type is not supported"}
+	}
+	if !slices.Contains(client.GrantTypes, grant) {
+		return nil, out, &Error{Code: CodeUnauthorizedClient, Description: "the client is not authorized to use this grant type"}
+	}
+	scopes, err := client.grantScopes(req.Form.Get("scope"))
+	if err != nil {
+		return nil, out, err
+	}
+
+	issued := s.cfg.Now()
+	token, key, err := s.mint(issued.Add(client.TokenLifetime))
+	if err != nil {
+		return nil, out, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, StoreTimeout)
+	defer cancel()
+	err = s.cfg.Store.Put(ctx, Token{
+		Key:              key,
+		Realm:            s.cfg.Realm,
+		ClientID:         client.ID,
+		ClientGeneration: client.Generation,
+		Scopes:           scopes,
+		Audience:         client.Audience,
+		IssuedAt:         issued,
+		ExpiresAt:        issued.Add(client.TokenLifetime),
+	})
+	if err != nil {
+		return nil, out, fmt.Errorf("storing a token: %w", err)
+	}
+	out.TokenID, out.Scope = key.ID, strings.Join(scopes, " ")
+	return &TokenResponse{
+		AccessToken: token,
+		Scope:       out.Scope,
+		TokenType:   "Bearer",
+		ExpiresIn:   int64(client.TokenLifetime / time.Second),
+	}, out, nil
+}
+
+// Introspection is an answer of the introspection endpoint (RFC 7662 section 2.2). The
+// zero value is {"active":false} and nothing more.
+type Introspection struct {
+	Active    bool     `json:"active"`
+	Scope     string   `json:"scope,omitempty"`
+	ClientID  string   `json:"client_id,omitempty"`
+	TokenType string   `json:"token_type,omitempty"`
+	Expiry    int64    `json:"exp,omitempty"`
+	IssuedAt  int64    `json:"iat,omitempty"`
+	Subject   string   `json:"sub,omitempty"`
+	Audience  audience `json:"aud,omitempty"`
+	Issuer    string   `json:"iss,omitempty"`
+	TokenUID  string   `json:"jti,omitempty"`
+}
+
+// Introspect answers an introspection request. A token that is not good, or that the
+// caller may not ask about, is inactive, and the two look alike. A caller that keeps
+// asking about tokens that are no good is refused for a while (RFC 7662 section 4).
+func (s *Server) Introspect(ctx context.Context, req Request) (*Introspection, Outcome, error) {
+	var out Outcome
+	caller, err := s.authenticate(ctx, req, &out)
+	if err != nil {
+		return nil, out, err
+	}
+	token := req.Form.Get("token")
+	if token == "" {
+		return nil, out, invalidRequest("token is missing")
+	}
+	// Asked before the lookup: a refusal that came only for bad tokens would answer
+	// the question.
+	now := s.cfg.Now()
+	if !caller.guesses.mayAsk(now) {
+		return nil, out, &Error{Code: CodeTooManyRequests, Description: "too many inquiries about tokens that are not active"}
+	}
+	facts, err := s.lookup.Lookup(ctx, token)
+	if err != nil {
+		return nil, out, fmt.Errorf("looking up a token: %w", err)
+	}
+	scopes, permitted := caller.mayIntrospect(facts)
+	if !permitted {
+		caller.guesses.wrong(now)
+		return &Introspection{}, out, nil
+	}
+	out.TokenID = facts.ID
+	return &Introspection{
+		Active:    true,
+		Scope:     strings.Join(scopes, " "),
+		ClientID:  facts.ClientID,
+		TokenType: "Bearer",
+		Expiry:    facts.Expiry.Unix(),
+		IssuedAt:  facts.IssuedAt.Unix(),
+		Subject:   facts.Subject,
+		Audience:  facts.Audience,
+		Issuer:    facts.Issuer,
+		TokenUID:  tokenUID(facts.ID),
+	}, out, nil
+}
+
+// Revoke answers a revocation request (RFC 7009). A token that is unknown, expired or
+// revoked already is a success; one of another client is refused and stays as it is.
+// When Revoke returns nil the revocation is durable and no request that begins later
+// passes with the token. revoked tells whether there was anything to revoke.
+func (s *Server) Revoke(ctx context.Context, req Request) (revoked bool, out Outcome, err error) {
+	client, err := s.authenticate(ctx, req, &out)
+	if err != nil {
+		return false, out, err
+	}
+	token := req.Form.Get("token")
+	if token == "" {
+		return false, out, invalidRequest("token is missing")
+	}
+	key, ok := s.verify(token)
+	if !ok {
+		return false, out, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, StoreTimeout)
+	defer cancel()
+	// The store, not the cache: a revocation must not be decided by what was.
+	record, err := s.get(ctx, key)
+	if errors.Is(err, ErrNotFound) {
+		return false, out, nil
+	}
+	if err != nil {
+		return false, out, fmt.Errorf("looking up a token to revoke: %w", err)
+	}
+	if record.ClientID != client.ID {
+		return false, out, &Error{Code: CodeInvalidGrant, Description: "the token was issued to another client"}
+	}
+	out.TokenID = key.ID
+	err = s.cfg.Store.Revoke(ctx, key)
+	// Whatever the store said, it may have done it: let the cache ask again.
+	s.lookup.Forget(key.ID)
+	if err != nil {
+		return false, out, fmt.Errorf("revoking a token: %w", err)
+	}
+	return true, out, nil
+}
+
+// Screen reports whether token carries this realm's mark and has not expired. See
+// [introspect.Screener].
+func (s *Server) Screen(token string) bool {
+	_, ok := s.verify(token)
+	return ok
+}
+
+// Lookup reads the facts of a token from the store. See [introspect.Source].
+func (s *Server) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
+	key, ok := s.verify(token)
+	if !ok {
+		return introspect.Inactive(), nil
+	}
+	record, err := s.get(ctx, key)
+	if errors.Is(err, ErrNotFound) {
+		return introspect.Inactive(), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !s.cfg.Now().Before(record.ExpiresAt) {
+		return introspect.Inactive(), nil
+	}
+	return &introspect.Facts{
+		Active:           true,
+		ID:               key.ID,
+		ClientID:         record.ClientID,
+		Subject:          record.ClientID,
+		Issuer:           s.cfg.Issuer,
+		Scopes:           record.Scopes,
+		Audience:         record.Audience,
+		IssuedAt:         record.IssuedAt,
+		Expiry:           record.ExpiresAt,
+		ClientGeneration: record.ClientGeneration,
+	}, nil
+}
+
+// get reads a record and checks that it is what was asked for: a store that mixes up
+// its answers must not hand one token's rights to another.
+func (s *Server) get(ctx context.Context, key Key) (Token, error) {
+	record, err := s.cfg.Store.Get(ctx, key)
+	if err != nil {
+		return Token{}, err
+	}
+	if record.ID != key.ID || record.Realm != s.cfg.Realm {
+		return Token{}, errors.New("the store returned another token's record")
+	}
+	return record, nil
+}
+
+// Revise applies the client's state of now: a client that is gone, disabled, or of a
+// later generation has no tokens, and one whose scopes or audience were narrowed has
+// tokens as narrow. See [introspect.Reviser].
+func (s *Server) Revise(facts *introspect.Facts) *introspect.Facts {
+	client := s.cfg.Clients[facts.ClientID]
+	if client == nil || client.Disabled || client.Generation != facts.ClientGeneration {
+		return introspect.Inactive()
+	}
+	scopesHold := containsAll(client.Scopes, facts.Scopes)
+	audienceHolds := containsAll(client.Audience, facts.Audience)
+	if scopesHold && audienceHolds && facts.Issuer == s.cfg.Issuer {
+		return facts
+	}
+	revised := *facts
+	revised.Issuer = s.cfg.Issuer
+	revised.Scopes = intersect(facts.Scopes, client.Scopes)
+	revised.Audience = intersect(facts.Audience, client.Audience)
+	if len(facts.Audience) > 0 && len(revised.Audience) == 0 {
+		// Without any audience left the token would be good everywhere.
+		return introspect.Inactive()
+	}
+	return &revised
+}
+
+func containsAll(have, want []string) bool {
+	for _, w := range want {
+		if !slices.Contains(have, w) {
+			return false
+		}
+	}
+	return true
+}
+
+// intersect returns what of a is also in b, in a's order, in memory of its own.
+func intersect(a, b []string) []string {
+	var both []string
+	for _, v := range a {
+		if slices.Contains(b, v) {
+			both = append(both, v)
+		}
+	}
+	return both
+}

@@ -1,0 +1,95 @@
+package oauth
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// Key is where a token's record lies. Both parts come from the token itself, so that
+// a lookup needs no index, and the expiry comes first, so that a store can keep what
+// expires together in one place.
+type Key struct {
+	// Expiry is the token's expiry in unix seconds, rounded up.
+	Expiry int64
+	// ID is the token's ID.
+	ID introspect.TokenID
+}
+
+// Token is the record of a token. The token itself is nowhere in it.
+type Token struct {
+	Key
+	Realm    string
+	ClientID string
+	// ClientGeneration is the client's generation at issue; see TokenStore.Admit.
+	ClientGeneration uint64
+	Scopes           []string
+	Audience         []string
+	// IssuedAt and ExpiresAt are exact, to the nanosecond.
+	IssuedAt  time.Time
+	ExpiresAt time.Time
+}
+
+// ClientRef names a client among all realms.
+type ClientRef struct {
+	Realm, ClientID string
+}
+
+// Errors of a TokenStore. They may be wrapped.
+var (
+	// ErrNotFound: no such record. The token was never issued, has expired or was revoked.
+	ErrNotFound = errors.New("token not found")
+	// ErrClosed: the store was closed, as happens to requests that outlive their configuration.
+	ErrClosed = errors.New("token store is closed")
+	// ErrFull: the store has no room for another token.
+	ErrFull = errors.New("token store is full")
+)
+
+// TokenStore keeps issued tokens, and the little else that has to outlive a process.
+//
+// Words: "durable" means that it survives the death of the process and, as far as the
+// medium promises it, of the machine; for a store in memory it means no more than the
+// process. "Absent" means that Get answers ErrNotFound. Absence is the only form of
+// "no" that a store knows: it keeps no list of revoked tokens, so losing data can
+// only ever refuse.
+//
+// All methods are safe for concurrent use, block on I/O no longer than ctx lives (a
+// write that was handed to the medium may still be carried out after ctx has ended),
+// and return ErrClosed once the store is closed. An error other than ErrNotFound
+// means that the store could not do it or could not find out; the caller answers 503.
+// A store never panics over what it finds in its medium.
+type TokenStore interface {
+	// Put makes the record durable, then returns nil. A Get that begins after that
+	// finds it. Keys are unique by construction, so Put need not look for an older one.
+	// After an error the record may or may not be there; nobody has its token.
+	Put(ctx context.Context, token Token) error
+
+	// Get returns the record under key, or ErrNotFound. It may return a record that has
+	// expired: the caller judges time by its own clock. The record names its own key
+	// and is checked against it by the caller. Slices in it belong to the caller.
+	Get(ctx context.Context, key Key) (Token, error)
+
+	// Revoke makes the absence of key durable, then returns nil; a Get that begins after
+	// that answers ErrNotFound, for ever. It is idempotent. After an error the record
+	// may or may not be there.
+	Revoke(ctx context.Context, key Key) error
+
+	// Admit returns the current generation of each client, creating those that the store
+	// has not met. Tokens carry the generation of their client, and count only while
+	// it is current.
+	Admit(ctx context.Context, clients []ClientRef) (map[ClientRef]uint64, error)
+
+	// Retire says that the clients named in active are all there are. Every other client
+	// that the store knows as active passes to its next generation, durably: should it
+	// come back one day, its old tokens stay dead.
+	Retire(ctx context.Context, active []ClientRef) error
+
+	// Secret returns the secret kept under name. If there is none it keeps fresh and
+	// returns that; of several callers at once, on one node or many, all get the same.
+	Secret(ctx context.Context, name string, fresh []byte) ([]byte, error)
+
+	// Close releases what the store holds, after the calls under way have ended.
+	Close() error
+}

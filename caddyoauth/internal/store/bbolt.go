@@ -1,0 +1,421 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// The file has three buckets:
+//
+//	tokens   expiry (8 bytes, big-endian unix seconds), token ID (32 bytes) → record
+//	clients  realm, NUL, client ID → clientState
+//	secrets  name → bytes
+//
+// Keys of tokens begin with the expiry: new tokens go to the end of the tree, where
+// the pages are hot, and expired ones are a range at its beginning.
+var (
+	bucketTokens  = []byte("tokens")
+	bucketClients = []byte("clients")
+	bucketSecrets = []byte("secrets")
+)
+
+const (
+	lockTimeout = time.Second // how long to wait for another process to let go of the file
+	maxBatch    = 1024        // writes in one transaction
+	// Each transaction also drops expired tokens: twice as many as it writes, and this
+	// many more. So the file shrinks faster than it grows, and no step is long.
+	dropAtLeast = 64
+	// Without writes, expired tokens are looked for this often, in steps of dropIdle.
+	idleEvery = 10 * time.Second
+	dropIdle  = 1024
+)
+
+// Bbolt keeps tokens in a bbolt file, for one process.
+//
+// Writes are group commits: one goroutine takes whatever waits, carries it out in one
+// transaction, syncs, and answers everybody. Alone, a write costs one sync of the
+// disk; together, they share it. Close ends the goroutine.
+type Bbolt struct {
+	db  *bolt.DB
+	now func() time.Time
+
+	// writes is where they wait; a full channel makes writers wait in Put and Revoke.
+	writes  chan write
+	closing chan struct{} // closed by Close
+	done    chan struct{} // closed when the committer has ended
+	close   sync.Once
+}
+
+// write is one change to the file, and where its outcome goes.
+type write struct {
+	change func(*bolt.Tx) error
+	err    chan error // has room for the one outcome
+}
+
+// OpenBbolt opens or creates the file at path, with mode 0600, in a folder that is
+// made with mode 0700 if it is not there. It waits up to a second for another process
+// that has the file open. now is the wall clock by which expired tokens are dropped.
+func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("making a folder for the token store: %w", err)
+	}
+	// A link could make this process open, and chmod, whatever it points to.
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("looking at the token store: %w", err)
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("the token store %s is not a regular file; name the file itself", path)
+	case info.Mode().Perm()&0o077 != 0:
+		if err := os.Chmod(path, 0o600); err != nil {
+			return nil, fmt.Errorf("the token store %s is open to other users, and making it private failed: %w", path, err)
+		}
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		// bbolt checks little of what it finds when it opens; a damaged file can make it
+		// panic, and one cut short can fault.
+		if r := recover(); r != nil {
+			err = damaged(path, r)
+		}
+	}()
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout, FreelistType: bolt.FreelistMapType})
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, fmt.Errorf("the token store %s is in use by another process: stop the other one, or give each its own file with 'store bbolt <path>'", path)
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
+		return nil, fmt.Errorf("the token store %s is not a bbolt file or is damaged (%w): restore it, or move it away to begin with an empty one, which ends all tokens", path, err)
+	case err != nil:
+		return nil, fmt.Errorf("opening the token store %s: %w", path, err)
+	}
+	b := &Bbolt{db: db, now: now, writes: make(chan write, maxBatch), closing: make(chan struct{}), done: make(chan struct{})}
+	if err := b.update(func(tx *bolt.Tx) error {
+		for _, name := range [][]byte{bucketTokens, bucketClients, bucketSecrets} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("preparing the token store %s: %w", path, err)
+	}
+	go b.commit()
+	return b, nil
+}
+
+func damaged(path string, r any) error {
+	return fmt.Errorf("the token store %s is damaged (%v): restore it, or move it away to begin with an empty one, which ends all tokens", path, r)
+}
+
+// Close implements oauth.TokenStore. Writes that wait are carried out first.
+func (b *Bbolt) Close() error {
+	b.close.Do(func() { close(b.closing) })
+	<-b.done
+	return b.db.Close()
+}
+
+// commit is the committer: it runs until Close.
+func (b *Bbolt) commit() {
+	defer close(b.done)
+	idle := time.NewTicker(idleEvery)
+	defer idle.Stop()
+	for {
+		select {
+		case first := <-b.writes:
+			b.commitBatch(first)
+		case <-idle.C:
+			b.dropIdle()
+		case <-b.closing:
+			for { // what had found a place before Close still counts
+				select {
+				case first := <-b.writes:
+					b.commitBatch(first)
+				default:
+					return
+				}
+			}
+		}
+	}
+}
+
+// commitBatch carries out first and whatever waits behind it.
+func (b *Bbolt) commitBatch(first write) {
+	batch := []write{first}
+	for len(batch) < maxBatch {
+		select {
+		case w := <-b.writes:
+			batch = append(batch, w)
+			continue
+		default:
+		}
+		break
+	}
+	for len(batch) > 0 {
+		failed := -1 // the write whose own change went wrong, if any
+		err := b.update(func(tx *bolt.Tx) error {
+			for i, w := range batch {
+				failed = i
+				if err := w.change(tx); err != nil {
+					return err
+				}
+			}
+			failed = -1
+			_, err := dropExpired(tx, b.now(), 2*len(batch)+dropAtLeast)
+			return err
+		})
+		if failed < 0 {
+			for _, w := range batch {
+				w.err <- err
+			}
+			return
+		}
+		// The others are not to blame: once more without it.
+		batch[failed].err <- err
+		batch = slices.Delete(batch, failed, failed+1)
+	}
+}
+
+// dropIdle drops what has expired while nobody writes. A failure is not reported: the
+// next write meets the same one and has somebody to tell.
+func (b *Bbolt) dropIdle() {
+	for more := true; more; {
+		if !b.expiredWait() {
+			return
+		}
+		err := b.update(func(tx *bolt.Tx) error {
+			n, err := dropExpired(tx, b.now(), dropIdle)
+			more = n == dropIdle
+			return err
+		})
+		select {
+		case <-b.closing:
+			return
+		default:
+		}
+		if err != nil || len(b.writes) > 0 {
+			return
+		}
+	}
+}
+
+// expiredWait reports whether an expired token lies in the file, so that an idle
+// gateway writes nothing.
+func (b *Bbolt) expiredWait() (expired bool) {
+	b.view(func(tx *bolt.Tx) error {
+		k, _ := tx.Bucket(bucketTokens).Cursor().First()
+		expired = isExpired(k, b.now())
+		return nil
+	})
+	return expired
+}
+
+func isExpired(key []byte, now time.Time) bool {
+	return len(key) >= 8 && binary.BigEndian.Uint64(key) <= uint64(now.Unix())
+}
+
+// dropExpired deletes up to most expired tokens and says how many it found.
+func dropExpired(tx *bolt.Tx, now time.Time, most int) (int, error) {
+	tokens := tx.Bucket(bucketTokens)
+	var keys [][]byte
+	c := tokens.Cursor()
+	for k, _ := c.First(); isExpired(k, now) && len(keys) < most; k, _ = c.Next() {
+		keys = append(keys, k)
+	}
+	for _, k := range keys {
+		if err := tokens.Delete(k); err != nil {
+			return 0, err
+		}
+	}
+	return len(keys), nil
+}
+
+// update runs one transaction. A panic out of a damaged file is an error like others.
+func (b *Bbolt) update(change func(*bolt.Tx) error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file cut short faults in its mapping
+	defer b.recovered(&err)
+	return closedError(b.db.Update(change))
+}
+
+// view runs one read.
+func (b *Bbolt) view(read func(*bolt.Tx) error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer b.recovered(&err)
+	return closedError(b.db.View(read))
+}
+
+func (b *Bbolt) recovered(err *error) {
+	if r := recover(); r != nil {
+		*err = damaged(b.db.Path(), r)
+	}
+}
+
+func closedError(err error) error {
+	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
+		return oauth.ErrClosed
+	}
+	return err
+}
+
+// write has the committer carry out change, and waits for the outcome.
+func (b *Bbolt) write(ctx context.Context, change func(*bolt.Tx) error) error {
+	w := write{change: change, err: make(chan error, 1)}
+	select {
+	case <-b.closing:
+		return oauth.ErrClosed
+	default:
+	}
+	select {
+	case b.writes <- w:
+	case <-b.closing:
+		return oauth.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-w.err:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-b.done:
+		// The committer has ended. It answered before it did, or never saw this write.
+		select {
+		case err := <-w.err:
+			return err
+		default:
+			return oauth.ErrClosed
+		}
+	}
+}
+
+// Put implements oauth.TokenStore.
+func (b *Bbolt) Put(ctx context.Context, t oauth.Token) error {
+	value, err := encodeRecord(t)
+	if err != nil {
+		return err
+	}
+	key := tokenKey(t.Key)
+	return b.write(ctx, func(tx *bolt.Tx) error {
+		tokens := tx.Bucket(bucketTokens)
+		// Most tokens go to the end: pages there are not halved to make room for later.
+		tokens.FillPercent = 0.9
+		return tokens.Put(key, value)
+	})
+}
+
+// Get implements oauth.TokenStore.
+func (b *Bbolt) Get(_ context.Context, key oauth.Key) (t oauth.Token, err error) {
+	err = b.view(func(tx *bolt.Tx) error {
+		value := tx.Bucket(bucketTokens).Get(tokenKey(key))
+		if value == nil {
+			return oauth.ErrNotFound
+		}
+		t, err = decodeRecord(key, value)
+		return err
+	})
+	return t, err
+}
+
+// Revoke implements oauth.TokenStore.
+func (b *Bbolt) Revoke(ctx context.Context, key oauth.Key) error {
+	k := tokenKey(key)
+	return b.write(ctx, func(tx *bolt.Tx) error { return tx.Bucket(bucketTokens).Delete(k) })
+}
+
+// Admit implements oauth.TokenStore.
+func (b *Bbolt) Admit(ctx context.Context, clients []oauth.ClientRef) (map[oauth.ClientRef]uint64, error) {
+	// Written by the committer, perhaps after a caller that gave up has returned.
+	var generations map[oauth.ClientRef]uint64
+	err := b.write(ctx, func(tx *bolt.Tx) error {
+		table, err := readClients(tx)
+		if err != nil {
+			return err
+		}
+		g, changed := table.admit(clients)
+		generations = g
+		return writeClients(tx, changed)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return generations, nil
+}
+
+// Retire implements oauth.TokenStore.
+func (b *Bbolt) Retire(ctx context.Context, active []oauth.ClientRef) error {
+	return b.write(ctx, func(tx *bolt.Tx) error {
+		table, err := readClients(tx)
+		if err != nil {
+			return err
+		}
+		return writeClients(tx, table.retire(active))
+	})
+}
+
+// Secret implements oauth.TokenStore.
+func (b *Bbolt) Secret(ctx context.Context, name string, fresh []byte) ([]byte, error) {
+	var kept []byte // as in Admit
+	err := b.write(ctx, func(tx *bolt.Tx) error {
+		secrets := tx.Bucket(bucketSecrets)
+		if old := secrets.Get([]byte(name)); old != nil {
+			kept = append([]byte(nil), old...)
+			return nil
+		}
+		kept = append([]byte(nil), fresh...)
+		return secrets.Put([]byte(name), kept)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return kept, nil
+}
+
+func tokenKey(key oauth.Key) []byte {
+	k := make([]byte, 8, 8+len(introspect.TokenID{}))
+	binary.BigEndian.PutUint64(k, uint64(key.Expiry))
+	return append(k, key.ID[:]...)
+}
+
+func readClients(tx *bolt.Tx) (clientTable, error) {
+	table := clientTable{}
+	err := tx.Bucket(bucketClients).ForEach(func(k, v []byte) error {
+		realm, id, ok := strings.Cut(string(k), "\x00")
+		var state clientState
+		if err := json.Unmarshal(v, &state); err != nil || !ok {
+			return errors.New("the record of a client is corrupt")
+		}
+		table[oauth.ClientRef{Realm: realm, ClientID: id}] = state
+		return nil
+	})
+	return table, err
+}
+
+func writeClients(tx *bolt.Tx, changed clientTable) error {
+	for ref, state := range changed {
+		value, err := json.Marshal(state)
+		if err != nil {
+			return err
+		}
+		if err := tx.Bucket(bucketClients).Put([]byte(ref.Realm+"\x00"+ref.ClientID), value); err != nil {
+			return err
+		}
+	}
+	return nil
+}

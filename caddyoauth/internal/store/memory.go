@@ -1,0 +1,195 @@
+// Package store holds the token stores behind [oauth.TokenStore]: memory and bbolt. The
+// contract stands there; one test suite holds all of them to it.
+package store
+
+import (
+	"container/heap"
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// MaxMemoryTokens bounds a Memory store; Put answers ErrFull beyond it.
+const MaxMemoryTokens = 1_000_000
+
+// Memory keeps tokens in memory: quick, and gone with the process. It is bounded by
+// MaxMemoryTokens of about 0.5 KiB. It starts nothing and needs no Close, but obeys one.
+type Memory struct {
+	now func() time.Time
+
+	mu     sync.RWMutex
+	closed bool
+	tokens map[oauth.Key]oauth.Token
+	// expiries orders the keys of tokens, and of some that were revoked meanwhile, by
+	// expiry.
+	expiries keyHeap
+	clients  clientTable
+	secrets  map[string][]byte
+}
+
+// NewMemory makes an empty store. now is the wall clock by which expired tokens are
+// dropped.
+func NewMemory(now func() time.Time) *Memory {
+	return &Memory{
+		now:     now,
+		tokens:  make(map[oauth.Key]oauth.Token),
+		clients: make(clientTable),
+		secrets: make(map[string][]byte),
+	}
+}
+
+// Put implements oauth.TokenStore.
+func (m *Memory) Put(_ context.Context, t oauth.Token) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return oauth.ErrClosed
+	}
+	// Each Put drops up to four expired tokens, so the store shrinks faster than it
+	// grows and nobody has to sweep.
+	now := m.now().Unix()
+	for i := 0; i < 4 && len(m.expiries) > 0 && m.expiries[0].Expiry <= now; i++ {
+		delete(m.tokens, heap.Pop(&m.expiries).(oauth.Key))
+	}
+	// The heap, not the map: it keeps the keys of revoked tokens until they expire.
+	if len(m.expiries) >= MaxMemoryTokens {
+		return oauth.ErrFull
+	}
+	t.Scopes, t.Audience = slices.Clone(t.Scopes), slices.Clone(t.Audience)
+	m.tokens[t.Key] = t
+	heap.Push(&m.expiries, t.Key)
+	return nil
+}
+
+// Get implements oauth.TokenStore.
+func (m *Memory) Get(_ context.Context, key oauth.Key) (oauth.Token, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.closed {
+		return oauth.Token{}, oauth.ErrClosed
+	}
+	t, ok := m.tokens[key]
+	if !ok {
+		return oauth.Token{}, oauth.ErrNotFound
+	}
+	t.Scopes, t.Audience = slices.Clone(t.Scopes), slices.Clone(t.Audience)
+	return t, nil
+}
+
+// Revoke implements oauth.TokenStore.
+func (m *Memory) Revoke(_ context.Context, key oauth.Key) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return oauth.ErrClosed
+	}
+	delete(m.tokens, key)
+	return nil
+}
+
+// Admit implements oauth.TokenStore.
+func (m *Memory) Admit(_ context.Context, clients []oauth.ClientRef) (map[oauth.ClientRef]uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, oauth.ErrClosed
+	}
+	generations, changed := m.clients.admit(clients)
+	maps.Copy(m.clients, changed)
+	return generations, nil
+}
+
+// Retire implements oauth.TokenStore.
+func (m *Memory) Retire(_ context.Context, active []oauth.ClientRef) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return oauth.ErrClosed
+	}
+	maps.Copy(m.clients, m.clients.retire(active))
+	return nil
+}
+
+// Secret implements oauth.TokenStore.
+func (m *Memory) Secret(_ context.Context, name string, fresh []byte) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, oauth.ErrClosed
+	}
+	if m.secrets[name] == nil {
+		m.secrets[name] = slices.Clone(fresh)
+	}
+	return slices.Clone(m.secrets[name]), nil
+}
+
+// Close implements oauth.TokenStore. It forgets everything.
+func (m *Memory) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	m.tokens, m.expiries, m.clients, m.secrets = nil, nil, nil, nil
+	return nil
+}
+
+// keyHeap is a heap of keys, the next to expire first.
+type keyHeap []oauth.Key
+
+func (h keyHeap) Len() int           { return len(h) }
+func (h keyHeap) Less(i, j int) bool { return h[i].Expiry < h[j].Expiry }
+func (h keyHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *keyHeap) Push(k any)        { *h = append(*h, k.(oauth.Key)) }
+func (h *keyHeap) Pop() any {
+	old := *h
+	k := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return k
+}
+
+// clientState is what a store keeps of a client.
+type clientState struct {
+	Generation uint64 `json:"generation"`
+	// Retired: the configuration that was last in force did not have it.
+	Retired bool `json:"retired,omitempty"`
+}
+
+// clientTable is the rules of Admit and Retire, apart from where the states are kept.
+// It holds an entry for every client that was ever configured, and so grows with
+// them alone.
+type clientTable map[oauth.ClientRef]clientState
+
+// admit returns the generations of clients, and the states that change by it.
+func (t clientTable) admit(clients []oauth.ClientRef) (map[oauth.ClientRef]uint64, clientTable) {
+	generations, changed := make(map[oauth.ClientRef]uint64, len(clients)), clientTable{}
+	for _, ref := range clients {
+		state, known := t[ref]
+		if !known {
+			state.Generation = 1
+		}
+		if !known || state.Retired {
+			state.Retired = false
+			changed[ref] = state
+		}
+		generations[ref] = state.Generation
+	}
+	return generations, changed
+}
+
+// retire returns the states that change when only the active clients are left.
+func (t clientTable) retire(active []oauth.ClientRef) clientTable {
+	stays := make(map[oauth.ClientRef]bool, len(active))
+	for _, ref := range active {
+		stays[ref] = true
+	}
+	changed := clientTable{}
+	for ref, state := range t {
+		if !stays[ref] && !state.Retired {
+			changed[ref] = clientState{Generation: state.Generation + 1, Retired: true}
+		}
+	}
+	return changed
+}

@@ -1,0 +1,63 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// recordVersion is the version of the stored form of a token. A reader refuses
+// versions it does not know: after a downgrade it can't find out, which is not "no".
+const recordVersion = 1
+
+// record is a token's stored form. Its ID is in it, so that a record can't stand in
+// for another.
+type record struct {
+	Version    int      `json:"v"`
+	ID         []byte   `json:"id"`
+	Realm      string   `json:"r"`
+	ClientID   string   `json:"c"`
+	Generation uint64   `json:"g"`
+	Scope      string   `json:"s,omitempty"`
+	Audience   []string `json:"a,omitempty"`
+	IssuedAt   int64    `json:"i"` // unix nanoseconds
+	ExpiresAt  int64    `json:"e"` // unix nanoseconds
+}
+
+func encodeRecord(t oauth.Token) ([]byte, error) {
+	return json.Marshal(record{
+		Version: recordVersion, ID: t.ID[:], Realm: t.Realm, ClientID: t.ClientID, Generation: t.ClientGeneration,
+		Scope: strings.Join(t.Scopes, " "), Audience: t.Audience,
+		IssuedAt: t.IssuedAt.UnixNano(), ExpiresAt: t.ExpiresAt.UnixNano(),
+	})
+}
+
+// decodeRecord reads what lies under key. Anything but that key's own record is an error.
+func decodeRecord(key oauth.Key, b []byte) (oauth.Token, error) {
+	var r record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return oauth.Token{}, errors.New("token record is corrupt") // err would quote from it
+	}
+	if r.Version != recordVersion {
+		return oauth.Token{}, fmt.Errorf("token record has version %d, this program knows %d", r.Version, recordVersion)
+	}
+	if string(r.ID) != string(key.ID[:]) || r.Realm == "" || r.ClientID == "" {
+		return oauth.Token{}, errors.New("token record is corrupt or another token's")
+	}
+	t := oauth.Token{
+		Key: key, Realm: r.Realm, ClientID: r.ClientID, ClientGeneration: r.Generation, Audience: r.Audience,
+		IssuedAt: time.Unix(0, r.IssuedAt), ExpiresAt: time.Unix(0, r.ExpiresAt),
+	}
+	if r.Scope != "" {
+		t.Scopes = strings.Split(r.Scope, " ")
+	}
+	// The key holds the expiry too, and it is under the token's MAC.
+	if t.ExpiresAt.After(time.Unix(key.Expiry, 0)) {
+		return oauth.Token{}, errors.New("token record outlives its token")
+	}
+	return t, nil
+}

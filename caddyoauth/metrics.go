@@ -1,0 +1,98 @@
+package caddyoauth
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// metrics are the collectors of this process. Labels take their values from the
+// configuration and from constants of this program, never from a request, so the
+// number of series is bounded.
+type metrics struct {
+	// requests counts what the endpoints answered. endpoint is token, introspect or
+	// revoke; result is ok, inactive, an error code, or unavailable.
+	requests *prometheus.CounterVec
+	// checks counts the requests that oauth_protect judged; result is ok or a refusal.
+	checks *prometheus.CounterVec
+
+	cacheHits, cacheMisses, cacheEvictions prometheus.Counter
+
+	// storeDuration is the latency of the store; operation is put, get or revoke.
+	storeDuration *prometheus.HistogramVec
+}
+
+// collectors exist once. Each configuration registers them with its own registry, so
+// what they have counted survives a reload.
+var collectors = newCollectors()
+
+func newCollectors() *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "caddy", Subsystem: "oauth", Name: name, Help: help})
+	}
+	counterVec := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "caddy", Subsystem: "oauth", Name: name, Help: help}, labels)
+	}
+	return &metrics{
+		requests:       counterVec("requests_total", "Requests to the token, introspection and revocation endpoints.", "realm", "endpoint", "result"),
+		checks:         counterVec("bearer_checks_total", "Requests to protected routes.", "realm", "result"),
+		cacheHits:      counter("cache_hits_total", "Token checks answered from the cache."),
+		cacheMisses:    counter("cache_misses_total", "Token checks that had to ask the token's source."),
+		cacheEvictions: counter("cache_evictions_total", "Cached tokens that made room for others."),
+		storeDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "caddy", Subsystem: "oauth", Name: "store_duration_seconds", Help: "Time that the token store took.",
+			Buckets: []float64{.00001, .00005, .0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .5, 1, 2.5},
+		}, []string{"operation", "result"}),
+	}
+}
+
+// registerMetrics makes the collectors visible in a configuration's registry.
+func registerMetrics(registry *prometheus.Registry) (*metrics, error) {
+	m := collectors
+	for _, c := range []prometheus.Collector{m.requests, m.checks, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration} {
+		var already prometheus.AlreadyRegisteredError
+		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// timedStore measures a store.
+type timedStore struct{ oauth.TokenStore }
+
+func (s timedStore) Put(ctx context.Context, t oauth.Token) error {
+	start := time.Now()
+	err := s.TokenStore.Put(ctx, t)
+	observe("put", start, err)
+	return err
+}
+
+func (s timedStore) Get(ctx context.Context, key oauth.Key) (oauth.Token, error) {
+	start := time.Now()
+	t, err := s.TokenStore.Get(ctx, key)
+	observe("get", start, err)
+	return t, err
+}
+
+func (s timedStore) Revoke(ctx context.Context, key oauth.Key) error {
+	start := time.Now()
+	err := s.TokenStore.Revoke(ctx, key)
+	observe("revoke", start, err)
+	return err
+}
+
+func observe(operation string, start time.Time, err error) {
+	result := "ok"
+	switch {
+	case errors.Is(err, oauth.ErrNotFound):
+		result = "not_found"
+	case err != nil:
+		result = "error"
+	}
+	collectors.storeDuration.WithLabelValues(operation, result).Observe(time.Since(start).Seconds())
+}

@@ -1,0 +1,389 @@
+package caddyoauth
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// Realm is an authorization server: an issuer with its own clients and tokens.
+type Realm struct {
+	// The issuer identifier (RFC 8414): an https URL without query or fragment, such as
+	// `https://auth.example.com/oauth2`. Plain http is accepted for loopback hosts only.
+	// A realm without its own has the root's plus `/realms/root/realms/<name>`. Without
+	// any issuer there is no metadata; tokens work all the same. Placeholders are
+	// replaced when the configuration is loaded.
+	Issuer string `json:"issuer,omitempty"`
+
+	// How long a token lives, in whole seconds, at most a year. Default: `1h`.
+	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
+
+	// What tokens look like. Accepted: `opaque`. Default: `opaque`.
+	TokenFormat string `json:"token_format,omitempty"`
+
+	// What a client gets that asks for no scope and has no default of its own. Each must
+	// be among the client's scopes. Default: none, and such a request is refused.
+	DefaultScopes []string `json:"default_scopes,omitempty"`
+
+	// The clients by client ID. An ID consists of visible ASCII characters other than
+	// `"`, `\` and `,`.
+	Clients map[string]*Client `json:"clients,omitempty"`
+}
+
+// Client is a program that fetches tokens, or asks about them. Every client is
+// confidential: it has a secret.
+type Client struct {
+	// The secrets it may authenticate with, several while one replaces another. At least
+	// one, unless the client is disabled.
+	Secrets []ClientSecret `json:"secrets,omitempty"`
+
+	// What it may ask for. A token request for anything else is refused, and a token
+	// issued earlier loses a scope that is taken away here. Default: none, so that the
+	// client can have no token.
+	Scopes []string `json:"scopes,omitempty"`
+
+	// What it gets when it asks for no scope; must be among its scopes. Default: the
+	// realm's.
+	DefaultScopes []string `json:"default_scopes,omitempty"`
+
+	// The resource servers its tokens are meant for, recorded in each token and compared
+	// byte for byte by routes that require an audience. Default: none.
+	Audience []string `json:"audience,omitempty"`
+
+	// The grant types it may use: `client_credentials`, or `none` for a client that only
+	// introspects and revokes. Default: `client_credentials`.
+	GrantTypes []string `json:"grant_types,omitempty"`
+
+	// How it may authenticate: `client_secret_basic`, `client_secret_post`. Default: both.
+	Auth []string `json:"auth,omitempty"`
+
+	// How long its tokens live. Default: the realm's.
+	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
+
+	// Whose tokens it may ask about at the introspection endpoint: `own`; `audience`, its
+	// own and those whose audience holds its client ID; or `realm`, all of its realm.
+	// Default: `own`.
+	Introspect string `json:"introspect,omitempty"`
+
+	// Keeps the client in the configuration but out of the gateway: it can't
+	// authenticate, its tokens are refused at once, and those tokens stay refused when
+	// it is enabled again. Default: false.
+	Disabled bool `json:"disabled,omitempty"`
+}
+
+// ClientSecret is one secret of a client: a reference to it, or its hash.
+type ClientSecret struct {
+	// Where the secret is: exactly `{env.NAME}` or `{file./path}`. The secret itself is
+	// refused here, since the configuration is dumped, saved and logged in many places.
+	Secret string `json:"secret,omitempty"`
+
+	// The secret's hash: `$argon2id$…`, `$2b$…` (bcrypt), or `$sha256$…` for generated
+	// secrets; `caddy oauth hash-secret` and `caddy oauth generate-secret` make one. May
+	// be `{env.NAME}` or `{file./path}`, too.
+	Hash string `json:"hash,omitempty"`
+
+	// When the secret stops being accepted, to the second, without a reload. Default: never.
+	Until time.Time `json:"until,omitzero"`
+}
+
+// realm is a Realm ready for requests.
+type realm struct {
+	name     string
+	issuer   string
+	app      *App
+	settings oauth.Settings
+	// server is nil until the app's Start; use await.
+	server *oauth.Server
+}
+
+// await returns the realm's engine, waiting for it while the app starts.
+func (r *realm) await(ctx context.Context) (*oauth.Server, error) {
+	select {
+	case <-r.app.ready:
+	default:
+		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+		defer cancel()
+		select {
+		case <-r.app.ready:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for the token store to open: %w", ctx.Err())
+		}
+	}
+	if r.app.startErr != nil {
+		return nil, r.app.startErr
+	}
+	return r.server, nil
+}
+
+const (
+	maxLifetime = 366 * 24 * time.Hour
+	tokenOpaque = "opaque"
+)
+
+var realmName = regexp.MustCompile(`^[a-z0-9_-]+$`)
+
+// provision checks the realm's settings, with those of root where it has none, and
+// makes what the request path uses of them.
+func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*realm, error) {
+	if !realmName.MatchString(name) {
+		return nil, errors.New("a realm's name consists of lower-case letters, digits, - and _")
+	}
+	issuer, err := rc.resolveIssuer(name, root)
+	if err != nil {
+		return nil, err
+	}
+	lifetime := cmp.Or(rc.TokenLifetime, root.TokenLifetime, caddy.Duration(time.Hour))
+	if err := checkLifetime(lifetime); err != nil {
+		return nil, err
+	}
+	if format := cmp.Or(rc.TokenFormat, root.TokenFormat, tokenOpaque); format != tokenOpaque {
+		return nil, fmt.Errorf("token_format %q is not known (known: %s)", format, tokenOpaque)
+	}
+	defaultScopes := rc.DefaultScopes
+	if len(defaultScopes) == 0 {
+		defaultScopes = root.DefaultScopes
+	}
+	if err := checkScopes("default_scopes", defaultScopes); err != nil {
+		return nil, err
+	}
+	if len(rc.Clients) == 0 {
+		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
+	}
+
+	r := &realm{name: name, issuer: issuer}
+	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client)}
+	for _, id := range sortedKeys(rc.Clients) {
+		client, err := rc.Clients[id].provision(id, lifetime, defaultScopes, logger)
+		if err != nil {
+			return nil, fmt.Errorf("client %q: %w", id, err)
+		}
+		r.settings.Clients[id] = client
+	}
+	return r, nil
+}
+
+// resolveIssuer returns the realm's issuer, derived from the root's if it has none.
+func (rc *Realm) resolveIssuer(name string, root *Realm) (string, error) {
+	configured, suffix := rc.Issuer, ""
+	if configured == "" && name != rootRealm {
+		configured, suffix = root.Issuer, realmPath(name)
+	}
+	if configured == "" {
+		return "", nil
+	}
+	issuer, err := caddy.NewReplacer().ReplaceOrErr(configured, true, true)
+	if err != nil {
+		return "", fmt.Errorf("issuer: %w", err)
+	}
+	if suffix != "" {
+		issuer = strings.TrimSuffix(issuer, "/") + suffix
+	}
+	u, err := url.Parse(issuer)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("issuer %q is not a URL", issuer)
+	case u.Host == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(issuer, "#"):
+		return "", fmt.Errorf("issuer %q must have a host, and no user, query or fragment", issuer)
+	case u.Scheme != "https" && !(u.Scheme == "http" && isLoopbackHost(u.Hostname())):
+		return "", fmt.Errorf("issuer %q must be an https URL (RFC 8414 section 2); http is accepted for loopback hosts only", issuer)
+	case !visibleASCII(issuer) || strings.ContainsAny(issuer, `"\`):
+		return "", fmt.Errorf("issuer %q has a character that a URL does not allow", issuer)
+	}
+	return issuer, nil
+}
+
+func isLoopbackHost(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// realmPath is what stands between the base path and an endpoint of a realm.
+func realmPath(name string) string {
+	if name == rootRealm {
+		return ""
+	}
+	return "/realms/root/realms/" + name
+}
+
+// provision checks the client's settings and makes what the engine uses of them.
+func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []string, logger *zap.Logger) (*oauth.Client, error) {
+	// The ID travels in a header to the backend, in a challenge and in logs.
+	if !visibleASCII(id) || strings.ContainsAny(id, `"\,`) || len(id) > 256 {
+		return nil, errors.New(`a client ID consists of 1 to 256 visible ASCII characters other than ", \ and ,`)
+	}
+	if err := checkScopes("scopes", cc.Scopes); err != nil {
+		return nil, err
+	}
+	if err := checkScopes("default_scopes", cc.DefaultScopes); err != nil {
+		return nil, err
+	}
+	defaults, whose := cc.DefaultScopes, "its default scope"
+	if len(defaults) == 0 && len(cc.Scopes) > 0 {
+		defaults, whose = realmDefaults, "the realm's default scope"
+	}
+	for _, s := range defaults {
+		if !slices.Contains(cc.Scopes, s) {
+			return nil, fmt.Errorf("%s %q is not among its scopes (%s); add it there, or give the client default_scopes of its own", whose, s, strings.Join(cc.Scopes, ", "))
+		}
+	}
+	for _, a := range cc.Audience {
+		if !visibleASCII(a) || strings.ContainsAny(a, `"\`) {
+			return nil, fmt.Errorf("audience %q has a character other than visible ASCII", a)
+		}
+	}
+	grants, err := cc.grantTypes()
+	if err != nil {
+		return nil, err
+	}
+	auth, err := cc.authMethods()
+	if err != nil {
+		return nil, err
+	}
+	lifetime = cmp.Or(cc.TokenLifetime, lifetime)
+	if err := checkLifetime(lifetime); err != nil {
+		return nil, err
+	}
+	introspect := cmp.Or(cc.Introspect, oauth.IntrospectOwn)
+	known := []string{oauth.IntrospectOwn, oauth.IntrospectAudience, oauth.IntrospectRealm}
+	if !slices.Contains(known, introspect) {
+		return nil, fmt.Errorf("introspect %q is not known (known: %s)", introspect, strings.Join(known, ", "))
+	}
+	c := &oauth.Client{
+		ID: id, Scopes: cc.Scopes, DefaultScopes: defaults, Audience: cc.Audience,
+		GrantTypes: grants, Auth: auth, TokenLifetime: time.Duration(lifetime),
+		Introspect: introspect, Disabled: cc.Disabled,
+	}
+	now, alive := time.Now(), 0
+	for i := range cc.Secrets {
+		secret, err := cc.Secrets[i].provision()
+		if err != nil {
+			return nil, fmt.Errorf("secret %d: %w", i+1, err)
+		}
+		c.Secrets = append(c.Secrets, secret)
+		if secret.Until.IsZero() || now.Before(secret.Until) {
+			alive++
+		}
+	}
+	switch {
+	case cc.Disabled:
+	case len(cc.Secrets) == 0:
+		return nil, errors.New("it has no secret; 'caddy oauth generate-secret' makes one")
+	case alive == 0:
+		logger.Warn("all secrets of a client are past their date: it can't authenticate", zap.String("client_id", id))
+	}
+	return c, nil
+}
+
+func (cc *Client) grantTypes() ([]string, error) {
+	switch {
+	case len(cc.GrantTypes) == 0:
+		return []string{oauth.GrantClientCredentials}, nil
+	case len(cc.GrantTypes) == 1 && cc.GrantTypes[0] == "none":
+		return nil, nil
+	}
+	for _, g := range cc.GrantTypes {
+		if g != oauth.GrantClientCredentials {
+			return nil, fmt.Errorf("grant type %q is not known (known: %s, or none alone)", g, oauth.GrantClientCredentials)
+		}
+	}
+	return cc.GrantTypes, nil
+}
+
+func (cc *Client) authMethods() ([]oauth.AuthMethod, error) {
+	if len(cc.Auth) == 0 {
+		return []oauth.AuthMethod{oauth.AuthBasic, oauth.AuthPost}, nil
+	}
+	var methods []oauth.AuthMethod
+	for _, name := range cc.Auth {
+		m := oauth.AuthMethod(name)
+		if m != oauth.AuthBasic && m != oauth.AuthPost {
+			return nil, fmt.Errorf("auth %q is not known (known: %s, %s)", name, oauth.AuthBasic, oauth.AuthPost)
+		}
+		methods = append(methods, m)
+	}
+	return methods, nil
+}
+
+// secretReference is all that may stand where a secret is meant: one placeholder.
+var secretReference = regexp.MustCompile(`^\{(env|file)\.[^{}]+\}$`)
+
+// errLiteralSecret does not repeat what was written.
+var errLiteralSecret = errors.New("a secret is given as {env.NAME} or {file./path}, never as itself: configurations are dumped and saved; or give its hash, which 'caddy oauth hash-secret' makes")
+
+// provision resolves references and parses the hash. No error holds the secret.
+func (sc ClientSecret) provision() (*oauth.Secret, error) {
+	if (sc.Secret == "") == (sc.Hash == "") {
+		return nil, errors.New("give either a reference to the secret or its hash")
+	}
+	if sc.Secret != "" && !secretReference.MatchString(sc.Secret) {
+		return nil, errLiteralSecret
+	}
+	value := sc.Secret + sc.Hash
+	if secretReference.MatchString(value) {
+		reference := value
+		var err error
+		// Not ReplaceAll: a missing file would quietly become an empty secret.
+		if value, err = caddy.NewReplacer().ReplaceOrErr(value, true, true); err != nil {
+			return nil, fmt.Errorf("%s can't be read: %w", reference, err)
+		}
+		if value == "" {
+			return nil, fmt.Errorf("%s is empty or not set", reference)
+		}
+	}
+	var secret *oauth.Secret
+	var err error
+	if sc.Secret != "" {
+		secret, err = oauth.PlainSecret(value)
+	} else {
+		secret, err = oauth.HashedSecret(value)
+	}
+	if err != nil {
+		return nil, err
+	}
+	secret.Until = sc.Until
+	return secret, nil
+}
+
+func checkLifetime(d caddy.Duration) error {
+	l := time.Duration(d)
+	if l < time.Second || l > maxLifetime || l%time.Second != 0 {
+		return fmt.Errorf("token_lifetime %s is not a number of whole seconds between 1s and a year", l)
+	}
+	return nil
+}
+
+// checkScopes checks scopes from a configuration. A comma is allowed by RFC 6749, but
+// here it is always a mistake for a space, or would become one in a header.
+func checkScopes(option string, scopes []string) error {
+	for i, s := range scopes {
+		if !oauth.ValidScope(s) || strings.Contains(s, ",") {
+			return fmt.Errorf(`%s: %q is not a scope: visible ASCII characters other than ", \ and ,`, option, s)
+		}
+		if slices.Contains(scopes[:i], s) {
+			return fmt.Errorf("%s: %q is there twice", option, s)
+		}
+	}
+	return nil
+}
+
+// visibleASCII reports whether s is not empty and consists of %x21-7E.
+func visibleASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x21 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return s != ""
+}

@@ -1,0 +1,452 @@
+package caddyoauth
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+func init() {
+	caddy.RegisterModule(Server{})
+}
+
+const (
+	// maxBody bounds the body of a request to an endpoint, before anything is parsed.
+	maxBody = 64 << 10
+	// bodyTimeout bounds how long such a body may take to arrive.
+	bodyTimeout = 10 * time.Second
+	// retryAfter is what we tell clients to wait, in seconds, when we could not find out.
+	retryAfter = "5"
+)
+
+// Server serves the OAuth 2.0 endpoints of realms: token (RFC 6749 section 4.4),
+// introspection (RFC 7662), revocation (RFC 7009) and metadata (RFC 8414). Requests for
+// other paths go to the next handler.
+//
+// Under the base path, a realm other than root after `/realms/root/realms/<realm>`:
+//
+// Path | What
+// -----|-----
+// `/access_token`, `/token` | token endpoint, POST
+// `/introspect` | introspection, POST
+// `/token/revoke`, `/revoke` | revocation, POST
+// `/.well-known/openid-configuration` | metadata, where ForgeRock AM has it
+//
+// and `/.well-known/oauth-authorization-server` followed by the path of the issuer.
+type Server struct {
+	// The realms to serve. Default: all.
+	Realms []string `json:"realms,omitempty"`
+
+	// What the paths of the endpoints begin with. Default: `/oauth2`.
+	BasePath string `json:"base_path,omitempty"`
+
+	// Serves callers that connect over plain HTTP from other machines, too. Their secrets
+	// and tokens can then be read on the way. Plain HTTP from this machine is always
+	// served. Default: false.
+	InsecureHTTP bool `json:"insecure_http,omitempty"`
+
+	logger *zap.Logger
+	// endpoints by path. Nothing is matched by prefix.
+	endpoints map[string]*endpoint
+}
+
+// endpoint is one path of one realm.
+type endpoint struct {
+	realm *realm
+	kind  endpointKind
+	// metadata is the document, ready to send.
+	metadata []byte
+	requests *prometheus.CounterVec // by result
+}
+
+type endpointKind string
+
+const (
+	endpointToken      endpointKind = "token"
+	endpointIntrospect endpointKind = "introspect"
+	endpointRevoke     endpointKind = "revoke"
+	endpointMetadata   endpointKind = "metadata"
+)
+
+// CaddyModule returns the Caddy module information.
+func (Server) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.oauth_server",
+		New: func() caddy.Module { return new(Server) },
+	}
+}
+
+// Provision finds the realms and lays out the paths.
+func (s *Server) Provision(ctx caddy.Context) error {
+	s.logger = ctx.Logger()
+	app, err := configuredApp(ctx, "oauth_server")
+	if err != nil {
+		return err
+	}
+	if s.BasePath == "" {
+		s.BasePath = "/oauth2"
+	}
+	if !strings.HasPrefix(s.BasePath, "/") || strings.ContainsAny(s.BasePath, "?#%\\") {
+		return fmt.Errorf("oauth_server: base_path %q must begin with / and have no ?, #, %% or \\", s.BasePath)
+	}
+	s.BasePath = strings.TrimSuffix(s.BasePath, "/")
+	names := s.Realms
+	if len(names) == 0 {
+		names = sortedKeys(app.realms)
+	}
+	s.endpoints = make(map[string]*endpoint)
+	for _, name := range names {
+		r, err := app.realm(name)
+		if err != nil {
+			return fmt.Errorf("oauth_server: %w", err)
+		}
+		if err := s.layOut(r, app.metrics); err != nil {
+			return fmt.Errorf("oauth_server: %w", err)
+		}
+	}
+	return nil
+}
+
+// layOut adds the endpoints of a realm.
+func (s *Server) layOut(r *realm, m *metrics) error {
+	bases := []string{s.BasePath + realmPath(r.name)}
+	if r.name == rootRealm {
+		bases = append(bases, s.BasePath+"/realms/root") // AM's explicit form
+	}
+	post := func(kind endpointKind) *endpoint {
+		labels := prometheus.Labels{"realm": r.name, "endpoint": string(kind)}
+		return &endpoint{realm: r, kind: kind, requests: m.requests.MustCurryWith(labels)}
+	}
+	token, introspection, revocation := post(endpointToken), post(endpointIntrospect), post(endpointRevoke)
+	for _, base := range bases {
+		s.endpoints[base+"/access_token"], s.endpoints[base+"/token"] = token, token
+		s.endpoints[base+"/introspect"] = introspection
+		s.endpoints[base+"/token/revoke"], s.endpoints[base+"/revoke"] = revocation, revocation
+	}
+	if r.issuer == "" {
+		return nil
+	}
+	document, err := s.metadata(r)
+	if err != nil {
+		return err
+	}
+	issuer, err := url.Parse(r.issuer)
+	if err != nil {
+		return err
+	}
+	meta := &endpoint{realm: r, kind: endpointMetadata, metadata: document}
+	s.endpoints["/.well-known/oauth-authorization-server"+strings.TrimSuffix(issuer.Path, "/")] = meta
+	for _, base := range bases {
+		s.endpoints[base+"/.well-known/openid-configuration"] = meta
+	}
+	return nil
+}
+
+// ServeHTTP answers requests for the endpoints and passes on all others.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	e := s.endpoints[r.URL.Path]
+	if e == nil {
+		return next.ServeHTTP(w, r)
+	}
+	h := w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	if e.kind == endpointMetadata {
+		s.serveMetadata(w, r, e)
+		return nil
+	}
+	h.Set("Cache-Control", "no-store")
+	h.Set("Pragma", "no-cache")
+
+	if r.Method != http.MethodPost {
+		h.Set("Allow", http.MethodPost)
+		s.refuse(w, e, http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be POST", Reason: "method"})
+		return nil
+	}
+	if !s.InsecureHTTP && !secureOrLocal(r) {
+		s.refuse(w, e, http.StatusForbidden, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "TLS is required", Reason: "insecure_transport"})
+		return nil
+	}
+	if r.TLS != nil && !r.TLS.HandshakeComplete {
+		// 0-RTT data can be replayed by whoever recorded it (RFC 8470).
+		s.refuse(w, e, http.StatusTooEarly, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "send it again after the TLS handshake", Reason: "early_data"})
+		return nil
+	}
+	if types := r.Header["Content-Type"]; !isForm(types) {
+		s.refuse(w, e, http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the content type must be application/x-www-form-urlencoded", Reason: "content_type"})
+		return nil
+	}
+	body, err := readBody(w, r)
+	if err != nil {
+		status, description := http.StatusBadRequest, "the body could not be read"
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			status, description = http.StatusRequestEntityTooLarge, "the body is larger than 64 KiB"
+		}
+		s.refuse(w, e, status, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: description, Reason: "body"})
+		return nil
+	}
+	req, err := oauth.ParseRequest(body, r.Header["Authorization"], clientNetwork(r))
+	if err != nil {
+		s.answer(w, r, e, nil, oauth.Outcome{}, err)
+		return nil
+	}
+	engine, err := e.realm.await(r.Context())
+	if err != nil {
+		s.answer(w, r, e, nil, oauth.Outcome{}, err)
+		return nil
+	}
+
+	var reply any
+	var out oauth.Outcome
+	switch e.kind {
+	case endpointToken:
+		reply, out, err = engine.Token(r.Context(), req)
+	case endpointIntrospect:
+		reply, out, err = engine.Introspect(r.Context(), req)
+	case endpointRevoke:
+		_, out, err = engine.Revoke(r.Context(), req)
+		reply = struct{}{}
+	}
+	s.answer(w, r, e, reply, out, err)
+	return nil
+}
+
+// answer is the one place that turns the outcome of a request into a status, headers
+// and JSON, a log line and a count.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *endpoint, reply any, out oauth.Outcome, err error) {
+	if err == nil {
+		s.logOutcome(e, reply, out)
+		writeJSON(w, http.StatusOK, reply)
+		return
+	}
+	var refusal *oauth.Error
+	if !errors.As(err, &refusal) {
+		// Not the caller's doing, and not the caller's business.
+		refusal = &oauth.Error{Code: oauth.CodeUnavailable, Description: "try again later", Reason: "outage"}
+		if r.Context().Err() == nil {
+			s.logger.Error("request could not be answered", zap.String("endpoint", string(e.kind)), zap.String("realm", e.realm.name), zap.Error(err))
+		}
+	}
+	status := http.StatusBadRequest
+	switch refusal.Code {
+	case oauth.CodeInvalidClient:
+		status = http.StatusUnauthorized
+		w.Header().Set("WWW-Authenticate", `Basic realm="`+e.realm.name+`"`)
+	case oauth.CodeTooManyRequests:
+		status = http.StatusTooManyRequests
+		w.Header().Set("Retry-After", retryAfter)
+	case oauth.CodeUnavailable:
+		status = http.StatusServiceUnavailable
+		w.Header().Set("Retry-After", retryAfter)
+	}
+	s.logRefusal(e, refusal, out.ClientID)
+	writeError(w, status, refusal)
+}
+
+// refuse answers what never reached the engine.
+func (s *Server) refuse(w http.ResponseWriter, e *endpoint, status int, refusal *oauth.Error) {
+	s.logRefusal(e, refusal, "")
+	writeError(w, status, refusal)
+}
+
+// logOutcome writes the event line of a request that was answered, and counts it.
+func (s *Server) logOutcome(e *endpoint, reply any, out oauth.Outcome) {
+	event, result, level := "token issued", "ok", zap.InfoLevel
+	switch e.kind {
+	case endpointIntrospect:
+		event, level = "token introspected", zap.DebugLevel
+		if !reply.(*oauth.Introspection).Active {
+			result = "inactive"
+		}
+	case endpointRevoke:
+		event = "token revoked"
+		if out.TokenID == (introspect.TokenID{}) {
+			event, result = "nothing to revoke", "inactive"
+		}
+	}
+	e.requests.WithLabelValues(result).Inc()
+	if c := s.logger.Check(level, event); c != nil {
+		fields := append(make([]zap.Field, 0, 5), zap.String("event", eventName(e.kind, true)), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
+		if out.TokenID != (introspect.TokenID{}) {
+			fields = append(fields, zap.Stringer("token_id", out.TokenID))
+		}
+		if out.Scope != "" {
+			fields = append(fields, zap.String("scope", out.Scope))
+		}
+		c.Write(fields...)
+	}
+}
+
+// logRefusal writes the event line of a request that was refused, and counts it. The
+// client is named only if it is registered: what else stands in its place may be
+// anything, a mistyped secret included.
+func (s *Server) logRefusal(e *endpoint, refusal *oauth.Error, clientID string) {
+	e.requests.WithLabelValues(string(refusal.Code)).Inc()
+	if c := s.logger.Check(zap.InfoLevel, string(e.kind)+" request refused"); c != nil {
+		c.Write(zap.String("event", eventName(e.kind, false)), zap.String("realm", e.realm.name), zap.String("client_id", clientID),
+			zap.String("error", string(refusal.Code)), zap.String("reason", reasonOf(refusal)))
+	}
+}
+
+// eventName is the stable name of an event, for machines that read the log.
+func eventName(kind endpointKind, ok bool) string {
+	switch {
+	case !ok:
+		return string(kind) + "_refused"
+	case kind == endpointToken:
+		return "token_issued"
+	case kind == endpointRevoke:
+		return "token_revoked"
+	}
+	return "token_introspected"
+}
+
+func reasonOf(e *oauth.Error) string {
+	if e.Reason != "" {
+		return e.Reason
+	}
+	return e.Description
+}
+
+func writeError(w http.ResponseWriter, status int, e *oauth.Error) {
+	writeJSON(w, status, struct {
+		Error       oauth.Code `json:"error"`
+		Description string     `json:"error_description"`
+	}{e.Code, e.Description})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil { // no type that comes here can fail
+		http.Error(w, "", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	w.Write(body)
+}
+
+// isForm reports whether the one content type is that of a form.
+func isForm(types []string) bool {
+	if len(types) != 1 {
+		return false
+	}
+	mediaType, _, err := mime.ParseMediaType(types[0])
+	return err == nil && mediaType == "application/x-www-form-urlencoded"
+}
+
+// readBody reads the whole body, within maxBody and bodyTimeout.
+func readBody(w http.ResponseWriter, r *http.Request) (string, error) {
+	if r.ContentLength > maxBody {
+		return "", &http.MaxBytesError{Limit: maxBody}
+	}
+	// A caller that sends a byte a minute must not keep a goroutine for as long. Some
+	// writers have no deadlines; then the server's own timeouts are all there is.
+	control := http.NewResponseController(w)
+	if control.SetReadDeadline(time.Now().Add(bodyTimeout)) == nil {
+		defer control.SetReadDeadline(time.Time{})
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	return string(body), err
+}
+
+// serveMetadata answers with the realm's metadata document.
+func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *endpoint) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		w.Header().Set("Cache-Control", "no-store")
+		writeError(w, http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be GET"})
+		return
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "public, max-age=300")
+	h.Set("Access-Control-Allow-Origin", "*") // it is public, and a page may want to read it
+	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodGet {
+		w.Write(e.metadata)
+	}
+}
+
+// metadata makes a realm's document (RFC 8414 section 2). It advertises what is served
+// and nothing else, with URLs made of the configured issuer alone.
+func (s *Server) metadata(r *realm) ([]byte, error) {
+	base := r.issuer
+	path := s.BasePath + realmPath(r.name)
+	u, err := url.Parse(r.issuer)
+	if err != nil {
+		return nil, err
+	}
+	// Usually the issuer ends with the path that we serve under, behind whatever a proxy
+	// in front adds. If not, the endpoints stand at the issuer's host.
+	if !strings.HasSuffix(strings.TrimSuffix(u.Path, "/"), path) {
+		base = u.Scheme + "://" + u.Host + path
+	}
+	base = strings.TrimSuffix(base, "/")
+
+	var methods []string
+	for _, c := range r.settings.Clients {
+		for _, m := range c.Auth {
+			if !slices.Contains(methods, string(m)) {
+				methods = append(methods, string(m))
+			}
+		}
+	}
+	slices.Sort(methods)
+	return json.Marshal(struct {
+		Issuer                string   `json:"issuer"`
+		TokenEndpoint         string   `json:"token_endpoint"`
+		IntrospectionEndpoint string   `json:"introspection_endpoint"`
+		RevocationEndpoint    string   `json:"revocation_endpoint"`
+		GrantTypes            []string `json:"grant_types_supported"`
+		// Empty is the truth where there is no authorization endpoint; RFC 8414 requires the
+		// member all the same.
+		ResponseTypes            []string `json:"response_types_supported"`
+		TokenAuthMethods         []string `json:"token_endpoint_auth_methods_supported"`
+		IntrospectionAuthMethods []string `json:"introspection_endpoint_auth_methods_supported"`
+		RevocationAuthMethods    []string `json:"revocation_endpoint_auth_methods_supported"`
+	}{
+		Issuer:                   r.issuer,
+		TokenEndpoint:            base + "/access_token",
+		IntrospectionEndpoint:    base + "/introspect",
+		RevocationEndpoint:       base + "/token/revoke",
+		GrantTypes:               []string{oauth.GrantClientCredentials},
+		ResponseTypes:            []string{},
+		TokenAuthMethods:         methods,
+		IntrospectionAuthMethods: methods,
+		RevocationAuthMethods:    methods,
+	})
+}
+
+// configuredApp returns the app that a handler belongs to.
+func configuredApp(ctx caddy.Context, handler string) (*App, error) {
+	app, err := ctx.AppIfConfigured("oauth")
+	if err != nil {
+		if errors.Is(err, caddy.ErrNotConfigured) {
+			return nil, fmt.Errorf("%s needs the oauth app: add an 'oauth' block to the global options", handler)
+		}
+		return nil, fmt.Errorf("%s: %w", handler, err)
+	}
+	return app.(*App), nil
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Server)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Server)(nil)
+)

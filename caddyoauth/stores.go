@@ -1,0 +1,109 @@
+package caddyoauth
+
+import (
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"os"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
+)
+
+func init() {
+	caddy.RegisterModule(BboltStore{})
+	caddy.RegisterModule(MemoryStore{})
+}
+
+// storeOpener is what a module in the namespace oauth.stores is.
+type storeOpener interface {
+	// poolKey names the thing that can't be opened twice. Configurations whose stores have
+	// the same key share one.
+	poolKey() (string, error)
+	// open opens the store. It may block for a second or two.
+	open() (oauth.TokenStore, error)
+}
+
+// BboltStore keeps tokens in a file, for one Caddy process. Every token and every
+// revocation is on the disk before its caller gets an answer, and survives a crash.
+// Expired tokens leave by themselves.
+type BboltStore struct {
+	// The file. It is made with mode 0600, its folder with mode 0700. Default:
+	// `oauth/tokens.db` in Caddy's data directory. Placeholders are replaced when the
+	// configuration is loaded.
+	Path string `json:"path,omitempty"`
+
+	path string // with placeholders replaced and the default in place
+}
+
+// CaddyModule returns the Caddy module information.
+func (BboltStore) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "oauth.stores.bbolt",
+		New: func() caddy.Module { return new(BboltStore) },
+	}
+}
+
+// Provision resolves the path.
+func (s *BboltStore) Provision(caddy.Context) error {
+	s.path = s.Path
+	if s.path == "" {
+		s.path = filepath.Join(caddy.AppDataDir(), "oauth", "tokens.db")
+		return nil
+	}
+	var err error
+	if s.path, err = caddy.NewReplacer().ReplaceOrErr(s.path, true, true); err != nil {
+		return fmt.Errorf("path: %w", err)
+	}
+	return nil
+}
+
+// poolKey is the file's real path: two spellings of it are one file.
+func (s *BboltStore) poolKey() (string, error) {
+	path, err := filepath.Abs(s.path)
+	if err != nil {
+		return "", fmt.Errorf("token store: %w", err)
+	}
+	folder := filepath.Dir(path)
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return "", fmt.Errorf("making a folder for the token store: %w", err)
+	}
+	if folder, err = filepath.EvalSymlinks(folder); err != nil {
+		return "", fmt.Errorf("token store: %w", err)
+	}
+	return filepath.Join(folder, filepath.Base(path)), nil
+}
+
+func (s *BboltStore) open() (oauth.TokenStore, error) {
+	path, err := s.poolKey()
+	if err != nil {
+		return nil, err
+	}
+	return store.OpenBbolt(path, time.Now)
+}
+
+// MemoryStore keeps tokens in memory, a million at most. They survive a reload of the
+// configuration and are gone after a restart. There is one such store in a process.
+type MemoryStore struct{}
+
+// CaddyModule returns the Caddy module information.
+func (MemoryStore) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "oauth.stores.memory",
+		New: func() caddy.Module { return new(MemoryStore) },
+	}
+}
+
+func (*MemoryStore) poolKey() (string, error) { return "memory", nil }
+
+func (*MemoryStore) open() (oauth.TokenStore, error) { return store.NewMemory(time.Now), nil }
+
+// Interface guards
+var (
+	_ caddy.Provisioner = (*BboltStore)(nil)
+	_ storeOpener       = (*BboltStore)(nil)
+	_ storeOpener       = (*MemoryStore)(nil)
+)

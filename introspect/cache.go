@@ -1,0 +1,400 @@
+package introspect
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/ristretto/v2"
+	"golang.org/x/sync/singleflight"
+)
+
+// Cache remembers facts. One cache serves any number of sources; see [Cache.Wrap].
+//
+// It is built on ristretto, and trusts it with nothing: ristretto may drop a write,
+// apply it late, or after a deletion. What makes the cache correct stands in this
+// file. Every fill carries the generation that was current before its source was
+// asked, and an entry counts only while that generation is current. Forget raises
+// the generation first and deletes second, so a fill that began before a revocation
+// is never believed after it, in whatever order ristretto applies the two.
+//
+// Memory is bounded by Config.MaxTokens entries of about 0.5 KiB, 4 bytes for each
+// of ten counters per entry, and 512 KiB of generations. Create a Cache with
+// [NewCache] and end it with [Cache.Close]. It is safe for concurrent use.
+type Cache struct {
+	cfg  Config
+	seed maphash.Seed
+
+	// generations are the current ones, of a shard of keys each. They only grow.
+	generations [generationShards]atomic.Uint64
+	// global is the generation of the whole cache.
+	global atomic.Uint64
+
+	// mu keeps ristretto open while somebody uses it: Get, Set and Del panic or race
+	// when Close runs beside them.
+	mu     sync.RWMutex
+	closed bool
+	items  *ristretto.Cache[uint64, *entry]
+
+	flights singleflight.Group
+	// slots bounds the lookups under way, in all sources together.
+	slots chan struct{}
+}
+
+// 65536 generations of 8 bytes: a revocation makes the cache forget one entry in
+// 65536 besides the one it is about.
+const generationShards = 1 << 16
+
+// Config are the settings of a Cache. The zero value of each field is its default.
+type Config struct {
+	// MaxTokens bounds the number of cached tokens. Default: 100000.
+	MaxTokens int64
+
+	// MaxLookups bounds the lookups that are under way at once; a lookup that finds no
+	// place within LookupTimeout ends with ErrBusy. Default: 256.
+	MaxLookups int
+
+	// LookupTimeout bounds one lookup, whoever waits for it. It is the cache's own:
+	// lookups are shared, so no single request's deadline may end them. Default: 2s.
+	LookupTimeout time.Duration
+
+	// Now is the wall clock, by which tokens expire. Default: time.Now.
+	Now func() time.Time
+
+	// Elapsed is a clock that nobody sets: the time since some fixed moment, by which
+	// entries age. Default: the monotonic clock.
+	Elapsed func() time.Duration
+
+	// OnHit, OnMiss and OnEvict are called for each lookup that the cache answered, each
+	// that it could not answer, and each entry that had to make room for another. They
+	// must return at once.
+	OnHit, OnMiss, OnEvict func()
+
+	// hash, in tests, replaces the hash of a key by a worse one.
+	hash func(*cacheKey) uint64
+}
+
+// cacheKey is a digest of the source's name, then the token ID: parts of fixed
+// length, so two different pairs never make one key.
+type cacheKey [2 * sha256.Size]byte
+
+// entry is what ristretto holds. It is never changed after it was stored.
+type entry struct {
+	key        cacheKey
+	facts      *Facts
+	generation uint64        // of the key's shard, read before the source was asked
+	global     uint64        // likewise, of the whole cache
+	asked      time.Duration // Config.Elapsed when the source was asked
+	deadline   time.Duration // Config.Elapsed when it stops counting for everybody
+}
+
+// NewCache makes an empty cache and starts ristretto's two goroutines, which Close ends.
+func NewCache(cfg Config) (*Cache, error) {
+	if cfg.MaxTokens == 0 {
+		cfg.MaxTokens = 100_000
+	}
+	if cfg.MaxLookups == 0 {
+		cfg.MaxLookups = 256
+	}
+	if cfg.LookupTimeout == 0 {
+		cfg.LookupTimeout = 2 * time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Elapsed == nil {
+		start := time.Now()
+		cfg.Elapsed = func() time.Duration { return time.Since(start) }
+	}
+	nothing := func() {}
+	if cfg.OnHit == nil {
+		cfg.OnHit = nothing
+	}
+	if cfg.OnMiss == nil {
+		cfg.OnMiss = nothing
+	}
+	if cfg.OnEvict == nil {
+		cfg.OnEvict = nothing
+	}
+	c := &Cache{
+		cfg:   cfg,
+		seed:  maphash.MakeSeed(),
+		slots: make(chan struct{}, cfg.MaxLookups),
+	}
+	if c.cfg.hash == nil {
+		// Seeded for this process: nobody can choose tokens that push others out.
+		c.cfg.hash = func(k *cacheKey) uint64 { return maphash.Bytes(c.seed, k[:]) }
+	}
+	items, err := ristretto.NewCache(&ristretto.Config[uint64, *entry]{
+		NumCounters: 10 * cfg.MaxTokens,
+		MaxCost:     cfg.MaxTokens,
+		BufferItems: 64,
+		// Without it each entry costs 56 more than the 1 that it counts here.
+		IgnoreInternalCost: true,
+		OnEvict: func(item *ristretto.Item[*entry]) {
+			// Also called for entries whose time has come; those made room for nobody.
+			if item.Value != nil && item.Expiration.After(time.Now()) {
+				c.cfg.OnEvict()
+			}
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("making a token cache for %d tokens: %w", cfg.MaxTokens, err)
+	}
+	c.items = items
+	return c, nil
+}
+
+// Close ends the cache's goroutines. Lookups that come later, or are under way, end
+// with ErrClosed or their own answer, never with a panic. Close may be called twice.
+func (c *Cache) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.closed = true
+		c.items.Close()
+	}
+}
+
+// SetMaxTokens changes the bound on cached tokens; the counters that choose what to
+// keep stay as many as they were.
+func (c *Cache) SetMaxTokens(n int64) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if !c.closed {
+		c.items.UpdateMaxCost(n)
+	}
+}
+
+// Flush makes the cache forget everything, at once: entries stop counting when Flush
+// returns, and so do fills that are under way.
+func (c *Cache) Flush() {
+	c.global.Add(1)
+	// Nothing is cleared here. ristretto's Clear is not atomic, so it could promise
+	// nothing; the dead entries leave by their own expiry.
+}
+
+// Wrap puts the cache in front of src. The name tells sources apart: entries of two
+// names never mix, and two sources under one name share them, which is how entries
+// outlive a configuration. maxAge bounds how long facts are used without asking src
+// again; for a source that can't push its revocations, maxAge is how late they
+// arrive. A maxAge of zero or less keeps nothing; parallel lookups are shared all
+// the same.
+func (c *Cache) Wrap(name string, src Source, maxAge time.Duration) *CachedSource {
+	s := &CachedSource{cache: c, src: src, maxAge: maxAge, name: sha256.Sum256([]byte(name))}
+	s.screen, _ = src.(Screener)
+	s.revise, _ = src.(Reviser)
+	return s
+}
+
+// CachedSource is a Source with the cache in front of it. It is safe for concurrent
+// use and owns nothing: it needs no closing.
+type CachedSource struct {
+	cache  *Cache
+	src    Source
+	screen Screener // nil if src can't
+	revise Reviser  // nil if src can't
+	maxAge time.Duration
+	name   [sha256.Size]byte
+}
+
+// Lookup is [CachedSource.LookupWithin] with the source's own maximum age.
+func (s *CachedSource) Lookup(ctx context.Context, token string) (*Facts, error) {
+	return s.LookupWithin(ctx, token, s.maxAge)
+}
+
+// LookupWithin reports what token means, from memory if the source was asked about it
+// less than maxAge ago. It never returns facts beyond the token's expiry, nor facts
+// that were found out before a Forget or Flush that ended before this call began.
+// Like every Source it returns Inactive and no error for a token that is no good.
+//
+// It blocks until the answer is there, ctx ends, or twice Config.LookupTimeout has passed.
+func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge time.Duration) (*Facts, error) {
+	if s.screen != nil && !s.screen.Screen(token) {
+		return inactive, nil
+	}
+	key := s.key(IDOf(token))
+	facts, ok := s.cached(&key, min(maxAge, s.maxAge))
+	if ok {
+		s.cache.cfg.OnHit()
+	} else {
+		s.cache.cfg.OnMiss()
+		var err error
+		facts, err = s.ask(ctx, &key, token)
+		if err != nil {
+			return nil, err
+		}
+	}
+	if !facts.Active {
+		return inactive, nil
+	}
+	if s.revise != nil {
+		return s.revise.Revise(facts), nil
+	}
+	return facts, nil
+}
+
+// Forget makes the cache forget a token: once Forget has returned, no lookup that
+// begins later sees what was found out before. Revocation calls it after the store
+// has the revocation and before anybody is told of it.
+func (s *CachedSource) Forget(id TokenID) {
+	key := s.key(id)
+	h := s.cache.cfg.hash(&key)
+	// First the generation: it alone makes the revocation hold. Deleting frees memory.
+	s.cache.generations[h%generationShards].Add(1)
+	s.cache.mu.RLock()
+	defer s.cache.mu.RUnlock()
+	if !s.cache.closed {
+		s.cache.items.Del(h)
+	}
+}
+
+func (s *CachedSource) key(id TokenID) (k cacheKey) {
+	copy(k[:], s.name[:])
+	copy(k[sha256.Size:], id[:])
+	return k
+}
+
+// cached returns the facts for key if an entry still counts.
+func (s *CachedSource) cached(key *cacheKey, maxAge time.Duration) (*Facts, bool) {
+	if maxAge <= 0 {
+		return nil, false
+	}
+	c := s.cache
+	h := c.cfg.hash(key)
+	c.mu.RLock()
+	if c.closed {
+		c.mu.RUnlock()
+		return nil, false
+	}
+	e, ok := c.items.Get(h)
+	c.mu.RUnlock()
+	if !ok || e == nil {
+		return nil, false
+	}
+	// ristretto knows 64 bits of the key; another token's entry may lie there.
+	if subtle.ConstantTimeCompare(e.key[:], key[:]) != 1 {
+		return nil, false
+	}
+	if e.generation != c.generations[h%generationShards].Load() || e.global != c.global.Load() {
+		return nil, false
+	}
+	elapsed := c.cfg.Elapsed()
+	if elapsed-e.asked >= maxAge || elapsed >= e.deadline {
+		return nil, false
+	}
+	// By the wall clock too: after a suspend only it has gone on.
+	if !c.cfg.Now().Before(e.facts.Expiry) {
+		return nil, false
+	}
+	return e.facts, true
+}
+
+// answer is what a shared lookup brings to all who wait for it.
+type answer struct {
+	facts      *Facts
+	generation uint64
+	global     uint64
+}
+
+// ask asks the source, sharing the question with everybody who has it too.
+func (s *CachedSource) ask(ctx context.Context, key *cacheKey, token string) (*Facts, error) {
+	c := s.cache
+	h := c.cfg.hash(key)
+	shard := &c.generations[h%generationShards]
+	flight := string(key[:])
+	// A source that ignores its deadline must not hold its callers as well.
+	ctx, cancel := context.WithTimeout(ctx, 2*c.cfg.LookupTimeout)
+	defer cancel()
+	// What is current now is what this caller may know of: an answer from before is
+	// not for it.
+	generation, global := shard.Load(), c.global.Load()
+	for {
+		done := c.flights.DoChan(flight, func() (v any, err error) {
+			// A panic in a source is that lookup's failure. Without this, singleflight
+			// would end the process with it.
+			defer func() {
+				if r := recover(); r != nil {
+					err = fmt.Errorf("token lookup panicked: %v", r)
+				}
+			}()
+			return s.fill(ctx, key, h, token)
+		})
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case res := <-done:
+			if res.Err != nil {
+				return nil, res.Err
+			}
+			a := res.Val.(answer)
+			if a.generation >= generation && a.global >= global {
+				return a.facts, nil
+			}
+			// The lookup had begun before a revocation that this caller may already know
+			// of. That flight is over, so the next began or begins after this call, and
+			// there is no third round.
+		}
+	}
+}
+
+// fill asks the source and stores an active answer. It runs once for everybody who
+// waits, with a deadline of its own: the request that happened to come first may
+// hang up without harming the others.
+func (s *CachedSource) fill(ctx context.Context, key *cacheKey, h uint64, token string) (answer, error) {
+	c := s.cache
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.LookupTimeout)
+	defer cancel()
+	select {
+	case c.slots <- struct{}{}:
+		defer func() { <-c.slots }()
+	case <-ctx.Done():
+		return answer{}, ErrBusy
+	}
+
+	a := answer{generation: c.generations[h%generationShards].Load(), global: c.global.Load()}
+	asked := c.cfg.Elapsed()
+	facts, err := s.src.Lookup(ctx, token)
+	if err != nil {
+		return answer{}, err
+	}
+	if facts == nil {
+		return answer{}, errors.New("token source returned no facts and no error")
+	}
+	remaining := facts.Expiry.Sub(c.cfg.Now())
+	if !facts.Active || remaining <= 0 {
+		a.facts = inactive
+		return a, nil
+	}
+	a.facts = facts
+
+	// ttl is positive: to ristretto zero means for ever, and less than zero would leave
+	// an older entry in place.
+	if ttl := min(s.maxAge, remaining); ttl > 0 {
+		e := &entry{key: *key, facts: facts, generation: a.generation, global: a.global, asked: asked, deadline: asked + ttl}
+		c.mu.RLock()
+		defer c.mu.RUnlock()
+		if !c.closed {
+			c.items.SetWithTTL(h, e, 1, ttl)
+		}
+	}
+	return a, nil
+}
+
+// SourceName joins the parts of a source's name unambiguously, for [Cache.Wrap]: no
+// two different lists of parts make the same name.
+func SourceName(parts ...string) string {
+	var b []byte
+	for _, p := range parts {
+		b = binary.AppendUvarint(b, uint64(len(p)))
+		b = append(b, p...)
+	}
+	return string(b)
+}

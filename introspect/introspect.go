@@ -1,0 +1,122 @@
+// Package introspect answers one question: what does this token mean?
+//
+// A [Source] finds out the [Facts] of a token: from a local store, from a remote
+// RFC 7662 endpoint, from a signature. A [Cache] stands in front of any number of
+// sources and remembers facts for a while. Whether a request may pass with those
+// facts is the caller's decision, made anew for every request; decisions are never
+// cached.
+//
+// The package knows neither Caddy nor the authorization server in this repository,
+// so a Go program that protects itself can import it alone.
+package introspect
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"slices"
+	"time"
+)
+
+// TokenID is the SHA-256 digest of a token. It identifies the token without being
+// one: stores, caches and logs see the ID and nothing else. It is an array, not a
+// slice, so that nobody can append to somebody else's key.
+type TokenID [sha256.Size]byte
+
+// IDOf returns the ID of exactly this token string. Nothing is trimmed or decoded
+// first: two spellings of one token are two tokens.
+func IDOf(token string) TokenID {
+	return sha256.Sum256([]byte(token))
+}
+
+// String is the ID in hexadecimal. It may be logged, and is not for answers to callers.
+func (id TokenID) String() string { return hex.EncodeToString(id[:]) }
+
+// Facts are what a token says, with its state at the time of the lookup. They are
+// shared between requests once returned: treat every field, slices included, as
+// read-only.
+//
+// The zero value is an inactive token.
+type Facts struct {
+	// Active is RFC 7662's "active". When it is false all other fields are empty.
+	Active bool
+
+	// ID is the token's ID.
+	ID TokenID
+
+	// ClientID is the client the token was issued to, Subject whom it speaks for. In
+	// the client credentials grant they are equal.
+	ClientID string
+	Subject  string
+
+	// Issuer is the issuer identifier of the authorization server, if it has one.
+	Issuer string
+
+	// Scopes are the granted scopes, without duplicates, in the order of the grant.
+	Scopes []string
+
+	// Audience holds the resource servers the token is meant for (RFC 7519 section
+	// 4.1.3). Empty means that the token was not restricted.
+	Audience []string
+
+	// IssuedAt and Expiry bound the token's life. The token is dead at Expiry, not after.
+	IssuedAt time.Time
+	Expiry   time.Time
+
+	// ClientGeneration is the client's generation when the token was issued. A source
+	// whose clients have generations refuses, in Revise, facts of an older one.
+	ClientGeneration uint64
+}
+
+// HasScope reports whether scope was granted. Scopes are compared as whole strings
+// (RFC 6749 section 3.3): there are no prefixes and no wildcards.
+func (f *Facts) HasScope(scope string) bool { return slices.Contains(f.Scopes, scope) }
+
+// HasAudience reports whether the token names audience, compared byte for byte. A
+// token without audience names none.
+func (f *Facts) HasAudience(audience string) bool { return slices.Contains(f.Audience, audience) }
+
+// inactive is the one answer for every token that is not good.
+var inactive = &Facts{}
+
+// Inactive returns the facts of a token that is not good, whatever the reason.
+func Inactive() *Facts { return inactive }
+
+// Source finds out what tokens mean.
+type Source interface {
+	// Lookup reports what token means now. A token that is unknown, malformed, expired
+	// or revoked is Inactive and a nil error: "no" is an answer. An error means that
+	// the source could not find out, and the caller must answer so (503), never that
+	// the token is bad.
+	//
+	// Lookup is safe for concurrent use. It may block on I/O, no longer than ctx lives.
+	// The facts returned are never changed afterwards.
+	Lookup(ctx context.Context, token string) (*Facts, error)
+}
+
+// Screener is an optional ability of a Source: to tell by computation alone that a
+// token can't be its own.
+type Screener interface {
+	// Screen reports whether a lookup of token can be worthwhile. It does no I/O, takes
+	// microseconds, and is asked before the cache, on every request. False settles the
+	// matter: the token is inactive. So garbage costs no lookup and no cache entry.
+	Screen(token string) bool
+}
+
+// Reviser is an optional ability of a Source: to bring facts that were found out
+// earlier up to date with state that it holds in memory, such as a client that a
+// new configuration disables.
+type Reviser interface {
+	// Revise returns what facts amount to now: the same pointer if nothing changed,
+	// other facts if something did. It is called on every answer, from the cache or
+	// fresh, so it must be cheap, must not block, and must not change its argument.
+	Revise(facts *Facts) *Facts
+}
+
+// ErrBusy is returned when too many lookups are under way already. The token may be
+// good; the caller should answer 503 and have the client try again.
+var ErrBusy = errors.New("too many token lookups under way")
+
+// ErrClosed is returned by lookups after the cache was closed.
+var ErrClosed = errors.New("token cache is closed")
