@@ -341,6 +341,8 @@ func chooseRealm(realms map[string]*Realm, name string) (string, error) {
 	switch {
 	case name == "" && len(served) == 1:
 		return served[0], nil
+	case name == "" && !slices.Contains(served, rootRealm):
+		return "", fmt.Errorf("there are several realms and none is named: name one of %s", strings.Join(served, ", "))
 	case name == "":
 		name = rootRealm
 	}

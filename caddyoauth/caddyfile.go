@@ -54,7 +54,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	root := new(Realm)
 	once := make(onceOnly)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		switch option := d.Val(); option {
+		switch d.Val() {
 		case "store":
 			if err := once.check(d); err != nil {
 				return nil, err
@@ -79,7 +79,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 				return nil, err
 			}
 			if !known {
-				return nil, d.Errf("unrecognized oauth option '%s' (known: store, cache, realm, %s)", option, realmOptions)
+				return nil, unrecognized(d, "oauth", "store, cache, realm, "+realmOptions)
 			}
 		}
 	}
@@ -102,6 +102,14 @@ func (o onceOnly) check(d *caddyfile.Dispenser) error {
 	}
 	o[d.Val()] = true
 	return nil
+}
+
+// unrecognized is the error for a word that is none of a block's options.
+func unrecognized(d *caddyfile.Dispenser, block, known string) error {
+	if d.Val() == "{" {
+		return d.Err("the option before this block takes none")
+	}
+	return d.Errf("unrecognized %s option '%s' (known: %s)", block, d.Val(), known)
 }
 
 // parseStore reads store <name> ..., with what the module of that name reads.
@@ -191,7 +199,7 @@ func parseCache(d *caddyfile.Dispenser, app *App) error {
 			}
 			app.Cache.MaxAge = age
 		default:
-			return d.Errf("unrecognized cache option '%s' (known: max_tokens, max_age)", option)
+			return unrecognized(d, "cache", "max_tokens, max_age")
 		}
 	}
 	return nil
@@ -206,7 +214,7 @@ func parseDuration(d *caddyfile.Dispenser) (caddy.Duration, error) {
 	}
 	duration, err := caddy.ParseDuration(value)
 	if err != nil {
-		return 0, d.Errf("%s: %v", option, err)
+		return 0, d.Errf("%s '%s' is not a duration, such as 30s, 5m or 1h", option, value)
 	}
 	if duration <= 0 {
 		return 0, d.Errf("%s '%s' is not greater than zero", option, value)
@@ -232,13 +240,12 @@ func parseRealm(d *caddyfile.Dispenser, app *App) error {
 	app.Realms[name] = realm
 	once := make(onceOnly)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		option := d.Val()
 		known, err := parseRealmOption(d, realm, once)
 		if err != nil {
 			return err
 		}
 		if !known {
-			return d.Errf("unrecognized realm option '%s' (known: %s)", option, realmOptions)
+			return unrecognized(d, "realm", realmOptions)
 		}
 	}
 	return nil
@@ -337,6 +344,9 @@ func parseClient(d *caddyfile.Dispenser, realm *Realm) error {
 	if !d.AllArgs(&id) {
 		return d.ArgErr()
 	}
+	if err := checkClientID(id); err != nil {
+		return d.Errf("client '%s': %v", id, err)
+	}
 	if realm.Clients[id] != nil {
 		return d.Errf("client '%s' is there twice", id)
 	}
@@ -362,10 +372,7 @@ func parseClient(d *caddyfile.Dispenser, realm *Realm) error {
 		case "default_scopes":
 			client.DefaultScopes, err = parseScopes(d)
 		case "audience":
-			client.Audience = d.RemainingArgs()
-			if len(client.Audience) == 0 {
-				err = d.ArgErr()
-			}
+			client.Audience, err = parseAudience(d)
 		case "grant_types":
 			client.GrantTypes, err = atLeastOne(d)
 			if err == nil {
@@ -382,13 +389,15 @@ func parseClient(d *caddyfile.Dispenser, realm *Realm) error {
 			client.TokenLifetime, err = parseLifetime(d)
 		case "introspect":
 			if !d.AllArgs(&client.Introspect) {
-				err = d.ArgErr()
+				return d.ArgErr()
 			}
+			_, err = client.introspects()
+			err = wrapErr(d, err)
 		case "disabled":
 			client.Disabled = true
 			err = nothingMore(d)
 		default:
-			err = d.Errf("unrecognized client option '%s' (known: %s)", option, clientOptions)
+			err = unrecognized(d, "client", clientOptions)
 		}
 		if err != nil {
 			return err
@@ -400,6 +409,15 @@ func parseClient(d *caddyfile.Dispenser, realm *Realm) error {
 		}
 	}
 	return nil
+}
+
+// parseAudience reads the arguments of an option, one audience or more.
+func parseAudience(d *caddyfile.Dispenser) ([]string, error) {
+	audience, err := atLeastOne(d)
+	if err != nil {
+		return nil, err
+	}
+	return audience, wrapErr(d, checkAudience(audience))
 }
 
 func atLeastOne(d *caddyfile.Dispenser) ([]string, error) {
@@ -504,8 +522,8 @@ func parseServer(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 			if !h.AllArgs(&s.BasePath) {
 				return nil, h.ArgErr()
 			}
-			if !strings.HasPrefix(s.BasePath, "/") {
-				return nil, h.Errf("base_path '%s' must begin with /", s.BasePath)
+			if err := checkBasePath(s.BasePath); err != nil {
+				return nil, h.WrapErr(err)
 			}
 		case "insecure_http":
 			s.InsecureHTTP = true
@@ -513,7 +531,7 @@ func parseServer(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 				return nil, h.ArgErr()
 			}
 		default:
-			return nil, h.Errf("unrecognized oauth_server option '%s' (known: base_path, insecure_http)", option)
+			return nil, unrecognized(h.Dispenser, "oauth_server", "base_path, insecure_http")
 		}
 	}
 	return s, nil
@@ -568,7 +586,7 @@ func parseProtect(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 		case "any_scope":
 			p.AnyScope, err = parseScopes(h.Dispenser)
 		case "audience":
-			p.Audience, err = atLeastOne(h.Dispenser)
+			p.Audience, err = parseAudience(h.Dispenser)
 		case "max_age":
 			p.MaxAge, err = parseDuration(h.Dispenser)
 		case "header_prefix":
@@ -585,7 +603,7 @@ func parseProtect(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 		case "insecure_http":
 			flag(&p.InsecureHTTP)
 		default:
-			err = h.Errf("unrecognized oauth_protect option '%s' (known: %s)", option, protectOptions)
+			err = unrecognized(h.Dispenser, "oauth_protect", protectOptions)
 		}
 		if err != nil {
 			return nil, err

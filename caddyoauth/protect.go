@@ -117,10 +117,8 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if err := errors.Join(checkScopes("scopes", p.Scopes), checkScopes("any_scope", p.AnyScope)); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
-	for _, a := range p.Audience {
-		if !visibleASCII(a) {
-			return fmt.Errorf("oauth_protect: audience %q has a character other than visible ASCII", a)
-		}
+	if err := checkAudience(p.Audience); err != nil {
+		return fmt.Errorf("oauth_protect: %w", err)
 	}
 	if p.MaxAge < 0 {
 		return errors.New("oauth_protect: max_age must be greater than zero")
@@ -210,11 +208,12 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 	if !facts.Active || !p.audienceFits(facts) {
 		return nil, p.invalidToken
 	}
+	b := &bearer{token: token, facts: facts, realm: p.realm.name}
 	if !p.scopesSuffice(facts) {
-		logIdentity(r.Context(), facts.ClientID, p.realm.name)
+		logIdentity(r.Context(), b) // the one refusal where we know whom we refuse
 		return nil, p.insufficient
 	}
-	return &bearer{token: token, facts: facts, realm: p.realm.name}, nil
+	return b, nil
 }
 
 // lookup finds out what token means.

@@ -219,9 +219,8 @@ func realmPath(name string) string {
 
 // provision checks the client's settings and makes what the engine uses of them.
 func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []string, logger *zap.Logger) (*oauth.Client, error) {
-	// The ID travels in a header to the backend, in a challenge and in logs.
-	if !visibleASCII(id) || strings.ContainsAny(id, `"\,`) || len(id) > 256 {
-		return nil, errors.New(`a client ID consists of 1 to 256 visible ASCII characters other than ", \ and ,`)
+	if err := checkClientID(id); err != nil {
+		return nil, err
 	}
 	if err := checkScopes("scopes", cc.Scopes); err != nil {
 		return nil, err
@@ -238,10 +237,8 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 			return nil, fmt.Errorf("%s %q is not among its scopes (%s); add it there, or give the client default_scopes of its own", whose, s, strings.Join(cc.Scopes, ", "))
 		}
 	}
-	for _, a := range cc.Audience {
-		if !visibleASCII(a) || strings.ContainsAny(a, `"\`) {
-			return nil, fmt.Errorf("audience %q has a character other than visible ASCII", a)
-		}
+	if err := checkAudience(cc.Audience); err != nil {
+		return nil, err
 	}
 	grants, err := cc.grantTypes()
 	if err != nil {
@@ -255,10 +252,9 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 	if err := checkLifetime(lifetime); err != nil {
 		return nil, err
 	}
-	introspect := cmp.Or(cc.Introspect, oauth.IntrospectOwn)
-	known := []string{oauth.IntrospectOwn, oauth.IntrospectAudience, oauth.IntrospectRealm}
-	if !slices.Contains(known, introspect) {
-		return nil, fmt.Errorf("introspect %q is not known (known: %s)", introspect, strings.Join(known, ", "))
+	introspect, err := cc.introspects()
+	if err != nil {
+		return nil, err
 	}
 	c := &oauth.Client{
 		ID: id, Scopes: cc.Scopes, DefaultScopes: defaults, Audience: cc.Audience,
@@ -316,6 +312,15 @@ func (cc *Client) authMethods() ([]oauth.AuthMethod, error) {
 	return methods, nil
 }
 
+func (cc *Client) introspects() (string, error) {
+	whose := cmp.Or(cc.Introspect, oauth.IntrospectOwn)
+	known := []string{oauth.IntrospectOwn, oauth.IntrospectAudience, oauth.IntrospectRealm}
+	if !slices.Contains(known, whose) {
+		return "", fmt.Errorf("introspect %q is not known (known: %s)", whose, strings.Join(known, ", "))
+	}
+	return whose, nil
+}
+
 // secretReference is all that may stand where a secret is meant: one placeholder.
 var secretReference = regexp.MustCompile(`^\{(env|file)\.[^{}]+\}$`)
 
@@ -348,6 +353,9 @@ func (sc ClientSecret) provision() (*oauth.Secret, error) {
 		secret, err = oauth.PlainSecret(value)
 	} else {
 		secret, err = oauth.HashedSecret(value)
+		if err != nil {
+			err = fmt.Errorf("%w; 'caddy oauth hash-secret' makes a good one", err)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -369,10 +377,28 @@ func checkLifetime(d caddy.Duration) error {
 func checkScopes(option string, scopes []string) error {
 	for i, s := range scopes {
 		if !oauth.ValidScope(s) || strings.Contains(s, ",") {
-			return fmt.Errorf(`%s: %q is not a scope: visible ASCII characters other than ", \ and ,`, option, s)
+			return fmt.Errorf("%s: %q is not a scope, which has only visible ASCII characters and no quotes, backslashes or commas; put spaces between scopes", option, s)
 		}
 		if slices.Contains(scopes[:i], s) {
 			return fmt.Errorf("%s: %q is there twice", option, s)
+		}
+	}
+	return nil
+}
+
+// checkClientID keeps IDs to what can travel in a header to the backend, in a challenge
+// and in logs.
+func checkClientID(id string) error {
+	if !visibleASCII(id) || strings.ContainsAny(id, `"\,`) || len(id) > 256 {
+		return errors.New("a client ID has 1 to 256 visible ASCII characters and no quotes, backslashes or commas")
+	}
+	return nil
+}
+
+func checkAudience(audience []string) error {
+	for _, a := range audience {
+		if !visibleASCII(a) || strings.ContainsAny(a, `"\`) {
+			return fmt.Errorf("audience %q may have visible ASCII characters only, and no quotes or backslashes", a)
 		}
 	}
 	return nil

@@ -101,8 +101,8 @@ func (s *Server) Provision(ctx caddy.Context) error {
 	if s.BasePath == "" {
 		s.BasePath = "/oauth2"
 	}
-	if !strings.HasPrefix(s.BasePath, "/") || strings.ContainsAny(s.BasePath, "?#%\\") {
-		return fmt.Errorf("oauth_server: base_path %q must begin with / and have no ?, #, %% or \\", s.BasePath)
+	if err := checkBasePath(s.BasePath); err != nil {
+		return fmt.Errorf("oauth_server: %w", err)
 	}
 	s.BasePath = strings.TrimSuffix(s.BasePath, "/")
 	names := s.Realms
@@ -118,6 +118,13 @@ func (s *Server) Provision(ctx caddy.Context) error {
 		if err := s.layOut(r, app.metrics); err != nil {
 			return fmt.Errorf("oauth_server: %w", err)
 		}
+	}
+	return nil
+}
+
+func checkBasePath(path string) error {
+	if !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#%\\") {
+		return fmt.Errorf("base_path %q must begin with / and have no ?, #, %% or \\", path)
 	}
 	return nil
 }

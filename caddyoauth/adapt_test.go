@@ -1,0 +1,180 @@
+package caddyoauth_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+var update = flag.Bool("update", false, "write what the adapter says now into testdata/adapt, for review")
+
+const (
+	adaptFolder = "testdata/adapt"
+	// separator stands between a Caddyfile and what is made of it.
+	separator = "----------\n"
+	// leakedSecret is the secret that the Caddyfiles of testdata have where none belongs.
+	leakedSecret = "hunter2"
+)
+
+// golden is a file of testdata/adapt: a Caddyfile, and the JSON or the error that it
+// becomes.
+type golden struct {
+	name, file      string
+	caddyfile, want string
+}
+
+func goldens(t testing.TB) []golden {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(adaptFolder, "*.caddyfiletest"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no golden files: %v", err)
+	}
+	var all []golden
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// On Windows a checkout may have other line ends.
+		text := strings.ReplaceAll(string(b), "\r\n", "\n")
+		input, want, ok := strings.Cut(text, separator)
+		if !ok {
+			t.Fatalf("%s has no line of ten dashes", file)
+		}
+		name := strings.TrimSuffix(filepath.Base(file), ".caddyfiletest")
+		all = append(all, golden{name: name, file: file, caddyfile: input, want: want})
+	}
+	return all
+}
+
+// fails reports whether the Caddyfile is one that must be refused.
+func (g golden) fails() bool { return strings.HasPrefix(g.name, "error_") }
+
+// adapt turns a Caddyfile into JSON. Anything that Caddy would warn of is an error of
+// the test.
+func adapt(t testing.TB, text string) ([]byte, error) {
+	t.Helper()
+	config, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": "Caddyfile"})
+	for _, w := range warnings {
+		t.Errorf("the adapter warns: %s", w)
+	}
+	return config, err
+}
+
+// goldenEnvironment is what the Caddyfiles of testdata refer to.
+func goldenEnvironment(t testing.TB) {
+	t.Setenv("OAUTH_TEST_SECRET", leakedSecret)
+	t.Setenv("OAUTH_TEST_HASH", "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0")
+	t.Setenv("OAUTH_TEST_DIR", t.TempDir())
+	t.Setenv("OAUTH_TEST_HOST", "auth.example.com")
+}
+
+// Every option has a file that shows its JSON, and every mistake one that shows its
+// error. After a change that is meant, run the test with -update and read the diff.
+func TestAdapt(t *testing.T) {
+	goldenEnvironment(t)
+	for _, g := range goldens(t) {
+		t.Run(g.name, func(t *testing.T) {
+			if formatted := caddyfile.Format([]byte(g.caddyfile)); string(formatted) != g.caddyfile {
+				t.Errorf("the Caddyfile is not as 'caddy fmt' would have it, which is\n%s", formatted)
+			}
+			config, err := adapt(t, g.caddyfile)
+			if (err != nil) != g.fails() {
+				t.Fatalf("adapting: %v", err)
+			}
+			got := indent(t, config)
+			if err != nil {
+				got = err.Error() + "\n"
+				if strings.Contains(got, leakedSecret) {
+					t.Errorf("the error holds the secret: %s", got)
+				}
+				if !strings.Contains(got, "Caddyfile:") {
+					t.Errorf("the error names no line: %s", got)
+				}
+			}
+			if *update {
+				if err := os.WriteFile(g.file, []byte(g.caddyfile+separator+got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if got != g.want {
+				t.Errorf("got\n%s\nwant\n%s", got, g.want)
+			}
+		})
+	}
+}
+
+// What the adapter makes is accepted where it is loaded.
+func TestAdaptedConfigurationsAreValid(t *testing.T) {
+	goldenEnvironment(t)
+	for _, g := range goldens(t) {
+		if g.fails() {
+			continue
+		}
+		t.Run(g.name, func(t *testing.T) {
+			config, err := adapt(t, g.caddyfile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := validate(config); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A secret that a Caddyfile refers to is in no form of the configuration: what is
+// adapted is saved, dumped and served by the admin endpoint.
+func TestAdaptedConfigurationsHoldNoSecret(t *testing.T) {
+	goldenEnvironment(t)
+	referred := 0
+	for _, g := range goldens(t) {
+		if g.fails() {
+			continue
+		}
+		config, err := adapt(t, g.caddyfile)
+		if err != nil {
+			t.Fatalf("%s: %v", g.name, err)
+		}
+		if bytes.Contains(config, []byte("{env.OAUTH_TEST_SECRET}")) {
+			referred++
+		}
+		if bytes.Contains(config, []byte(leakedSecret)) {
+			t.Errorf("%s: the secret is in the configuration", g.name)
+		}
+	}
+	if referred == 0 {
+		t.Error("no golden file refers to the secret, so this test shows nothing")
+	}
+}
+
+// validate is what 'caddy validate' does with a configuration.
+func validate(config []byte) error {
+	var c *caddy.Config
+	if err := caddy.StrictUnmarshalJSON(config, &c); err != nil {
+		return err
+	}
+	return caddy.Validate(c)
+}
+
+func indent(t testing.TB, config []byte) string {
+	t.Helper()
+	if config == nil {
+		return ""
+	}
+	var b bytes.Buffer
+	if err := json.Indent(&b, config, "", "\t"); err != nil {
+		t.Fatal(err)
+	}
+	b.WriteByte('\n')
+	return b.String()
+}
