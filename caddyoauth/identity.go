@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/caddyoauth/gateway/introspect"
 )
@@ -171,23 +172,55 @@ func (ih *identityHeaders) identify(r *http.Request, b *bearer) *http.Request {
 
 	ctx := r.Context()
 	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		repl.Set("http.auth.user.id", facts.ClientID)
-		repl.Set("http.auth.user.client_id", facts.ClientID)
-		repl.Set("http.auth.user.scope", scope)
-		repl.Set("http.auth.user.realm", b.realm)
-		repl.Set("http.auth.user.subject", facts.Subject)
-		repl.Set("http.auth.user.expires", facts.Expiry.UTC().Format(time.RFC3339))
+		// Whoever authenticated somebody before us must not speak for our caller.
+		for _, name := range identityPlaceholders {
+			repl.Delete(name)
+		}
+		repl.Map(b.placeholder)
 	}
-	logIdentity(ctx, facts.ClientID, b.realm)
+	logIdentity(ctx, b)
 	return r.WithContext(context.WithValue(ctx, bearerCtxKey{}, b))
 }
 
-// logIdentity adds the client to the request's access log line.
-func logIdentity(ctx context.Context, client, realm string) {
-	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		extra.Set(zap.String("client", client))
-		extra.Set(zap.String("realm", realm))
+var identityPlaceholders = []string{
+	"http.auth.user.id", "http.auth.user.client_id", "http.auth.user.scope",
+	"http.auth.user.realm", "http.auth.user.subject", "http.auth.user.expires",
+}
+
+// placeholder is the value of a placeholder, made only for those who ask.
+func (b *bearer) placeholder(name string) (any, bool) {
+	name, ours := strings.CutPrefix(name, "http.auth.user.")
+	if !ours {
+		return nil, false
 	}
+	switch name {
+	case "id", "client_id":
+		return b.facts.ClientID, true
+	case "scope":
+		return strings.Join(b.facts.Scopes, " "), true
+	case "realm":
+		return b.realm, true
+	case "subject":
+		return b.facts.Subject, true
+	case "expires":
+		return b.facts.Expiry.UTC().Format(time.RFC3339), true
+	}
+	return nil, false
+}
+
+// logIdentity adds the client and its realm to the request's access log line.
+func logIdentity(ctx context.Context, b *bearer) {
+	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		// One field for both: the key serves only to replace what a handler before set.
+		extra.Set(zap.Field{Key: "oauth_protect", Type: zapcore.InlineMarshalerType, Interface: b})
+	}
+}
+
+// MarshalLogObject implements zapcore.ObjectMarshaler, without the token.
+func (b *bearer) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	enc.AddString("client", b.facts.ClientID)
+	enc.AddString("realm", b.realm)
+	return nil
 }
 
 // bearer is what a request has been let in with. It travels in the request's context,

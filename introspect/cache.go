@@ -40,7 +40,7 @@ type Cache struct {
 	// mu keeps ristretto open while somebody uses it: Get, Set and Del panic or race
 	// when Close runs beside them.
 	mu     sync.RWMutex
-	closed bool
+	closed atomic.Bool // written under mu
 	items  *ristretto.Cache[uint64, *entry]
 
 	flights singleflight.Group
@@ -78,7 +78,7 @@ type Config struct {
 	OnHit, OnMiss, OnEvict func()
 
 	// hash, in tests, replaces the hash of a key by a worse one.
-	hash func(*cacheKey) uint64
+	hash func(cacheKey) uint64
 }
 
 // cacheKey is a digest of the source's name, then the token ID: parts of fixed
@@ -130,7 +130,7 @@ func NewCache(cfg Config) (*Cache, error) {
 	}
 	if c.cfg.hash == nil {
 		// Seeded for this process: nobody can choose tokens that push others out.
-		c.cfg.hash = func(k *cacheKey) uint64 { return maphash.Bytes(c.seed, k[:]) }
+		c.cfg.hash = func(k cacheKey) uint64 { return maphash.Bytes(c.seed, k[:]) }
 	}
 	items, err := ristretto.NewCache(&ristretto.Config[uint64, *entry]{
 		NumCounters: 10 * cfg.MaxTokens,
@@ -139,8 +139,9 @@ func NewCache(cfg Config) (*Cache, error) {
 		// Without it each entry costs 56 more than the 1 that it counts here.
 		IgnoreInternalCost: true,
 		OnEvict: func(item *ristretto.Item[*entry]) {
-			// Also called for entries whose time has come; those made room for nobody.
-			if item.Value != nil && item.Expiration.After(time.Now()) {
+			// Also called for entries whose time has come, which carry it, and for all of
+			// them by Close. Those made room for nobody.
+			if item.Value != nil && item.Expiration.IsZero() && !c.closed.Load() {
 				c.cfg.OnEvict()
 			}
 		},
@@ -157,8 +158,7 @@ func NewCache(cfg Config) (*Cache, error) {
 func (c *Cache) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.closed {
-		c.closed = true
+	if !c.closed.Swap(true) {
 		c.items.Close()
 	}
 }
@@ -168,7 +168,7 @@ func (c *Cache) Close() {
 func (c *Cache) SetMaxTokens(n int64) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	if !c.closed {
+	if !c.closed.Load() {
 		c.items.UpdateMaxCost(n)
 	}
 }
@@ -221,13 +221,13 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge ti
 		return inactive, nil
 	}
 	key := s.key(IDOf(token))
-	facts, ok := s.cached(&key, min(maxAge, s.maxAge))
+	facts, ok := s.cached(key, min(maxAge, s.maxAge))
 	if ok {
 		s.cache.cfg.OnHit()
 	} else {
 		s.cache.cfg.OnMiss()
 		var err error
-		facts, err = s.ask(ctx, &key, token)
+		facts, err = s.ask(ctx, key, token)
 		if err != nil {
 			return nil, err
 		}
@@ -246,12 +246,12 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge ti
 // has the revocation and before anybody is told of it.
 func (s *CachedSource) Forget(id TokenID) {
 	key := s.key(id)
-	h := s.cache.cfg.hash(&key)
+	h := s.cache.cfg.hash(key)
 	// First the generation: it alone makes the revocation hold. Deleting frees memory.
 	s.cache.generations[h%generationShards].Add(1)
 	s.cache.mu.RLock()
 	defer s.cache.mu.RUnlock()
-	if !s.cache.closed {
+	if !s.cache.closed.Load() {
 		s.cache.items.Del(h)
 	}
 }
@@ -263,14 +263,14 @@ func (s *CachedSource) key(id TokenID) (k cacheKey) {
 }
 
 // cached returns the facts for key if an entry still counts.
-func (s *CachedSource) cached(key *cacheKey, maxAge time.Duration) (*Facts, bool) {
+func (s *CachedSource) cached(key cacheKey, maxAge time.Duration) (*Facts, bool) {
 	if maxAge <= 0 {
 		return nil, false
 	}
 	c := s.cache
 	h := c.cfg.hash(key)
 	c.mu.RLock()
-	if c.closed {
+	if c.closed.Load() {
 		c.mu.RUnlock()
 		return nil, false
 	}
@@ -305,7 +305,7 @@ type answer struct {
 }
 
 // ask asks the source, sharing the question with everybody who has it too.
-func (s *CachedSource) ask(ctx context.Context, key *cacheKey, token string) (*Facts, error) {
+func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string) (*Facts, error) {
 	c := s.cache
 	h := c.cfg.hash(key)
 	shard := &c.generations[h%generationShards]
@@ -348,7 +348,7 @@ func (s *CachedSource) ask(ctx context.Context, key *cacheKey, token string) (*F
 // fill asks the source and stores an active answer. It runs once for everybody who
 // waits, with a deadline of its own: the request that happened to come first may
 // hang up without harming the others.
-func (s *CachedSource) fill(ctx context.Context, key *cacheKey, h uint64, token string) (answer, error) {
+func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token string) (answer, error) {
 	c := s.cache
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.LookupTimeout)
 	defer cancel()
@@ -357,6 +357,9 @@ func (s *CachedSource) fill(ctx context.Context, key *cacheKey, h uint64, token 
 		defer func() { <-c.slots }()
 	case <-ctx.Done():
 		return answer{}, ErrBusy
+	}
+	if c.closed.Load() {
+		return answer{}, ErrClosed
 	}
 
 	a := answer{generation: c.generations[h%generationShards].Load(), global: c.global.Load()}
@@ -378,10 +381,10 @@ func (s *CachedSource) fill(ctx context.Context, key *cacheKey, h uint64, token 
 	// ttl is positive: to ristretto zero means for ever, and less than zero would leave
 	// an older entry in place.
 	if ttl := min(s.maxAge, remaining); ttl > 0 {
-		e := &entry{key: *key, facts: facts, generation: a.generation, global: a.global, asked: asked, deadline: asked + ttl}
+		e := &entry{key: key, facts: facts, generation: a.generation, global: a.global, asked: asked, deadline: asked + ttl}
 		c.mu.RLock()
 		defer c.mu.RUnlock()
-		if !c.closed {
+		if !c.closed.Load() {
 			c.items.SetWithTTL(h, e, 1, ttl)
 		}
 	}

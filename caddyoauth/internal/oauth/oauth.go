@@ -62,9 +62,9 @@ type Settings struct {
 // computation, Lookup reads the store, Revise applies what the configuration says of
 // the token's client now.
 type Server struct {
-	cfg    Settings
-	macs   sync.Pool // of hash.Hash, keyed for this realm
-	lookup *introspect.CachedSource
+	cfg     Settings
+	taggers sync.Pool // of *tagger, with this realm's key
+	lookup  *introspect.CachedSource
 	// work is what a failed authentication costs in this realm, whatever made it fail.
 	work workload
 }
@@ -85,7 +85,7 @@ func New(cfg Settings) *Server {
 	derive := hmac.New(sha256.New, cfg.Key)
 	io.WriteString(derive, "opaque token v1\x00"+cfg.Realm)
 	realmKey := derive.Sum(nil)
-	s.macs.New = func() any { return hmac.New(sha256.New, realmKey) }
+	s.taggers.New = func() any { return &tagger{mac: hmac.New(sha256.New, realmKey)} }
 	s.lookup = cfg.Cache.Wrap(introspect.SourceName("local", cfg.Realm), s, cfg.MaxAge)
 	s.work = heaviest(cfg.Clients)
 	return s
@@ -242,10 +242,11 @@ func (s *Server) Revoke(ctx context.Context, req Request) (revoked bool, out Out
 	if token == "" {
 		return false, out, invalidRequest("token is missing")
 	}
-	key, ok := s.verify(token)
+	expiry, ok := s.verify(token)
 	if !ok {
 		return false, out, nil
 	}
+	key := Key{Expiry: expiry, ID: introspect.IDOf(token)}
 	ctx, cancel := context.WithTimeout(ctx, StoreTimeout)
 	defer cancel()
 	// The store, not the cache: a revocation must not be decided by what was.
@@ -278,10 +279,11 @@ func (s *Server) Screen(token string) bool {
 
 // Lookup reads the facts of a token from the store. See [introspect.Source].
 func (s *Server) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
-	key, ok := s.verify(token)
+	expiry, ok := s.verify(token)
 	if !ok {
 		return introspect.Inactive(), nil
 	}
+	key := Key{Expiry: expiry, ID: introspect.IDOf(token)}
 	record, err := s.get(ctx, key)
 	if errors.Is(err, ErrNotFound) {
 		return introspect.Inactive(), nil

@@ -54,46 +54,51 @@ func (s *Server) mint(expiry time.Time) (token string, key Key, err error) {
 	if _, err := io.ReadFull(s.cfg.Random, raw[tokenRandom:tokenTag]); err != nil {
 		return "", Key{}, fmt.Errorf("reading random bytes for a token: %w", err)
 	}
-	s.tag(raw[tokenTag:], raw[:tokenTag])
+	t := s.taggers.Get().(*tagger)
+	copy(raw[tokenTag:], t.tag(raw[:tokenTag]))
+	s.taggers.Put(t)
 	token = TokenPrefix + tokenEncoding.EncodeToString(raw[:])
 	return token, Key{Expiry: seconds, ID: introspect.IDOf(token)}, nil
 }
 
-// verify reports whether this realm minted token and its time is not over, and under
-// which key its record would lie. It costs one MAC and no I/O.
-func (s *Server) verify(token string) (Key, bool) {
+// verify reports whether this realm minted token and its time is not over, and when
+// that will be. It costs one MAC, no I/O and no memory.
+func (s *Server) verify(token string) (expiry int64, ok bool) {
 	if len(token) != tokenLength || token[:len(TokenPrefix)] != TokenPrefix {
-		return Key{}, false
+		return 0, false
 	}
 	var raw [tokenBytes]byte
 	var text [tokenLength]byte
 	copy(text[:], token)
 	if n, err := tokenEncoding.Decode(raw[:], text[len(TokenPrefix):]); err != nil || n != tokenBytes {
-		return Key{}, false
+		return 0, false
 	}
 	if raw[0] != tokenVersion {
-		return Key{}, false
+		return 0, false
 	}
-	var want [tokenBytes - tokenTag]byte
-	s.tag(want[:], raw[:tokenTag])
-	if !hmac.Equal(want[:], raw[tokenTag:]) {
-		return Key{}, false
+	t := s.taggers.Get().(*tagger)
+	genuine := hmac.Equal(t.tag(raw[:tokenTag]), raw[tokenTag:])
+	s.taggers.Put(t)
+	if !genuine {
+		return 0, false
 	}
-	seconds := getExpiry(raw[1:])
-	if s.cfg.Now().Unix() >= seconds {
-		return Key{}, false
-	}
-	return Key{Expiry: seconds, ID: introspect.IDOf(token)}, true
+	expiry = getExpiry(raw[1:])
+	return expiry, s.cfg.Now().Unix() < expiry
 }
 
-// tag writes the realm's truncated MAC of msg to dst.
-func (s *Server) tag(dst, msg []byte) {
-	mac := s.macs.Get().(hash.Hash)
-	mac.Reset()
-	mac.Write(msg)
-	var sum [sha256.Size]byte
-	copy(dst, mac.Sum(sum[:0]))
-	s.macs.Put(mac)
+// tagger computes a realm's tags. It is pooled, with the memory that its MAC reads from
+// and writes to.
+type tagger struct {
+	mac hash.Hash
+	msg [tokenTag]byte
+	sum [sha256.Size]byte
+}
+
+// tag returns the truncated MAC of msg, in memory that the next call overwrites.
+func (t *tagger) tag(msg []byte) []byte {
+	t.mac.Reset()
+	t.mac.Write(t.msg[:copy(t.msg[:], msg)])
+	return t.mac.Sum(t.sum[:0])[:tokenBytes-tokenTag]
 }
 
 func putExpiry(b []byte, seconds int64) {
