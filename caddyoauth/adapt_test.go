@@ -69,6 +69,9 @@ func adapt(t testing.TB, text string) ([]byte, error) {
 	return config, err
 }
 
+// formatted is a Caddyfile as 'caddy fmt' would have it.
+func formatted(text string) string { return string(caddyfile.Format([]byte(text))) }
+
 // goldenEnvironment is what the Caddyfiles of testdata refer to.
 func goldenEnvironment(t testing.TB) {
 	t.Setenv("OAUTH_TEST_SECRET", leakedSecret)
@@ -83,8 +86,8 @@ func TestAdapt(t *testing.T) {
 	goldenEnvironment(t)
 	for _, g := range goldens(t) {
 		t.Run(g.name, func(t *testing.T) {
-			if formatted := caddyfile.Format([]byte(g.caddyfile)); string(formatted) != g.caddyfile {
-				t.Errorf("the Caddyfile is not as 'caddy fmt' would have it, which is\n%s", formatted)
+			if want := formatted(g.caddyfile); want != g.caddyfile {
+				t.Errorf("the Caddyfile is not as 'caddy fmt' would have it, which is\n%s", want)
 			}
 			config, err := adapt(t, g.caddyfile)
 			if (err != nil) != g.fails() {
@@ -92,7 +95,8 @@ func TestAdapt(t *testing.T) {
 			}
 			got := indent(t, config)
 			if err != nil {
-				got = err.Error() + "\n"
+				// Other tests register a store of their own.
+				got = strings.Replace(err.Error(), "bbolt, faulty, memory", "bbolt, memory", 1) + "\n"
 				if strings.Contains(got, leakedSecret) {
 					t.Errorf("the error holds the secret: %s", got)
 				}

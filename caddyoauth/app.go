@@ -128,6 +128,18 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	a.opener = mod.(storeOpener)
 
+	// In JSON a realm or a client may be null; it is then an empty one.
+	for name, r := range a.Realms {
+		if r == nil {
+			r = new(Realm)
+			a.Realms[name] = r
+		}
+		for id, c := range r.Clients {
+			if c == nil {
+				r.Clients[id] = new(Client)
+			}
+		}
+	}
 	root := a.Realms[rootRealm]
 	if root == nil {
 		root = new(Realm)
@@ -143,10 +155,12 @@ func (a *App) Provision(ctx caddy.Context) error {
 		if err != nil {
 			return fmt.Errorf("realm %q: %w", name, err)
 		}
-		if other, taken := issuers[r.issuer]; taken && r.issuer != "" {
+		// A slash at the end makes no difference to where the metadata is (RFC 8414 section 3).
+		issuer := strings.TrimSuffix(r.issuer, "/")
+		if other, taken := issuers[issuer]; taken && issuer != "" {
 			return fmt.Errorf("realms %q and %q have the same issuer %s; each needs its own", other, name, r.issuer)
 		}
-		issuers[r.issuer] = name
+		issuers[issuer] = name
 		r.app = a
 		a.realms[name] = r
 	}

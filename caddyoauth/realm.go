@@ -340,11 +340,9 @@ func (sc ClientSecret) provision() (*oauth.Secret, error) {
 		reference := value
 		var err error
 		// Not ReplaceAll: a missing file would quietly become an empty secret.
-		if value, err = caddy.NewReplacer().ReplaceOrErr(value, true, true); err != nil {
-			return nil, fmt.Errorf("%s can't be read: %w", reference, err)
-		}
-		if value == "" {
-			return nil, fmt.Errorf("%s is empty or not set", reference)
+		if value, err = caddy.NewReplacer().ReplaceOrErr(value, true, true); err != nil || value == "" {
+			// err says no more, and not whether there was no file or nothing in it.
+			return nil, fmt.Errorf("%s is not set, empty, or can't be read", reference)
 		}
 	}
 	var secret *oauth.Secret

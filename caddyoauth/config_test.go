@@ -1,0 +1,526 @@
+package caddyoauth_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddyoauth/gateway/caddyoauth"
+)
+
+const testHash = "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0"
+
+// What is wrong with a configuration is said when it is validated, with the place and
+// what to do. Caddyfiles find most mistakes earlier, but what they refer to only here.
+func TestConfigurationsThatAreRefused(t *testing.T) {
+	folder := t.TempDir()
+	file := func(name, content string) string {
+		path := filepath.Join(folder, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return "{file." + path + "}"
+	}
+	t.Setenv("OAUTH_TEST_EMPTY", "")
+	t.Setenv("OAUTH_TEST_SECRET", leakedSecret)
+	clientWith := func(lines string) string {
+		return "client a {\n" + lines + "\nscopes read\n}"
+	}
+	const goodClient = "client a {\nsecret_hash " + testHash + "\nscopes read\n}\n"
+
+	for _, c := range []struct {
+		name, oauth string
+		want        []string
+	}{
+		{"a secret in a variable that is not set", clientWith("secret {env.OAUTH_TEST_UNSET}"),
+			[]string{`realm "root"`, `client "a"`, "secret 1", "{env.OAUTH_TEST_UNSET}", "not set"}},
+		{"a secret in a variable that is empty", clientWith("secret {env.OAUTH_TEST_EMPTY}"),
+			[]string{`client "a"`, "secret 1", "{env.OAUTH_TEST_EMPTY}", "empty"}},
+		{"a secret in a file that is not there", clientWith("secret {file." + folder + "/absent}"),
+			[]string{`client "a"`, "secret 1", folder + "/absent", "can't be read"}},
+		{"a secret in an empty file", clientWith("secret " + file("empty", "")),
+			[]string{`client "a"`, "secret 1", folder + "/empty", "empty"}},
+		{"a secret in a file with nothing but a line end", clientWith("secret " + file("line", "\n")),
+			[]string{`client "a"`, "secret 1", folder + "/line", "empty"}},
+		{"a secret that is not text", clientWith("secret " + file("binary", leakedSecret+"\xff")),
+			[]string{`client "a"`, "secret 1", "not UTF-8"}},
+		{"a secret that is too long", clientWith("secret " + file("long", strings.Repeat(leakedSecret, 200))),
+			[]string{`client "a"`, "secret 1", "longer than 1024 bytes"}},
+		{"the second secret of two", clientWith("secret_hash " + testHash + "\nsecret {env.OAUTH_TEST_UNSET}"),
+			[]string{`client "a"`, "secret 2", "{env.OAUTH_TEST_UNSET}"}},
+		{"a file with the secret where its hash is meant", clientWith("secret_hash " + file("plain", leakedSecret)),
+			[]string{`client "a"`, "secret 1", "no known kind", "caddy oauth hash-secret"}},
+		{"a hash in a variable that is not set", clientWith("secret_hash {env.OAUTH_TEST_UNSET}"),
+			[]string{`client "a"`, "{env.OAUTH_TEST_UNSET}", "not set"}},
+		{"a client without a secret", "client a {\nscopes read\n}",
+			[]string{`realm "root"`, `client "a"`, "no secret", "caddy oauth generate-secret"}},
+		{"a client without a block", "client a", []string{`client "a"`, "no secret"}},
+		{"a client of a named realm", "realm alpha {\nclient b {\nscopes read\n}\n}",
+			[]string{`realm "alpha"`, `client "b"`, "no secret"}},
+		{"a default scope of the realm that a client may not have", "default_scopes write\n" + goodClient,
+			[]string{`client "a"`, `the realm's default scope "write"`, "give the client default_scopes"}},
+		{"a default scope of the root that a client of another realm may not have", "default_scopes write\nrealm alpha {\n" + goodClient + "}",
+			[]string{`realm "alpha"`, `client "a"`, `"write"`}},
+		{"an http issuer", "issuer http://auth.example.com\n" + goodClient, []string{`realm "root"`, "http://auth.example.com", "https"}},
+		{"an issuer without a scheme", "issuer auth.example.com\n" + goodClient, []string{`realm "root"`, "auth.example.com", "host"}},
+		{"an issuer with a query", "issuer https://auth.example.com/?a=b\n" + goodClient, []string{`realm "root"`, "query"}},
+		{"an issuer with a fragment", "issuer https://auth.example.com/#a\n" + goodClient, []string{`realm "root"`, "fragment"}},
+		{"an issuer with credentials", "issuer https://me:pass@auth.example.com/\n" + goodClient, []string{`realm "root"`, "user"}},
+		{"an issuer from a variable that is not set", "issuer {env.OAUTH_TEST_UNSET}\n" + goodClient, []string{`realm "root"`, "issuer"}},
+		{"two realms with one issuer", "realm alpha {\nissuer https://auth.example.com\n" + goodClient + "}\nrealm beta {\nissuer https://auth.example.com\n" + goodClient + "}",
+			[]string{`"alpha"`, `"beta"`, "https://auth.example.com", "each needs its own"}},
+		{"two issuers that differ in a slash at the end", "realm alpha {\nissuer https://auth.example.com\n" + goodClient + "}\nrealm beta {\nissuer https://auth.example.com/\n" + goodClient + "}",
+			[]string{`"alpha"`, `"beta"`, "https://auth.example.com", "each needs its own"}},
+		{"an issuer that another realm derives from the root's", "issuer https://a.example/o\nrealm alpha {\n" + goodClient + "}\nrealm beta {\nissuer https://a.example/o/realms/root/realms/alpha\n" + goodClient + "}",
+			[]string{`"alpha"`, `"beta"`, "each needs its own"}},
+		{"a store path from a variable that is not set", "store bbolt {env.OAUTH_TEST_UNSET}/tokens.db\n" + goodClient,
+			[]string{"store", "path", "OAUTH_TEST_UNSET"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config, err := adapt(t, formatted(caddyfileOf(c.oauth, "oauth_server")))
+			if err != nil {
+				t.Fatalf("adapting: %v", err)
+			}
+			refused(t, config, c.want)
+		})
+	}
+}
+
+// JSON comes to the app without a parser that would have found mistakes before.
+func TestJSONThatIsRefused(t *testing.T) {
+	const (
+		client = `{"secrets":[{"hash":"` + testHash + `"}],"scopes":["read"]}`
+		realms = `"realms":{"root":{"clients":{"a":` + client + `}}}`
+	)
+	clientWith := func(more string) string {
+		return `{"realms":{"root":{"clients":{"a":{"scopes":["read"],` + more + `}}}}}`
+	}
+	realmWith := func(more string) string {
+		return `{"realms":{"alpha":{"clients":{"a":` + client + `},` + more + `}}}`
+	}
+	handler := func(h string) string { return `{` + realms + `};` + h }
+	const aSecret = `"secrets":[{"hash":"` + testHash + `"}]`
+
+	for _, c := range []struct {
+		name, oauth string
+		want        []string
+	}{
+		{"an unknown field", `{"tokens":1}`, []string{"tokens"}},
+		{"an unknown field of a client", clientWith(`"scope":"x"`), []string{"scope"}},
+		{"an unknown store", `{"store":{"store":"redis"},` + realms + `}`, []string{"token store", "redis"}},
+		{"a store without a name", `{"store":{},` + realms + `}`, []string{"token store"}},
+		{"a cache for less than no tokens", `{"cache":{"max_tokens":-1},` + realms + `}`, []string{"cache", "max_tokens", "turn it off"}},
+		{"a cache that looks into the future", `{"cache":{"max_age":-1},` + realms + `}`, []string{"cache", "max_age"}},
+		{"a realm's name with a capital", `{"realms":{"Alpha":{}}}`, []string{`realm "Alpha"`, "lower-case"}},
+		{"a realm's name with a slash", `{"realms":{"a/b":{}}}`, []string{`realm "a/b"`, "lower-case"}},
+		{"a realm without a name", `{"realms":{"":{}}}`, []string{`realm ""`, "lower-case"}},
+		{"a lifetime with a fraction", realmWith(`"token_lifetime":"1500ms"`), []string{`realm "alpha"`, "token_lifetime 1.5s", "whole seconds"}},
+		{"a lifetime of two years", realmWith(`"token_lifetime":"17520h"`), []string{`realm "alpha"`, "a year"}},
+		{"a negative lifetime", realmWith(`"token_lifetime":-1000000000`), []string{`realm "alpha"`, "token_lifetime"}},
+		{"a client's lifetime with a fraction", clientWith(aSecret + `,"token_lifetime":"1500ms"`), []string{`client "a"`, "token_lifetime 1.5s"}},
+		{"tokens that are JWTs", realmWith(`"token_format":"jwt"`), []string{`realm "alpha"`, "jwt", "known: opaque"}},
+		{"default scopes with a comma", realmWith(`"default_scopes":["read,write"]`), []string{`realm "alpha"`, "default_scopes", "spaces"}},
+		{"an empty client ID", `{"realms":{"root":{"clients":{"":` + client + `}}}}`, []string{`client ""`, "client ID"}},
+		{"a client ID with a line end", `{"realms":{"root":{"clients":{"a\nb":` + client + `}}}}`, []string{`client "a\nb"`, "client ID"}},
+		{"a client ID that is too long", `{"realms":{"root":{"clients":{"` + strings.Repeat("a", 257) + `":` + client + `}}}}`, []string{"client ID", "256"}},
+		{"a client that is null", `{"realms":{"root":{"clients":{"a":null}}}}`, []string{`client "a"`, "no secret"}},
+		{"a literal secret", clientWith(`"secrets":[{"secret":"hunter2"}]`), []string{`client "a"`, "secret 1", "{env.NAME}", "hash-secret"}},
+		{"a literal secret around a reference", clientWith(`"secrets":[{"secret":"hunter2{env.OAUTH_TEST_SECRET}"}]`), []string{`client "a"`, "secret 1", "{env.NAME}"}},
+		{"a secret where its hash is meant", clientWith(`"secrets":[{"hash":"hunter2"}]`), []string{`client "a"`, "secret 1", "no known kind"}},
+		{"a secret and a hash in one", clientWith(`"secrets":[{"secret":"{env.HOME}","hash":"` + testHash + `"}]`), []string{`client "a"`, "secret 1", "either"}},
+		{"neither a secret nor a hash", clientWith(`"secrets":[{}]`), []string{`client "a"`, "secret 1", "either"}},
+		{"a hash that would take all memory", clientWith(`"secrets":[{"hash":"$argon2id$v=19$m=4294967295,t=1,p=1$GmhSbmKu6MsdY71bwGWBGw$Oe36vHuGNEvukTHYFyPwOiZF5q6MMG/L6taSzBcWCEw"}]`),
+			[]string{`client "a"`, "secret 1", "too high", "at most"}},
+		{"scopes with a space", clientWith(aSecret + `,"default_scopes":["a b"]`), []string{`client "a"`, "default_scopes"}},
+		{"a default scope that is no scope of the client", clientWith(aSecret + `,"default_scopes":["write"]`), []string{`client "a"`, `"write"`, "not among its scopes"}},
+		{"an audience with a quote", clientWith(aSecret + `,"audience":["a\"b"]`), []string{`client "a"`, "audience"}},
+		{"an unknown grant", clientWith(aSecret + `,"grant_types":["password"]`), []string{`client "a"`, "password", "client_credentials"}},
+		{"an unknown method", clientWith(aSecret + `,"auth":["none"]`), []string{`client "a"`, "none", "client_secret_basic"}},
+		{"an unknown right to introspect", clientWith(aSecret + `,"introspect":"all"`), []string{`client "a"`, "all", "own, audience, realm"}},
+
+		{"a server of an unknown realm", handler(`{"handler":"oauth_server","realms":["gamma"]}`), []string{"oauth_server", `"gamma"`, "known: root"}},
+		{"a base path that is relative", handler(`{"handler":"oauth_server","base_path":"x"}`), []string{"oauth_server", "base_path", "begin with /"}},
+		{"a protected realm that is unknown", handler(`{"handler":"oauth_protect","realm":"gamma"}`), []string{"oauth_protect", `"gamma"`, "known: root"}},
+		{"a protected realm that is not named", `{"realms":{"alpha":{},"beta":{}}};{"handler":"oauth_protect"}`, []string{"oauth_protect", "name one of alpha, beta"}},
+		{"scopes of a route with a comma", handler(`{"handler":"oauth_protect","scopes":["a,b"]}`), []string{"oauth_protect", "scopes", "a,b"}},
+		{"an audience of a route with a space", handler(`{"handler":"oauth_protect","audience":["a b"]}`), []string{"oauth_protect", "audience", "a b"}},
+		{"a route that looks into the future", handler(`{"handler":"oauth_protect","max_age":-1}`), []string{"oauth_protect", "max_age"}},
+		{"identity headers with an underscore", handler(`{"handler":"oauth_protect","header_prefix":"X_Y-"}`), []string{"oauth_protect", "header_prefix", "X_Y-"}},
+		{"no oauth app", `;{"handler":"oauth_protect"}`, []string{"oauth_protect", "'oauth' block"}},
+		{"no oauth app for the server", `;{"handler":"oauth_server"}`, []string{"oauth_server", "'oauth' block"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			oauth, handler, _ := strings.Cut(c.oauth, ";")
+			apps := map[string]json.RawMessage{}
+			if oauth != "" {
+				apps["oauth"] = json.RawMessage(oauth)
+			}
+			if handler != "" {
+				apps["http"] = json.RawMessage(`{"servers":{"srv0":{"listen":["127.0.0.1:0"],"automatic_https":{"disable":true},"routes":[{"handle":[` + handler + `]}]}}}`)
+			}
+			config, err := json.Marshal(map[string]any{"admin": map[string]any{"disabled": true}, "apps": apps})
+			if err != nil {
+				t.Fatalf("the test's JSON is none: %v", err)
+			}
+			refused(t, config, c.want)
+		})
+	}
+}
+
+// A realm that is there but has nothing in it is a realm like others.
+func TestRealmsThatAreNull(t *testing.T) {
+	for _, oauth := range []string{`{"realms":{"root":null}}`, `{"realms":{"alpha":null}}`, `{"realms":{"alpha":null,"root":null}}`, `{"realms":null}`} {
+		if err := validate([]byte(`{"admin":{"disabled":true},"apps":{"oauth":` + oauth + `}}`)); err != nil {
+			t.Errorf("%s: %v", oauth, err)
+		}
+	}
+}
+
+// refused makes sure that a configuration is refused with what the operator needs to
+// know, and without the secret.
+func refused(t *testing.T, config []byte, want []string) {
+	t.Helper()
+	err := validate(config)
+	if err == nil {
+		t.Fatal("the configuration was accepted")
+	}
+	for _, w := range want {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("the error does not hold %q:\n%v", w, err)
+		}
+	}
+	if strings.Contains(err.Error(), leakedSecret) {
+		t.Errorf("the error holds the secret: %v", err)
+	}
+}
+
+// A configuration written by hand in JSON, and what the same in a Caddyfile becomes.
+func TestJSONAndCaddyfileAreOne(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tokens.db")
+	caddyfile := caddyfileOf(`
+		store bbolt `+path+`
+		cache {
+			max_tokens 5
+			max_age 10s
+		}
+		issuer https://auth.example.com
+		client a {
+			secret_hash `+testHash+`
+			secret_hash `+testHash+` until 2020-01-01T00:00:00Z
+			scopes read write
+			audience api
+			token_lifetime 10m
+		}`, "oauth_server\noauth_protect {\nscopes read\nmax_age 1s\n}\nrespond {http.auth.user.scope}")
+	byHand := `{
+		"admin": {"disabled": true, "config": {"persist": false}},
+		"apps": {
+			"http": {
+				"grace_period": "1s",
+				"servers": {"srv0": {
+					"listen": ["127.0.0.1:0"],
+					"automatic_https": {"disable": true},
+					"routes": [{"handle": [
+						{"handler": "oauth_server"},
+						{"handler": "oauth_protect", "scopes": ["read"], "max_age": "1s"},
+						{"handler": "static_response", "body": "{http.auth.user.scope}"}
+					]}]
+				}}
+			},
+			"pki": {"certificate_authorities": {"local": {"install_trust": false}}},
+			"oauth": {
+				"store": {"store": "bbolt", "path": "` + path + `"},
+				"cache": {"max_tokens": 5, "max_age": "10s"},
+				"realms": {"root": {
+					"issuer": "https://auth.example.com",
+					"clients": {"a": {
+						"secrets": [{"hash": "` + testHash + `"}, {"hash": "` + testHash + `", "until": "2020-01-01T00:00:00Z"}],
+						"scopes": ["read", "write"],
+						"audience": ["api"],
+						"token_lifetime": "10m"
+					}}
+				}}
+			}
+		}
+	}`
+	config, err := adapt(t, formatted(caddyfile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	app := func(config []byte) *caddyoauth.App {
+		var c caddy.Config
+		if err := json.Unmarshal(config, &c); err != nil {
+			t.Fatal(err)
+		}
+		app := new(caddyoauth.App)
+		if err := caddy.StrictUnmarshalJSON(c.AppsRaw["oauth"], app); err != nil {
+			t.Fatal(err)
+		}
+		app.StoreRaw = normal(t, app.StoreRaw)
+		return app
+	}
+	if fromCaddyfile, fromJSON := app(config), app([]byte(byHand)); !reflect.DeepEqual(fromCaddyfile, fromJSON) {
+		t.Errorf("the Caddyfile becomes %+v, the JSON %+v", fromCaddyfile, fromJSON)
+	}
+
+	// One after the other they are a reload that changes nothing.
+	g := startGateway(t, "store memory", "respond ok")
+	if err := g.loadJSON([]byte(byHand)); err != nil {
+		t.Fatal(err)
+	}
+	token := g.token("a", "write", "read")
+	for _, config := range [][]byte{[]byte(byHand), config} {
+		if err := g.loadJSON(config); err != nil {
+			t.Fatal(err)
+		}
+		if a := g.get("/x", token); a.StatusCode != 200 || a.Body != "write read" {
+			t.Errorf("%d %q", a.StatusCode, a.Body)
+		}
+	}
+}
+
+// Every option of the Caddyfile is in the JSON, and the JSON reads back as it was
+// written: nothing is dropped, renamed or turned into something else on the way.
+func TestJSONReadsBack(t *testing.T) {
+	goldenEnvironment(t)
+	for _, g := range goldens(t) {
+		if g.fails() {
+			continue
+		}
+		config, err := adapt(t, g.caddyfile)
+		if err != nil {
+			t.Fatalf("%s: %v", g.name, err)
+		}
+		var c caddy.Config
+		if err := json.Unmarshal(config, &c); err != nil {
+			t.Fatal(err)
+		}
+		var app caddyoauth.App
+		if err := caddy.StrictUnmarshalJSON(c.AppsRaw["oauth"], &app); err != nil {
+			t.Fatalf("%s: %v", g.name, err)
+		}
+		again, err := json.Marshal(app)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(normal(t, again), normal(t, c.AppsRaw["oauth"])) {
+			t.Errorf("%s: %s reads back as %s", g.name, c.AppsRaw["oauth"], again)
+		}
+	}
+}
+
+// normal is JSON with sorted members.
+func normal(t testing.TB, b []byte) json.RawMessage {
+	t.Helper()
+	var v any
+	if err := json.Unmarshal(b, &v); err != nil {
+		t.Fatal(err)
+	}
+	out, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// packageFiles are the files of this package, without tests, by name.
+func packageFiles(t testing.TB) map[string]*ast.File {
+	t.Helper()
+	names, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := make(map[string]*ast.File)
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name] = file
+	}
+	return files
+}
+
+var snakeCase = regexp.MustCompile(`^[a-z][a-z0-9]*(_[a-z0-9]+)*,omit(empty|zero)$`)
+
+// Caddy's website makes the manual of the JSON out of these comments and tags.
+func TestConfigurationIsDocumented(t *testing.T) {
+	fields := 0
+	for name, file := range packageFiles(t) {
+		for _, decl := range file.Decls {
+			types, ok := decl.(*ast.GenDecl)
+			if !ok || types.Tok != token.TYPE {
+				continue
+			}
+			for _, spec := range types.Specs {
+				spec := spec.(*ast.TypeSpec)
+				if !spec.Name.IsExported() {
+					continue
+				}
+				if doc := types.Doc.Text(); !strings.HasPrefix(doc, spec.Name.Name+" ") {
+					t.Errorf("%s: the comment of %s must begin with its name", name, spec.Name.Name)
+				}
+				structure, ok := spec.Type.(*ast.StructType)
+				if !ok {
+					continue
+				}
+				for _, field := range structure.Fields.List {
+					for _, ident := range field.Names {
+						if !ident.IsExported() {
+							continue
+						}
+						fields++
+						where := name + ": " + spec.Name.Name + "." + ident.Name
+						if field.Doc.Text() == "" {
+							t.Errorf("%s has no comment above it", where)
+						}
+						tag := ""
+						if field.Tag != nil {
+							tag = reflect.StructTag(strings.Trim(field.Tag.Value, "`")).Get("json")
+						}
+						if !snakeCase.MatchString(tag) {
+							t.Errorf(`%s has the json tag %q; it must be in snake_case, with omitempty or omitzero`, where, tag)
+						}
+					}
+					if len(field.Names) == 0 {
+						t.Errorf("%s: %s embeds a type: its fields would be configuration by accident", name, spec.Name.Name)
+					}
+				}
+			}
+		}
+	}
+	if fields < 30 {
+		t.Errorf("only %d fields were looked at; the test does not see the package any more", fields)
+	}
+}
+
+// The modules that this package registers, by ID. The next test finds those that are
+// missing here.
+var modules = map[string]caddy.Module{
+	"oauth":                       new(caddyoauth.App),
+	"oauth.stores.bbolt":          new(caddyoauth.BboltStore),
+	"oauth.stores.memory":         new(caddyoauth.MemoryStore),
+	"http.handlers.oauth_server":  new(caddyoauth.Server),
+	"http.handlers.oauth_protect": new(caddyoauth.Protect),
+	"http.matchers.oauth_scope":   new(caddyoauth.MatchScope),
+}
+
+func TestModules(t *testing.T) {
+	for id, module := range modules {
+		info, err := caddy.GetModule(id)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if got, want := reflect.TypeOf(info.New()), reflect.TypeOf(module); got != want {
+			t.Errorf("%s makes a %v, want %v", id, got, want)
+		}
+	}
+}
+
+// What a module can do it says to the compiler, or a misspelt method would never be
+// called. And it registers in the way that Caddy's documentation scanner reads.
+func TestModulesDeclareWhatTheyAre(t *testing.T) {
+	guardOf := map[string]string{
+		"Provision": "caddy.Provisioner", "Validate": "caddy.Validator", "Cleanup": "caddy.CleanerUpper", "Start": "caddy.App",
+		"ServeHTTP": "caddyhttp.MiddlewareHandler", "MatchWithError": "caddyhttp.RequestMatcherWithError",
+		"UnmarshalCaddyfile": "caddyfile.Unmarshaler", "poolKey": "storeOpener", "Routes": "caddy.AdminRouter",
+	}
+	files := packageFiles(t)
+	isModule, guards := make(map[string]bool), make(map[string]bool)
+	var methods [][2]string // type, method
+	for name, file := range files {
+		ast.Inspect(file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.FuncDecl:
+				if n.Recv == nil {
+					return true
+				}
+				receiver := n.Recv.List[0].Type
+				if star, ok := receiver.(*ast.StarExpr); ok {
+					receiver = star.X
+				}
+				of := receiver.(*ast.Ident).Name
+				methods = append(methods, [2]string{of, n.Name.Name})
+				if n.Name.Name == "CaddyModule" {
+					isModule[of] = true
+					if id := moduleID(n); modules[id] == nil {
+						t.Errorf("%s: the ID of %s is not a literal of a module we know: %q", name, of, id)
+					}
+				}
+			case *ast.ValueSpec: // _ I = (*T)(nil)
+				if len(n.Names) == 1 && n.Names[0].Name == "_" && n.Type != nil && len(n.Values) == 1 {
+					guards[source(t, n.Type)+" = "+source(t, n.Values[0])] = true
+				}
+			case *ast.CallExpr:
+				if source(t, n.Fun) == "caddy.RegisterModule" {
+					if _, ok := n.Args[0].(*ast.CompositeLit); !ok {
+						t.Errorf("%s: RegisterModule wants a plain T{}, has %s", name, source(t, n.Args[0]))
+					}
+				}
+			}
+			return true
+		})
+	}
+	checked := 0
+	for _, m := range methods {
+		guard, ok := guardOf[m[1]]
+		if !isModule[m[0]] || !ok {
+			continue
+		}
+		checked++
+		if !guards[guard+" = (*"+m[0]+")(nil)"] {
+			t.Errorf("%s has a method %s and no interface guard _ %s = (*%s)(nil)", m[0], m[1], guard, m[0])
+		}
+	}
+	if checked < 10 || len(isModule) != len(modules) {
+		t.Errorf("%d methods of %d modules were looked at; the test does not see the package any more", checked, len(isModule))
+	}
+}
+
+// moduleID is the literal ID in a CaddyModule method.
+func moduleID(f *ast.FuncDecl) (id string) {
+	ast.Inspect(f, func(n ast.Node) bool {
+		if pair, ok := n.(*ast.KeyValueExpr); ok {
+			if key, ok := pair.Key.(*ast.Ident); ok && key.Name == "ID" {
+				if literal, ok := pair.Value.(*ast.BasicLit); ok {
+					id = strings.Trim(literal.Value, `"`)
+				}
+			}
+		}
+		return true
+	})
+	return id
+}
+
+// source is an expression as it is written.
+func source(t testing.TB, e ast.Expr) string {
+	t.Helper()
+	switch e := e.(type) {
+	case *ast.Ident:
+		return e.Name
+	case *ast.SelectorExpr:
+		return source(t, e.X) + "." + e.Sel.Name
+	case *ast.StarExpr:
+		return "*" + source(t, e.X)
+	case *ast.ParenExpr:
+		return "(" + source(t, e.X) + ")"
+	case *ast.CallExpr:
+		if len(e.Args) == 1 {
+			return source(t, e.Fun) + "(" + source(t, e.Args[0]) + ")"
+		}
+	}
+	return "?"
+}
