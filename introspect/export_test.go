@@ -1,0 +1,22 @@
+package introspect
+
+import "time"
+
+// WithHash returns cfg with another hash of keys.
+func WithHash(cfg Config, hash func(key []byte) uint64) Config {
+	cfg.hash = func(k cacheKey) uint64 { return hash(k[:]) }
+	return cfg
+}
+
+// Wait returns when ristretto has applied all that was stored before.
+func (c *Cache) Wait() { c.items.Wait() }
+
+// Held reports whether ristretto holds an entry for token, whether or not it counts,
+// and how long it would go on holding it. Zero is for ever.
+func (s *CachedSource) Held(token string) (time.Duration, bool) {
+	key := s.key(IDOf(token))
+	return s.cache.items.GetTTL(s.cache.cfg.hash(key))
+}
+
+// UnderWay is the number of lookups that have a place.
+func (c *Cache) UnderWay() int { return len(c.slots) }
