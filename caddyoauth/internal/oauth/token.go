@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"hash"
@@ -16,11 +17,11 @@ import (
 // An opaque token is TokenPrefix and the base64url form of
 //
 //	version  1 byte    1
-//	expiry   5 bytes   unix seconds, rounded up, big-endian
-//	random  20 bytes   160 bits of crypto/rand
+//	expiry   6 bytes   unix milliseconds, big-endian
+//	random  22 bytes   176 bits of crypto/rand
 //	tag     16 bytes   HMAC-SHA-256 over all before it, truncated
 //
-// under a key of the realm. 42 bytes are 56 characters without padding and without
+// under a key of the realm. 45 bytes are 60 characters without padding and without
 // spare bits, so no two strings decode to one token. The tag makes a token prove
 // that it was issued here before anything is looked up; the prefix lets secret
 // scanners find tokens that leak.
@@ -28,11 +29,11 @@ const (
 	TokenPrefix = "coa_"
 
 	tokenVersion   = 1
-	tokenRandom    = 6  // offset
-	tokenTag       = 26 // offset
-	tokenBytes     = 42
+	tokenRandom    = 7  // offset
+	tokenTag       = 29 // offset
+	tokenBytes     = 45
 	tokenLength    = len(TokenPrefix) + tokenBytes/3*4
-	maxTokenExpiry = 1<<40 - 1
+	maxTokenExpiry = 1<<48 - 1
 )
 
 // strict, so that a character outside the alphabet or a stray line break is an error.
@@ -42,15 +43,12 @@ var tokenEncoding = base64.RawURLEncoding.Strict()
 // randomness to be had.
 func (s *Server) mint(expiry time.Time) (token string, key Key, err error) {
 	var raw [tokenBytes]byte
-	seconds := expiry.Unix()
-	if expiry.Nanosecond() > 0 {
-		seconds++ // the exact moment is in the record; the token must not be dead before it
-	}
-	if seconds < 0 || seconds > maxTokenExpiry {
-		return "", Key{}, fmt.Errorf("expiry %d does not fit a token", seconds)
+	milli := expiry.UnixMilli()
+	if milli < 0 || milli > maxTokenExpiry {
+		return "", Key{}, fmt.Errorf("expiry %d does not fit a token", milli)
 	}
 	raw[0] = tokenVersion
-	putExpiry(raw[1:], seconds)
+	putExpiry(raw[1:], milli)
 	if _, err := io.ReadFull(s.cfg.Random, raw[tokenRandom:tokenTag]); err != nil {
 		return "", Key{}, fmt.Errorf("reading random bytes for a token: %w", err)
 	}
@@ -58,12 +56,12 @@ func (s *Server) mint(expiry time.Time) (token string, key Key, err error) {
 	copy(raw[tokenTag:], t.tag(raw[:tokenTag]))
 	s.taggers.Put(t)
 	token = TokenPrefix + tokenEncoding.EncodeToString(raw[:])
-	return token, Key{Expiry: seconds, ID: introspect.IDOf(token)}, nil
+	return token, Key{ExpiryMilli: milli, ID: introspect.IDOf(token)}, nil
 }
 
 // verify reports whether this realm minted token and its time is not over, and when
 // that will be. It costs one MAC, no I/O and no memory.
-func (s *Server) verify(token string) (expiry int64, ok bool) {
+func (s *Server) verify(token string) (expiryMilli int64, ok bool) {
 	if len(token) != tokenLength || token[:len(TokenPrefix)] != TokenPrefix {
 		return 0, false
 	}
@@ -82,8 +80,8 @@ func (s *Server) verify(token string) (expiry int64, ok bool) {
 	if !genuine {
 		return 0, false
 	}
-	expiry = getExpiry(raw[1:])
-	return expiry, s.cfg.Now().Unix() < expiry
+	expiryMilli = getExpiry(raw[1:])
+	return expiryMilli, s.cfg.Now().UnixMilli() < expiryMilli
 }
 
 // tagger computes a realm's tags. It is pooled, with the memory that its MAC reads from
@@ -101,12 +99,13 @@ func (t *tagger) tag(msg []byte) []byte {
 	return t.mac.Sum(t.sum[:0])[:tokenBytes-tokenTag]
 }
 
-func putExpiry(b []byte, seconds int64) {
-	b[0], b[1], b[2], b[3], b[4] = byte(seconds>>32), byte(seconds>>24), byte(seconds>>16), byte(seconds>>8), byte(seconds)
+func putExpiry(b []byte, milli int64) {
+	binary.BigEndian.PutUint16(b, uint16(milli>>32))
+	binary.BigEndian.PutUint32(b[2:], uint32(milli))
 }
 
 func getExpiry(b []byte) int64 {
-	return int64(b[0])<<32 | int64(b[1])<<24 | int64(b[2])<<16 | int64(b[3])<<8 | int64(b[4])
+	return int64(binary.BigEndian.Uint16(b))<<32 | int64(binary.BigEndian.Uint32(b[2:]))
 }
 
 // tokenUID is the "jti" of a token in introspection answers. It identifies the token

@@ -24,7 +24,7 @@ import (
 
 // The file has three buckets:
 //
-//	tokens   expiry (8 bytes, big-endian unix seconds), token ID (32 bytes) → record
+//	tokens   expiry (8 bytes, big-endian unix milliseconds), token ID (32 bytes) → record
 //	clients  realm, NUL, client ID → clientState
 //	secrets  name → bytes
 //
@@ -51,7 +51,7 @@ const (
 //
 // Writes are group commits: one goroutine takes whatever waits, carries it out in one
 // transaction, syncs, and answers everybody. Alone, a write costs one sync of the
-// disk; together, they share it. Close ends the goroutine.
+// disk; together, they share it; see gather. Close ends the goroutine.
 type Bbolt struct {
 	db  *bolt.DB
 	now func() time.Time
@@ -137,17 +137,21 @@ func (b *Bbolt) commit() {
 	defer close(b.done)
 	idle := time.NewTicker(idleEvery)
 	defer idle.Stop()
+	var g gathering
 	for {
 		select {
 		case first := <-b.writes:
-			b.commitBatch(first)
+			batch := b.gather(first, &g)
+			start := time.Now()
+			b.commitBatch(batch)
+			g = gathering{writers: len(batch) + len(b.writes), took: time.Since(start)}
 		case <-idle.C:
 			b.dropIdle()
 		case <-b.closing:
 			for { // what had found a place before Close still counts
 				select {
 				case first := <-b.writes:
-					b.commitBatch(first)
+					b.commitBatch([]write{first})
 				default:
 					return
 				}
@@ -156,9 +160,23 @@ func (b *Bbolt) commit() {
 	}
 }
 
-// commitBatch carries out first and whatever waits behind it.
-func (b *Bbolt) commitBatch(first write) {
+// gathering is what the last commit tells about the next one.
+type gathering struct {
+	writers int           // how many were answered or already waited again
+	took    time.Duration // by the commit
+}
+
+// maxGather bounds how long a write waits for company.
+const maxGather = 2 * time.Millisecond
+
+// gather collects the next batch: first, whatever waits behind it, and those writers
+// of a moment ago that are about to come back. Without that wait, writers fall into
+// two groups that take turns, each with a sync of its own. It ends when as many as
+// last time are there, and costs at most the time of one more commit; a writer that
+// has been alone does not wait at all.
+func (b *Bbolt) gather(first write, last *gathering) []write {
 	batch := []write{first}
+	var timeout <-chan time.Time
 	for len(batch) < maxBatch {
 		select {
 		case w := <-b.writes:
@@ -166,8 +184,28 @@ func (b *Bbolt) commitBatch(first write) {
 			continue
 		default:
 		}
-		break
+		if len(batch) >= last.writers {
+			break
+		}
+		if timeout == nil {
+			timer := time.NewTimer(min(last.took, maxGather))
+			defer timer.Stop()
+			timeout = timer.C
+		}
+		select {
+		case w := <-b.writes:
+			batch = append(batch, w)
+		case <-timeout:
+			return batch
+		case <-b.closing:
+			return batch
+		}
 	}
+	return batch
+}
+
+// commitBatch carries out a batch in one transaction, and answers everybody in it.
+func (b *Bbolt) commitBatch(batch []write) {
 	for len(batch) > 0 {
 		failed := -1 // the write whose own change went wrong, if any
 		err := b.update(func(tx *bolt.Tx) error {
@@ -228,7 +266,7 @@ func (b *Bbolt) expiredWait() (expired bool) {
 }
 
 func isExpired(key []byte, now time.Time) bool {
-	return len(key) >= 8 && binary.BigEndian.Uint64(key) <= uint64(now.Unix())
+	return len(key) >= 8 && binary.BigEndian.Uint64(key) <= uint64(now.UnixMilli())
 }
 
 // dropExpired deletes up to most expired tokens and says how many it found.
@@ -389,7 +427,7 @@ func (b *Bbolt) Secret(ctx context.Context, name string, fresh []byte) ([]byte, 
 
 func tokenKey(key oauth.Key) []byte {
 	k := make([]byte, 8, 8+len(introspect.TokenID{}))
-	binary.BigEndian.PutUint64(k, uint64(key.Expiry))
+	binary.BigEndian.PutUint64(k, uint64(key.ExpiryMilli))
 	return append(k, key.ID[:]...)
 }
 

@@ -20,6 +20,7 @@ const MaxMemoryTokens = 1_000_000
 // MaxMemoryTokens of about 0.5 KiB. It starts nothing and needs no Close, but obeys one.
 type Memory struct {
 	now func() time.Time
+	max int // MaxMemoryTokens, less in tests
 
 	mu     sync.RWMutex
 	closed bool
@@ -36,6 +37,7 @@ type Memory struct {
 func NewMemory(now func() time.Time) *Memory {
 	return &Memory{
 		now:     now,
+		max:     MaxMemoryTokens,
 		tokens:  make(map[oauth.Key]oauth.Token),
 		clients: make(clientTable),
 		secrets: make(map[string][]byte),
@@ -51,12 +53,12 @@ func (m *Memory) Put(_ context.Context, t oauth.Token) error {
 	}
 	// Each Put drops up to four expired tokens, so the store shrinks faster than it
 	// grows and nobody has to sweep.
-	now := m.now().Unix()
-	for i := 0; i < 4 && len(m.expiries) > 0 && m.expiries[0].Expiry <= now; i++ {
+	now := m.now().UnixMilli()
+	for i := 0; i < 4 && len(m.expiries) > 0 && m.expiries[0].ExpiryMilli <= now; i++ {
 		delete(m.tokens, heap.Pop(&m.expiries).(oauth.Key))
 	}
 	// The heap, not the map: it keeps the keys of revoked tokens until they expire.
-	if len(m.expiries) >= MaxMemoryTokens {
+	if len(m.expiries) >= m.max {
 		return oauth.ErrFull
 	}
 	t.Scopes, t.Audience = slices.Clone(t.Scopes), slices.Clone(t.Audience)
@@ -140,7 +142,7 @@ func (m *Memory) Close() error {
 type keyHeap []oauth.Key
 
 func (h keyHeap) Len() int           { return len(h) }
-func (h keyHeap) Less(i, j int) bool { return h[i].Expiry < h[j].Expiry }
+func (h keyHeap) Less(i, j int) bool { return h[i].ExpiryMilli < h[j].ExpiryMilli }
 func (h keyHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
 func (h *keyHeap) Push(k any)        { *h = append(*h, k.(oauth.Key)) }
 func (h *keyHeap) Pop() any {

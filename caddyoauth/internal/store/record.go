@@ -15,7 +15,7 @@ import (
 const recordVersion = 1
 
 // record is a token's stored form. Its ID is in it, so that a record can't stand in
-// for another.
+// for another; its expiry is not, since the key has it.
 type record struct {
 	Version    int      `json:"v"`
 	ID         []byte   `json:"id"`
@@ -24,15 +24,14 @@ type record struct {
 	Generation uint64   `json:"g"`
 	Scope      string   `json:"s,omitempty"`
 	Audience   []string `json:"a,omitempty"`
-	IssuedAt   int64    `json:"i"` // unix nanoseconds
-	ExpiresAt  int64    `json:"e"` // unix nanoseconds
+	IssuedAt   int64    `json:"i"` // unix milliseconds
 }
 
 func encodeRecord(t oauth.Token) ([]byte, error) {
 	return json.Marshal(record{
 		Version: recordVersion, ID: t.ID[:], Realm: t.Realm, ClientID: t.ClientID, Generation: t.ClientGeneration,
 		Scope: strings.Join(t.Scopes, " "), Audience: t.Audience,
-		IssuedAt: t.IssuedAt.UnixNano(), ExpiresAt: t.ExpiresAt.UnixNano(),
+		IssuedAt: t.IssuedAt.UnixMilli(),
 	})
 }
 
@@ -50,14 +49,10 @@ func decodeRecord(key oauth.Key, b []byte) (oauth.Token, error) {
 	}
 	t := oauth.Token{
 		Key: key, Realm: r.Realm, ClientID: r.ClientID, ClientGeneration: r.Generation, Audience: r.Audience,
-		IssuedAt: time.Unix(0, r.IssuedAt), ExpiresAt: time.Unix(0, r.ExpiresAt),
+		IssuedAt: time.UnixMilli(r.IssuedAt),
 	}
 	if r.Scope != "" {
 		t.Scopes = strings.Split(r.Scope, " ")
-	}
-	// The key holds the expiry too, and it is under the token's MAC.
-	if t.ExpiresAt.After(time.Unix(key.Expiry, 0)) {
-		return oauth.Token{}, errors.New("token record outlives its token")
 	}
 	return t, nil
 }
