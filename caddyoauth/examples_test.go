@@ -1,0 +1,762 @@
+package caddyoauth_test
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+)
+
+// What a stranger reads is run here. In every Markdown file of the repository a fenced
+// block is one of
+//
+//	caddyfile         a whole configuration: adapted and provisioned
+//	caddyfile oauth   lines of the oauth block: wrapped into one, then the same
+//	caddyfile site    lines of a site: wrapped into one, then the same
+//	json              exactly what the caddyfile block before it adapts to
+//	console           "$ " commands, each with its output, run by sh against the Caddyfile
+//	                  beside the README; "…" stands for anything in a line, or, alone in
+//	                  a line, for any lines
+//	sh                commands that are checked and not run; see checkCommand
+//
+// and any other block fails, since nothing would notice when it goes stale.
+
+// repositoryRoot is where this package's tests find the documents.
+const repositoryRoot = ".."
+
+// docBlock is a fenced block of a document.
+type docBlock struct {
+	file string
+	line int // of its first line
+	kind string
+	text string
+}
+
+func (b docBlock) String() string { return fmt.Sprintf("%s:%d", b.file, b.line) }
+
+// documents returns the Markdown files of the repository, relative to its root.
+func documents(t *testing.T) []string {
+	t.Helper()
+	var files []string
+	err := filepath.WalkDir(repositoryRoot, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && path != repositoryRoot && strings.HasPrefix(d.Name(), ".") {
+			return filepath.SkipDir
+		}
+		if filepath.Ext(path) == ".md" {
+			rel, _ := filepath.Rel(repositoryRoot, path)
+			files = append(files, filepath.ToSlash(rel))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(files, "README.md") {
+		t.Fatal("README.md is missing")
+	}
+	return files
+}
+
+func readDocument(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(repositoryRoot, filepath.FromSlash(file)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.ReplaceAll(string(b), "\r\n", "\n")
+}
+
+// docBlocks takes the fenced blocks out of a document.
+func docBlocks(t *testing.T, file string) []docBlock {
+	t.Helper()
+	var blocks []docBlock
+	var open *docBlock
+	for i, line := range strings.Split(readDocument(t, file), "\n") {
+		fence := strings.HasPrefix(strings.TrimSpace(line), "```")
+		switch {
+		case fence && !strings.HasPrefix(line, "```"):
+			t.Errorf("%s:%d: a block inside a list is not run; move it to the margin", file, i+1)
+		case fence && open == nil:
+			open = &docBlock{file: file, line: i + 2, kind: strings.TrimPrefix(line, "```")}
+		case fence:
+			blocks = append(blocks, *open)
+			open = nil
+		case open != nil:
+			open.text += line + "\n"
+		}
+	}
+	if open != nil {
+		t.Errorf("%v: the block has no end", *open)
+	}
+	return blocks
+}
+
+// storyOf returns the Caddyfile that a document's console blocks talk to, or "".
+func storyOf(file string) string {
+	switch dir := filepath.ToSlash(filepath.Dir(file)); {
+	case file == "README.md":
+		return "Caddyfile.example"
+	case strings.HasPrefix(dir, "examples/"):
+		return dir + "/Caddyfile"
+	}
+	return ""
+}
+
+// Every block of every document is of a kind that something checks, and passes.
+func TestDocumentBlocks(t *testing.T) {
+	for _, file := range documents(t) {
+		var previous docBlock
+		for _, b := range docBlocks(t, file) {
+			t.Run(b.String(), func(t *testing.T) {
+				switch b.kind {
+				case "caddyfile":
+					provisionCaddyfile(t, b.text, b.text)
+				case "caddyfile oauth":
+					provisionCaddyfile(t, b.text, "{\nadmin off\nauto_https off\noauth {\n"+b.text+"}\n}\n:0 {\noauth_server\n}\n")
+				case "caddyfile site":
+					provisionCaddyfile(t, b.text, "{\nadmin off\nauto_https off\noauth {\n"+docClients+"}\n}\n:0 {\n"+b.text+"}\n")
+				case "json":
+					if previous.kind != "caddyfile" {
+						t.Fatal("a json block follows the caddyfile block that it is equal to")
+					}
+					compareJSON(t, previous.text, b.text)
+				case "console":
+					if storyOf(file) == "" {
+						t.Error("there is no Caddyfile to run it against")
+					}
+					// TestExamples runs it.
+				case "sh":
+					for command := range strings.Lines(b.text) {
+						checkCommand(t, strings.TrimSpace(command))
+					}
+				default:
+					t.Errorf("a block of kind %q is not tested", b.kind)
+				}
+			})
+			previous = b
+		}
+	}
+}
+
+// docClients is what a site block in a document may count on.
+const docClients = `
+	issuer https://auth.example.com/oauth2
+	client myClient {
+		secret_hash $sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0
+		scopes read write admin
+	}
+	realm alpha {
+		client myClient {
+			secret_hash $sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0
+			scopes read
+		}
+	}
+`
+
+func adaptDocument(t *testing.T, text string) []byte {
+	t.Helper()
+	config, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": "Caddyfile"})
+	if err != nil {
+		t.Fatalf("adapting: %v", err)
+	}
+	for _, w := range warnings {
+		// Wrapped fragments are not formatted as a whole, only as they are shown.
+		if !strings.Contains(w.Message, "not formatted") {
+			t.Errorf("adapting warns: %v", w)
+		}
+	}
+	return config
+}
+
+var (
+	envReference  = regexp.MustCompile(`\{env\.([A-Za-z0-9_]+)\}`)
+	fileReference = regexp.MustCompile(`\{file\.[^{}]+\}`)
+)
+
+// provisionCaddyfile checks that shown is formatted and that whole can be loaded. What
+// whole refers to outside of itself is made up.
+func provisionCaddyfile(t *testing.T, shown, whole string) {
+	t.Helper()
+	checkFormat(t, shown)
+	dir := t.TempDir()
+	t.Setenv("XDG_DATA_HOME", dir)
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	secret := filepath.Join(dir, "secret")
+	if err := os.WriteFile(secret, []byte("a secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range envReference.FindAllStringSubmatch(whole, -1) {
+		t.Setenv(m[1], "a secret")
+	}
+	config := adaptDocument(t, whole)
+	reference, _ := json.Marshal("{file." + secret + "}")
+	config = fileReference.ReplaceAllLiteral(config, reference[1:len(reference)-1])
+
+	var parsed caddy.Config
+	if err := json.Unmarshal(config, &parsed); err != nil {
+		t.Fatal(err)
+	}
+	if err := caddy.Validate(&parsed); err != nil {
+		t.Errorf("provisioning: %v", err)
+	}
+}
+
+func checkFormat(t *testing.T, text string) {
+	t.Helper()
+	if formatted := caddyfile.Format([]byte(text)); string(formatted) != text {
+		t.Errorf("not as 'caddy fmt' has it, which is:\n%s", formatted)
+	}
+}
+
+func compareJSON(t *testing.T, caddyfile, want string) {
+	t.Helper()
+	var got, wanted any
+	config := adaptDocument(t, caddyfile)
+	if err := json.Unmarshal(config, &got); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(want), &wanted); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, wanted) {
+		var indented bytes.Buffer
+		json.Indent(&indented, config, "", "\t")
+		t.Errorf("the Caddyfile above it adapts to\n%s", indented.String())
+	}
+}
+
+// checkCommand checks a command that would not end, or takes too long, to be run.
+func checkCommand(t *testing.T, command string) {
+	t.Helper()
+	module, caddyVersion := moduleAndCaddy(t)
+	words := strings.Fields(command)
+	for len(words) > 0 && strings.Contains(words[0], "=") {
+		words = words[1:] // an assignment
+	}
+	switch command = strings.Join(words, " "); {
+	case strings.HasPrefix(command, "go run ./cmd/caddy run --config "):
+		// TestExamples loads every one of these.
+		if config := words[len(words)-1]; !slices.Contains(stories(t), config) {
+			t.Errorf("%s is not among the examples", config)
+		}
+	case command == "go test ./...", command == "go test -race ./...", command == ".ci/run":
+		ci := readDocument(t, ".ci/run")
+		if command != ".ci/run" && !strings.Contains(ci, command) {
+			t.Errorf("%q is not in .ci/run", command)
+		}
+	case command == "go install github.com/caddyserver/xcaddy/cmd/xcaddy@latest":
+	case command == "xcaddy build "+caddyVersion+" --with "+module+"/caddyoauth":
+	case command == "xcaddy build --with "+module+"/caddyoauth --replace "+module+"=.":
+	default:
+		t.Errorf("nothing checks the command %q; put it into a console block if it can be run", command)
+	}
+}
+
+// moduleAndCaddy returns this module's path and the version of Caddy it is built with.
+func moduleAndCaddy(t *testing.T) (module, caddyVersion string) {
+	t.Helper()
+	for line := range strings.Lines(readDocument(t, "go.mod")) {
+		words := strings.Fields(line)
+		switch {
+		case len(words) == 2 && words[0] == "module":
+			module = words[1]
+		case len(words) == 2 && words[0] == "github.com/caddyserver/caddy/v2":
+			caddyVersion = words[1]
+		}
+	}
+	if module == "" || caddyVersion == "" {
+		t.Fatal("go.mod names no module, or no Caddy")
+	}
+	return module, caddyVersion
+}
+
+// stories returns the Caddyfiles that come with the repository.
+func stories(t *testing.T) []string {
+	t.Helper()
+	dirs, err := os.ReadDir(filepath.Join(repositoryRoot, "examples"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := []string{"Caddyfile.example"}
+	for _, dir := range dirs {
+		all = append(all, "examples/"+dir.Name()+"/Caddyfile")
+	}
+	return all
+}
+
+// Every example runs, and answers what its README says it answers.
+func TestExamples(t *testing.T) {
+	for _, story := range stories(t) {
+		t.Run(strings.TrimSuffix(strings.TrimPrefix(story, "examples/"), "/Caddyfile"), func(t *testing.T) {
+			document := "README.md"
+			if story != "Caddyfile.example" {
+				document = strings.TrimSuffix(story, "Caddyfile") + "README.md"
+			}
+			text := readDocument(t, story)
+			checkFormat(t, text)
+			// Paths in the commands are relative to the root of the repository.
+			t.Chdir(repositoryRoot)
+			moved := freePorts(t, text)
+			startStory(t, moved.Replace(text))
+			t.Chdir("caddyoauth")
+			runConsole(t, document, moved)
+		})
+	}
+}
+
+var sitePort = regexp.MustCompile(`(?m)^(:\d+) \{`)
+
+// freePorts replaces the ports of a Caddyfile's sites by others that are free here.
+func freePorts(t *testing.T, text string) *strings.Replacer {
+	t.Helper()
+	var pairs []string
+	for _, m := range sitePort.FindAllStringSubmatch(text, -1) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// All are open at once, so no two are the same.
+		defer l.Close()
+		pairs = append(pairs, m[1], fmt.Sprintf(":%d", l.Addr().(*net.TCPAddr).Port))
+	}
+	if len(pairs) == 0 {
+		t.Fatal("the Caddyfile has no site with a port")
+	}
+	return strings.NewReplacer(pairs...)
+}
+
+// startStory loads a Caddyfile into this process, with its state in a temporary folder.
+func startStory(t *testing.T, text string) (logFile string) {
+	t.Helper()
+	dir := t.TempDir()
+	t.Setenv("XDG_DATA_HOME", dir)
+	t.Setenv("MAILER_SECRET", "demo-secret-from-env")
+	// Not inherited from whatever runs the tests.
+	if old, set := os.LookupEnv("CREDENTIALS_DIRECTORY"); set {
+		os.Unsetenv("CREDENTIALS_DIRECTORY")
+		t.Cleanup(func() { os.Setenv("CREDENTIALS_DIRECTORY", old) })
+	}
+	logFile = filepath.Join(dir, "log")
+
+	var config map[string]any
+	if err := json.Unmarshal(adaptDocument(t, text), &config); err != nil {
+		t.Fatal(err)
+	}
+	config["storage"] = map[string]any{"module": "file_system", "root": dir}
+	config["logging"] = map[string]any{"logs": map[string]any{"default": map[string]any{
+		"level": "DEBUG", "writer": map[string]any{"output": "file", "filename": logFile},
+	}}}
+	for name, server := range config["apps"].(map[string]any)["http"].(map[string]any)["servers"].(map[string]any) {
+		for _, address := range server.(map[string]any)["listen"].([]any) {
+			if !strings.HasPrefix(address.(string), "127.0.0.1:") {
+				t.Errorf("server %s listens on %v; an example binds loopback", name, address)
+			}
+		}
+	}
+	raw, err := json.Marshal(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Errorf("stopping Caddy: %v", err)
+		}
+	})
+	if err := caddy.Load(raw, true); err != nil {
+		t.Fatalf("loading: %v", err)
+	}
+	return logFile
+}
+
+// consoleStep is a command and what it prints.
+type consoleStep struct {
+	line          int
+	command, want string
+}
+
+func consoleSteps(t *testing.T, document string, moved *strings.Replacer) []consoleStep {
+	t.Helper()
+	var steps []consoleStep
+	for _, b := range docBlocks(t, document) {
+		if b.kind != "console" {
+			continue
+		}
+		goesOn := false
+		for i, line := range strings.Split(strings.TrimSuffix(moved.Replace(b.text), "\n"), "\n") {
+			command, isCommand := strings.CutPrefix(line, "$ ")
+			switch {
+			case goesOn:
+				steps[len(steps)-1].command += "\n" + line
+				command = line
+			case isCommand:
+				steps = append(steps, consoleStep{line: b.line + i, command: command})
+			case i == 0:
+				t.Fatalf("%v: a console block begins with a command", b)
+			default:
+				steps[len(steps)-1].want += line + "\n"
+				continue
+			}
+			goesOn = strings.HasSuffix(command, `\`)
+		}
+	}
+	return steps
+}
+
+// runConsole runs a document's console blocks, in order and in one shell, so that a
+// variable set in one block is there in the next.
+func runConsole(t *testing.T, document string, moved *strings.Replacer) {
+	t.Helper()
+	steps := consoleSteps(t, document, moved)
+	if len(steps) == 0 {
+		t.Fatalf("%s has no console block", document)
+	}
+	if runtime.GOOS == "windows" {
+		t.Skip("the commands are for a POSIX shell")
+	}
+	for _, program := range []string{"sh", "curl"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("%s is not installed: the commands in %s can't be run", program, document)
+		}
+	}
+
+	// What stands between the outputs of two commands.
+	const separator = "\n\x1e\n"
+	script := "exec 2>&1\n"
+	for _, s := range steps {
+		script += s.command + "\nprintf '\\n\\036\\n'\n"
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	sh := exec.CommandContext(ctx, "sh", "-c", script)
+	sh.Dir = repositoryRoot
+	// Nothing of the user's: no .curlrc, no proxy.
+	sh.Env = []string{"HOME=" + t.TempDir(), "PATH=" + caddyCommand(t) + ":" + os.Getenv("PATH"), "LC_ALL=C.UTF-8"}
+	output, err := sh.Output()
+	if err != nil {
+		t.Fatalf("running the commands in %s: %v\n%s", document, err, output)
+	}
+	outputs := strings.Split(string(output), separator)
+	if len(outputs) != len(steps)+1 {
+		t.Fatalf("%s: %d commands had %d outputs", document, len(steps), len(outputs)-1)
+	}
+	for i, s := range steps {
+		got := strings.ReplaceAll(outputs[i], "\r\n", "\n")
+		if !consolePattern(s.want).MatchString(strings.TrimRight(got, "\n")) {
+			t.Errorf("%s:%d: $ %s\ngot:\n%s\nwant:\n%s", document, s.line, s.command, got, s.want)
+		}
+	}
+}
+
+// consolePattern matches what want describes.
+func consolePattern(want string) *regexp.Regexp {
+	lines := strings.Split(strings.TrimRight(want, "\n"), "\n")
+	var pattern strings.Builder
+	pattern.WriteString(`\A`)
+	for i, line := range lines {
+		if line == "…" {
+			pattern.WriteString(`(?s:.*?)`)
+		} else {
+			pattern.WriteString(strings.ReplaceAll(regexp.QuoteMeta(line), "…", `[^\n]*?`))
+		}
+		if i < len(lines)-1 {
+			pattern.WriteString(`\n`)
+		}
+	}
+	return regexp.MustCompile(pattern.String() + `\z`)
+}
+
+// caddyCommand makes a folder with a program `caddy`, which is this test binary.
+func caddyCommand(t *testing.T) string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	script := "#!/bin/sh\n" + calledAsCaddy + "=1 exec '" + self + "' -test.run='^TestCalledAsCaddy$' -- \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "caddy"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+const calledAsCaddy = "CADDYOAUTH_TEST_CALLED_AS_CADDY"
+
+// TestCalledAsCaddy is Caddy's command line, for the commands in console blocks. It does
+// nothing in an ordinary run of the tests.
+func TestCalledAsCaddy(t *testing.T) {
+	if os.Getenv(calledAsCaddy) == "" {
+		return
+	}
+	os.Args = append([]string{"caddy"}, flag.Args()...)
+	caddycmd.Main() // ends the process itself if the command fails
+	os.Exit(0)
+}
+
+// The wildcards of console blocks match what they should, and not everything.
+func TestConsolePattern(t *testing.T) {
+	for _, c := range []struct {
+		name, want, got string
+		match           bool
+	}{
+		{"equal lines", "a\nb\n", "a\nb", true},
+		{"another line", "a\nb\n", "a\nc", false},
+		{"one line too many", "a\n", "a\nb", false},
+		{"nothing expected, nothing there", "", "", true},
+		{"nothing expected, something there", "", "a", false},
+		{"a wildcard in a line", "a…c\n", "abbc", true},
+		{"a wildcard ends with the line", "a…c\n", "ab\nc", false},
+		{"a wildcard for lines", "a\n…\nd\n", "a\nb\nc\nd", true},
+		{"a dot is a dot", "a.c\n", "abc", false},
+	} {
+		if got := consolePattern(c.want).MatchString(c.got); got != c.match {
+			t.Errorf("%s: match is %v", c.name, got)
+		}
+	}
+}
+
+// Every example has a README, and the other way round; and every link between
+// documents leads somewhere.
+func TestDocumentLinks(t *testing.T) {
+	for _, story := range stories(t)[1:] {
+		for _, name := range []string{story, strings.TrimSuffix(story, "Caddyfile") + "README.md"} {
+			if _, err := os.Stat(filepath.Join(repositoryRoot, name)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	source := regexp.MustCompile("`([a-z_/]+/[a-z_]+\\.go)`")
+	for _, file := range documents(t) {
+		text := readDocument(t, file)
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			target, anchor, _ := strings.Cut(m[1], "#")
+			if strings.Contains(target, "://") {
+				continue
+			}
+			inside := file
+			if target != "" {
+				inside = filepath.ToSlash(filepath.Join(filepath.Dir(file), target))
+			}
+			if _, err := os.Stat(filepath.Join(repositoryRoot, inside)); err != nil {
+				t.Errorf("%s: the link to %s leads nowhere", file, m[1])
+			} else if anchor != "" && !slices.Contains(anchorsOf(readDocument(t, inside)), anchor) {
+				t.Errorf("%s: %s has no heading for #%s", file, inside, anchor)
+			}
+		}
+		for _, m := range source.FindAllStringSubmatch(text, -1) {
+			if _, err := os.Stat(filepath.Join(repositoryRoot, m[1])); err != nil {
+				t.Errorf("%s: there is no %s", file, m[1])
+			}
+		}
+	}
+}
+
+// anchorsOf returns the anchors that GitHub gives a document's headings.
+func anchorsOf(text string) (anchors []string) {
+	dropped := regexp.MustCompile(`[^\p{L}\p{N}\- _]`)
+	for line := range strings.Lines(text) {
+		if title, ok := strings.CutPrefix(strings.TrimLeft(line, "#"), " "); ok && strings.HasPrefix(line, "#") {
+			title = dropped.ReplaceAllString(strings.ToLower(strings.TrimSpace(title)), "")
+			anchors = append(anchors, strings.ReplaceAll(title, " ", "-"))
+		}
+	}
+	return anchors
+}
+
+// The README explains every option there is. What there is, the parser says itself.
+func TestREADMEHasEveryOption(t *testing.T) {
+	readme := readDocument(t, "README.md")
+	known := regexp.MustCompile(`\(known: ([^)]+)\)`)
+	for _, c := range []struct{ where, oauth, site string }{
+		{"oauth", "nonsense", ""},
+		{"store", "store nonsense", ""},
+		{"cache", "cache {\nnonsense\n}", ""},
+		{"realm", "realm a {\nnonsense\n}", ""},
+		{"client", "client a {\nnonsense\n}", ""},
+		{"auth", "client a {\nauth nonsense\n}", ""},
+		{"grant_types", "client a {\ngrant_types nonsense\n}", ""},
+		{"oauth_server", "", "oauth_server {\nnonsense\n}"},
+		{"oauth_protect", "", "oauth_protect {\nnonsense\n}"},
+	} {
+		_, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(caddyfileOf(c.oauth, c.site)), nil)
+		m := known.FindStringSubmatch(fmt.Sprint(err))
+		if m == nil {
+			t.Errorf("%s: the error does not say what is known: %v", c.where, err)
+			continue
+		}
+		for option := range strings.SplitSeq(m[1], ", ") {
+			option, _, _ = strings.Cut(option, " ") // "none alone" is none
+			if option = strings.TrimPrefix(option, "or "); option == "or" {
+				option = "none"
+			}
+			if c.where == "store" && option == "faulty" {
+				continue // registered by a test of this package
+			}
+			if !regexp.MustCompile("`" + regexp.QuoteMeta(option) + "[` ]").MatchString(readme) {
+				t.Errorf("%s: the README does not explain %q", c.where, option)
+			}
+		}
+	}
+}
+
+// Each mistake that the README explains is answered with the words that it quotes.
+func TestREADMEHasTheErrors(t *testing.T) {
+	readme := readDocument(t, "README.md")
+	for _, c := range []struct{ message, caddyfile string }{
+		{"needs an 'oauth' block in the global options", ":0 {\noauth_protect\n}"},
+		{"there is no realm", caddyfileOf(testClients, "oauth_protect beta")},
+		{"a secret is given as {env.NAME} or {file./path}, never as itself", caddyfileOf("client a {\nsecret abc\n}", "")},
+		{"the hash is of no known kind", caddyfileOf("client a {\nsecret_hash abc\n}", "")},
+		{"it has no secret", caddyfileOf("client a {\nscopes read\n}", "oauth_server")},
+		{"is not set, empty, or can't be read", caddyfileOf("client a {\nsecret {env.CADDYOAUTH_TEST_NOT_SET}\n}", "oauth_server")},
+		{"is not among its scopes", caddyfileOf("client a {\nscopes read\ndefault_scopes write\n}", "")},
+		{"must be an https URL", caddyfileOf("issuer http://auth.example.com\n"+testClients, "oauth_server")},
+		{"is there twice", caddyfileOf("token_lifetime 1h\ntoken_lifetime 2h", "")},
+		{"oauth is configured already", "{\noauth {\n}\noauth {\n}\n}"},
+	} {
+		if !strings.Contains(readme, c.message) {
+			t.Errorf("the README does not explain %q", c.message)
+		}
+		config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(c.caddyfile), nil)
+		if err == nil {
+			var parsed caddy.Config
+			if err = json.Unmarshal(config, &parsed); err == nil {
+				err = caddy.Validate(&parsed)
+			}
+		}
+		if err == nil || !strings.Contains(err.Error(), c.message) {
+			t.Errorf("the README promises %q, and the error is: %v", c.message, err)
+		}
+	}
+
+	// The locked store takes two who want it.
+	path := filepath.Join(t.TempDir(), "tokens.db")
+	startGateway(t, "store bbolt "+path+"\n"+testClients, "oauth_server")
+	held := holdStore(t, path)
+	message := "is in use by another process"
+	if !strings.Contains(readme, message) || !strings.Contains(held, message) {
+		t.Errorf("the README does not explain %q, or it is not what a second process says: %s", message, held)
+	}
+}
+
+// holdStore runs a second Caddy on the same store, and returns why it gave up.
+func holdStore(t *testing.T, path string) string {
+	t.Helper()
+	config := filepath.Join(t.TempDir(), "Caddyfile")
+	text := strings.Replace(caddyfileOf("store bbolt "+path+"\n"+testClients, "oauth_server"), ":0 {", ":0 {\n# second", 1)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	second := exec.CommandContext(ctx, self, "-test.run=^TestCalledAsCaddy$", "--", "run", "--config", config)
+	second.Env = append(os.Environ(), calledAsCaddy+"=1")
+	output, err := second.CombinedOutput()
+	if err == nil {
+		t.Error("a second process opened the same store")
+	}
+	return string(output)
+}
+
+// The README names every metric and every event, and none that don't exist.
+func TestREADMEHasMetricsAndEvents(t *testing.T) {
+	readme := readDocument(t, "README.md")
+	text := strings.Replace(readDocument(t, "Caddyfile.example"), "token_lifetime 1h", "token_lifetime 1h\n\t\tcache {\n\t\t\tmax_tokens 1\n\t\t}", 1)
+	moved := freePorts(t, text)
+	logFile := startStory(t, moved.Replace(text))
+	g := &gateway{t: t, Client: newClient(t), URL: "http://127.0.0.1" + moved.Replace(":8080")}
+	form := map[string][]string{"grant_type": {"client_credentials"}}
+	token, _ := g.post("/oauth2/token", "myClient", "mySecret", form).json(t)["access_token"].(string)
+	if a := g.get("/api/x", token); a.StatusCode != 200 {
+		t.Errorf("with a token: %d", a.StatusCode)
+	}
+	g.post("/oauth2/token", "myClient", "wrong", form)
+	for _, path := range []string{"/oauth2/introspect", "/oauth2/revoke"} {
+		g.post(path, "myClient", "wrong", form)
+		g.post(path, "myClient", "mySecret", map[string][]string{"token": {token}})
+	}
+
+	// Metrics, both ways.
+	active := caddy.ActiveContext()
+	families, err := active.GetMetricsRegistry().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var exist []string
+	for _, f := range families {
+		if strings.HasPrefix(f.GetName(), "caddy_oauth_") {
+			exist = append(exist, f.GetName())
+			for _, label := range f.GetMetric()[0].GetLabel() {
+				if !strings.Contains(readme, "`"+label.GetName()+"`") {
+					t.Errorf("the README does not name the label %s of %s", label.GetName(), f.GetName())
+				}
+			}
+		}
+	}
+	slices.Sort(exist)
+	named := regexp.MustCompile(`caddy_oauth_[a-z_]+`).FindAllString(readme, -1)
+	slices.Sort(named)
+	if named = slices.Compact(named); !slices.Equal(named, exist) {
+		t.Errorf("the README names the metrics %v, there are %v", named, exist)
+	}
+
+	// Events, both ways.
+	if err := caddy.Stop(); err != nil { // writes the log to its end
+		t.Fatal(err)
+	}
+	log, err := os.ReadFile(logFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := map[string]bool{}
+	lines := bufio.NewScanner(bytes.NewReader(log))
+	for lines.Scan() {
+		var line struct{ Event string }
+		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Event != "" {
+			events[line.Event] = true
+		}
+		if bytes.Contains(lines.Bytes(), []byte(cmp.Or(token, "no token"))) {
+			t.Errorf("the log holds a token: %s", lines.Text())
+		}
+	}
+	for _, event := range []string{"token_issued", "token_introspected", "token_revoked", "token_refused", "introspect_refused", "revoke_refused"} {
+		if !strings.Contains(readme, "`"+event+"`") {
+			t.Errorf("the README does not explain the event %s", event)
+		}
+		if !events[event] {
+			t.Errorf("the log has no event %s", event)
+		}
+		delete(events, event)
+	}
+	for event := range events {
+		t.Errorf("the event %s is new; explain it in the README", event)
+	}
+}
