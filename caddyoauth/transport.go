@@ -50,6 +50,9 @@ func ambiguousPath(escaped string) bool {
 	// Of the current segment, decoded: its length, and how much of it is dots.
 	length, dots := 0, 0
 	afterSlash := false
+	// How much of a percent escape stands in what has been decoded: 1 is the sign alone.
+	escape := 0
+	var before byte
 	dotSegment := func() bool { return length == dots && (length == 1 || length == 2) }
 	for i := 0; i < len(escaped); i++ {
 		c, wasEscaped := escaped[i], false
@@ -66,11 +69,21 @@ func ambiguousPath(escaped string) bool {
 			return true
 		case c == '/' && (wasEscaped || afterSlash || dotSegment()):
 			return true
+		case c&0xc0 == 0x80 && before&0xfe == 0xc0:
+			// An ASCII character in two bytes, which UTF-8 forbids and some decoders read.
+			return true
+		}
+		before = c
+		// A percent sign that makes an escape of what follows: encoded twice.
+		switch {
 		case c == '%':
-			// A percent sign that makes another escape of what follows: encoded twice.
-			if _, twice := unescape("%" + escaped[i+1:min(i+3, len(escaped))]); twice {
+			escape = 1
+		case escape > 0 && unhex(c) >= 0:
+			if escape++; escape == 3 {
 				return true
 			}
+		default:
+			escape = 0
 		}
 		afterSlash = c == '/'
 		if afterSlash {

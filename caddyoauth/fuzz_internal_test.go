@@ -1,0 +1,248 @@
+package caddyoauth
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// ParseChallenge reads a WWW-Authenticate value that is one challenge with parameters
+// (RFC 9110 section 11.6.1): a scheme, a space, and name="value" with commas between.
+// It is stricter than the grammar where clients are known to be: a value is a quoted
+// string, and no parameter is there twice.
+func ParseChallenge(s string) (scheme string, params map[string]string, err error) {
+	scheme, rest, found := strings.Cut(s, " ")
+	if !found || !isHTTPToken(scheme) {
+		return "", nil, fmt.Errorf("%q has no scheme with parameters after it", s)
+	}
+	params = make(map[string]string)
+	for {
+		name, after, found := strings.Cut(rest, `="`)
+		if !found || !isHTTPToken(name) {
+			return "", nil, fmt.Errorf("%q: no name=\" at %q", s, rest)
+		}
+		name = strings.ToLower(name)
+		if _, twice := params[name]; twice {
+			return "", nil, fmt.Errorf("%q: %s is there twice", s, name)
+		}
+		var value strings.Builder
+		closed := false
+		i := 0
+		for ; i < len(after) && !closed; i++ {
+			switch c := after[i]; {
+			case c == '"':
+				closed = true
+			case c == '\\':
+				i++
+				if i == len(after) || after[i] < 0x20 || after[i] > 0x7e {
+					return "", nil, fmt.Errorf("%q: a bad escape in %s", s, name)
+				}
+				value.WriteByte(after[i])
+			case c < 0x20 || c > 0x7e:
+				return "", nil, fmt.Errorf("%q: character %q in %s", s, c, name)
+			default:
+				value.WriteByte(c)
+			}
+		}
+		if !closed {
+			return "", nil, fmt.Errorf("%q: %s does not end", s, name)
+		}
+		params[name] = value.String()
+		if rest = after[i:]; rest == "" {
+			return scheme, params, nil
+		}
+		if rest, found = strings.CutPrefix(rest, ", "); !found {
+			return "", nil, fmt.Errorf("%q: no comma after %s", s, name)
+		}
+	}
+}
+
+func isHTTPToken(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c <= 0x20 || c >= 0x7f || strings.IndexByte(`"(),/:;<=>?@[\]{}`, c) >= 0 {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// The parser in the tests must not be kinder than clients are.
+func TestParseChallengeIsStrict(t *testing.T) {
+	for _, bad := range []string{
+		"", "Bearer", "Bearer ", `realm="root"`, `Bearer realm=root`, `Bearer realm="root`,
+		`Bearer realm="root" error="x"`, `Bearer realm="root",error="x"`, `Bearer realm="root", `,
+		`Bearer realm="a", realm="a"`, `Bearer realm="a", Realm="a"`, "Bearer realm=\"a\tb\"", `Bearer realm="é"`,
+		`Bearer realm="a\`, `Bearer realm="a", error`, `Bearer  realm="a"`,
+	} {
+		if _, params, err := ParseChallenge(bad); err == nil {
+			t.Errorf("%q was read as %v", bad, params)
+		}
+	}
+	scheme, params, err := ParseChallenge(`Bearer realm="a \"b\" \\", scope="read write"`)
+	if err != nil || scheme != "Bearer" || params["realm"] != `a "b" \` || params["scope"] != "read write" {
+		t.Errorf("got %q %v, %v", scheme, params, err)
+	}
+}
+
+// P-02, P-04, P-05, P-07, P-10: what comes out as a token is one, was in the header,
+// and every verdict follows from the header alone. D#54: no input is expensive.
+func FuzzBearerToken(f *testing.F) {
+	for _, seed := range []string{
+		"", "Bearer", "Bearer ", "Bearer x", "bearer  x", "BEARER x==", "Bearer x=y", "Bearer x y", "Bearer x,y", "Bearer\tx",
+		"Bearer x\t", "Bearer,x", "Bearerx", "Basic eDp5", "x", "Bearer =", "Bearer é", "Bearer \x00", "Bearer " + strings.Repeat(".", 9000),
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		token, verdict := bearerToken([]string{line})
+		if (verdict == tokenPresent) != (token != "") {
+			t.Fatalf("%q: token %q with verdict %d", line, token, verdict)
+		}
+		if _, v := bearerToken([]string{line, line}); v != tokenMalformed {
+			t.Errorf("two lines of %q: verdict %d", line, v)
+		}
+		if _, v := bearerToken(nil); v != tokenMissing {
+			t.Errorf("no line: verdict %d", v)
+		}
+		scheme, rest, _ := strings.Cut(line, " ")
+		if ours := strings.EqualFold(scheme, "bearer"); verdict == tokenPresent && !ours {
+			t.Errorf("%q: a token without our scheme", line)
+		} else if ours && verdict == tokenMissing {
+			t.Errorf("%q has our scheme and counts as no credentials", line)
+		}
+		if verdict != tokenPresent {
+			return
+		}
+		if token != strings.Trim(rest, " ") {
+			t.Errorf("%q: got token %q", line, token)
+		}
+		if len(token) > maxTokenLength {
+			t.Errorf("a token of %d bytes passed", len(token))
+		}
+		body := strings.TrimRight(token, "=")
+		const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/"
+		if body == "" || strings.Trim(body, allowed) != "" || strings.ContainsAny(body, "=, \t") {
+			t.Errorf("%q is no b64token", token)
+		}
+		// Spelling of the scheme and number of spaces change nothing.
+		if again, v := bearerToken([]string{"bEaReR   " + token}); v != tokenPresent || again != token {
+			t.Errorf("%q respelled: %q, verdict %d", line, again, v)
+		}
+	})
+}
+
+// C-14: a path that is not called ambiguous has one reading. Decoding it once gives
+// the same as decoding it twice, cleaning it changes nothing but a trailing slash,
+// and nothing in it is a separator to one backend and a letter to another.
+func FuzzAmbiguousPath(f *testing.F) {
+	for _, seed := range []string{
+		"/", "/a/b", "/a/b/", "/a//b", "/a/./b", "/a/../b", "/..", "/.", "/a/..", "/%2e%2e/a", "/.%2E/a", "/a%2fb", "/a%5cb", `/a\b`,
+		"/a;b", "/a%3bb", "/a%00", "/a%0d", "/%252e", "/%25%32%65", "/%2525", "/100%25", "/%zz", "/%", "/...", "/.a", "/a.", "/é", "/%61",
+		"/%c0%ae%c0%ae/a", "/%C0%AFa", "/%c3%a9", "/%e9",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, escaped string) {
+		if ambiguousPath(escaped) {
+			return
+		}
+		decoded, err := url.PathUnescape(escaped)
+		if err != nil {
+			t.Fatalf("%q can't be decoded and passed", escaped)
+		}
+		if twice, err := url.PathUnescape(decoded); err == nil && twice != decoded {
+			t.Errorf("%q is %q to some and %q to others", escaped, decoded, twice)
+		}
+		for i := range len(decoded) {
+			if c := decoded[i]; c < 0x20 || c == 0x7f || c == ';' || c == '\\' {
+				t.Errorf("%q: %q passed", escaped, c)
+			}
+		}
+		if lower := strings.ToLower(escaped); strings.Contains(lower, "%2f") {
+			t.Errorf("%q: an encoded slash passed", escaped)
+		}
+		if !strings.HasPrefix(decoded, "/") {
+			return // "*" and such, which no matcher and no backend takes for a path
+		}
+		if clean := caddyhttp.CleanPath(decoded, true); strings.TrimSuffix(clean, "/") != strings.TrimSuffix(decoded, "/") {
+			t.Errorf("%q decodes to %q, which cleans to %q", escaped, decoded, clean)
+		}
+		// A trailing slash more or less is all that may differ: not two of them.
+		if strings.HasSuffix(decoded, "//") {
+			t.Errorf("%q: two slashes passed", escaped)
+		}
+	})
+}
+
+// P-12, P-13: whatever realm and scopes a configuration may name, each challenge made
+// of them can be read, and says them.
+func FuzzChallenge(f *testing.F) {
+	f.Add("root", "read write")
+	f.Add("alpha", "a!#$%&'()*+-./:;<=>?@[]^_`{|}~")
+	f.Add(`al"pha`, "read")
+	f.Add("al\r\npha", "read")
+	f.Add("alpha", `re"ad`)
+	f.Add("alpha", `re\ad`)
+	f.Add("alpha", "re\r\nad")
+	f.Add("alpha", "é")
+	f.Fuzz(func(t *testing.T, realm, scopes string) {
+		list := strings.Split(scopes, " ")
+		app, err := json.Marshal(map[string]any{"realms": map[string]any{realm: map[string]any{}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, err := caddy.ProvisionContext(&caddy.Config{
+			Admin:   &caddy.AdminConfig{Disabled: true},
+			Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: caddy.BaseLog{WriterRaw: json.RawMessage(`{"output":"discard"}`)}}}},
+			AppsRaw: caddy.ModuleMap{"oauth": app},
+		})
+		if err != nil {
+			return // refused at load, as it should be if the realm is no name
+		}
+		p := &Protect{Realm: realm, Scopes: list}
+		if err := p.Provision(ctx); err != nil {
+			return
+		}
+		want := slices.Compact(slices.Sorted(slices.Values(list)))
+		for _, no := range []*refusal{p.missingToken, p.malformed, p.ambiguous, p.invalidToken, p.insufficient} {
+			scheme, params, err := ParseChallenge(no.challenge)
+			if err != nil {
+				t.Errorf("%s: %v", no.code, err)
+				continue
+			}
+			if scheme != "Bearer" || params["realm"] != p.realm.name {
+				t.Errorf("%s: scheme %q, realm %q", no.code, scheme, params["realm"])
+			}
+			if no == p.insufficient && params["scope"] != strings.Join(want, " ") {
+				t.Errorf("the challenge asks for %q, the route for %q", params["scope"], want)
+			}
+			if strings.ContainsAny(no.challenge, "\r\n\x00") {
+				t.Errorf("%s: %q is more than one line", no.code, no.challenge)
+			}
+		}
+	})
+}
+
+// G-01, C-08, C-09 for protected routes: where the peer sits is judged by the connection.
+func TestSecureOrLocalBelievesTheConnectionOnly(t *testing.T) {
+	for peer, want := range map[string]bool{
+		"127.0.0.1:1234": true, "[::1]:1234": true, "[::ffff:127.0.0.1]:1": true, "@": true, "": true,
+		"192.0.2.1:1234": false, "[2001:db8::1]:1": false, "[::ffff:192.0.2.1]:1": false, "127.0.0.1": false, "localhost:1": false,
+	} {
+		r := httptest.NewRequest("GET", "http://localhost/", nil).WithContext(context.Background())
+		r.RemoteAddr = peer
+		r.Header = http.Header{"X-Forwarded-For": {"127.0.0.1"}, "X-Forwarded-Proto": {"https"}, "Forwarded": {"for=127.0.0.1;proto=https"}}
+		if got := secureOrLocal(r); got != want {
+			t.Errorf("a peer at %q: %v, want %v", peer, got, want)
+		}
+	}
+}
