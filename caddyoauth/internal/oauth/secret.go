@@ -119,7 +119,9 @@ func HashedSecret(hash string) (*Secret, error) {
 		return parseArgon2id(hash)
 	case strings.HasPrefix(hash, "$2a$"), strings.HasPrefix(hash, "$2b$"), strings.HasPrefix(hash, "$2y$"):
 		cost, err := bcrypt.Cost([]byte(hash))
-		if err != nil || len(hash) != 60 {
+		// With a character that is not bcrypt's own, each check would fail before it did its
+		// work, and the time would tell that this client exists.
+		if err != nil || len(hash) != 60 || hash[6] != '$' || strings.Trim(hash[7:], bcryptAlphabet) != "" {
 			return nil, errors.New("the bcrypt hash is malformed")
 		}
 		if cost < 10 || cost > 14 {
@@ -131,6 +133,9 @@ func HashedSecret(hash string) (*Secret, error) {
 	}
 	return nil, errors.New("the hash is of no known kind (known: $argon2id$, $2b$ for bcrypt, $sha256$ for generated secrets)")
 }
+
+// bcryptAlphabet is what a bcrypt hash is written in after its cost.
+const bcryptAlphabet = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 func parseArgon2id(hash string) (*Secret, error) {
 	parts := strings.Split(hash, "$") // "", argon2id, v=19, m=…,t=…,p=…, salt, digest

@@ -1,0 +1,437 @@
+package caddyoauth_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/argon2"
+)
+
+// clientAuthCases are the rules of section A2 for a single request. The module that
+// authenticates is one for all endpoints, so all cases run on all of them.
+func clientAuthCases() []endpointCase {
+	const assertionType = "urn%3Aietf%3Aparams%3Aoauth%3Aclient-assertion-type%3Ajwt-bearer"
+	authorization := func(values ...string) call {
+		var c call
+		for _, v := range values {
+			c.headers = append(c.headers, "Authorization", v)
+		}
+		return c
+	}
+	good := basic("reader", testSecret)
+	inScheme := func(scheme string) call { return authorization(scheme + strings.TrimPrefix(good, "Basic")) }
+	withBody := func(c call, body string) call {
+		c.body = body
+		return c
+	}
+	post := func(id, secret string) call {
+		return call{body: "FORM&client_id=" + url.QueryEscape(id) + "&client_secret=" + url.QueryEscape(secret)}
+	}
+	cases := []endpointCase{
+		{id: "CA-01", name: "Basic", call: authorization(good)},
+		{id: "CA-01", name: "the scheme in lower case", call: inScheme("basic")},
+		{id: "CA-01", name: "the scheme in upper case", call: inScheme("BASIC")},
+		{id: "CA-01", name: "two spaces after the scheme", call: inScheme("Basic ")},
+		{id: "CA-01", name: "no space after the scheme", status: 401, call: authorization(strings.Replace(good, " ", "", 1))},
+
+		{id: "CA-02", name: "ID and secret form-urlencoded", call: call{}.as("my:app", oddSecret)},
+		{id: "CA-02", name: "a space as %20", call: authorization(rawBasic("my%3Aapp:p%25%2B%20%C3%A4%2F%3D%26%3A"))},
+		{id: "CA-02", name: "a space as +", call: authorization(rawBasic("my%3Aapp:p%25%2B+%C3%A4%2F%3D%26%3A"))},
+		{id: "CA-02", name: "lower-case escapes", call: authorization(rawBasic("my%3aapp:p%25%2b%20%c3%a4%2f%3d%26%3a"))},
+		{id: "CA-02 D#59", name: "no escape where none is needed: = / : raw in the secret", call: authorization(rawBasic("my%3Aapp:p%25%2B%20%C3%A4/=%26:"))},
+		{id: "CA-02", name: "the same sent raw", status: 401, call: authorization(rawBasic("my:app:" + oddSecret))},
+		{id: "CA-02", name: "the secret sent raw", status: 401, call: authorization(rawBasic("my%3Aapp:" + oddSecret))},
+		{id: "CA-02", name: "encoded twice", status: 401, call: call{}.as(url.QueryEscape("my:app"), url.QueryEscape(oddSecret))},
+		{id: "CA-02", name: "only the secret encoded twice", status: 401, call: call{}.as("my:app", url.QueryEscape(oddSecret))},
+		{id: "CA-02", name: "a + that means itself", status: 401, call: authorization(rawBasic("my%3Aapp:p%25++%C3%A4%2F%3D%26%3A"))},
+		{id: "CA-02", name: "%zz in the secret", status: 401, call: authorization(rawBasic("reader:%zz"))},
+		{id: "CA-02", name: "%zz in the ID", status: 401, call: authorization(rawBasic("%zz:abc"))},
+		{id: "CA-02", name: "no colon", status: 401, call: authorization(rawBasic("reader"))},
+		{id: "CA-02", name: "nothing", status: 401, call: authorization(rawBasic(""))},
+		{id: "CA-02", name: "only a colon", status: 401, call: authorization(rawBasic(":"))},
+		{id: "CA-02", name: "a secret without an ID", status: 401, call: authorization(rawBasic(":" + testSecret))},
+		{id: "CA-02", name: "not base64", status: 401, call: authorization("Basic %%%%")},
+		{id: "CA-02", name: "base64 without its padding", status: 401, call: authorization("Basic " + base64.RawStdEncoding.EncodeToString([]byte("reader:abc4")))},
+		{id: "CA-02", name: "base64 with stray bits", status: 401, call: authorization("Basic cmVhZGVyOmFiY5==")},
+		{id: "CA-02", name: "something after the base64", status: 401, call: authorization(good + ", Basic x")},
+		{id: "CA-02", name: "NUL in the secret", status: 401, call: authorization(rawBasic("reader:abc%00"))},
+		{id: "CA-02", name: "not UTF-8", status: 401, call: authorization(rawBasic("reader:abc\xff"))},
+		{id: "CA-02", name: "a space after the secret", status: 401, call: authorization(rawBasic("reader:abc+"))},
+		{id: "CA-02", name: "a line break after the secret", status: 401, call: authorization(rawBasic("reader:abc\n"))},
+		{id: "CA-02", name: "the ID in another case", status: 401, call: call{}.as("Reader", testSecret)},
+		{id: "CA-02", name: "the secret in another case", status: 401, call: call{}.as("reader", "ABC")},
+
+		{id: "CA-03", name: "post", call: post("reader", testSecret)},
+		{id: "CA-03", name: "post, with characters that are encoded once", call: post("my:app", oddSecret)},
+		{id: "CA-03", name: "post of a client that may only use Basic", status: 401, call: post("only-basic", testSecret)},
+		{id: "CA-03", name: "Basic of a client that may only use Basic", call: call{}.as("only-basic", testSecret)},
+		{id: "CA-03", name: "Basic of a client that may only use post", status: 401, call: call{}.as("only-post", testSecret)},
+		{id: "CA-03", name: "post of a client that may only use post", call: post("only-post", testSecret)},
+
+		{id: "CA-04", name: "Basic with the same client_id in the body", call: withBody(authorization(good), "FORM&client_id=reader")},
+		{id: "CA-04", name: "Basic with a different client_id in the body", status: 400, code: "invalid_request", call: withBody(authorization(good), "FORM&client_id=writer")},
+		{id: "CA-04", name: "Basic with an empty client_id in the body", call: withBody(authorization(good), "FORM&client_id=")},
+
+		{id: "CA-05", name: "Basic and client_secret", status: 400, code: "invalid_request", call: withBody(authorization(good), "FORM&client_secret=abc")},
+		{id: "CA-05", name: "Basic and the same credentials posted", status: 400, code: "invalid_request", call: withBody(authorization(good), post("reader", testSecret).body)},
+		{id: "CA-05", name: "wrong Basic and good credentials posted", status: 400, code: "invalid_request", call: withBody(call{}.as("reader", "wrong-secret"), post("reader", testSecret).body)},
+		{id: "CA-05", name: "Bearer and good credentials posted", status: 400, code: "invalid_request", call: withBody(authorization("Bearer canary"), post("reader", testSecret).body)},
+		{id: "CA-05", name: "Basic and an assertion", status: 400, code: "invalid_request", call: withBody(authorization(good), "FORM&client_assertion=canary&client_assertion_type="+assertionType)},
+		{id: "CA-05", name: "a secret and an assertion", status: 400, code: "invalid_request", call: call{body: post("reader", testSecret).body + "&client_assertion=canary&client_assertion_type=" + assertionType}},
+		{id: "CA-05", name: "two Authorization lines, equal", status: 400, code: "invalid_request", call: authorization(good, good)},
+		{id: "CA-05", name: "two Authorization lines, the second wrong", status: 400, code: "invalid_request", call: authorization(good, basic("writer", "wrong-secret"))},
+		{id: "CA-05", name: "two Authorization lines of different schemes", status: 400, code: "invalid_request", call: authorization("Bearer canary", good)},
+		{id: "CA-05", name: "two Authorization lines, one empty", status: 400, code: "invalid_request", call: authorization(good, "")},
+
+		{id: "CA-06", name: "no credentials", status: 401, call: call{}},
+		{id: "CA-06", name: "an ID without a secret", status: 401, call: call{body: "FORM&client_id=reader"}},
+		{id: "CA-06", name: "a secret without an ID", status: 401, call: call{body: "FORM&client_secret=abc"}},
+		{id: "CA-06", name: "an assertion, which is not offered", status: 401, call: call{body: "FORM&client_id=reader&client_assertion=canary&client_assertion_type=" + assertionType}},
+
+		{id: "CA-07", name: "Bearer", status: 401, call: authorization("Bearer canary")},
+		{id: "CA-07", name: "Negotiate", status: 401, call: authorization("Negotiate Y2FuYXJ5")},
+		{id: "CA-07", name: "Digest", status: 401, call: authorization(`Digest username="reader"`)},
+		{id: "CA-07", name: "no scheme", status: 401, call: authorization(base64.StdEncoding.EncodeToString([]byte("reader:abc")))},
+		{id: "CA-07", name: "an empty value", status: 401, call: authorization("")},
+		{id: "CA-07", name: "Bearer beside a client_id", status: 401, call: withBody(authorization("Bearer canary"), "FORM&client_id=reader")},
+
+		{id: "CA-08", name: "an unknown client", status: 401, call: call{}.as("nobody-known", "wrong-secret")},
+		{id: "CA-08", name: "a wrong secret", status: 401, call: call{}.as("reader", "wrong-secret")},
+		{id: "CA-08", name: "a disabled client", status: 401, call: call{}.as("off", testSecret)},
+		{id: "CA-08", name: "an expired secret", status: 401, call: call{}.as("expired", testSecret)},
+		{id: "CA-08", name: "another client's secret", status: 401, call: call{}.as("my:app", testSecret)},
+		{id: "CA-08", name: "a wrong secret, posted", status: 401, call: post("reader", "wrong-secret")},
+		{id: "CA-08", name: "a secret of 10 KiB", status: 401, call: post("reader", strings.Repeat("s", 10<<10))},
+		{id: "CA-08", name: "the right secret and 10 KiB after it", status: 401, call: post("reader", testSecret+strings.Repeat("s", 10<<10))},
+
+		{id: "CA-11", name: "an empty secret in Basic", status: 401, call: authorization(rawBasic("reader:"))},
+		{id: "CA-11", name: "an empty secret posted", status: 401, call: call{body: "FORM&client_id=reader&client_secret="}},
+		{id: "CA-11", name: "an empty secret of a disabled client", status: 401, call: authorization(rawBasic("off:"))},
+		{id: "CA-11", name: "the hash instead of the secret", status: 401, call: call{}.as("reader", hashOf(testSecret))},
+		{id: "CA-11", name: "the digest instead of the secret", status: 401, call: call{}.as("reader", strings.TrimPrefix(hashOf(testSecret), "$sha256$"))},
+	}
+	return cases
+}
+
+// Section A2, on all endpoints.
+func TestClientAuthentication(t *testing.T) {
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			g := startGateway(t, v.options(t)+endpointOptions(), "oauth_server")
+			runCases(t, g, clientAuthCases())
+		})
+	}
+}
+
+// rawAnswer posts a form over a connection of its own and returns the whole answer, the
+// bytes of its head included, without the Date.
+func rawAnswer(t *testing.T, g *gateway, path, authorization, body string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(g.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if authorization != "" {
+		authorization = "Authorization: " + authorization + "\r\n"
+	}
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/x-www-form-urlencoded\r\n%sContent-Length: %d\r\nConnection: close\r\n\r\n%s",
+		path, authorization, len(body), body)
+	all, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(all)), nil); err != nil {
+		t.Fatalf("%q is no answer: %v", all, err)
+	}
+	return regexp.MustCompile(`(?m)^Date: .*\r\n`).ReplaceAllString(string(all), "")
+}
+
+// argonHash is the Argon2id hash of a secret, about as cheap as one may be. Tests prefer
+// it to bcrypt, which the race detector slows down thirtyfold.
+func argonHash(secret string, m, t uint32, p uint8) string {
+	salt := []byte("sixteen byte salt")
+	digest := argon2.IDKey([]byte(secret), salt, t, m, p, 32)
+	return fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s", m, t, p, base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(digest))
+}
+
+// slowHash is argonHash with the least parameters that are accepted.
+func slowHash(secret string) string { return argonHash(secret, 16384, 2, 1) }
+
+// CA-08: whatever made an authentication fail, the answer has the same bytes. Slow
+// hashes are among the clients, so that the ways through the code differ most.
+func TestFailedAuthenticationsLookAlike(t *testing.T) {
+	g := startGateway(t, "store memory\n"+endpointClients()+"client slow {\nsecret_hash "+slowHash("correct horse")+"\nscopes read\n}\n", "oauth_server")
+	for _, e := range endpoints() {
+		if e.realm != "root" || strings.Contains(e.path, "realms") {
+			continue
+		}
+		form := e.leastForm()
+		want := rawAnswer(t, g, e.path, basic("nobody", "wrong"), form)
+		if !strings.HasPrefix(want, "HTTP/1.1 401 ") {
+			t.Errorf("an unknown client gets %s", want)
+		}
+		for name, got := range map[string]string{
+			"wrong secret":           rawAnswer(t, g, e.path, basic("reader", "wrong"), form),
+			"wrong secret, slow":     rawAnswer(t, g, e.path, basic("slow", "wrong"), form),
+			"disabled client":        rawAnswer(t, g, e.path, basic("off", testSecret), form),
+			"expired secret":         rawAnswer(t, g, e.path, basic("expired", testSecret), form),
+			"method not allowed":     rawAnswer(t, g, e.path, basic("only-post", testSecret), form),
+			"empty secret":           rawAnswer(t, g, e.path, basic("reader", ""), form),
+			"no credentials":         rawAnswer(t, g, e.path, "", form),
+			"malformed Basic":        rawAnswer(t, g, e.path, "Basic %", form),
+			"another scheme":         rawAnswer(t, g, e.path, "Bearer x", form),
+			"unknown client, posted": rawAnswer(t, g, e.path, "", form+"&client_id=nobody&client_secret=wrong"),
+			"wrong secret, posted":   rawAnswer(t, g, e.path, "", form+"&client_id=reader&client_secret=wrong"),
+			"an over-long secret":    rawAnswer(t, g, e.path, "", form+"&client_id=reader&client_secret="+strings.Repeat("x", 10<<10)),
+		} {
+			if got != want {
+				t.Errorf("%s: %s: the answer is\n%s\nand not that to an unknown client\n%s", e.path, name, got, want)
+			}
+		}
+	}
+}
+
+// A secret that is kept as a slow hash opens the door, and nothing near it does (E-02).
+func TestSlowHashes(t *testing.T) {
+	const (
+		secret      = "correct horse battery staple"
+		cryptSecret = "$2a$10$EMBOBUc0qF0HiUuSJqy.Aux25Pt3FMJEkkzi/9/YrffME8Xsvwsoe"
+		cryptLong   = "$2a$10$P7snOx9lebNlTPDR1i65deh.pQBrntHeBUM2NdV3L2J/K.ntgcypK" // of 72 × a
+	)
+	long := strings.Repeat("a", 72)
+	client := func(id, hash string) string {
+		return "client " + id + " {\nsecret_hash " + hash + "\nscopes read\ndefault_scopes read\n}\n"
+	}
+	// A realm of their own for each, so that one's dummies are not another's cost.
+	g := startGateway(t, "store memory\n"+
+		"realm argon {\n"+client("owasp", argonHash(secret, 19456, 2, 1))+"}\n"+
+		"realm threads {\n"+client("threads", argonHash(secret, 9216, 4, 4))+"}\n"+
+		"realm crypt {\n"+client("crypt", cryptSecret)+client("crypt2y", "$2y$"+cryptSecret[4:])+client("long", cryptLong)+"}\n", "oauth_server")
+	form := url.Values{"grant_type": {"client_credentials"}}
+	for _, c := range []struct {
+		id, name, realm, client, secret string
+		ok                              bool
+	}{
+		{"E-02", "Argon2id", "argon", "owasp", secret, true},
+		{"E-06", "a wrong secret after the right one", "argon", "owasp", secret + "!", false},
+		{"E-06", "the right one again", "argon", "owasp", secret, true},
+		{"CA-11", "an empty one", "argon", "owasp", "", false},
+		{"E-02", "Argon2id with four threads", "threads", "threads", secret, true},
+		{"E-02", "bcrypt", "crypt", "crypt", secret, true},
+		{"E-02", "bcrypt as PHP writes it", "crypt", "crypt2y", secret, true},
+		{"CA-08", "a wrong secret", "crypt", "crypt", "Correct horse battery staple", false},
+		{"CA-12", "72 bytes", "crypt", "long", long, true},
+		{"CA-12", "72 bytes and a suffix, after the right one", "crypt", "long", long + "XYZ", false},
+	} {
+		t.Run(c.id+" "+c.name, func(t *testing.T) {
+			a := g.post("/oauth2/realms/root/realms/"+c.realm+"/token", c.client, c.secret, form)
+			if c.ok {
+				wantToken(t, a, "read")
+			} else {
+				wantE401(t, a, c.realm)
+			}
+		})
+	}
+}
+
+// E-02, E-03, CA-11: a hash that is weak, hostile or broken is refused when the
+// configuration is loaded, and the error does not repeat it.
+func TestHashesRefusedAtLoad(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, "oauth_server")
+	const salt, digest = "c2l4dGVlbiBieXRlcyE", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+	for _, c := range []struct{ id, name, hash string }{
+		{"E-02", "plain text", "correct-horse-battery-staple"},
+		{"E-02", "MD5", "5f4dcc3b5aa765d61d8327deb882cf99"},
+		{"E-02", "MD5 crypt", "$1$saltsalt$2vnaRpHa6Jxjz5n83ok8Z0"},
+		{"E-02", "LDAP SHA", "{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g="},
+		{"E-02", "SHA-512 crypt", "$6$saltsalt$qFmFH.bQmmtXzyBY0s9v7Oicd2z4XSIecDzlB5KiA2/jctKu9YterLp8wwnSq.qc.eoxqOmSuNp2xS0ktL3nh/"},
+		{"E-02", "bcrypt of cost 4", "$2a$04$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
+		{"E-02", "Argon2i", "$argon2i$v=19$m=65536,t=3,p=1$" + salt + "$" + digest},
+		{"E-02", "Argon2id with little memory", "$argon2id$v=19$m=1024,t=2,p=1$" + salt + "$" + digest},
+		{"E-02", "Argon2id without a salt", "$argon2id$v=19$m=19456,t=2,p=1$$" + digest},
+		{"E-03", "Argon2id with 4 GiB", "$argon2id$v=19$m=4194304,t=2,p=1$" + salt + "$" + digest},
+		{"E-03", "Argon2id with 11 passes", "$argon2id$v=19$m=19456,t=11,p=1$" + salt + "$" + digest},
+		{"E-03", "Argon2id with 5 threads", "$argon2id$v=19$m=65536,t=2,p=5$" + salt + "$" + digest},
+		{"E-03", "bcrypt of cost 15", "$2a$15$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
+		{"E-03", "bcrypt of cost 31", "$2a$31$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
+		{"CA-11", "an empty Argon2id digest", "$argon2id$v=19$m=19456,t=2,p=1$" + salt + "$"},
+		{"CA-11", "a bcrypt hash cut short", "$2a$10$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Z"},
+		{"CA-11", "a bcrypt hash with characters that are not its own", "$2a$10$!!pDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
+		{"CA-11", "an empty SHA-256", "$sha256$"},
+		{"CA-11", "half a SHA-256", "$sha256$ungWv48Bz+pBQUDeXa4iIw"},
+		{"CA-11", "only a prefix", "$argon2id$"},
+	} {
+		t.Run(c.id+" "+c.name, func(t *testing.T) {
+			err := g.load("store memory\nclient c {\nsecret_hash \""+c.hash+"\"\nscopes read\n}\n", "oauth_server")
+			if err == nil {
+				t.Fatal("the hash was accepted")
+			}
+			if len(c.hash) > 20 && strings.Contains(err.Error(), c.hash[len(c.hash)-12:]) {
+				t.Errorf("the error repeats the hash: %v", err)
+			}
+		})
+	}
+	// What was refused changed nothing.
+	g.token("reader")
+}
+
+// D#30, C-25: a secret given by reference works; one that can't be resolved, or is
+// empty, stops the load; a literal one is refused without being repeated.
+func TestSecretsByReference(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte("from a file"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GATEWAY_TEST_SECRET", "from the environment")
+	t.Setenv("GATEWAY_TEST_HASH", hashOf("hashed"))
+	t.Setenv("GATEWAY_TEST_EMPTY", "")
+	client := func(id, secret string) string {
+		return "client " + id + " {\n" + secret + "\nscopes read\ndefault_scopes read\n}\n"
+	}
+	g := startGateway(t, "store memory\n"+client("env", "secret {env.GATEWAY_TEST_SECRET}")+client("file", "secret {file."+file+"}")+
+		client("hash", "secret_hash {env.GATEWAY_TEST_HASH}"), "oauth_server")
+	form := url.Values{"grant_type": {"client_credentials"}}
+	for id, secret := range map[string]string{"env": "from the environment", "file": "from a file", "hash": "hashed"} {
+		wantToken(t, g.post("/oauth2/token", id, secret, form), "read")
+		wantE401(t, g.post("/oauth2/token", id, "", form), "root")
+		wantE401(t, g.post("/oauth2/token", id, secret+"x", form), "root")
+		wantE401(t, g.post("/oauth2/token", id, "{env.GATEWAY_TEST_SECRET}", form), "root")
+	}
+	for name, secret := range map[string]string{
+		"a variable that is not set":  "secret {env.GATEWAY_TEST_UNSET}",
+		"an empty variable":           "secret {env.GATEWAY_TEST_EMPTY}",
+		"a file that is not there":    "secret {file." + file + ".missing}",
+		"an empty file":               "secret {file." + empty + "}",
+		"a hash that is not set":      "secret_hash {env.GATEWAY_TEST_UNSET}",
+		"a literal secret":            "secret canary-literal",
+		"a literal and a reference":   "secret canary-{env.GATEWAY_TEST_SECRET}",
+		"a literal secret for a hash": "secret_hash canary-literal",
+		"no secret":                   "auth client_secret_basic",
+	} {
+		t.Run("D#30 "+name, func(t *testing.T) {
+			err := g.load("store memory\n"+client("c", secret), "oauth_server")
+			if err == nil {
+				t.Fatal("the configuration was accepted")
+			}
+			if strings.Contains(err.Error(), "canary") || strings.Contains(err.Error(), "from the environment") {
+				t.Errorf("the error repeats the secret: %v", err)
+			}
+		})
+	}
+}
+
+// CA-10: both secrets work inside the overlap, and the old one ends within a second of
+// its until, although its success is remembered.
+func TestRotation(t *testing.T) {
+	until := time.Now().Add(3 * time.Second)
+	g := startGateway(t, "store memory\nclient c {\nsecret_hash "+slowHash("old secret")+" until "+until.Format(time.RFC3339Nano)+
+		"\nsecret_hash "+hashOf("new secret")+"\nscopes read\ndefault_scopes read\n}\n", "oauth_server")
+	form := url.Values{"grant_type": {"client_credentials"}}
+	fetch := func(secret string) answer { return g.post("/oauth2/token", "c", secret, form) }
+
+	wantToken(t, fetch("old secret"), "read") // and is remembered from now on
+	wantToken(t, fetch("new secret"), "read")
+	for {
+		begin := time.Now()
+		a := fetch("old secret")
+		end := time.Now()
+		if begin.After(until) {
+			wantE401(t, a, "root")
+			break
+		}
+		if end.Before(until) {
+			wantToken(t, a, "read")
+		}
+		time.Sleep(10 * time.Millisecond) // leave the machine to others
+	}
+	wantToken(t, fetch("new secret"), "read")
+}
+
+// B-28, E-06: what was remembered of a secret is gone with the configuration that had it.
+func TestReloadForgetsSecrets(t *testing.T) {
+	hash := func(secret string) string {
+		return "store memory\nclient c {\nsecret_hash " + slowHash(secret) + "\nscopes read\ndefault_scopes read\n}\n"
+	}
+	g := startGateway(t, hash("first"), "oauth_server")
+	form := url.Values{"grant_type": {"client_credentials"}}
+	wantToken(t, g.post("/oauth2/token", "c", "first", form), "read")
+	if err := g.load(hash("second"), "oauth_server"); err != nil {
+		t.Fatal(err)
+	}
+	wantE401(t, g.post("/oauth2/token", "c", "first", form), "root")
+	wantToken(t, g.post("/oauth2/token", "c", "second", form), "read")
+}
+
+// E-04: who guesses at a slow hash from one address gets 401 or is told to come back, and
+// clients whose secrets are quick to check, or are remembered, are served meanwhile.
+func TestGuessersDoNotShutOutOthers(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients+"client slow {\nsecret_hash "+slowHash("slow secret")+"\nscopes read\ndefault_scopes read\n}\n", "oauth_server")
+	form := url.Values{"grant_type": {"client_credentials"}}
+	wantToken(t, g.post("/oauth2/token", "slow", "slow secret", form), "read")
+
+	var guessers sync.WaitGroup
+	var refused, busy atomic.Int64
+	for i := range 60 {
+		guessers.Go(func() {
+			a := g.post("/oauth2/token", "slow", fmt.Sprintf("guess %d", i), form)
+			switch a.StatusCode {
+			case 401:
+				refused.Add(1)
+				wantE401(t, a, "root")
+			default:
+				busy.Add(1)
+				wantE(t, a, 503, "temporarily_unavailable")
+			}
+		})
+	}
+	// However long the guessing lasts, these need no place in the queue.
+	for range 20 {
+		wantToken(t, g.fetch("reader"), "read")
+		wantToken(t, g.post("/oauth2/token", "slow", "slow secret", form), "read")
+	}
+	guessers.Wait()
+	if refused.Load() == 0 || busy.Load() == 0 {
+		t.Errorf("of 60 guesses at once %d were answered and %d told to come back; want some of each", refused.Load(), busy.Load())
+	}
+}
+
+// D#19, D#20: right and wrong secrets of two clients at once are never mixed up.
+func TestConcurrentAuthenticationsAreNotMixedUp(t *testing.T) {
+	client := func(id, secret string) string {
+		return "client " + id + " {\nsecret_hash " + hashOf(secret) + "\nscopes " + id + "\ndefault_scopes " + id + "\n}\n"
+	}
+	g := startGateway(t, "store memory\n"+client("one", "secret of one")+client("two", "secret of two"), "oauth_server")
+	form := url.Values{"grant_type": {"client_credentials"}}
+	var callers sync.WaitGroup
+	for range 8 {
+		callers.Go(func() {
+			for range 25 {
+				wantToken(t, g.post("/oauth2/token", "one", "secret of one", form), "one")
+				wantE401(t, g.post("/oauth2/token", "two", "secret of one", form), "root")
+				wantToken(t, g.post("/oauth2/token", "two", "secret of two", form), "two")
+				wantE401(t, g.post("/oauth2/token", "one", "secret of two", form), "root")
+			}
+		})
+	}
+	callers.Wait()
+}
