@@ -15,6 +15,10 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
+// CloseStore closes the token store of the configuration in force under its feet, which
+// is how tests get a store that can't answer.
+func CloseStore() error { return activeApp().backend.store.Close() }
+
 // ParseChallenge reads a WWW-Authenticate value that is one challenge with parameters
 // (RFC 9110 section 11.6.1): a scheme, a space, and name="value" with commas between.
 // It is stricter than the grammar where clients are known to be: a value is a quoted
