@@ -1,0 +1,81 @@
+package caddyoauth
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
+)
+
+func init() {
+	caddy.RegisterModule(OutageStore{})
+}
+
+// Outage is how a `store outage` fails: each function is called first, with the name of
+// the method, and an error from it is the method's answer. Nil is a store in health.
+var Outage atomic.Pointer[func(ctx context.Context, method string) error]
+
+// StoreErrors are the errors that the contract of a store knows, by name.
+var StoreErrors = map[string]error{
+	"closed": oauth.ErrClosed, "full": oauth.ErrFull, "not found": oauth.ErrNotFound,
+}
+
+// OutageStore is the store in memory, in a form that tests can break.
+type OutageStore struct{}
+
+// CaddyModule returns the Caddy module information.
+func (OutageStore) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "oauth.stores.outage",
+		New: func() caddy.Module { return new(OutageStore) },
+	}
+}
+
+// UnmarshalCaddyfile reads
+//
+//	outage
+func (*OutageStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	return nothingMore(d)
+}
+
+func (*OutageStore) poolKey() (string, error) { return "outage", nil }
+
+func (*OutageStore) open() (oauth.TokenStore, error) {
+	return outageStore{store.NewMemory(time.Now)}, nil
+}
+
+type outageStore struct{ oauth.TokenStore }
+
+func fail(ctx context.Context, method string) error {
+	if f := Outage.Load(); f != nil {
+		return (*f)(ctx, method)
+	}
+	return nil
+}
+
+func (s outageStore) Put(ctx context.Context, t oauth.Token) error {
+	if err := fail(ctx, "Put"); err != nil {
+		return err
+	}
+	return s.TokenStore.Put(ctx, t)
+}
+
+func (s outageStore) Get(ctx context.Context, key oauth.Key) (oauth.Token, error) {
+	if err := fail(ctx, "Get"); err != nil {
+		return oauth.Token{}, err
+	}
+	return s.TokenStore.Get(ctx, key)
+}
+
+func (s outageStore) Revoke(ctx context.Context, key oauth.Key) error {
+	if err := fail(ctx, "Revoke"); err != nil {
+		return err
+	}
+	return s.TokenStore.Revoke(ctx, key)
+}
