@@ -1,0 +1,204 @@
+package caddyoauth_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+)
+
+// caddyCLI runs a command line of Caddy in this process. Without input, standard input is
+// empty.
+func caddyCLI(t testing.TB, input string, args ...string) (stdout, stderr string, err error) {
+	t.Helper()
+	command, ok := caddycmd.Commands()["oauth"]
+	if !ok {
+		t.Fatal("Caddy has no command oauth")
+	}
+	// As Caddy's main does it; its own root command ends the process on errors.
+	root := &cobra.Command{Use: "caddy", SilenceUsage: true, SilenceErrors: true}
+	oauth := &cobra.Command{Use: command.Name + " " + command.Usage, Short: command.Short, Long: command.Long}
+	command.CobraFunc(oauth)
+	root.AddCommand(oauth)
+	var out, errs bytes.Buffer
+	root.SetIn(strings.NewReader(input))
+	root.SetOut(&out)
+	root.SetErr(&errs)
+	root.SetArgs(append([]string{"oauth"}, args...))
+	err = root.Execute()
+	return out.String(), errs.String(), err
+}
+
+// worksAsSecret makes sure that a line from the command line lets a client in with
+// secret, and with nothing else, when it is pasted into a Caddyfile.
+func worksAsSecret(t *testing.T, line, secret string) {
+	t.Helper()
+	g := startGateway(t, "store memory\nclient c {\n"+line+"\nscopes read\ndefault_scopes read\n}\n", gatewaySite)
+	fetch := func(secret string) answer {
+		t.Helper()
+		return g.post("/oauth2/access_token", "c", secret, url.Values{"grant_type": {"client_credentials"}})
+	}
+	if a := fetch(secret); a.StatusCode != 200 {
+		t.Errorf("the secret gets %d %s", a.StatusCode, a.Body)
+	}
+	for _, other := range []string{secret + "x", secret[:len(secret)-1], strings.TrimPrefix(line, "secret_hash "), secret + "\n"} {
+		if a := fetch(other); a.StatusCode != 401 {
+			t.Errorf("something else gets %d", a.StatusCode)
+		}
+	}
+}
+
+// caddy oauth generate-secret
+func TestGenerateSecret(t *testing.T) {
+	stdout, stderr, err := caddyCLI(t, "", "generate-secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// For scripts: the secret, then the line for the Caddyfile, and nothing else.
+	m := regexp.MustCompile(`^(cos_([A-Za-z0-9_-]{43}))\n(secret_hash \$sha256\$[A-Za-z0-9+/]{43})\n$`).FindStringSubmatch(stdout)
+	if m == nil {
+		t.Fatalf("standard output is %q", stdout)
+	}
+	if raw, err := base64.RawURLEncoding.DecodeString(m[2]); err != nil || len(raw) != 32 {
+		t.Errorf("the secret has %d random bytes, %v", len(raw), err)
+	}
+	// For people: what is what.
+	if !strings.Contains(stderr, "shown only now") || strings.Contains(stderr, m[1]) {
+		t.Errorf("standard error is %q", stderr)
+	}
+	worksAsSecret(t, m[3], m[1])
+
+	again, _, err := caddyCLI(t, "", "generate-secret")
+	if err != nil || again == stdout {
+		t.Errorf("the second secret is the first: %v", err)
+	}
+	if _, _, err := caddyCLI(t, "", "generate-secret", "extra"); err == nil {
+		t.Error("an argument was accepted")
+	}
+}
+
+// caddy oauth hash-secret
+func TestHashSecret(t *testing.T) {
+	generated := "cos_" + base64.RawURLEncoding.EncodeToString(make([]byte, 32))
+	for _, c := range []struct {
+		name, input, secret string
+		args                []string
+		want                string
+	}{
+		{"argon2id is the default", "correct horse\n", "correct horse", nil, `^secret_hash \$argon2id\$v=19\$m=19456,t=2,p=1\$[A-Za-z0-9+/]{22}\$[A-Za-z0-9+/]{43}\n$`},
+		{"argon2id by name", "correct horse\n", "correct horse", []string{"--algorithm", "argon2id"}, `^secret_hash \$argon2id\$`},
+		{"bcrypt", "correct horse\n", "correct horse", []string{"--algorithm", "bcrypt"}, `^secret_hash \$2[aby]\$12\$[A-Za-z0-9./]{53}\n$`},
+		{"bcrypt by the short flag", "correct horse\n", "correct horse", []string{"-a", "bcrypt"}, `^secret_hash \$2[aby]\$12\$`},
+		{"bcrypt of 72 bytes", strings.Repeat("x", 72), strings.Repeat("x", 72), []string{"-a", "bcrypt"}, `^secret_hash \$2[aby]\$12\$`},
+		{"sha256 of a generated secret", generated + "\n", generated, []string{"-a", "sha256"}, `^secret_hash \$sha256\$[A-Za-z0-9+/]{43}\n$`},
+		{"no line end", "correct horse", "correct horse", nil, `^secret_hash `},
+		{"a line end of Windows", "correct horse\r\n", "correct horse", nil, `^secret_hash `},
+		{"one line end is dropped, not two", "correct horse\n\n", "correct horse\n", nil, `^secret_hash `},
+		{"spaces belong to the secret", " correct horse \n", " correct horse ", nil, `^secret_hash `},
+		{"letters of all the world", "пароль 密码\n", "пароль 密码", nil, `^secret_hash `},
+		{"as long as may be", strings.Repeat("x", 1024), strings.Repeat("x", 1024), nil, `^secret_hash `},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			stdout, stderr, err := caddyCLI(t, c.input, append([]string{"hash-secret"}, c.args...)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !regexp.MustCompile(c.want).MatchString(stdout) {
+				t.Fatalf("standard output is %q, want %s", stdout, c.want)
+			}
+			if stderr != "" {
+				t.Errorf("standard error is %q", stderr)
+			}
+			worksAsSecret(t, strings.TrimSpace(stdout), c.secret)
+		})
+	}
+}
+
+// What can't be a secret, or not with that algorithm, is refused, and never repeated.
+func TestHashSecretRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name, input string
+		args        []string
+		want        string
+	}{
+		{"nothing", "", nil, "the secret is empty"},
+		{"an empty line", "\n", nil, "the secret is empty"},
+		{"an empty line of Windows", "\r\n", nil, "the secret is empty"},
+		{"nothing, with bcrypt", "\n", []string{"-a", "bcrypt"}, "the secret is empty"},
+		{"more than bcrypt reads", leakedSecret + strings.Repeat("x", 66), []string{"-a", "bcrypt"}, "bcrypt reads only the first 72 bytes of a secret; use argon2id"},
+		{"more than a secret may have", leakedSecret + strings.Repeat("x", 1018), nil, "longer than 1024 bytes"},
+		{"more than is read", leakedSecret + strings.Repeat("x", 100_000), nil, "longer than 1024 bytes"},
+		{"a NUL", leakedSecret + "\x00", nil, "holds a NUL"},
+		{"no text", leakedSecret + "\xff", nil, "not UTF-8"},
+		{"a person's secret with sha256", leakedSecret + "\n", []string{"-a", "sha256"}, "hash others with argon2id"},
+		{"a generated secret, cut short", "cos_" + leakedSecret, []string{"-a", "sha256"}, "hash others with argon2id"},
+		{"an unknown algorithm", leakedSecret, []string{"-a", "md5"}, `"md5" is not known (known: argon2id, bcrypt, sha256)`},
+		{"an unknown flag", leakedSecret, []string{"--plain"}, "unknown flag"},
+		{"an argument", "", []string{"extra"}, "unknown command"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			stdout, stderr, err := caddyCLI(t, c.input, append([]string{"hash-secret"}, c.args...)...)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Fatalf("error %v, want %q", err, c.want)
+			}
+			if stdout != "" {
+				t.Errorf("standard output is %q", stdout)
+			}
+			if strings.Contains(err.Error()+stderr, leakedSecret) {
+				t.Errorf("the secret is repeated: %v, %q", err, stderr)
+			}
+		})
+	}
+}
+
+func TestOAuthCommandSaysWhatItCanDo(t *testing.T) {
+	for _, args := range [][]string{{"--help"}, {"hash-secret", "--help"}, {"generate-secret", "--help"}} {
+		stdout, _, err := caddyCLI(t, "", args...)
+		if err != nil || !strings.Contains(stdout, "secret") || !strings.Contains(stdout, "Usage:") {
+			t.Errorf("caddy oauth %s: %v\n%s", strings.Join(args, " "), err, stdout)
+		}
+	}
+}
+
+// Caddy's own main, in a process of its own: the command is in it, reads what is piped
+// in, and ends.
+func TestCommandInAProcess(t *testing.T) {
+	program := filepath.Join(caddyCommand(t), "caddy")
+	run := func(input io.Reader, args ...string) (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, program, args...)
+		cmd.Stdin = input
+		out, err := cmd.Output()
+		return string(out), err
+	}
+	// A standard input that says nothing and does not end keeps nobody waiting.
+	silent, mouth, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	defer mouth.Close()
+	stdout, err := run(silent, "oauth", "generate-secret")
+	if err != nil || !strings.HasPrefix(stdout, "cos_") {
+		t.Errorf("generate-secret: %v %q", err, stdout)
+	}
+	stdout, err = run(strings.NewReader("correct horse\n"), "oauth", "hash-secret")
+	if err != nil || !strings.HasPrefix(stdout, "secret_hash $argon2id$") {
+		t.Errorf("hash-secret: %v %q", err, stdout)
+	}
+	if stdout, err = run(strings.NewReader("x"), "oauth", "hash-secret", "-a", "md5"); err == nil || stdout != "" {
+		t.Errorf("a bad algorithm ends with %v and prints %q", err, stdout)
+	}
+}
