@@ -355,10 +355,8 @@ func startStory(t *testing.T, text string) (logFile string) {
 	t.Setenv("XDG_DATA_HOME", dir)
 	t.Setenv("MAILER_SECRET", "demo-secret-from-env")
 	// Not inherited from whatever runs the tests.
-	if old, set := os.LookupEnv("CREDENTIALS_DIRECTORY"); set {
-		os.Unsetenv("CREDENTIALS_DIRECTORY")
-		t.Cleanup(func() { os.Setenv("CREDENTIALS_DIRECTORY", old) })
-	}
+	t.Setenv("CREDENTIALS_DIRECTORY", "") // puts the old value back in the end
+	os.Unsetenv("CREDENTIALS_DIRECTORY")
 	logFile = filepath.Join(dir, "log")
 
 	var config map[string]any
@@ -638,7 +636,7 @@ func TestREADMEHasTheErrors(t *testing.T) {
 		{"is there twice", caddyfileOf("token_lifetime 1h\ntoken_lifetime 2h", "")},
 		{"oauth is configured already", "{\noauth {\n}\noauth {\n}\n}"},
 	} {
-		if !strings.Contains(readme, c.message) {
+		if !strings.Contains(readme, "`"+c.message+"`") {
 			t.Errorf("the README does not explain %q", c.message)
 		}
 		config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(c.caddyfile), nil)
@@ -658,7 +656,7 @@ func TestREADMEHasTheErrors(t *testing.T) {
 	startGateway(t, "store bbolt "+path+"\n"+testClients, "oauth_server")
 	held := holdStore(t, path)
 	message := "is in use by another process"
-	if !strings.Contains(readme, message) || !strings.Contains(held, message) {
+	if !strings.Contains(readme, "`"+message+"`") || !strings.Contains(held, message) {
 		t.Errorf("the README does not explain %q, or it is not what a second process says: %s", message, held)
 	}
 }
