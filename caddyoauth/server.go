@@ -157,7 +157,13 @@ func (s *Server) layOut(r *realm, m *metrics) error {
 		return err
 	}
 	meta := &endpoint{realm: r, kind: endpointMetadata, metadata: document}
-	s.endpoints["/.well-known/oauth-authorization-server"+strings.TrimSuffix(issuer.Path, "/")] = meta
+	// Where the document stands is made of the issuer's path alone, so issuers that differ
+	// in their host need handlers of their own.
+	wellKnown := "/.well-known/oauth-authorization-server" + strings.TrimSuffix(issuer.Path, "/")
+	if other := s.endpoints[wellKnown]; other != nil && other.realm != r {
+		return fmt.Errorf("the metadata of realms %q and %q would both be at %s: give their issuers different paths, or each realm an oauth_server in a site of its own", other.realm.name, r.name, wellKnown)
+	}
+	s.endpoints[wellKnown] = meta
 	for _, base := range bases {
 		s.endpoints[base+"/.well-known/openid-configuration"] = meta
 	}
