@@ -192,8 +192,12 @@ type gate struct {
 func (g *gate) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
 	facts, err := g.Source.Lookup(ctx, token)
 	g.held.Add(1)
-	<-g.open
-	return facts, err
+	select {
+	case <-g.open:
+		return facts, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // B-02: a lookup that read the store before the revocation, and ends after it, does
