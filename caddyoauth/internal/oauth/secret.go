@@ -150,7 +150,7 @@ func parseArgon2id(hash string) (*Secret, error) {
 	for i, name := range []string{"m=", "t=", "p="} {
 		digits, ok := strings.CutPrefix(params[i], name)
 		n, err := strconv.ParseUint(digits, 10, 32)
-		if !ok || err != nil {
+		if !ok || err != nil || digits != strconv.FormatUint(n, 10) {
 			return nil, errors.New("an Argon2id hash needs the parameters m, t and p, in this order")
 		}
 		numbers[i] = n

@@ -1,0 +1,233 @@
+package oauth
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// Most parsers here are held to one property: what is accepted, written again, is what
+// was accepted. A parser that reads two things as one has been an attack more than once.
+
+func FuzzForm(f *testing.F) {
+	for _, seed := range []string{
+		"", "&", "=", "a", "a=", "a=b", "=b", "a=b&a=b", "a=b&A=c", "a=%00", "a=%ff", "a=%zz", "a=b;c=d", "a+b=c+d",
+		"grant_type=client_credentials&scope=read+write&client_id=a&client_secret=b%26c",
+		strings.Repeat("a&", 70), "a=%F0%9F%8D%AA", "a=1&b=&c", "a%3Db=c", "a=b=c", "a=b&&c=d",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, body string) {
+		form, err := ParseForm(body)
+		if err != nil {
+			if refusal := (*Error)(nil); !errors.As(err, &refusal) || refusal.Code != CodeInvalidRequest {
+				t.Fatalf("%q is refused with %v", body, err)
+			}
+			if form != nil {
+				t.Fatalf("%q is refused, and is %v", body, form)
+			}
+			return
+		}
+		if len(form) > maxParameters {
+			t.Fatalf("%q has %d parameters", body, len(form))
+		}
+		values := url.Values{}
+		for name, value := range form {
+			if value == "" || !plainText(name) || !plainText(value) {
+				t.Fatalf("%q has the parameter %q with the value %q", body, name, value)
+			}
+			values.Set(name, value)
+		}
+		again, err := ParseForm(values.Encode())
+		if err != nil || !maps.Equal(form, again) {
+			t.Fatalf("%q is %v, and written again %v, %v", body, form, again, err)
+		}
+	})
+}
+
+func FuzzBasic(f *testing.F) {
+	for _, seed := range [][3]string{
+		{"Basic YTpi", "a", "b"}, {"basic  YTpi", "", ""}, {"Basic YTpi=", "a:b", "c:d"}, {"Basic", "%", "+"}, {"Bearer YTpi", "é", "\x00"},
+		{"Basic " + base64.StdEncoding.EncodeToString([]byte("%zz:a")), "a b", "a%20b"}, {"Basic YQ==", "\xff", ""},
+		{"Basic YTpi\n", "\n", "\r\n"}, {"Basic YR==", "", ""}, {"Basic Og==", "", ""},
+	} {
+		f.Add(seed[0], seed[1], seed[2])
+	}
+	f.Fuzz(func(t *testing.T, header, id, secret string) {
+		write := func(id, secret string) string {
+			return "Basic " + base64.StdEncoding.EncodeToString([]byte(url.QueryEscape(id)+":"+url.QueryEscape(secret)))
+		}
+		if gotID, gotSecret, err := ParseBasic(header); err != nil {
+			if gotID != "" || gotSecret != "" {
+				t.Fatalf("%q is refused, and is %q and %q", header, gotID, gotSecret)
+			}
+			if len(header) > 20 && strings.Contains(err.Error(), header[10:]) {
+				t.Fatalf("the error repeats what was sent: %v", err)
+			}
+		} else {
+			if !plainText(gotID) || !plainText(gotSecret) {
+				t.Fatalf("%q is %q and %q, which is no text", header, gotID, gotSecret)
+			}
+			againID, againSecret, err := ParseBasic(write(gotID, gotSecret))
+			if err != nil || againID != gotID || againSecret != gotSecret {
+				t.Fatalf("%q is %q and %q, and written again %q and %q, %v", header, gotID, gotSecret, againID, againSecret, err)
+			}
+		}
+		// Whatever text a client has for an ID and a secret arrives as it is.
+		gotID, gotSecret, err := ParseBasic(write(id, secret))
+		if text := plainText(id) && plainText(secret); text != (err == nil) {
+			t.Fatalf("%q and %q: %v", id, secret, err)
+		} else if text && (gotID != id || gotSecret != secret) {
+			t.Fatalf("%q and %q arrive as %q and %q", id, secret, gotID, gotSecret)
+		}
+	})
+}
+
+func FuzzScope(f *testing.F) {
+	for _, seed := range []string{"", " ", "read", "read write", "read  write", " read", "read ", "read read", "a\tb", "a\"b", "a\\b", "é", "a,b", "\x7f", "!~", strings.Repeat("a ", 200)} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		scopes, err := ParseScope(s)
+		if err != nil {
+			if scopes != nil {
+				t.Fatalf("%q is refused, and is %q", s, scopes)
+			}
+			return
+		}
+		if len(scopes) == 0 || len(scopes) > maxScopes || len(s) > maxScopeBytes {
+			t.Fatalf("%d bytes are %d scopes", len(s), len(scopes))
+		}
+		for i, scope := range scopes {
+			if !ValidScope(scope) || strings.ContainsAny(scope, " \"\\") || slices.Contains(scopes[:i], scope) {
+				t.Fatalf("%q has the scope %q", s, scope)
+			}
+		}
+		written := strings.Join(scopes, " ")
+		if again, err := ParseScope(written); err != nil || !slices.Equal(again, scopes) {
+			t.Fatalf("%q is %q, and written again %q, %v", s, scopes, again, err)
+		}
+		if written != s && strings.Count(written, " ") == strings.Count(s, " ") {
+			t.Fatalf("%q has no duplicates and is %q", s, written)
+		}
+	})
+}
+
+// tokenServer is a realm that can mint and verify; its clock stands at 2020, and its
+// tokens are the same in every process that takes part in the fuzzing.
+func tokenServer(t testing.TB, realm string) *Server {
+	t.Helper()
+	cache, err := introspect.NewCache(introspect.Config{MaxTokens: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cache.Close)
+	return New(Settings{
+		Random: strings.NewReader("not so random, but this is a test of other things"),
+		Realm:  realm, Cache: cache, Key: []byte("0123456789abcdef0123456789abcdef"),
+		Now: func() time.Time { return time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC) },
+	})
+}
+
+func FuzzToken(f *testing.F) {
+	s, other := tokenServer(f, "root"), tokenServer(f, "alpha")
+	expiry := s.cfg.Now().Add(time.Hour)
+	token, key, err := s.mint(expiry)
+	if err != nil {
+		f.Fatal(err)
+	}
+	foreign, _, err := other.mint(expiry)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, seed := range []string{"", TokenPrefix, token, foreign, token + "=", token + "\n", " " + token, token[:len(token)-1], strings.ToUpper(token), token[len(TokenPrefix):]} {
+		f.Add(seed, uint(10), byte(1))
+	}
+	for i := range uint(len(token)) {
+		f.Add("", i, byte(1))
+		f.Add("", i, byte(0x20))
+	}
+	f.Fuzz(func(t *testing.T, text string, position uint, change byte) {
+		// A string that happens to come up is one that was minted here.
+		if got, ok := s.verify(text); ok != (text == token) {
+			t.Fatalf("%q counts as a token: %v", text, ok)
+		} else if ok && got != key.ExpiryMilli {
+			t.Fatalf("the token expires at %d, want %d", got, key.ExpiryMilli)
+		}
+		if _, ok := s.verify(foreign); ok {
+			t.Fatal("another realm's token counts")
+		}
+		// Nothing that differs in one byte counts.
+		altered := []byte(token)
+		altered[position%uint(len(token))] ^= change
+		if _, ok := s.verify(string(altered)); ok != (change == 0) {
+			t.Fatalf("a token with byte %d changed by %#x counts: %v", position%uint(len(token)), change, ok)
+		}
+	})
+}
+
+func FuzzSecretHash(f *testing.F) {
+	const argon = "$argon2id$v=19$m=19456,t=2,p=1$GmhSbmKu6MsdY71bwGWBGw$Oe36vHuGNEvukTHYFyPwOiZF5q6MMG/L6taSzBcWCEw"
+	for _, seed := range []string{
+		"", "$", "hunter2", argon, "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0", "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa1",
+		"$2a$12$" + strings.Repeat(".", 53), "$2b$10$" + strings.Repeat("a", 53), "$2y$14$" + strings.Repeat("Z", 53), "$2a$31$" + strings.Repeat(".", 53),
+		"$2a$12$" + strings.Repeat("=", 53), "$2a$+9$" + strings.Repeat(".", 53), "$2x$12$" + strings.Repeat(".", 53),
+		strings.Replace(argon, "m=19456", "m=019456", 1), strings.Replace(argon, "m=19456", "m=4294967296", 1), strings.Replace(argon, "t=2", "t=+2", 1),
+		strings.Replace(argon, "p=1", "p=0", 1), strings.Replace(argon, "p=1", "p=256", 1), strings.Replace(argon, "p=1", "p=1,keyid=x", 1),
+		strings.Replace(argon, "v=19", "v=16", 1), strings.Replace(argon, "$v=19", "", 1), argon + "$", argon + "=", argon[:len(argon)-1] + "x",
+	} {
+		f.Add(seed, "abc")
+	}
+	f.Fuzz(func(t *testing.T, hash, secret string) {
+		if s, err := HashedSecret(hash); err != nil {
+			if s != nil {
+				t.Fatalf("%q is refused, and is a secret", hash)
+			}
+			// Somebody may have put the secret itself there.
+			if len(hash) > 16 && strings.Contains(err.Error(), hash[1:]) {
+				t.Fatalf("the error repeats what was configured: %v", err)
+			}
+		} else {
+			written := ""
+			switch c := s.cost; s.kind {
+			case kindSHA256:
+				written = "$sha256$" + base64.RawStdEncoding.EncodeToString(s.bytes)
+			case kindArgon2id:
+				b64 := base64.RawStdEncoding.EncodeToString
+				written = fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s", c.memory, c.time, c.threads, b64(s.salt), b64(s.bytes))
+				if c.memory > 256*1024 || c.time < 1 || c.time > 10 || c.threads < 1 || c.threads > 4 || len(s.bytes) > 64 || len(s.salt) > 64 {
+					t.Fatalf("%q would burn the machine", hash)
+				}
+			case kindBcrypt:
+				written = string(s.bytes)
+				if c.time < 10 || c.time > 14 || strings.Trim(hash[7:], bcryptAlphabet) != "" {
+					t.Fatalf("%q is no hash that bcrypt could check", hash)
+				}
+			}
+			if written != hash {
+				t.Fatalf("%q is read as %q", hash, written)
+			}
+			if s.slow() == (s.cost == slowCost{}) || s.slow() && s.quick(secret) {
+				t.Fatalf("%q is quick to check", hash)
+			}
+			if shown := fmt.Sprintf("%v %+v %#v %s", s, s, s, s); strings.Contains(shown, hash) || strings.ReplaceAll(shown, "REDACTED", "") != "   " {
+				t.Fatalf("the secret prints as %s", shown)
+			}
+		}
+		// A plain hash lets in the secret it was made of, and no other.
+		sum := sha256.Sum256([]byte(secret))
+		s, err := HashedSecret("$sha256$" + base64.RawStdEncoding.EncodeToString(sum[:]))
+		if err != nil || !s.quick(secret) || s.quick(secret+"x") || s.quick(hash) != (hash == secret) {
+			t.Fatalf("the hash of %q: %v", secret, err)
+		}
+	})
+}
