@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -53,14 +54,18 @@ const (
 // transaction, syncs, and answers everybody. Alone, a write costs one sync of the
 // disk; together, they share it; see gather. Close ends the goroutine.
 type Bbolt struct {
-	db  *bolt.DB
-	now func() time.Time
+	db   *bolt.DB
+	path string
+	now  func() time.Time
 
 	// writes is where they wait; a full channel makes writers wait in Put and Revoke.
 	writes  chan write
 	closing chan struct{} // closed by Close
 	done    chan struct{} // closed when the committer has ended
 	close   sync.Once
+
+	// broken is set once, by a panic inside bbolt; see guarded.
+	broken atomic.Pointer[error]
 }
 
 // write is one change to the file, and where its outcome goes.
@@ -105,7 +110,7 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	case err != nil:
 		return nil, fmt.Errorf("opening the token store %s: %w", path, err)
 	}
-	b := &Bbolt{db: db, now: now, writes: make(chan write, maxBatch), closing: make(chan struct{}), done: make(chan struct{})}
+	b := &Bbolt{db: db, path: path, now: now, writes: make(chan write, maxBatch), closing: make(chan struct{}), done: make(chan struct{})}
 	if err := b.update(func(tx *bolt.Tx) error {
 		for _, name := range [][]byte{bucketTokens, bucketClients, bucketSecrets} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
@@ -129,6 +134,9 @@ func damaged(path string, r any) error {
 func (b *Bbolt) Close() error {
 	b.close.Do(func() { close(b.closing) })
 	<-b.done
+	if broken := b.broken.Load(); broken != nil {
+		return *broken // bbolt would wait for its locks
+	}
 	return b.db.Close()
 }
 
@@ -285,24 +293,33 @@ func dropExpired(tx *bolt.Tx, now time.Time, most int) (int, error) {
 	return len(keys), nil
 }
 
-// update runs one transaction. A panic out of a damaged file is an error like others.
-func (b *Bbolt) update(change func(*bolt.Tx) error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file cut short faults in its mapping
-	defer b.recovered(&err)
-	return closedError(b.db.Update(change))
-}
+// update runs one writing transaction, view a reading one.
+func (b *Bbolt) update(change func(*bolt.Tx) error) error { return b.guarded(b.db.Update, change) }
+func (b *Bbolt) view(read func(*bolt.Tx) error) error     { return b.guarded(b.db.View, read) }
 
-// view runs one read.
-func (b *Bbolt) view(read func(*bolt.Tx) error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer b.recovered(&err)
-	return closedError(b.db.View(read))
-}
-
-func (b *Bbolt) recovered(err *error) {
-	if r := recover(); r != nil {
-		*err = damaged(b.db.Path(), r)
+// guarded runs a transaction and makes an error of what panics in it because the file is
+// damaged. In do that is one error among others. In bbolt itself it leaves locks
+// behind that would hold everybody who came after, so from then on the store is broken.
+func (b *Bbolt) guarded(run func(func(*bolt.Tx) error) error, do func(*bolt.Tx) error) (err error) {
+	if broken := b.broken.Load(); broken != nil {
+		return *broken
 	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file cut short faults in its mapping
+	defer func() {
+		if r := recover(); r != nil {
+			broken := damaged(b.path, r)
+			b.broken.Store(&broken)
+			err = broken
+		}
+	}()
+	return closedError(run(func(tx *bolt.Tx) (err error) {
+		defer func() {
+			if r := recover(); r != nil {
+				err = damaged(b.path, r)
+			}
+		}()
+		return do(tx)
+	}))
 }
 
 func closedError(err error) error {

@@ -1,0 +1,612 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// The test binary is also the other process of tests that need one.
+func TestMain(m *testing.M) {
+	if role := os.Getenv("STORE_TEST_ROLE"); role != "" {
+		if err := helpers[role](os.Getenv("STORE_TEST_PATH")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// stores are all that keep the contract of oauth.TokenStore. Another one joins by a line.
+var stores = []struct {
+	name string
+	open func(t testing.TB) oauth.TokenStore
+}{
+	{"memory", func(testing.TB) oauth.TokenStore { return NewMemory(time.Now) }},
+	{"bbolt", func(t testing.TB) oauth.TokenStore {
+		return openBbolt(t, filepath.Join(t.TempDir(), "tokens.db"), time.Now)
+	}},
+}
+
+func TestStores(t *testing.T) {
+	for _, s := range stores {
+		t.Run(s.name, func(t *testing.T) { testStore(t, s.open) })
+	}
+}
+
+var ctx = context.Background()
+
+// tokenOf makes a token with everything in it, good for an hour from a fixed moment of
+// this process, so that the same name makes the same token.
+func tokenOf(name string) oauth.Token { return tokenUntil(name, inAnHour) }
+
+var inAnHour = time.Now().Add(time.Hour)
+
+func tokenUntil(name string, expires time.Time) oauth.Token {
+	return oauth.Token{
+		Key:   oauth.Key{ExpiryMilli: expires.UnixMilli(), ID: introspect.IDOf(name)},
+		Realm: "root", ClientID: "client of " + name, ClientGeneration: 7,
+		Scopes: []string{"read", "write"}, Audience: []string{"https://api.example.com", "two"},
+		IssuedAt: expires.Add(-time.Hour).Truncate(time.Millisecond),
+	}
+}
+
+// same reports whether two tokens are equal in all that counts.
+func same(a, b oauth.Token) bool {
+	return a.Key == b.Key && a.Realm == b.Realm && a.ClientID == b.ClientID && a.ClientGeneration == b.ClientGeneration &&
+		slices.Equal(a.Scopes, b.Scopes) && slices.Equal(a.Audience, b.Audience) && a.IssuedAt.Equal(b.IssuedAt)
+}
+
+func put(t testing.TB, s oauth.TokenStore, tokens ...oauth.Token) {
+	t.Helper()
+	for _, token := range tokens {
+		if err := s.Put(ctx, token); err != nil {
+			t.Fatalf("putting the token of %s: %v", token.ClientID, err)
+		}
+	}
+}
+
+func present(t testing.TB, s oauth.TokenStore, want oauth.Token) {
+	t.Helper()
+	got, err := s.Get(ctx, want.Key)
+	if err != nil {
+		t.Errorf("getting the token of %q: %v", want.ClientID, err)
+	} else if !same(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func absent(t testing.TB, s oauth.TokenStore, key oauth.Key) {
+	t.Helper()
+	if got, err := s.Get(ctx, key); !errors.Is(err, oauth.ErrNotFound) {
+		t.Errorf("got %+v, %v; want ErrNotFound", got, err)
+	}
+}
+
+// testStore holds a store to the contract of oauth.TokenStore. open makes an empty one
+// and closes it when the test is over; closing twice is harmless.
+func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
+	t.Run("a token is there after Put and absent after Revoke", func(t *testing.T) {
+		s := open(t)
+		a, b := tokenOf("a"), tokenOf("b")
+		absent(t, s, a.Key)
+		put(t, s, a, b)
+		present(t, s, a)
+		present(t, s, b)
+		for range 2 { // idempotent
+			if err := s.Revoke(ctx, a.Key); err != nil {
+				t.Fatal(err)
+			}
+			absent(t, s, a.Key)
+		}
+		present(t, s, b)
+		if err := s.Revoke(ctx, tokenOf("never issued").Key); err != nil {
+			t.Errorf("revoking what was never there: %v", err)
+		}
+		present(t, s, b)
+	})
+
+	t.Run("every field comes back as it was", func(t *testing.T) {
+		s := open(t)
+		exact := tokenUntil("exact", inAnHour.Truncate(time.Second).Add(123*time.Millisecond))
+		bare := tokenUntil("bare", inAnHour.Truncate(time.Second))
+		bare.Scopes, bare.Audience, bare.ClientGeneration = nil, nil, 0
+		long := tokenOf("long")
+		long.ClientGeneration = 1<<64 - 1
+		long.Audience = []string{strings.Repeat("https://example.com/", 100)}
+		for i := range 500 {
+			long.Scopes = append(long.Scopes, fmt.Sprintf("scope:%d", i))
+		}
+		put(t, s, exact, bare, long)
+		present(t, s, exact)
+		present(t, s, bare)
+		present(t, s, long)
+	})
+
+	t.Run("names may hold any character", func(t *testing.T) {
+		s := open(t)
+		names := []string{" ", "a b", "ö", "日本", `"\`, "\n", "\t", "<&>", "\u2028", ":", "/../", "{x}", "a*?[b]", "\x01", "😀", "%00", strings.Repeat("n", 300)}
+		var tokens []oauth.Token
+		var refs []oauth.ClientRef
+		for i, realm := range names {
+			token := tokenOf(realm)
+			token.Realm, token.ClientID = realm, names[(i+1)%len(names)]
+			token.Audience = []string{realm}
+			tokens = append(tokens, token)
+			refs = append(refs, oauth.ClientRef{Realm: token.Realm, ClientID: token.ClientID})
+		}
+		// Pairs that would be one if realm and client were simply joined.
+		refs = append(refs, oauth.ClientRef{Realm: "ab", ClientID: "c"}, oauth.ClientRef{Realm: "a", ClientID: "bc"},
+			oauth.ClientRef{Realm: "a/b", ClientID: "c"}, oauth.ClientRef{Realm: "a", ClientID: "b/c"},
+			oauth.ClientRef{Realm: "a:b", ClientID: "c"}, oauth.ClientRef{Realm: "a", ClientID: "b:c"})
+		put(t, s, tokens...)
+		for _, token := range tokens {
+			present(t, s, token)
+		}
+		admit(t, s, refs...)
+		for i, ref := range refs { // each alone is retired, and only it moves on
+			if err := s.Retire(ctx, slices.Delete(slices.Clone(refs), i, i+1)); err != nil {
+				t.Fatal(err)
+			}
+			for other, generation := range admit(t, s, refs...) {
+				if want := uint64(1); slices.Index(refs, other) <= i {
+					if generation != want+1 {
+						t.Fatalf("after %q was retired %q has generation %d", ref, other, generation)
+					}
+				} else if generation != want {
+					t.Fatalf("after %q was retired %q has generation %d", ref, other, generation)
+				}
+			}
+		}
+		for _, name := range names {
+			if got, err := s.Secret(ctx, name, []byte(name)); err != nil || string(got) != name {
+				t.Errorf("the secret %q is %q, %v", name, got, err)
+			}
+		}
+	})
+
+	t.Run("the expiry is part of the key", func(t *testing.T) {
+		s := open(t)
+		a, b := tokenUntil("token", inAnHour), tokenUntil("token", inAnHour.Add(time.Millisecond))
+		put(t, s, a)
+		absent(t, s, b.Key)
+		put(t, s, b)
+		if err := s.Revoke(ctx, a.Key); err != nil {
+			t.Fatal(err)
+		}
+		absent(t, s, a.Key)
+		present(t, s, b)
+	})
+
+	t.Run("slices belong to the caller", func(t *testing.T) { // B-27
+		s := open(t)
+		token, want := tokenOf("a"), tokenOf("a")
+		put(t, s, token)
+		token.Scopes[0], token.Audience[0] = "admin", "elsewhere"
+		got, err := s.Get(ctx, token.Key)
+		if err != nil || !same(got, want) {
+			t.Fatalf("the caller's own slice went into the store: %+v, %v", got, err)
+		}
+		got.Scopes[0], got.Audience[0] = "admin", "elsewhere"
+		present(t, s, want)
+
+		fresh := []byte("secret")
+		first, err := s.Secret(ctx, "name", fresh)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fresh[0], first[0] = 'X', 'Y'
+		if again, err := s.Secret(ctx, "name", []byte("other")); err != nil || string(again) != "secret" {
+			t.Errorf("the secret is now %q, %v", again, err)
+		}
+
+		ref := oauth.ClientRef{Realm: "root", ClientID: "a"}
+		admit(t, s, ref)[ref] = 99
+		if got := admit(t, s, ref)[ref]; got != 1 {
+			t.Errorf("the caller's own map went into the store: generation %d", got)
+		}
+	})
+
+	t.Run("a secret has one winner", func(t *testing.T) {
+		s := open(t)
+		const callers = 32
+		got := make([][]byte, callers)
+		var all sync.WaitGroup
+		for i := range callers {
+			all.Go(func() {
+				var err error
+				if got[i], err = s.Secret(ctx, "key", bytes.Repeat([]byte{byte(i)}, 32)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		for i := range callers {
+			if len(got[i]) != 32 || !bytes.Equal(got[i], got[0]) {
+				t.Fatalf("one caller has %x, another %x", got[0], got[i])
+			}
+		}
+		other, err := s.Secret(ctx, "another key", []byte("another"))
+		if err != nil || string(other) != "another" {
+			t.Errorf("another name has %q, %v", other, err)
+		}
+	})
+
+	t.Run("generations", func(t *testing.T) { testGenerations(t, open) })
+
+	t.Run("a context that has ended holds nobody, and its error is no no", func(t *testing.T) {
+		s := open(t)
+		token := tokenOf("a")
+		put(t, s, token)
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		// Whether it still works is the store's choice; what it says must be true.
+		if got, err := s.Get(ended, token.Key); err == nil && !same(got, token) || err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("Get: %+v, %v", got, err)
+		}
+		if got, err := s.Secret(ended, "name", []byte("x")); err == nil && string(got) != "x" || err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("Secret: %q, %v", got, err)
+		}
+		late := tokenOf("late")
+		if err := s.Put(ended, late); err == nil {
+			present(t, s, late)
+		} else if !errors.Is(err, context.Canceled) {
+			t.Errorf("Put: %v", err)
+		}
+		if err := s.Revoke(ended, token.Key); err == nil {
+			absent(t, s, token.Key)
+		} else if !errors.Is(err, context.Canceled) {
+			t.Errorf("Revoke: %v", err)
+		}
+		if err := s.Revoke(ctx, token.Key); err != nil {
+			t.Errorf("afterwards the store is of no use: %v", err)
+		}
+		absent(t, s, token.Key)
+	})
+
+	t.Run("a closed store says so", func(t *testing.T) {
+		s := open(t)
+		token := tokenOf("a")
+		put(t, s, token)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for what, err := range allCalls(s, token) {
+			if !errors.Is(err, oauth.ErrClosed) {
+				t.Errorf("%s: %v, want ErrClosed", what, err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Errorf("closing again: %v", err)
+		}
+	})
+
+	t.Run("closing in the middle of everything", func(t *testing.T) { // B-24
+		for range 5 {
+			s := open(t)
+			var traffic, begun sync.WaitGroup
+			for w := range 8 {
+				begun.Add(1)
+				traffic.Go(func() {
+					for i := 0; ; i++ {
+						if i == 3 {
+							begun.Done()
+						}
+						token := tokenOf(fmt.Sprint(w, i))
+						for what, err := range allCalls(s, token) {
+							if err != nil && !errors.Is(err, oauth.ErrClosed) && !errors.Is(err, oauth.ErrNotFound) {
+								t.Errorf("%s while closing: %v", what, err)
+							}
+						}
+						if _, err := s.Get(ctx, token.Key); errors.Is(err, oauth.ErrClosed) {
+							for i++; i <= 3; i++ {
+								if i == 3 {
+									begun.Done()
+								}
+							}
+							return
+						}
+					}
+				})
+			}
+			begun.Wait()
+			for range 2 {
+				traffic.Go(func() {
+					if err := s.Close(); err != nil {
+						t.Errorf("closing: %v", err)
+					}
+				})
+			}
+			traffic.Wait()
+		}
+	})
+
+	t.Run("many at once", func(t *testing.T) {
+		s := open(t)
+		const workers, tokens = 8, 50
+		var all sync.WaitGroup
+		for w := range workers {
+			all.Go(func() {
+				for i := range tokens {
+					token := tokenOf(fmt.Sprint(w, " ", i))
+					put(t, s, token)
+					present(t, s, token) // what was acknowledged is there
+					if i%2 == 0 {
+						if err := s.Revoke(ctx, token.Key); err != nil {
+							t.Error(err)
+						}
+						absent(t, s, token.Key)
+					}
+					admit(t, s, oauth.ClientRef{Realm: "root", ClientID: fmt.Sprint(i)})
+				}
+			})
+		}
+		all.Wait()
+	})
+
+	t.Run("it behaves like a map", func(t *testing.T) { testModel(t, open) })
+}
+
+// allCalls makes one call of each kind and returns what they say.
+func allCalls(s oauth.TokenStore, token oauth.Token) map[string]error {
+	calls := map[string]error{}
+	calls["Put"] = s.Put(ctx, token)
+	_, calls["Get"] = s.Get(ctx, token.Key)
+	calls["Revoke"] = s.Revoke(ctx, token.Key)
+	_, calls["Admit"] = s.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "a"}})
+	calls["Retire"] = s.Retire(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "a"}})
+	_, calls["Secret"] = s.Secret(ctx, "name", []byte("x"))
+	return calls
+}
+
+func admit(t testing.TB, s oauth.TokenStore, refs ...oauth.ClientRef) map[oauth.ClientRef]uint64 {
+	t.Helper()
+	got, err := s.Admit(ctx, refs)
+	if err != nil {
+		t.Errorf("admitting: %v", err)
+		return nil
+	}
+	for _, ref := range refs {
+		if got[ref] == 0 {
+			t.Errorf("%v has no generation", ref)
+		}
+	}
+	if len(got) > len(refs) {
+		t.Errorf("admitting %d clients returned %d generations", len(refs), len(got))
+	}
+	return got
+}
+
+// B-15: a client that was gone has another generation when it comes back, so that its
+// old tokens stay dead; one that stayed keeps its own.
+func testGenerations(t *testing.T, open func(testing.TB) oauth.TokenStore) {
+	ref := func(name string) oauth.ClientRef {
+		realm, id, _ := strings.Cut(name, "/")
+		return oauth.ClientRef{Realm: realm, ClientID: id}
+	}
+	refs := func(names string) (all []oauth.ClientRef) {
+		for _, name := range strings.Fields(names) {
+			all = append(all, ref(name))
+		}
+		return all
+	}
+	for _, c := range []struct {
+		name string
+		// steps are "admit <clients>" or "retire <clients that stay>"; an admitted client
+		// is followed by the generation it must have.
+		steps []string
+	}{
+		{"a new client begins at 1", []string{"admit r/a=1"}},
+		{"a client that is admitted again keeps its generation", []string{"admit r/a=1", "admit r/a=1 r/b=1", "admit r/a=1 r/b=1"}},
+		{"a client that stays keeps its generation", []string{"admit r/a=1", "retire r/a", "admit r/a=1"}},
+		{"a client that goes and comes back has the next", []string{"admit r/a=1 r/b=1", "retire r/a", "admit r/a=1 r/b=2"}},
+		{"and the next when it goes once more", []string{"admit r/a=1", "retire", "admit r/a=2", "retire", "admit r/a=3", "admit r/a=3"}},
+		{"to be retired twice is to be retired once", []string{"admit r/a=1", "retire", "retire", "retire", "admit r/a=2"}},
+		{"a client that is not admitted yet when others are retired", []string{"retire r/a r/b", "admit r/a=1", "retire r/a r/b", "admit r/b=1"}},
+		{"realms have clients of their own", []string{"admit r/a=1 s/a=1", "retire s/a", "admit r/a=2 s/a=1"}},
+		{"a configuration that never came into force changes nothing", []string{"admit r/a=1", "admit r/a=1 r/new=1", "retire r/a", "admit r/a=1 r/new=2"}},
+		{"a client that was retired and admitted is active again", []string{"admit r/a=1 r/b=1", "retire r/b", "admit r/a=2", "retire r/a", "admit r/a=2 r/b=2"}},
+		{"a client may be named twice", []string{"admit r/a=1 r/a=1", "retire r/a r/a", "admit r/a=1"}},
+		{"nobody at all", []string{"admit", "retire", "admit r/a=1"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := open(t)
+			for i, step := range c.steps {
+				verb, rest, _ := strings.Cut(step, " ")
+				if verb == "retire" {
+					if err := s.Retire(ctx, refs(rest)); err != nil {
+						t.Fatalf("step %d, %s: %v", i, step, err)
+					}
+					continue
+				}
+				var clients []oauth.ClientRef
+				want := map[oauth.ClientRef]uint64{}
+				for _, field := range strings.Fields(rest) {
+					var generation uint64
+					name, number, _ := strings.Cut(field, "=")
+					fmt.Sscan(number, &generation)
+					clients = append(clients, ref(name))
+					want[ref(name)] = generation
+				}
+				if got := admit(t, s, clients...); !maps.Equal(got, want) {
+					t.Fatalf("step %d, %s: %v", i, step, got)
+				}
+			}
+		})
+	}
+}
+
+// testModel leads the store and a map through one random story.
+func testModel(t *testing.T, open func(testing.TB) oauth.TokenStore) {
+	s := open(t)
+	round := 0
+	rapid.Check(t, func(r *rapid.T) {
+		round++ // tokens of its own for each round, so that the store need not be empty
+		model := map[oauth.Key]oauth.Token{}
+		key := rapid.Custom(func(r *rapid.T) oauth.Key {
+			return oauth.Key{
+				ExpiryMilli: inAnHour.UnixMilli() + rapid.Int64Range(0, 2).Draw(r, "expiry"),
+				ID:          introspect.IDOf(fmt.Sprint(round, " ", rapid.IntRange(0, 3).Draw(r, "token"))),
+			}
+		})
+		r.Repeat(map[string]func(*rapid.T){
+			"put": func(r *rapid.T) {
+				k := key.Draw(r, "key")
+				if _, taken := model[k]; taken {
+					r.Skip("keys are unique")
+				}
+				word := rapid.StringMatching(`[!#-\[\]-~]{1,8}`) // RFC 6749 section 3.3
+				token := oauth.Token{
+					Key: k, Realm: rapid.StringN(1, 10, -1).Draw(r, "realm"), ClientID: rapid.StringN(1, 10, -1).Draw(r, "client"),
+					ClientGeneration: rapid.Uint64().Draw(r, "generation"),
+					Scopes:           rapid.SliceOfN(word, 0, 4).Draw(r, "scopes"), Audience: rapid.SliceOfN(rapid.String(), 0, 4).Draw(r, "audience"),
+					IssuedAt: time.UnixMilli(rapid.Int64Range(0, 1<<48-1).Draw(r, "issued")),
+				}
+				if err := s.Put(ctx, token); err != nil {
+					r.Fatal(err)
+				}
+				model[k] = token
+			},
+			"revoke": func(r *rapid.T) {
+				k := key.Draw(r, "key")
+				if err := s.Revoke(ctx, k); err != nil {
+					r.Fatal(err)
+				}
+				delete(model, k)
+			},
+			"get": func(r *rapid.T) {
+				k := key.Draw(r, "key")
+				got, err := s.Get(ctx, k)
+				want, there := model[k]
+				if there && (err != nil || !same(got, want)) || !there && !errors.Is(err, oauth.ErrNotFound) {
+					r.Fatalf("got %+v, %v; the map has %v: %+v", got, err, there, want)
+				}
+			},
+		})
+	})
+}
+
+// E-14: Memory drops what has expired while it writes, a few with each token, so that
+// it shrinks faster than it grows.
+func TestMemoryDropsWhatHasExpired(t *testing.T) {
+	var now atomic.Int64
+	now.Store(1000)
+	m := NewMemory(func() time.Time { return time.Unix(now.Load(), 0) })
+	for i := range 1000 {
+		put(t, m, tokenUntil(fmt.Sprint("old ", i), time.Unix(2000+int64(i%10), 0)))
+	}
+	for i := range 100 { // revoked ones wait in the heap as well
+		if err := m.Revoke(ctx, tokenUntil(fmt.Sprint("old ", i*10), time.Unix(2000, 0)).Key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now.Store(2004) // half of them are over
+	for i := range 125 {
+		put(t, m, tokenUntil(fmt.Sprint("new ", i), time.Unix(5000, 0)))
+	}
+	if got, want := len(m.expiries), 500+125; got != want {
+		t.Errorf("%d keys are left after 125 tokens were added, want %d", got, want)
+	}
+	if got, want := len(m.tokens), 500+125; got != want {
+		t.Errorf("%d tokens are left after 125 were added, want %d", got, want)
+	}
+	for i := range 1000 {
+		token := tokenUntil(fmt.Sprint("old ", i), time.Unix(2000+int64(i%10), 0))
+		if i%10 <= 4 {
+			absent(t, m, token.Key)
+		} else {
+			present(t, m, token)
+		}
+	}
+	now.Store(9000)
+	for i := range 1000 {
+		put(t, m, tokenUntil(fmt.Sprint("last ", i), time.Unix(10_000, 0)))
+	}
+	if len(m.tokens) != 1000 || len(m.expiries) != 1000 {
+		t.Errorf("%d tokens and %d keys are left, want 1000", len(m.tokens), len(m.expiries))
+	}
+}
+
+// A full store says so, keeps what it has, and has room again when something expires. A
+// client that issues and revokes in a loop fills it all the same, and doesn't overfill it.
+func TestMemoryIsBounded(t *testing.T) {
+	now := time.Unix(1000, 0)
+	m := NewMemory(func() time.Time { return now })
+	if m.max != MaxMemoryTokens {
+		t.Errorf("the bound is %d", m.max)
+	}
+	m.max = 10
+	for i := range 10 {
+		token := tokenUntil(fmt.Sprint(i), time.Unix(2000, 0))
+		put(t, m, token)
+		if i < 5 {
+			if err := m.Revoke(ctx, token.Key); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	more := tokenUntil("more", time.Unix(3000, 0))
+	if err := m.Put(ctx, more); !errors.Is(err, oauth.ErrFull) {
+		t.Errorf("putting one too many: %v, want ErrFull", err)
+	}
+	absent(t, m, more.Key)
+	present(t, m, tokenUntil("9", time.Unix(2000, 0)))
+	now = time.Unix(2000, 0)
+	put(t, m, more)
+	present(t, m, more)
+}
+
+// FuzzRecord: no bytes make the decoder panic, and what it accepts is a token of the
+// key it was asked for, which goes out as it came in.
+func FuzzRecord(f *testing.F) {
+	token := tokenUntil("a", time.Unix(2000, 5))
+	good, err := encodeRecord(token)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	for _, seed := range []string{
+		"", "null", "{}", "[]", `{"v":1}`, `{"v":2,"id":"AA=="}`, `{"v":1e99}`, string(good[:len(good)-1]), string(good) + "x",
+		strings.Replace(string(good), `"s":"read write"`, `"s":" read  write "`, 1),
+		strings.Replace(string(good), `"a":[`, `"a":["",`, 1), strings.Replace(string(good), `"r":"root"`, `"r":"`+"\xff"+`"`, 1),
+		strings.Replace(string(good), `"v":1`, `"V":1,"v":1`, 1), strings.Replace(string(good), `"i":`, `"i":-`, 1),
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, err := decodeRecord(token.Key, b)
+		if err != nil {
+			if errors.Is(err, oauth.ErrNotFound) {
+				t.Error("a record that can't be read is not an absent one")
+			}
+			return
+		}
+		if got.Key != token.Key || got.Realm == "" || got.ClientID == "" {
+			t.Errorf("accepted %+v", got)
+		}
+		again, err := encodeRecord(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if back, err := decodeRecord(token.Key, again); err != nil || !same(back, got) {
+			t.Errorf("%+v, %v came back as %+v", got, err, back)
+		}
+	})
+}
