@@ -251,6 +251,9 @@ func (s *Server) Revoke(ctx context.Context, req Request) (revoked bool, out Out
 	// The store, not the cache: a revocation must not be decided by what was.
 	record, err := s.get(ctx, key)
 	if errors.Is(err, ErrNotFound) {
+		// Another revocation may have come so far and not yet to the cache; or it was
+		// given up by its caller, then carried out by the store after a lookup.
+		s.lookup.Forget(key.ID)
 		return false, out, nil
 	}
 	if err != nil {
