@@ -1,0 +1,432 @@
+package oauth
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/argon2"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// mapStore is a TokenStore in a map, which counts what it is asked. Get answers with what
+// misfile says, if that is set.
+type mapStore struct {
+	TokenStore // nil: what is not overridden is not used here
+	mu         sync.Mutex
+	tokens     map[Key]Token
+	puts, gets atomic.Int64
+	misfile    func(Token) Token
+}
+
+func (m *mapStore) Put(_ context.Context, t Token) error {
+	m.puts.Add(1)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tokens[t.Key] = t
+	return nil
+}
+
+func (m *mapStore) Get(_ context.Context, key Key) (Token, error) {
+	m.gets.Add(1)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t, ok := m.tokens[key]
+	if !ok {
+		return Token{}, ErrNotFound
+	}
+	if m.misfile != nil {
+		t = m.misfile(t)
+	}
+	return t, nil
+}
+
+func (m *mapStore) Revoke(_ context.Context, key Key) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.tokens, key)
+	return nil
+}
+
+// engine is a realm with a clock that the test sets.
+type engine struct {
+	*Server
+	store *mapStore
+	nanos atomic.Int64
+}
+
+func (e *engine) now() time.Time          { return time.Unix(0, e.nanos.Load()) }
+func (e *engine) advance(d time.Duration) { e.nanos.Add(int64(d)) }
+
+// newEngine makes a realm of these clients; change may adapt its settings.
+func newEngine(t testing.TB, change func(*Settings), clients ...*Client) *engine {
+	t.Helper()
+	e := &engine{store: &mapStore{tokens: make(map[Key]Token)}}
+	e.nanos.Store(time.Date(2026, 1, 2, 3, 4, 5, 678901234, time.UTC).UnixNano())
+	cache, err := introspect.NewCache(introspect.Config{MaxTokens: 1000, Now: e.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cache.Close)
+	cfg := Settings{
+		Realm: "root", Clients: make(map[string]*Client), Store: e.store, Cache: cache, MaxAge: time.Minute,
+		Key: []byte("a key of thirty-two random bytes"), Hasher: NewHasher(), Now: e.now,
+	}
+	for _, c := range clients {
+		cfg.Clients[c.ID] = c
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	e.Server = New(cfg)
+	return e
+}
+
+// newClient makes a client that may do everything, with these secrets.
+func newClient(id string, secrets ...*Secret) *Client {
+	return &Client{
+		ID: id, Secrets: secrets, Scopes: []string{"a", "b"}, DefaultScopes: []string{"a"},
+		GrantTypes: []string{GrantClientCredentials}, Auth: []AuthMethod{AuthBasic, AuthPost},
+		TokenLifetime: 2 * time.Second, Introspect: IntrospectOwn,
+	}
+}
+
+// quickSecret is a Secret that is checked in microseconds.
+func quickSecret(t testing.TB, plain string) *Secret {
+	t.Helper()
+	s, err := PlainSecret(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// slowSecret is a Secret behind an Argon2id hash of m KiB.
+func slowSecret(t testing.TB, plain string, m, passes uint32) *Secret {
+	t.Helper()
+	salt := []byte("salt of " + fmt.Sprint(m, passes, len(plain)))
+	b64 := base64.RawStdEncoding.EncodeToString
+	s, err := HashedSecret(fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=1$%s$%s", m, passes, b64(salt), b64(argon2.IDKey([]byte(plain), salt, passes, m, 1, 32))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// request is a form posted with Basic credentials, from an address.
+func request(t testing.TB, id, secret string, form url.Values) Request {
+	t.Helper()
+	pair := url.QueryEscape(id) + ":" + url.QueryEscape(secret)
+	r, err := ParseRequest(form.Encode(), []string{"Basic " + base64.StdEncoding.EncodeToString([]byte(pair))}, "192.0.2.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+var grantForm = url.Values{"grant_type": {GrantClientCredentials}}
+
+// issue fetches a token that must be given.
+func (e *engine) issue(t testing.TB, id, secret string) string {
+	t.Helper()
+	answer, _, err := e.Token(t.Context(), request(t, id, secret, grantForm))
+	if err != nil {
+		t.Fatalf("no token for %s: %v", id, err)
+	}
+	return answer.AccessToken
+}
+
+// active asks whether a token is good, of the cache or of the source itself.
+func active(t testing.TB, src introspect.Source, token string) bool {
+	t.Helper()
+	facts, err := src.Lookup(t.Context(), token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return facts.Active
+}
+
+// codeOf is the code of a refusal, "" for success, and "outage" for any other error.
+func codeOf(err error) Code {
+	var refusal *Error
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &refusal):
+		return refusal.Code
+	}
+	return "outage"
+}
+
+// T-09: a token is good until its expiry and dead at it, from the cache and from the store.
+func TestTokenLivesAsLongAsItSaid(t *testing.T) {
+	for _, maxAge := range []time.Duration{time.Minute, 0} {
+		e := newEngine(t, func(cfg *Settings) { cfg.MaxAge = maxAge }, newClient("c", quickSecret(t, "s")))
+		answer, _, err := e.Token(t.Context(), request(t, "c", "s", grantForm))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answer.ExpiresIn != 2 {
+			t.Fatalf("expires_in is %d", answer.ExpiresIn)
+		}
+		token, issued := answer.AccessToken, e.now()
+		expiry := issued.Add(2 * time.Second).Truncate(time.Millisecond)
+		for _, c := range []struct {
+			at   time.Time
+			want bool
+		}{
+			{issued, true},
+			{issued.Add(1500 * time.Millisecond), true},
+			{expiry.Add(-time.Millisecond), true},
+			{expiry.Add(-1), true},
+			{expiry, false},
+			{expiry.Add(1), false},
+			{issued.Add(2050 * time.Millisecond), false},
+			{issued.Add(24 * time.Hour), false},
+		} {
+			e.nanos.Store(c.at.UnixNano())
+			for _, src := range []introspect.Source{e.Tokens(), e.Tokens(), e.Server} {
+				if got := active(t, src, token); got != c.want {
+					t.Errorf("max age %v, %v after the issue: active is %t", maxAge, c.at.Sub(issued), got)
+				}
+			}
+			answer, _, err := e.Introspect(t.Context(), request(t, "c", "s", url.Values{"token": {token}}))
+			if err != nil || answer.Active != c.want {
+				t.Errorf("max age %v, %v after the issue: introspection says %v, %v", maxAge, c.at.Sub(issued), answer, err)
+			}
+		}
+	}
+}
+
+// E-09, P-07: what was not minted here costs no lookup. D#55: nothing near a token is
+// that token.
+func TestOnlyTheExactTokenCounts(t *testing.T) {
+	e := newEngine(t, nil, newClient("c", quickSecret(t, "s")))
+	token := e.issue(t, "c", "s")
+	refuse := func(what, text string) {
+		t.Helper()
+		if text == token {
+			return
+		}
+		if e.Screen(text) || active(t, e.Tokens(), text) || active(t, e.Server, text) {
+			t.Errorf("%s is accepted: %q", what, text)
+		}
+		r := request(t, "c", "s", url.Values{"token": {"x"}})
+		r.Form["token"] = text // also what no form lets through
+		if revoked, _, err := e.Revoke(t.Context(), r); revoked || err != nil && codeOf(err) == "outage" {
+			t.Errorf("%s revokes: %q, %v", what, text, err)
+		}
+	}
+	for n := range len(token) {
+		refuse("a proper prefix", token[:n])
+		refuse("a proper suffix", token[n+1:])
+		c := token[n : n+1]
+		refuse("one character in another case", token[:n]+strings.ToUpper(c)+token[n+1:])
+		refuse("one character in another case", token[:n]+strings.ToLower(c)+token[n+1:])
+		refuse("one character left out", token[:n]+token[n+1:])
+		refuse("one character twice", token[:n]+c+token[n:])
+		for _, other := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_+/=. %\n\x00" {
+			refuse("one character changed", token[:n]+string(other)+token[n+1:])
+		}
+		if n+1 < len(token) {
+			refuse("two characters swapped", token[:n]+token[n+1:n+2]+c+token[n+2:])
+		}
+	}
+	for what, text := range map[string]string{
+		"nothing": "", "the prefix alone": TokenPrefix, "a character more": token + "A", "padding": token + "=", "more padding": token + "==",
+		"a line break after it": token + "\n", "a line break in it": token[:20] + "\n" + token[20:], "a carriage return in it": token[:20] + "\r" + token[21:],
+		"a space before it": " " + token, "a space after it": token + " ", "the standard alphabet": strings.NewReplacer("-", "+", "_", "/").Replace(token) + "=",
+		"percent-encoded": url.QueryEscape(token[:10]) + "%5F" + token[11:], "upper case": strings.ToUpper(token), "lower case": strings.ToLower(token),
+		"twice": token + token, "another prefix": "cos_" + token[4:], "no prefix": token[4:], "a NUL after it": token + "\x00", "10 KiB": strings.Repeat("x", 10<<10),
+		"the scheme before it": "Bearer " + token,
+	} {
+		refuse(what, text)
+	}
+
+	// The same bytes with another version, another expiry, other randomness: the tag knows.
+	raw, err := tokenEncoding.DecodeString(token[len(TokenPrefix):])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if TokenPrefix+tokenEncoding.EncodeToString(raw) != token {
+		t.Error("the token is not its own encoding")
+	}
+	for i := range raw {
+		for bit := range 8 {
+			raw[i] ^= 1 << bit
+			refuse(fmt.Sprintf("byte %d, bit %d", i, bit), TokenPrefix+tokenEncoding.EncodeToString(raw))
+			raw[i] ^= 1 << bit
+		}
+	}
+	// Another realm of the same key, and the same realm under another key.
+	other := newEngine(t, func(cfg *Settings) { cfg.Realm = "alpha" }, newClient("c", quickSecret(t, "s")))
+	refuse("a token of another realm", other.issue(t, "c", "s"))
+	rekeyed := newEngine(t, func(cfg *Settings) { cfg.Key = []byte("another key") }, newClient("c", quickSecret(t, "s")))
+	refuse("a token under another key", rekeyed.issue(t, "c", "s"))
+
+	if n := e.store.gets.Load(); n != 0 {
+		t.Errorf("the store was asked %d times about tokens that were not minted here", n)
+	}
+	if !active(t, e.Tokens(), token) {
+		t.Error("the token itself is refused")
+	}
+}
+
+// T-08: 100000 tokens are all different, and their random bytes look random.
+func TestTokensAreRandom(t *testing.T) {
+	const n = 100_000
+	e := newEngine(t, nil)
+	seen := make(map[string]bool, n)
+	ids := make(map[introspect.TokenID]bool, n)
+	var total [256]int
+	var at [tokenTag - tokenRandom][256]int
+	for range n {
+		token, key, err := e.mint(e.now().Add(time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := tokenEncoding.DecodeString(token[len(TokenPrefix):])
+		if err != nil {
+			t.Fatal(err)
+		}
+		random := raw[tokenRandom:tokenTag]
+		seen[string(random)] = true
+		ids[key.ID] = true
+		for i, b := range random {
+			total[b]++
+			at[i][b]++
+		}
+	}
+	if len(seen) != n || len(ids) != n {
+		t.Errorf("of %d tokens %d have different random bytes and %d different IDs", n, len(seen), len(ids))
+	}
+	if bits := 8 * (tokenTag - tokenRandom); bits < 160 { // E-10
+		t.Errorf("a token has %d random bits, want 160 at least", bits)
+	}
+	// Chi-square with 255 degrees of freedom has mean 255 and deviation 22.6. Ten deviations
+	// are beyond any chance; too even is no more random than too uneven.
+	chi := func(counts *[256]int) (sum float64) {
+		all := 0
+		for _, c := range counts {
+			all += c
+		}
+		expected := float64(all) / 256
+		for _, c := range counts {
+			sum += (float64(c) - expected) * (float64(c) - expected) / expected
+		}
+		return sum
+	}
+	if x := chi(&total); x < 100 || x > 480 {
+		t.Errorf("chi-square over all random bytes is %.0f, want about 255", x)
+	}
+	for i := range at {
+		if x := chi(&at[i]); x < 100 || x > 480 {
+			t.Errorf("chi-square over random byte %d is %.0f, want about 255", i, x)
+		}
+	}
+}
+
+// E-10: without randomness there is no token, and nothing is stored.
+func TestNoTokenWithoutRandomness(t *testing.T) {
+	for name, random := range map[string]io.Reader{
+		"an error":    noEntropy{},
+		"nothing":     strings.NewReader(""),
+		"a byte less": strings.NewReader(strings.Repeat("r", tokenTag-tokenRandom-1)),
+	} {
+		e := newEngine(t, func(cfg *Settings) { cfg.Random = random }, newClient("c", quickSecret(t, "s")))
+		answer, out, err := e.Token(t.Context(), request(t, "c", "s", grantForm))
+		if answer != nil || codeOf(err) != "outage" || out.TokenID != (introspect.TokenID{}) {
+			t.Errorf("%s: %v, %v", name, answer, err)
+		}
+		if e.store.puts.Load() != 0 {
+			t.Errorf("%s: something was stored", name)
+		}
+	}
+}
+
+type noEntropy struct{}
+
+func (noEntropy) Read([]byte) (int, error) { return 0, errors.New("no entropy") }
+
+// E-07, D#62: the store gets the token's ID, never the token.
+func TestStoreNeverSeesTheToken(t *testing.T) {
+	e := newEngine(t, nil, newClient("c", quickSecret(t, "canary-secret")))
+	token := e.issue(t, "c", "canary-secret")
+	for key, record := range e.store.tokens {
+		if key.ID != introspect.IDOf(token) || record.Key != key || record.Realm != "root" || record.ClientID != "c" {
+			t.Errorf("the record is %+v under %+v", record, key)
+		}
+		dump := fmt.Sprintf("%+v %#v", record, record)
+		if strings.Contains(dump, token) || strings.Contains(dump, token[4:20]) || strings.Contains(dump, "canary") {
+			t.Errorf("the record holds the token or the secret: %s", dump)
+		}
+	}
+}
+
+// E-08, D#63: a record that is not the one asked for is an outage, not an answer.
+func TestMisfiledRecords(t *testing.T) {
+	for name, misfile := range map[string]func(Token) Token{
+		"another token's": func(t Token) Token { t.ID[0]++; return t },
+		"another realm's": func(t Token) Token { t.Realm = "alpha"; return t },
+		"an empty one":    func(Token) Token { return Token{} },
+	} {
+		e := newEngine(t, nil, newClient("c", quickSecret(t, "s")))
+		token := e.issue(t, "c", "s")
+		e.store.misfile = misfile
+		if facts, err := e.Tokens().Lookup(t.Context(), token); err == nil {
+			t.Errorf("%s record is an answer: %+v", name, facts)
+		}
+		form := url.Values{"token": {token}}
+		if _, _, err := e.Introspect(t.Context(), request(t, "c", "s", form)); codeOf(err) != "outage" {
+			t.Errorf("%s record at introspection: %v", name, err)
+		}
+		if _, _, err := e.Revoke(t.Context(), request(t, "c", "s", form)); codeOf(err) != "outage" {
+			t.Errorf("%s record at revocation: %v", name, err)
+		}
+	}
+}
+
+// I-12: a thousand questions about garbage at once, then a hundred a second; the limit
+// says nothing about the token, and questions about good tokens are free.
+func TestGuessesAreLimited(t *testing.T) {
+	e := newEngine(t, nil, newClient("c", quickSecret(t, "s")), newClient("d", quickSecret(t, "s")))
+	e.cfg.Clients["c"].TokenLifetime = time.Hour
+	good := e.issue(t, "c", "s")
+	ask := func(id, token string) Code {
+		_, _, err := e.Introspect(t.Context(), request(t, id, "s", url.Values{"token": {token}}))
+		return codeOf(err)
+	}
+	for range 1500 {
+		if code := ask("c", good); code != "" {
+			t.Fatalf("a question about a good token: %s", code)
+		}
+	}
+	for i := range 1000 {
+		if code := ask("c", "garbage"); code != "" {
+			t.Fatalf("question %d about garbage: %s", i+1, code)
+		}
+	}
+	for _, token := range []string{"garbage", good} {
+		if code := ask("c", token); code != CodeTooManyRequests {
+			t.Errorf("beyond the limit, about %.10s: %q", token, code)
+		}
+	}
+	if code := ask("d", "garbage"); code != "" {
+		t.Errorf("another client: %q", code)
+	}
+	e.advance(20 * time.Millisecond)
+	for i, want := range []Code{"", "", CodeTooManyRequests} {
+		if code := ask("c", "garbage"); code != want {
+			t.Errorf("question %d after 20 ms: %q, want %q", i+1, code, want)
+		}
+	}
+}

@@ -1,0 +1,219 @@
+package oauth
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// G-05, G-06, G-07: what counts as a form, and what becomes of it.
+func TestParseForm(t *testing.T) {
+	parameters := func(n int) string {
+		var names []string
+		for i := range n {
+			names = append(names, fmt.Sprintf("p%d=v", i))
+		}
+		return strings.Join(names, "&")
+	}
+	for _, c := range []struct {
+		body string
+		want Form // nil: refused
+	}{
+		{"", Form{}},
+		{"a=b", Form{"a": "b"}},
+		{"a=b&c=d", Form{"a": "b", "c": "d"}},
+		{"a=b+c%20d%2B", Form{"a": "b c d+"}},
+		{"a=%C3%A4", Form{"a": "ä"}},
+		{"a=b=c", Form{"a": "b=c"}},
+		{"a=", Form{}},
+		{"a", Form{}},
+		{"&&a=b&", Form{"a": "b"}},
+		{parameters(64), asQuery(parameters(64))},
+		{parameters(65), nil},
+		{"a=b&a=b", nil},
+		{"a=b&a=", nil},
+		{"a&a", nil},
+		{"a=b&%61=b", nil},
+		{"a=b;c=d", nil},
+		{"a=%zz", nil},
+		{"%zz=a", nil},
+		{"a=%", nil},
+		{"a=%4", nil},
+		{"a=%00", nil},
+		{"a%00=b", nil},
+		{"a=\x00", nil},
+		{"a=%ff", nil},
+		{"%ff=a", nil},
+		{"a=%c0%af", nil},
+		{"a=%ed%a0%80", nil}, // half a surrogate pair
+	} {
+		got, err := ParseForm(c.body)
+		if (err == nil) != (c.want != nil) || err != nil && codeOf(err) != CodeInvalidRequest {
+			t.Errorf("%.40q: %v", c.body, err)
+			continue
+		}
+		if err == nil && fmt.Sprint(got) != fmt.Sprint(c.want) {
+			t.Errorf("%.40q is %v, want %v", c.body, got, c.want)
+		}
+	}
+}
+
+// asQuery is the form that url.ParseQuery reads, where every name stands once.
+func asQuery(body string) Form {
+	values, _ := url.ParseQuery(body)
+	form := Form{}
+	for name := range values {
+		form[name] = values.Get(name)
+	}
+	return form
+}
+
+// CA-01, CA-02, CA-07: what counts as Basic credentials, and what they say.
+func TestParseBasic(t *testing.T) {
+	b64 := func(pair string) string { return base64.StdEncoding.EncodeToString([]byte(pair)) }
+	for _, c := range []struct{ header, id, secret string }{
+		{"Basic " + b64("c:s"), "c", "s"},
+		{"basic " + b64("c:s"), "c", "s"},
+		{"BASIC   " + b64("c:s"), "c", "s"},
+		{"Basic " + b64("my%3Aapp:p%25%2B+%C3%A4%2F%3D%26%3A"), "my:app", "p%+ ä/=&:"},
+		{"Basic " + b64("my%3aapp:p%25%2b%20%c3%a4/=%26:"), "my:app", "p%+ ä/=&:"},
+		{"Basic " + b64("a:b:c"), "a", "b:c"}, // split at the first
+		{"Basic " + b64("%2541:%2542"), "%41", "%42"},
+		{"Basic " + b64("c:"), "c", ""},
+		{"Basic " + b64(":s"), "", "s"},
+		{"Basic " + b64(":"), "", ""},
+		{"Basic " + b64("c:s\n"), "c", "s\n"},
+	} {
+		id, secret, err := ParseBasic(c.header)
+		if err != nil || id != c.id || secret != c.secret {
+			t.Errorf("%q is %q, %q, %v; want %q, %q", c.header, id, secret, err, c.id, c.secret)
+		}
+	}
+	for _, header := range []string{
+		"", "Basic", "Basic ", "Basic\t" + b64("c:s"), "Basic" + b64("c:s"), " Basic " + b64("c:s"), "Bearer " + b64("c:s"), "Basic2 " + b64("c:s"), b64("c:s"),
+		"Basic " + b64("no colon"), "Basic " + b64("c%3As"), "Basic " + b64("c:%zz"), "Basic " + b64("%zz:s"), "Basic " + b64("c:%"), "Basic " + b64("c:%4"),
+		"Basic " + b64("c:\x00"), "Basic " + b64("c:%00"), "Basic " + b64("%00:s"), "Basic " + b64("c:\xff"), "Basic " + b64("c:%ff"), "Basic " + b64("\xff:s"),
+		"Basic c:s", "Basic %", "Basic " + b64("c:s") + ",", "Basic " + b64("c:s") + " x", "Basic " + strings.TrimRight(b64("c:s4"), "="), "Basic " + b64("c:ss") + "=",
+		"Basic YzpzNB==", // bits beyond the last character
+	} {
+		if id, secret, err := ParseBasic(header); err == nil {
+			t.Errorf("%q passes, as %q, %q", header, id, secret)
+		}
+	}
+}
+
+// CA-03 to CA-06: which method a request uses, if it uses one.
+func TestParseRequest(t *testing.T) {
+	good := "Basic " + base64.StdEncoding.EncodeToString([]byte("c:s"))
+	for _, c := range []struct {
+		body          string
+		authorization []string
+		method        AuthMethod
+		code          Code
+	}{
+		{"a=b", nil, "", ""},
+		{"a=b", []string{good}, AuthBasic, ""},
+		{"client_id=c&client_secret=s", nil, AuthPost, ""},
+		{"client_id=c", nil, "", ""},
+		{"client_secret=s", nil, "", ""},
+		{"client_id=c&client_secret=", nil, "", ""},
+		{"client_id=c", []string{good}, AuthBasic, ""},
+		{"client_id=&client_secret=", []string{good}, AuthBasic, ""},
+		{"client_id=d", []string{good}, "", CodeInvalidRequest},
+		{"client_secret=s", []string{good}, "", CodeInvalidRequest},
+		{"client_id=c&client_secret=s", []string{"Bearer x"}, "", CodeInvalidRequest},
+		{"client_assertion=x", []string{good}, "", CodeInvalidRequest},
+		{"client_assertion_type=x", []string{good}, "", CodeInvalidRequest},
+		{"client_id=c&client_secret=s&client_assertion=x", nil, "", CodeInvalidRequest},
+		{"client_id=c&client_secret=s&client_assertion_type=x", nil, "", CodeInvalidRequest},
+		{"client_id=c&client_assertion=x&client_assertion_type=y", nil, "", ""}, // not offered: no credentials
+		{"a=b", []string{good, good}, "", CodeInvalidRequest},
+		{"a=b", []string{good, ""}, "", CodeInvalidRequest},
+		{"a=b", []string{"Bearer x"}, "", ""},
+		{"a=b", []string{""}, "", ""},
+		{"a=%zz", []string{good}, "", CodeInvalidRequest},
+	} {
+		r, err := ParseRequest(c.body, c.authorization, "")
+		if codeOf(err) != c.code || r.Credentials.Method != c.method {
+			t.Errorf("%q with %d Authorization lines: method %q, %v; want %q, %q", c.body, len(c.authorization), r.Credentials.Method, err, c.method, c.code)
+		}
+	}
+}
+
+// S-02, S-04, S-06: the grammar of a scope parameter.
+func TestParseScope(t *testing.T) {
+	many := func(n int) string {
+		var scopes []string
+		for i := range n {
+			scopes = append(scopes, fmt.Sprintf("s%d", i))
+		}
+		return strings.Join(scopes, " ")
+	}
+	for _, c := range []struct {
+		scope string
+		want  []string // nil: refused
+	}{
+		{"a", []string{"a"}},
+		{"a b", []string{"a", "b"}},
+		{"b a", []string{"b", "a"}},
+		{"a a b a", []string{"a", "b"}},
+		{"a A", []string{"a", "A"}},
+		{"!#[]~ read:*", []string{"!#[]~", "read:*"}},
+		{"a,b", []string{"a,b"}}, // one scope; no client can have it
+		{many(100), strings.Split(many(100), " ")},
+		{many(100) + " s0", strings.Split(many(100), " ")},
+		{strings.Repeat("s", 4096), []string{strings.Repeat("s", 4096)}},
+		{many(101), nil},
+		{many(10000), nil},
+		{strings.Repeat("s", 4097), nil},
+		{"", nil}, {" ", nil}, {" a", nil}, {"a ", nil}, {"a  b", nil},
+		{"a\tb", nil}, {"a\nb", nil}, {"a\x00", nil}, {`"`, nil}, {`a\b`, nil}, {"ä", nil}, {"a\u00a0b", nil}, {"\x7f", nil}, {"\xff", nil},
+	} {
+		got, err := ParseScope(c.scope)
+		if (err == nil) != (c.want != nil) || !slices.Equal(got, c.want) && err == nil {
+			t.Errorf("%.40q is %.5q, %v", c.scope, got, err)
+		}
+	}
+	// The grammar, character by character.
+	for c := range 256 {
+		allowed := c == 0x21 || c >= 0x23 && c <= 0x5b || c >= 0x5d && c <= 0x7e
+		if ValidScope(string([]byte{byte(c)})) != allowed {
+			t.Errorf("%#x is allowed: %t", c, !allowed)
+		}
+	}
+}
+
+// S-01, S-03, S-05: what a client gets is what it asked for, or nothing.
+func TestGrantScopes(t *testing.T) {
+	client := &Client{Scopes: []string{"read", "write", "read:all"}, DefaultScopes: []string{"read"}}
+	for _, c := range []struct {
+		client *Client
+		scope  string
+		want   string // empty: invalid_scope
+	}{
+		{client, "", "read"},
+		{client, "write", "write"},
+		{client, "write read", "write read"},
+		{client, "read read", "read"},
+		{client, "read:all", "read:all"},
+		{client, "read admin", ""},
+		{client, "rea", ""}, {client, "read:", ""}, {client, "READ", ""}, {client, "*", ""}, {client, "read:*", ""}, {client, "read,write", ""}, {client, " ", ""},
+		{&Client{Scopes: []string{"read"}}, "", ""},
+		{&Client{}, "", ""},
+		{&Client{}, "read", ""},
+	} {
+		got, err := c.client.grantScopes(c.scope)
+		if c.want == "" {
+			if codeOf(err) != CodeInvalidScope || got != nil {
+				t.Errorf("%q gets %q, %v", c.scope, got, err)
+			}
+			continue
+		}
+		if err != nil || strings.Join(got, " ") != c.want {
+			t.Errorf("%q gets %q, %v; want %q", c.scope, got, err, c.want)
+		}
+	}
+}
