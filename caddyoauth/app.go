@@ -59,6 +59,9 @@ type App struct {
 
 	// realms are those that are served, by name.
 	realms map[string]*realm
+	// prefixes are what identity headers begin with anywhere in this configuration, folded.
+	// Complete when the last handler has been provisioned, so before any request.
+	prefixes []string
 
 	// What Start sets, before it closes ready.
 	ready    chan struct{}
@@ -100,6 +103,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.logger = ctx.Logger()
 	a.ready = make(chan struct{})
 	a.committed = new(atomic.Bool)
+	a.reservePrefix(strings.ToLower(defaultHeaderPrefix))
 
 	var err error
 	if a.metrics, err = registerMetrics(ctx.GetMetricsRegistry()); err != nil {
@@ -165,6 +169,14 @@ func (a *App) Provision(ctx caddy.Context) error {
 		a.realms[name] = r
 	}
 	return nil
+}
+
+// reservePrefix makes every oauth_server remove headers that begin with prefix, so that
+// a route without oauth_protect can't be used to tell a backend who is calling.
+func (a *App) reservePrefix(prefix string) {
+	if !slices.Contains(a.prefixes, prefix) {
+		a.prefixes = append(a.prefixes, prefix)
+	}
 }
 
 // Start opens the store, and lets waiting requests go.

@@ -16,6 +16,9 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
+// defaultHeaderPrefix is what identity headers begin with if nothing else is said.
+const defaultHeaderPrefix = "X-OAuth-"
+
 // identityHeaders are the names of the headers that tell a backend who is calling.
 type identityHeaders struct {
 	// prefix is folded; see foldedByte.
@@ -79,14 +82,14 @@ func isCredential(name string) bool {
 	return foldedEqual(name, "authorization") || foldedEqual(name, "proxy-authorization") || foldedEqual(name, "dpop")
 }
 
-// strip removes from a request what its caller must not be able to say: identity
-// headers in every spelling, the same in trailers, and the words in Connection that
-// would make the proxy drop ours.
-func (ih *identityHeaders) strip(r *http.Request) {
-	deleteIdentity(r.Header, ih.prefix)
+// stripIdentity removes from a request what its caller must not be able to say:
+// headers that begin with prefix in any spelling, the same in trailers, and the words
+// in Connection that would make the proxy drop ours. prefix is folded.
+func stripIdentity(r *http.Request, prefix string) {
+	deleteIdentity(r.Header, prefix)
 
 	if lines := r.Header["Connection"]; lines != nil {
-		r.Header["Connection"] = ih.safeConnection(lines)
+		r.Header["Connection"] = safeConnection(lines, prefix)
 		if len(r.Header["Connection"]) == 0 {
 			delete(r.Header, "Connection")
 		}
@@ -94,8 +97,8 @@ func (ih *identityHeaders) strip(r *http.Request) {
 
 	// Trailers arrive with the end of the body and are passed on after it.
 	if r.Body != nil && r.Body != http.NoBody && (r.Trailer != nil || r.ContentLength < 0) {
-		deleteIdentity(r.Trailer, ih.prefix)
-		r.Body = &trailerGuard{ReadCloser: r.Body, request: r, prefix: ih.prefix}
+		deleteIdentity(r.Trailer, prefix)
+		r.Body = &trailerGuard{ReadCloser: r.Body, request: r, prefix: prefix}
 	}
 }
 
@@ -110,12 +113,12 @@ func deleteIdentity(h http.Header, prefix string) {
 
 // safeConnection returns the lines of a Connection header without names that the
 // backend must see: a proxy removes whatever Connection lists.
-func (ih *identityHeaders) safeConnection(lines []string) []string {
+func safeConnection(lines []string, prefix string) []string {
 	var safe []string
 	for _, line := range lines {
 		for option := range strings.SplitSeq(line, ",") {
 			option = strings.Trim(option, " \t")
-			if option == "" || hasFoldedPrefix(option, ih.prefix) || hasFoldedPrefix(option, "x-forwarded-") || isCredential(option) {
+			if option == "" || hasFoldedPrefix(option, prefix) || hasFoldedPrefix(option, "x-forwarded-") || isCredential(option) {
 				continue
 			}
 			safe = append(safe, option)

@@ -125,11 +125,12 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	}
 	p.maxAge = time.Duration(p.MaxAge)
 	if p.HeaderPrefix == "" {
-		p.HeaderPrefix = "X-OAuth-"
+		p.HeaderPrefix = defaultHeaderPrefix
 	}
 	if p.headers, err = newIdentityHeaders(p.HeaderPrefix); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
+	app.reservePrefix(p.headers.prefix)
 
 	needed := slices.Concat(p.Scopes, p.AnyScope)
 	slices.Sort(needed)
@@ -160,7 +161,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 	// Before anything is decided, so that error routes get no foreign identity and no
 	// credentials either.
-	p.headers.strip(r)
+	stripIdentity(r, p.headers.prefix)
 	dropCredentials(r.Header, false)
 
 	b, no := p.judge(r, earlier, authorization)

@@ -36,7 +36,8 @@ const (
 
 // Server serves the OAuth 2.0 endpoints of realms: token (RFC 6749 section 4.4),
 // introspection (RFC 7662), revocation (RFC 7009) and metadata (RFC 8414). Requests for
-// other paths go to the next handler.
+// other paths go to the next handler, without the identity headers that only
+// `oauth_protect` may set.
 //
 // Under the base path, a realm other than root after `/realms/root/realms/<realm>`:
 //
@@ -60,6 +61,7 @@ type Server struct {
 	// served. Default: false.
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
 
+	app    *App
 	logger *zap.Logger
 	// endpoints by path. Nothing is matched by prefix.
 	endpoints map[string]*endpoint
@@ -98,6 +100,7 @@ func (s *Server) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	s.app = app
 	if s.BasePath == "" {
 		s.BasePath = "/oauth2"
 	}
@@ -174,6 +177,11 @@ func (s *Server) layOut(r *realm, m *metrics) error {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	e := s.endpoints[r.URL.Path]
 	if e == nil {
+		if _, let := r.Context().Value(bearerCtxKey{}).(*bearer); !let {
+			for _, prefix := range s.app.prefixes {
+				stripIdentity(r, prefix)
+			}
+		}
 		return next.ServeHTTP(w, r)
 	}
 	h := w.Header()
