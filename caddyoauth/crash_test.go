@@ -1,0 +1,91 @@
+package caddyoauth_test
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestGatewayProcess is not a test: TestKilledGateway runs it in a process of its own. It
+// serves until it is killed.
+func TestGatewayProcess(t *testing.T) {
+	file := os.Getenv("GATEWAY_TEST_STORE")
+	if file == "" {
+		t.Skip("run by TestKilledGateway")
+	}
+	g := startGateway(t, "store bbolt "+file+"\n"+testClients, "oauth_server\noauth_protect\nrespond ok")
+	fmt.Printf("gateway at %s\n", g.URL)
+	time.Sleep(time.Minute) // and no longer, should the one who kills be killed
+}
+
+// startGatewayProcess runs a gateway in another process and returns it with a way to kill it.
+func startGatewayProcess(t *testing.T, file string) (g *gateway, kill func()) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestGatewayProcess$", "-test.v")
+	cmd.Env = append(os.Environ(), "GATEWAY_TEST_STORE="+file)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill = func() {
+		cmd.Process.Kill() // SIGKILL: no defer, no flush, no Stop
+		cmd.Wait()
+	}
+	t.Cleanup(kill)
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if _, address, ok := strings.Cut(lines.Text(), "gateway at "); ok {
+			return &gateway{t: t, URL: address, Client: newClient(t)}, kill
+		}
+	}
+	t.Fatal("the process ended before it served")
+	return nil, nil
+}
+
+// T-10, R-08: what was answered with 200 has happened, even if the process is killed with
+// the answer just out.
+func TestKilledGateway(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "tokens.db")
+	var revoked []string
+	for round := range 3 {
+		g, kill := startGatewayProcess(t, file)
+		dead := g.token("reader")
+		if a := g.get("/x", dead); a.StatusCode != 200 {
+			t.Fatalf("round %d: a new token gets %d", round, a.StatusCode)
+		}
+		if a := g.revoke("reader", dead); a.StatusCode != 200 {
+			t.Fatalf("round %d: revoking: %d", round, a.StatusCode)
+		}
+		revoked = append(revoked, dead)
+		token := g.token("reader")
+		kill()
+
+		g, kill = startGatewayProcess(t, file)
+		if a := g.get("/x", token); a.StatusCode != 200 {
+			t.Errorf("T-10 round %d: the token issued before the kill gets %d", round, a.StatusCode)
+		}
+		for _, old := range revoked {
+			if a := g.get("/x", old); a.StatusCode != 401 {
+				t.Errorf("R-08 round %d: a token revoked before the kill gets %d", round, a.StatusCode)
+			}
+		}
+		if a := g.revoke("reader", token); a.StatusCode != 200 {
+			t.Fatalf("round %d: revoking: %d", round, a.StatusCode)
+		}
+		revoked = append(revoked, token)
+		kill()
+	}
+	g, _ := startGatewayProcess(t, file)
+	for _, old := range revoked {
+		if a := g.introspect("reader", old); a.Body != `{"active":false}` {
+			t.Errorf("R-08 after all the kills: %s", a.Body)
+		}
+	}
+}
