@@ -1,0 +1,450 @@
+package oauth_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// These tests ask whether revocation holds when everything happens at once. Each goes
+// through a whole Server: its token format, its store, and the cache in front.
+
+// tokenStores are the stores that a Server works with. Another one joins by a line.
+var tokenStores = []struct {
+	name string
+	open func(t testing.TB) oauth.TokenStore
+}{
+	{"memory", func(testing.TB) oauth.TokenStore { return store.NewMemory(time.Now) }},
+	{"bbolt", func(t testing.TB) oauth.TokenStore {
+		b, err := store.OpenBbolt(filepath.Join(t.TempDir(), "tokens.db"), time.Now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}},
+}
+
+// cacheSizes are the ways to set up the cache; what a Server answers depends on none.
+var cacheSizes = []struct {
+	name   string
+	tokens int64
+	maxAge time.Duration
+}{{"cache on", 10_000, time.Hour}, {"tiny cache", 1, time.Hour}, {"cache off", 10_000, 0}}
+
+// realm is a Server with one client, and what that client can do.
+type realm struct {
+	t      testing.TB
+	server *oauth.Server
+	client oauth.Credentials
+}
+
+func newRealm(t testing.TB, s oauth.TokenStore, cacheTokens int64, maxAge time.Duration) *realm {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("closing the store: %v", err)
+		}
+	})
+	cache, err := introspect.NewCache(introspect.Config{MaxTokens: cacheTokens})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cache.Close)
+	secret, err := oauth.PlainSecret("abc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := oauth.ClientRef{Realm: "root", ClientID: "reader"}
+	generations, err := s.Admit(context.Background(), []oauth.ClientRef{ref})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &realm{
+		t: t,
+		server: oauth.New(oauth.Settings{
+			Realm: "root", Store: s, Cache: cache, MaxAge: maxAge, Key: make([]byte, 32), Hasher: oauth.NewHasher(),
+			Clients: map[string]*oauth.Client{"reader": {
+				ID: "reader", Secrets: []*oauth.Secret{secret}, Scopes: []string{"read"}, DefaultScopes: []string{"read"},
+				GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []oauth.AuthMethod{oauth.AuthBasic},
+				TokenLifetime: time.Hour, Introspect: oauth.IntrospectOwn, Generation: generations[ref],
+			}},
+		}),
+		client: oauth.Credentials{Method: oauth.AuthBasic, ClientID: "reader", Secret: "abc"},
+	}
+}
+
+func (r *realm) issue() string {
+	answer, _, err := r.server.Token(context.Background(), oauth.Request{
+		Form: oauth.Form{"grant_type": oauth.GrantClientCredentials}, Credentials: r.client,
+	})
+	if err != nil {
+		r.t.Errorf("issuing a token: %v", err)
+		return ""
+	}
+	return answer.AccessToken
+}
+
+func (r *realm) tryRevoke(token string) error {
+	_, _, err := r.server.Revoke(context.Background(), oauth.Request{Form: oauth.Form{"token": token}, Credentials: r.client})
+	return err
+}
+
+func (r *realm) revoke(token string) {
+	if err := r.tryRevoke(token); err != nil {
+		r.t.Errorf("revoking a token: %v", err)
+	}
+}
+
+// check is what a protected route asks.
+func (r *realm) check(token string) bool {
+	facts, err := r.server.Tokens().Lookup(context.Background(), token)
+	if err != nil {
+		r.t.Errorf("looking up a token: %v", err)
+		return false
+	}
+	return facts.Active
+}
+
+// slowReads makes a store's answers old by the time that they arrive, which is when
+// mistakes show.
+type slowReads struct{ oauth.TokenStore }
+
+func (s slowReads) Get(ctx context.Context, key oauth.Key) (oauth.Token, error) {
+	token, err := s.TokenStore.Get(ctx, key)
+	for range rand.IntN(20) {
+		runtime.Gosched()
+	}
+	return token, err
+}
+
+// The history of one token, for porcupine: it is issued, checked and revoked, in any
+// order that agrees with the clock.
+type (
+	tokenInput struct {
+		op    string // issue, check or revoke
+		token int
+	}
+	tokenState int
+)
+
+const (
+	notIssued tokenState = iota
+	good
+	revoked
+)
+
+var tokenModel = porcupine.Model{
+	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
+		byToken := map[int][]porcupine.Operation{}
+		for _, op := range history {
+			token := op.Input.(tokenInput).token
+			byToken[token] = append(byToken[token], op)
+		}
+		parts := make([][]porcupine.Operation, 0, len(byToken))
+		for _, part := range byToken {
+			parts = append(parts, part)
+		}
+		return parts
+	},
+	Init: func() any { return notIssued },
+	Step: func(state, input, output any) (bool, any) {
+		switch input.(tokenInput).op {
+		case "issue":
+			return state == notIssued, good
+		case "revoke":
+			return state != notIssued, revoked
+		default:
+			return output.(bool) == (state == good), state
+		}
+	},
+	DescribeOperation: func(input, output any) string {
+		return fmt.Sprintf("%s token %d: %v", input.(tokenInput).op, input.(tokenInput).token, output)
+	},
+}
+
+// B-04: whatever 8 clients do at once, there is an order of it all, in agreement with the
+// clock, in which each token is good from its issue to its revocation and not after.
+func TestHistoryIsLinearizable(t *testing.T) {
+	const clients, slots = 8, 6
+	steps := 1500
+	if testing.Short() {
+		steps = 300
+	}
+	for _, s := range tokenStores {
+		for _, c := range cacheSizes {
+			t.Run("B-04 "+s.name+", "+c.name, func(t *testing.T) {
+				r := newRealm(t, slowReads{s.open(t)}, c.tokens, c.maxAge)
+				type issued struct {
+					number int
+					token  string
+				}
+				var (
+					begin   = time.Now()
+					clock   = func() int64 { return int64(time.Since(begin)) }
+					number  atomic.Int64
+					current [slots]atomic.Pointer[issued] // tokens in use; old ones stay for a while
+					mu      sync.Mutex
+					history []porcupine.Operation
+				)
+				record := func(client int, in tokenInput, called int64, out any) {
+					returned := clock()
+					mu.Lock()
+					defer mu.Unlock()
+					history = append(history, porcupine.Operation{ClientId: client, Input: in, Call: called, Output: out, Return: returned})
+				}
+				issue := func(client, slot int) {
+					n := int(number.Add(1))
+					called := clock()
+					token := r.issue()
+					record(client, tokenInput{"issue", n}, called, nil)
+					current[slot].Store(&issued{n, token})
+				}
+				for slot := range slots {
+					issue(0, slot)
+				}
+				var all sync.WaitGroup
+				for client := range clients {
+					all.Go(func() {
+						for range steps {
+							slot := rand.IntN(slots)
+							is := current[slot].Load()
+							called := clock()
+							switch dice := rand.IntN(100); {
+							case dice < 4:
+								issue(client, slot)
+							case dice < 14:
+								r.revoke(is.token)
+								record(client, tokenInput{"revoke", is.number}, called, nil)
+							default:
+								out := r.check(is.token)
+								record(client, tokenInput{"check", is.number}, called, out)
+							}
+						}
+					})
+				}
+				all.Wait()
+				if t.Failed() {
+					return
+				}
+				active := 0
+				for _, op := range history {
+					if op.Output == true {
+						active++
+					}
+				}
+				if active == 0 || active == len(history) {
+					t.Fatalf("%d of %d operations found a token good: the test tests nothing", active, len(history))
+				}
+				result, info := porcupine.CheckOperationsVerbose(tokenModel, history, time.Minute)
+				switch result {
+				case porcupine.Illegal:
+					path := filepath.Join(t.ArtifactDir(), "history.html")
+					if err := porcupine.VisualizePath(tokenModel, info, path); err != nil {
+						t.Log(err)
+					}
+					t.Errorf("the history has no order; run with -artifacts to keep the picture of it in %s", path)
+				case porcupine.Unknown:
+					t.Errorf("%d operations are too many to judge", len(history))
+				}
+			})
+		}
+	}
+}
+
+// B-01: after a revocation no lookup passes, with others filling the cache all the time.
+func TestNoTokenPassesAfterItsRevocation(t *testing.T) {
+	for _, s := range tokenStores {
+		for _, c := range cacheSizes {
+			t.Run("B-01 "+s.name+", "+c.name, func(t *testing.T) {
+				rounds := 10_000
+				if s.name != "memory" {
+					rounds = 300 // each waits for the disk twice
+				}
+				if testing.Short() {
+					rounds /= 10
+				}
+				r := newRealm(t, slowReads{s.open(t)}, c.tokens, c.maxAge)
+				var current atomic.Pointer[string]
+				first := r.issue()
+				current.Store(&first)
+				stop := make(chan struct{})
+				var fillers sync.WaitGroup
+				for range 2 {
+					fillers.Go(func() {
+						for {
+							select {
+							case <-stop:
+								return
+							default:
+								r.check(*current.Load())
+								runtime.Gosched() // hits never block, and there are few processors
+							}
+						}
+					})
+				}
+				passed := 0
+				for range rounds {
+					token := r.issue()
+					current.Store(&token)
+					if !r.check(token) {
+						t.Error("a token that was just issued does not pass")
+						break
+					}
+					r.revoke(token)
+					if r.check(token) {
+						passed++
+					}
+				}
+				close(stop)
+				fillers.Wait()
+				if passed != 0 {
+					t.Errorf("%d of %d tokens passed after their revocation", passed, rounds)
+				}
+			})
+		}
+	}
+}
+
+// gatedStore reads and then waits with what it read.
+type gatedStore struct {
+	oauth.TokenStore
+	closed atomic.Bool // whether the gate is
+	open   chan struct{}
+	held   atomic.Int64
+}
+
+func (g *gatedStore) Get(ctx context.Context, key oauth.Key) (oauth.Token, error) {
+	token, err := g.TokenStore.Get(ctx, key)
+	if g.closed.Load() {
+		g.held.Add(1)
+		select {
+		case <-g.open:
+		case <-ctx.Done():
+			return oauth.Token{}, ctx.Err()
+		}
+	}
+	return token, err
+}
+
+// B-02, B-03: a lookup that read the store before the revocation and ends after it neither
+// brings the token back nor answers those who came after the revocation.
+func TestALateReadDoesNotResurrect(t *testing.T) {
+	for _, c := range cacheSizes {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &gatedStore{TokenStore: store.NewMemory(time.Now), open: make(chan struct{})}
+				r := newRealm(t, s, c.tokens, c.maxAge)
+				token := r.issue()
+
+				s.closed.Store(true)
+				go r.check(token) // A, which began before
+				synctest.Wait()
+				if s.held.Load() != 1 {
+					t.Fatal("the lookup has not reached the store")
+				}
+				s.closed.Store(false) // the revocation's own read
+				r.revoke(token)
+				var passed atomic.Int64
+				for range 10 { // C, which joins the lookup of A
+					go func() {
+						if r.check(token) {
+							passed.Add(1)
+						}
+					}()
+				}
+				synctest.Wait()
+				close(s.open)
+				synctest.Wait()
+				if n := passed.Load(); n != 0 {
+					t.Errorf("B-03: %d of 10 lookups that began after the revocation passed", n)
+				}
+				for range 120 {
+					if r.check(token) {
+						t.Fatal("B-02: the token passes again")
+					}
+					time.Sleep(time.Minute / 2)
+				}
+			})
+		})
+	}
+}
+
+// lateStore gives up on revocations and carries them out later, as a store may that was
+// still writing when its caller's time was up.
+type lateStore struct {
+	oauth.TokenStore
+	late []func()
+}
+
+var errGivenUp = errors.New("given up")
+
+func (s *lateStore) Revoke(ctx context.Context, key oauth.Key) error {
+	s.late = append(s.late, func() { s.TokenStore.Revoke(context.WithoutCancel(ctx), key) })
+	return errGivenUp
+}
+
+// B-01, R-08: a revocation that failed and is sent again holds, though the store had
+// carried out the first meanwhile and has nothing left to do.
+func TestARevocationThatIsSentAgain(t *testing.T) {
+	s := &lateStore{TokenStore: store.NewMemory(time.Now)}
+	r := newRealm(t, s, 100, time.Hour)
+	token := r.issue()
+	if err := r.tryRevoke(token); !errors.Is(err, errGivenUp) {
+		t.Fatalf("revoking: %v", err)
+	}
+	// The cache fills from the store, which still has the token.
+	for range 1000 {
+		if !r.check(token) {
+			t.Fatal("a token that is not revoked does not pass")
+		}
+	}
+	for _, do := range s.late {
+		do()
+	}
+	r.revoke(token)
+	if r.check(token) {
+		t.Error("the token passes after its revocation was acknowledged")
+	}
+}
+
+// mixedUp is a store that returns another token's record.
+type mixedUp struct {
+	oauth.TokenStore
+	other atomic.Pointer[oauth.Token]
+}
+
+func (m *mixedUp) Put(ctx context.Context, token oauth.Token) error {
+	m.other.CompareAndSwap(nil, &token)
+	return m.TokenStore.Put(ctx, token)
+}
+
+func (m *mixedUp) Get(context.Context, oauth.Key) (oauth.Token, error) { return *m.other.Load(), nil }
+
+// B-10, E-08: a store that mixes up its records is an outage; no token has another's rights.
+func TestAStoreThatMixesUpRecords(t *testing.T) {
+	r := newRealm(t, &mixedUp{TokenStore: store.NewMemory(time.Now)}, 100, time.Hour)
+	first, second := r.issue(), r.issue()
+	if !r.check(first) {
+		t.Error("the token whose record it is does not pass")
+	}
+	if facts, err := r.server.Tokens().Lookup(context.Background(), second); err == nil {
+		t.Errorf("with another token's record: %+v", facts)
+	}
+	if err := r.tryRevoke(second); err == nil {
+		t.Error("a revocation was decided by another token's record")
+	}
+}
