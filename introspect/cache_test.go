@@ -156,6 +156,7 @@ func TestARevokedTokenIsDeadAtOnce(t *testing.T) {
 					return
 				default:
 					active(t, src, *current.Load())
+					runtime.Gosched() // hits never block, and there are few processors
 				}
 			}
 		})
