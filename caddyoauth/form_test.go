@@ -1,0 +1,235 @@
+package caddyoauth_test
+
+import (
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// These tests guard the form of the house, which no compiler does.
+
+const modulePath = "github.com/caddyoauth/gateway"
+
+// listed is what 'go list' says of a package.
+type listed struct {
+	ImportPath string
+	Deps       []string
+}
+
+func listPackages(t *testing.T) []listed {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Deps", "./...")
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var all []listed
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+// Imports go down only: cmd → caddyoauth → internal/store → internal/oauth → introspect.
+// Everything that a package reaches counts, not only what it names itself.
+func TestImportsGoDown(t *testing.T) {
+	const (
+		caddyIsTheTop   = "the rules and stores must be tested, and understood, without compiling Caddy"
+		driversAreAbove = "the rules ask a TokenStore and must not know which one they have"
+		noServer        = "the rules decide; what is read from and written to the wire is the handler's"
+		publicAndAlone  = "a Go backend imports introspect without the gateway"
+	)
+	forbidden := map[string]map[string]string{
+		"introspect": {
+			"github.com/caddyserver":   publicAndAlone,
+			modulePath + "/caddyoauth": publicAndAlone,
+			"go.etcd.io/bbolt":         publicAndAlone,
+			"github.com/redis":         publicAndAlone,
+			"github.com/prometheus":    "metrics come in as functions, for whatever a backend counts with",
+			"go.uber.org/zap":          "a library does not choose its user's logger",
+			"github.com/spf13":         publicAndAlone,
+			modulePath + "/cmd":        publicAndAlone,
+		},
+		"caddyoauth/internal/oauth": {
+			"github.com/caddyserver": caddyIsTheTop,
+			"net/http":               noServer,
+			"go.etcd.io/bbolt":       driversAreAbove,
+			"github.com/redis":       driversAreAbove,
+			"database/sql":           driversAreAbove,
+			modulePath + "/caddyoauth/internal/store": driversAreAbove,
+			"github.com/prometheus":                   "an Outcome says what happened; who counts it is above",
+			"go.uber.org/zap":                         "an Outcome says what happened; who logs it is above",
+		},
+		"caddyoauth/internal/store": {
+			"github.com/caddyserver": caddyIsTheTop,
+			"net/http":               "a store answers calls, not requests",
+			"go.uber.org/zap":        "a store returns its errors; who logs them is above",
+		},
+		"caddyoauth": {
+			modulePath + "/cmd": "what Caddy loads must not depend on one program that loads it",
+			"testing":           "test code has no place in a server",
+		},
+	}
+	seen := 0
+	for _, p := range listPackages(t) {
+		name := strings.TrimPrefix(p.ImportPath, modulePath+"/")
+		rules, ok := forbidden[name]
+		if !ok {
+			continue
+		}
+		seen++
+		for _, dep := range p.Deps {
+			for prefix, reason := range rules {
+				if dep == prefix || strings.HasPrefix(dep, prefix+"/") {
+					t.Errorf("%s reaches %s: %s", name, dep, reason)
+				}
+			}
+		}
+	}
+	if seen != len(forbidden) {
+		t.Errorf("%d of the %d packages with rules exist", seen, len(forbidden))
+	}
+}
+
+// sourceFiles calls visit with every Go file of the repository, path from its root.
+func sourceFiles(t *testing.T, visit func(name string, file *ast.File)) {
+	t.Helper()
+	n := 0
+	err := filepath.WalkDir("..", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() && (entry.Name() == "testdata" || strings.HasPrefix(entry.Name(), ".") && entry.Name() != "..") {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(name, ".go") {
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		n++
+		visit(filepath.ToSlash(strings.TrimPrefix(name, ".."+string(filepath.Separator))), file)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n < 20 {
+		t.Fatalf("only %d files were looked at; the test does not see the repository any more", n)
+	}
+}
+
+func TestEveryPackageHasAComment(t *testing.T) {
+	comments := make(map[string]string)
+	sourceFiles(t, func(name string, file *ast.File) {
+		if strings.HasSuffix(name, "_test.go") {
+			return
+		}
+		folder := path.Dir(name)
+		comments[folder] += file.Doc.Text()
+		begins := "Package " + file.Name.Name + " "
+		if file.Name.Name == "main" {
+			begins = "Command " + path.Base(folder) + " "
+		}
+		if doc := file.Doc.Text(); doc != "" && !strings.HasPrefix(doc, begins) {
+			t.Errorf("%s: the comment of the package must begin with %q", name, begins)
+		}
+	})
+	for folder, comment := range comments {
+		if comment == "" {
+			t.Errorf("package %s has no comment that says what it is", folder)
+		}
+	}
+}
+
+// What is random here is secret, or must not be guessed.
+func TestRandomnessIsCryptographic(t *testing.T) {
+	sourceFiles(t, func(name string, file *ast.File) {
+		for _, spec := range file.Imports {
+			if importPath := strings.Trim(spec.Path.Value, `"`); strings.HasPrefix(importPath, "math/rand") && !strings.HasSuffix(name, "_test.go") {
+				t.Errorf("%s imports %s; use crypto/rand", name, importPath)
+			}
+		}
+	})
+}
+
+// Metrics are named as the others of Caddy are, and no label can take a value that
+// somebody outside chooses.
+func TestMetricsAreNamedAndBounded(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, gatewaySite)
+	// Everything that can be counted once, refusals with hostile words included.
+	token := g.token("reader")
+	g.get("/x", token)
+	g.get("/x", "hostile")
+	g.get("/x", "")
+	g.introspect("reader", token)
+	g.introspect("hostile", "hostile")
+	g.revoke("reader", token)
+	g.revoke("reader", token)
+	g.fetch("reader", "hostile")
+	g.post("/oauth2/access_token", "hostile", "hostile", map[string][]string{"grant_type": {"hostile"}})
+	g.do(g.request("POST", "/oauth2/token", "grant_type=hostile", "Content-Type", "hostile/hostile"))
+
+	ctx := caddy.ActiveContext()
+	families, err := ctx.GetMetricsRegistry().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	labels := map[string]*regexp.Regexp{
+		"realm":     regexp.MustCompile(`^[a-z0-9_-]+$`), // those of other tests, too
+		"endpoint":  regexp.MustCompile(`^(token|introspect|revoke)$`),
+		"operation": regexp.MustCompile(`^(put|get|revoke)$`),
+		"result":    regexp.MustCompile(`^[a-z_]+$`),
+	}
+	ours := 0
+	for _, family := range families {
+		name := family.GetName()
+		if !strings.Contains(name, "oauth") {
+			continue
+		}
+		ours++
+		if !strings.HasPrefix(name, "caddy_oauth_") || name != strings.ToLower(name) {
+			t.Errorf("%s does not begin with caddy_oauth_", name)
+		}
+		if family.GetType().String() == "COUNTER" && !strings.HasSuffix(name, "_total") {
+			t.Errorf("counter %s does not end with _total", name)
+		}
+		if !strings.HasSuffix(family.GetHelp(), ".") {
+			t.Errorf("the help of %s is no sentence: %q", name, family.GetHelp())
+		}
+		for _, m := range family.GetMetric() {
+			for _, label := range m.GetLabel() {
+				allowed := labels[label.GetName()]
+				if allowed == nil {
+					t.Errorf("%s has the label %s, which is none of the known ones", name, label.GetName())
+				} else if !allowed.MatchString(label.GetValue()) || strings.Contains(label.GetValue(), "hostile") {
+					t.Errorf("%s has the label %s=%q", name, label.GetName(), label.GetValue())
+				}
+			}
+		}
+	}
+	if ours < 6 {
+		t.Errorf("only %d metrics are ours", ours)
+	}
+}
