@@ -111,6 +111,17 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 		return nil, fmt.Errorf("opening the token store %s: %w", path, err)
 	}
 	b := &Bbolt{db: db, path: path, now: now, writes: make(chan write, maxBatch), closing: make(chan struct{}), done: make(chan struct{})}
+	// bbolt has no checksums, and reads zeros beyond the end of a file, which look like
+	// absence.
+	var size int64
+	err = b.view(func(tx *bolt.Tx) error { size = tx.Size(); return nil })
+	if info, statErr := os.Stat(path); err == nil && (statErr != nil || info.Size() < size) {
+		err = damaged(path, "it was cut short")
+	}
+	if err != nil {
+		b.closeFile()
+		return nil, err
+	}
 	if err := b.update(func(tx *bolt.Tx) error {
 		for _, name := range [][]byte{bucketTokens, bucketClients, bucketSecrets} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
@@ -119,7 +130,7 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 		}
 		return nil
 	}); err != nil {
-		db.Close()
+		b.closeFile()
 		return nil, fmt.Errorf("preparing the token store %s: %w", path, err)
 	}
 	go b.commit()
@@ -134,6 +145,10 @@ func damaged(path string, r any) error {
 func (b *Bbolt) Close() error {
 	b.close.Do(func() { close(b.closing) })
 	<-b.done
+	return b.closeFile()
+}
+
+func (b *Bbolt) closeFile() error {
 	if broken := b.broken.Load(); broken != nil {
 		return *broken // bbolt would wait for its locks
 	}

@@ -469,16 +469,22 @@ func TestBboltDamagedFile(t *testing.T) {
 		if honest(t, path, tokens) != 0 {
 			t.Fatal("the file is damaged to begin with")
 		}
-		failed := 0
+		used := 0
+		db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		db.View(func(tx *bolt.Tx) error { used = int(tx.Size()); return nil })
+		db.Close()
 		for size := 1; size < len(whole); size += page * 3 / 2 {
 			cut := filepath.Join(t.TempDir(), "tokens.db")
 			if err := os.WriteFile(cut, whole[:size], 0o600); err != nil {
 				t.Fatal(err)
 			}
-			failed += honest(t, cut, tokens)
-		}
-		if failed == 0 {
-			t.Error("a file that was cut short was read without an error")
+			// The rest of the file may well be unused.
+			if failed := honest(t, cut, tokens); failed == 0 && size < used {
+				t.Errorf("of %d bytes the first %d were read without an error", used, size)
+			}
 		}
 	})
 	t.Run("a page of zeros", func(t *testing.T) {

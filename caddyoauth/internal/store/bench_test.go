@@ -1,0 +1,126 @@
+package store
+
+import (
+	"encoding/binary"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// numbered makes tokens as a busy server does: each a little later than the last.
+func numbered(n uint64) oauth.Token {
+	token := tokenOf("")
+	token.ExpiryMilli += int64(n / 10)
+	binary.BigEndian.PutUint64(token.ID[:], n*0x9e3779b97f4a7c15) // spread like a hash
+	return token
+}
+
+// filled opens a store with live tokens in it.
+func filled(b *testing.B, live int) *Bbolt {
+	s, err := OpenBbolt(filepath.Join(b.TempDir(), "tokens.db"), time.Now)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { s.Close() })
+	for n := 0; n < live; {
+		if err := s.update(func(tx *bolt.Tx) error {
+			tokens := tx.Bucket(bucketTokens)
+			tokens.FillPercent = 0.9
+			for end := min(live, n+100_000); n < end; n++ {
+				token := numbered(uint64(n))
+				value, err := encodeRecord(token)
+				if err != nil {
+					return err
+				}
+				if err := tokens.Put(tokenKey(token.Key), value); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return s
+}
+
+// A token made durable, alone and with company, in an empty file and a large one. The
+// time is that of one token; a caller waits for about as many of these as there are
+// callers.
+func BenchmarkBbolt(b *testing.B) {
+	for _, live := range []int{0, 1_000_000} {
+		if live > 0 && testing.Short() {
+			continue
+		}
+		b.Run(fmt.Sprintf("live=%d", live), func(b *testing.B) {
+			s := filled(b, live)
+			var next atomic.Uint64
+			next.Store(uint64(live))
+			for _, callers := range []int{1, 16, 128} {
+				b.Run(fmt.Sprintf("put/callers=%d", callers), func(b *testing.B) {
+					b.ReportAllocs()
+					var left atomic.Int64
+					left.Store(int64(b.N))
+					var all sync.WaitGroup
+					for range callers {
+						all.Go(func() {
+							for left.Add(-1) >= 0 {
+								if err := s.Put(ctx, numbered(next.Add(1)-1)); err != nil {
+									b.Error(err)
+									return
+								}
+							}
+						})
+					}
+					all.Wait()
+				})
+			}
+			b.Run("get", func(b *testing.B) {
+				b.ReportAllocs()
+				n := next.Load()
+				for i := uint64(0); b.Loop(); i++ {
+					if _, err := s.Get(ctx, numbered(i*7919%n).Key); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+			b.Run("revoke", func(b *testing.B) {
+				n := next.Load()
+				for i := uint64(0); b.Loop(); i++ {
+					if err := s.Revoke(ctx, numbered(i*7919%n).Key); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A store in memory.
+func BenchmarkMemory(b *testing.B) {
+	m := NewMemory(time.Now)
+	m.max = 1 << 30
+	b.Run("put", func(b *testing.B) {
+		b.ReportAllocs()
+		for i := uint64(0); b.Loop(); i++ {
+			if err := m.Put(ctx, numbered(i)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("get", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := m.Get(ctx, numbered(0).Key); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
