@@ -667,7 +667,7 @@ func TestREADMEHasTheErrors(t *testing.T) {
 func holdStore(t *testing.T, path string) string {
 	t.Helper()
 	config := filepath.Join(t.TempDir(), "Caddyfile")
-	text := strings.Replace(caddyfileOf("store bbolt "+path+"\n"+testClients, "oauth_server"), ":0 {", ":0 {\n# second", 1)
+	text := caddyfileOf("store bbolt "+path+"\n"+testClients, "oauth_server")
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -678,7 +678,7 @@ func holdStore(t *testing.T, path string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	second := exec.CommandContext(ctx, self, "-test.run=^TestCalledAsCaddy$", "--", "run", "--config", config)
-	second.Env = append(os.Environ(), calledAsCaddy+"=1")
+	second.Env = append(os.Environ(), calledAsCaddy+"=1", "XDG_DATA_HOME="+t.TempDir())
 	output, err := second.CombinedOutput()
 	if err == nil {
 		t.Error("a second process opened the same store")
