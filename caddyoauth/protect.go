@@ -172,7 +172,12 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if p.KeepToken && len(authorization) == 1 {
 		r.Header["Authorization"] = authorization
 	}
-	return next.ServeHTTP(w, p.headers.identify(r, b))
+	err := next.ServeHTTP(w, p.headers.identify(r, b))
+	if err != nil {
+		// Error routes see these headers; the token was kept for the backend, not for them.
+		dropCredentials(r.Header, false)
+	}
+	return err
 }
 
 // judge decides whether the request may pass: the facts of its token come from the
@@ -246,6 +251,11 @@ func (p *Protect) scopesSuffice(facts *introspect.Facts) bool {
 // which answers with the status and an empty body unless handle_errors says otherwise.
 func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, no *refusal) error {
 	no.count.Inc()
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		// Else net/http would wait for the body before it sends the answer: with Expect:
+		// 100-continue for one that never comes. An error means an odd writer, and waiting.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	if no.challenge != "" {

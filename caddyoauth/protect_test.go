@@ -1,0 +1,1148 @@
+package caddyoauth_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddyoauth/gateway/caddyoauth"
+)
+
+// startCaddyfile is startGateway with a whole Caddyfile, for tests that need global
+// options or more than one site.
+func startCaddyfile(t testing.TB, caddyfile string) *gateway {
+	t.Helper()
+	g := &gateway{t: t, Backend: newBackend(t), Client: newClient(t)}
+	t.Cleanup(func() {
+		g.Client.CloseIdleConnections()
+		if err := caddy.Stop(); err != nil {
+			t.Errorf("stopping Caddy: %v", err)
+		}
+	})
+	if err := g.loadCaddyfile(caddyfile); err != nil {
+		t.Fatalf("loading the configuration: %v", err)
+	}
+	return g
+}
+
+// rawConn sends bytes as they are over a connection of its own and returns it, for
+// what net/http would straighten out before sending it.
+func (g *gateway) rawConn(text string) net.Conn {
+	g.t.Helper()
+	u, err := url.Parse(g.URL)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", u.Host)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(conn, text); err != nil {
+		g.t.Fatal(err)
+	}
+	return conn
+}
+
+// rawRequest sends a request line and header lines as they are, adds Host where it is
+// missing, and reads the answer.
+func (g *gateway) rawRequest(requestLine string, lines ...string) answer {
+	g.t.Helper()
+	hasHost := slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(strings.ToLower(l), "host:") })
+	if !hasHost {
+		lines = slices.Insert(slices.Clone(lines), 0, "Host: localhost")
+	}
+	conn := g.rawConn(requestLine + " HTTP/1.1\r\n" + strings.Join(append(lines, "", ""), "\r\n"))
+	method, _, _ := strings.Cut(requestLine, " ")
+	return readRaw(g.t, conn, method)
+}
+
+// readRaw reads one answer.
+func readRaw(t testing.TB, conn net.Conn, method string) answer {
+	t.Helper()
+	res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
+	if err != nil {
+		t.Fatalf("reading the answer: %v", err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatalf("reading the body: %v", err)
+	}
+	return answer{res, string(body)}
+}
+
+// checkRefusal checks an answer of oauth_protect that is not to let a request in: the
+// status, the code in a challenge that a strict parser reads (P-12), no-store (P-15),
+// and no body. An empty code stands for a challenge without one (P-01).
+func checkRefusal(t testing.TB, a answer, status int, realm, code string) map[string]string {
+	t.Helper()
+	challenges := a.Header["Www-Authenticate"]
+	if a.StatusCode != status || len(challenges) != 1 {
+		t.Errorf("got %d with challenges %q and body %q, want %d %s", a.StatusCode, challenges, a.Body, status, code)
+		return nil
+	}
+	scheme, params, err := caddyoauth.ParseChallenge(challenges[0])
+	if err != nil {
+		t.Errorf("the challenge can't be parsed: %v", err)
+		return nil
+	}
+	if scheme != "Bearer" || params["realm"] != realm || params["error"] != code {
+		t.Errorf("got challenge %q, want realm %q and error %q", challenges[0], realm, code)
+	}
+	if _, present := params["error"]; present != (code != "") {
+		t.Errorf("got challenge %q: an error for a request without credentials", challenges[0])
+	}
+	if got := a.Header["Cache-Control"]; !slices.Equal(got, []string{"no-store"}) {
+		t.Errorf("Cache-Control is %q", got)
+	}
+	if a.Body != "" {
+		t.Errorf("the refusal has a body: %q", a.Body)
+	}
+	if a.Header.Get("Retry-After") != "" || len(a.Header["Set-Cookie"]) > 0 || a.Header.Get("Location") != "" {
+		t.Errorf("headers that don't belong here: %v", a.Header)
+	}
+	return params
+}
+
+// fingerprint is all of an answer that a caller can compare.
+func fingerprint(a answer) string {
+	h := a.Header.Clone()
+	h.Del("Date")
+	var b bytes.Buffer
+	fmt.Fprintln(&b, a.Proto, a.Status, a.ContentLength)
+	h.Write(&b)
+	fmt.Fprintf(&b, "\n%s", a.Body)
+	return b.String()
+}
+
+// metric adds up the samples of a metric in Caddy's registry that have these labels,
+// name and value in turn. Of a histogram it is the number of observations.
+func metric(t testing.TB, name string, labels ...string) float64 {
+	t.Helper()
+	ctx := caddy.ActiveContext()
+	families, err := ctx.GetMetricsRegistry().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.0
+	for _, family := range families {
+		if family.GetName() != name {
+			continue
+		}
+	samples:
+		for _, m := range family.GetMetric() {
+			have := make(map[string]string)
+			for _, pair := range m.GetLabel() {
+				have[pair.GetName()] = pair.GetValue()
+			}
+			for i := 0; i < len(labels); i += 2 {
+				if have[labels[i]] != labels[i+1] {
+					continue samples
+				}
+			}
+			sum += m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	return sum
+}
+
+// storeReads is how often the store was asked for a token, and cacheMisses how often
+// the cache could not answer.
+func storeReads(t testing.TB) float64 {
+	return metric(t, "caddy_oauth_store_duration_seconds", "operation", "get")
+}
+
+func cacheMisses(t testing.TB) float64 { return metric(t, "caddy_oauth_cache_misses_total") }
+
+// eventually waits until a condition holds.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(15 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("gave up waiting until %s", what)
+		}
+	}
+}
+
+// warm calls a path until the cache answers for the token; with a cache that keeps
+// nothing it calls a few times.
+func (g *gateway) warm(path, token string) {
+	g.t.Helper()
+	for range 20 {
+		before := metric(g.t, "caddy_oauth_cache_hits_total")
+		if a := g.get(path, token); a.StatusCode != 200 {
+			g.t.Fatalf("warming the cache: %d %s", a.StatusCode, a.Header.Get("WWW-Authenticate"))
+		}
+		if metric(g.t, "caddy_oauth_cache_hits_total") > before {
+			return
+		}
+	}
+}
+
+// The routes of most tests here. In beta the clients have the same names and secrets.
+const (
+	twoRealms   = testClients + "realm beta {" + testClients + "}\n"
+	routedSites = `
+		oauth_server
+		oauth_protect /read/*     { 
+			scopes read 
+		}
+		oauth_protect /write/*    {
+			scopes write read
+		}
+		oauth_protect /either/*   { 
+			any_scope admin write 
+		}
+		oauth_protect /readall/*  { 
+			scopes read:all 
+		}
+		oauth_protect /audience/* { 
+			audience https://other.example.com https://api.example.com 
+		}
+		oauth_protect /beta/* beta
+		oauth_protect /plain/*
+		reverse_proxy BACKEND
+	`
+)
+
+// protectCase is a request to a protected route and what becomes of it. In the
+// Authorization lines, READER and WRITER stand for tokens of the root realm, and BETA
+// for one of beta's reader.
+type protectCase struct {
+	name          string
+	method, path  string // GET /plain/x, if empty
+	authorization []string
+	header        http.Header
+	status        int
+	code          string // of the challenge
+	realm         string // root, if empty
+	scope         string // of the challenge, with 403
+}
+
+func protectCases() []protectCase {
+	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("reader:abc"))
+	return []protectCase{
+		{name: "P-01 no credentials", status: 401},
+		{name: "P-01 no credentials, in another realm", path: "/beta/x", status: 401, realm: "beta"},
+		{name: "P-02 Basic is no credentials here", authorization: []string{basic}, status: 401},
+		{name: "P-02 Negotiate is no credentials here", authorization: []string{"Negotiate YII="}, status: 401},
+		{name: "P-02 DPoP is not offered, so no credentials", authorization: []string{"DPoP READER"}, status: 401},
+		{name: "P-02 D#50 a token without a scheme is no credentials", authorization: []string{"READER"}, status: 401},
+		{name: "P-02 a scheme that begins like ours is another one", authorization: []string{"Bearerx READER"}, status: 401},
+		{name: "P-02 a scheme that ends like ours is another one", authorization: []string{"xBearer READER"}, status: 401},
+		{name: "P-02 an empty value is no credentials", authorization: []string{""}, status: 401},
+
+		{name: "P-04 the scheme alone is malformed", authorization: []string{"Bearer"}, status: 400, code: "invalid_request"},
+		{name: "P-04 the scheme and a space are malformed", authorization: []string{"Bearer "}, status: 400, code: "invalid_request"},
+		{name: "P-04 two segments are malformed", authorization: []string{"Bearer READER READER"}, status: 400, code: "invalid_request"},
+		{name: "P-04 a comma list is malformed", authorization: []string{"Bearer READER, Bearer READER"}, status: 400, code: "invalid_request"},
+		{name: "P-04 two tokens with a comma are malformed", authorization: []string{"Bearer READER,READER"}, status: 400, code: "invalid_request"},
+		{name: "P-04 a comma after the scheme is malformed", authorization: []string{"Bearer, READER"}, status: 400, code: "invalid_request"},
+		{name: "P-04 a TAB in place of the space is malformed", authorization: []string{"Bearer\tREADER"}, status: 400, code: "invalid_request"},
+		{name: "P-04 a TAB beside the space is malformed", authorization: []string{"Bearer \tREADER"}, status: 400, code: "invalid_request"},
+		{name: "P-04 an auth-param after the token is malformed", authorization: []string{`Bearer READER realm="x"`}, status: 400, code: "invalid_request"},
+
+		{name: "P-05 the scheme in its usual case", authorization: []string{"Bearer READER"}, status: 200},
+		{name: "P-05 the scheme in lower case", authorization: []string{"bearer READER"}, status: 200},
+		{name: "P-05 the scheme in upper case", authorization: []string{"BEARER READER"}, status: 200},
+		{name: "P-05 the scheme in mixed case", authorization: []string{"bEaReR READER"}, status: 200},
+		{name: "P-05 two spaces", authorization: []string{"Bearer  READER"}, status: 200},
+		{name: "P-05 five spaces and mixed case", authorization: []string{"beaRER     READER"}, status: 200},
+
+		{name: "P-06 the same line twice", authorization: []string{"Bearer READER", "Bearer READER"}, status: 400, code: "invalid_request"},
+		{name: "P-06 two different tokens", authorization: []string{"Bearer READER", "Bearer WRITER"}, status: 400, code: "invalid_request"},
+		{name: "P-06 a good line after a bad one", authorization: []string{"Bearer x", "Bearer READER"}, status: 400, code: "invalid_request"},
+		{name: "P-06 a bad line after a good one", authorization: []string{"Bearer READER", "Bearer x"}, status: 400, code: "invalid_request"},
+		{name: "P-06 Basic before Bearer", authorization: []string{basic, "Bearer READER"}, status: 400, code: "invalid_request"},
+		{name: "P-06 Basic after Bearer", authorization: []string{"Bearer READER", basic}, status: 400, code: "invalid_request"},
+		{name: "P-06 an empty line beside a good one", authorization: []string{"", "Bearer READER"}, status: 400, code: "invalid_request"},
+		{name: "P-06 a hundred lines", authorization: slices.Repeat([]string{"Bearer READER"}, 100), status: 400, code: "invalid_request"},
+
+		{name: "P-07 a character that no token has", authorization: []string{"Bearer a!b"}, status: 401, code: "invalid_token"},
+		{name: "P-07 a quoted token", authorization: []string{`Bearer "READER"`}, status: 401, code: "invalid_token"},
+		{name: "P-07 padding in the middle", authorization: []string{"Bearer a=b"}, status: 401, code: "invalid_token"},
+		{name: "P-07 nothing but padding", authorization: []string{"Bearer ="}, status: 401, code: "invalid_token"},
+		{name: "P-07 a letter outside ASCII", authorization: []string{"Bearer caf\xc3\xa9"}, status: 401, code: "invalid_token"},
+		{name: "P-10 a token of 9 KiB", authorization: []string{"Bearer " + strings.Repeat("a", 9<<10)}, status: 401, code: "invalid_token"},
+		{name: "P-10 D#54 a token of 8 KiB of dots", authorization: []string{"Bearer " + strings.Repeat(".", 8<<10)}, status: 401, code: "invalid_token"},
+		{name: "P-10 a token of 300 bytes with our prefix", authorization: []string{"Bearer coa_" + strings.Repeat("a", 296)}, status: 401, code: "invalid_token"},
+
+		{name: "P-08 a token in the query alone is no credentials", path: "/plain/x?access_token=READER", status: 401},
+		{name: "P-08 a token in the query beside a good header does nothing", path: "/plain/x?access_token=READER", authorization: []string{"Bearer READER"}, status: 200},
+		{name: "P-08 a bad token in the query beside a good header does nothing", path: "/plain/x?access_token=bad", authorization: []string{"Bearer READER"}, status: 200},
+		{name: "P-19 a cookie is no credentials", header: http.Header{"Cookie": {"access_token=READER; Authorization=Bearer%20READER"}}, status: 401},
+		{name: "P-19 Proxy-Authorization is no credentials", header: http.Header{"Proxy-Authorization": {"Bearer READER"}}, status: 401},
+		{name: "P-19 X-Access-Token is no credentials", header: http.Header{"X-Access-Token": {"READER"}, "X-Auth-Token": {"READER"}}, status: 401},
+		{name: "P-19 X-Forwarded-Access-Token and X-Authorization are no credentials", header: http.Header{"X-Forwarded-Access-Token": {"READER"}, "X-Authorization": {"Bearer READER"}}, status: 401},
+		{name: "P-19 C-08 X-Original-Authorization and X-Forwarded-Authorization are no credentials", header: http.Header{"X-Original-Authorization": {"Bearer READER"}, "X-Forwarded-Authorization": {"Bearer READER"}}, status: 401},
+
+		{name: "P-11 too little scope", path: "/write/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "read write"},
+		{name: "P-11 all the scopes", path: "/write/x", authorization: []string{"Bearer WRITER"}, status: 200},
+		{name: "P-11 none of the alternatives", path: "/either/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "admin write"},
+		{name: "P-11 one of the alternatives", path: "/either/x", authorization: []string{"Bearer WRITER"}, status: 200},
+		{name: "S-05 a scope is no prefix of another", path: "/readall/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "read:all"},
+
+		{name: "RI-03 the audience fits", path: "/audience/x", authorization: []string{"Bearer WRITER"}, status: 200},
+		{name: "RI-03 a token without an audience at a route that wants one", path: "/audience/x", authorization: []string{"Bearer READER"}, status: 401, code: "invalid_token"},
+		{name: "B-13 D#60 a token of root in beta", path: "/beta/x", authorization: []string{"Bearer READER"}, status: 401, code: "invalid_token", realm: "beta"},
+		{name: "B-13 D#60 a token of beta in root", authorization: []string{"Bearer BETA"}, status: 401, code: "invalid_token"},
+		{name: "B-13 a token of beta in beta", path: "/beta/x", authorization: []string{"Bearer BETA"}, status: 200},
+
+		{name: "P-16 HEAD needs a token", method: "HEAD", status: 401},
+		{name: "P-16 OPTIONS needs a token", method: "OPTIONS", status: 401},
+		{name: "P-16 a CORS preflight needs a token", method: "OPTIONS", header: http.Header{"Origin": {"https://evil.example"}, "Access-Control-Request-Method": {"GET"}}, status: 401},
+		{name: "P-16 TRACE needs a token", method: "TRACE", status: 401},
+		{name: "P-16 PUT needs a token", method: "PUT", status: 401},
+		{name: "P-16 DELETE needs a token", method: "DELETE", status: 401},
+		{name: "P-16 PROPFIND needs a token", method: "PROPFIND", status: 401},
+		{name: "P-16 FOO needs a token", method: "FOO", status: 401},
+		{name: "P-16 get, in lower case, needs a token", method: "get", status: 401},
+		{name: "P-16 FOO with a token", method: "FOO", authorization: []string{"Bearer READER"}, status: 200},
+		{name: "C-16 an odd method needs the scope too", method: "get", path: "/write/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "read write"},
+		{name: "C-16 an override of the method changes nothing", method: "POST", path: "/write/x", authorization: []string{"Bearer READER"}, header: http.Header{"X-Http-Method-Override": {"GET"}, "X-Http-Method": {"GET"}, "X-Method-Override": {"GET"}}, status: 403, code: "insufficient_scope", scope: "read write"},
+	}
+}
+
+// run sends a case and checks the answer and whether the backend was called.
+func (c protectCase) run(t *testing.T, g *gateway, tokens *strings.Replacer) answer {
+	t.Helper()
+	method, path, realm := c.method, c.path, c.realm
+	if method == "" {
+		method = "GET"
+	}
+	if path == "" {
+		path = "/plain/x"
+	}
+	if realm == "" {
+		realm = "root"
+	}
+	r, err := http.NewRequest(method, g.URL+tokens.Replace(path), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, values := range c.header {
+		for _, v := range values {
+			r.Header[name] = append(r.Header[name], tokens.Replace(v))
+		}
+	}
+	for _, v := range c.authorization {
+		r.Header["Authorization"] = append(r.Header["Authorization"], tokens.Replace(v))
+	}
+	called := g.Backend.count()
+	a := g.do(r)
+	called = g.Backend.count() - called
+	if c.status == 200 {
+		if a.StatusCode != 200 || called != 1 {
+			t.Errorf("got %d, challenge %q, %d calls of the backend", a.StatusCode, a.Header.Get("WWW-Authenticate"), called)
+			return a
+		}
+		// P-05, C-05: the token does not reach the backend, however it was written.
+		checkIdentity(t, g.Backend.last(t), "X-Oauth-")
+		return a
+	}
+	if called != 0 {
+		t.Errorf("the backend was called")
+	}
+	if params := checkRefusal(t, a, c.status, realm, c.code); params != nil && params["scope"] != c.scope {
+		t.Errorf("the challenge asks for scope %q, want %q", params["scope"], c.scope)
+	}
+	return a
+}
+
+// testTokens fetches what the cases' stand-ins stand for.
+func testTokens(g *gateway) *strings.Replacer {
+	g.t.Helper()
+	beta := g.post("/oauth2/realms/root/realms/beta/access_token", "reader", testSecret, url.Values{"grant_type": {"client_credentials"}})
+	return strings.NewReplacer("READER", g.token("reader"), "WRITER", g.token("writer", "read", "write"), "BETA", beta.json(g.t)["access_token"].(string))
+}
+
+// Every case, in every set-up, twice: with a cold cache, and with one that the first
+// round has filled. B-30: the answers are the same, byte for byte.
+func TestProtect(t *testing.T) {
+	first := make(map[string]string)
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			g := startGateway(t, v.options(t)+twoRealms, routedSites)
+			tokens := testTokens(g)
+			for _, temperature := range []string{"cold", "warm"} {
+				t.Run(temperature, func(t *testing.T) {
+					for _, c := range protectCases() {
+						t.Run(c.name, func(t *testing.T) {
+							got := fingerprint(c.run(t, g, tokens))
+							if want, ok := first[c.name]; !ok {
+								first[c.name] = got
+							} else if got != want {
+								t.Errorf("in this set-up the answer is\n%s\nin the first it was\n%s", got, want)
+							}
+						})
+					}
+				})
+			}
+		})
+	}
+}
+
+// P-03: why a token is no good is nobody's business.
+func TestInvalidTokensLookAlike(t *testing.T) {
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			clients := func(disabled string) string {
+				return v.store + "\n" + testClients + `
+					client brief {
+						secret_hash $sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0
+						scopes read
+						default_scopes read
+						audience https://api.example.com
+						token_lifetime 1s
+					}
+					client doomed {
+						secret_hash $sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0
+						scopes read
+						default_scopes read
+						audience https://api.example.com
+						` + disabled + `
+					}
+					realm beta {` + testClients + "}\n"
+			}
+			options := v.options(t)
+			v.store = options // so that both configurations have the same store
+			site := "oauth_server\noauth_protect root {\naudience https://api.example.com\n}\nreverse_proxy BACKEND"
+			g := startGateway(t, clients(""), site)
+
+			expired, doomed, revoked := g.token("brief"), g.token("doomed"), g.token("writer", "read")
+			beta := g.post("/oauth2/realms/root/realms/beta/access_token", "writer", testSecret, url.Values{"grant_type": {"client_credentials"}, "scope": {"read"}}).json(t)["access_token"].(string)
+			g.warm("/x", doomed)
+			g.warm("/x", revoked)
+			if a := g.revoke("writer", revoked); a.StatusCode != 200 {
+				t.Fatalf("revoking: %d", a.StatusCode)
+			}
+			eventually(t, "the token has expired", func() bool { return g.get("/x", expired).StatusCode == 401 })
+			if err := g.load(clients("disabled"), site); err != nil {
+				t.Fatal(err)
+			}
+			good := g.token("writer", "read")
+			tampered := []byte(good)
+			tampered[20] ^= 1
+			cases := map[string]string{
+				"revoked": revoked, "expired": expired, "of a disabled client": doomed, "of another realm": beta,
+				"without the audience": g.token("reader"), "with a bad tag": good[:len(good)-4] + "AAAA", "with a changed byte": string(tampered),
+				"unknown": "coa_" + strings.Repeat("A", len(good)-4), "not ours at all": "x", "not a token at all": "!",
+				"a JWT": "eyJhbGciOiJub25lIn0.eyJzdWIiOiJyZWFkZXIifQ.", "9 KiB long": strings.Repeat("a", 9<<10),
+			}
+			if a := g.get("/x", good); a.StatusCode != 200 {
+				t.Errorf("a good token: %d", a.StatusCode)
+			}
+			want := g.get("/x", revoked)
+			checkRefusal(t, want, 401, "root", "invalid_token")
+			for _, name := range slices.Sorted(maps.Keys(cases)) {
+				if a := g.get("/x", cases[name]); fingerprint(a) != fingerprint(want) {
+					t.Errorf("a token %s:\n%s\na revoked one:\n%s", name, fingerprint(a), fingerprint(want))
+				}
+			}
+		})
+	}
+}
+
+// D#55: nothing but the exact string that was issued is the token. P-07, P-10, B-08,
+// E-09: what can't be a token of ours costs neither the cache nor the store a look.
+func TestOnlyTheExactTokenCounts(t *testing.T) {
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			g := startGateway(t, v.options(t)+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND")
+			token := g.token("reader")
+			g.warm("/x", token)
+
+			var wrong []string
+			for i := 1; i < len(token); i++ {
+				wrong = append(wrong, token[:i], token[i:])
+				for _, c := range []byte("A_-.~") { // and one character changed
+					if token[i] != c {
+						wrong = append(wrong, token[:i]+string(c)+token[i+1:])
+					}
+				}
+			}
+			for i, c := range token {
+				swapped := strings.ToUpper(string(c))
+				if swapped == string(c) {
+					swapped = strings.ToLower(string(c))
+				}
+				if swapped != string(c) {
+					wrong = append(wrong, token[:i]+swapped+token[i+1:])
+				}
+			}
+			wrong = append(wrong, token+"A", "A"+token, token+"=", token+"==", token+".", "~"+token, token+token,
+				strings.ToLower(token), strings.ToUpper(token), strings.TrimPrefix(token, "coa_"), "COA_"+token[4:],
+				url.QueryEscape(token)+"%3D", strings.Replace(token, "_", "%5F", 1), strings.ReplaceAll(token[4:], "-", "+"),
+				"coa_"+strings.NewReplacer("-", "+", "_", "/").Replace(token[4:])+"==",
+				// The bits that a last character may have to spare, had we any.
+				token[:len(token)-1]+string(rune(token[len(token)-1]^1)),
+			)
+			for i := range 200 {
+				wrong = append(wrong, fmt.Sprintf("coa_%056d", i), fmt.Sprintf("%d", i))
+			}
+			reads, misses := storeReads(t), cacheMisses(t)
+			for _, w := range wrong {
+				if w == token {
+					continue
+				}
+				if a := g.get("/x", w); a.StatusCode != 401 || !strings.Contains(a.Header.Get("WWW-Authenticate"), `error="invalid_token"`) {
+					t.Errorf("%q passed for %q: %d", w, token, a.StatusCode)
+				}
+			}
+			if n := storeReads(t) - reads; n != 0 {
+				t.Errorf("%d wrong tokens cost %v reads of the store", len(wrong), n)
+			}
+			if n := cacheMisses(t) - misses; n != 0 {
+				t.Errorf("%d wrong tokens cost %v misses of the cache", len(wrong), n)
+			}
+			if a := g.get("/x", token); a.StatusCode != 200 {
+				t.Errorf("the token itself, afterwards: %d", a.StatusCode)
+			}
+		})
+	}
+}
+
+// RI-04: an audience is a string and nothing else.
+func TestAudienceIsComparedByteForByte(t *testing.T) {
+	for _, tt := range []struct {
+		audience string
+		status   int
+	}{
+		{"https://api.example.com", 200},
+		{"https://api.example.com/", 401},
+		{"https://API.example.com", 401},
+		{"HTTPS://api.example.com", 401},
+		{"https://api.example.com:443", 401},
+		{"https://api.example.co", 401},
+		{"https://api.example.com.", 401},
+		{"https://api.example.com/x", 401},
+		{"api.example.com", 401},
+		{"*", 401},
+		{"https://*.example.com", 401},
+		{"writer", 401}, // its own client ID
+		{"https://one.example https://api.example.com", 200},
+	} {
+		t.Run(tt.audience, func(t *testing.T) {
+			g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect /a/* {\naudience "+tt.audience+"\n}\noauth_protect /b/*\nreverse_proxy BACKEND")
+			token := g.token("writer", "read")
+			for _, temperature := range []string{"cold", "warm"} {
+				if a := g.get("/a/x", token); a.StatusCode != tt.status {
+					t.Errorf("%s: %d, want %d", temperature, a.StatusCode, tt.status)
+				}
+				g.warm("/b/x", token)
+			}
+		})
+	}
+}
+
+// S-05: scopes have no hierarchy and no wildcards, on either side.
+func TestScopesAreWholeStrings(t *testing.T) {
+	client := func(scopes string) string {
+		return "store memory\nclient c {\nsecret_hash $sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0\nscopes " + scopes + "\n}\n"
+	}
+	for _, tt := range []struct {
+		has, needs string
+		status     int
+	}{
+		{"read", "read", 200},
+		{"read", "read:all", 403},
+		{"read:all", "read", 403},
+		{"read:*", "read:all", 403},
+		{"read:all", "read:*", 403},
+		{"*", "read", 403},
+		{"read", "*", 403},
+		{"READ", "read", 403},
+		{"read write", "write read", 200},
+		{"read", "write read", 403},
+		{"readwrite", "read write", 403},
+		{"read.write", "read", 403},
+	} {
+		t.Run(tt.has+" at a route that needs "+tt.needs, func(t *testing.T) {
+			g := startGateway(t, client(tt.has), "oauth_server\noauth_protect {\nscopes "+tt.needs+"\n}\nreverse_proxy BACKEND")
+			a := g.get("/x", g.token("c", strings.Fields(tt.has)...))
+			if a.StatusCode != tt.status {
+				t.Errorf("%d, want %d", a.StatusCode, tt.status)
+			}
+			if tt.status == 403 {
+				want := strings.Join(slices.Sorted(slices.Values(strings.Fields(tt.needs))), " ")
+				if params := checkRefusal(t, a, 403, "root", "insufficient_scope"); params["scope"] != want {
+					t.Errorf("the challenge asks for %q", params["scope"])
+				}
+			}
+		})
+	}
+}
+
+// P-13: what would break a challenge is refused when the configuration is loaded.
+func TestWhatBreaksAChallengeIsRefusedAtLoad(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND")
+	for name, value := range map[string]string{
+		"a quote": `a\"b`, "a backslash": `a\\b`, "CR": `a\rb`, "LF": `a\nb`, "NUL": `a\u0000b`, "a letter outside ASCII": `é`, "a space": `a b`, "nothing": ``,
+	} {
+		for _, config := range []string{
+			`{"apps":{"oauth":{"store":{"store":"memory"},"realms":{"` + value + `":{}}}}}`,
+			`{"apps":{"oauth":{"store":{"store":"memory"}},"http":{"servers":{"srv0":{"listen":["127.0.0.1:0"],"routes":[{"handle":[{"handler":"oauth_protect","scopes":["` + value + `"]}]}]}}}}}`,
+			`{"apps":{"oauth":{"store":{"store":"memory"}},"http":{"servers":{"srv0":{"listen":["127.0.0.1:0"],"routes":[{"handle":[{"handler":"oauth_protect","any_scope":["` + value + `"]}]}]}}}}}`,
+		} {
+			config = strings.Replace(config, "{", `{"admin":{"disabled":true},`, 1)
+			if err := g.loadJSON([]byte(config)); err == nil {
+				t.Errorf("%s was accepted in %s", name, config)
+			}
+		}
+	}
+	if a := g.get("/x", g.token("reader")); a.StatusCode != 200 {
+		t.Errorf("after the refused configurations the one in force answers %d", a.StatusCode)
+	}
+}
+
+// P-09: a body is no place for a token, and nobody waits for it.
+func TestTokenInTheBodyIsNoCredential(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND")
+	token := g.token("reader")
+	form := "access_token=" + token
+	a := g.do(g.request("POST", "/x", form, "Content-Type", "application/x-www-form-urlencoded"))
+	checkRefusal(t, a, 401, "root", "")
+
+	t.Run("a body that never comes is not waited for", func(t *testing.T) {
+		conn := g.rawConn("POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 10000000000\r\n\r\n" + form)
+		conn.SetDeadline(time.Now().Add(5 * time.Second))
+		checkRefusal(t, readRaw(t, conn, "POST"), 401, "root", "")
+	})
+	t.Run("with a good header the body passes unread and unchanged", func(t *testing.T) {
+		body := strings.Repeat("x", 10<<20)
+		if a := g.do(g.request("POST", "/x", body, "Content-Type", "application/x-www-form-urlencoded", "Authorization", "Bearer "+token)); a.StatusCode != 200 {
+			t.Fatalf("%d", a.StatusCode)
+		}
+		if got := g.Backend.last(t).Body; got != body {
+			t.Errorf("of %d bytes %d arrived", len(body), len(got))
+		}
+	})
+}
+
+// P-14: if we could not find out, nobody is told that the token is bad. C-22: nor
+// what went wrong. C-32: and nobody gets in.
+func TestStoreThatCannotAnswer(t *testing.T) {
+	for _, store := range []string{"memory", "bbolt " + filepath.Join(t.TempDir(), "tokens.db")} {
+		t.Run(store, func(t *testing.T) {
+			logs := filepath.Join(t.TempDir(), "log")
+			g := startCaddyfile(t, strings.Replace(caddyfileOf("store "+store+"\ncache off\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND"),
+				"{\n", "{\nlog {\noutput file "+logs+"\nlevel DEBUG\n}\n", 1))
+			token := g.token("reader")
+			if a := g.get("/x", token); a.StatusCode != 200 {
+				t.Fatalf("before the fault: %d", a.StatusCode)
+			}
+			called := g.Backend.count()
+			if err := caddyoauth.CloseStore(); err != nil {
+				t.Fatal(err)
+			}
+			a := g.get("/x", token)
+			if a.StatusCode != 503 || a.Header.Get("Retry-After") == "" || a.Header["Www-Authenticate"] != nil || a.Header.Get("Cache-Control") != "no-store" || a.Body != "" {
+				t.Errorf("got %d %v %q, want 503 with Retry-After and no challenge", a.StatusCode, a.Header, a.Body)
+			}
+			// What can be judged without the store still is.
+			checkRefusal(t, g.get("/x", ""), 401, "root", "")
+			checkRefusal(t, g.get("/x", "x"), 401, "root", "invalid_token")
+			if g.Backend.count() != called {
+				t.Error("the backend was called")
+			}
+			eventually(t, "the log has the fault", func() bool {
+				text, _ := os.ReadFile(logs)
+				return strings.Contains(string(text), "token could not be checked") && strings.Contains(string(text), "token store is closed")
+			})
+		})
+	}
+}
+
+// P-17: without a token nobody learns what is there.
+func TestNoProbing(t *testing.T) {
+	root := t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, "there"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := startGateway(t, "store memory\n"+testClients, "root "+root+"\noauth_server\noauth_protect\nfile_server")
+	token := g.token("reader")
+	there, absent := g.get("/there", ""), g.get("/nope", "")
+	checkRefusal(t, absent, 401, "root", "")
+	if fingerprint(there) != fingerprint(absent) {
+		t.Errorf("a file that is there answers\n%s\none that is not\n%s", fingerprint(there), fingerprint(absent))
+	}
+	if a, b := g.get("/there", token).StatusCode, g.get("/nope", token).StatusCode; a != 200 || b != 404 {
+		t.Errorf("with a token: %d and %d", a, b)
+	}
+}
+
+// P-16: CONNECT, and what net/http would not send.
+func TestOddRequestLinesNeedAToken(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect {\nscopes write\n}\nreverse_proxy BACKEND")
+	for _, line := range []string{"CONNECT localhost:443", "CONNECT /x", "OPTIONS /x", "TRACE /x", "get /x", "Get /x", "FOO /x", "!#$%&'*+-.^_`|~ /x", "PRI /x", "HEAD /x", strings.Repeat("X", 32) + " /x"} {
+		t.Run(line, func(t *testing.T) {
+			checkRefusal(t, g.rawRequest(line), 401, "root", "")
+			// C-16: no method is too odd for the scope.
+			if a := g.rawRequest(line, "Authorization: Bearer "+g.token("reader")); a.StatusCode != 403 {
+				t.Errorf("with a token that lacks the scope: %d", a.StatusCode)
+			}
+		})
+	}
+	// net/http answers this one itself, before Caddy hears of it.
+	if a := g.rawRequest("OPTIONS *"); a.Body != "" {
+		t.Errorf("OPTIONS *: %d %q", a.StatusCode, a.Body)
+	}
+	for _, line := range []string{"GET  /x", "GET /x ", "GET\t/x", " GET /x"} {
+		if a := g.rawRequest(line); a.StatusCode != 400 && a.StatusCode != 401 {
+			t.Errorf("%q: %d", line, a.StatusCode)
+		}
+	}
+	if n := g.Backend.count(); n != 0 {
+		t.Errorf("%d requests reached the backend", n)
+	}
+}
+
+// By default the token stays here; with keep_token exactly the line that was judged
+// goes on.
+func TestKeepToken(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, `
+		oauth_server
+		oauth_protect /keep/* {
+			keep_token
+		}
+		oauth_protect /strip/*
+		oauth_protect /both/* {
+			keep_token
+		}
+		@both path /both/*
+		oauth_protect @both
+		reverse_proxy BACKEND`)
+	token := g.token("reader")
+	for path, want := range map[string][]string{"/keep/x": {"bearer  " + token}, "/strip/x": nil, "/both/x": nil} {
+		a := g.do(g.request("GET", path, "", "Authorization", "bearer  "+token, "DPoP", "proof", "Proxy-Authorization", "Basic eDp5"))
+		if a.StatusCode != 200 {
+			t.Errorf("%s: %d", path, a.StatusCode)
+		}
+		got := g.Backend.last(t).Header
+		if !slices.Equal(got["Authorization"], want) || got["Dpop"] != nil || got["Proxy-Authorization"] != nil {
+			t.Errorf("%s: the backend got %q, want Authorization %q", path, got, want)
+		}
+	}
+}
+
+// The prefix names what we set and what we take away.
+func TestHeaderPrefix(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect {\nheader_prefix x-who-\n}\nreverse_proxy BACKEND")
+	a := g.do(g.request("GET", "/x", "", "Authorization", "Bearer "+g.token("reader"), "X-Who-Client-Id", "admin", "X-Who-Is", "admin", "X-Whoever", "stays", "X-OAuth-Client-Id", "stays: nobody reads it here"))
+	if a.StatusCode != 200 {
+		t.Fatalf("%d", a.StatusCode)
+	}
+	got := g.Backend.last(t)
+	checkIdentity(t, got, "X-Who-")
+	if got.Header.Get("X-Whoever") != "stays" || got.Header.Get("X-Oauth-Client-Id") == "" {
+		t.Errorf("headers with another prefix are gone: %v", got.Header)
+	}
+}
+
+// A route's max_age makes the cache ask again, and never makes facts older than the
+// cache's own.
+func TestMaxAge(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, `
+		oauth_server
+		oauth_protect /strict/* {
+			max_age 1ms
+		}
+		oauth_protect /usual/*
+		reverse_proxy BACKEND`)
+	token := g.token("reader")
+	g.warm("/usual/x", token)
+	before := storeReads(t)
+	for range 50 {
+		g.get("/usual/x", token)
+	}
+	if n := storeReads(t) - before; n != 0 {
+		t.Errorf("a warm route asked the store %v times", n)
+	}
+	for round := range 3 { // each time the facts are older than a millisecond again
+		eventually(t, "the strict route asks the store", func() bool {
+			before := storeReads(t)
+			return g.get("/strict/x", token).StatusCode == 200 && storeReads(t) > before
+		})
+		if a := g.get("/usual/x", token); a.StatusCode != 200 {
+			t.Errorf("round %d: %d", round, a.StatusCode)
+		}
+	}
+}
+
+// Two oauth_protect on one request: both must be content, though the first has taken
+// the token.
+func TestTwoProtectsMeanAnd(t *testing.T) {
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			g := startGateway(t, v.options(t)+twoRealms, `
+				oauth_server
+				route /both/* {
+					oauth_protect {
+						scopes read
+					}
+					oauth_protect {
+						scopes write
+						header_prefix X-Second-
+					}
+					reverse_proxy BACKEND
+				}
+				route /realms/* {
+					oauth_protect root
+					oauth_protect beta
+					reverse_proxy BACKEND
+				}
+				route /audience/* {
+					oauth_protect
+					oauth_protect {
+						audience https://api.example.com
+					}
+					reverse_proxy BACKEND
+				}`)
+			tokens := testTokens(g)
+			for range 2 { // cold and warm
+				for _, c := range []protectCase{
+					{name: "neither", path: "/both/x", status: 401},
+					{name: "the first only", path: "/both/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "write"},
+					{name: "two realms are never both content", path: "/realms/x", authorization: []string{"Bearer READER"}, status: 401, code: "invalid_token", realm: "beta"},
+					{name: "nor in the other order", path: "/realms/x", authorization: []string{"Bearer BETA"}, status: 401, code: "invalid_token"},
+					{name: "the audience counts in the second, too", path: "/audience/x", authorization: []string{"Bearer READER"}, status: 401, code: "invalid_token"},
+					{name: "both are content with the audience", path: "/audience/x", authorization: []string{"Bearer WRITER"}, status: 200},
+				} {
+					c.run(t, g, tokens)
+				}
+				if a := g.get("/both/x", tokens.Replace("WRITER")); a.StatusCode != 200 {
+					t.Errorf("both: %d %v", a.StatusCode, a.Header)
+				}
+				got := g.Backend.last(t).Header
+				if got.Get("X-OAuth-Client-Id") != "writer" || got.Get("X-Second-Client-Id") != "writer" || got.Get("Authorization") != "" {
+					t.Errorf("the backend was told %v", got)
+				}
+			}
+		})
+	}
+}
+
+// What the rest of Caddy sees of a request that was let in.
+func TestPlaceholdersAndLogFields(t *testing.T) {
+	logs := filepath.Join(t.TempDir(), "access")
+	g := startGateway(t, "store memory\n"+testClients, `
+		log {
+			output file `+logs+`
+		}
+		oauth_server
+		oauth_protect /in/* {
+			scopes read write
+		}
+		request_header X-Seen "{http.auth.user.id}|{http.auth.user.client_id}|{http.auth.user.scope}|{http.auth.user.realm}|{http.auth.user.subject}|{http.auth.user.expires}"
+		reverse_proxy BACKEND`)
+	before := time.Now()
+	if a := g.get("/in/x?who=writer", g.token("writer", "write", "read")); a.StatusCode != 200 {
+		t.Fatalf("%d", a.StatusCode)
+	}
+	seen := strings.Split(g.Backend.last(t).Header.Get("X-Seen"), "|")
+	if len(seen) != 6 || seen[0] != "writer" || seen[1] != "writer" || seen[2] != "write read" || seen[3] != "root" || seen[4] != "writer" {
+		t.Fatalf("placeholders are %q", seen)
+	}
+	expires, err := time.Parse(time.RFC3339, seen[5])
+	if err != nil || expires.Before(before.Add(59*time.Minute)) || expires.After(time.Now().Add(61*time.Minute)) {
+		t.Errorf("the token expires at %q (%v)", seen[5], err)
+	}
+	g.get("/in/x?who=nobody", "")
+	g.get("/in/x?who=reader", g.token("reader"))
+	g.get("/in/x?who=garbage", "garbage")
+
+	line := func(who string) (line string) {
+		eventually(t, "the access log has the request", func() bool {
+			text, _ := os.ReadFile(logs)
+			for l := range strings.Lines(string(text)) {
+				if strings.Contains(l, "who="+who) {
+					line = l
+				}
+			}
+			return line != ""
+		})
+		return line
+	}
+	if l := line("writer"); !strings.Contains(l, `"client":"writer"`) || !strings.Contains(l, `"realm":"root"`) || !strings.Contains(l, `"user_id":"writer"`) {
+		t.Errorf("let in: %s", l)
+	}
+	// Known, and refused: that is worth a line with a name.
+	if l := line("reader"); !strings.Contains(l, `"client":"reader"`) || !strings.Contains(l, `"status":403`) {
+		t.Errorf("too little scope: %s", l)
+	}
+	for _, who := range []string{"nobody", "garbage"} {
+		if l := line(who); strings.Contains(l, `"client":`) || !strings.Contains(l, `"user_id":""`) {
+			t.Errorf("%s: %s", who, l)
+		}
+	}
+}
+
+// handle_errors can dress a refusal, and knows why it happened; the challenge stays.
+func TestRefusalsReachHandleErrors(t *testing.T) {
+	g := startGateway(t, "store memory\ncache off\n"+testClients, `
+		oauth_server
+		oauth_protect {
+			scopes write
+		}
+		reverse_proxy BACKEND
+		handle_errors {
+			respond "{http.oauth.error}|{http.error.status_code}|{http.error.message}"
+		}`)
+	token := g.token("reader")
+	for _, tt := range []struct {
+		name, path, authorization, body string
+		status                          int
+	}{
+		{"no token", "/x", "", "missing_token|401|oauth: missing_token", 401},
+		{"a broken header", "/x", "Bearer", "invalid_request|400|oauth: invalid_request", 400},
+		{"a bad token", "/x", "Bearer x", "invalid_token|401|oauth: invalid_token", 401},
+		{"too little scope", "/x", "Bearer " + token, "insufficient_scope|403|oauth: insufficient_scope", 403},
+		{"an ambiguous path", "/a//b", "", "ambiguous_path|400|oauth: ambiguous_path", 400},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var headers []string
+			if tt.authorization != "" {
+				headers = []string{"Authorization", tt.authorization}
+			}
+			a := g.do(g.request("GET", tt.path, "", headers...))
+			if a.StatusCode != tt.status || a.Body != tt.body {
+				t.Errorf("got %d %q, want %d %q", a.StatusCode, a.Body, tt.status, tt.body)
+			}
+			if _, _, err := caddyoauth.ParseChallenge(a.Header.Get("WWW-Authenticate")); err != nil || a.Header.Get("Cache-Control") != "no-store" {
+				t.Errorf("the headers did not survive: %v (%v)", a.Header, err)
+			}
+		})
+	}
+	if err := caddyoauth.CloseStore(); err != nil {
+		t.Fatal(err)
+	}
+	if a := g.get("/x", token); a.StatusCode != 503 || a.Body != "temporarily_unavailable|503|oauth: temporarily_unavailable" || a.Header.Get("Retry-After") == "" {
+		t.Errorf("a store that can't answer: %d %q %v", a.StatusCode, a.Body, a.Header)
+	}
+}
+
+// oauth_scope chooses among requests that were let in; before that nobody has a scope.
+func TestScopeMatcher(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, `
+		oauth_server
+		oauth_protect /in/*
+		@writer oauth_scope write admin
+		@readonly {
+			oauth_scope read
+			not oauth_scope write
+		}
+		@nobody not oauth_scope read write
+		@early oauth_scope write
+		respond @writer "writer"
+		respond @readonly "read only"
+		respond @nobody "nobody"
+		redir @early /never`)
+	for _, tt := range []struct{ path, token, want string }{
+		{"/in/x", g.token("writer", "read", "write"), "writer"},
+		{"/in/x", g.token("writer", "write"), "writer"},
+		{"/in/x", g.token("reader"), "read only"},
+		{"/open/x", "", "nobody"},
+		{"/open/x", g.token("writer", "write"), "nobody"}, // nobody looked at its token
+	} {
+		if a := g.get(tt.path, tt.token); a.StatusCode != 200 || a.Body != tt.want {
+			t.Errorf("%s with %q: %d %q, want %q", tt.path, tt.token, a.StatusCode, a.Body, tt.want)
+		}
+	}
+}
+
+// B-11, D#31, D#32, D#35: what one route decided is nothing to another. The token is
+// warm from the routes that take it; then come those that don't.
+func TestNoDecisionIsCached(t *testing.T) {
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			g := startGateway(t, v.options(t)+twoRealms, routedSites)
+			tokens := testTokens(g)
+			reader, writer := tokens.Replace("READER"), tokens.Replace("WRITER")
+			for range 2 {
+				g.warm("/read/x", reader)
+				g.warm("/plain/x", reader)
+				checkRefusal(t, g.get("/write/x", reader), 403, "root", "insufficient_scope")
+				checkRefusal(t, g.get("/either/x", reader), 403, "root", "insufficient_scope")
+				checkRefusal(t, g.get("/audience/x", reader), 401, "root", "invalid_token")
+				checkRefusal(t, g.get("/beta/x", reader), 401, "beta", "invalid_token")
+				g.warm("/audience/x", writer)
+				g.warm("/write/x", writer)
+				checkRefusal(t, g.get("/readall/x", writer), 403, "root", "insufficient_scope")
+				// B-07: a "no" poisons nothing either.
+				g.warm("/read/x", reader)
+				g.warm("/beta/x", tokens.Replace("BETA"))
+				checkRefusal(t, g.get("/plain/x", tokens.Replace("BETA")), 401, "root", "invalid_token")
+				g.warm("/beta/x", tokens.Replace("BETA"))
+			}
+		})
+	}
+}
+
+// B-13, D#60: introspection and revocation keep to their realm, too, whatever the cache
+// has seen; the client is the same in name and secret.
+func TestRealmsDoNotMix(t *testing.T) {
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			g := startGateway(t, v.options(t)+twoRealms, routedSites)
+			beta := "/oauth2/realms/root/realms/beta"
+			token := g.token("reader")
+			for _, temperature := range []string{"cold", "warm"} {
+				if a := g.post(beta+"/introspect", "reader", testSecret, url.Values{"token": {token}}); a.StatusCode != 200 || a.Body != `{"active":false}` {
+					t.Errorf("%s: introspection in beta says %d %s", temperature, a.StatusCode, a.Body)
+				}
+				if a := g.post(beta+"/token/revoke", "reader", testSecret, url.Values{"token": {token}}); a.StatusCode != 200 {
+					t.Errorf("%s: revocation in beta says %d", temperature, a.StatusCode)
+				}
+				checkRefusal(t, g.get("/beta/x", token), 401, "beta", "invalid_token")
+				if a := g.introspect("reader", token); a.json(t)["active"] != true {
+					t.Errorf("%s: introspection in root says %s", temperature, a.Body)
+				}
+				g.warm("/plain/x", token)
+			}
+		})
+	}
+}
+
+// B-14, B-15, D#49: Kong's six cases of invalidation and ours. The first request after
+// a reload is judged by the new configuration, warm or not, and what died stays dead.
+func TestReloadBindsTokensAtOnce(t *testing.T) {
+	const secret = "secret_hash $sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0\n"
+	client := func(options string) string {
+		return testClients + "client c {\n" + secret + options + "\n}\n"
+	}
+	const full = "scopes read write\ndefault_scopes read write\naudience https://a.example https://b.example"
+	const site = `
+		oauth_server
+		oauth_protect /read/* {
+			scopes read
+		}
+		oauth_protect /write/* {
+			scopes write
+		}
+		oauth_protect /a/* {
+			audience https://a.example
+		}
+		oauth_protect /plain/*
+		reverse_proxy BACKEND`
+	paths := []string{"/read/x", "/write/x", "/a/x", "/plain/x"}
+	for _, tt := range []struct {
+		name string
+		// What the client is in the second configuration, and its token's fate there.
+		second string
+		want   [4]int // of paths
+		// Whether the token works again once the first configuration is back.
+		back [4]int
+		// What is done in between, with the first configuration in force.
+		between func(t *testing.T, g *gateway, token string)
+	}{
+		{name: "nothing changed", second: client(full), want: [4]int{200, 200, 200, 200}, back: [4]int{200, 200, 200, 200}},
+		{name: "B-15 the client is disabled", second: client(full + "\ndisabled"), want: [4]int{401, 401, 401, 401}, back: [4]int{401, 401, 401, 401}},
+		{name: "B-15 the client is deleted: Kong's third and sixth", second: testClients, want: [4]int{401, 401, 401, 401}, back: [4]int{401, 401, 401, 401}},
+		{name: "B-14 the client is changed, a scope less: Kong's fourth", second: client("scopes read\ndefault_scopes read\naudience https://a.example https://b.example"), want: [4]int{200, 403, 200, 200}, back: [4]int{200, 200, 200, 200}},
+		{name: "B-14 the client loses all scopes", second: client("audience https://a.example https://b.example"), want: [4]int{403, 403, 200, 200}, back: [4]int{200, 200, 200, 200}},
+		{name: "B-14 the client loses an audience", second: client("scopes read write\ndefault_scopes read\naudience https://b.example"), want: [4]int{200, 200, 401, 200}, back: [4]int{200, 200, 200, 200}},
+		{name: "B-14 the client loses every audience", second: client("scopes read write\ndefault_scopes read"), want: [4]int{401, 401, 401, 401}, back: [4]int{200, 200, 200, 200}},
+		{name: "B-14 the client gains a scope: an old token does not", second: client("scopes read write admin\ndefault_scopes read\naudience https://a.example https://b.example"), want: [4]int{200, 200, 200, 200}, back: [4]int{200, 200, 200, 200}},
+		{name: "B-15 the token is deleted: Kong's first and second", second: client(full), want: [4]int{401, 401, 401, 401}, back: [4]int{401, 401, 401, 401}, between: func(t *testing.T, g *gateway, token string) {
+			if a := g.revoke("c", token); a.StatusCode != 200 {
+				t.Fatalf("revocation: %d", a.StatusCode)
+			}
+		}},
+		{name: "B-15 the owner is deleted with its realm: Kong's fifth", second: "realm beta {\n" + client(full) + "}\n", want: [4]int{401, 401, 401, 401}, back: [4]int{401, 401, 401, 401}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, v := range variants(t) {
+				t.Run(v.name, func(t *testing.T) {
+					options := v.options(t)
+					g := startGateway(t, options+client(full), site)
+					token := g.token("c")
+					other := g.token("reader")
+					check := func(when string, want [4]int) {
+						t.Helper()
+						for i, path := range paths {
+							if a := g.get(path, token); a.StatusCode != want[i] {
+								t.Errorf("%s: %s answers %d, want %d", when, path, a.StatusCode, want[i])
+							}
+						}
+						active := g.introspect("c", token)
+						asked := active.StatusCode == 200 && strings.HasPrefix(active.Body, "{")
+						if alive := want[3] == 200; alive && !asked || asked && active.json(t)["active"] != alive {
+							t.Errorf("%s: introspection says %d %s", when, active.StatusCode, active.Body)
+						}
+					}
+					for _, path := range paths {
+						g.warm(path, token)
+					}
+					if tt.between != nil {
+						tt.between(t, g, token)
+					}
+					if err := g.load(options+tt.second, site); err != nil {
+						t.Fatal(err)
+					}
+					check("after the reload", tt.want)
+					check("after the reload, again", tt.want)
+					if err := g.load(options+client(full), site); err != nil {
+						t.Fatal(err)
+					}
+					check("with the first configuration back", tt.back)
+					// A new token is as good as ever, and others never noticed.
+					token = g.token("c")
+					check("with a new token", [4]int{200, 200, 200, 200})
+					if a := g.get("/plain/x", other); !strings.Contains(tt.name, "realm") && a.StatusCode != 200 {
+						t.Errorf("another client's token: %d", a.StatusCode)
+					}
+				})
+			}
+		})
+	}
+}
+
+// B-14: a reload that changes what a route wants binds the tokens that are warm there.
+func TestReloadOfARouteBindsCachedTokens(t *testing.T) {
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			options := v.options(t) + twoRealms
+			site := func(protect string) string {
+				return "oauth_server\noauth_protect " + protect + "\nreverse_proxy BACKEND"
+			}
+			g := startGateway(t, options, site(""))
+			token := g.token("reader")
+			for _, tt := range []struct {
+				protect     string
+				status      int
+				realm, code string
+			}{
+				{"{\nscopes write\n}", 403, "root", "insufficient_scope"},
+				{"{\nany_scope write admin\n}", 403, "root", "insufficient_scope"},
+				{"{\naudience https://api.example.com\n}", 401, "root", "invalid_token"},
+				{"beta", 401, "beta", "invalid_token"},
+			} {
+				g.warm("/x", token)
+				if err := g.load(options, site(tt.protect)); err != nil {
+					t.Fatal(err)
+				}
+				checkRefusal(t, g.get("/x", token), tt.status, tt.realm, tt.code)
+				if err := g.load(options, site("")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			g.warm("/x", token)
+		})
+	}
+}
