@@ -430,6 +430,9 @@ func TestPathsHaveOneReading(t *testing.T) {
 					}
 					before := g.Backend.count()
 					a := g.rawRequest("GET "+target, lines...)
+					if style.name == "the whole site" {
+						checkRefusal(t, a, 400, "root", "invalid_request")
+					}
 					if called := g.Backend.count() - before; called == 0 {
 						if a.StatusCode != 400 && a.StatusCode != 401 {
 							t.Errorf("%s: %d, and the backend was not called", target, a.StatusCode)
