@@ -183,7 +183,7 @@ func FuzzSecretHash(f *testing.F) {
 		"$2a$12$" + strings.Repeat("=", 53), "$2a$+9$" + strings.Repeat(".", 53), "$2x$12$" + strings.Repeat(".", 53),
 		strings.Replace(argon, "m=19456", "m=019456", 1), strings.Replace(argon, "m=19456", "m=4294967296", 1), strings.Replace(argon, "t=2", "t=+2", 1),
 		strings.Replace(argon, "p=1", "p=0", 1), strings.Replace(argon, "p=1", "p=256", 1), strings.Replace(argon, "p=1", "p=1,keyid=x", 1),
-		strings.Replace(argon, "v=19", "v=16", 1), strings.Replace(argon, "$v=19", "", 1), argon + "$", argon + "=", argon[:len(argon)-1] + "x",
+		strings.Replace(argon, "v=19", "v=16", 1), strings.Replace(argon, "$v=19", "", 1), argon + "$", argon + "=", argon + "\n", "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0\r", argon[:len(argon)-1] + "x",
 	} {
 		f.Add(seed, "abc")
 	}

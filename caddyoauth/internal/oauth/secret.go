@@ -109,6 +109,8 @@ func PlainSecret(plain string) (*Secret, error) {
 // A hash that is weak, or whose parameters would make each check a burden, is refused.
 func HashedSecret(hash string) (*Secret, error) {
 	switch {
+	case strings.ContainsAny(hash, "\r\n"): // base64 would pass over them, strict or not
+		return nil, errors.New("the hash has a line break")
 	case strings.HasPrefix(hash, "$sha256$"):
 		digest, err := base64.RawStdEncoding.Strict().DecodeString(hash[len("$sha256$"):])
 		if err != nil || len(digest) != sha256.Size {
@@ -402,8 +404,9 @@ func GenerateSecret() string {
 
 func generated(secret string) bool {
 	text, ok := strings.CutPrefix(secret, SecretPrefix)
-	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	return ok && err == nil && len(raw) == 32
+	raw, err := base64.RawURLEncoding.DecodeString(text)
+	// Written again, because reading passes over line breaks and spare bits.
+	return ok && err == nil && len(raw) == 32 && base64.RawURLEncoding.EncodeToString(raw) == text
 }
 
 func strongEnough(secret string) error {
