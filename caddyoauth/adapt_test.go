@@ -96,7 +96,7 @@ func TestAdapt(t *testing.T) {
 			got := indent(t, config)
 			if err != nil {
 				// Other tests register a store of their own.
-				got = strings.Replace(err.Error(), "bbolt, faulty, memory", "bbolt, memory", 1) + "\n"
+				got = strings.Replace(err.Error(), "bbolt, memory, outage", "bbolt, memory", 1) + "\n"
 				if strings.Contains(got, leakedSecret) {
 					t.Errorf("the error holds the secret: %s", got)
 				}

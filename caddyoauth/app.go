@@ -52,25 +52,27 @@ type App struct {
 	// lower-case letters, digits, `-` and `_`.
 	Realms map[string]*Realm `json:"realms,omitempty"`
 
-	ctx     caddy.Context
-	logger  *zap.Logger
-	metrics *metrics
-	opener  storeOpener
+	ctx    caddy.Context
+	logger *zap.Logger
+	opener storeOpener
 
 	// realms are those that are served, by name.
 	realms map[string]*realm
 	// prefixes are what identity headers begin with anywhere in this configuration, folded.
-	// Complete when the last handler has been provisioned, so before any request.
 	prefixes []string
+	// judgesPaths: some oauth_protect refuses ambiguous paths. Like prefixes it is complete
+	// when the last handler has been provisioned, so before any request.
+	judgesPaths bool
 
 	// What Start sets, before it closes ready.
 	ready    chan struct{}
 	startErr error
-	backend  *backend
+	opened   *openStore
 
-	// held is the key of the backend that this instance took from the pool, empty if it
+	// held is the key of the store that this instance took from the pool, empty if it
 	// took none. Cleanup gives back exactly that.
-	held      string
+	held string
+	// committed tells whether commit has run. It is a pointer because App is copied.
 	committed *atomic.Bool
 }
 
@@ -105,8 +107,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.committed = new(atomic.Bool)
 	a.reservePrefix(strings.ToLower(defaultHeaderPrefix))
 
-	var err error
-	if a.metrics, err = registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
 
@@ -160,9 +161,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("realm %q: %w", name, err)
 		}
 		// A slash at the end makes no difference to where the metadata is (RFC 8414 section 3).
-		issuer := strings.TrimSuffix(r.issuer, "/")
+		issuer := strings.TrimSuffix(r.settings.Issuer, "/")
 		if other, taken := issuers[issuer]; taken && issuer != "" {
-			return fmt.Errorf("realms %q and %q have the same issuer %s; each needs its own", other, name, r.issuer)
+			return fmt.Errorf("realms %q and %q have the same issuer %s; each needs its own", other, name, r.settings.Issuer)
 		}
 		issuers[issuer] = name
 		r.app = a
@@ -191,25 +192,25 @@ func (a *App) start() error {
 	if err != nil {
 		return err
 	}
-	pooled, shared, err := backends.LoadOrNew(key, func() (caddy.Destructor, error) {
-		return newBackend(a.opener, a.Cache.MaxTokens)
+	pooled, shared, err := openStores.LoadOrNew(key, func() (caddy.Destructor, error) {
+		return newOpenStore(a.opener, key, a.Cache.MaxTokens)
 	})
 	if err != nil {
 		return err
 	}
 	a.held = key
-	a.backend = pooled.(*backend)
+	a.opened = pooled.(*openStore)
 	a.logger.Info("token store is open", zap.String("store", key), zap.Bool("shared_with_previous_config", shared))
 
 	ctx, cancel := context.WithTimeout(a.ctx, startTimeout)
 	defer cancel()
 	fresh := make([]byte, 32)
 	rand.Read(fresh)
-	tokenKey, err := a.backend.store.Secret(ctx, "token-key", fresh)
+	tokenKey, err := a.opened.store.Secret(ctx, "token-key", fresh)
 	if err != nil {
 		return fmt.Errorf("loading the token key: %w", err)
 	}
-	generations, err := a.backend.store.Admit(ctx, a.activeClients())
+	generations, err := a.opened.store.Admit(ctx, a.activeClients())
 	if err != nil {
 		return fmt.Errorf("loading the state of clients: %w", err)
 	}
@@ -218,13 +219,13 @@ func (a *App) start() error {
 		for _, c := range r.settings.Clients {
 			c.Generation = generations[oauth.ClientRef{Realm: r.name, ClientID: c.ID}]
 		}
-		r.settings.Store, r.settings.Cache = a.backend.store, a.backend.cache
+		r.settings.Store, r.settings.Cache = a.opened.store, a.opened.cache
 		r.settings.Key, r.settings.Hasher = tokenKey, hasher
 		r.settings.MaxAge = time.Duration(a.Cache.MaxAge)
 		if a.Cache.Disabled {
 			r.settings.MaxAge = 0
 		}
-		r.server = oauth.New(r.settings)
+		r.engine = oauth.New(r.settings)
 	}
 
 	// With a predecessor, this configuration may yet be rejected; see Stop.
@@ -241,8 +242,8 @@ func (a *App) commit(ctx context.Context) error {
 	if a.committed.Swap(true) {
 		return nil
 	}
-	a.backend.cache.SetMaxTokens(a.Cache.MaxTokens)
-	if err := a.backend.store.Retire(ctx, a.activeClients()); err != nil {
+	a.opened.cache.SetMaxTokens(a.Cache.MaxTokens)
+	if err := a.opened.store.Retire(ctx, a.activeClients()); err != nil {
 		return fmt.Errorf("recording which clients are gone: %w", err)
 	}
 	return nil
@@ -253,7 +254,7 @@ func (a *App) commit(ctx context.Context) error {
 // more and commits. The store stays open: requests of this configuration still run.
 func (a *App) Stop() error {
 	next := activeApp()
-	if next == nil || next == a || next.backend == nil {
+	if next == nil || next == a || next.opened == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
@@ -271,7 +272,7 @@ func (a *App) Cleanup() error {
 	}
 	key := a.held
 	a.held = ""
-	_, err := backends.Delete(key)
+	_, err := openStores.Delete(key)
 	return err
 }
 
@@ -308,17 +309,17 @@ func (a *App) realm(name string) (*realm, error) {
 	return a.realms[name], nil
 }
 
-// backend is what outlives a configuration: the store and the cache that belongs to it.
-type backend struct {
+// openStore is what outlives a configuration: a store and the cache that belongs to it.
+type openStore struct {
 	store oauth.TokenStore
 	cache *introspect.Cache
 }
 
-// backends holds the open backends by the store's pool key. Every App that started
-// holds one reference, and the last Cleanup closes the backend.
-var backends = caddy.NewUsagePool()
+// openStores holds the open stores by their pool key. Every App that started holds one
+// reference, and the last Cleanup closes the store.
+var openStores = caddy.NewUsagePool()
 
-func newBackend(opener storeOpener, maxTokens int64) (*backend, error) {
+func newOpenStore(opener storeOpener, key string, maxTokens int64) (*openStore, error) {
 	cache, err := introspect.NewCache(introspect.Config{
 		MaxTokens: maxTokens,
 		OnHit:     collectors.cacheHits.Inc,
@@ -328,18 +329,18 @@ func newBackend(opener storeOpener, maxTokens int64) (*backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := opener.open()
+	store, err := opener.open(key)
 	if err != nil {
 		cache.Close()
 		return nil, err
 	}
-	return &backend{store: timedStore{store}, cache: cache}, nil
+	return &openStore{store: timedStore{store}, cache: cache}, nil
 }
 
 // Destruct closes the store and the cache. Requests that still run get ErrClosed.
-func (b *backend) Destruct() error {
-	b.cache.Close()
-	return b.store.Close()
+func (s *openStore) Destruct() error {
+	s.cache.Close()
+	return s.store.Close()
 }
 
 // rootRealm is the name of the realm without a name.
@@ -386,5 +387,5 @@ var (
 	_ caddy.App          = (*App)(nil)
 	_ caddy.Provisioner  = (*App)(nil)
 	_ caddy.CleanerUpper = (*App)(nil)
-	_ caddy.Destructor   = (*backend)(nil)
+	_ caddy.Destructor   = (*openStore)(nil)
 )

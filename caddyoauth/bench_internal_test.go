@@ -61,7 +61,7 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	engine := realm.server
+	engine := realm.engine
 	form := oauth.Form{"grant_type": "client_credentials", "scope": "read"}
 	client := realm.settings.Clients["reader"]
 	plain := oauth.GenerateSecret()

@@ -17,7 +17,7 @@ import (
 func init() {
 	httpcaddyfile.RegisterGlobalOption("oauth", parseApp)
 	httpcaddyfile.RegisterHandlerDirective("oauth_server", parseServer)
-	httpcaddyfile.RegisterHandlerDirective("oauth_protect", parseProtect)
+	httpcaddyfile.RegisterDirective("oauth_protect", parseProtectRoutes)
 	// The server first, so that the token endpoint never needs a token; both before
 	// request_header, which may then use {http.auth.user.*}.
 	httpcaddyfile.RegisterDirectiveOrder("oauth_server", httpcaddyfile.Before, "request_header")
@@ -52,7 +52,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	}
 	app := &App{Realms: make(map[string]*Realm)}
 	root := new(Realm)
-	once := make(onceOnly)
+	once, rootOnce := make(onceOnly), make(onceOnly)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		switch d.Val() {
 		case "store":
@@ -74,16 +74,16 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 				return nil, err
 			}
 		default:
-			known, err := parseRealmOption(d, root, once)
+			known, err := parseRealmOption(d, root, rootOnce)
 			if err != nil {
 				return nil, err
 			}
 			if !known {
-				return nil, unrecognized(d, "oauth", "store, cache, realm, "+realmOptions)
+				return nil, unrecognized(d, "oauth", "store, cache, realm, "+strings.Join(realmOptions, ", "))
 			}
 		}
 	}
-	if len(once) > 0 || len(root.Clients) > 0 {
+	if len(rootOnce) > 0 || len(root.Clients) > 0 {
 		app.Realms[rootRealm] = root
 	}
 	raw, err := json.Marshal(app)
@@ -245,13 +245,13 @@ func parseRealm(d *caddyfile.Dispenser, app *App) error {
 			return err
 		}
 		if !known {
-			return unrecognized(d, "realm", realmOptions)
+			return unrecognized(d, "realm", strings.Join(realmOptions, ", "))
 		}
 	}
 	return nil
 }
 
-const realmOptions = "issuer, token_lifetime, token_format, default_scopes, client"
+var realmOptions = []string{"issuer", "token_lifetime", "token_format", "default_scopes", "client"}
 
 // parseRealmOption reads one of
 //
@@ -266,18 +266,17 @@ const realmOptions = "issuer, token_lifetime, token_format, default_scopes, clie
 // and reports whether the option is one of them.
 func parseRealmOption(d *caddyfile.Dispenser, realm *Realm, once onceOnly) (known bool, err error) {
 	option := d.Val()
-	if option == "client" {
-		return true, parseClient(d, realm)
+	if !slices.Contains(realmOptions, option) {
+		return false, nil
 	}
-	switch option {
-	case "issuer", "token_lifetime", "token_format", "default_scopes":
+	if option != "client" {
 		if err := once.check(d); err != nil {
 			return true, err
 		}
 	}
 	switch option {
 	case "issuer":
-		if !d.AllArgs(&realm.Issuer) {
+		if !d.AllArgs(&realm.Issuer) || realm.Issuer == "" {
 			return true, d.ArgErr()
 		}
 	case "token_lifetime":
@@ -291,8 +290,8 @@ func parseRealmOption(d *caddyfile.Dispenser, realm *Realm, once onceOnly) (know
 		}
 	case "default_scopes":
 		realm.DefaultScopes, err = parseScopes(d)
-	default:
-		return false, nil
+	case "client":
+		err = parseClient(d, realm)
 	}
 	return true, err
 }
@@ -403,10 +402,8 @@ func parseClient(d *caddyfile.Dispenser, realm *Realm) error {
 			return err
 		}
 	}
-	for _, s := range client.DefaultScopes {
-		if !slices.Contains(client.Scopes, s) {
-			return d.Errf("client '%s': default scope '%s' is not among its scopes", id, s)
-		}
+	if err := client.checkDefaultScopes("its default scope", client.DefaultScopes); err != nil {
+		return d.Errf("client '%s': %v", id, err)
 	}
 	return nil
 }
@@ -494,6 +491,7 @@ func realmsOf(h httpcaddyfile.Helper) (map[string]*Realm, error) {
 //	oauth_server [<matcher>] [<realm>...] {
 //		base_path <path>
 //		insecure_http
+//		allow_ambiguous_paths
 //	}
 func parseServer(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	h.Next() // the directive's name
@@ -527,14 +525,39 @@ func parseServer(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 			}
 		case "insecure_http":
 			s.InsecureHTTP = true
-			if h.NextArg() {
-				return nil, h.ArgErr()
+			if err := nothingMore(h.Dispenser); err != nil {
+				return nil, err
+			}
+		case "allow_ambiguous_paths":
+			s.AllowAmbiguousPaths = true
+			if err := nothingMore(h.Dispenser); err != nil {
+				return nil, err
 			}
 		default:
-			return nil, unrecognized(h.Dispenser, "oauth_server", "base_path, insecure_http")
+			return nil, unrecognized(h.Dispenser, "oauth_server", "base_path, insecure_http, allow_ambiguous_paths")
 		}
 	}
 	return s, nil
+}
+
+// parseProtectRoutes makes the route of an oauth_protect, and, if it has a matcher, a
+// second one that guards what the matcher leaves out. The second has no matcher, so it
+// sorts behind the first.
+func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
+	h.Next() // the directive's name, which ExtractMatcherSet goes back to
+	matcher, err := h.ExtractMatcherSet()
+	if err != nil {
+		return nil, err
+	}
+	protect, err := parseProtect(h)
+	if err != nil {
+		return nil, err
+	}
+	routes := h.NewRoute(matcher, protect)
+	if matcher != nil {
+		routes = append(routes, h.NewRoute(nil, &Guard{HeaderPrefix: protect.HeaderPrefix, AllowAmbiguousPaths: protect.AllowAmbiguousPaths})...)
+	}
+	return routes, nil
 }
 
 const protectOptions = "scopes, any_scope, audience, max_age, header_prefix, keep_token, allow_ambiguous_paths, insecure_http"
@@ -551,7 +574,7 @@ const protectOptions = "scopes, any_scope, audience, max_age, header_prefix, kee
 //		allow_ambiguous_paths
 //		insecure_http
 //	}
-func parseProtect(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 	h.Next() // the directive's name
 	known, err := realmsOf(h)
 	if err != nil {
@@ -574,12 +597,6 @@ func parseProtect(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 			return nil, err
 		}
 		var err error
-		flag := func(set *bool) {
-			*set = true
-			if h.NextArg() {
-				err = h.ArgErr()
-			}
-		}
 		switch option {
 		case "scopes":
 			p.Scopes, err = parseScopes(h.Dispenser)
@@ -597,11 +614,11 @@ func parseProtect(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 				err = h.WrapErr(bad)
 			}
 		case "keep_token":
-			flag(&p.KeepToken)
+			p.KeepToken, err = true, nothingMore(h.Dispenser)
 		case "allow_ambiguous_paths":
-			flag(&p.AllowAmbiguousPaths)
+			p.AllowAmbiguousPaths, err = true, nothingMore(h.Dispenser)
 		case "insecure_http":
-			flag(&p.InsecureHTTP)
+			p.InsecureHTTP, err = true, nothingMore(h.Dispenser)
 		default:
 			err = unrecognized(h.Dispenser, "oauth_protect", protectOptions)
 		}

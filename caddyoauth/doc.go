@@ -6,10 +6,12 @@
 //	oauth.stores.{bbolt,memory}   where issued tokens live                               stores.go
 //	http.handlers.oauth_server    the token, introspection and revocation endpoints      server.go
 //	http.handlers.oauth_protect   bearer tokens in front of a backend                    protect.go, identity.go
+//	http.handlers.oauth_guard     no way around oauth_protect beside its matcher         guard.go
 //	http.matchers.oauth_scope     routing by the scopes of the caller                    matcher.go
 //	caddy oauth                   the command line                                       command.go
 //
-// and their Caddyfile syntax (caddyfile.go). The rules of OAuth are in internal/oauth,
+// and their Caddyfile syntax (caddyfile.go), with their metrics (metrics.go) and what they
+// make of connections and paths (transport.go, path.go). The rules of OAuth are in internal/oauth,
 // the stores in internal/store, the cache and its sources in package introspect.
 //
 // A realm is an authorization server. Its settings are parsed in Provision; its
@@ -20,5 +22,5 @@
 //
 // and a protected request through
 //
-//	Protect.ServeHTTP → bearerToken → introspect.CachedSource → TokenStore.Get → Protect.judge → Protect.identify
+//	Protect.ServeHTTP → Protect.judge → introspect.CachedSource → oauth.Server.Lookup → TokenStore.Get → identityHeaders.identify
 package caddyoauth

@@ -17,7 +17,7 @@ import (
 
 // CloseStore closes the token store of the configuration in force under its feet, which
 // is how tests get a store that can't answer.
-func CloseStore() error { return activeApp().backend.store.Close() }
+func CloseStore() error { return activeApp().opened.store.Close() }
 
 // ParseChallenge reads a WWW-Authenticate value that is one challenge with parameters
 // (RFC 9110 section 11.6.1): a scheme, a space, and name="value" with commas between.

@@ -21,9 +21,16 @@ const defaultHeaderPrefix = "X-OAuth-"
 
 // identityHeaders are the names of the headers that tell a backend who is calling.
 type identityHeaders struct {
-	// prefix is folded; see foldedByte.
-	prefix                            string
+	// prefixes is the one prefix, folded; see foldedByte.
+	prefixes                          []string
 	clientID, subject, scope, ofRealm string // canonical
+}
+
+// everydayHeaders are headers that a prefix must not cover: all that begins with it is
+// removed from requests.
+var everydayHeaders = []string{
+	"Accept-Encoding", "Cache-Control", "Content-Type", "If-None-Match", "Last-Event-Id", "Max-Forwards", "Proxy-Connection",
+	"Sec-Websocket-Key", "Transfer-Encoding", "Upgrade-Insecure-Requests", "User-Agent", "X-Forwarded-For", "X-Request-Id",
 }
 
 func newIdentityHeaders(prefix string) (identityHeaders, error) {
@@ -36,8 +43,13 @@ func newIdentityHeaders(prefix string) (identityHeaders, error) {
 	if len(prefix) < 2 || !strings.HasSuffix(prefix, "-") {
 		return identityHeaders{}, fmt.Errorf("header_prefix %q must end with -, such as X-OAuth-", prefix)
 	}
+	for _, name := range everydayHeaders {
+		if hasFoldedPrefix(name, strings.ToLower(prefix)) {
+			return identityHeaders{}, fmt.Errorf("header_prefix %q would take %s from every request; choose one of your own, such as X-OAuth-", prefix, name)
+		}
+	}
 	return identityHeaders{
-		prefix:   strings.ToLower(prefix),
+		prefixes: []string{strings.ToLower(prefix)},
 		clientID: http.CanonicalHeaderKey(prefix + "Client-Id"),
 		subject:  http.CanonicalHeaderKey(prefix + "Subject"),
 		scope:    http.CanonicalHeaderKey(prefix + "Scope"),
@@ -83,13 +95,14 @@ func isCredential(name string) bool {
 }
 
 // stripIdentity removes from a request what its caller must not be able to say:
-// headers that begin with prefix in any spelling, the same in trailers, and the words
-// in Connection that would make the proxy drop ours. prefix is folded.
-func stripIdentity(r *http.Request, prefix string) {
-	deleteIdentity(r.Header, prefix)
+// headers that begin with one of the prefixes in any spelling, the same in trailers,
+// and the words in Connection that would make the proxy drop ours. The prefixes are
+// folded.
+func stripIdentity(r *http.Request, prefixes ...string) {
+	deleteIdentity(r.Header, prefixes)
 
 	if lines := r.Header["Connection"]; lines != nil {
-		r.Header["Connection"] = safeConnection(lines, prefix)
+		r.Header["Connection"] = safeConnection(lines, prefixes)
 		if len(r.Header["Connection"]) == 0 {
 			delete(r.Header, "Connection")
 		}
@@ -97,15 +110,24 @@ func stripIdentity(r *http.Request, prefix string) {
 
 	// Trailers arrive with the end of the body and are passed on after it.
 	if r.Body != nil && r.Body != http.NoBody && (r.Trailer != nil || r.ContentLength < 0) {
-		deleteIdentity(r.Trailer, prefix)
-		r.Body = &trailerGuard{ReadCloser: r.Body, request: r, prefix: prefix}
+		cleanTrailer(r.Trailer, prefixes)
+		r.Body = &trailerGuard{ReadCloser: r.Body, request: r, prefixes: prefixes}
 	}
 }
 
-// deleteIdentity deletes every header that a backend could take for an identity header.
-func deleteIdentity(h http.Header, prefix string) {
-	for name := range h {
+// isIdentity reports whether a backend could take name for an identity header.
+func isIdentity(name string, prefixes []string) bool {
+	for _, prefix := range prefixes {
 		if hasFoldedPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+func deleteIdentity(h http.Header, prefixes []string) {
+	for name := range h {
+		if isIdentity(name, prefixes) {
 			delete(h, name)
 		}
 	}
@@ -113,12 +135,12 @@ func deleteIdentity(h http.Header, prefix string) {
 
 // safeConnection returns the lines of a Connection header without names that the
 // backend must see: a proxy removes whatever Connection lists.
-func safeConnection(lines []string, prefix string) []string {
+func safeConnection(lines []string, prefixes []string) []string {
 	var safe []string
 	for _, line := range lines {
 		for option := range strings.SplitSeq(line, ",") {
 			option = strings.Trim(option, " \t")
-			if option == "" || hasFoldedPrefix(option, prefix) || hasFoldedPrefix(option, "x-forwarded-") || isCredential(option) {
+			if option == "" || isIdentity(option, prefixes) || hasFoldedPrefix(option, "x-forwarded-") || isCredential(option) {
 				continue
 			}
 			safe = append(safe, option)
@@ -127,32 +149,32 @@ func safeConnection(lines []string, prefix string) []string {
 	return safe
 }
 
-// trailerGuard is a request body that removes identity headers from the request's
-// trailers as soon as they have arrived, before anybody can pass them on.
+// trailerGuard is a request body that cleans the request's trailers as soon as they
+// have arrived, before anybody can pass them on.
 type trailerGuard struct {
 	io.ReadCloser
-	request *http.Request
-	prefix  string
+	request  *http.Request
+	prefixes []string
 }
 
 func (g *trailerGuard) Read(p []byte) (int, error) {
 	n, err := g.ReadCloser.Read(p)
 	if err != nil {
-		deleteIdentity(g.request.Trailer, g.prefix)
-		for name := range g.request.Trailer {
-			if isCredential(name) {
-				delete(g.request.Trailer, name)
-			}
-		}
+		cleanTrailer(g.request.Trailer, g.prefixes)
 	}
 	return n, err
 }
 
-// dropCredentials removes the headers that carry credentials, in every spelling; with
-// keepToken Authorization itself stays.
-func dropCredentials(h http.Header, keepToken bool) {
+// cleanTrailer deletes what a trailer must not carry.
+func cleanTrailer(trailer http.Header, prefixes []string) {
+	deleteIdentity(trailer, prefixes)
+	dropCredentials(trailer)
+}
+
+// dropCredentials removes the headers that carry credentials, in every spelling.
+func dropCredentials(h http.Header) {
 	for name := range h {
-		if isCredential(name) && !(keepToken && name == "Authorization") {
+		if isCredential(name) {
 			delete(h, name)
 		}
 	}

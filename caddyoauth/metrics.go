@@ -15,7 +15,7 @@ import (
 // number of series is bounded.
 type metrics struct {
 	// requests counts what the endpoints answered. endpoint is token, introspect or
-	// revoke; result is ok, inactive, an error code, or unavailable.
+	// revoke; result is ok, inactive, or an error code.
 	requests *prometheus.CounterVec
 	// checks counts the requests that oauth_protect judged; result is ok or a refusal.
 	checks *prometheus.CounterVec
@@ -51,15 +51,15 @@ func newCollectors() *metrics {
 }
 
 // registerMetrics makes the collectors visible in a configuration's registry.
-func registerMetrics(registry *prometheus.Registry) (*metrics, error) {
+func registerMetrics(registry *prometheus.Registry) error {
 	m := collectors
 	for _, c := range []prometheus.Collector{m.requests, m.checks, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
-			return nil, err
+			return err
 		}
 	}
-	return m, nil
+	return nil
 }
 
 // timedStore measures a store.

@@ -42,25 +42,28 @@ type Protect struct {
 	// The realm whose tokens are accepted. Default: the only one there is, else `root`.
 	Realm string `json:"realm,omitempty"`
 
-	// Scopes that the token must have, all of them. Default: none.
+	// Scopes that the token must have, all of them: visible ASCII characters without
+	// quotes, backslashes and commas. Default: none.
 	Scopes []string `json:"scopes,omitempty"`
 
 	// Scopes of which the token must have at least one. Default: none.
 	AnyScope []string `json:"any_scope,omitempty"`
 
-	// Audiences of which the token must name at least one. A token that names none is
-	// then refused. Default: any token is for this route.
+	// Audiences of which the token must name at least one, compared byte for byte: visible
+	// ASCII characters without quotes and backslashes. A token that names none is then
+	// refused. Default: any token is for this route.
 	Audience []string `json:"audience,omitempty"`
 
-	// For how long facts from the cache are good enough for this route, if that is less
-	// than the cache's own `max_age`. Default: the cache's.
+	// For how long facts from the cache are good enough for this route. More than the
+	// cache's own `max_age` has no effect. Default: the cache's.
 	MaxAge caddy.Duration `json:"max_age,omitempty"`
 
 	// What the names of identity headers begin with; ends with `-`. Default: `X-OAuth-`.
 	HeaderPrefix string `json:"header_prefix,omitempty"`
 
 	// Lets `Authorization` through to the backend, which can then use the token itself,
-	// elsewhere too. Default: false.
+	// elsewhere too. Of several `oauth_protect` on one request, each needs it. Default:
+	// false.
 	KeepToken bool `json:"keep_token,omitempty"`
 
 	// Accepts paths that a backend could read differently from Caddy's matchers: with
@@ -84,7 +87,6 @@ type Protect struct {
 	ambiguous      *refusal
 	insecure       *refusal
 	undeterminable *refusal
-	maxAge         time.Duration
 }
 
 // refusal is a way to say no, made when the configuration is loaded.
@@ -123,33 +125,33 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if p.MaxAge < 0 {
 		return errors.New("oauth_protect: max_age must be greater than zero")
 	}
-	p.maxAge = time.Duration(p.MaxAge)
 	if p.HeaderPrefix == "" {
 		p.HeaderPrefix = defaultHeaderPrefix
 	}
 	if p.headers, err = newIdentityHeaders(p.HeaderPrefix); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
-	app.reservePrefix(p.headers.prefix)
+	app.reservePrefix(p.headers.prefixes[0])
+	app.judgesPaths = app.judgesPaths || !p.AllowAmbiguousPaths
 
 	needed := slices.Concat(p.Scopes, p.AnyScope)
 	slices.Sort(needed)
 	needed = slices.Compact(needed)
 	challenge := `Bearer realm="` + p.realm.name + `"`
-	make := func(status int, code, challenge string) *refusal {
+	newRefusal := func(status int, code, challenge string) *refusal {
 		return &refusal{
 			status: status, code: code, challenge: challenge, err: errors.New("oauth: " + code),
-			count: app.metrics.checks.WithLabelValues(p.realm.name, code),
+			count: collectors.checks.WithLabelValues(p.realm.name, code),
 		}
 	}
-	p.allowed = app.metrics.checks.WithLabelValues(p.realm.name, "ok")
-	p.missingToken = make(http.StatusUnauthorized, "missing_token", challenge)
-	p.malformed = make(http.StatusBadRequest, "invalid_request", challenge+`, error="invalid_request", error_description="the request must carry exactly one well-formed bearer token"`)
-	p.ambiguous = make(http.StatusBadRequest, "ambiguous_path", challenge+`, error="invalid_request", error_description="the path can be read in more than one way"`)
-	p.invalidToken = make(http.StatusUnauthorized, "invalid_token", challenge+`, error="invalid_token", error_description="the token is not valid here"`)
-	p.insufficient = make(http.StatusForbidden, "insufficient_scope", challenge+`, error="insufficient_scope", error_description="the token lacks a scope", scope="`+strings.Join(needed, " ")+`"`)
-	p.insecure = make(http.StatusForbidden, "insecure_transport", "")
-	p.undeterminable = make(http.StatusServiceUnavailable, "temporarily_unavailable", "")
+	p.allowed = collectors.checks.WithLabelValues(p.realm.name, "ok")
+	p.missingToken = newRefusal(http.StatusUnauthorized, "missing_token", challenge)
+	p.malformed = newRefusal(http.StatusBadRequest, "invalid_request", challenge+`, error="invalid_request", error_description="the request must carry exactly one well-formed bearer token"`)
+	p.ambiguous = newRefusal(http.StatusBadRequest, "ambiguous_path", "") // no token would help
+	p.invalidToken = newRefusal(http.StatusUnauthorized, "invalid_token", challenge+`, error="invalid_token", error_description="the token is not valid here"`)
+	p.insufficient = newRefusal(http.StatusForbidden, "insufficient_scope", challenge+`, error="insufficient_scope", error_description="the token lacks a scope", scope="`+strings.Join(needed, " ")+`"`)
+	p.insecure = newRefusal(http.StatusForbidden, "insecure_transport", "")
+	p.undeterminable = newRefusal(http.StatusServiceUnavailable, "temporarily_unavailable", "")
 	return nil
 }
 
@@ -161,8 +163,8 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 	// Before anything is decided, so that error routes get no foreign identity and no
 	// credentials either.
-	stripIdentity(r, p.headers.prefix)
-	dropCredentials(r.Header, false)
+	stripIdentity(r, p.headers.prefixes...)
+	dropCredentials(r.Header)
 
 	b, no := p.judge(r, earlier, authorization)
 	if no != nil {
@@ -175,7 +177,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	err := next.ServeHTTP(w, p.headers.identify(r, b))
 	if err != nil {
 		// Error routes see these headers; the token was kept for the backend, not for them.
-		dropCredentials(r.Header, false)
+		dropCredentials(r.Header)
 	}
 	return err
 }
@@ -186,7 +188,7 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 	if !p.InsecureHTTP && !secureOrLocal(r) {
 		return nil, p.insecure
 	}
-	if !p.AllowAmbiguousPaths && ambiguousPath(r.URL.EscapedPath()) {
+	if !p.AllowAmbiguousPaths && ambiguousURL(r.URL) {
 		return nil, p.ambiguous
 	}
 	var token string
@@ -228,10 +230,10 @@ func (p *Protect) lookup(ctx context.Context, token string) (*introspect.Facts, 
 	if err != nil {
 		return nil, err
 	}
-	if p.maxAge > 0 {
-		return engine.Tokens().LookupWithin(ctx, token, p.maxAge)
+	if p.MaxAge == 0 {
+		return engine.Tokens().Lookup(ctx, token)
 	}
-	return engine.Tokens().Lookup(ctx, token)
+	return engine.Tokens().LookupWithin(ctx, token, time.Duration(p.MaxAge))
 }
 
 func (p *Protect) audienceFits(facts *introspect.Facts) bool {

@@ -37,8 +37,8 @@ type Realm struct {
 	// be among the client's scopes. Default: none, and such a request is refused.
 	DefaultScopes []string `json:"default_scopes,omitempty"`
 
-	// The clients by client ID. An ID consists of visible ASCII characters other than
-	// `"`, `\` and `,`.
+	// The clients by client ID. An ID has 1 to 256 visible ASCII characters other than `"`,
+	// `\` and `,`.
 	Clients map[string]*Client `json:"clients,omitempty"`
 }
 
@@ -49,7 +49,8 @@ type Client struct {
 	// one, unless the client is disabled.
 	Secrets []ClientSecret `json:"secrets,omitempty"`
 
-	// What it may ask for. A token request for anything else is refused, and a token
+	// What it may ask for: visible ASCII characters other than `"`, `\` and `,`. A token
+	// request for anything else is refused, and a token
 	// issued earlier loses a scope that is taken away here. Default: none, so that the
 	// client can have no token.
 	Scopes []string `json:"scopes,omitempty"`
@@ -59,7 +60,8 @@ type Client struct {
 	DefaultScopes []string `json:"default_scopes,omitempty"`
 
 	// The resource servers its tokens are meant for, recorded in each token and compared
-	// byte for byte by routes that require an audience. Default: none.
+	// byte for byte by routes that require an audience: visible ASCII characters other
+	// than `"` and `\`. Default: none.
 	Audience []string `json:"audience,omitempty"`
 
 	// The grant types it may use: `client_credentials`, or `none` for a client that only
@@ -69,7 +71,7 @@ type Client struct {
 	// How it may authenticate: `client_secret_basic`, `client_secret_post`. Default: both.
 	Auth []string `json:"auth,omitempty"`
 
-	// How long its tokens live. Default: the realm's.
+	// How long its tokens live, in whole seconds, at most a year. Default: the realm's.
 	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
 
 	// Whose tokens it may ask about at the introspection endpoint: `own`; `audience`, its
@@ -89,23 +91,23 @@ type ClientSecret struct {
 	// refused here, since the configuration is dumped, saved and logged in many places.
 	Secret string `json:"secret,omitempty"`
 
-	// The secret's hash: `$argon2id$…`, `$2b$…` (bcrypt), or `$sha256$…` for generated
-	// secrets; `caddy oauth hash-secret` and `caddy oauth generate-secret` make one. May
+	// The secret's hash: `$argon2id$…` (m×t of 32768 KiB to m=262144, t=10, p=4), `$2b$…`
+	// (bcrypt, cost 10 to 14), or `$sha256$…` for generated secrets; `caddy oauth hash-secret` and `caddy oauth generate-secret` make one. May
 	// be `{env.NAME}` or `{file./path}`, too.
 	Hash string `json:"hash,omitempty"`
 
-	// When the secret stops being accepted, to the second, without a reload. Default: never.
+	// When the secret stops being accepted, without a reload. Default: never.
 	Until time.Time `json:"until,omitzero"`
 }
 
 // realm is a Realm ready for requests.
 type realm struct {
 	name     string
-	issuer   string
+	issuer   *url.URL // of settings.Issuer; nil if there is none
 	app      *App
 	settings oauth.Settings
-	// server is nil until the app's Start; use await.
-	server *oauth.Server
+	// engine is nil until the app's Start; use await.
+	engine *oauth.Server
 }
 
 // await returns the realm's engine, waiting for it while the app starts.
@@ -124,7 +126,7 @@ func (r *realm) await(ctx context.Context) (*oauth.Server, error) {
 	if r.app.startErr != nil {
 		return nil, r.app.startErr
 	}
-	return r.server, nil
+	return r.engine, nil
 }
 
 const (
@@ -140,7 +142,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*realm
 	if !realmName.MatchString(name) {
 		return nil, errors.New("a realm's name consists of lower-case letters, digits, - and _")
 	}
-	issuer, err := rc.resolveIssuer(name, root)
+	issuer, issuerURL, err := rc.resolveIssuer(name, root)
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +164,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*realm
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
-	r := &realm{name: name, issuer: issuer}
+	r := &realm{name: name, issuer: issuerURL}
 	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client)}
 	for _, id := range sortedKeys(rc.Clients) {
 		client, err := rc.Clients[id].provision(id, lifetime, defaultScopes, logger)
@@ -175,17 +177,17 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*realm
 }
 
 // resolveIssuer returns the realm's issuer, derived from the root's if it has none.
-func (rc *Realm) resolveIssuer(name string, root *Realm) (string, error) {
+func (rc *Realm) resolveIssuer(name string, root *Realm) (string, *url.URL, error) {
 	configured, suffix := rc.Issuer, ""
 	if configured == "" && name != rootRealm {
 		configured, suffix = root.Issuer, realmPath(name)
 	}
 	if configured == "" {
-		return "", nil
+		return "", nil, nil
 	}
 	issuer, err := caddy.NewReplacer().ReplaceOrErr(configured, true, true)
 	if err != nil {
-		return "", fmt.Errorf("issuer: %w", err)
+		return "", nil, fmt.Errorf("issuer: %w", err)
 	}
 	if suffix != "" {
 		issuer = strings.TrimSuffix(issuer, "/") + suffix
@@ -193,15 +195,15 @@ func (rc *Realm) resolveIssuer(name string, root *Realm) (string, error) {
 	u, err := url.Parse(issuer)
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("issuer %q is not a URL", issuer)
+		return "", nil, fmt.Errorf("issuer %q is not a URL", issuer)
 	case u.Host == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(issuer, "#"):
-		return "", fmt.Errorf("issuer %q must have a host, and no user, query or fragment", issuer)
+		return "", nil, fmt.Errorf("issuer %q must have a host, and no user, query or fragment", issuer)
 	case u.Scheme != "https" && !(u.Scheme == "http" && isLoopbackHost(u.Hostname())):
-		return "", fmt.Errorf("issuer %q must be an https URL (RFC 8414 section 2); http is accepted for loopback hosts only", issuer)
+		return "", nil, fmt.Errorf("issuer %q must be an https URL (RFC 8414 section 2); http is accepted for loopback hosts only", issuer)
 	case !visibleASCII(issuer) || strings.ContainsAny(issuer, `"\`):
-		return "", fmt.Errorf("issuer %q has a character that a URL does not allow", issuer)
+		return "", nil, fmt.Errorf("issuer %q has a character that a URL does not allow", issuer)
 	}
-	return issuer, nil
+	return issuer, u, nil
 }
 
 func isLoopbackHost(host string) bool {
@@ -232,10 +234,8 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 	if len(defaults) == 0 && len(cc.Scopes) > 0 {
 		defaults, whose = realmDefaults, "the realm's default scope"
 	}
-	for _, s := range defaults {
-		if !slices.Contains(cc.Scopes, s) {
-			return nil, fmt.Errorf("%s %q is not among its scopes (%s); add it there, or give the client default_scopes of its own", whose, s, strings.Join(cc.Scopes, ", "))
-		}
+	if err := cc.checkDefaultScopes(whose, defaults); err != nil {
+		return nil, err
 	}
 	if err := checkAudience(cc.Audience); err != nil {
 		return nil, err
@@ -280,6 +280,15 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 		logger.Warn("all secrets of a client are past their date: it can't authenticate", zap.String("client_id", id))
 	}
 	return c, nil
+}
+
+func (cc *Client) checkDefaultScopes(whose string, defaults []string) error {
+	for _, s := range defaults {
+		if !slices.Contains(cc.Scopes, s) {
+			return fmt.Errorf("%s %q is not among its scopes; add it there, or give the client default_scopes of its own", whose, s)
+		}
+	}
+	return nil
 }
 
 func (cc *Client) grantTypes() ([]string, error) {

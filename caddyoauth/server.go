@@ -1,13 +1,13 @@
 package caddyoauth
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"mime"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -36,8 +36,8 @@ const (
 
 // Server serves the OAuth 2.0 endpoints of realms: token (RFC 6749 section 4.4),
 // introspection (RFC 7662), revocation (RFC 7009) and metadata (RFC 8414). Requests for
-// other paths go to the next handler, without the identity headers that only
-// `oauth_protect` may set.
+// other paths go to the next handler, guarded: without the identity headers that only
+// `oauth_protect` may set, and not with a path that would be a way around it.
 //
 // Under the base path, a realm other than root after `/realms/root/realms/<realm>`:
 //
@@ -49,17 +49,26 @@ const (
 // `/.well-known/openid-configuration` | metadata, where ForgeRock AM has it
 //
 // and `/.well-known/oauth-authorization-server` followed by the path of the issuer.
+//
+// Give it no matcher, or one for hosts only: with one for paths, the metadata is not
+// served, and other requests are not guarded.
 type Server struct {
 	// The realms to serve. Default: all.
 	Realms []string `json:"realms,omitempty"`
 
-	// What the paths of the endpoints begin with. Default: `/oauth2`.
+	// What the paths of the endpoints begin with: a path that begins with `/` and has no
+	// `?`, `#`, `%` or `\`. Default: `/oauth2`.
 	BasePath string `json:"base_path,omitempty"`
 
 	// Serves callers that connect over plain HTTP from other machines, too. Their secrets
 	// and tokens can then be read on the way. Plain HTTP from this machine is always
 	// served. Default: false.
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
+
+	// Passes on requests for other paths also if a backend could read their path
+	// differently; see `oauth_protect`. Default: false, and they are answered with 400 if
+	// any `oauth_protect` of the configuration would do so.
+	AllowAmbiguousPaths bool `json:"allow_ambiguous_paths,omitempty"`
 
 	app    *App
 	logger *zap.Logger
@@ -118,7 +127,7 @@ func (s *Server) Provision(ctx caddy.Context) error {
 		if err != nil {
 			return fmt.Errorf("oauth_server: %w", err)
 		}
-		if err := s.layOut(r, app.metrics); err != nil {
+		if err := s.layOut(r); err != nil {
 			return fmt.Errorf("oauth_server: %w", err)
 		}
 	}
@@ -133,14 +142,14 @@ func checkBasePath(path string) error {
 }
 
 // layOut adds the endpoints of a realm.
-func (s *Server) layOut(r *realm, m *metrics) error {
+func (s *Server) layOut(r *realm) error {
 	bases := []string{s.BasePath + realmPath(r.name)}
 	if r.name == rootRealm {
 		bases = append(bases, s.BasePath+"/realms/root") // AM's explicit form
 	}
 	post := func(kind endpointKind) *endpoint {
 		labels := prometheus.Labels{"realm": r.name, "endpoint": string(kind)}
-		return &endpoint{realm: r, kind: kind, requests: m.requests.MustCurryWith(labels)}
+		return &endpoint{realm: r, kind: kind, requests: collectors.requests.MustCurryWith(labels)}
 	}
 	token, introspection, revocation := post(endpointToken), post(endpointIntrospect), post(endpointRevoke)
 	for _, base := range bases {
@@ -148,21 +157,17 @@ func (s *Server) layOut(r *realm, m *metrics) error {
 		s.endpoints[base+"/introspect"] = introspection
 		s.endpoints[base+"/token/revoke"], s.endpoints[base+"/revoke"] = revocation, revocation
 	}
-	if r.issuer == "" {
+	if r.issuer == nil {
 		return nil
 	}
 	document, err := s.metadata(r)
 	if err != nil {
 		return err
 	}
-	issuer, err := url.Parse(r.issuer)
-	if err != nil {
-		return err
-	}
 	meta := &endpoint{realm: r, kind: endpointMetadata, metadata: document}
 	// Where the document stands is made of the issuer's path alone, so issuers that differ
 	// in their host need handlers of their own.
-	wellKnown := "/.well-known/oauth-authorization-server" + strings.TrimSuffix(issuer.Path, "/")
+	wellKnown := "/.well-known/oauth-authorization-server" + strings.TrimSuffix(r.issuer.Path, "/")
 	if other := s.endpoints[wellKnown]; other != nil && other.realm != r {
 		return fmt.Errorf("the metadata of realms %q and %q would both be at %s: give their issuers different paths, or each realm an oauth_server in a site of its own", other.realm.name, r.name, wellKnown)
 	}
@@ -177,10 +182,8 @@ func (s *Server) layOut(r *realm, m *metrics) error {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	e := s.endpoints[r.URL.Path]
 	if e == nil {
-		if _, let := r.Context().Value(bearerCtxKey{}).(*bearer); !let {
-			for _, prefix := range s.app.prefixes {
-				stripIdentity(r, prefix)
-			}
+		if err := guard(w, r, s.logger, s.AllowAmbiguousPaths || !s.app.judgesPaths, s.app.prefixes...); err != nil {
+			return err
 		}
 		return next.ServeHTTP(w, r)
 	}
@@ -240,18 +243,18 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	case endpointIntrospect:
 		reply, out, err = engine.Introspect(r.Context(), req)
 	case endpointRevoke:
-		_, out, err = engine.Revoke(r.Context(), req)
+		out, err = engine.Revoke(r.Context(), req)
 		reply = struct{}{}
 	}
 	s.answer(w, r, e, reply, out, err)
 	return nil
 }
 
-// answer is the one place that turns the outcome of a request into a status, headers
-// and JSON, a log line and a count.
+// answer is the one place that turns what the engine said into a status, headers and
+// JSON, a log line and a count.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *endpoint, reply any, out oauth.Outcome, err error) {
 	if err == nil {
-		s.logOutcome(e, reply, out)
+		s.logOutcome(e, out)
 		writeJSON(w, http.StatusOK, reply)
 		return
 	}
@@ -286,24 +289,29 @@ func (s *Server) refuse(w http.ResponseWriter, e *endpoint, status int, refusal 
 }
 
 // logOutcome writes the event line of a request that was answered, and counts it.
-func (s *Server) logOutcome(e *endpoint, reply any, out oauth.Outcome) {
-	event, result, level := "token issued", "ok", zap.InfoLevel
-	switch e.kind {
-	case endpointIntrospect:
-		event, level = "token introspected", zap.DebugLevel
-		if !reply.(*oauth.Introspection).Active {
-			result = "inactive"
-		}
-	case endpointRevoke:
-		event = "token revoked"
-		if out.TokenID == (introspect.TokenID{}) {
-			event, result = "nothing to revoke", "inactive"
-		}
+func (s *Server) logOutcome(e *endpoint, out oauth.Outcome) {
+	result := "ok"
+	if out.TokenID == (introspect.TokenID{}) {
+		result = "inactive" // nothing to tell or to revoke
 	}
 	e.requests.WithLabelValues(result).Inc()
-	if c := s.logger.Check(level, event); c != nil {
-		fields := append(make([]zap.Field, 0, 5), zap.String("event", eventName(e.kind, true)), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
-		if out.TokenID != (introspect.TokenID{}) {
+
+	var event, message string
+	level := zap.InfoLevel
+	switch e.kind {
+	case endpointToken:
+		event, message = "token_issued", "token issued"
+	case endpointIntrospect:
+		event, message, level = "token_introspected", "token introspected", zap.DebugLevel
+	case endpointRevoke:
+		event, message = "token_revoked", "token revoked"
+		if result == "inactive" {
+			message = "nothing to revoke"
+		}
+	}
+	if c := s.logger.Check(level, message); c != nil {
+		fields := append(make([]zap.Field, 0, 5), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
+		if result == "ok" {
 			fields = append(fields, zap.Stringer("token_id", out.TokenID))
 		}
 		if out.Scope != "" {
@@ -319,29 +327,9 @@ func (s *Server) logOutcome(e *endpoint, reply any, out oauth.Outcome) {
 func (s *Server) logRefusal(e *endpoint, refusal *oauth.Error, clientID string) {
 	e.requests.WithLabelValues(string(refusal.Code)).Inc()
 	if c := s.logger.Check(zap.InfoLevel, string(e.kind)+" request refused"); c != nil {
-		c.Write(zap.String("event", eventName(e.kind, false)), zap.String("realm", e.realm.name), zap.String("client_id", clientID),
-			zap.String("error", string(refusal.Code)), zap.String("reason", reasonOf(refusal)))
+		c.Write(zap.String("event", string(e.kind)+"_refused"), zap.String("realm", e.realm.name), zap.String("client_id", clientID),
+			zap.String("error", string(refusal.Code)), zap.String("reason", cmp.Or(refusal.Reason, refusal.Description)))
 	}
-}
-
-// eventName is the stable name of an event, for machines that read the log.
-func eventName(kind endpointKind, ok bool) string {
-	switch {
-	case !ok:
-		return string(kind) + "_refused"
-	case kind == endpointToken:
-		return "token_issued"
-	case kind == endpointRevoke:
-		return "token_revoked"
-	}
-	return "token_introspected"
-}
-
-func reasonOf(e *oauth.Error) string {
-	if e.Reason != "" {
-		return e.Reason
-	}
-	return e.Description
 }
 
 func writeError(w http.ResponseWriter, status int, e *oauth.Error) {
@@ -407,16 +395,12 @@ func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *endpoi
 // metadata makes a realm's document (RFC 8414 section 2). It advertises what is served
 // and nothing else, with URLs made of the configured issuer alone.
 func (s *Server) metadata(r *realm) ([]byte, error) {
-	base := r.issuer
+	base := r.settings.Issuer
 	path := s.BasePath + realmPath(r.name)
-	u, err := url.Parse(r.issuer)
-	if err != nil {
-		return nil, err
-	}
 	// Usually the issuer ends with the path that we serve under, behind whatever a proxy
 	// in front adds. If not, the endpoints stand at the issuer's host.
-	if !strings.HasSuffix(strings.TrimSuffix(u.Path, "/"), path) {
-		base = u.Scheme + "://" + u.Host + path
+	if !strings.HasSuffix(strings.TrimSuffix(r.issuer.Path, "/"), path) {
+		base = r.issuer.Scheme + "://" + r.issuer.Host + path
 	}
 	base = strings.TrimSuffix(base, "/")
 
@@ -442,7 +426,7 @@ func (s *Server) metadata(r *realm) ([]byte, error) {
 		IntrospectionAuthMethods []string `json:"introspection_endpoint_auth_methods_supported"`
 		RevocationAuthMethods    []string `json:"revocation_endpoint_auth_methods_supported"`
 	}{
-		Issuer:                   r.issuer,
+		Issuer:                   r.settings.Issuer,
 		TokenEndpoint:            base + "/access_token",
 		IntrospectionEndpoint:    base + "/introspect",
 		RevocationEndpoint:       base + "/token/revoke",

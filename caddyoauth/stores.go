@@ -2,10 +2,9 @@ package caddyoauth
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
-
-	"os"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -21,10 +20,10 @@ func init() {
 // storeOpener is what a module in the namespace oauth.stores is.
 type storeOpener interface {
 	// poolKey names the thing that can't be opened twice. Configurations whose stores have
-	// the same key share one.
+	// the same key share one. It may make the folder that the store lies in.
 	poolKey() (string, error)
-	// open opens the store. It may block for a second or two.
-	open() (oauth.TokenStore, error)
+	// open opens the store of that key. It may block for a second or two.
+	open(key string) (oauth.TokenStore, error)
 }
 
 // BboltStore keeps tokens in a file, for one Caddy process. Every token and every
@@ -77,11 +76,7 @@ func (s *BboltStore) poolKey() (string, error) {
 	return filepath.Join(folder, filepath.Base(path)), nil
 }
 
-func (s *BboltStore) open() (oauth.TokenStore, error) {
-	path, err := s.poolKey()
-	if err != nil {
-		return nil, err
-	}
+func (s *BboltStore) open(path string) (oauth.TokenStore, error) {
 	return store.OpenBbolt(path, time.Now)
 }
 
@@ -99,7 +94,7 @@ func (MemoryStore) CaddyModule() caddy.ModuleInfo {
 
 func (*MemoryStore) poolKey() (string, error) { return "memory", nil }
 
-func (*MemoryStore) open() (oauth.TokenStore, error) { return store.NewMemory(time.Now), nil }
+func (*MemoryStore) open(string) (oauth.TokenStore, error) { return store.NewMemory(time.Now), nil }
 
 // Interface guards
 var (

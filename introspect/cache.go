@@ -163,14 +163,19 @@ func (c *Cache) Close() {
 	}
 }
 
-// SetMaxTokens changes the bound on cached tokens; the counters that choose what to
-// keep stay as many as they were.
+// SetMaxTokens changes the bound on cached tokens. A smaller one empties the cache: left
+// to itself ristretto would stay above the bound for as long as the tokens it holds are
+// in use. The counters that choose what to keep stay as many as they were.
 func (c *Cache) SetMaxTokens(n int64) {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	if !c.closed.Load() {
-		c.items.UpdateMaxCost(n)
+	c.mu.Lock() // nobody else is inside ristretto, so its Clear is safe
+	defer c.mu.Unlock()
+	if c.closed.Load() || n == c.items.MaxCost() {
+		return
 	}
+	if n < c.items.MaxCost() {
+		c.items.Clear()
+	}
+	c.items.UpdateMaxCost(n)
 }
 
 // Flush makes the cache forget everything, at once: entries stop counting when Flush

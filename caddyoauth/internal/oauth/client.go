@@ -20,8 +20,8 @@ const (
 	IntrospectRealm    = "realm"    // all of its realm
 )
 
-// Client is a confidential client. Apart from what its secrets remember it is not
-// changed after New.
+// Client is a confidential client. New takes it over; after that only what its secrets
+// remember and how much it may guess change, and both are safe for concurrent use.
 type Client struct {
 	ID      string
 	Secrets []*Secret
@@ -49,8 +49,11 @@ type Client struct {
 // the one answer for all failures, after the same work for all of them.
 func (s *Server) authenticate(ctx context.Context, req Request, out *Outcome) (*Client, error) {
 	creds := req.Credentials
-	if req.credentialsErr != nil || creds.Method == "" {
-		// Nothing was claimed that could be true, so there is nothing to hide by working.
+	// Where nothing is claimed that could be true, there is nothing to hide by working.
+	switch {
+	case req.malformed:
+		return nil, invalidClient("malformed_authorization")
+	case creds.Method == "":
 		return nil, invalidClient("no_credentials")
 	}
 	client := s.cfg.Clients[creds.ClientID]

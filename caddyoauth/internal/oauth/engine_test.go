@@ -222,7 +222,7 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 		}
 		r := request(t, "c", "s", url.Values{"token": {"x"}})
 		r.Form["token"] = text // also what no form lets through
-		if revoked, _, err := e.Revoke(t.Context(), r); revoked || err != nil && codeOf(err) == "outage" {
+		if out, err := e.Revoke(t.Context(), r); out.TokenID != (introspect.TokenID{}) || err != nil && codeOf(err) == "outage" {
 			t.Errorf("%s revokes: %q, %v", what, text, err)
 		}
 	}
@@ -242,7 +242,7 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 		}
 	}
 	for what, text := range map[string]string{
-		"nothing": "", "the prefix alone": TokenPrefix, "a character more": token + "A", "padding": token + "=", "more padding": token + "==",
+		"nothing": "", "the prefix alone": tokenPrefix, "a character more": token + "A", "padding": token + "=", "more padding": token + "==",
 		"a line break after it": token + "\n", "a line break in it": token[:20] + "\n" + token[20:], "a carriage return in it": token[:20] + "\r" + token[21:],
 		"a space before it": " " + token, "a space after it": token + " ", "the standard alphabet": strings.NewReplacer("-", "+", "_", "/").Replace(token) + "=",
 		"percent-encoded": url.QueryEscape(token[:10]) + "%5F" + token[11:], "upper case": strings.ToUpper(token), "lower case": strings.ToLower(token),
@@ -253,17 +253,17 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 	}
 
 	// The same bytes with another version, another expiry, other randomness: the tag knows.
-	raw, err := tokenEncoding.DecodeString(token[len(TokenPrefix):])
+	raw, err := tokenEncoding.DecodeString(token[len(tokenPrefix):])
 	if err != nil {
 		t.Fatal(err)
 	}
-	if TokenPrefix+tokenEncoding.EncodeToString(raw) != token {
+	if tokenPrefix+tokenEncoding.EncodeToString(raw) != token {
 		t.Error("the token is not its own encoding")
 	}
 	for i := range raw {
 		for bit := range 8 {
 			raw[i] ^= 1 << bit
-			refuse(fmt.Sprintf("byte %d, bit %d", i, bit), TokenPrefix+tokenEncoding.EncodeToString(raw))
+			refuse(fmt.Sprintf("byte %d, bit %d", i, bit), tokenPrefix+tokenEncoding.EncodeToString(raw))
 			raw[i] ^= 1 << bit
 		}
 	}
@@ -294,7 +294,7 @@ func TestTokensAreRandom(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		raw, err := tokenEncoding.DecodeString(token[len(TokenPrefix):])
+		raw, err := tokenEncoding.DecodeString(token[len(tokenPrefix):])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -389,7 +389,7 @@ func TestMisfiledRecords(t *testing.T) {
 		if _, _, err := e.Introspect(t.Context(), request(t, "c", "s", form)); codeOf(err) != "outage" {
 			t.Errorf("%s record at introspection: %v", name, err)
 		}
-		if _, _, err := e.Revoke(t.Context(), request(t, "c", "s", form)); codeOf(err) != "outage" {
+		if _, err := e.Revoke(t.Context(), request(t, "c", "s", form)); codeOf(err) != "outage" {
 			t.Errorf("%s record at revocation: %v", name, err)
 		}
 	}

@@ -3,7 +3,8 @@ package oauth
 // Code is an error code of RFC 6749 section 5.2, or one of the few that stand beside it.
 type Code string
 
-// The codes an endpoint answers with, and the HTTP status each travels under.
+// The codes an endpoint answers with, and the status that each means when it comes from
+// the engine.
 const (
 	CodeInvalidRequest       Code = "invalid_request"         // 400
 	CodeInvalidClient        Code = "invalid_client"          // 401, with a challenge
@@ -21,8 +22,8 @@ const (
 type Error struct {
 	Code        Code
 	Description string
-	// Reason tells operators more than the caller may know, such as "unknown_client". It
-	// is one of a few constants and may be a metric label.
+	// Reason, where Description does not say it all, tells operators more than the caller
+	// may know, such as "unknown_client". It goes to the log only.
 	Reason string
 }
 

@@ -27,7 +27,7 @@ func FuzzForm(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, body string) {
-		form, err := ParseForm(body)
+		form, err := parseForm(body)
 		if err != nil {
 			if refusal := (*Error)(nil); !errors.As(err, &refusal) || refusal.Code != CodeInvalidRequest {
 				t.Fatalf("%q is refused with %v", body, err)
@@ -47,7 +47,7 @@ func FuzzForm(f *testing.F) {
 			}
 			values.Set(name, value)
 		}
-		again, err := ParseForm(values.Encode())
+		again, err := parseForm(values.Encode())
 		if err != nil || !maps.Equal(form, again) {
 			t.Fatalf("%q is %v, and written again %v, %v", body, form, again, err)
 		}
@@ -66,7 +66,7 @@ func FuzzBasic(f *testing.F) {
 		write := func(id, secret string) string {
 			return "Basic " + base64.StdEncoding.EncodeToString([]byte(url.QueryEscape(id)+":"+url.QueryEscape(secret)))
 		}
-		if gotID, gotSecret, err := ParseBasic(header); err != nil {
+		if gotID, gotSecret, err := parseBasic(header); err != nil {
 			if gotID != "" || gotSecret != "" {
 				t.Fatalf("%q is refused, and is %q and %q", header, gotID, gotSecret)
 			}
@@ -77,13 +77,13 @@ func FuzzBasic(f *testing.F) {
 			if !plainText(gotID) || !plainText(gotSecret) {
 				t.Fatalf("%q is %q and %q, which is no text", header, gotID, gotSecret)
 			}
-			againID, againSecret, err := ParseBasic(write(gotID, gotSecret))
+			againID, againSecret, err := parseBasic(write(gotID, gotSecret))
 			if err != nil || againID != gotID || againSecret != gotSecret {
 				t.Fatalf("%q is %q and %q, and written again %q and %q, %v", header, gotID, gotSecret, againID, againSecret, err)
 			}
 		}
 		// Whatever text a client has for an ID and a secret arrives as it is.
-		gotID, gotSecret, err := ParseBasic(write(id, secret))
+		gotID, gotSecret, err := parseBasic(write(id, secret))
 		if text := plainText(id) && plainText(secret); text != (err == nil) {
 			t.Fatalf("%q and %q: %v", id, secret, err)
 		} else if text && (gotID != id || gotSecret != secret) {
@@ -149,7 +149,7 @@ func FuzzToken(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, seed := range []string{"", TokenPrefix, token, foreign, token + "=", token + "\n", " " + token, token[:len(token)-1], strings.ToUpper(token), token[len(TokenPrefix):]} {
+	for _, seed := range []string{"", tokenPrefix, token, foreign, token + "=", token + "\n", " " + token, token[:len(token)-1], strings.ToUpper(token), token[len(tokenPrefix):]} {
 		f.Add(seed, uint(10), byte(1))
 	}
 	for i := range uint(len(token)) {

@@ -99,7 +99,7 @@ func (r *realm) issue() string {
 }
 
 func (r *realm) tryRevoke(token string) error {
-	_, _, err := r.server.Revoke(context.Background(), oauth.Request{Form: oauth.Form{"token": token}, Credentials: r.client})
+	_, err := r.server.Revoke(context.Background(), oauth.Request{Form: oauth.Form{"token": token}, Credentials: r.client})
 	return err
 }
 

@@ -2,8 +2,9 @@
 // what it says, who may ask about it, who may end it. It parses what arrives, decides,
 // mints, and asks a [TokenStore] to remember.
 //
-// It knows no Caddy, no HTTP server and no database driver. The wall clock and
-// randomness come in through [Settings], so the rules can be tested like arithmetic.
+// It knows no Caddy, no HTTP server and no database driver. The wall clock and the
+// randomness of tokens come in through [Settings], so the rules can be tested like
+// arithmetic.
 // Every failure that a caller may learn of is an [*Error]; every other error means
 // "we could not find out".
 package oauth
@@ -24,9 +25,10 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// StoreTimeout bounds every single use of the store. An answer that takes longer is
-// an outage for whoever waits.
-const StoreTimeout = 2 * time.Second
+// storeTimeout bounds what a token request does with the store, and a revocation. An
+// answer that takes longer is an outage for whoever waits. Lookups have the timeout of
+// the cache.
+const storeTimeout = 2 * time.Second
 
 // Settings are what one realm is made of. They are not changed after New.
 type Settings struct {
@@ -147,7 +149,7 @@ func (s *Server) Token(ctx context.Context, req Request) (*TokenResponse, Outcom
 	if err != nil {
 		return nil, out, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, StoreTimeout)
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	err = s.cfg.Store.Put(ctx, Token{
 		Key:              key,
@@ -182,7 +184,7 @@ type Introspection struct {
 	Subject   string   `json:"sub,omitempty"`
 	Audience  audience `json:"aud,omitempty"`
 	Issuer    string   `json:"iss,omitempty"`
-	TokenUID  string   `json:"jti,omitempty"`
+	JTI       string   `json:"jti,omitempty"`
 }
 
 // Introspect answers an introspection request. A token that is not good, or that the
@@ -224,29 +226,29 @@ func (s *Server) Introspect(ctx context.Context, req Request) (*Introspection, O
 		Subject:   facts.Subject,
 		Audience:  facts.Audience,
 		Issuer:    facts.Issuer,
-		TokenUID:  tokenUID(facts.ID),
+		JTI:       jtiOf(facts.ID),
 	}, out, nil
 }
 
 // Revoke answers a revocation request (RFC 7009). A token that is unknown, expired or
 // revoked already is a success; one of another client is refused and stays as it is.
 // When Revoke returns nil the revocation is durable and no request that begins later
-// passes with the token. revoked tells whether there was anything to revoke.
-func (s *Server) Revoke(ctx context.Context, req Request) (revoked bool, out Outcome, err error) {
+// passes with the token. Outcome.TokenID is zero if there was nothing to revoke.
+func (s *Server) Revoke(ctx context.Context, req Request) (out Outcome, err error) {
 	client, err := s.authenticate(ctx, req, &out)
 	if err != nil {
-		return false, out, err
+		return out, err
 	}
 	token := req.Form.Get("token")
 	if token == "" {
-		return false, out, invalidRequest("token is missing")
+		return out, invalidRequest("token is missing")
 	}
 	expiry, ok := s.verify(token)
 	if !ok {
-		return false, out, nil
+		return out, nil
 	}
 	key := Key{ExpiryMilli: expiry, ID: introspect.IDOf(token)}
-	ctx, cancel := context.WithTimeout(ctx, StoreTimeout)
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	// The store, not the cache: a revocation must not be decided by what was.
 	record, err := s.get(ctx, key)
@@ -254,22 +256,22 @@ func (s *Server) Revoke(ctx context.Context, req Request) (revoked bool, out Out
 		// Another revocation may have come so far and not yet to the cache; or it was
 		// given up by its caller, then carried out by the store after a lookup.
 		s.lookup.Forget(key.ID)
-		return false, out, nil
+		return out, nil
 	}
 	if err != nil {
-		return false, out, fmt.Errorf("looking up a token to revoke: %w", err)
+		return out, fmt.Errorf("looking up a token to revoke: %w", err)
 	}
 	if record.ClientID != client.ID {
-		return false, out, &Error{Code: CodeInvalidGrant, Description: "the token was issued to another client"}
+		return out, &Error{Code: CodeInvalidGrant, Description: "the token was issued to another client"}
 	}
-	out.TokenID = key.ID
 	err = s.cfg.Store.Revoke(ctx, key)
 	// Whatever the store said, it may have done it: let the cache ask again.
 	s.lookup.Forget(key.ID)
 	if err != nil {
-		return false, out, fmt.Errorf("revoking a token: %w", err)
+		return out, fmt.Errorf("revoking a token: %w", err)
 	}
-	return true, out, nil
+	out.TokenID = key.ID
+	return out, nil
 }
 
 // Screen reports whether token carries this realm's mark and has not expired. See

@@ -21,10 +21,10 @@ type Form map[string]string
 // Get returns a parameter's value, or "" if it is absent.
 func (f Form) Get(name string) string { return f[name] }
 
-// ParseForm reads an application/x-www-form-urlencoded body. It refuses, with an
+// parseForm reads an application/x-www-form-urlencoded body. It refuses, with an
 // *Error, what is not well-formed, holds a NUL or invalid UTF-8, or names a parameter
 // twice, even with equal values.
-func ParseForm(body string) (Form, error) {
+func parseForm(body string) (Form, error) {
 	if strings.Count(body, "&") >= maxParameters {
 		return nil, invalidRequest("too many parameters")
 	}
@@ -79,9 +79,10 @@ type Request struct {
 	Form        Form
 	Credentials Credentials
 
-	// credentialsErr is a malformed Authorization header. It is an authentication that
-	// failed, so it waits for its turn: what is wrong with the form is said before.
-	credentialsErr error
+	// malformed: there is an Authorization header, but no well-formed Basic credentials in
+	// it. That is an authentication that failed, so it waits for its turn: what is wrong
+	// with the form is said before.
+	malformed bool
 
 	// From is where the request came from, for the fair use of slow hashes.
 	From string
@@ -91,7 +92,7 @@ type Request struct {
 // lines. The error is an *Error about the request's form; whether the credentials
 // are any good is found out later.
 func ParseRequest(body string, authorization []string, from string) (Request, error) {
-	form, err := ParseForm(body)
+	form, err := parseForm(body)
 	if err != nil {
 		return Request{}, err
 	}
@@ -105,9 +106,9 @@ func ParseRequest(body string, authorization []string, from string) (Request, er
 	case len(authorization) == 1 && (secret || assertion), secret && assertion:
 		return req, invalidRequest("there is more than one client authentication method")
 	case len(authorization) == 1:
-		id, sec, err := ParseBasic(authorization[0])
+		id, sec, err := parseBasic(authorization[0])
 		if err != nil {
-			req.credentialsErr = err
+			req.malformed = true
 			return req, nil
 		}
 		if named := form.Get("client_id"); named != "" && named != id {
@@ -120,9 +121,9 @@ func ParseRequest(body string, authorization []string, from string) (Request, er
 	return req, nil
 }
 
-// ParseBasic reads Basic credentials as RFC 6749 section 2.3.1 has them: the client ID
+// parseBasic reads Basic credentials as RFC 6749 section 2.3.1 has them: the client ID
 // and the secret are each form-urlencoded before RFC 7617 puts a colon between them.
-func ParseBasic(header string) (id, secret string, err error) {
+func parseBasic(header string) (id, secret string, err error) {
 	scheme, encoded, ok := strings.Cut(header, " ")
 	if !ok || !strings.EqualFold(scheme, "Basic") {
 		return "", "", errors.New("not Basic")

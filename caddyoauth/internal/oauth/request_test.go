@@ -50,7 +50,7 @@ func TestParseForm(t *testing.T) {
 		{"a=%c0%af", nil},
 		{"a=%ed%a0%80", nil}, // half a surrogate pair
 	} {
-		got, err := ParseForm(c.body)
+		got, err := parseForm(c.body)
 		if (err == nil) != (c.want != nil) || err != nil && codeOf(err) != CodeInvalidRequest {
 			t.Errorf("%.40q: %v", c.body, err)
 			continue
@@ -87,7 +87,7 @@ func TestParseBasic(t *testing.T) {
 		{"Basic " + b64(":"), "", ""},
 		{"Basic " + b64("c:s\n"), "c", "s\n"},
 	} {
-		id, secret, err := ParseBasic(c.header)
+		id, secret, err := parseBasic(c.header)
 		if err != nil || id != c.id || secret != c.secret {
 			t.Errorf("%q is %q, %q, %v; want %q, %q", c.header, id, secret, err, c.id, c.secret)
 		}
@@ -99,7 +99,7 @@ func TestParseBasic(t *testing.T) {
 		"Basic c:s", "Basic %", "Basic " + b64("c:s") + ",", "Basic " + b64("c:s") + " x", "Basic " + strings.TrimRight(b64("c:s4"), "="), "Basic " + b64("c:ss") + "=",
 		"Basic YzpzNB==", // bits beyond the last character
 	} {
-		if id, secret, err := ParseBasic(header); err == nil {
+		if id, secret, err := parseBasic(header); err == nil {
 			t.Errorf("%q passes, as %q, %q", header, id, secret)
 		}
 	}

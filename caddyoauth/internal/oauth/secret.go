@@ -21,8 +21,8 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// SecretPrefix begins every generated secret, so that scanners find leaked ones.
-const SecretPrefix = "cos_"
+// secretPrefix begins every generated secret, so that scanners find leaked ones.
+const secretPrefix = "cos_"
 
 // rememberFor is how long a success of a slow hash is remembered.
 const rememberFor = 5 * time.Minute
@@ -86,14 +86,8 @@ func (s *Secret) GoString() string { return "REDACTED" }
 // PlainSecret makes a Secret of plain text that the configuration refers to, in an
 // environment variable or a file. The text is not kept.
 func PlainSecret(plain string) (*Secret, error) {
-	if plain == "" {
-		return nil, errors.New("the secret is empty")
-	}
-	if len(plain) > maxSecretBytes {
-		return nil, fmt.Errorf("the secret is longer than %d bytes", maxSecretBytes)
-	}
-	if !plainText(plain) {
-		return nil, errors.New("the secret is not UTF-8 text, or holds a NUL")
+	if err := checkSecret(plain); err != nil {
+		return nil, err
 	}
 	s := &Secret{kind: kindProcessMAC}
 	s.bytes = s.mac(plain)
@@ -191,8 +185,8 @@ func (s *Secret) quick(secret string) bool {
 	return false
 }
 
-// mac binds a secret to this very Secret under the process's key. The pointer-free
-// identity is the hash it stands for; lengths keep the parts apart.
+// mac is a MAC of secret under the process's key; for a slow hash together with the
+// hash that it was proved against, so that a success counts for that hash alone.
 func (s *Secret) mac(secret string) []byte {
 	mac := hmac.New(sha256.New, processKey())
 	var n [8]byte
@@ -254,7 +248,7 @@ func workOf(secrets []*Secret) workload {
 	return w
 }
 
-// Hasher bounds the slow hashes of a process: a few at once, a short queue behind them,
+// Hasher bounds the slow hashes of a configuration: a few at once, a short queue behind them,
 // and of the queue no more than a share for each address, so that one who guesses
 // does not shut out the others. It is safe for concurrent use.
 type Hasher struct {
@@ -361,7 +355,7 @@ func dummyBcrypt(cost uint32) []byte {
 // HashArgon2id hashes secret with the parameters OWASP recommends first: 19 MiB, two
 // passes, one thread.
 func HashArgon2id(secret string) (string, error) {
-	if err := strongEnough(secret); err != nil {
+	if err := checkSecret(secret); err != nil {
 		return "", err
 	}
 	const m, t, p = 19456, 2, 1
@@ -375,7 +369,7 @@ func HashArgon2id(secret string) (string, error) {
 // HashBcrypt hashes secret with cost 12. Secrets over 72 bytes are refused: bcrypt
 // would ignore the rest.
 func HashBcrypt(secret string) (string, error) {
-	if err := strongEnough(secret); err != nil {
+	if err := checkSecret(secret); err != nil {
 		return "", err
 	}
 	if len(secret) > 72 {
@@ -399,17 +393,18 @@ func HashGenerated(secret string) (string, error) {
 func GenerateSecret() string {
 	b := make([]byte, 32)
 	rand.Read(b)
-	return SecretPrefix + base64.RawURLEncoding.EncodeToString(b)
+	return secretPrefix + base64.RawURLEncoding.EncodeToString(b)
 }
 
 func generated(secret string) bool {
-	text, ok := strings.CutPrefix(secret, SecretPrefix)
+	text, ok := strings.CutPrefix(secret, secretPrefix)
 	raw, err := base64.RawURLEncoding.DecodeString(text)
 	// Written again, because reading passes over line breaks and spare bits.
 	return ok && err == nil && len(raw) == 32 && base64.RawURLEncoding.EncodeToString(raw) == text
 }
 
-func strongEnough(secret string) error {
+// checkSecret refuses what could never be sent as a secret.
+func checkSecret(secret string) error {
 	switch {
 	case secret == "":
 		return errors.New("the secret is empty")

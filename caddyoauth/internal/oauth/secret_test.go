@@ -264,16 +264,20 @@ func TestQueueForSlowHashes(t *testing.T) {
 	}
 	enter := func(ctx context.Context, from string) { go func() { entered <- h.enter(ctx, from) }() }
 
+	// Who is refused is refused at once; who is not would wait, and fail the test.
+	soon, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+
 	enter(t.Context(), "a")
 	enter(t.Context(), "a")
 	wait(2)
-	if err := h.enter(t.Context(), "a"); codeOf(err) != CodeUnavailable {
+	if err := h.enter(soon, "a"); codeOf(err) != CodeUnavailable {
 		t.Errorf("a third from one address: %v", err)
 	}
 	leaving, leave := context.WithCancel(t.Context())
 	enter(leaving, "b")
 	wait(3)
-	if err := h.enter(t.Context(), "c"); codeOf(err) != CodeUnavailable {
+	if err := h.enter(soon, "c"); codeOf(err) != CodeUnavailable {
 		t.Errorf("a fourth, from a new address: %v", err)
 	}
 	// Who gives up makes room.
@@ -379,14 +383,14 @@ func TestHashedSecret(t *testing.T) {
 // other, and are refused where they would be weak.
 func TestMakingHashes(t *testing.T) {
 	generated := GenerateSecret()
-	if !strings.HasPrefix(generated, SecretPrefix) || len(generated) != len(SecretPrefix)+43 || generated == GenerateSecret() {
+	if !strings.HasPrefix(generated, secretPrefix) || len(generated) != len(secretPrefix)+43 || generated == GenerateSecret() {
 		t.Errorf("generated secrets are like %q", generated)
 	}
 	hash, err := HashGenerated(generated)
 	if err != nil || !mustHash(t, hash).quick(generated) || mustHash(t, hash).quick(generated+"x") {
 		t.Errorf("the hash of a generated secret: %q, %v", hash, err)
 	}
-	for _, s := range []string{"", "abc", SecretPrefix, SecretPrefix + "abc", generated[:len(generated)-1], generated + "A", strings.TrimPrefix(generated, SecretPrefix)} {
+	for _, s := range []string{"", "abc", secretPrefix, secretPrefix + "abc", generated[:len(generated)-1], generated + "A", strings.TrimPrefix(generated, secretPrefix)} {
 		if _, err := HashGenerated(s); err == nil {
 			t.Errorf("%q passes for a generated secret", s)
 		}

@@ -14,7 +14,7 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// An opaque token is TokenPrefix and the base64url form of
+// An opaque token is tokenPrefix and the base64url form of
 //
 //	version  1 byte    1
 //	expiry   6 bytes   unix milliseconds, big-endian
@@ -26,13 +26,13 @@ import (
 // that it was issued here before anything is looked up; the prefix lets secret
 // scanners find tokens that leak.
 const (
-	TokenPrefix = "coa_"
+	tokenPrefix = "coa_"
 
 	tokenVersion   = 1
 	tokenRandom    = 7  // offset
 	tokenTag       = 29 // offset
 	tokenBytes     = 45
-	tokenLength    = len(TokenPrefix) + tokenBytes/3*4
+	tokenLength    = len(tokenPrefix) + tokenBytes/3*4
 	maxTokenExpiry = 1<<48 - 1
 )
 
@@ -56,20 +56,20 @@ func (s *Server) mint(expiry time.Time) (token string, key Key, err error) {
 	t := s.taggers.Get().(*tagger)
 	copy(raw[tokenTag:], t.tag(raw[:tokenTag]))
 	s.taggers.Put(t)
-	token = TokenPrefix + tokenEncoding.EncodeToString(raw[:])
+	token = tokenPrefix + tokenEncoding.EncodeToString(raw[:])
 	return token, Key{ExpiryMilli: milli, ID: introspect.IDOf(token)}, nil
 }
 
 // verify reports whether this realm minted token and its time is not over, and when
 // that will be. It costs one MAC, no I/O and no memory.
 func (s *Server) verify(token string) (expiryMilli int64, ok bool) {
-	if len(token) != tokenLength || token[:len(TokenPrefix)] != TokenPrefix {
+	if len(token) != tokenLength || token[:len(tokenPrefix)] != tokenPrefix {
 		return 0, false
 	}
 	var raw [tokenBytes]byte
 	var text [tokenLength]byte
 	copy(text[:], token)
-	if n, err := tokenEncoding.Decode(raw[:], text[len(TokenPrefix):]); err != nil || n != tokenBytes {
+	if n, err := tokenEncoding.Decode(raw[:], text[len(tokenPrefix):]); err != nil || n != tokenBytes {
 		return 0, false
 	}
 	if raw[0] != tokenVersion {
@@ -109,9 +109,9 @@ func getExpiry(b []byte) int64 {
 	return int64(binary.BigEndian.Uint16(b))<<32 | int64(binary.BigEndian.Uint32(b[2:]))
 }
 
-// tokenUID is the "jti" of a token in introspection answers. It identifies the token
+// jtiOf is the "jti" of a token in introspection answers. It identifies the token
 // and is neither the token nor its ID: IDs stay inside.
-func tokenUID(id introspect.TokenID) string {
+func jtiOf(id introspect.TokenID) string {
 	sum := sha256.Sum256(append([]byte("jti\x00"), id[:]...))
 	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }

@@ -43,9 +43,9 @@ const (
 	// Each transaction also drops expired tokens: twice as many as it writes, and this
 	// many more. So the file shrinks faster than it grows, and no step is long.
 	dropAtLeast = 64
-	// Without writes, expired tokens are looked for this often, in steps of dropIdle.
+	// Without writes, expired tokens are looked for this often, in steps of idleStep.
 	idleEvery = 10 * time.Second
-	dropIdle  = 1024
+	idleStep  = 1024
 )
 
 // Bbolt keeps tokens in a bbolt file, for one process.
@@ -59,10 +59,10 @@ type Bbolt struct {
 	now  func() time.Time
 
 	// writes is where they wait; a full channel makes writers wait in Put and Revoke.
-	writes  chan write
-	closing chan struct{} // closed by Close
-	done    chan struct{} // closed when the committer has ended
-	close   sync.Once
+	writes    chan write
+	closing   chan struct{} // closed by Close
+	done      chan struct{} // closed when the committer has ended
+	closeOnce sync.Once
 
 	// broken is set once, by a panic inside bbolt; see guarded.
 	broken atomic.Pointer[error]
@@ -143,7 +143,7 @@ func damaged(path string, r any) error {
 
 // Close implements oauth.TokenStore. Writes that wait are carried out first.
 func (b *Bbolt) Close() error {
-	b.close.Do(func() { close(b.closing) })
+	b.closeOnce.Do(func() { close(b.closing) })
 	<-b.done
 	return b.closeFile()
 }
@@ -262,8 +262,8 @@ func (b *Bbolt) dropIdle() {
 			return
 		}
 		err := b.update(func(tx *bolt.Tx) error {
-			n, err := dropExpired(tx, b.now(), dropIdle)
-			more = n == dropIdle
+			n, err := dropExpired(tx, b.now(), idleStep)
+			more = n == idleStep
 			return err
 		})
 		select {
@@ -390,7 +390,7 @@ func (b *Bbolt) Put(ctx context.Context, t oauth.Token) error {
 	})
 }
 
-// Get implements oauth.TokenStore.
+// Get implements oauth.TokenStore. It does not ask ctx: a read is one of mapped memory.
 func (b *Bbolt) Get(_ context.Context, key oauth.Key) (t oauth.Token, err error) {
 	err = b.view(func(tx *bolt.Tx) error {
 		value := tx.Bucket(bucketTokens).Get(tokenKey(key))

@@ -805,7 +805,7 @@ func TestBboltDropsWhatHasExpiredWhileIdle(t *testing.T) {
 		later := tokenUntil("later", time.Now().Add(24*time.Hour))
 		put(t, b, later)
 		if err := b.update(func(tx *bolt.Tx) error {
-			for i := range 3*dropIdle + 5 {
+			for i := range 3*idleStep + 5 {
 				if err := tx.Bucket(bucketTokens).Put(tokenKey(tokenUntil(fmt.Sprint(i), time.Now().Add(time.Minute)).Key), []byte("x")); err != nil {
 					return err
 				}
@@ -816,7 +816,7 @@ func TestBboltDropsWhatHasExpiredWhileIdle(t *testing.T) {
 		}
 		time.Sleep(59 * time.Second)
 		synctest.Wait()
-		if got, want := stored(t, b), 3*dropIdle+6; got != want {
+		if got, want := stored(t, b), 3*idleStep+6; got != want {
 			t.Errorf("before their time %d tokens are left, want %d", got, want)
 		}
 		time.Sleep(idleEvery + time.Second)

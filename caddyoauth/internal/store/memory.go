@@ -13,14 +13,14 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// MaxMemoryTokens bounds a Memory store; Put answers ErrFull beyond it.
-const MaxMemoryTokens = 1_000_000
+// maxMemoryTokens bounds a Memory store; Put answers ErrFull beyond it.
+const maxMemoryTokens = 1_000_000
 
 // Memory keeps tokens in memory: quick, and gone with the process. It is bounded by
-// MaxMemoryTokens of about 0.5 KiB. It starts nothing and needs no Close, but obeys one.
+// maxMemoryTokens of about 0.5 KiB. It starts nothing and needs no Close, but obeys one.
 type Memory struct {
 	now func() time.Time
-	max int // MaxMemoryTokens, less in tests
+	max int // maxMemoryTokens, less in tests
 
 	mu     sync.RWMutex
 	closed bool
@@ -37,7 +37,7 @@ type Memory struct {
 func NewMemory(now func() time.Time) *Memory {
 	return &Memory{
 		now:     now,
-		max:     MaxMemoryTokens,
+		max:     maxMemoryTokens,
 		tokens:  make(map[oauth.Key]oauth.Token),
 		clients: make(clientTable),
 		secrets: make(map[string][]byte),
@@ -150,48 +150,4 @@ func (h *keyHeap) Pop() any {
 	k := old[len(old)-1]
 	*h = old[:len(old)-1]
 	return k
-}
-
-// clientState is what a store keeps of a client.
-type clientState struct {
-	Generation uint64 `json:"generation"`
-	// Retired: the configuration that was last in force did not have it.
-	Retired bool `json:"retired,omitempty"`
-}
-
-// clientTable is the rules of Admit and Retire, apart from where the states are kept.
-// It holds an entry for every client that was ever configured, and so grows with
-// them alone.
-type clientTable map[oauth.ClientRef]clientState
-
-// admit returns the generations of clients, and the states that change by it.
-func (t clientTable) admit(clients []oauth.ClientRef) (map[oauth.ClientRef]uint64, clientTable) {
-	generations, changed := make(map[oauth.ClientRef]uint64, len(clients)), clientTable{}
-	for _, ref := range clients {
-		state, known := t[ref]
-		if !known {
-			state.Generation = 1
-		}
-		if !known || state.Retired {
-			state.Retired = false
-			changed[ref] = state
-		}
-		generations[ref] = state.Generation
-	}
-	return generations, changed
-}
-
-// retire returns the states that change when only the active clients are left.
-func (t clientTable) retire(active []oauth.ClientRef) clientTable {
-	stays := make(map[oauth.ClientRef]bool, len(active))
-	for _, ref := range active {
-		stays[ref] = true
-	}
-	changed := clientTable{}
-	for ref, state := range t {
-		if !stays[ref] && !state.Retired {
-			changed[ref] = clientState{Generation: state.Generation + 1, Retired: true}
-		}
-	}
-	return changed
 }

@@ -549,7 +549,7 @@ func TestMemoryDropsWhatHasExpired(t *testing.T) {
 func TestMemoryIsBounded(t *testing.T) {
 	now := time.Unix(1000, 0)
 	m := NewMemory(func() time.Time { return now })
-	if m.max != MaxMemoryTokens {
+	if m.max != maxMemoryTokens {
 		t.Errorf("the bound is %d", m.max)
 	}
 	m.max = 10
