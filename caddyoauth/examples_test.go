@@ -759,4 +759,13 @@ func TestREADMEHasMetricsAndEvents(t *testing.T) {
 	for event := range events {
 		t.Errorf("the event %s is new; explain it in the README", event)
 	}
+	reasons := regexp.MustCompile(`(?:invalidClient\(|reason :?= )"([a-z_]+)"`).FindAllStringSubmatch(readDocument(t, "caddyoauth/internal/oauth/client.go"), -1)
+	if len(reasons) < 5 {
+		t.Errorf("the source has no more than %d reasons why a client is not authenticated", len(reasons))
+	}
+	for _, m := range reasons {
+		if !strings.Contains(readme, "`"+m[1]+"`") {
+			t.Errorf("the README does not explain the reason %s", m[1])
+		}
+	}
 }
