@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -72,8 +71,9 @@ type App struct {
 	// held is the key of the store that this instance took from the pool, empty if it
 	// took none. Cleanup gives back exactly that.
 	held string
-	// committed tells whether commit has run. It is a pointer because App is copied.
-	committed *atomic.Bool
+	// committed tells whether commit has done its work. Caddy loads one configuration at a
+	// time, and only then is it used.
+	committed bool
 }
 
 // CacheSettings are the settings of the token cache.
@@ -82,7 +82,8 @@ type CacheSettings struct {
 	// token still share one answer. Default: false.
 	Disabled bool `json:"disabled,omitempty"`
 
-	// How many tokens are cached at most; about 0.5 KiB of memory each. Default: 100000.
+	// How many tokens are cached at most, up to ten million; about 0.5 KiB of memory each.
+	// Default: 100000.
 	MaxTokens int64 `json:"max_tokens,omitempty"`
 
 	// For how long facts are used without asking their source again. Tokens issued here
@@ -104,7 +105,6 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
 	a.logger = ctx.Logger()
 	a.ready = make(chan struct{})
-	a.committed = new(atomic.Bool)
 	a.reservePrefix(strings.ToLower(defaultHeaderPrefix))
 
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
@@ -120,8 +120,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if a.Cache.MaxAge == 0 {
 		a.Cache.MaxAge = defaultMaxAge
 	}
-	if a.Cache.MaxTokens < 1 || a.Cache.MaxAge < 0 {
-		return errors.New("cache: max_tokens and max_age must be greater than zero; to do without a cache, turn it off")
+	if err := checkMaxTokens(a.Cache.MaxTokens); err != nil {
+		return fmt.Errorf("cache: %w", err)
+	}
+	if a.Cache.MaxAge < 0 {
+		return errors.New("cache: max_age must be greater than zero; to do without a cache, turn it off")
 	}
 
 	if a.StoreRaw == nil {
@@ -237,15 +240,16 @@ func (a *App) start() error {
 
 // commit makes final what this configuration says of clients and of the cache's size.
 // What a configuration merely tried must not kill the tokens of the one that goes on,
-// so this happens only once it is in force.
+// so this happens only once it is in force, or, if none is, when it starts.
 func (a *App) commit(ctx context.Context) error {
-	if a.committed.Swap(true) {
+	if a.committed {
 		return nil
 	}
 	a.opened.cache.SetMaxTokens(a.Cache.MaxTokens)
 	if err := a.opened.store.Retire(ctx, a.activeClients()); err != nil {
 		return fmt.Errorf("recording which clients are gone: %w", err)
 	}
+	a.committed = true
 	return nil
 }
 
@@ -319,7 +323,13 @@ type openStore struct {
 // reference, and the last Cleanup closes the store.
 var openStores = caddy.NewUsagePool()
 
-func newOpenStore(opener storeOpener, key string, maxTokens int64) (*openStore, error) {
+func newOpenStore(opener storeOpener, key string, maxTokens int64) (_ *openStore, err error) {
+	// A panic would leave the pool's lock taken, and every later load waiting for it.
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("opening the token store panicked: %v", r)
+		}
+	}()
 	cache, err := introspect.NewCache(introspect.Config{
 		MaxTokens: maxTokens,
 		OnHit:     collectors.cacheHits.Inc,
@@ -341,6 +351,16 @@ func newOpenStore(opener storeOpener, key string, maxTokens int64) (*openStore, 
 func (s *openStore) Destruct() error {
 	s.cache.Close()
 	return s.store.Close()
+}
+
+// maxMaxTokens bounds max_tokens: the cache allocates 43 bytes for each at once.
+const maxMaxTokens = 10_000_000
+
+func checkMaxTokens(n int64) error {
+	if n < 1 || n > maxMaxTokens {
+		return fmt.Errorf("max_tokens %d is not between 1 and %d; to do without a cache, turn it off", n, maxMaxTokens)
+	}
+	return nil
 }
 
 // rootRealm is the name of the realm without a name.

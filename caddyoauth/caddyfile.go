@@ -188,8 +188,11 @@ func parseCache(d *caddyfile.Dispenser, app *App) error {
 				return d.ArgErr()
 			}
 			n, err := strconv.ParseInt(value, 10, 64)
-			if err != nil || n < 1 {
-				return d.Errf("max_tokens '%s' is not a number greater than zero; 'cache off' turns the cache off", value)
+			if err != nil {
+				return d.Errf("max_tokens '%s' is not a number", value)
+			}
+			if err := checkMaxTokens(n); err != nil {
+				return d.WrapErr(err)
 			}
 			app.Cache.MaxTokens = n
 		case "max_age":

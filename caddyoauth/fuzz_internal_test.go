@@ -217,7 +217,7 @@ func FuzzChallenge(f *testing.F) {
 			return
 		}
 		want := slices.Compact(slices.Sorted(slices.Values(list)))
-		for _, no := range []*refusal{p.missingToken, p.malformed, p.ambiguous, p.invalidToken, p.insufficient} {
+		for _, no := range []*refusal{p.missingToken, p.malformed, p.invalidToken, p.insufficient} {
 			scheme, params, err := ParseChallenge(no.challenge)
 			if err != nil {
 				t.Errorf("%s: %v", no.code, err)

@@ -72,9 +72,10 @@ func guard(w http.ResponseWriter, r *http.Request, logger *zap.Logger, allowAmbi
 		return nil
 	}
 	stripIdentity(r, prefixes...)
-	if allowAmbiguousPaths || !ambiguousURL(r.URL) {
+	if !ambiguousURL(r.URL, allowAmbiguousPaths) {
 		return nil
 	}
+	answerBeforeBody(w, r)
 	w.Header().Set("Cache-Control", "no-store")
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.oauth.error", "ambiguous_path")

@@ -3,9 +3,11 @@ package caddyoauth
 import "net/url"
 
 // ambiguousURL reports whether a request's target could be read in more than one way.
-func ambiguousURL(u *url.URL) bool {
-	// An opaque target, as in "GET http:admin", has no path to match, yet goes upstream.
-	return u.Opaque != "" || ambiguousPath(u.EscapedPath())
+// With allow only its path may be.
+func ambiguousURL(u *url.URL, allow bool) bool {
+	// An opaque target, as in "GET http:http://backend/admin/", has no path that a matcher
+	// could see, and goes upstream with one. No honest client sends it.
+	return u.Opaque != "" || !allow && ambiguousPath(u.EscapedPath())
 }
 
 // ambiguousPath reports whether a backend could read an escaped path differently from
@@ -34,8 +36,9 @@ func ambiguousPath(escaped string) bool {
 			return true
 		case c == '/' && (wasEscaped || afterSlash || dotSegment()):
 			return true
-		case c&0xc0 == 0x80 && before&0xfe == 0xc0:
-			// An ASCII character in two bytes, which UTF-8 forbids and some decoders read.
+		case c&0xc0 == 0x80 && (before&0xfe == 0xc0 || before == 0xe0 && c < 0xa0 || before == 0xf0 && c < 0x90):
+			// A character in more bytes than it needs, which UTF-8 forbids and some decoders
+			// read: as a slash or a dot.
 			return true
 		}
 		before = c

@@ -163,7 +163,11 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 	// Before anything is decided, so that error routes get no foreign identity and no
 	// credentials either.
-	stripIdentity(r, p.headers.prefixes...)
+	prefixes := p.realm.app.prefixes // all that any route's backend believes
+	if earlier != nil {
+		prefixes = p.headers.prefixes // what that handler has set is true
+	}
+	stripIdentity(r, prefixes...)
 	dropCredentials(r.Header)
 
 	b, no := p.judge(r, earlier, authorization)
@@ -188,7 +192,7 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 	if !p.InsecureHTTP && !secureOrLocal(r) {
 		return nil, p.insecure
 	}
-	if !p.AllowAmbiguousPaths && ambiguousURL(r.URL) {
+	if ambiguousURL(r.URL, p.AllowAmbiguousPaths) {
 		return nil, p.ambiguous
 	}
 	var token string
@@ -253,11 +257,7 @@ func (p *Protect) scopesSuffice(facts *introspect.Facts) bool {
 // which answers with the status and an empty body unless handle_errors says otherwise.
 func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, no *refusal) error {
 	no.count.Inc()
-	if r.ProtoMajor == 1 && r.ContentLength != 0 {
-		// Else net/http would wait for the body before it sends the answer: with Expect:
-		// 100-continue for one that never comes. An error means an odd writer, and waiting.
-		_ = http.NewResponseController(w).EnableFullDuplex()
-	}
+	answerBeforeBody(w, r)
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	if no.challenge != "" {

@@ -744,14 +744,18 @@ func TestKeepToken(t *testing.T) {
 // The prefix names what we set and what we take away.
 func TestHeaderPrefix(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect {\nheader_prefix x-who-\n}\nreverse_proxy BACKEND")
-	a := g.do(g.request("GET", "/x", "", "Authorization", "Bearer "+g.token("reader"), "X-Who-Client-Id", "admin", "X-Who-Is", "admin", "X-Whoever", "stays", "X-OAuth-Client-Id", "stays: nobody reads it here"))
+	a := g.do(g.request("GET", "/x", "", "Authorization", "Bearer "+g.token("reader"), "X-Who-Client-Id", "admin", "X-Who-Is", "admin", "X-Whoever", "stays", "X-OAuth-Client-Id", "admin"))
 	if a.StatusCode != 200 {
 		t.Fatalf("%d", a.StatusCode)
 	}
 	got := g.Backend.last(t)
 	checkIdentity(t, got, "X-Who-")
-	if got.Header.Get("X-Whoever") != "stays" || got.Header.Get("X-Oauth-Client-Id") == "" {
-		t.Errorf("headers with another prefix are gone: %v", got.Header)
+	if got.Header.Get("X-Whoever") != "stays" {
+		t.Errorf("a header that has not the prefix is gone: %v", got.Header)
+	}
+	// Another route's backend may believe it.
+	if got.Header.Get("X-Oauth-Client-Id") != "" {
+		t.Errorf("the default prefix went on: %v", got.Header)
 	}
 }
 
@@ -924,7 +928,7 @@ func TestRefusalsReachHandleErrors(t *testing.T) {
 			if a.StatusCode != tt.status || a.Body != tt.body {
 				t.Errorf("got %d %q, want %d %q", a.StatusCode, a.Body, tt.status, tt.body)
 			}
-			if _, _, err := caddyoauth.ParseChallenge(a.Header.Get("WWW-Authenticate")); err != nil || a.Header.Get("Cache-Control") != "no-store" {
+			if _, _, err := caddyoauth.ParseChallenge(a.Header.Get("WWW-Authenticate")); err != nil && tt.name != "an ambiguous path" || a.Header.Get("Cache-Control") != "no-store" {
 				t.Errorf("the headers did not survive: %v (%v)", a.Header, err)
 			}
 		})

@@ -342,6 +342,8 @@ var ambiguousPaths = []string{
 	"/public/%252e%252e/admin/secret", "/public/..%252fadmin/secret", "/public/%25%32%65%25%32%65/admin/secret", "/%2561dmin/secret", "/%25%36%31dmin/secret", "/admin%252fsecret", "/public%255c..%255cadmin/secret",
 	"/admin%00/secret", "/public%00/../admin/secret", "/admin/secret%00", "/admin/secret%00.png", "/admin%0a/secret", "/admin%0d%0a/secret", "/admin%09/secret", "/%01admin/secret", "/admin%7f/secret",
 	"/public/%c0%ae%c0%ae/admin/secret", "/public%c0%afadmin/secret", "/admin%c1%9csecret", "/public/%C0%AE%C0%AE/admin/secret",
+	"/public/%e0%80%ae%e0%80%ae/admin/secret", "/public%e0%80%afadmin", "/public%f0%80%80%afadmin",
+	"http:http://backend/admin/secret", "http:admin/secret",
 	"/public/../../../admin/secret", "/..", "/../admin/secret", "/public/..",
 }
 
@@ -457,6 +459,13 @@ func TestAllowAmbiguousPaths(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect {\nallow_ambiguous_paths\n}\nreverse_proxy BACKEND")
 	token := g.token("reader")
 	for _, target := range ambiguousPaths {
+		if strings.HasPrefix(target, "http:") {
+			// This is no path at all.
+			if a := g.rawRequest("GET "+target, "Authorization: Bearer "+token); a.StatusCode != 400 {
+				t.Errorf("%s: %d", target, a.StatusCode)
+			}
+			continue
+		}
 		checkRefusal(t, g.rawRequest("GET "+target), 401, "root", "")
 		if a := g.rawRequest("GET "+target, "Authorization: Bearer "+token); a.StatusCode != 200 {
 			t.Errorf("%s: %d", target, a.StatusCode)

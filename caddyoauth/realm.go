@@ -88,7 +88,9 @@ type Client struct {
 // ClientSecret is one secret of a client: a reference to it, or its hash.
 type ClientSecret struct {
 	// Where the secret is: exactly `{env.NAME}` or `{file./path}`. The secret itself is
-	// refused here, since the configuration is dumped, saved and logged in many places.
+	// refused here, since the configuration is dumped, saved and logged in many places. A
+	// secret of less than 32 characters that was not generated here is taken for one that
+	// can be guessed, and is hashed with Argon2id when the configuration is loaded.
 	Secret string `json:"secret,omitempty"`
 
 	// The secret's hash: `$argon2id$…` (m×t of 32768 KiB to m=262144, t=10, p=4), `$2b$…`
@@ -356,9 +358,16 @@ func (sc ClientSecret) provision() (*oauth.Secret, error) {
 	}
 	var secret *oauth.Secret
 	var err error
-	if sc.Secret != "" {
+	switch {
+	case sc.Secret != "" && oauth.CanBeGuessed(value):
+		// As if its hash stood in the configuration: guessing must be slow.
+		var hash string
+		if hash, err = oauth.HashArgon2id(value); err == nil {
+			secret, err = oauth.HashedSecret(hash)
+		}
+	case sc.Secret != "":
 		secret, err = oauth.PlainSecret(value)
-	} else {
+	default:
 		secret, err = oauth.HashedSecret(value)
 		if err != nil {
 			err = fmt.Errorf("%w; 'caddy oauth hash-secret' makes a good one", err)

@@ -198,20 +198,20 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 
 	if r.Method != http.MethodPost {
 		h.Set("Allow", http.MethodPost)
-		s.refuse(w, e, http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be POST", Reason: "method"})
+		s.refuse(w, r, e, http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be POST", Reason: "method"})
 		return nil
 	}
 	if !s.InsecureHTTP && !secureOrLocal(r) {
-		s.refuse(w, e, http.StatusForbidden, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "TLS is required", Reason: "insecure_transport"})
+		s.refuse(w, r, e, http.StatusForbidden, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "TLS is required", Reason: "insecure_transport"})
 		return nil
 	}
 	if r.TLS != nil && !r.TLS.HandshakeComplete {
 		// 0-RTT data can be replayed by whoever recorded it (RFC 8470).
-		s.refuse(w, e, http.StatusTooEarly, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "send it again after the TLS handshake", Reason: "early_data"})
+		s.refuse(w, r, e, http.StatusTooEarly, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "send it again after the TLS handshake", Reason: "early_data"})
 		return nil
 	}
 	if types := r.Header["Content-Type"]; !isForm(types) {
-		s.refuse(w, e, http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the content type must be application/x-www-form-urlencoded", Reason: "content_type"})
+		s.refuse(w, r, e, http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the content type must be application/x-www-form-urlencoded", Reason: "content_type"})
 		return nil
 	}
 	body, err := readBody(w, r)
@@ -221,7 +221,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		if errors.As(err, &tooLarge) {
 			status, description = http.StatusRequestEntityTooLarge, "the body is larger than 64 KiB"
 		}
-		s.refuse(w, e, status, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: description, Reason: "body"})
+		s.refuse(w, r, e, status, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: description, Reason: "body"})
 		return nil
 	}
 	req, err := oauth.ParseRequest(body, r.Header["Authorization"], clientNetwork(r))
@@ -283,8 +283,9 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *endpoint, rep
 }
 
 // refuse answers what never reached the engine.
-func (s *Server) refuse(w http.ResponseWriter, e *endpoint, status int, refusal *oauth.Error) {
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e *endpoint, status int, refusal *oauth.Error) {
 	s.logRefusal(e, refusal, "")
+	answerBeforeBody(w, r)
 	writeError(w, status, refusal)
 }
 
@@ -404,10 +405,10 @@ func (s *Server) metadata(r *realm) ([]byte, error) {
 	}
 	base = strings.TrimSuffix(base, "/")
 
-	var methods []string
+	methods := []string{}
 	for _, c := range r.settings.Clients {
 		for _, m := range c.Auth {
-			if !slices.Contains(methods, string(m)) {
+			if !c.Disabled && !slices.Contains(methods, string(m)) {
 				methods = append(methods, string(m))
 			}
 		}

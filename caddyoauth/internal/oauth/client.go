@@ -126,7 +126,8 @@ func (c *Client) mayIntrospect(facts *introspect.Facts) (scopes []string, ok boo
 }
 
 // guessLimit bounds how often a client may ask about tokens that turn out not to be
-// active: 1000 at once, 100 each second after that. Asking about good tokens is free.
+// active: 1000 at once, 100 each second after that. Tokens that carry the realm's mark
+// are answered all the same.
 type guessLimit struct{ limiter *rate.Limiter }
 
 func newGuessLimit() guessLimit { return guessLimit{rate.NewLimiter(100, 1000)} }

@@ -77,14 +77,19 @@ type success struct {
 	until time.Time
 }
 
-// String says what kind of secret it is and nothing about it.
+// String keeps it out of anything that prints.
 func (s *Secret) String() string { return "REDACTED" }
 
 // GoString likewise.
 func (s *Secret) GoString() string { return "REDACTED" }
 
+// CanBeGuessed reports whether a secret may be one that a person has chosen, which only
+// a slow hash protects from being tried out: it was not generated here and has less
+// than 32 characters, in which 128 random bits fit however they are written.
+func CanBeGuessed(plain string) bool { return !generated(plain) && len(plain) < 32 }
+
 // PlainSecret makes a Secret of plain text that the configuration refers to, in an
-// environment variable or a file. The text is not kept.
+// environment variable or a file, and that can't be guessed. The text is not kept.
 func PlainSecret(plain string) (*Secret, error) {
 	if err := checkSecret(plain); err != nil {
 		return nil, err

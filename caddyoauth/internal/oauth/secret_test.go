@@ -480,3 +480,18 @@ func BenchmarkSecretCheck(b *testing.B) {
 		})
 	}
 }
+
+// E-02: what a person may have chosen must not be tried out at full speed.
+func TestWhichSecretsCanBeGuessed(t *testing.T) {
+	for secret, want := range map[string]bool{
+		"summer":                true,
+		strings.Repeat("a", 31): true,
+		strings.Repeat("a", 32): false,
+		GenerateSecret():        false,
+		"cos_short":             true,
+	} {
+		if got := CanBeGuessed(secret); got != want {
+			t.Errorf("%.8s of %d characters: %v, want %v", secret, len(secret), got, want)
+		}
+	}
+}

@@ -58,8 +58,9 @@ var (
 // "no" that a store knows: it keeps no list of revoked tokens, so losing data can
 // only ever refuse.
 //
-// All methods are safe for concurrent use, block on I/O no longer than ctx lives (a
-// write that was handed to the medium may still be carried out after ctx has ended),
+// All methods are safe for concurrent use, wait no longer than ctx lives (but for a read
+// of mapped memory; and a write that was handed to the medium may still be carried
+// out after ctx has ended),
 // and return ErrClosed once the store is closed. An error other than ErrNotFound
 // means that the store could not do it or could not find out; the caller answers 503.
 // A store never panics over what it finds in its medium.

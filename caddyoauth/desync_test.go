@@ -1,0 +1,81 @@
+package caddyoauth_test
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// C-19, C-20: a refusal does not wait for the body, and what is left of the body is
+// never read as another request.
+func TestRefusalsEndTheConnection(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, "oauth_server\n@rest not path /open /guarded/*\noauth_protect @rest\nreverse_proxy BACKEND")
+	const smuggled = "GET /open HTTP/1.1\r\nHost: x\r\n\r\n"
+	form := "Content-Type: application/x-www-form-urlencoded\r\n"
+	for name, c := range map[string]struct {
+		request string
+		status  int
+	}{
+		"a chunk without a size":       {"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n" + smuggled, 401},
+		"a chunk without its end":      {"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloXX" + smuggled, 401},
+		"a bad trailer":                {"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nbad trailer line\r\n" + smuggled, 401},
+		"a body that does not come":    {"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 32\r\n\r\n", 401},
+		"a guarded path":               {"POST /guarded/..;/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n" + smuggled, 400},
+		"a body that waits":            {"POST /a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 32\r\n\r\n", 401},
+		"a chunked body that waits":    {"POST /a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n" + smuggled, 401},
+		"an endpoint's method":         {"PUT /oauth2/token HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n12345", 405},
+		"an endpoint's content type":   {"POST /oauth2/token HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 100\r\n\r\n12345", 400},
+		"an endpoint's size":           {"POST /oauth2/token HTTP/1.1\r\nHost: x\r\n" + form + "Content-Length: 200000\r\n\r\n12345", 413},
+		"an endpoint's chunked method": {"PUT /oauth2/token HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n" + smuggled, 405},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := g.Backend.count()
+			conn, err := net.Dial("tcp", strings.TrimPrefix(g.URL, "http://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(15 * time.Second)) // a quarter of Caddy's own
+			if _, err := io.WriteString(conn, c.request); err != nil {
+				t.Fatal(err)
+			}
+			reader := bufio.NewReader(conn)
+			res, err := http.ReadResponse(reader, nil)
+			if err != nil {
+				t.Fatalf("no answer: %v", err)
+			}
+			io.Copy(io.Discard, res.Body)
+			res.Body.Close()
+			if res.StatusCode != c.status {
+				t.Errorf("answered %d, want %d", res.StatusCode, c.status)
+			}
+			// More of the "body" does not bring another answer.
+			io.WriteString(conn, smuggled)
+			conn.SetDeadline(time.Now().Add(time.Second))
+			if res, err := http.ReadResponse(reader, nil); err == nil {
+				t.Errorf("a second answer: %d", res.StatusCode)
+			}
+			if n := g.Backend.count() - before; n != 0 {
+				t.Errorf("%d requests reached the backend", n)
+			}
+		})
+	}
+}
+
+// C-01: what one route's backend believes, a caller of another route can't say either.
+func TestPrefixesOfOtherRoutesAreRemoved(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, "route /token/* {\nuri strip_prefix /token\noauth_server\n}\noauth_protect /a/* {\nheader_prefix X-A-\n}\noauth_protect /b/* {\nheader_prefix X-B-\n}\nreverse_proxy BACKEND")
+	token := g.post("/token/oauth2/token", "reader", testSecret, map[string][]string{"grant_type": {"client_credentials"}}).json(t)["access_token"].(string)
+	r := g.request("GET", "/a/x", "", "Authorization", "Bearer "+token, "X-B-Client-Id", "admin", "X-A-Client-Id", "admin", "X-OAuth-Client-Id", "admin")
+	if a := g.do(r); a.StatusCode != 200 {
+		t.Fatalf("answered %d", a.StatusCode)
+	}
+	got := g.Backend.last(t).Header
+	if got.Get("X-A-Client-Id") != "reader" || got.Get("X-B-Client-Id") != "" || got.Get("X-OAuth-Client-Id") != "" {
+		t.Errorf("the backend was told %v", got)
+	}
+}

@@ -1,0 +1,57 @@
+package caddyoauth_test
+
+import (
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+)
+
+// E-02: a short secret behind a reference is guessed as slowly as one behind a hash.
+func TestReferencedSecretsThatCanBeGuessed(t *testing.T) {
+	t.Setenv("OAUTH_TEST_WEAK", "summer")
+	t.Setenv("OAUTH_TEST_STRONG", strings.Repeat("s3cret-", 6))
+	g := startGateway(t, `store memory
+		client weak {
+			secret {env.OAUTH_TEST_WEAK}
+			scopes read
+			default_scopes read
+		}
+		client strong {
+			secret {env.OAUTH_TEST_STRONG}
+			scopes read
+			default_scopes read
+		}`, "oauth_server")
+	grant := url.Values{"grant_type": {"client_credentials"}}
+	for id, secret := range map[string]string{"weak": "summer", "strong": strings.Repeat("s3cret-", 6)} {
+		if a := g.post("/oauth2/token", id, secret, grant); a.StatusCode != 200 {
+			t.Errorf("%s with its secret: %d %s", id, a.StatusCode, a.Body)
+		}
+		if a := g.post("/oauth2/token", id, "winter", grant); a.StatusCode != 401 {
+			t.Errorf("%s with another secret: %d", id, a.StatusCode)
+		}
+	}
+	// Twenty guesses, one after the other, each pass Argon2id: no machine computes them in
+	// a tenth of the time that one guess takes without it.
+	start := time.Now()
+	for range 20 {
+		g.post("/oauth2/token", "weak", "winter", grant)
+	}
+	if took := time.Since(start); took < 50*time.Millisecond {
+		t.Errorf("20 guesses took %v", took)
+	}
+}
+
+// A configuration that asks for a cache beyond all memory is refused, and the next one
+// loads.
+func TestCacheBeyondMemory(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, "oauth_server")
+	err := g.load("store memory\ncache {\nmax_tokens 100000000000000000\n}\n"+testClients, "oauth_server")
+	if err == nil || !strings.Contains(err.Error(), "max_tokens") {
+		t.Errorf("loading it: %v", err)
+	}
+	if err := g.load("store memory\n"+testClients, "oauth_server"); err != nil {
+		t.Error(err)
+	}
+	g.token("reader")
+}
