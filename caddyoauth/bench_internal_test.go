@@ -87,11 +87,13 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 			w := httptest.NewRecorder()
 			original := httptest.NewRequest("GET", "https://gateway.example/api/orders/17", nil)
 			header := make(http.Header, 16)
+			server := new(caddyhttp.Server) // without access logs, as by default
 			for b.Loop() {
 				repl := caddy.NewReplacer()
 				repl.Map(func(string) (any, bool) { return nil, false }) // as Caddy maps {http.request.*}
 				vars := context.WithValue(context.Background(), caddy.ReplacerCtxKey, repl)
 				vars = context.WithValue(vars, caddyhttp.ExtraLogFieldsCtxKey, new(caddyhttp.ExtraLogFields))
+				vars = context.WithValue(vars, caddyhttp.ServerCtxKey, server)
 				request := original.WithContext(vars)
 				request.Header = header
 				clear(request.Header)

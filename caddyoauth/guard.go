@@ -57,7 +57,7 @@ func (g *Guard) Provision(ctx caddy.Context) error {
 
 // ServeHTTP cleans the request and passes it on, or refuses it for its path.
 func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if err := guard(w, r, g.logger, g.AllowAmbiguousPaths, g.headers.prefixes...); err != nil {
+	if err := guard(w, r, g.logger, g.AllowAmbiguousPaths, g.headers.prefixes); err != nil {
 		return err
 	}
 	return next.ServeHTTP(w, r)
@@ -66,12 +66,12 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 var errAmbiguousPath = errors.New("oauth: ambiguous_path")
 
 // guard is what happens to a request that nobody has let in and that needs no token.
-func guard(w http.ResponseWriter, r *http.Request, logger *zap.Logger, allowAmbiguousPaths bool, prefixes ...string) error {
+func guard(w http.ResponseWriter, r *http.Request, logger *zap.Logger, allowAmbiguousPaths bool, prefixes []string) error {
 	// In a route block an oauth_protect may have come before: then the headers are ours.
 	if _, ok := FactsFromContext(r.Context()); ok {
 		return nil
 	}
-	stripIdentity(r, prefixes...)
+	stripIdentity(r, false, prefixes)
 	if !ambiguousURL(r.URL, allowAmbiguousPaths) {
 		return nil
 	}

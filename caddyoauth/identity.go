@@ -96,10 +96,14 @@ func isCredential(name string) bool {
 
 // stripIdentity removes from a request what its caller must not be able to say:
 // headers that begin with one of the prefixes in any spelling, the same in trailers,
-// and the words in Connection that would make the proxy drop ours. The prefixes are
-// folded.
-func stripIdentity(r *http.Request, prefixes ...string) {
-	deleteIdentity(r.Header, prefixes)
+// and the words in Connection that would make the proxy drop ours; with credentials
+// also the headers that carry those. The prefixes are folded.
+func stripIdentity(r *http.Request, credentials bool, prefixes []string) {
+	for name := range r.Header {
+		if isIdentity(name, prefixes) || credentials && isCredential(name) {
+			delete(r.Header, name)
+		}
+	}
 
 	if lines := r.Header["Connection"]; lines != nil {
 		r.Header["Connection"] = safeConnection(lines, prefixes)
@@ -123,14 +127,6 @@ func isIdentity(name string, prefixes []string) bool {
 		}
 	}
 	return false
-}
-
-func deleteIdentity(h http.Header, prefixes []string) {
-	for name := range h {
-		if isIdentity(name, prefixes) {
-			delete(h, name)
-		}
-	}
 }
 
 // safeConnection returns the lines of a Connection header without names that the
@@ -167,15 +163,9 @@ func (g *trailerGuard) Read(p []byte) (int, error) {
 
 // cleanTrailer deletes what a trailer must not carry.
 func cleanTrailer(trailer http.Header, prefixes []string) {
-	deleteIdentity(trailer, prefixes)
-	dropCredentials(trailer)
-}
-
-// dropCredentials removes the headers that carry credentials, in every spelling.
-func dropCredentials(h http.Header) {
-	for name := range h {
-		if isCredential(name) {
-			delete(h, name)
+	for name := range trailer {
+		if isIdentity(name, prefixes) || isCredential(name) {
+			delete(trailer, name)
 		}
 	}
 }
@@ -235,6 +225,9 @@ func (b *bearer) placeholder(name string) (any, bool) {
 
 // logIdentity adds the client and its realm to the request's access log line.
 func logIdentity(ctx context.Context, b *bearer) {
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && server.Logs == nil {
+		return // the server writes no access log, which is Caddy's default
+	}
 	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		// One field for both: the key serves only to replace what a handler before set.
 		extra.Set(zap.Field{Key: "oauth_protect", Type: zapcore.InlineMarshalerType, Interface: b})

@@ -167,8 +167,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if earlier != nil {
 		prefixes = p.headers.prefixes // what that handler has set is true
 	}
-	stripIdentity(r, prefixes...)
-	dropCredentials(r.Header)
+	stripIdentity(r, true, prefixes)
 
 	b, no := p.judge(r, earlier, authorization)
 	if no != nil {
@@ -181,7 +180,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	err := next.ServeHTTP(w, p.headers.identify(r, b))
 	if err != nil {
 		// Error routes see these headers; the token was kept for the backend, not for them.
-		dropCredentials(r.Header)
+		delete(r.Header, "Authorization")
 	}
 	return err
 }
@@ -324,15 +323,19 @@ func bearerToken(lines []string) (string, tokenVerdict) {
 func isB64Token(s string) bool {
 	s = strings.TrimRight(s, "=")
 	for i := range len(s) {
-		switch c := s[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		case c == '-', c == '.', c == '_', c == '~', c == '+', c == '/':
-		default:
+		if !b64TokenChar[s[i]] {
 			return false
 		}
 	}
 	return s != ""
 }
+
+var b64TokenChar = func() (is [256]bool) {
+	for _, c := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/" {
+		is[c] = true
+	}
+	return is
+}()
 
 // Interface guards
 var (

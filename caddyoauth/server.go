@@ -182,7 +182,7 @@ func (s *Server) layOut(r *realm) error {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	e := s.endpoints[r.URL.Path]
 	if e == nil {
-		if err := guard(w, r, s.logger, s.AllowAmbiguousPaths || !s.app.judgesPaths, s.app.prefixes...); err != nil {
+		if err := guard(w, r, s.logger, s.AllowAmbiguousPaths || !s.app.judgesPaths, s.app.prefixes); err != nil {
 			return err
 		}
 		return next.ServeHTTP(w, r)

@@ -31,6 +31,8 @@ import (
 type Cache struct {
 	cfg  Config
 	seed maphash.Seed
+	// clocks reads Config.Now and Config.Elapsed.
+	clocks func() (time.Time, time.Duration)
 
 	// generations are the current ones, of a shard of keys each. They only grow.
 	generations [generationShards]atomic.Uint64
@@ -106,11 +108,16 @@ func NewCache(cfg Config) (*Cache, error) {
 	if cfg.LookupTimeout == 0 {
 		cfg.LookupTimeout = 2 * time.Second
 	}
+	start := time.Now()
+	clocks := func() (time.Time, time.Duration) { return cfg.Now(), cfg.Elapsed() }
+	if cfg.Now == nil && cfg.Elapsed == nil {
+		// One reading of time has both.
+		clocks = func() (time.Time, time.Duration) { now := time.Now(); return now, now.Sub(start) }
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
 	if cfg.Elapsed == nil {
-		start := time.Now()
 		cfg.Elapsed = func() time.Duration { return time.Since(start) }
 	}
 	nothing := func() {}
@@ -124,9 +131,10 @@ func NewCache(cfg Config) (*Cache, error) {
 		cfg.OnEvict = nothing
 	}
 	c := &Cache{
-		cfg:   cfg,
-		seed:  maphash.MakeSeed(),
-		slots: make(chan struct{}, cfg.MaxLookups),
+		cfg:    cfg,
+		clocks: clocks,
+		seed:   maphash.MakeSeed(),
+		slots:  make(chan struct{}, cfg.MaxLookups),
 	}
 	if c.cfg.hash == nil {
 		// Seeded for this process: nobody can choose tokens that push others out.
@@ -291,12 +299,12 @@ func (s *CachedSource) cached(key cacheKey, maxAge time.Duration) (*Facts, bool)
 	if e.generation != c.generations[h%generationShards].Load() || e.global != c.global.Load() {
 		return nil, false
 	}
-	elapsed := c.cfg.Elapsed()
+	now, elapsed := c.clocks()
 	if elapsed-e.asked >= maxAge || elapsed >= e.deadline {
 		return nil, false
 	}
 	// By the wall clock too: after a suspend only it has gone on.
-	if !c.cfg.Now().Before(e.facts.Expiry) {
+	if !now.Before(e.facts.Expiry) {
 		return nil, false
 	}
 	return e.facts, true
