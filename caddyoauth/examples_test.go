@@ -267,6 +267,17 @@ func checkCommand(t *testing.T, command string) {
 		if command != ".ci/run" && !strings.Contains(ci, command) {
 			t.Errorf("%q is not in .ci/run", command)
 		}
+	case strings.HasPrefix(command, "go test -run '^$' -bench ") && words[len(words)-1] == "./caddyoauth":
+		// A benchmark takes its time; that there is one of the name is all that is checked.
+		files, err := filepath.Glob("*bench*_test.go")
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no files with benchmarks: %v", err)
+		}
+		if !slices.ContainsFunc(files, func(file string) bool {
+			return strings.Contains(readDocument(t, "caddyoauth/"+file), "func Benchmark"+words[5])
+		}) {
+			t.Errorf("no benchmark begins with %s", words[5])
+		}
 	case command == "go install github.com/caddyserver/xcaddy/cmd/xcaddy@latest":
 	case command == "xcaddy build "+caddyVersion+" --with "+module+"/caddyoauth":
 	case command == "xcaddy build --with "+module+"/caddyoauth --replace "+module+"=.":
