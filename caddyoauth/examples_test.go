@@ -667,15 +667,15 @@ func TestREADMEHasTheErrors(t *testing.T) {
 	// The locked store takes two who want it.
 	path := filepath.Join(t.TempDir(), "tokens.db")
 	startGateway(t, "store bbolt "+path+"\n"+testClients, "oauth_server")
-	held := holdStore(t, path)
+	held := secondCaddyOn(t, path)
 	message := "is in use by another process"
 	if !strings.Contains(readme, "`"+message+"`") || !strings.Contains(held, message) {
 		t.Errorf("the README does not explain %q, or it is not what a second process says: %s", message, held)
 	}
 }
 
-// holdStore runs a second Caddy on the same store, and returns why it gave up.
-func holdStore(t *testing.T, path string) string {
+// secondCaddyOn runs a second Caddy on the same store, and returns why it gave up.
+func secondCaddyOn(t *testing.T, path string) string {
 	t.Helper()
 	config := filepath.Join(t.TempDir(), "Caddyfile")
 	text := caddyfileOf("store bbolt "+path+"\n"+testClients, "oauth_server")

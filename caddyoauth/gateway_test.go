@@ -82,6 +82,13 @@ type gateway struct {
 // In both, BACKEND stands for the address of the backend.
 func startGateway(t testing.TB, oauth, site string) *gateway {
 	t.Helper()
+	return startCaddyfile(t, caddyfileOf(oauth, site))
+}
+
+// startCaddyfile is startGateway with a whole Caddyfile, for tests that need global
+// options or more than one site.
+func startCaddyfile(t testing.TB, caddyfile string) *gateway {
+	t.Helper()
 	g := &gateway{t: t, Backend: newBackend(t), Client: newClient(t)}
 	t.Cleanup(func() {
 		g.Client.CloseIdleConnections()
@@ -89,7 +96,7 @@ func startGateway(t testing.TB, oauth, site string) *gateway {
 			t.Errorf("stopping Caddy: %v", err)
 		}
 	})
-	if err := g.load(oauth, site); err != nil {
+	if err := g.loadCaddyfile(caddyfile); err != nil {
 		t.Fatalf("loading the configuration: %v", err)
 	}
 	return g

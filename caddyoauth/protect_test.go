@@ -22,23 +22,6 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth"
 )
 
-// startCaddyfile is startGateway with a whole Caddyfile, for tests that need global
-// options or more than one site.
-func startCaddyfile(t testing.TB, caddyfile string) *gateway {
-	t.Helper()
-	g := &gateway{t: t, Backend: newBackend(t), Client: newClient(t)}
-	t.Cleanup(func() {
-		g.Client.CloseIdleConnections()
-		if err := caddy.Stop(); err != nil {
-			t.Errorf("stopping Caddy: %v", err)
-		}
-	})
-	if err := g.loadCaddyfile(caddyfile); err != nil {
-		t.Fatalf("loading the configuration: %v", err)
-	}
-	return g
-}
-
 // rawConn sends bytes as they are over a connection of its own and returns it, for
 // what net/http would straighten out before sending it.
 func (g *gateway) rawConn(text string) net.Conn {
@@ -169,16 +152,6 @@ func storeReads(t testing.TB) float64 {
 }
 
 func cacheMisses(t testing.TB) float64 { return metric(t, "caddy_oauth_cache_misses_total") }
-
-// eventually waits until a condition holds.
-func eventually(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	for end := time.Now().Add(15 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("gave up waiting until %s", what)
-		}
-	}
-}
 
 // warm calls a path until the cache answers for the token; with a cache that keeps
 // nothing it calls a few times.
@@ -432,7 +405,7 @@ func TestInvalidTokensLookAlike(t *testing.T) {
 			if a := g.revoke("writer", revoked); a.StatusCode != 200 {
 				t.Fatalf("revoking: %d", a.StatusCode)
 			}
-			eventually(t, "the token has expired", func() bool { return g.get("/x", expired).StatusCode == 401 })
+			waitUntil(t, "the token has expired", func() bool { return g.get("/x", expired).StatusCode == 401 })
 			if err := g.load(clients("disabled"), site); err != nil {
 				t.Fatal(err)
 			}
@@ -661,7 +634,7 @@ func TestStoreThatCannotAnswer(t *testing.T) {
 			if g.Backend.count() != called {
 				t.Error("the backend was called")
 			}
-			eventually(t, "the log has the fault", func() bool {
+			waitUntil(t, "the log has the fault", func() bool {
 				text, _ := os.ReadFile(logs)
 				return strings.Contains(string(text), "token could not be checked") && strings.Contains(string(text), "token store is closed")
 			})
@@ -779,7 +752,7 @@ func TestMaxAge(t *testing.T) {
 		t.Errorf("a warm route asked the store %v times", n)
 	}
 	for round := range 3 { // each time the facts are older than a millisecond again
-		eventually(t, "the strict route asks the store", func() bool {
+		waitUntil(t, "the strict route asks the store", func() bool {
 			before := storeReads(t)
 			return g.get("/strict/x", token).StatusCode == 200 && storeReads(t) > before
 		})
@@ -872,7 +845,7 @@ func TestPlaceholdersAndLogFields(t *testing.T) {
 	g.get("/in/x?who=garbage", "garbage")
 
 	line := func(who string) (line string) {
-		eventually(t, "the access log has the request", func() bool {
+		waitUntil(t, "the access log has the request", func() bool {
 			text, _ := os.ReadFile(logs)
 			for l := range strings.Lines(string(text)) {
 				if strings.Contains(l, "who="+who) {

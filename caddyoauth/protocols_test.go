@@ -26,14 +26,14 @@ import (
 
 // certificate makes a certificate for gateway.test, signed by itself, and returns the
 // files of it and its key, and who trusts it.
-func certificate(t *testing.T) (certFile, keyFile string, trust *x509.CertPool) {
+func certificate(t testing.TB) (certFile, keyFile string, trust *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "gateway.test"}, DNSNames: []string{"gateway.test"},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "gateway.test"}, DNSNames: []string{"gateway.test", "localhost"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
@@ -63,7 +63,7 @@ func certificate(t *testing.T) (certFile, keyFile string, trust *x509.CertPool) 
 
 // freePort is a port that was free over TCP and UDP a moment ago: HTTP/3 needs one that
 // is known beforehand.
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	for range 20 {
 		tcp, err := net.Listen("tcp", "127.0.0.1:0")

@@ -2,20 +2,13 @@ package caddyoauth_test
 
 import (
 	"bufio"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"maps"
-	"math/big"
 	"net"
 	"net/http"
 	"net/url"
@@ -23,9 +16,9 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/quic-go/quic-go/http3"
@@ -698,7 +691,7 @@ func TestPlaceholdersInValuesStayLiteral(t *testing.T) {
 			}
 			h.Del("X-Canary")
 			var text []byte
-			eventually(t, "the request is in the log", func() bool {
+			waitUntil(t, "the request is in the log", func() bool {
 				text, _ = os.ReadFile(logs)
 				return strings.Contains(string(text), "handled request") && strings.Contains(string(text), `"who"`)
 			})
@@ -776,7 +769,7 @@ func TestNothingLeaksTokensOrSecrets(t *testing.T) {
 			g.get("/last", token)
 			g.post("/oauth2/introspect", "c", secret, url.Values{"token": {writeOnly}})
 			g.post("/oauth2/access_token", "c", secret, grant)
-			eventually(t, "the last requests are in the logs", func() bool {
+			waitUntil(t, "the last requests are in the logs", func() bool {
 				text, _ := os.ReadFile(access)
 				return strings.Count(string(text), "handled request") >= 20 && strings.Contains(string(text), `"/last"`)
 			})
@@ -890,9 +883,9 @@ func TestRewrittenPathsAreJudgedAsTheyGoOn(t *testing.T) {
 // h1, h2 or h3.
 func startTLS(t testing.TB, proto, oauth, site string) *gateway {
 	t.Helper()
-	certificate, key, roots := selfSigned(t)
+	cert, key, roots := certificate(t)
 	g := startCaddyfile(t, "{\nadmin off\npersist_config off\nskip_install_trust\nauto_https off\ngrace_period 1s\noauth {\n"+oauth+
-		"\n}\n}\nhttps://localhost:"+loopbackPort(t)+" {\nbind 127.0.0.1\ntls "+certificate+" "+key+"\n"+site+"\n}\n")
+		"\n}\n}\nhttps://localhost:"+strconv.Itoa(freePort(t))+" {\nbind 127.0.0.1\ntls "+cert+" "+key+"\n"+site+"\n}\n")
 	g.URL = strings.Replace(g.URL, "127.0.0.1", "localhost", 1)
 	config := &tls.Config{RootCAs: roots}
 	switch proto {
@@ -909,56 +902,6 @@ func startTLS(t testing.TB, proto, oauth, site string) *gateway {
 		t.Fatalf("no protocol %s", proto)
 	}
 	return g
-}
-
-// loopbackPort is a port that nobody listened on a moment ago, over TCP and UDP.
-func loopbackPort(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		address := freeAddress(t)
-		if l, err := net.ListenPacket("udp", address); err == nil {
-			l.Close()
-			_, port, _ := net.SplitHostPort(address)
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return ""
-}
-
-// selfSigned makes a certificate for localhost, in files, and a pool that trusts it.
-func selfSigned(t testing.TB) (certificate, key string, roots *x509.CertPool) {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true, IsCA: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	folder := t.TempDir()
-	certificate, key = filepath.Join(folder, "cert.pem"), filepath.Join(folder, "key.pem")
-	for file, block := range map[string]*pem.Block{certificate: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: keyDER}} {
-		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	roots = x509.NewCertPool()
-	parsed, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots.AddCert(parsed)
-	return certificate, key, roots
 }
 
 // G-14: the cases are the same over every protocol, and so are the answers.

@@ -21,8 +21,8 @@ import (
 // It is built on ristretto, and trusts it with nothing: ristretto may drop a write,
 // apply it late, or after a deletion. What makes the cache correct stands in this
 // file. Every fill carries the generation that was current before its source was
-// asked, and an entry counts only while that generation is current. Forget raises
-// the generation first and deletes second, so a fill that began before a revocation
+// asked, and an entry counts only while that generation is current. A revocation raises
+// the generation first and deletes second, so a fill that began before the revocation
 // is never believed after it, in whatever order ristretto applies the two.
 //
 // Memory is bounded by Config.MaxTokens entries of about 0.5 KiB, 4 bytes for each
@@ -34,7 +34,8 @@ type Cache struct {
 	// clocks reads Config.Now and Config.Elapsed.
 	clocks func() (time.Time, time.Duration)
 
-	// generations are the current ones, of a shard of keys each. They only grow.
+	// generations are the current ones, of a shard of keys each. They only grow. The low
+	// bits count the revocations under way in the shard; see Revoking.
 	generations [generationShards]atomic.Uint64
 	// global is the generation of the whole cache.
 	global atomic.Uint64
@@ -53,6 +54,11 @@ type Cache struct {
 // 65536 generations of 8 bytes: a revocation makes the cache forget one entry in
 // 65536 besides the one it is about.
 const generationShards = 1 << 16
+
+const (
+	nextGeneration = 1 << 20
+	revokingMask   = nextGeneration - 1 // a million at once in one shard, which no server has
+)
 
 // Config are the settings of a Cache. The zero value of each field is its default.
 type Config struct {
@@ -91,7 +97,7 @@ type cacheKey [2 * sha256.Size]byte
 type entry struct {
 	key        cacheKey
 	facts      *Facts
-	generation uint64        // of the key's shard, read before the source was asked
+	generation uint64        // of the key's shard, read before the source was asked; no low bits
 	global     uint64        // likewise, of the whole cache
 	asked      time.Duration // Config.Elapsed when the source was asked
 	deadline   time.Duration // Config.Elapsed when it stops counting for everybody
@@ -255,17 +261,27 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge ti
 }
 
 // Forget makes the cache forget a token: once Forget has returned, no lookup that
-// begins later sees what was found out before. Revocation calls it after the store
-// has the revocation and before anybody is told of it.
-func (s *CachedSource) Forget(id TokenID) {
+// begins later sees what was found out before.
+func (s *CachedSource) Forget(id TokenID) { s.Revoking(id)() }
+
+// Revoking announces that a token is about to be revoked. From then on every lookup of
+// it asks the source, until done is called, which does what Forget does. A revocation
+// calls Revoking, then has the store revoke, then calls done, whatever the store said,
+// then tells of it. Without the announcement, one lookup could find in the store that
+// the token is gone while the next still finds it in the cache.
+func (s *CachedSource) Revoking(id TokenID) (done func()) {
 	key := s.key(id)
 	h := s.cache.cfg.hash(key)
-	// First the generation: it alone makes the revocation hold. Deleting frees memory.
-	s.cache.generations[h%generationShards].Add(1)
-	s.cache.mu.RLock()
-	defer s.cache.mu.RUnlock()
-	if !s.cache.closed.Load() {
-		s.cache.items.Del(h)
+	shard := &s.cache.generations[h%generationShards]
+	shard.Add(1)
+	return func() {
+		// First the generation: it alone makes the revocation hold. Deleting frees memory.
+		shard.Add(nextGeneration - 1)
+		s.cache.mu.RLock()
+		defer s.cache.mu.RUnlock()
+		if !s.cache.closed.Load() {
+			s.cache.items.Del(h)
+		}
 	}
 }
 
@@ -296,6 +312,7 @@ func (s *CachedSource) cached(key cacheKey, maxAge time.Duration) (*Facts, bool)
 	if subtle.ConstantTimeCompare(e.key[:], key[:]) != 1 {
 		return nil, false
 	}
+	// Never equal while a revocation is under way: entries have no low bits.
 	if e.generation != c.generations[h%generationShards].Load() || e.global != c.global.Load() {
 		return nil, false
 	}
@@ -328,7 +345,7 @@ func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string) (*Fa
 	defer cancel()
 	// What is current now is what this caller may know of: an answer from before is
 	// not for it.
-	generation, global := shard.Load(), c.global.Load()
+	generation, global := shard.Load()&^revokingMask, c.global.Load()
 	for {
 		done := c.flights.DoChan(flight, func() (v any, err error) {
 			// A panic in a source is that lookup's failure. Without this, singleflight
@@ -375,7 +392,7 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token s
 		return answer{}, ErrClosed
 	}
 
-	a := answer{generation: c.generations[h%generationShards].Load(), global: c.global.Load()}
+	a := answer{generation: c.generations[h%generationShards].Load() &^ revokingMask, global: c.global.Load()}
 	asked := c.cfg.Elapsed()
 	facts, err := s.src.Lookup(ctx, token)
 	if err != nil {

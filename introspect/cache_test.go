@@ -1280,3 +1280,35 @@ func TestIDs(t *testing.T) {
 		t.Errorf("the ID is %s, want %s", got, want)
 	}
 }
+
+// B-04: between the store's "gone" and the end of the revocation no lookup may go back
+// to what the cache still holds: one would find the token dead, the next alive.
+func TestARevocationUnderWayAsksTheSource(t *testing.T) {
+	reg := newRegistry(time.Now)
+	c := newCache(t, introspect.Config{})
+	s := c.Wrap("registry", reg, time.Minute)
+	for _, token := range []string{"revoked", "other"} {
+		reg.issue(token, time.Now().Add(time.Hour))
+		warm(t, c, s, token)
+	}
+	first, second := s.Revoking(introspect.IDOf("revoked")), s.Revoking(introspect.IDOf("revoked"))
+	reg.revoke("revoked")
+	if active(t, s, "revoked") {
+		t.Error("the cache was believed while the token was being revoked")
+	}
+	first()
+	if active(t, s, "revoked") {
+		t.Error("the cache was believed while the token was being revoked a second time")
+	}
+	second()
+	if active(t, s, "revoked") {
+		t.Error("the token is alive after its revocation")
+	}
+	// A revocation that came to nothing leaves a token that is cached again.
+	s.Revoking(introspect.IDOf("other"))()
+	warm(t, c, s, "other")
+	before := reg.lookups.Load()
+	if !active(t, s, "other") || reg.lookups.Load() != before {
+		t.Error("after a revocation that came to nothing, the cache does not answer")
+	}
+}

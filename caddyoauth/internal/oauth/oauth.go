@@ -264,9 +264,9 @@ func (s *Server) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 	if record.ClientID != client.ID {
 		return out, &Error{Code: CodeInvalidGrant, Description: "the token was issued to another client"}
 	}
+	done := s.lookup.Revoking(key.ID)
 	err = s.cfg.Store.Revoke(ctx, key)
-	// Whatever the store said, it may have done it: let the cache ask again.
-	s.lookup.Forget(key.ID)
+	done() // whatever the store said: it may have done it
 	if err != nil {
 		return out, fmt.Errorf("revoking a token: %w", err)
 	}
