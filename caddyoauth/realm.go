@@ -358,16 +358,9 @@ func (sc ClientSecret) provision() (*oauth.Secret, error) {
 	}
 	var secret *oauth.Secret
 	var err error
-	switch {
-	case sc.Secret != "" && oauth.CanBeGuessed(value):
-		// As if its hash stood in the configuration: guessing must be slow.
-		var hash string
-		if hash, err = oauth.HashArgon2id(value); err == nil {
-			secret, err = oauth.HashedSecret(hash)
-		}
-	case sc.Secret != "":
+	if sc.Secret != "" {
 		secret, err = oauth.PlainSecret(value)
-	default:
+	} else {
 		secret, err = oauth.HashedSecret(value)
 		if err != nil {
 			err = fmt.Errorf("%w; 'caddy oauth hash-secret' makes a good one", err)

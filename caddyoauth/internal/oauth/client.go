@@ -92,8 +92,7 @@ func (s *Server) check(ctx context.Context, candidates []*Secret, secret, from s
 	if secret == "" {
 		candidates = nil // never authenticates, whatever is stored
 	}
-	tooLong := len(secret) > maxSecretBytes
-	if tooLong {
+	if len(secret) > maxSecretBytes {
 		secret, candidates = secret[:maxSecretBytes], nil
 	}
 	if len(candidates) == 0 {

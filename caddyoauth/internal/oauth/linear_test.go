@@ -64,7 +64,8 @@ func newRealm(t testing.TB, s oauth.TokenStore, cacheTokens int64, maxAge time.D
 		t.Fatal(err)
 	}
 	t.Cleanup(cache.Close)
-	secret, err := oauth.PlainSecret("abc")
+	plain := oauth.GenerateSecret() // checked in microseconds
+	secret, err := oauth.PlainSecret(plain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +84,7 @@ func newRealm(t testing.TB, s oauth.TokenStore, cacheTokens int64, maxAge time.D
 				TokenLifetime: time.Hour, Introspect: oauth.IntrospectOwn, Generation: generations[ref],
 			}},
 		}),
-		client: oauth.Credentials{Method: oauth.AuthBasic, ClientID: "reader", Secret: "abc"},
+		client: oauth.Credentials{Method: oauth.AuthBasic, ClientID: "reader", Secret: plain},
 	}
 }
 

@@ -83,20 +83,34 @@ func (s *Secret) String() string { return "REDACTED" }
 // GoString likewise.
 func (s *Secret) GoString() string { return "REDACTED" }
 
-// CanBeGuessed reports whether a secret may be one that a person has chosen, which only
-// a slow hash protects from being tried out: it was not generated here and has less
-// than 32 characters, in which 128 random bits fit however they are written.
-func CanBeGuessed(plain string) bool { return !generated(plain) && len(plain) < 32 }
-
 // PlainSecret makes a Secret of plain text that the configuration refers to, in an
-// environment variable or a file, and that can't be guessed. The text is not kept.
+// environment variable or a file. The text is not kept. One that a person may have
+// chosen is treated as if its Argon2id hash stood in the configuration, so that trying
+// it out is slow; computing that hash takes a moment.
 func PlainSecret(plain string) (*Secret, error) {
 	if err := checkSecret(plain); err != nil {
 		return nil, err
 	}
+	if !canBeGuessed(plain) {
+		return macSecret(plain), nil
+	}
+	hash, err := HashArgon2id(plain)
+	if err != nil {
+		return nil, err
+	}
+	return HashedSecret(hash)
+}
+
+// canBeGuessed reports whether a secret may be one that a person has chosen: it was not
+// generated here and has less than 32 characters, in which 128 random bits fit however
+// they are written.
+func canBeGuessed(plain string) bool { return !generated(plain) && len(plain) < 32 }
+
+// macSecret makes a Secret that is checked in microseconds.
+func macSecret(plain string) *Secret {
 	s := &Secret{kind: kindProcessMAC}
 	s.bytes = s.mac(plain)
-	return s, nil
+	return s
 }
 
 // HashedSecret makes a Secret of its hash:
