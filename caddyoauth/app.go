@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -68,11 +69,16 @@ type App struct {
 	startErr error
 	opened   *openStore
 
+	// tokenKey is the key that the store had last; agree alone touches it.
+	tokenKey []byte
+	// unfollow ends keepAgreeing, which closes following when it is over.
+	unfollow  context.CancelFunc
+	following chan struct{}
+
 	// held is the key of the store that this instance took from the pool, empty if it
 	// took none. Cleanup gives back exactly that.
 	held string
-	// committed tells whether commit has done its work. Caddy loads one configuration at a
-	// time, and only then is it used.
+	// committed tells whether commit has done its work; opened.committing guards it.
 	committed bool
 }
 
@@ -205,10 +211,47 @@ func (a *App) start() error {
 	a.opened = pooled.(*openStore)
 	a.logger.Info("token store is open", zap.String("store", key), zap.Bool("shared_with_previous_config", shared))
 
+	hasher := oauth.NewHasher()
+	for _, r := range a.realms {
+		r.settings.Store, r.settings.Cache, r.settings.Coherent = a.opened.store, a.opened.cache, a.opened.coherent
+		r.settings.Hasher = hasher
+		r.settings.MaxAge = time.Duration(a.Cache.MaxAge)
+		if a.Cache.Disabled {
+			r.settings.MaxAge = 0
+		}
+		r.engine = oauth.New(r.settings)
+	}
+
 	ctx, cancel := context.WithTimeout(a.ctx, startTimeout)
 	defer cancel()
-	fresh := make([]byte, 32)
-	rand.Read(fresh)
+	changed := a.opened.follow(a)
+	err = a.agree(ctx)
+	// With a predecessor, this configuration may yet be rejected; see Stop.
+	if err == nil && activeApp() == nil {
+		err = a.commit(ctx)
+	}
+	unreachable := errors.Is(err, oauth.ErrUnreachable)
+	if err != nil && !unreachable {
+		return err
+	}
+	if unreachable {
+		a.logger.Error("the token store can't be reached: answering 503 until it can", zap.String("store", key), zap.Error(err))
+	}
+	a.following = make(chan struct{})
+	var following context.Context
+	following, a.unfollow = context.WithCancel(context.Background())
+	go a.keepAgreeing(following, changed, unreachable)
+	return nil
+}
+
+// agree tells the realms what all gateways that share the store must agree on.
+func (a *App) agree(ctx context.Context) error {
+	// A store that has lost its data gets the key back that its gateways use.
+	fresh := a.tokenKey
+	if fresh == nil {
+		fresh = make([]byte, 32)
+		rand.Read(fresh)
+	}
 	tokenKey, err := a.opened.store.Secret(ctx, "token-key", fresh)
 	if err != nil {
 		return fmt.Errorf("loading the token key: %w", err)
@@ -217,31 +260,51 @@ func (a *App) start() error {
 	if err != nil {
 		return fmt.Errorf("loading the state of clients: %w", err)
 	}
-	hasher := oauth.NewHasher()
+	a.tokenKey = tokenKey
 	for _, r := range a.realms {
-		for _, c := range r.settings.Clients {
-			c.Generation = generations[oauth.ClientRef{Realm: r.name, ClientID: c.ID}]
+		shared := oauth.Shared{Key: tokenKey, Generations: make(map[string]uint64)}
+		for id := range r.settings.Clients {
+			shared.Generations[id] = generations[oauth.ClientRef{Realm: r.name, ClientID: id}]
 		}
-		r.settings.Store, r.settings.Cache = a.opened.store, a.opened.cache
-		r.settings.Key, r.settings.Hasher = tokenKey, hasher
-		r.settings.MaxAge = time.Duration(a.Cache.MaxAge)
-		if a.Cache.Disabled {
-			r.settings.MaxAge = 0
-		}
-		r.engine = oauth.New(r.settings)
-	}
-
-	// With a predecessor, this configuration may yet be rejected; see Stop.
-	if activeApp() == nil {
-		return a.commit(ctx)
+		r.engine.Share(shared)
 	}
 	return nil
+}
+
+// keepAgreeing agrees anew when the store says that another gateway has changed something,
+// and, if again is set, at once. It ends with ctx.
+func (a *App) keepAgreeing(ctx context.Context, changed <-chan struct{}, again bool) {
+	defer close(a.following)
+	for {
+		var retry <-chan time.Time
+		if again {
+			retry = time.After(time.Second)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-retry:
+		}
+		attempt, cancel := context.WithTimeout(ctx, startTimeout)
+		err := a.agree(attempt)
+		if err == nil && activeApp() == a {
+			err = a.commit(attempt)
+		}
+		cancel()
+		if err != nil && !again && ctx.Err() == nil {
+			a.logger.Error("asking the token store what gateways share: trying again", zap.Error(err))
+		}
+		again = err != nil
+	}
 }
 
 // commit makes final what this configuration says of clients and of the cache's size.
 // What a configuration merely tried must not kill the tokens of the one that goes on,
 // so this happens only once it is in force, or, if none is, when it starts.
 func (a *App) commit(ctx context.Context) error {
+	a.opened.committing.Lock()
+	defer a.opened.committing.Unlock()
 	if a.committed {
 		return nil
 	}
@@ -253,10 +316,22 @@ func (a *App) commit(ctx context.Context) error {
 	return nil
 }
 
+// stopFollowing ends keepAgreeing. It may be called twice.
+func (a *App) stopFollowing() {
+	if a.unfollow != nil {
+		a.unfollow()
+		<-a.following
+	}
+	if a.opened != nil {
+		a.opened.unfollow(a)
+	}
+}
+
 // Stop is called when another configuration has taken over, and when this one never
 // came into force. Either way the one that is in force now has nothing to fear any
 // more and commits. The store stays open: requests of this configuration still run.
 func (a *App) Stop() error {
+	a.stopFollowing()
 	next := activeApp()
 	if next == nil || next == a || next.opened == nil {
 		return nil
@@ -274,6 +349,7 @@ func (a *App) Cleanup() error {
 	if a.held == "" {
 		return nil
 	}
+	a.stopFollowing() // Stop is not called after a failed Start
 	key := a.held
 	a.held = ""
 	_, err := openStores.Delete(key)
@@ -317,6 +393,43 @@ func (a *App) realm(name string) (*realm, error) {
 type openStore struct {
 	store oauth.TokenStore
 	cache *introspect.Cache
+	// coherent is nil for a store that no other gateway writes to; see sharedStore.
+	coherent func() bool
+
+	// committing is held by commit: the next configuration's Stop and keepAgreeing may both
+	// want to.
+	committing sync.Mutex
+
+	mu sync.Mutex
+	// followers hears that gateways must agree anew. One for each App that runs.
+	followers map[*App]chan struct{}
+}
+
+// follow returns a channel that brings a value after each change that other gateways made
+// to what all of them share. Several changes may bring one. unfollow ends it.
+func (s *openStore) follow(a *App) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := make(chan struct{}, 1)
+	s.followers[a] = c
+	return c
+}
+
+func (s *openStore) unfollow(a *App) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.followers, a)
+}
+
+func (s *openStore) changed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.followers {
+		select {
+		case c <- struct{}{}:
+		default: // there is one already
+		}
+	}
 }
 
 // openStores holds the open stores by their pool key. Every App that started holds one
@@ -339,12 +452,17 @@ func newOpenStore(opener storeOpener, key string, maxTokens int64) (_ *openStore
 	if err != nil {
 		return nil, err
 	}
-	store, err := opener.open(key)
+	s := &openStore{cache: cache, followers: make(map[*App]chan struct{})}
+	store, err := opener.open(key, s)
 	if err != nil {
 		cache.Close()
 		return nil, err
 	}
-	return &openStore{store: timedStore{store}, cache: cache}, nil
+	s.store = timedStore{store}
+	if shared, ok := store.(sharedStore); ok {
+		s.coherent = shared.Coherent
+	}
+	return s, nil
 }
 
 // Destruct closes the store and the cache. Requests that still run get ErrClosed.

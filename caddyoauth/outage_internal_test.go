@@ -46,7 +46,7 @@ func (*OutageStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 func (*OutageStore) poolKey() (string, error) { return "outage", nil }
 
-func (*OutageStore) open(string) (oauth.TokenStore, error) {
+func (*OutageStore) open(string, *openStore) (oauth.TokenStore, error) {
 	return outageStore{store.NewMemory(time.Now)}, nil
 }
 

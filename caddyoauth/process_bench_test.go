@@ -325,8 +325,8 @@ func fillStore(b *testing.B, file string, live int) {
 				expires := now.Add(time.Hour + time.Duration(i)*time.Hour/time.Duration(live))
 				id := sha256.Sum256(binary.LittleEndian.AppendUint64(nil, uint64(i)))
 				if err := s.Put(context.Background(), oauth.Token{
-					Key:   oauth.Key{ExpiryMilli: expires.UnixMilli(), ID: id},
-					Realm: "root", ClientID: "reader", ClientGeneration: 1, Scopes: []string{"read"}, IssuedAt: now,
+					Key:      oauth.Key{Realm: "root", ExpiryMilli: expires.UnixMilli(), ID: id},
+					ClientID: "reader", ClientGeneration: 1, Scopes: []string{"read"}, IssuedAt: now,
 				}); err != nil {
 					b.Error(err)
 					return

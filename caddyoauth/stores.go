@@ -22,8 +22,16 @@ type storeOpener interface {
 	// poolKey names the thing that can't be opened twice. Configurations whose stores have
 	// the same key share one. It may make the folder that the store lies in.
 	poolKey() (string, error)
-	// open opens the store of that key. It may block for a second or two.
-	open(key string) (oauth.TokenStore, error)
+	// open opens the store of that key. It may block for a second or two. A sharedStore
+	// tells owner what other gateways do to it.
+	open(key string, owner *openStore) (oauth.TokenStore, error)
+}
+
+// sharedStore is a store that other gateways write to as well.
+type sharedStore interface {
+	oauth.TokenStore
+	// Coherent is as in introspect.Coherent.
+	Coherent() bool
 }
 
 // BboltStore keeps tokens in a file, for one Caddy process. Every token and every
@@ -76,7 +84,7 @@ func (s *BboltStore) poolKey() (string, error) {
 	return filepath.Join(folder, filepath.Base(path)), nil
 }
 
-func (s *BboltStore) open(path string) (oauth.TokenStore, error) {
+func (s *BboltStore) open(path string, _ *openStore) (oauth.TokenStore, error) {
 	return store.OpenBbolt(path, time.Now)
 }
 
@@ -94,7 +102,9 @@ func (MemoryStore) CaddyModule() caddy.ModuleInfo {
 
 func (*MemoryStore) poolKey() (string, error) { return "memory", nil }
 
-func (*MemoryStore) open(string) (oauth.TokenStore, error) { return store.NewMemory(time.Now), nil }
+func (*MemoryStore) open(string, *openStore) (oauth.TokenStore, error) {
+	return store.NewMemory(time.Now), nil
+}
 
 // Interface guards
 var (

@@ -210,7 +210,14 @@ func (c *Cache) Wrap(name string, src Source, maxAge time.Duration) *CachedSourc
 	s := &CachedSource{cache: c, src: src, maxAge: maxAge, name: sha256.Sum256([]byte(name))}
 	s.screen, _ = src.(Screener)
 	s.revise, _ = src.(Reviser)
+	s.told, _ = src.(Coherent)
 	return s
+}
+
+// Forget makes the cache forget what the source of that name said of a token, like
+// [CachedSource.Forget].
+func (c *Cache) Forget(name string, id TokenID) {
+	c.revoking(keyOf(sha256.Sum256([]byte(name)), id))()
 }
 
 // CachedSource is a Source with the cache in front of it. It is safe for concurrent
@@ -220,6 +227,7 @@ type CachedSource struct {
 	src    Source
 	screen Screener // nil if src can't
 	revise Reviser  // nil if src can't
+	told   Coherent // nil if src can't say
 	maxAge time.Duration
 	name   [sha256.Size]byte
 }
@@ -239,7 +247,7 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge ti
 	if s.screen != nil && !s.screen.Screen(token) {
 		return inactive, nil
 	}
-	key := s.key(IDOf(token))
+	key := keyOf(s.name, IDOf(token))
 	facts, ok := s.cached(key, min(maxAge, s.maxAge))
 	if ok {
 		s.cache.cfg.OnHit()
@@ -270,30 +278,33 @@ func (s *CachedSource) Forget(id TokenID) { s.Revoking(id)() }
 // then tells of it. Without the announcement, one lookup could find in the store that
 // the token is gone while the next still finds it in the cache.
 func (s *CachedSource) Revoking(id TokenID) (done func()) {
-	key := s.key(id)
-	h := s.cache.cfg.hash(key)
-	shard := &s.cache.generations[h%generationShards]
+	return s.cache.revoking(keyOf(s.name, id))
+}
+
+func (c *Cache) revoking(key cacheKey) (done func()) {
+	h := c.cfg.hash(key)
+	shard := &c.generations[h%generationShards]
 	shard.Add(1)
 	return func() {
 		// First the generation: it alone makes the revocation hold. Deleting frees memory.
 		shard.Add(nextGeneration - 1)
-		s.cache.mu.RLock()
-		defer s.cache.mu.RUnlock()
-		if !s.cache.closed.Load() {
-			s.cache.items.Del(h)
+		c.mu.RLock()
+		defer c.mu.RUnlock()
+		if !c.closed.Load() {
+			c.items.Del(h)
 		}
 	}
 }
 
-func (s *CachedSource) key(id TokenID) (k cacheKey) {
-	copy(k[:], s.name[:])
+func keyOf(source [sha256.Size]byte, id TokenID) (k cacheKey) {
+	copy(k[:], source[:])
 	copy(k[sha256.Size:], id[:])
 	return k
 }
 
 // cached returns the facts for key if an entry still counts.
 func (s *CachedSource) cached(key cacheKey, maxAge time.Duration) (*Facts, bool) {
-	if maxAge <= 0 {
+	if maxAge <= 0 || s.told != nil && !s.told.Coherent() {
 		return nil, false
 	}
 	c := s.cache

@@ -14,7 +14,7 @@ func (c *Cache) Wait() { c.items.Wait() }
 // Held reports whether ristretto holds an entry for token, whether or not it counts,
 // and how long it would go on holding it. Zero is for ever.
 func (s *CachedSource) Held(token string) (time.Duration, bool) {
-	key := s.key(IDOf(token))
+	key := keyOf(s.name, IDOf(token))
 	return s.cache.items.GetTTL(s.cache.cfg.hash(key))
 }
 

@@ -14,8 +14,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -65,6 +68,10 @@ type Facts struct {
 	IssuedAt time.Time
 	Expiry   time.Time
 
+	// Claims are all members of what the token's issuer said, as encoding/json decodes them
+	// with UseNumber. Nil if the source knows the fields above and nothing more.
+	Claims map[string]any
+
 	// ClientGeneration is the client's generation when the token was issued. A source
 	// whose clients have generations refuses, in Revise, facts of an older one.
 	ClientGeneration uint64
@@ -77,6 +84,66 @@ func (f *Facts) HasScope(scope string) bool { return slices.Contains(f.Scopes, s
 // HasAudience reports whether the token names audience, compared byte for byte. A
 // token without audience names none.
 func (f *Facts) HasAudience(audience string) bool { return slices.Contains(f.Audience, audience) }
+
+// ClaimValues returns the values of a claim as text: a string, number or boolean is one
+// value, an array of such has several, anything else none. name is a member of Claims;
+// where there is none of that name, dots lead into objects, as in realm_access.roles.
+// client_id, sub, iss, aud and scope come from the fields of their meaning; scope has a
+// value for each scope.
+func (f *Facts) ClaimValues(name string) []string {
+	one := func(s string) []string {
+		if s == "" {
+			return nil
+		}
+		return []string{s}
+	}
+	switch name {
+	case "client_id":
+		return one(f.ClientID)
+	case "sub":
+		return one(f.Subject)
+	case "iss":
+		return one(f.Issuer)
+	case "aud":
+		return f.Audience
+	case "scope":
+		return f.Scopes
+	}
+	value, ok := f.Claims[name]
+	for object, rest := f.Claims, name; !ok; {
+		step, deeper, dotted := strings.Cut(rest, ".")
+		if !dotted {
+			value, ok = object[step]
+			break
+		}
+		object, dotted = object[step].(map[string]any)
+		if !dotted {
+			return nil
+		}
+		rest = deeper
+	}
+	if list, ok := value.([]any); ok {
+		var values []string
+		for _, element := range list {
+			values = append(values, claimText(element)...)
+		}
+		return values
+	}
+	return claimText(value)
+}
+
+// claimText is a scalar as text, or nothing.
+func claimText(v any) []string {
+	switch v := v.(type) {
+	case string:
+		return []string{v}
+	case json.Number:
+		return []string{v.String()}
+	case bool:
+		return []string{strconv.FormatBool(v)}
+	}
+	return nil
+}
 
 // inactive is the one answer for every token that is not good.
 var inactive = &Facts{}
@@ -113,6 +180,16 @@ type Reviser interface {
 	// other facts if something did. It is called on every answer, from the cache or
 	// fresh, so it must be cheap, must not block, and must not change its argument.
 	Revise(facts *Facts) *Facts
+}
+
+// Coherent is an optional ability of a Source: to learn of revocations that happen
+// elsewhere, and to tell the cache with [Cache.Forget] and [Cache.Flush]. It is for
+// sources that others change too.
+type Coherent interface {
+	// Coherent reports whether everything that happened elsewhere up to a moment ago has
+	// been told. While it is false the cache answers nothing from memory. It is called
+	// on every lookup, so it must be cheap and must not block.
+	Coherent() bool
 }
 
 // ErrBusy is returned when too many lookups are under way already. The token may be

@@ -39,8 +39,6 @@ type Client struct {
 	Introspect string
 	// Disabled: it can't authenticate, and its tokens are not valid.
 	Disabled bool
-	// Generation is the store's, from Admit.
-	Generation uint64
 
 	guesses guessLimit
 }

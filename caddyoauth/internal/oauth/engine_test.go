@@ -79,7 +79,7 @@ func newEngine(t testing.TB, change func(*Settings), clients ...*Client) *engine
 	t.Cleanup(cache.Close)
 	cfg := Settings{
 		Realm: "root", Clients: make(map[string]*Client), Store: e.store, Cache: cache, MaxAge: time.Minute,
-		Key: []byte("a key of thirty-two random bytes"), Hasher: NewHasher(), Now: e.now,
+		Hasher: NewHasher(), Now: e.now,
 	}
 	for _, c := range clients {
 		cfg.Clients[c.ID] = c
@@ -88,6 +88,7 @@ func newEngine(t testing.TB, change func(*Settings), clients ...*Client) *engine
 		change(&cfg)
 	}
 	e.Server = New(cfg)
+	e.Share(Shared{Key: []byte("a key of thirty-two random bytes")})
 	return e
 }
 
@@ -266,7 +267,8 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 	// Another realm of the same key, and the same realm under another key.
 	other := newEngine(t, func(cfg *Settings) { cfg.Realm = "alpha" }, newClient("c", quickSecret(t, "s")))
 	refuse("a token of another realm", other.issue(t, "c", "s"))
-	rekeyed := newEngine(t, func(cfg *Settings) { cfg.Key = []byte("another key") }, newClient("c", quickSecret(t, "s")))
+	rekeyed := newEngine(t, nil, newClient("c", quickSecret(t, "s")))
+	rekeyed.Share(Shared{Key: []byte("another key")})
 	refuse("a token under another key", rekeyed.issue(t, "c", "s"))
 
 	if n := e.store.gets.Load(); n != 0 {
@@ -286,7 +288,7 @@ func TestTokensAreRandom(t *testing.T) {
 	var total [256]int
 	var at [tokenTag - tokenRandom][256]int
 	for range n {
-		token, key, err := e.mint(e.now().Add(time.Hour))
+		token, key, err := e.mint(e.agreed.Load(), e.now().Add(time.Hour))
 		if err != nil {
 			t.Fatal(err)
 		}

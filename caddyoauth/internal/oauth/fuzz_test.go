@@ -131,21 +131,23 @@ func tokenServer(t testing.TB, realm string) *Server {
 		t.Fatal(err)
 	}
 	t.Cleanup(cache.Close)
-	return New(Settings{
+	s := New(Settings{
 		Random: strings.NewReader("not so random, but this is a test of other things"),
-		Realm:  realm, Cache: cache, Key: []byte("0123456789abcdef0123456789abcdef"),
+		Realm:  realm, Cache: cache,
 		Now: func() time.Time { return time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC) },
 	})
+	s.Share(Shared{Key: []byte("0123456789abcdef0123456789abcdef")})
+	return s
 }
 
 func FuzzToken(f *testing.F) {
 	s, other := tokenServer(f, "root"), tokenServer(f, "alpha")
 	expiry := s.cfg.Now().Add(time.Hour)
-	token, key, err := s.mint(expiry)
+	token, key, err := s.mint(s.agreed.Load(), expiry)
 	if err != nil {
 		f.Fatal(err)
 	}
-	foreign, _, err := other.mint(expiry)
+	foreign, _, err := other.mint(other.agreed.Load(), expiry)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -158,18 +160,18 @@ func FuzzToken(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string, position uint, change byte) {
 		// A string that happens to come up is one that was minted here.
-		if got, ok := s.verify(text); ok != (text == token) {
+		if got, ok := s.verify(s.agreed.Load(), text); ok != (text == token) {
 			t.Fatalf("%q counts as a token: %v", text, ok)
 		} else if ok && got != key.ExpiryMilli {
 			t.Fatalf("the token expires at %d, want %d", got, key.ExpiryMilli)
 		}
-		if _, ok := s.verify(foreign); ok {
+		if _, ok := s.verify(s.agreed.Load(), foreign); ok {
 			t.Fatal("another realm's token counts")
 		}
 		// Nothing that differs in one byte counts.
 		altered := []byte(token)
 		altered[position%uint(len(token))] ^= change
-		if _, ok := s.verify(string(altered)); ok != (change == 0) {
+		if _, ok := s.verify(s.agreed.Load(), string(altered)); ok != (change == 0) {
 			t.Fatalf("a token with byte %d changed by %#x counts: %v", position%uint(len(token)), change, ok)
 		}
 	})

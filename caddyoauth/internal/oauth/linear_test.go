@@ -74,16 +74,18 @@ func newRealm(t testing.TB, s oauth.TokenStore, cacheTokens int64, maxAge time.D
 	if err != nil {
 		t.Fatal(err)
 	}
+	server := oauth.New(oauth.Settings{
+		Realm: "root", Store: s, Cache: cache, MaxAge: maxAge, Hasher: oauth.NewHasher(),
+		Clients: map[string]*oauth.Client{"reader": {
+			ID: "reader", Secrets: []*oauth.Secret{secret}, Scopes: []string{"read"}, DefaultScopes: []string{"read"},
+			GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []oauth.AuthMethod{oauth.AuthBasic},
+			TokenLifetime: time.Hour, Introspect: oauth.IntrospectOwn,
+		}},
+	})
+	server.Share(oauth.Shared{Key: make([]byte, 32), Generations: map[string]uint64{"reader": generations[ref]}})
 	return &realm{
-		t: t,
-		server: oauth.New(oauth.Settings{
-			Realm: "root", Store: s, Cache: cache, MaxAge: maxAge, Key: make([]byte, 32), Hasher: oauth.NewHasher(),
-			Clients: map[string]*oauth.Client{"reader": {
-				ID: "reader", Secrets: []*oauth.Secret{secret}, Scopes: []string{"read"}, DefaultScopes: []string{"read"},
-				GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []oauth.AuthMethod{oauth.AuthBasic},
-				TokenLifetime: time.Hour, Introspect: oauth.IntrospectOwn, Generation: generations[ref],
-			}},
-		}),
+		t:      t,
+		server: server,
 		client: oauth.Credentials{Method: oauth.AuthBasic, ClientID: "reader", Secret: plain},
 	}
 }

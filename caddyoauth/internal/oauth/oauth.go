@@ -17,9 +17,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyoauth/gateway/introspect"
@@ -46,8 +48,9 @@ type Settings struct {
 	// MaxAge bounds how long the cache answers without asking the store; zero or less
 	// turns it off.
 	MaxAge time.Duration
-	// Key authenticates tokens. All gateways that share a store share it.
-	Key []byte
+	// Coherent reports whether the store has told of all that other gateways did to it; see
+	// [introspect.Coherent]. Nil for a store that nobody else writes to.
+	Coherent func() bool
 
 	// Hasher bounds the slow secret hashes. Realms may share one.
 	Hasher *Hasher
@@ -64,14 +67,29 @@ type Settings struct {
 // computation, Lookup reads the store, Revise applies what the configuration says of
 // the token's client now.
 type Server struct {
-	cfg     Settings
-	taggers sync.Pool // of *tagger, with this realm's key
-	lookup  *introspect.CachedSource
+	cfg    Settings
+	lookup *introspect.CachedSource
+	// agreed is nil until the first Share.
+	agreed atomic.Pointer[agreement]
 	// work is what a failed authentication costs in this realm, whatever made it fail.
 	work workload
 }
 
-// New makes the server of a realm.
+// Shared is what all gateways that share a store must agree on. It lies in the store.
+type Shared struct {
+	// Key authenticates tokens.
+	Key []byte
+	// Generations are those of the realm's clients by client ID, from TokenStore.Admit.
+	Generations map[string]uint64
+}
+
+// agreement is a Shared in use.
+type agreement struct {
+	taggers     sync.Pool // of *tagger, with this realm's key
+	generations map[string]uint64
+}
+
+// New makes the server of a realm. Until Share is called all it says is ErrUnreachable.
 func New(cfg Settings) *Server {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -83,14 +101,28 @@ func New(cfg Settings) *Server {
 	for _, c := range cfg.Clients {
 		c.guesses = newGuessLimit()
 	}
-	// A key of the realm's own: a token of one realm is garbage to every other.
-	derive := hmac.New(sha256.New, cfg.Key)
-	io.WriteString(derive, "opaque token v1\x00"+cfg.Realm)
-	realmKey := derive.Sum(nil)
-	s.taggers.New = func() any { return &tagger{mac: hmac.New(sha256.New, realmKey)} }
 	s.lookup = cfg.Cache.Wrap(introspect.SourceName("local", cfg.Realm), s, cfg.MaxAge)
 	s.work = heaviest(cfg.Clients)
 	return s
+}
+
+// Share tells the server what the store says now. It may be called while requests run.
+func (s *Server) Share(shared Shared) {
+	// A key of the realm's own: a token of one realm is garbage to every other.
+	derive := hmac.New(sha256.New, shared.Key)
+	io.WriteString(derive, "opaque token v1\x00"+s.cfg.Realm)
+	realmKey := derive.Sum(nil)
+	a := &agreement{generations: maps.Clone(shared.Generations)}
+	a.taggers.New = func() any { return &tagger{mac: hmac.New(sha256.New, realmKey)} }
+	s.agreed.Store(a)
+}
+
+// agreement returns what was shared last.
+func (s *Server) agreement() (*agreement, error) {
+	if a := s.agreed.Load(); a != nil {
+		return a, nil
+	}
+	return nil, fmt.Errorf("%w: not once since the start", ErrUnreachable)
 }
 
 // Tokens is how everybody else asks about the realm's tokens: this server with the
@@ -144,8 +176,12 @@ func (s *Server) Token(ctx context.Context, req Request) (*TokenResponse, Outcom
 		return nil, out, err
 	}
 
+	agreed, err := s.agreement()
+	if err != nil {
+		return nil, out, err
+	}
 	issued := s.cfg.Now().Truncate(time.Millisecond) // as exact as the token itself
-	token, key, err := s.mint(issued.Add(client.TokenLifetime))
+	token, key, err := s.mint(agreed, issued.Add(client.TokenLifetime))
 	if err != nil {
 		return nil, out, err
 	}
@@ -153,9 +189,8 @@ func (s *Server) Token(ctx context.Context, req Request) (*TokenResponse, Outcom
 	defer cancel()
 	err = s.cfg.Store.Put(ctx, Token{
 		Key:              key,
-		Realm:            s.cfg.Realm,
 		ClientID:         client.ID,
-		ClientGeneration: client.Generation,
+		ClientGeneration: agreed.generations[client.ID],
 		Scopes:           scopes,
 		Audience:         client.Audience,
 		IssuedAt:         issued,
@@ -243,11 +278,15 @@ func (s *Server) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 	if token == "" {
 		return out, invalidRequest("token is missing")
 	}
-	expiry, ok := s.verify(token)
+	agreed, err := s.agreement()
+	if err != nil {
+		return out, err
+	}
+	expiry, ok := s.verify(agreed, token)
 	if !ok {
 		return out, nil
 	}
-	key := Key{ExpiryMilli: expiry, ID: introspect.IDOf(token)}
+	key := s.key(token, expiry)
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	// The store, not the cache: a revocation must not be decided by what was.
@@ -277,17 +316,31 @@ func (s *Server) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 // Screen reports whether token carries this realm's mark and has not expired. See
 // [introspect.Screener].
 func (s *Server) Screen(token string) bool {
-	_, ok := s.verify(token)
+	agreed, err := s.agreement()
+	if err != nil {
+		return true // it may be: Lookup says that nobody knows
+	}
+	_, ok := s.verify(agreed, token)
 	return ok
+}
+
+// Coherent reports whether the cache may answer. See [introspect.Coherent].
+func (s *Server) Coherent() bool {
+	// Revise knows no generations before the first Share.
+	return s.agreed.Load() != nil && (s.cfg.Coherent == nil || s.cfg.Coherent())
 }
 
 // Lookup reads the facts of a token from the store. See [introspect.Source].
 func (s *Server) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
-	expiry, ok := s.verify(token)
+	agreed, err := s.agreement()
+	if err != nil {
+		return nil, err
+	}
+	expiry, ok := s.verify(agreed, token)
 	if !ok {
 		return introspect.Inactive(), nil
 	}
-	key := Key{ExpiryMilli: expiry, ID: introspect.IDOf(token)}
+	key := s.key(token, expiry)
 	record, err := s.get(ctx, key)
 	if errors.Is(err, ErrNotFound) {
 		return introspect.Inactive(), nil
@@ -327,7 +380,8 @@ func (s *Server) get(ctx context.Context, key Key) (Token, error) {
 // tokens as narrow. See [introspect.Reviser].
 func (s *Server) Revise(facts *introspect.Facts) *introspect.Facts {
 	client := s.cfg.Clients[facts.ClientID]
-	if client == nil || client.Disabled || client.Generation != facts.ClientGeneration {
+	agreed := s.agreed.Load()
+	if client == nil || client.Disabled || agreed == nil || agreed.generations[client.ID] != facts.ClientGeneration {
 		return introspect.Inactive()
 	}
 	scopesHold := containsAll(client.Scopes, facts.Scopes)

@@ -8,10 +8,13 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// Key is where a token's record lies. Both parts come from the token itself, so that
+// Key is where a token's record lies. Expiry and ID come from the token itself, so that
 // a lookup needs no index, and the expiry comes first, so that a store can keep what
 // expires together in one place.
 type Key struct {
+	// Realm is the realm that issued the token. IDs are unique among all realms; it is
+	// for stores that keep the tokens of a realm together.
+	Realm string
 	// ExpiryMilli is when the token dies, in unix milliseconds. Seconds would do for the
 	// rules, but not for the order: tokens of one second lie in the random order of
 	// their IDs, and a busy server writes a page of the tree for each of them.
@@ -26,7 +29,6 @@ func (k Key) Expiry() time.Time { return time.UnixMilli(k.ExpiryMilli) }
 // Token is the record of a token. The token itself is nowhere in it.
 type Token struct {
 	Key
-	Realm    string
 	ClientID string
 	// ClientGeneration is the client's generation at issue; see TokenStore.Admit.
 	ClientGeneration uint64
@@ -48,6 +50,8 @@ var (
 	ErrClosed = errors.New("token store is closed")
 	// ErrFull: the store has no room for another token.
 	ErrFull = errors.New("token store is full")
+	// ErrUnreachable: the store lies elsewhere and does not answer now. It may later.
+	ErrUnreachable = errors.New("token store can't be reached")
 )
 
 // TokenStore keeps issued tokens, and the little else that has to outlive a process.

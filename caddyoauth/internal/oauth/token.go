@@ -42,7 +42,7 @@ var tokenEncoding = base64.RawURLEncoding.Strict()
 
 // mint makes a token that expires at expiry. An error means that there was no
 // randomness to be had.
-func (s *Server) mint(expiry time.Time) (token string, key Key, err error) {
+func (s *Server) mint(a *agreement, expiry time.Time) (token string, key Key, err error) {
 	var raw [tokenBytes]byte
 	milli := expiry.UnixMilli()
 	if milli < 0 || milli > maxTokenExpiry {
@@ -53,16 +53,16 @@ func (s *Server) mint(expiry time.Time) (token string, key Key, err error) {
 	if _, err := io.ReadFull(s.cfg.Random, raw[tokenRandom:tokenTag]); err != nil {
 		return "", Key{}, fmt.Errorf("reading random bytes for a token: %w", err)
 	}
-	t := s.taggers.Get().(*tagger)
+	t := a.taggers.Get().(*tagger)
 	copy(raw[tokenTag:], t.tag(raw[:tokenTag]))
-	s.taggers.Put(t)
+	a.taggers.Put(t)
 	token = tokenPrefix + tokenEncoding.EncodeToString(raw[:])
-	return token, Key{ExpiryMilli: milli, ID: introspect.IDOf(token)}, nil
+	return token, s.key(token, milli), nil
 }
 
 // verify reports whether this realm minted token and its time is not over, and when
 // that will be. It costs one MAC, no I/O and no memory.
-func (s *Server) verify(token string) (expiryMilli int64, ok bool) {
+func (s *Server) verify(a *agreement, token string) (expiryMilli int64, ok bool) {
 	if len(token) != tokenLength || token[:len(tokenPrefix)] != tokenPrefix {
 		return 0, false
 	}
@@ -75,14 +75,19 @@ func (s *Server) verify(token string) (expiryMilli int64, ok bool) {
 	if raw[0] != tokenVersion {
 		return 0, false
 	}
-	t := s.taggers.Get().(*tagger)
+	t := a.taggers.Get().(*tagger)
 	genuine := hmac.Equal(t.tag(raw[:tokenTag]), raw[tokenTag:])
-	s.taggers.Put(t)
+	a.taggers.Put(t)
 	if !genuine {
 		return 0, false
 	}
 	expiryMilli = getExpiry(raw[1:])
 	return expiryMilli, s.cfg.Now().UnixMilli() < expiryMilli
+}
+
+// key is where the record of a token lies, in the store and in this realm.
+func (s *Server) key(token string, expiryMilli int64) Key {
+	return Key{Realm: s.cfg.Realm, ExpiryMilli: expiryMilli, ID: introspect.IDOf(token)}
 }
 
 // tagger computes a realm's tags. It is pooled, with the memory that its MAC reads from

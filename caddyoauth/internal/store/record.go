@@ -44,11 +44,11 @@ func decodeRecord(key oauth.Key, b []byte) (oauth.Token, error) {
 	if r.Version != recordVersion {
 		return oauth.Token{}, fmt.Errorf("token record has version %d, this program knows %d", r.Version, recordVersion)
 	}
-	if string(r.ID) != string(key.ID[:]) || r.Realm == "" || r.ClientID == "" {
+	if string(r.ID) != string(key.ID[:]) || r.Realm != key.Realm || r.ClientID == "" {
 		return oauth.Token{}, errors.New("token record is corrupt or another token's")
 	}
 	t := oauth.Token{
-		Key: key, Realm: r.Realm, ClientID: r.ClientID, ClientGeneration: r.Generation, Audience: r.Audience,
+		Key: key, ClientID: r.ClientID, ClientGeneration: r.Generation, Audience: r.Audience,
 		IssuedAt: time.UnixMilli(r.IssuedAt),
 	}
 	if r.Scope != "" {
