@@ -75,6 +75,9 @@ type Facts struct {
 	// ClientGeneration is the client's generation when the token was issued. A source
 	// whose clients have generations refuses, in Revise, facts of an older one.
 	ClientGeneration uint64
+
+	// verifiedBy is the key that a JWT was verified with; see [JWT.Revise].
+	verifiedBy string
 }
 
 // HasScope reports whether scope was granted. Scopes are compared as whole strings
