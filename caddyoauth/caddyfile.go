@@ -29,6 +29,7 @@ func init() {
 //	oauth {
 //		store bbolt [<path>]
 //		store memory
+//		store redis <host:port>... { ... }
 //		cache off
 //		cache {
 //			max_tokens <n>
@@ -445,7 +446,7 @@ func parseSecret(d *caddyfile.Dispenser, client *Client) error {
 	value := d.Val()
 	switch {
 	case option == "secret" && !secretReference.MatchString(value):
-		return d.WrapErr(errLiteralSecret)
+		return d.WrapErr(errLiteralClientSecret)
 	case option == "secret":
 		secret.Secret = value
 	case !secretReference.MatchString(value):

@@ -413,6 +413,7 @@ func TestConfigurationIsDocumented(t *testing.T) {
 var modules = map[string]caddy.Module{
 	"oauth":                       new(caddyoauth.App),
 	"oauth.stores.bbolt":          new(caddyoauth.BboltStore),
+	"oauth.stores.redis":          new(caddyoauth.RedisStore),
 	"oauth.stores.memory":         new(caddyoauth.MemoryStore),
 	"http.handlers.oauth_server":  new(caddyoauth.Server),
 	"http.handlers.oauth_protect": new(caddyoauth.Protect),

@@ -11,23 +11,24 @@ import (
 	"time"
 )
 
-// TestGatewayProcess is not a test: TestKilledGateway runs it in a process of its own. It
+// TestGatewayProcess is not a test: startGatewayProcess runs it in a process of its own. It
 // serves until it is killed.
 func TestGatewayProcess(t *testing.T) {
-	file := os.Getenv("GATEWAY_TEST_STORE")
-	if file == "" {
+	options := os.Getenv("GATEWAY_TEST_OPTIONS")
+	if options == "" {
 		t.Skip("run by TestKilledGateway")
 	}
-	g := startGateway(t, "store bbolt "+file+"\n"+testClients, "oauth_server\noauth_protect\nrespond ok")
+	g := startGateway(t, options, "oauth_server\noauth_protect\nrespond ok")
 	fmt.Printf("gateway at %s\n", g.URL)
 	time.Sleep(time.Minute) // and no longer, should the one who kills be killed
 }
 
-// startGatewayProcess runs a gateway in another process and returns it with a way to kill it.
-func startGatewayProcess(t *testing.T, file string) (g *gateway, kill func()) {
+// startGatewayProcess runs a gateway with these lines in the oauth block in another process
+// and returns it with a way to kill it.
+func startGatewayProcess(t *testing.T, options string) (g *gateway, kill func()) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestGatewayProcess$", "-test.v")
-	cmd.Env = append(os.Environ(), "GATEWAY_TEST_STORE="+file)
+	cmd.Env = append(os.Environ(), "GATEWAY_TEST_OPTIONS="+options)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -52,10 +53,10 @@ func startGatewayProcess(t *testing.T, file string) (g *gateway, kill func()) {
 // T-10, R-08: what was answered with 200 has happened, even if the process is killed with
 // the answer just out.
 func TestKilledGateway(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "tokens.db")
+	options := "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n" + testClients
 	var revoked []string
 	for round := range 3 {
-		g, kill := startGatewayProcess(t, file)
+		g, kill := startGatewayProcess(t, options)
 		dead := g.token("reader")
 		if a := g.get("/x", dead); a.StatusCode != 200 {
 			t.Fatalf("round %d: a new token gets %d", round, a.StatusCode)
@@ -67,7 +68,7 @@ func TestKilledGateway(t *testing.T) {
 		token := g.token("reader")
 		kill()
 
-		g, kill = startGatewayProcess(t, file)
+		g, kill = startGatewayProcess(t, options)
 		if a := g.get("/x", token); a.StatusCode != 200 {
 			t.Errorf("T-10 round %d: the token issued before the kill gets %d", round, a.StatusCode)
 		}
@@ -82,7 +83,7 @@ func TestKilledGateway(t *testing.T) {
 		revoked = append(revoked, token)
 		kill()
 	}
-	g, _ := startGatewayProcess(t, file)
+	g, _ := startGatewayProcess(t, options)
 	for _, old := range revoked {
 		if a := g.introspect("reader", old); a.Body != `{"active":false}` {
 			t.Errorf("R-08 after all the kills: %s", a.Body)

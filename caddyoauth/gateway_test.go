@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
 	_ "github.com/caddyoauth/gateway/caddyoauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
 // The clients of most tests. Their secrets are checked in microseconds; tests of slow
@@ -51,7 +53,11 @@ type variant struct {
 // variants are all combinations that behave alike.
 func variants(t testing.TB) []variant {
 	var all []variant
-	for _, store := range []string{"bbolt", "memory"} {
+	stores := []string{"bbolt", "memory"}
+	if _, err := exec.LookPath("redis-server"); err == nil { // TestFleet says that it is missing
+		stores = append(stores, "redis")
+	}
+	for _, store := range stores {
 		for name, cache := range map[string]string{"cache on": "", "tiny cache": "cache {\n max_tokens 1\n}", "no cache": "cache off"} {
 			all = append(all, variant{store + ", " + name, store, cache})
 		}
@@ -62,8 +68,11 @@ func variants(t testing.TB) []variant {
 // options are the lines for the oauth block, with a fresh file for bbolt.
 func (v variant) options(t testing.TB) string {
 	line := "store " + v.store
-	if v.store == "bbolt" {
+	switch v.store {
+	case "bbolt":
 		line += " " + filepath.Join(t.TempDir(), "tokens.db")
+	case "redis":
+		line += " " + redistest.Start(t).Addr
 	}
 	return line + "\n" + v.cache + "\n"
 }

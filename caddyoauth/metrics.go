@@ -24,6 +24,11 @@ type metrics struct {
 
 	// storeDuration is the latency of the store; operation is put, get or revoke.
 	storeDuration *prometheus.HistogramVec
+	// invalidations counts what a shared store told of single tokens, flushes how often all
+	// had to be forgotten.
+	invalidations, flushes prometheus.Counter
+	// storeLink is 1 while the store in force is sure to tell of revocations elsewhere.
+	storeLink prometheus.GaugeFunc
 }
 
 // collectors exist once. Each configuration registers them with its own registry, so
@@ -38,6 +43,17 @@ func newCollectors() *metrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "caddy", Subsystem: "oauth", Name: name, Help: help}, labels)
 	}
 	return &metrics{
+		invalidations: counter("store_invalidations_total", "Cached tokens that the shared store said were changed elsewhere."),
+		flushes:       counter("cache_flushes_total", "Times that all cached tokens were forgotten, because the shared store might have kept something back."),
+		storeLink: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "caddy", Subsystem: "oauth", Name: "store_link_up",
+			Help: "1 while revocations at other gateways are heard of, or there are none; 0 while every token is asked about.",
+		}, func() float64 {
+			if a := activeApp(); a == nil || a.opened == nil || a.opened.coherent != nil && !a.opened.coherent() {
+				return 0
+			}
+			return 1
+		}),
 		requests:       counterVec("requests_total", "Requests to the token, introspection and revocation endpoints.", "realm", "endpoint", "result"),
 		checks:         counterVec("bearer_checks_total", "Requests to protected routes.", "realm", "result"),
 		cacheHits:      counter("cache_hits_total", "Token checks answered from the cache."),
@@ -53,7 +69,7 @@ func newCollectors() *metrics {
 // registerMetrics makes the collectors visible in a configuration's registry.
 func registerMetrics(registry *prometheus.Registry) error {
 	m := collectors
-	for _, c := range []prometheus.Collector{m.requests, m.checks, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration} {
+	for _, c := range []prometheus.Collector{m.requests, m.checks, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
 			return err

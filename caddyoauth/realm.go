@@ -336,7 +336,23 @@ func (cc *Client) introspects() (string, error) {
 var secretReference = regexp.MustCompile(`^\{(env|file)\.[^{}]+\}$`)
 
 // errLiteralSecret does not repeat what was written.
-var errLiteralSecret = errors.New("a secret is given as {env.NAME} or {file./path}, never as itself: configurations are dumped and saved; or give its hash, which 'caddy oauth hash-secret' makes")
+var errLiteralSecret = errors.New("a secret is given as {env.NAME} or {file./path}, never as itself: configurations are dumped and saved")
+
+var errLiteralClientSecret = fmt.Errorf("%w; or give its hash, which 'caddy oauth hash-secret' makes", errLiteralSecret)
+
+// resolveSecret returns what a reference refers to. No error holds the secret.
+func resolveSecret(reference string) (string, error) {
+	if !secretReference.MatchString(reference) {
+		return "", errLiteralSecret
+	}
+	// Not ReplaceAll: a missing file would quietly become an empty secret.
+	value, err := caddy.NewReplacer().ReplaceOrErr(reference, true, true)
+	if err != nil || value == "" {
+		// err says no more, and not whether there was no file or nothing in it.
+		return "", fmt.Errorf("%s is not set, empty, or can't be read", reference)
+	}
+	return value, nil
+}
 
 // provision resolves references and parses the hash. No error holds the secret.
 func (sc ClientSecret) provision() (*oauth.Secret, error) {
@@ -344,20 +360,16 @@ func (sc ClientSecret) provision() (*oauth.Secret, error) {
 		return nil, errors.New("give either a reference to the secret or its hash")
 	}
 	if sc.Secret != "" && !secretReference.MatchString(sc.Secret) {
-		return nil, errLiteralSecret
+		return nil, errLiteralClientSecret
 	}
 	value := sc.Secret + sc.Hash
+	var err error
 	if secretReference.MatchString(value) {
-		reference := value
-		var err error
-		// Not ReplaceAll: a missing file would quietly become an empty secret.
-		if value, err = caddy.NewReplacer().ReplaceOrErr(value, true, true); err != nil || value == "" {
-			// err says no more, and not whether there was no file or nothing in it.
-			return nil, fmt.Errorf("%s is not set, empty, or can't be read", reference)
+		if value, err = resolveSecret(value); err != nil {
+			return nil, err
 		}
 	}
 	var secret *oauth.Secret
-	var err error
 	if sc.Secret != "" {
 		secret, err = oauth.PlainSecret(value)
 	} else {

@@ -101,7 +101,7 @@ func New(cfg Settings) *Server {
 	for _, c := range cfg.Clients {
 		c.guesses = newGuessLimit()
 	}
-	s.lookup = cfg.Cache.Wrap(introspect.SourceName("local", cfg.Realm), s, cfg.MaxAge)
+	s.lookup = cfg.Cache.Wrap(SourceName(cfg.Realm), s, cfg.MaxAge)
 	s.work = heaviest(cfg.Clients)
 	return s
 }
@@ -124,6 +124,9 @@ func (s *Server) agreement() (*agreement, error) {
 	}
 	return nil, fmt.Errorf("%w: not once since the start", ErrUnreachable)
 }
+
+// SourceName is what the cache knows the tokens of a realm by; see [introspect.Cache.Wrap].
+func SourceName(realm string) string { return introspect.SourceName("local", realm) }
 
 // Tokens is how everybody else asks about the realm's tokens: this server with the
 // cache in front.

@@ -27,6 +27,9 @@ type record struct {
 	IssuedAt   int64    `json:"i"` // unix milliseconds
 }
 
+// errCorrupt: what is stored can't be read by this program.
+var errCorrupt = errors.New("stored record is corrupt")
+
 func encodeRecord(t oauth.Token) ([]byte, error) {
 	return json.Marshal(record{
 		Version: recordVersion, ID: t.ID[:], Realm: t.Realm, ClientID: t.ClientID, Generation: t.ClientGeneration,
@@ -39,13 +42,13 @@ func encodeRecord(t oauth.Token) ([]byte, error) {
 func decodeRecord(key oauth.Key, b []byte) (oauth.Token, error) {
 	var r record
 	if err := json.Unmarshal(b, &r); err != nil {
-		return oauth.Token{}, errors.New("token record is corrupt") // err would quote from it
+		return oauth.Token{}, errCorrupt // err would quote from it
 	}
 	if r.Version != recordVersion {
-		return oauth.Token{}, fmt.Errorf("token record has version %d, this program knows %d", r.Version, recordVersion)
+		return oauth.Token{}, fmt.Errorf("%w: it has version %d, this program knows %d", errCorrupt, r.Version, recordVersion)
 	}
 	if string(r.ID) != string(key.ID[:]) || r.Realm != key.Realm || r.ClientID == "" {
-		return oauth.Token{}, errors.New("token record is corrupt or another token's")
+		return oauth.Token{}, fmt.Errorf("%w, or another token's", errCorrupt)
 	}
 	t := oauth.Token{
 		Key: key, ClientID: r.ClientID, ClientGeneration: r.Generation, Audience: r.Audience,

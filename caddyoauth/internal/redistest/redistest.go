@@ -1,0 +1,134 @@
+// Package redistest starts real Redis servers for tests, on loopback and without persistence.
+package redistest
+
+import (
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Server is a redis-server process. The test's end ends it.
+type Server struct {
+	Addr string
+
+	t    testing.TB
+	args []string
+	cmd  *exec.Cmd
+}
+
+// Start starts a server on a free port, with more arguments if there are any. It skips the
+// test where there is no redis-server.
+func Start(t testing.TB, args ...string) *Server {
+	t.Helper()
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		t.Skip("redis-server is not on PATH; install Redis to run this test")
+	}
+	port := freePort(t)
+	s := &Server{t: t, Addr: net.JoinHostPort("127.0.0.1", port)}
+	s.args = append([]string{
+		"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "no", "--loglevel", "warning",
+	}, args...)
+	t.Cleanup(s.Stop)
+	s.Restart()
+	return s
+}
+
+// Restart starts the server after Stop, with the same address. Its data is gone.
+func (s *Server) Restart() {
+	s.t.Helper()
+	s.cmd = exec.Command("redis-server", s.args...)
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	for range 500 {
+		// Any answer will do: with a password it is an error.
+		if conn, err := net.Dial("tcp", s.Addr); err == nil {
+			conn.Close()
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	s.t.Fatalf("redis-server does not listen on %s", s.Addr)
+}
+
+// Stop kills the server, if it runs, and waits for its end.
+func (s *Server) Stop() {
+	if s.cmd == nil {
+		return
+	}
+	s.cmd.Process.Kill()
+	s.cmd.Wait()
+	s.cmd = nil
+}
+
+// Pause stops the process without ending it: its connections stay open and say nothing.
+func (s *Server) Pause()  { s.signal(syscall.SIGSTOP) }
+func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(sig os.Signal) {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// CLI runs a command by redis-cli and returns what it prints.
+func (s *Server) CLI(args ...string) string {
+	s.t.Helper()
+	_, port, _ := net.SplitHostPort(s.Addr)
+	out, err := exec.Command("redis-cli", append([]string{"-p", port}, args...)...).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("redis-cli %s: %v: %s", args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// StartCluster starts a Cluster of three masters.
+func StartCluster(t testing.TB) []*Server {
+	t.Helper()
+	var servers []*Server
+	create := []string{"--cluster", "create"}
+	for range 3 {
+		s := Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", freePort(t))
+		servers = append(servers, s)
+		create = append(create, s.Addr)
+	}
+	servers[0].CLI(append(create, "--cluster-yes")...)
+	for range 500 {
+		ready := 0
+		for _, s := range servers {
+			if strings.Contains(s.CLI("cluster", "info"), "cluster_state:ok") {
+				ready++
+			}
+		}
+		if ready == len(servers) {
+			return servers
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("the cluster does not become ready")
+	return nil
+}
+
+// freePort finds a port that is free, and whose sum with 10000 is a port.
+func freePort(t testing.TB) string {
+	t.Helper()
+	for range 100 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		l.Close()
+		if port < 55000 {
+			return strconv.Itoa(port)
+		}
+	}
+	t.Fatal("no free port below 55000")
+	return ""
+}

@@ -1,0 +1,330 @@
+package caddyoauth
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+func init() {
+	caddy.RegisterModule(RedisStore{})
+}
+
+const (
+	defaultRedisPrefix  = "caddy-oauth:"
+	defaultRedisTimeout = caddy.Duration(time.Second)
+	// A request gives its store two seconds.
+	maxRedisTimeout = caddy.Duration(2 * time.Second)
+)
+
+// RedisStore keeps tokens in a Redis or Valkey, version 6 or later, that several gateways
+// share: what one issues is good at all, and what one revokes is refused by all, within
+// a round trip as a rule and within two seconds whatever the network does. The
+// gateways must have the same clients.
+//
+// Without Redis the gateway starts and runs on, answers 503, and recovers by itself.
+type RedisStore struct {
+	// Where Redis is, as host:port: one address, or several of a Cluster or of Sentinels.
+	Addresses []string `json:"addresses,omitempty"`
+
+	// The addresses are nodes of a Redis Cluster. Default: false.
+	Cluster bool `json:"cluster,omitempty"`
+
+	// The name of the master that the Sentinels at the addresses watch. Default: none, the
+	// addresses are not Sentinels.
+	Sentinel string `json:"sentinel,omitempty"`
+
+	// The user to authenticate as. Default: Redis' own `default` user.
+	Username string `json:"username,omitempty"`
+
+	// The password, as `{env.NAME}` or `{file./path}`. Default: none.
+	Password string `json:"password,omitempty"`
+
+	// The user to authenticate as at the Sentinels. Default: their own `default` user.
+	SentinelUsername string `json:"sentinel_username,omitempty"`
+
+	// The password at the Sentinels, as `{env.NAME}` or `{file./path}`. Default: none.
+	SentinelPassword string `json:"sentinel_password,omitempty"`
+
+	// Connects by TLS. Default: plain connections.
+	TLS *TLSClient `json:"tls,omitempty"`
+
+	// The number of the database; a Cluster has only 0. Default: 0.
+	DB int `json:"db,omitempty"`
+
+	// What every key begins with. Gateways with different prefixes share nothing.
+	// Default: `caddy-oauth:`.
+	Prefix string `json:"prefix,omitempty"`
+
+	// How long connecting may take, TLS and authentication included, up to 2s. Default: `1s`.
+	DialTimeout caddy.Duration `json:"dial_timeout,omitempty"`
+
+	// How long Redis may take to answer, up to 2s. Then it is an outage for whoever waits.
+	// Default: `1s`.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	cfg store.RedisConfig
+}
+
+// CaddyModule returns the Caddy module information.
+func (RedisStore) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "oauth.stores.redis",
+		New: func() caddy.Module { return new(RedisStore) },
+	}
+}
+
+// Provision resolves what refers to something else. It connects to nothing.
+func (s *RedisStore) Provision(caddy.Context) error {
+	if err := s.check(); err != nil {
+		return err
+	}
+	s.cfg = store.RedisConfig{
+		Cluster: s.Cluster, SentinelMaster: s.Sentinel, DB: s.DB,
+		Prefix: s.Prefix, DialTimeout: time.Duration(s.DialTimeout), Timeout: time.Duration(s.Timeout),
+	}
+	if s.Prefix == "" {
+		s.cfg.Prefix = defaultRedisPrefix
+	}
+	if s.DialTimeout == 0 {
+		s.cfg.DialTimeout = time.Duration(defaultRedisTimeout)
+	}
+	if s.Timeout == 0 {
+		s.cfg.Timeout = time.Duration(defaultRedisTimeout)
+	}
+	replace := caddy.NewReplacer()
+	for _, address := range s.Addresses {
+		resolved, err := replace.ReplaceOrErr(address, true, true)
+		if err == nil {
+			err = checkAddress(resolved)
+		}
+		if err != nil {
+			return fmt.Errorf("address %s: %w", address, err)
+		}
+		s.cfg.Addresses = append(s.cfg.Addresses, resolved)
+	}
+	for _, word := range []struct {
+		name, configured string
+		resolved         *string
+	}{
+		{"username", s.Username, &s.cfg.Username},
+		{"sentinel_username", s.SentinelUsername, &s.cfg.SentinelUsername},
+	} {
+		var err error
+		if *word.resolved, err = replace.ReplaceOrErr(word.configured, true, true); err != nil {
+			return fmt.Errorf("%s: %w", word.name, err)
+		}
+	}
+	for _, secret := range []struct {
+		name, configured string
+		resolved         *string
+	}{
+		{"password", s.Password, &s.cfg.Password},
+		{"sentinel_password", s.SentinelPassword, &s.cfg.SentinelPassword},
+	} {
+		if secret.configured == "" {
+			continue
+		}
+		var err error
+		if *secret.resolved, err = resolveSecret(secret.configured); err != nil {
+			return fmt.Errorf("%s: %w", secret.name, err)
+		}
+	}
+	if s.TLS != nil {
+		var err error
+		if s.cfg.TLS, err = s.TLS.config(); err != nil {
+			return fmt.Errorf("tls: %w", err)
+		}
+	}
+	return nil
+}
+
+// check judges what can be judged without resolving anything.
+func (s *RedisStore) check() error {
+	switch {
+	case len(s.Addresses) == 0:
+		return errors.New("redis needs an address, such as 127.0.0.1:6379")
+	case s.Cluster && s.Sentinel != "":
+		return errors.New("cluster and sentinel exclude each other")
+	case len(s.Addresses) > 1 && !s.Cluster && s.Sentinel == "":
+		return errors.New("several addresses belong to a Cluster or to Sentinels: say 'cluster', or 'sentinel <master>'")
+	case s.DB < 0 || s.DB > 0 && s.Cluster:
+		return errors.New("db is a number from 0 on, and a Cluster has only 0")
+	case s.Username != "" && s.Password == "":
+		return errors.New("username needs a password")
+	case (s.SentinelUsername != "" || s.SentinelPassword != "") && s.Sentinel == "":
+		return errors.New("sentinel_username and sentinel_password need sentinel")
+	case s.SentinelUsername != "" && s.SentinelPassword == "":
+		return errors.New("sentinel_username needs sentinel_password")
+	case len(s.Prefix) > 128 || strings.ContainsFunc(s.Prefix, func(c rune) bool { return c < ' ' || c == 0x7f }):
+		return errors.New("prefix has 128 characters at most, and no control characters")
+	case s.DialTimeout < 0 || s.DialTimeout > maxRedisTimeout || s.Timeout < 0 || s.Timeout > maxRedisTimeout:
+		return fmt.Errorf("dial_timeout and timeout lie between 1ms and %s, which is what a request waits for its store", time.Duration(maxRedisTimeout))
+	}
+	return nil
+}
+
+func checkAddress(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if n, portErr := strconv.Atoi(port); err != nil || host == "" || portErr != nil || n < 1 || n > 65535 {
+		return errors.New("it is not host:port, such as 127.0.0.1:6379")
+	}
+	return nil
+}
+
+// poolSecret keys the digest that stands for passwords in pool keys, which are logged.
+var poolSecret = func() []byte { b := make([]byte, 32); rand.Read(b); return b }()
+
+// poolKey is where the data is, and a digest of all settings: a configuration that connects
+// in another way has a connection of its own.
+func (s *RedisStore) poolKey() (string, error) {
+	settings, err := json.Marshal([]any{s, s.cfg.Addresses, s.cfg.Username, s.cfg.Password, s.cfg.SentinelUsername, s.cfg.SentinelPassword})
+	if err != nil {
+		return "", err
+	}
+	digest := sha256.Sum256(slices.Concat(poolSecret, settings))
+	return fmt.Sprintf("redis %s, database %d, prefix %s (%s)", strings.Join(s.cfg.Addresses, " "), s.cfg.DB, s.cfg.Prefix, hex.EncodeToString(digest[:4])), nil
+}
+
+func (s *RedisStore) open(key string, owner *openStore) (oauth.TokenStore, error) {
+	// The store outlives this configuration, and so its logger.
+	logger := caddy.Log().Named("oauth.stores.redis").With(zap.String("store", key))
+	cfg := s.cfg
+	cfg.Revoked = func(realm string, id introspect.TokenID) {
+		collectors.invalidations.Inc()
+		owner.cache.Forget(oauth.SourceName(realm), id)
+	}
+	cfg.Flush = func() {
+		collectors.flushes.Inc()
+		owner.cache.Flush()
+	}
+	cfg.Lost = func(err error) {
+		logger.Error("no longer hearing of revocations at other gateways: asking Redis for every token", zap.Error(err))
+	}
+	cfg.Regained = func() { logger.Info("hearing of revocations at other gateways") }
+	cfg.Changed = owner.changed
+	cfg.Evicting = func(address, policy string) {
+		logger.Warn("this Redis drops keys when its memory is full: tokens will be refused before their time; set maxmemory-policy noeviction",
+			zap.String("address", address), zap.String("maxmemory_policy", policy))
+	}
+	return store.OpenRedis(cfg), nil
+}
+
+const redisOptions = "cluster, sentinel, username, password, sentinel_username, sentinel_password, tls, db, prefix, dial_timeout, timeout"
+
+// UnmarshalCaddyfile reads
+//
+//	redis <host:port>... {
+//		cluster
+//		sentinel          <master>
+//		username          <name>
+//		password          {env.NAME}|{file./path}
+//		sentinel_username <name>
+//		sentinel_password {env.NAME}|{file./path}
+//		tls {
+//			<settings of TLSClient>
+//		}
+//		db           <number>
+//		prefix       <text>
+//		dial_timeout <duration>
+//		timeout      <duration>
+//	}
+func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the store's name
+	s.Addresses = d.RemainingArgs()
+	for _, address := range s.Addresses {
+		// With a placeholder in it, it is judged when it is known.
+		if err := checkAddress(address); err != nil && !strings.Contains(address, "{") {
+			return d.Errf("address '%s': %v", address, err)
+		}
+	}
+	once := make(onceOnly)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if err := once.check(d); err != nil {
+			return err
+		}
+		var err error
+		switch d.Val() {
+		case "cluster":
+			s.Cluster = true
+			err = nothingMore(d)
+		case "sentinel":
+			err = parseWord(d, &s.Sentinel)
+		case "username":
+			err = parseWord(d, &s.Username)
+		case "password":
+			err = parseSecretReference(d, &s.Password)
+		case "sentinel_username":
+			err = parseWord(d, &s.SentinelUsername)
+		case "sentinel_password":
+			err = parseSecretReference(d, &s.SentinelPassword)
+		case "tls":
+			s.TLS = new(TLSClient)
+			err = s.TLS.parse(d)
+		case "db":
+			var number string
+			if err = parseWord(d, &number); err == nil {
+				if s.DB, err = strconv.Atoi(number); err != nil {
+					err = d.Errf("db '%s' is not a number", number)
+				}
+			}
+		case "prefix":
+			err = parseWord(d, &s.Prefix)
+		case "dial_timeout":
+			s.DialTimeout, err = parseDuration(d)
+		case "timeout":
+			s.Timeout, err = parseDuration(d)
+		default:
+			err = unrecognized(d, "redis", redisOptions)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return wrapErr(d, s.check())
+}
+
+// parseWord reads the one argument of an option.
+func parseWord(d *caddyfile.Dispenser, word *string) error {
+	if !d.AllArgs(word) || *word == "" {
+		return d.ArgErr()
+	}
+	return nil
+}
+
+// parseSecretReference reads the one argument of an option, which refers to a secret. No error
+// repeats it.
+func parseSecretReference(d *caddyfile.Dispenser, reference *string) error {
+	option := d.Val()
+	if err := parseWord(d, reference); err != nil {
+		return err
+	}
+	if !secretReference.MatchString(*reference) {
+		return d.Errf("%s: %v", option, errLiteralSecret)
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner     = (*RedisStore)(nil)
+	_ caddyfile.Unmarshaler = (*RedisStore)(nil)
+	_ storeOpener           = (*RedisStore)(nil)
+	_ sharedStore           = (*store.Redis)(nil)
+)

@@ -1,0 +1,109 @@
+package caddyoauth
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+// TLSClient are the settings of connections that the gateway opens. TLS 1.2 is the oldest
+// version; certificates are always verified.
+type TLSClient struct {
+	// A PEM file with the certificates of the authorities to trust, instead of the system's.
+	CA string `json:"ca,omitempty"`
+
+	// A PEM file with the certificate that the gateway shows. It is read at each handshake,
+	// so it may be renewed without a reload. Default: none.
+	Certificate string `json:"certificate,omitempty"`
+
+	// A PEM file with the key of that certificate, read likewise.
+	Key string `json:"key,omitempty"`
+
+	// The name that the other side's certificate must have. Default: the host connected to.
+	ServerName string `json:"server_name,omitempty"`
+}
+
+// config reads what can be read now. Files that are missing or hold nothing useful are
+// errors, not defaults.
+func (c *TLSClient) config() (*tls.Config, error) {
+	resolved := *c
+	for _, field := range []*string{&resolved.CA, &resolved.Certificate, &resolved.Key, &resolved.ServerName} {
+		var err error
+		if *field, err = caddy.NewReplacer().ReplaceOrErr(*field, true, true); err != nil {
+			return nil, err
+		}
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: resolved.ServerName}
+	if resolved.CA != "" {
+		pem, err := os.ReadFile(resolved.CA)
+		if err != nil {
+			return nil, fmt.Errorf("reading the ca: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("ca %s holds no certificate", resolved.CA)
+		}
+	}
+	if (resolved.Certificate == "") != (resolved.Key == "") {
+		return nil, errors.New("a certificate needs its key, and a key its certificate")
+	}
+	if resolved.Certificate != "" {
+		load := func() (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(resolved.Certificate, resolved.Key)
+			if err != nil {
+				return nil, fmt.Errorf("loading certificate %s and its key: %w", resolved.Certificate, err)
+			}
+			return &pair, nil
+		}
+		if _, err := load(); err != nil {
+			return nil, err
+		}
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	}
+	return config, nil
+}
+
+// parse reads
+//
+//	tls {
+//		ca          <file>
+//		certificate <file>
+//		key         <file>
+//		server_name <name>
+//	}
+func (c *TLSClient) parse(d *caddyfile.Dispenser) error {
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	once := make(onceOnly)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if err := once.check(d); err != nil {
+			return err
+		}
+		var err error
+		switch d.Val() {
+		case "ca":
+			err = parseWord(d, &c.CA)
+		case "certificate":
+			err = parseWord(d, &c.Certificate)
+		case "key":
+			err = parseWord(d, &c.Key)
+		case "server_name":
+			err = parseWord(d, &c.ServerName)
+		default:
+			err = unrecognized(d, "tls", "ca, certificate, key, server_name")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if (c.Certificate == "") != (c.Key == "") {
+		return d.Err("a certificate needs its key, and a key its certificate")
+	}
+	return nil
+}
