@@ -1,0 +1,660 @@
+package introspect
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+// JWT is a Source of tokens that carry their facts themselves, signed by their issuer:
+// JWT access tokens (RFC 9068), and those of issuers from before that profile.
+//
+// A token is active if a key that its issuer publishes has signed it, with an algorithm
+// that the configuration allows, and every claim that bounds its use is there and holds.
+// Nothing in a token chooses how it is checked: the header's jwk, jku, x5u and x5c are
+// never used, and its alg only selects from the allowed ones. A token with cnf is
+// inactive, because it is bound to a key that the bearer would have to prove. So is a
+// token that could be read in two ways: with two members of one name, or whose base64
+// has another spelling.
+//
+// What a signature can't say is that the token was revoked since. A program that must
+// know asks the issuer (RFC 7662), or accepts only tokens of short life.
+//
+// An ECDSA signature has a twin that anybody can compute, and that is as valid. So one
+// set of claims can come in two tokens with different IDs. A list of revoked JWTs must
+// go by the claim jti, never by the token's ID.
+//
+// One goroutine fetches the keys, from the moment [NewJWT] returns until [JWT.Close].
+// The last good key set is kept until there is another one, for as long as the JWT
+// lives: while the issuer is down, its tokens remain good.
+type JWT struct {
+	cfg    JWTConfig
+	client *http.Client
+
+	// keys is the current set; nil until the first one has arrived. Sets are never changed.
+	keys atomic.Pointer[keySet]
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the goroutine has ended
+	wake   chan struct{} // asks the goroutine for a fetch; has room for one
+	// waiting bounds the lookups that wait for a fetch.
+	waiting chan struct{}
+
+	mu sync.Mutex
+	// flight is closed when the fetch that is under way, or was asked for, has ended. It is
+	// nil if there is none.
+	flight  chan struct{}
+	ended   time.Time // when the latest fetch ended
+	failure error     // and how; nil is well
+}
+
+// JWTConfig are the settings of a JWT. Issuer and one of Discovery, JWKSURI and
+// KeysFile are needed; the zero value of each other field is its default.
+type JWTConfig struct {
+	// Issuer is what the token's iss must be, byte for byte: a slash at the end, or upper
+	// case in the host, makes another issuer.
+	Issuer string
+
+	// Discovery finds the keys through the issuer's metadata: at each refresh it asks
+	// /.well-known/oauth-authorization-server, put before Issuer's path (RFC 8414), and if
+	// that fails Issuer with /.well-known/openid-configuration appended. The document's
+	// issuer must be Issuer, byte for byte. Its jwks_uri follows the rules of JWKSURI and may
+	// be on another host. Issuer must then be a URL that itself follows those rules.
+	Discovery bool
+
+	// JWKSURI is where the issuer publishes its keys: an https URL, or http if the host is
+	// localhost or a loopback address. Redirects are not followed.
+	JWKSURI string
+
+	// KeysFile is the path of a file with the JWK set, for issuers that can't be reached. It
+	// is read anew every MinRefresh. Replace it by renaming; of a file that is written in
+	// place half may be read, which does no harm: what can't be parsed changes nothing.
+	KeysFile string
+
+	// Algorithms are the allowed signature algorithms, from RS256, RS384, RS512, PS256,
+	// PS384, PS512, ES256, ES384, ES512 and EdDSA (with Ed25519). None and HMAC are errors.
+	// Default: RS256, PS256, ES256, EdDSA.
+	Algorithms []string
+
+	// Audience are the accepted audiences. A token must name at least one, byte for byte.
+	// Default: the audience is not checked here, and whoever uses the facts has to; without
+	// it a token that was issued for any other service of this issuer is good.
+	Audience []string
+
+	// Type is what the header's typ must be. "at+jwt" accepts at+jwt and application/at+jwt
+	// (RFC 9068). "any" is for issuers that don't follow it, such as Keycloak and Entra ID:
+	// it accepts JWT and no typ as well. Then an ID token can be told from an access token by
+	// its audience alone, so set Audience, to something that is no client's ID. What says
+	// plainly that it is no access token is refused: at_hash, c_hash, events, a typ claim of
+	// ID, Refresh, Offline or Logout, a token_use of id. Default: at+jwt.
+	Type string
+
+	// Leeway is how far the issuer's clock may be ahead when nbf and iat are checked, at
+	// most 60s. It never lengthens a token's life: the token is dead at exp. Default: 0.
+	Leeway time.Duration
+
+	// RefreshInterval is how often the keys are fetched, at least 10s. It bounds how long a
+	// withdrawn key is trusted. A smaller max-age in the answer's Cache-Control makes it
+	// smaller, not below MinRefresh; a max-age of 0, which frameworks put on every answer, is
+	// ignored. After a failure the next attempt comes after MinRefresh, then after twice as
+	// long each time, up to one minute. Default: 15m.
+	RefreshInterval time.Duration
+
+	// MinRefresh is the time after each fetch in which no other one begins, whatever
+	// arrives: at least 1s, at most RefreshInterval. A token with an unknown kid causes a
+	// fetch and waits for it; within MinRefresh of the last fetch it gets its answer at once.
+	// It bounds how late a new key is known. Default: 5s.
+	MinRefresh time.Duration
+
+	// Timeout bounds one fetch, with discovery. Default: 5s.
+	Timeout time.Duration
+
+	// Header is sent with each request, for issuers that want an API key. It goes to the
+	// host of JWKSURI, or with Discovery to the host of Issuer, and to no other host that a
+	// document names.
+	Header http.Header
+
+	// TLS is how connections are secured. Default: the system's certificate authorities.
+	TLS *tls.Config
+
+	// Now is the wall clock. Default: time.Now.
+	Now func() time.Time
+
+	// OnFetch is called after each attempt to get something: kind is "discovery", "jwks" or
+	// "file", err is nil if it was got and made sense. OnKeys is called with the number of
+	// usable keys in each set that becomes the current one. Both must return at once.
+	OnFetch func(kind string, took time.Duration, err error)
+	OnKeys  func(n int)
+
+	// transport, in tests, stands in for the network.
+	transport http.RoundTripper
+}
+
+const (
+	// maxJWT is what fits into a request header with servers in their default settings.
+	maxJWT = 16 << 10
+	// maxDepth of JSON in a token. Real ones have four levels.
+	maxDepth = 32
+	// maxLeeway is for clocks that are wrong, not for tokens that are old.
+	maxLeeway = time.Minute
+	// maxWaiting lookups wait for a fetch, the others are told that the source is busy:
+	// invented kids and a slow issuer must not take all places that a cache has for lookups.
+	maxWaiting = 64
+)
+
+// NewJWT makes a JWT source and starts to fetch its keys. It does not wait for them, so
+// it succeeds while the issuer is down; until there are keys, lookups end with an error.
+// An error here means that the configuration is wrong. End the source with [JWT.Close].
+//
+// In front of it, [Cache.Wrap] needs a name that covers the settings: what one
+// configuration accepts must not be remembered for another that would refuse it.
+func NewJWT(cfg JWTConfig) (*JWT, error) {
+	if cfg.Issuer == "" {
+		return nil, errors.New("JWT source: Issuer is missing")
+	}
+	failed := func(err error) (*JWT, error) {
+		return nil, fmt.Errorf("JWT source for %q: %w", cfg.Issuer, err)
+	}
+	ways := 0
+	for _, way := range []bool{cfg.Discovery, cfg.JWKSURI != "", cfg.KeysFile != ""} {
+		if way {
+			ways++
+		}
+	}
+	if ways != 1 {
+		return failed(errors.New("exactly one of Discovery, JWKSURI and KeysFile must be set"))
+	}
+	if cfg.Discovery {
+		issuer, err := endpoint(cfg.Issuer)
+		if err != nil {
+			return failed(fmt.Errorf("Discovery needs an Issuer that can be asked: %w", err))
+		}
+		if issuer.RawQuery != "" || issuer.ForceQuery {
+			return failed(errors.New("an issuer has no query"))
+		}
+	}
+	if cfg.JWKSURI != "" {
+		if _, err := endpoint(cfg.JWKSURI); err != nil {
+			return failed(fmt.Errorf("JWKSURI: %w", err))
+		}
+	}
+	if len(cfg.Algorithms) == 0 {
+		cfg.Algorithms = []string{"RS256", "PS256", "ES256", "EdDSA"}
+	}
+	cfg.Algorithms = slices.Clone(cfg.Algorithms)
+	for _, alg := range cfg.Algorithms {
+		if !slices.Contains(asymmetric, alg) {
+			return failed(fmt.Errorf("algorithm %q: accepted are %s", alg, strings.Join(asymmetric, ", ")))
+		}
+	}
+	cfg.Audience = slices.Clone(cfg.Audience)
+	if slices.Contains(cfg.Audience, "") {
+		return failed(errors.New("an audience is empty"))
+	}
+	if cfg.Type == "" {
+		cfg.Type = "at+jwt"
+	}
+	if cfg.Type != "at+jwt" && cfg.Type != "any" {
+		return failed(fmt.Errorf("type %q: accepted are at+jwt and any", cfg.Type))
+	}
+	if cfg.Leeway < 0 || cfg.Leeway > maxLeeway {
+		return failed(fmt.Errorf("leeway of %v: accepted are 0 to %v", cfg.Leeway, maxLeeway))
+	}
+	if cfg.RefreshInterval == 0 {
+		cfg.RefreshInterval = 15 * time.Minute
+	}
+	if cfg.RefreshInterval < 10*time.Second {
+		return failed(fmt.Errorf("refresh interval of %v: accepted are 10s and more", cfg.RefreshInterval))
+	}
+	if cfg.MinRefresh == 0 {
+		cfg.MinRefresh = 5 * time.Second
+	}
+	if cfg.MinRefresh < time.Second || cfg.MinRefresh > cfg.RefreshInterval {
+		return failed(fmt.Errorf("least time between refreshes of %v: accepted are 1s to the refresh interval", cfg.MinRefresh))
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 5 * time.Second
+	}
+	if cfg.Timeout < 0 {
+		return failed(fmt.Errorf("timeout of %v is negative", cfg.Timeout))
+	}
+	cfg.Header = cfg.Header.Clone()
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.OnFetch == nil {
+		cfg.OnFetch = func(string, time.Duration, error) {}
+	}
+	if cfg.OnKeys == nil {
+		cfg.OnKeys = func(int) {}
+	}
+	if cfg.transport == nil {
+		cfg.transport = &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			TLSClientConfig:        cfg.TLS.Clone(),
+			ForceAttemptHTTP2:      true,
+			MaxResponseHeaderBytes: 64 << 10,
+			// A connection would sit idle for a quarter of an hour, and outlive Close.
+			DisableKeepAlives: true,
+		}
+	}
+	j := &JWT{
+		cfg: cfg,
+		client: &http.Client{
+			Transport: cfg.transport,
+			// A redirect would let whoever can cause one choose the keys, or make this host
+			// call an address that only it can reach.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		done:    make(chan struct{}),
+		wake:    make(chan struct{}, 1),
+		waiting: make(chan struct{}, maxWaiting),
+		flight:  make(chan struct{}), // the first one is about to begin
+	}
+	j.ctx, j.cancel = context.WithCancel(context.Background())
+	go j.keepKeys()
+	return j, nil
+}
+
+// endpoint parses a URL that keys may come from: whoever can change what it answers can
+// sign tokens, so it must be https, or must not leave this host.
+func endpoint(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return nil, err
+	case u.Host == "" || u.Opaque != "":
+		return nil, fmt.Errorf("%q is not a URL with a host", s)
+	case u.User != nil:
+		return nil, errors.New("the URL must not have a user name or password")
+	case u.Fragment != "":
+		return nil, fmt.Errorf("%q must not have a fragment", s)
+	case u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())):
+		return nil, fmt.Errorf("%q must be https, or http to a loopback address", s)
+	}
+	return u, nil
+}
+
+// Close ends the goroutine and waits for it. Lookups go on with the keys that are known.
+// Close may be called twice.
+func (j *JWT) Close() {
+	j.cancel()
+	<-j.done
+}
+
+// Lookup verifies token. It is Inactive if it can be told to be bad. If telling would
+// take a key that could not be fetched, because none ever was, or because the token's
+// kid is unknown and the last fetch failed, Lookup ends with an error: the token may be
+// good. Whoever invents kids gets errors while the issuer is down, and does not change
+// what others get.
+//
+// Lookup blocks only on a token whose key is unknown, until a fetch of the keys has ended.
+func (j *JWT) Lookup(ctx context.Context, token string) (*Facts, error) {
+	jws, kid, ok := j.read(token)
+	if !ok {
+		return inactive, nil
+	}
+	payload, key, known := j.keys.Load().verify(jws, kid)
+	if !known {
+		if err := j.refresh(ctx); err != nil {
+			return nil, fmt.Errorf("fetching the keys of %s: %w", j.cfg.Issuer, err)
+		}
+		payload, key, _ = j.keys.Load().verify(jws, kid)
+	}
+	if key == nil {
+		return inactive, nil
+	}
+	facts, ok := j.judge(payload)
+	if !ok {
+		return inactive, nil
+	}
+	facts.ID = IDOf(token)
+	facts.verifiedBy = key.id
+	return facts, nil
+}
+
+// Screen reports whether token has the outline of a signed JWT. It is on every
+// request's way and looks no closer.
+func (j *JWT) Screen(token string) bool { return outline(token) }
+
+// Revise refuses facts that were verified with a key which is not in the current set,
+// although they may be cached: who withdraws a key wants its tokens dead. A key that
+// comes with another kid or alg than before is another key.
+func (j *JWT) Revise(facts *Facts) *Facts {
+	if j.keys.Load().has(facts.verifiedBy) {
+		return facts
+	}
+	return inactive
+}
+
+// Coherent reports whether keys are known. As long as they are not, nobody can say
+// whether those that verified the facts in a cache are still good.
+func (j *JWT) Coherent() bool { return j.keys.Load() != nil }
+
+// UnverifiedIssuer returns what token claims as its issuer. Anybody can claim anything:
+// it is for choosing the JWT source to ask, which verifies. It does work and memory
+// in proportion to a token of at most 16 KiB.
+func UnverifiedIssuer(token string) (issuer string, ok bool) {
+	if !outline(token) {
+		return "", false
+	}
+	_, rest, _ := strings.Cut(token, ".")
+	payload, _, _ := strings.Cut(rest, ".")
+	data, err := base64.RawURLEncoding.DecodeString(payload)
+	if err != nil {
+		return "", false
+	}
+	// A map, because a struct would take ISS for iss.
+	var claims map[string]json.RawMessage
+	if json.Unmarshal(data, &claims) != nil || claims["iss"] == nil {
+		return "", false
+	}
+	var name string // not the result itself: that would be allocated for each opaque token
+	// null leaves it empty, and no issuer is.
+	if json.Unmarshal(claims["iss"], &name) != nil || name == "" {
+		return "", false
+	}
+	return name, true
+}
+
+// outline reports whether token has three parts, of which the first can be a JSON object
+// in base64. An encrypted JWT has five. Nothing is split or allocated: a megabyte of
+// dots was enough to exhaust parsers that did (CVE-2025-27144, CVE-2025-30204).
+func outline(token string) bool {
+	return len(token) <= maxJWT && strings.HasPrefix(token, "e") && strings.Count(token, ".") == 2
+}
+
+// read takes a token apart and judges all of it that needs no key. kid is empty if it
+// has none.
+func (j *JWT) read(token string) (jws *jose.JSONWebSignature, kid string, ok bool) {
+	// What another issuer's tokens name as their key must not make us fetch.
+	if issuer, ok := UnverifiedIssuer(token); !ok || issuer != j.cfg.Issuer {
+		return nil, "", false
+	}
+	// Strict refuses set bits behind the last byte, which would make a second spelling of
+	// the token; it skips line breaks, which would make many.
+	if strings.ContainsAny(token, "\r\n") {
+		return nil, "", false
+	}
+	strict := base64.RawURLEncoding.Strict()
+	protected, rest, _ := strings.Cut(token, ".")
+	for part := range strings.SplitSeq(rest, ".") {
+		if _, err := strict.DecodeString(part); err != nil {
+			return nil, "", false
+		}
+	}
+	data, err := strict.DecodeString(protected)
+	if err != nil {
+		return nil, "", false
+	}
+	header, ok := decodeObject(data)
+	if !ok {
+		return nil, "", false
+	}
+	// None of them is of use in an access token: crit asks for what we don't know, b64
+	// changes what is signed (RFC 7797), zip and enc belong to encryption.
+	for _, name := range []string{"crit", "b64", "zip", "enc"} {
+		if _, ok := header[name]; ok {
+			return nil, "", false
+		}
+	}
+	if typ, present := header["typ"]; !j.acceptsType(typ, present) {
+		return nil, "", false
+	}
+	if value, present := header["kid"]; present {
+		if kid, ok = value.(string); !ok || kid == "" {
+			return nil, "", false
+		}
+	}
+	alg, ok := header["alg"].(string)
+	if !ok || !slices.Contains(j.cfg.Algorithms, alg) {
+		return nil, "", false
+	}
+	// go-jose reads the header itself; allowing this one algorithm makes sure that it read
+	// the same.
+	jws, err = jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
+	return jws, kid, err == nil
+}
+
+// acceptsType judges the header's typ (RFC 8725 section 3.11). As a media type it is the
+// same in upper and lower case.
+func (j *JWT) acceptsType(value any, present bool) bool {
+	if !present {
+		return j.cfg.Type == "any"
+	}
+	typ, ok := value.(string)
+	if !ok {
+		return false
+	}
+	return strings.EqualFold(typ, "at+jwt") || strings.EqualFold(typ, "application/at+jwt") ||
+		j.cfg.Type == "any" && strings.EqualFold(typ, "JWT")
+}
+
+// judge makes facts of a payload whose signature is good.
+func (j *JWT) judge(payload []byte) (*Facts, bool) {
+	claims, ok := decodeObject(payload)
+	if !ok || claims["iss"] != j.cfg.Issuer {
+		return nil, false
+	}
+	if _, bound := claims["cnf"]; bound {
+		return nil, false
+	}
+	if j.cfg.Type == "any" && otherKind(claims) {
+		return nil, false
+	}
+
+	now := j.cfg.Now()
+	expiry, ok := numericDate(claims["exp"])
+	if !ok || !now.Before(expiry) {
+		return nil, false
+	}
+	var issued time.Time
+	for _, name := range []string{"nbf", "iat"} {
+		value, present := claims[name]
+		if !present {
+			continue
+		}
+		at, ok := numericDate(value)
+		if !ok || now.Add(j.cfg.Leeway).Before(at) {
+			return nil, false
+		}
+		if name == "iat" {
+			issued = at
+		}
+	}
+
+	var audience []string
+	if value, present := claims["aud"]; present {
+		// An empty list, or an empty name in it, must not look like a token without limits.
+		audience, ok = texts(value)
+		if !ok || len(audience) == 0 || slices.Contains(audience, "") {
+			return nil, false
+		}
+	}
+	if len(j.cfg.Audience) > 0 && !slices.ContainsFunc(j.cfg.Audience, func(a string) bool { return slices.Contains(audience, a) }) {
+		return nil, false
+	}
+
+	scopes, ok := scopesOf(claims)
+	if !ok {
+		return nil, false
+	}
+	var names [3]string
+	for i, name := range []string{"sub", "client_id", "azp"} {
+		if value, present := claims[name]; present {
+			if names[i], ok = value.(string); !ok {
+				return nil, false
+			}
+		}
+	}
+	subject, client, authorized := names[0], names[1], names[2]
+	if client == "" {
+		client = authorized // Keycloak, Entra ID, Auth0: OpenID Connect's name for it
+	}
+	return &Facts{
+		Active: true, ClientID: client, Subject: subject, Issuer: j.cfg.Issuer,
+		Scopes: scopes, Audience: audience, IssuedAt: issued, Expiry: expiry, Claims: claims,
+	}, true
+}
+
+// otherKind reports whether claims are those of an ID token, a logout or security event
+// token, or a refresh token, of issuers that don't say so in the header: OpenID Connect
+// Core section 3.1.3.6, RFC 8417, Keycloak, Amazon Cognito.
+func otherKind(claims map[string]any) bool {
+	for _, name := range []string{"at_hash", "c_hash", "events"} {
+		if _, ok := claims[name]; ok {
+			return true
+		}
+	}
+	switch claims["typ"] {
+	case "ID", "Refresh", "Offline", "Logout":
+		return true
+	}
+	return claims["token_use"] == "id"
+}
+
+// scopesOf returns the scopes in scope (RFC 9068) or, where that is absent, in scp (Entra
+// ID, Okta): a string with spaces, or a list.
+func scopesOf(claims map[string]any) ([]string, bool) {
+	value, present := claims["scope"]
+	if !present {
+		if value, present = claims["scp"]; !present {
+			return nil, true
+		}
+	}
+	list, ok := texts(value)
+	if !ok {
+		return nil, false
+	}
+	if line, ok := value.(string); ok {
+		list = strings.Split(line, " ")
+	}
+	var scopes []string
+	for _, scope := range list {
+		if scope == "" || slices.Contains(scopes, scope) {
+			continue
+		}
+		// An element with a space in it would be two scopes as soon as somebody joins them.
+		for _, c := range []byte(scope) {
+			if c < 0x21 || c > 0x7e || c == '"' || c == '\\' { // RFC 6749 section 3.3
+				return nil, false
+			}
+		}
+		scopes = append(scopes, scope)
+	}
+	return scopes, true
+}
+
+// texts returns a string as a list of one, and a list of strings.
+func texts(value any) ([]string, bool) {
+	switch value := value.(type) {
+	case string:
+		return []string{value}, true
+	case []any:
+		list := make([]string, len(value))
+		for i, element := range value {
+			s, ok := element.(string)
+			if !ok {
+				return nil, false
+			}
+			list[i] = s
+		}
+		return list, true
+	}
+	return nil, false
+}
+
+// numericDate reads a NumericDate (RFC 7519 section 2): seconds from 1970 to the year
+// 9999, with at most nine decimals. No sign, no exponent: 1e308 is a number in JSON, and
+// what it becomes in an integer is anybody's guess.
+func numericDate(value any) (time.Time, bool) {
+	number, ok := value.(json.Number)
+	if !ok {
+		return time.Time{}, false
+	}
+	whole, decimals, _ := strings.Cut(number.String(), ".")
+	if len(decimals) > 9 {
+		return time.Time{}, false
+	}
+	seconds, err := strconv.ParseUint(whole, 10, 64)
+	if err != nil || seconds > 253402300799 {
+		return time.Time{}, false
+	}
+	nanos, err := strconv.ParseUint((decimals + "000000000")[:9], 10, 64)
+	if err != nil {
+		return time.Time{}, false
+	}
+	return time.Unix(int64(seconds), int64(nanos)), true
+}
+
+// decodeObject decodes a JSON object as encoding/json does with UseNumber, and refuses
+// what another parser could understand otherwise: two members of one name, text that is
+// not UTF-8, more than maxDepth levels, white space before it.
+func decodeObject(data []byte) (map[string]any, bool) {
+	if len(data) == 0 || data[0] != '{' || !utf8.Valid(data) || !json.Valid(data) {
+		return nil, false
+	}
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.UseNumber()
+	value, err := decodeValue(decoder, 0)
+	object, ok := value.(map[string]any)
+	return object, ok && err == nil
+}
+
+var errAmbiguous = errors.New("JSON too deep, or with two members of one name")
+
+func decodeValue(decoder *json.Decoder, depth int) (any, error) {
+	token, err := decoder.Token()
+	if err != nil {
+		return nil, err
+	}
+	if depth > maxDepth {
+		return nil, errAmbiguous
+	}
+	switch token {
+	case json.Delim('{'):
+		object := map[string]any{}
+		for decoder.More() {
+			name, err := decoder.Token()
+			if err != nil {
+				return nil, err
+			}
+			if _, twice := object[name.(string)]; twice {
+				return nil, errAmbiguous
+			}
+			if object[name.(string)], err = decodeValue(decoder, depth+1); err != nil {
+				return nil, err
+			}
+		}
+		_, err = decoder.Token()
+		return object, err
+	case json.Delim('['):
+		list := []any{}
+		for decoder.More() {
+			value, err := decodeValue(decoder, depth+1)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, value)
+		}
+		_, err = decoder.Token()
+		return list, err
+	}
+	return token, nil
+}

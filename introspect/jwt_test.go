@@ -1,0 +1,1029 @@
+package introspect_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"maps"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+const issuerName = "https://issuer.example/tenant"
+
+// signingKey signs tokens with the standard library alone, so that the source is not
+// tested against its own JOSE.
+type signingKey struct {
+	kid, alg string
+	private  crypto.Signer
+}
+
+var hashes = map[string]crypto.Hash{"256": crypto.SHA256, "384": crypto.SHA384, "512": crypto.SHA512}
+
+// signature signs input as alg wants it, whatever the key is meant for.
+func (k signingKey) signature(alg string, input []byte) []byte {
+	if alg == "EdDSA" {
+		return must(k.private.Sign(nil, input, crypto.Hash(0)))
+	}
+	hash := hashes[alg[2:]]
+	h := hash.New()
+	h.Write(input)
+	digest := h.Sum(nil)
+	switch private := k.private.(type) {
+	case *rsa.PrivateKey:
+		if alg[:2] == "PS" {
+			return must(rsa.SignPSS(rand.Reader, private, hash, digest, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}))
+		}
+		return must(rsa.SignPKCS1v15(rand.Reader, private, hash, digest))
+	case *ecdsa.PrivateKey:
+		r, s, err := ecdsa.Sign(rand.Reader, private, digest)
+		if err != nil {
+			panic(err)
+		}
+		size := (private.Curve.Params().BitSize + 7) / 8
+		return append(r.FillBytes(make([]byte, size)), s.FillBytes(make([]byte, size))...)
+	}
+	panic("no such key")
+}
+
+// token signs exactly this header and payload.
+func (k signingKey) token(header, payload string) string {
+	input := b64(header) + "." + b64(payload)
+	return input + "." + b64(string(k.signature(k.alg, []byte(input))))
+}
+
+// issue signs claims as an access token.
+func (k signingKey) issue(claims claims) string {
+	return k.token(fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":"at+jwt"}`, k.alg, k.kid), claims.json())
+}
+
+// jwk is the public key with changes. A change to nil removes a member.
+func (k signingKey) jwk(changes claims) claims {
+	var jwk claims
+	switch public := k.private.Public().(type) {
+	case *rsa.PublicKey:
+		jwk = claims{"kty": "RSA", "n": b64(string(public.N.Bytes())), "e": b64(string(big.NewInt(int64(public.E)).Bytes()))}
+	case *ecdsa.PublicKey:
+		point := must(public.Bytes())[1:]
+		jwk = claims{"kty": "EC", "crv": public.Params().Name, "x": b64(string(point[:len(point)/2])), "y": b64(string(point[len(point)/2:]))}
+	case ed25519.PublicKey:
+		jwk = claims{"kty": "OKP", "crv": "Ed25519", "x": b64(string(public))}
+	}
+	jwk["kid"], jwk["alg"], jwk["use"] = k.kid, k.alg, "sig"
+	return jwk.with(changes)
+}
+
+type claims map[string]any
+
+func (c claims) with(changes claims) claims {
+	c = maps.Clone(c)
+	for name, value := range changes {
+		if value == nil {
+			delete(c, name)
+		} else {
+			c[name] = value
+		}
+	}
+	return c
+}
+
+func (c claims) json() string { return string(must(json.Marshal(c))) }
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func b64(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
+
+// Keys take long to make, so all tests share them.
+var (
+	rsaKey  = sync.OnceValue(func() crypto.Signer { return must(rsa.GenerateKey(rand.Reader, 2048)) })
+	p256Key = sync.OnceValue(func() crypto.Signer { return must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)) })
+	p384Key = sync.OnceValue(func() crypto.Signer { return must(ecdsa.GenerateKey(elliptic.P384(), rand.Reader)) })
+	p521Key = sync.OnceValue(func() crypto.Signer { return must(ecdsa.GenerateKey(elliptic.P521(), rand.Reader)) })
+	edKey   = sync.OnceValue(newEdKey)
+)
+
+func newEdKey() crypto.Signer {
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	return must(private, err)
+}
+
+func keyFor(alg string) signingKey {
+	private := edKey
+	switch alg {
+	case "ES256":
+		private = p256Key
+	case "ES384":
+		private = p384Key
+	case "ES512":
+		private = p521Key
+	default:
+		if alg != "EdDSA" {
+			private = rsaKey
+		}
+	}
+	return signingKey{kid: "kid of " + alg, alg: alg, private: private()}
+}
+
+func jwks(keys ...claims) string { return claims{"keys": keys}.json() }
+
+// keyServer publishes a key set, and counts who asks for it.
+type keyServer struct {
+	*httptest.Server
+	requests atomic.Int64
+	answer   atomic.Pointer[http.HandlerFunc]
+}
+
+func newKeyServer(t testing.TB, set string) *keyServer {
+	s := &keyServer{}
+	s.publish(set)
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.requests.Add(1)
+		(*s.answer.Load())(w, r)
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *keyServer) do(answer http.HandlerFunc) { s.answer.Store(&answer) }
+
+func (s *keyServer) publish(set string) {
+	s.do(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, set) })
+}
+
+func newJWT(t testing.TB, cfg introspect.JWTConfig) *introspect.JWT {
+	t.Helper()
+	if cfg.Issuer == "" {
+		cfg.Issuer = issuerName
+	}
+	if cfg.Now == nil {
+		cfg.Now = (&clocks{}).now
+	}
+	j, err := introspect.NewJWT(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(j.Close)
+	return j
+}
+
+// goodClaims are those of an access token that is good for an hour.
+func goodClaims() claims {
+	return claims{
+		"iss": issuerName, "sub": "alice", "client_id": "reporting", "aud": "api", "scope": "read write",
+		"iat": start.Unix(), "exp": start.Add(time.Hour).Unix(), "jti": "1",
+	}
+}
+
+// mayPass reports whether j takes token for good. An error fails the test.
+func mayPass(t testing.TB, j *introspect.JWT, token string) bool {
+	t.Helper()
+	facts, err := j.Lookup(context.Background(), token)
+	if err != nil {
+		t.Errorf("%.300s: %v", token, err)
+		return false
+	}
+	if facts.Active && !j.Screen(token) {
+		t.Errorf("%.300s is active, and Screen refuses it", token)
+	}
+	if !facts.Active && !reflect.DeepEqual(facts, introspect.Inactive()) {
+		t.Errorf("%.300s is inactive with facts: %+v", token, facts)
+	}
+	return facts.Active
+}
+
+func TestJWTFacts(t *testing.T) {
+	algorithms := []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+	var set []claims
+	for _, alg := range algorithms {
+		set = append(set, keyFor(alg).jwk(nil))
+	}
+	j := newJWT(t, introspect.JWTConfig{JWKSURI: newKeyServer(t, jwks(set...)).URL, Algorithms: algorithms, Audience: []string{"other", "api"}})
+	for _, alg := range algorithms {
+		token := keyFor(alg).issue(goodClaims().with(claims{"aud": []string{"web", "api"}, "scope": "read write read", "level": 7}))
+		facts, err := j.Lookup(t.Context(), token)
+		if err != nil || !facts.Active {
+			t.Errorf("%s: %+v, %v", alg, facts, err)
+			continue
+		}
+		if facts.ID != introspect.IDOf(token) || facts.Subject != "alice" || facts.ClientID != "reporting" ||
+			facts.Issuer != issuerName || !slices.Equal(facts.Scopes, []string{"read", "write"}) ||
+			!slices.Equal(facts.Audience, []string{"web", "api"}) || !facts.IssuedAt.Equal(start) ||
+			!facts.Expiry.Equal(start.Add(time.Hour)) || facts.Claims["level"] != json.Number("7") {
+			t.Errorf("%s: %+v", alg, facts)
+		}
+		if j.Revise(facts) != facts {
+			t.Errorf("%s: Revise changes facts whose key is current", alg)
+		}
+	}
+}
+
+// Where issuers put the client and the scopes.
+func TestJWTClaimsOfIssuers(t *testing.T) {
+	key := keyFor("EdDSA")
+	j := newJWT(t, introspect.JWTConfig{JWKSURI: newKeyServer(t, jwks(key.jwk(nil))).URL})
+	for _, c := range []struct {
+		name    string
+		changes claims
+		client  string
+		scopes  []string
+	}{
+		{"RFC 9068", nil, "reporting", []string{"read", "write"}},
+		{"azp", claims{"client_id": nil, "azp": "billing"}, "billing", []string{"read", "write"}},
+		{"client_id before azp", claims{"azp": "billing"}, "reporting", []string{"read", "write"}},
+		{"no client", claims{"client_id": nil}, "", []string{"read", "write"}},
+		{"scope as a list", claims{"scope": []string{"read", "write"}}, "reporting", []string{"read", "write"}},
+		{"scp as a list", claims{"scope": nil, "scp": []string{"read"}}, "reporting", []string{"read"}},
+		{"scp as a string", claims{"scope": nil, "scp": "read write"}, "reporting", []string{"read", "write"}},
+		{"scope before scp", claims{"scp": "admin"}, "reporting", []string{"read", "write"}},
+		{"an empty scope is no reason to look at scp", claims{"scope": "", "scp": "admin"}, "reporting", nil},
+		{"no scope", claims{"scope": nil}, "reporting", nil},
+	} {
+		facts, err := j.Lookup(t.Context(), key.issue(goodClaims().with(c.changes)))
+		if err != nil || !facts.Active || facts.ClientID != c.client || !slices.Equal(facts.Scopes, c.scopes) {
+			t.Errorf("%s: %+v, %v", c.name, facts, err)
+		}
+	}
+}
+
+func TestJWTConfigIsChecked(t *testing.T) {
+	good := introspect.JWTConfig{Issuer: issuerName, JWKSURI: "https://issuer.example/jwks"}
+	for name, change := range map[string]func(*introspect.JWTConfig){
+		"no issuer":                     func(c *introspect.JWTConfig) { c.Issuer = "" },
+		"no keys":                       func(c *introspect.JWTConfig) { c.JWKSURI = "" },
+		"keys from two places":          func(c *introspect.JWTConfig) { c.KeysFile = "keys.json" },
+		"keys over http":                func(c *introspect.JWTConfig) { c.JWKSURI = "http://issuer.example/jwks" },
+		"keys from what looks loopback": func(c *introspect.JWTConfig) { c.JWKSURI = "http://localhost.example/jwks" },
+		"keys from a file URL":          func(c *introspect.JWTConfig) { c.JWKSURI = "file:///etc/keys" },
+		"keys with a password":          func(c *introspect.JWTConfig) { c.JWKSURI = "https://a:b@issuer.example/jwks" },
+		"discovery without a URL":       func(c *introspect.JWTConfig) { c.JWKSURI, c.Discovery, c.Issuer = "", true, "issuer" },
+		"discovery with a query":        func(c *introspect.JWTConfig) { c.JWKSURI, c.Discovery, c.Issuer = "", true, issuerName+"?a=b" },
+		"discovery over http":           func(c *introspect.JWTConfig) { c.JWKSURI, c.Discovery, c.Issuer = "", true, "http://issuer.example" },
+		"algorithm none":                func(c *introspect.JWTConfig) { c.Algorithms = []string{"RS256", "none"} },
+		"algorithm HS256":               func(c *introspect.JWTConfig) { c.Algorithms = []string{"HS256"} },
+		"algorithm in lower case":       func(c *introspect.JWTConfig) { c.Algorithms = []string{"rs256"} },
+		"an empty audience":             func(c *introspect.JWTConfig) { c.Audience = []string{""} },
+		"an unknown type":               func(c *introspect.JWTConfig) { c.Type = "JWT" },
+		"leeway over a minute":          func(c *introspect.JWTConfig) { c.Leeway = 61 * time.Second },
+		"leeway below zero":             func(c *introspect.JWTConfig) { c.Leeway = -1 },
+		"refresh too often":             func(c *introspect.JWTConfig) { c.RefreshInterval = 9 * time.Second },
+		"no pause between refreshes":    func(c *introspect.JWTConfig) { c.MinRefresh = time.Millisecond },
+		"a pause beyond the interval":   func(c *introspect.JWTConfig) { c.MinRefresh = time.Hour },
+		"a negative timeout":            func(c *introspect.JWTConfig) { c.Timeout = -1 },
+	} {
+		cfg := good
+		change(&cfg)
+		if j, err := introspect.NewJWT(cfg); err == nil {
+			j.Close()
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// forgery is a source with keys for all default algorithms, and what a forger needs.
+func forgery(t testing.TB, cfg introspect.JWTConfig) *introspect.JWT {
+	var set []claims
+	for _, alg := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
+		set = append(set, keyFor(alg).jwk(nil))
+	}
+	// Keys that leave it to the token how they are used.
+	set = append(set,
+		signingKey{"any RSA", "", rsaKey()}.jwk(claims{"alg": nil}),
+		signingKey{"any EC", "", p256Key()}.jwk(claims{"alg": nil}))
+	cfg.JWKSURI = newKeyServer(t, jwks(set...)).URL
+	j := newJWT(t, cfg)
+	for _, alg := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
+		if !mayPass(t, j, keyFor(alg).issue(goodClaims())) {
+			t.Fatalf("a genuine token with %s is refused", alg)
+		}
+	}
+	return j
+}
+
+// RFC 8725 section 2.1: alg none in each spelling, with the signature of another token
+// and without.
+func TestJWTAlgNone(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{Type: "any"})
+	genuine := keyFor("RS256").issue(goodClaims())
+	signature := genuine[strings.LastIndexByte(genuine, '.')+1:]
+	for i := range 16 {
+		none := []byte("none")
+		for bit := range none {
+			if i>>bit&1 == 1 {
+				none[bit] -= 'a' - 'A'
+			}
+		}
+		for _, header := range []string{
+			fmt.Sprintf(`{"alg":"%s"}`, none),
+			fmt.Sprintf(`{"alg":"%s","kid":"kid of RS256","typ":"at+jwt"}`, none),
+			fmt.Sprintf(`{"alg":" %s ","kid":"kid of RS256"}`, none),
+		} {
+			input := b64(header) + "." + b64(goodClaims().json())
+			for _, token := range []string{input + ".", input + "." + signature, input} {
+				if mayPass(t, j, token) {
+					t.Errorf("%s is good", header)
+				}
+			}
+		}
+	}
+	for _, alg := range []string{`""`, `null`, `0`, `true`, `["RS256"]`, `{}`, `"RS256\u0000"`, `"rs256"`} {
+		if mayPass(t, j, keyFor("RS256").token(fmt.Sprintf(`{"alg":%s,"kid":"kid of RS256","typ":"at+jwt"}`, alg), goodClaims().json())) {
+			t.Errorf("alg %s is good", alg)
+		}
+	}
+}
+
+// RFC 8725 section 2.1 and Keycloak's CVE-2026-11800: the public key as an HMAC secret.
+func TestCVE_2026_11800_AlgorithmConfusion(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{})
+	public := rsaKey().Public().(*rsa.PublicKey)
+	pkix, pkcs1 := must(x509.MarshalPKIXPublicKey(public)), x509.MarshalPKCS1PublicKey(public)
+	for name, secret := range map[string][]byte{
+		"PEM":                 pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pkix}),
+		"PEM without newline": []byte(strings.TrimSpace(string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pkix})))),
+		"PKCS 1 PEM":          pem.EncodeToMemory(&pem.Block{Type: "RSA PUBLIC KEY", Bytes: pkcs1}),
+		"DER":                 pkix,
+		"PKCS 1 DER":          pkcs1,
+		"JWK":                 []byte(keyFor("RS256").jwk(nil).json()),
+		"modulus":             public.N.Bytes(),
+		"nothing":             nil,
+	} {
+		for _, kid := range []string{"kid of RS256", "any RSA"} {
+			input := b64(fmt.Sprintf(`{"alg":"HS256","kid":%q,"typ":"at+jwt"}`, kid)) + "." + b64(goodClaims().json())
+			mac := hmac.New(sha256.New, secret)
+			mac.Write([]byte(input))
+			if mayPass(t, j, input+"."+b64(string(mac.Sum(nil)))) {
+				t.Errorf("HS256 with the key's %s and kid %q is good", name, kid)
+			}
+		}
+	}
+}
+
+// A key verifies the algorithm that it is for, and no other.
+func TestJWTAlgorithmOfAnotherKey(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{})
+	wide := forgery(t, introspect.JWTConfig{Algorithms: []string{"RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "ES512", "EdDSA"}})
+	for _, c := range []struct {
+		header, kid, signed string // signed is the algorithm of the signature
+	}{
+		{"RS256", "kid of PS256", "RS256"}, // the same RSA key, for PSS only
+		{"PS256", "kid of RS256", "PS256"},
+		{"RS256", "kid of RS256", "PS256"},
+		{"RS384", "kid of RS256", "RS384"},
+		{"RS512", "kid of RS256", "RS512"},
+		{"ES384", "kid of ES256", "ES384"},
+		{"ES384", "any EC", "ES384"}, // P-256 with SHA-384
+		{"ES256", "any EC", "ES384"},
+		{"ES256", "kid of EdDSA", "ES256"},
+		{"EdDSA", "kid of ES256", "EdDSA"},
+		{"RS256", "kid of ES256", "RS256"},
+		{"EdDSA", "kid of RS256", "EdDSA"},
+	} {
+		key := keyFor("RS256")
+		switch c.signed[:2] {
+		case "ES":
+			key = keyFor("ES256")
+		case "Ed":
+			key = keyFor("EdDSA")
+		}
+		key.alg = c.signed
+		token := key.token(fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":"at+jwt"}`, c.header, c.kid), goodClaims().json())
+		if mayPass(t, j, token) || mayPass(t, wide, token) {
+			t.Errorf("%+v is good", c)
+		}
+	}
+	// Allowed by the key, not by the configuration.
+	key := signingKey{"any RSA", "RS512", rsaKey()}
+	if token := key.issue(goodClaims()); mayPass(t, j, token) || !mayPass(t, wide, token) {
+		t.Error("the list of algorithms does not decide")
+	}
+}
+
+// RFC 8725 section 2.6 and RFC 7515 section 10: what the header says about keys is
+// neither used nor fetched.
+func TestJWTKeyInjection(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{})
+	evil := signingKey{"kid of ES256", "ES256", must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}
+	trap := newKeyServer(t, jwks(evil.jwk(nil)))
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	certificate := must(x509.CreateCertificate(rand.Reader, template, template, evil.private.Public(), evil.private))
+	for _, injected := range []claims{
+		{"jwk": evil.jwk(nil)},
+		{"jwk": evil.jwk(nil), "kid": nil},
+		{"jku": trap.URL},
+		{"jku": trap.URL, "kid": "unknown"},
+		{"x5u": trap.URL},
+		{"x5u": trap.URL, "kid": nil},
+		{"x5c": []string{base64.StdEncoding.EncodeToString(certificate)}},
+		{"x5c": []string{base64.StdEncoding.EncodeToString(certificate)}, "kid": nil},
+		{"kid": trap.URL},
+		{"kid": "../../../../dev/null"},
+		{"kid": "' OR 1=1 --"},
+		{"iss": trap.URL, "jwks_uri": trap.URL},
+	} {
+		header := claims{"alg": "ES256", "typ": "at+jwt", "kid": "kid of ES256"}.with(injected)
+		if mayPass(t, j, evil.token(header.json(), goodClaims().json())) {
+			t.Errorf("%v is good", injected)
+		}
+		// They are ignored, not forbidden: signed with the issuer's key the token is good.
+		if _, whose := injected["kid"]; !whose && !mayPass(t, j, keyFor("ES256").token(header.json(), goodClaims().json())) {
+			t.Errorf("%v makes a genuine token bad", injected)
+		}
+	}
+	if n := trap.requests.Load(); n != 0 {
+		t.Errorf("%d requests to the attacker's server", n)
+	}
+}
+
+// RFC 9068 section 4, J-03, J-06.
+func TestJWTForgedClaims(t *testing.T) {
+	at := func(d time.Duration) int64 { return start.Add(d).Unix() }
+	raw := func(s string) json.RawMessage { return json.RawMessage(s) }
+	j := forgery(t, introspect.JWTConfig{Audience: []string{"api"}})
+	late := forgery(t, introspect.JWTConfig{Audience: []string{"api"}, Leeway: time.Minute})
+	key := keyFor("EdDSA")
+	for _, c := range []struct {
+		name string
+		claims
+	}{
+		{"another issuer", claims{"iss": "https://evil.example"}},
+		{"no issuer", claims{"iss": nil}},
+		{"issuer with a slash", claims{"iss": issuerName + "/"}},
+		{"issuer without the tenant", claims{"iss": "https://issuer.example"}},
+		{"issuer in upper case", claims{"iss": "https://ISSUER.example/tenant"}},
+		{"issuer with a port", claims{"iss": "https://issuer.example:443/tenant"}},
+		{"issuer with a space", claims{"iss": issuerName + " "}},
+		{"issuers in a list", claims{"iss": []string{issuerName}}},
+		{"another audience", claims{"aud": "web"}},
+		{"other audiences", claims{"aud": []string{"web", "API", "api "}}},
+		{"no audience", claims{"aud": nil}},
+		{"an empty list of audiences", claims{"aud": []string{}}},
+		{"an empty audience", claims{"aud": []string{"api", ""}}},
+		{"audience as an object", claims{"aud": claims{"api": "api"}}},
+		{"audience in a list in a list", claims{"aud": [][]string{{"api"}}}},
+		{"audience beside a number", claims{"aud": []any{"api", 1}}},
+		{"audience null", claims{"aud": raw("null")}},
+		{"no expiry", claims{"exp": nil}},
+		{"expiry null", claims{"exp": raw("null")}},
+		{"expiry as text", claims{"exp": fmt.Sprint(at(time.Hour))}},
+		{"expiry as a boolean", claims{"exp": true}},
+		{"expiry in a list", claims{"exp": []int64{at(time.Hour)}}},
+		{"expiry of 1e308", claims{"exp": raw("1e308")}},
+		{"expiry of 1e10", claims{"exp": raw("1e10")}},
+		{"expiry beyond 64 bits", claims{"exp": raw("18446744073709551616")}},
+		{"expiry at the edge of 64 bits", claims{"exp": raw("9223372036854775807")}},
+		{"expiry in milliseconds", claims{"exp": start.Add(time.Hour).UnixMilli()}},
+		{"expiry negative", claims{"exp": -1}},
+		{"expiry zero", claims{"exp": 0}},
+		{"expiry with a long fraction", claims{"exp": raw(fmt.Sprint(at(time.Hour), ".", strings.Repeat("0", 10)))}},
+		{"expired now", claims{"exp": at(0)}},
+		{"expired a second ago", claims{"exp": at(-time.Second)}},
+		{"expired half a second ago", claims{"exp": raw(fmt.Sprint(at(-time.Second), ".5"))}},
+		{"not before later", claims{"nbf": at(time.Minute + time.Second)}},
+		{"not before as text", claims{"nbf": fmt.Sprint(at(-time.Hour))}},
+		{"not before null", claims{"nbf": raw("null")}},
+		{"not before negative", claims{"nbf": -1}},
+		{"not before huge", claims{"nbf": raw("1e308")}},
+		{"issued later", claims{"iat": at(time.Minute + time.Second)}},
+		{"issued as text", claims{"iat": "0"}},
+		{"issued huge", claims{"iat": raw("1e308")}},
+		{"subject as a number", claims{"sub": 1}},
+		{"subject null", claims{"sub": raw("null")}},
+		{"client in a list", claims{"client_id": []string{"reporting"}}},
+		{"azp as an object", claims{"azp": claims{}}},
+		{"scope as a number", claims{"scope": 1}},
+		{"scope null", claims{"scope": raw("null")}},
+		{"scope in a list with a number", claims{"scope": []any{"read", 1}}},
+		{"two scopes in one", claims{"scope": []string{"read admin"}}},
+		{"scope with a line break", claims{"scope": "read\nadmin"}},
+		{"scp with a tab", claims{"scope": nil, "scp": []string{"read\tadmin"}}},
+		{"bound to a certificate", claims{"cnf": claims{"x5t#S256": "x"}}},
+		{"bound to a DPoP key", claims{"cnf": claims{"jkt": "x"}}},
+		{"bound to nothing", claims{"cnf": raw("null")}},
+	} {
+		token := key.issue(goodClaims().with(c.claims))
+		if mayPass(t, j, token) || mayPass(t, late, token) {
+			t.Errorf("%s: good", c.name)
+		}
+	}
+	for name, changes := range map[string]claims{
+		"audience in a list":       {"aud": []string{"web", "api"}},
+		"no iat":                   {"iat": nil},
+		"expiry with a fraction":   {"exp": raw(fmt.Sprint(at(time.Hour), ".25"))},
+		"the last second of 9999":  {"exp": raw("253402300799")},
+		"not before now":           {"nbf": at(0)},
+		"no subject and no client": {"sub": nil, "client_id": nil},
+	} {
+		if !mayPass(t, j, key.issue(goodClaims().with(changes))) {
+			t.Errorf("%s: refused", name)
+		}
+	}
+	// Leeway is for nbf and iat.
+	for name, changes := range map[string]claims{"nbf": {"nbf": at(time.Minute)}, "iat": {"iat": at(time.Minute)}} {
+		if token := key.issue(goodClaims().with(changes)); mayPass(t, j, token) || !mayPass(t, late, token) {
+			t.Errorf("%s ahead by the leeway: wrong without leeway or with it", name)
+		}
+	}
+}
+
+// RFC 8725 section 3.11: a token of another kind, signed by the same issuer.
+func TestJWTTypes(t *testing.T) {
+	strict := forgery(t, introspect.JWTConfig{})
+	anyType := forgery(t, introspect.JWTConfig{Type: "any"})
+	key := keyFor("EdDSA")
+	for _, c := range []struct {
+		typ         string
+		strict, any bool
+	}{
+		{`"typ":"at+jwt",`, true, true},
+		{`"typ":"application/at+jwt",`, true, true},
+		{`"typ":"AT+JWT",`, true, true},
+		{`"typ":"JWT",`, false, true},
+		{`"typ":"jwt",`, false, true},
+		{``, false, true},
+		{`"typ":null,`, false, false},
+		{`"typ":"",`, false, false},
+		{`"typ":["at+jwt"],`, false, false},
+		{`"typ":"at+jwt ",`, false, false},
+		{`"typ":"xat+jwt",`, false, false},
+		{`"typ":"dpop+jwt",`, false, false},
+		{`"typ":"token-introspection+jwt",`, false, false},
+		{`"typ":"logout+jwt",`, false, false},
+		{`"typ":"secevent+jwt",`, false, false},
+		{`"typ":"oauth-authz-req+jwt",`, false, false},
+		{`"typ":"client-authentication+jwt",`, false, false},
+		{`"typ":"JOSE",`, false, false},
+	} {
+		token := key.token(`{`+c.typ+`"alg":"EdDSA","kid":"kid of EdDSA"}`, goodClaims().json())
+		if got := mayPass(t, strict, token); got != c.strict {
+			t.Errorf("%s with at+jwt: %v", c.typ, got)
+		}
+		if got := mayPass(t, anyType, token); got != c.any {
+			t.Errorf("%s with any: %v", c.typ, got)
+		}
+	}
+	for _, other := range []claims{
+		{"at_hash": "x"}, {"c_hash": "x"}, {"events": claims{}}, {"typ": "ID"}, {"typ": "Refresh"},
+		{"typ": "Offline"}, {"typ": "Logout"}, {"token_use": "id"},
+	} {
+		if mayPass(t, anyType, key.issue(goodClaims().with(other))) {
+			t.Errorf("%v is taken for an access token", other)
+		}
+	}
+	for _, access := range []claims{{"typ": "Bearer"}, {"token_use": "access"}} {
+		if !mayPass(t, anyType, key.issue(goodClaims().with(access))) {
+			t.Errorf("%v is not taken for an access token", access)
+		}
+	}
+}
+
+// J-04: there is one spelling of a token.
+func TestJWTSpellings(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{})
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	for _, alg := range []string{"RS256", "ES256", "EdDSA"} {
+		// Payloads of each length modulo three, so that each kind of last character occurs.
+		for pad := range 3 {
+			token := keyFor(alg).issue(goodClaims().with(claims{"pad": strings.Repeat("~?", 5) + strings.Repeat("x", pad)}))
+			if !mayPass(t, j, token) {
+				t.Fatalf("%s: a genuine token is refused", alg)
+			}
+			bad := func(what, spelling string) {
+				if spelling != token && mayPass(t, j, spelling) {
+					t.Errorf("%s: %s is good: %s", alg, what, spelling)
+				}
+			}
+			parts := strings.Split(token, ".")
+			for i, part := range parts {
+				with := func(s string) string {
+					changed := slices.Clone(parts)
+					changed[i] = s
+					return strings.Join(changed, ".")
+				}
+				last := strings.IndexByte(alphabet, part[len(part)-1])
+				for bits := range 16 {
+					bad("another last character", with(part[:len(part)-1]+alphabet[last^bits:][:1]))
+				}
+				bad("padding", with(part+"="))
+				bad("padding", with(part+"=="))
+				bad("the standard alphabet", with(strings.NewReplacer("-", "+", "_", "/").Replace(part)))
+				bad("one character less at the front", with(part[1:]))
+				bad("nothing", with(""))
+				bad("the part twice", with(part+part))
+				for _, space := range []string{" ", "\n", "\r", "\r\n", "\t", "\x00", "%20", "\u00a0"} {
+					bad("white space", with(part+space))
+					bad("white space", with(space+part))
+					bad("white space", with(part[:4]+space+part[4:]))
+				}
+			}
+			bad("case", strings.ToUpper(token))
+			bad("a dot at the end", token+".")
+			bad("a dot in front", "."+token)
+			bad("a scheme", "Bearer "+token)
+			bad("quotes", `"`+token+`"`)
+		}
+	}
+}
+
+// CVE-2026-27840: a token that was cut short was still good.
+func TestCVE_2026_27840_Prefixes(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{})
+	for _, alg := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
+		token := keyFor(alg).issue(goodClaims())
+		for i := range len(token) {
+			if mayPass(t, j, token[:i]) {
+				t.Errorf("%s: the first %d of %d characters are good", alg, i, len(token))
+			}
+			if i > 0 && mayPass(t, j, token[i:]) {
+				t.Errorf("%s: the characters from %d are good", alg, i)
+			}
+		}
+		for c := range 256 {
+			if mayPass(t, j, token+string([]byte{byte(c)})) {
+				t.Errorf("%s: good with %q behind it", alg, []byte{byte(c)})
+			}
+		}
+	}
+}
+
+// J-04: what the header must not have, and JSON that two parsers read differently.
+func TestJWTForgedStructure(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{Type: "any"})
+	key := keyFor("EdDSA")
+	good := goodClaims().json()
+	head := func(more string) string { return `{"alg":"EdDSA","kid":"kid of EdDSA"` + more + `}` }
+	if !mayPass(t, j, key.token(head(`,"x":{"y":[1]}`), good)) {
+		t.Fatal("a genuine token is refused")
+	}
+	deep := func(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }
+	for name, token := range map[string]string{
+		"crit":                      key.token(head(`,"crit":["exp"]`), good),
+		"crit b64":                  key.token(head(`,"crit":["b64"],"b64":true`), good),
+		"crit empty":                key.token(head(`,"crit":[]`), good),
+		"crit null":                 key.token(head(`,"crit":null`), good),
+		"b64 true":                  key.token(head(`,"b64":true`), good),
+		"b64 false":                 key.token(head(`,"b64":false`), good),
+		"zip":                       key.token(head(`,"zip":"DEF"`), good),
+		"enc":                       key.token(head(`,"enc":"A256GCM"`), good),
+		"kid as a number":           key.token(`{"alg":"EdDSA","kid":1}`, good),
+		"kid null":                  key.token(`{"alg":"EdDSA","kid":null}`, good),
+		"kid empty":                 key.token(`{"alg":"EdDSA","kid":""}`, good),
+		"alg twice":                 key.token(`{"alg":"none","alg":"EdDSA","kid":"kid of EdDSA"}`, good),
+		"kid twice":                 key.token(`{"alg":"EdDSA","kid":"x","kid":"kid of EdDSA"}`, good),
+		"alg in upper case":         key.token(`{"ALG":"EdDSA","kid":"kid of EdDSA"}`, good),
+		"header is a list":          key.token(`[{"alg":"EdDSA"}]`, good),
+		"header with white space":   key.token(" "+head(""), good),
+		"header with more behind":   key.token(head("")+"{}", good),
+		"header deep":               key.token(head(`,"a":`+deep(40)), good),
+		"header not UTF-8":          key.token(head(`,"a":"`+"\xff"+`"`), good),
+		"header empty":              key.token("", good),
+		"payload empty":             key.token(head(""), ""),
+		"payload null":              key.token(head(""), "null"),
+		"payload a list":            key.token(head(""), "["+good+"]"),
+		"payload with more behind":  key.token(head(""), good+"{}"),
+		"payload deep":              key.token(head(""), good[:len(good)-1]+`,"a":`+deep(40)+`}`),
+		"payload very deep":         key.token(head(""), good[:len(good)-1]+`,"a":`+strings.Repeat("[", 11_000)+`}`),
+		"payload not UTF-8":         key.token(head(""), good[:len(good)-1]+`,"a":"`+"\xff"+`"}`),
+		"iss twice":                 key.token(head(""), `{"iss":"https://evil.example",`+good[1:]),
+		"iss twice, the good first": key.token(head(""), good[:len(good)-1]+`,"iss":"https://evil.example"}`),
+		"exp twice":                 key.token(head(""), good[:len(good)-1]+`,"exp":1}`),
+		"exp twice, once escaped":   key.token(head(""), good[:len(good)-1]+`,"\u0065xp":1}`),
+		"a member twice inside":     key.token(head(""), good[:len(good)-1]+`,"a":{"b":1,"b":2}}`),
+		"nested":                    key.token(head(`,"cty":"JWT"`), key.token(head(""), good)),
+		"JSON serialization": fmt.Sprintf(`{"payload":%q,"protected":%q,"signature":%q}`,
+			b64(good), b64(head("")), b64(string(key.signature("EdDSA", []byte(b64(head(""))+"."+b64(good)))))),
+		"too long": key.issue(goodClaims().with(claims{"pad": strings.Repeat("x", 13_000)})),
+	} {
+		if mayPass(t, j, token) {
+			t.Errorf("%s: good", name)
+		}
+	}
+	if !mayPass(t, j, key.issue(goodClaims().with(claims{"pad": strings.Repeat("x", 11_000), "deep": json.RawMessage(deep(20))}))) {
+		t.Error("a long token is refused")
+	}
+}
+
+// The lengths and values of ECDSA signatures (RFC 7518 section 3.4), among them the
+// zeros of CVE-2022-21449.
+func TestJWTECDSASignatures(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{})
+	key := keyFor("ES256")
+	token := key.issue(goodClaims())
+	input := token[:strings.LastIndexByte(token, '.')]
+	signature := must(base64.RawURLEncoding.DecodeString(token[len(input)+1:]))
+	r, s := new(big.Int).SetBytes(signature[:32]), new(big.Int).SetBytes(signature[32:])
+	n := elliptic.P256().Params().N
+	digest := sha256.Sum256([]byte(input))
+	fixed := func(r, s *big.Int, size int) []byte {
+		return append(r.FillBytes(make([]byte, size)), s.FillBytes(make([]byte, size))...)
+	}
+	zero, one := new(big.Int), big.NewInt(1)
+	for name, forged := range map[string][]byte{
+		"r and s zero":   fixed(zero, zero, 32),
+		"r zero":         fixed(zero, s, 32),
+		"s zero":         fixed(r, zero, 32),
+		"r and s one":    fixed(one, one, 32),
+		"r and s n":      fixed(n, n, 32),
+		"exchanged":      fixed(s, r, 32),
+		"wide":           fixed(r, s, 33),
+		"ASN.1":          must(ecdsa.SignASN1(rand.Reader, key.private.(*ecdsa.PrivateKey), digest[:])),
+		"a byte less":    signature[:63],
+		"a byte more":    append(slices.Clone(signature), 0),
+		"a zero between": slices.Concat(signature[:32], []byte{0}, signature[32:]),
+		"twice":          slices.Concat(signature, signature),
+	} {
+		if mayPass(t, j, input+"."+b64(string(forged))) {
+			t.Errorf("%s: good", name)
+		}
+	}
+	// The twin, which nobody can refuse without refusing half of all genuine tokens. It says
+	// the same and is another token: a reason not to list revoked JWTs by their ID.
+	twin := input + "." + b64(string(fixed(r, new(big.Int).Sub(n, s), 32)))
+	facts, err := j.Lookup(t.Context(), twin)
+	if err != nil || !facts.Active || facts.ID != introspect.IDOf(twin) || facts.Subject != "alice" {
+		t.Errorf("the twin: %+v, %v", facts, err)
+	}
+}
+
+// CVE-2025-27144 (go-jose), CVE-2025-30204 (golang-jwt), CVE-2025-22868 (x/oauth2): dots
+// made parsers allocate. Here they cost no allocation at all.
+func TestCVE_2025_27144_CVE_2025_30204_CVE_2025_22868_ManyDots(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{})
+	token := keyFor("EdDSA").issue(goodClaims())
+	for _, dots := range []string{
+		strings.Repeat(".", 1<<20), "e" + strings.Repeat(".", 1<<20), strings.Repeat(".", 100),
+		"eyJ" + strings.Repeat(".", 10_000), token + strings.Repeat(".", 1000), "..", ".", "",
+	} {
+		if j.Screen(dots) || mayPass(t, j, dots) {
+			t.Errorf("%.20s…: worth a lookup", dots)
+		}
+		if n := testing.AllocsPerRun(10, func() { j.Lookup(context.Background(), dots); introspect.UnverifiedIssuer(dots) }); n != 0 {
+			t.Errorf("%.20s…: %v allocations", dots, n)
+		}
+	}
+}
+
+// CVE-2026-34986 (JWE panic), CVE-2024-28180 (compression bomb), GHSA-2c7c-3mj9-8fqh
+// (PBES2 count), CVE-2024-28122: encrypted tokens are refused by the number of their parts.
+func TestCVE_2026_34986_CVE_2024_28180_CVE_2024_28122_EncryptedTokens(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{Type: "any"})
+	for _, header := range []string{
+		`{"alg":"RSA-OAEP","enc":"A256GCM","zip":"DEF","kid":"kid of RS256"}`,
+		`{"alg":"PBES2-HS256+A128KW","enc":"A128GCM","p2c":2147483647,"p2s":"AAAA"}`,
+		`{"alg":"ECDH-ES","enc":"A128GCM","epk":{"kty":"EC","crv":"P-256","x":"","y":""}}`,
+		`{"alg":"A128KW","enc":"A128GCM"}`,
+		`{"alg":"dir","enc":"A128GCM"}`,
+	} {
+		for _, token := range []string{
+			b64(header) + "." + b64("key") + "." + b64("iv") + "." + b64(goodClaims().json()) + "." + b64("tag"),
+			b64(header) + "....",
+			b64(header) + "." + b64(goodClaims().json()) + "." + b64("tag"),
+		} {
+			if mayPass(t, j, token) {
+				t.Errorf("%s: good", header)
+			}
+		}
+	}
+}
+
+// CVE-2024-51744: an expired token with a bad signature was taken for one that is only
+// expired. Here there is one answer for all of them.
+func TestCVE_2024_51744_ExpiredAndForged(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{})
+	token := keyFor("EdDSA").issue(goodClaims().with(claims{"exp": start.Unix() - 1}))
+	facts, err := j.Lookup(t.Context(), token[:len(token)-4]+"AAAA")
+	if err != nil || facts != introspect.Inactive() {
+		t.Errorf("%+v, %v", facts, err)
+	}
+}
+
+// CVE-2020-26160: a list of audiences passed for none, and none for any. CVE-2026-55669:
+// the audience was not looked at.
+func TestCVE_2020_26160_CVE_2026_55669_Audience(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{Audience: []string{"api"}})
+	for _, aud := range []any{[]string{}, []string{"web"}, []any{}, "", "web", 0, false, nil, claims{}} {
+		if mayPass(t, j, keyFor("EdDSA").issue(goodClaims().with(claims{"aud": aud}))) {
+			t.Errorf("audience %v is good", aud)
+		}
+	}
+	// Who does not check the audience here must not be told that there is none.
+	unchecked := forgery(t, introspect.JWTConfig{})
+	for _, aud := range []any{[]string{}, []string{""}, "", 0, false, claims{}, json.RawMessage("null")} {
+		if mayPass(t, unchecked, keyFor("EdDSA").issue(goodClaims().with(claims{"aud": aud}))) {
+			t.Errorf("audience %v is good where it is not checked", aud)
+		}
+	}
+}
+
+// CVE-2024-21664: a JWS in JSON without a protected header made jwx panic.
+func TestCVE_2024_21664_MissingParts(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{Type: "any"})
+	for _, token := range []string{
+		`{"signatures":[{}]}`, `{"payload":"","signatures":[{"header":{}}]}`, `{}`, "e..", "e30..", "e30.e30.",
+		b64("{}") + "." + b64(goodClaims().json()) + ".", b64(`{"alg":"RS256","kid":"kid of RS256"}`) + "." + b64(goodClaims().json()) + ".",
+	} {
+		if mayPass(t, j, token) {
+			t.Errorf("%s: good", token)
+		}
+	}
+}
+
+// GO-2026-5732: a token without exp never ended.
+func TestGO_2026_5732_NoExpiry(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{})
+	if mayPass(t, j, keyFor("EdDSA").issue(goodClaims().with(claims{"exp": nil}))) {
+		t.Error("a token without end is good")
+	}
+}
+
+// A token is dead at exp, also when it was cached before.
+func TestJWTDiesAtItsExpiry(t *testing.T) {
+	clock := &clocks{}
+	key := keyFor("EdDSA")
+	j := newJWT(t, introspect.JWTConfig{JWKSURI: newKeyServer(t, jwks(key.jwk(nil))).URL, Now: clock.now, Leeway: time.Minute})
+	cache := newCache(t, clock.config())
+	s := cache.Wrap("jwt", j, 2*time.Hour)
+	token := key.issue(goodClaims())
+	warm(t, cache, s, token)
+	clock.advance(time.Hour - 1)
+	if !active(t, s, token) || !mayPass(t, j, token) {
+		t.Error("dead before its expiry")
+	}
+	clock.advance(1)
+	if active(t, s, token) || mayPass(t, j, token) {
+		t.Error("alive at its expiry")
+	}
+}
+
+// A token without kid is tried with the keys that fit, and with no more than four.
+func TestJWTWithoutKid(t *testing.T) {
+	var set []claims
+	var keys []signingKey
+	for i := range 6 {
+		key := signingKey{"", "EdDSA", newEdKey()}
+		keys = append(keys, key)
+		set = append(set, key.jwk(claims{"kid": fmt.Sprint(i)}), keyFor("ES256").jwk(claims{"kid": fmt.Sprint("ec", i)}))
+	}
+	j := newJWT(t, introspect.JWTConfig{JWKSURI: newKeyServer(t, jwks(set...)).URL})
+	for i, key := range keys {
+		if got := mayPass(t, j, key.token(`{"alg":"EdDSA","typ":"at+jwt"}`, goodClaims().json())); got != (i < 4) {
+			t.Errorf("signed with key %d: %v", i, got)
+		}
+	}
+	if mayPass(t, j, signingKey{"", "EdDSA", newEdKey()}.token(`{"alg":"EdDSA","typ":"at+jwt"}`, goodClaims().json())) {
+		t.Error("signed with a foreign key: good")
+	}
+}
+
+// B-29: the cache knows whole tokens. Another signature on a header and payload that it
+// holds is another token.
+func TestJWTCacheKnowsWholeTokens(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{})
+	cache := newCache(t, (&clocks{}).config())
+	s := cache.Wrap("jwt", j, time.Hour)
+	for _, alg := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
+		token := keyFor(alg).issue(goodClaims())
+		warm(t, cache, s, token)
+		input := token[:strings.LastIndexByte(token, '.')]
+		flipped := must(base64.RawURLEncoding.DecodeString(token[len(input)+1:]))
+		flipped[10] ^= 1
+		for _, signature := range []string{"", "AAAA", b64(string(flipped)), b64(strings.Repeat("\x00", len(flipped)))} {
+			if active(t, s, input+"."+signature) {
+				t.Errorf("%s: good with another signature", alg)
+			}
+		}
+		if !active(t, s, token) {
+			t.Errorf("%s: the token itself is refused", alg)
+		}
+	}
+}
+
+// Facts that no key of the source verified are not good, wherever they come from.
+func TestJWTRevisesForeignFacts(t *testing.T) {
+	j := forgery(t, introspect.JWTConfig{})
+	if j.Revise(factsOf("token", start.Add(time.Hour))).Active {
+		t.Error("facts without a key are good")
+	}
+}
+
+func TestUnverifiedIssuer(t *testing.T) {
+	key := keyFor("EdDSA")
+	token := func(payload string) string { return key.token(`{"alg":"EdDSA"}`, payload) }
+	for _, c := range []struct {
+		name, token, issuer string
+	}{
+		{"a token", key.issue(goodClaims()), issuerName},
+		{"a token with a bad signature", key.issue(goodClaims())[:200] + "..", ""},
+		{"an expired token", key.issue(goodClaims().with(claims{"exp": 1})), issuerName},
+		{"ISS is not iss", token(`{"iss":"a","ISS":"b"}`), "a"},
+		{"only ISS", token(`{"ISS":"b"}`), ""},
+		{"iss inside", token(`{"a":{"iss":"b"}}`), ""},
+		{"iss as a number", token(`{"iss":1}`), ""},
+		{"iss null", token(`{"iss":null}`), ""},
+		{"iss in a list", token(`{"iss":["a"]}`), ""},
+		{"a list", token(`["iss","a"]`), ""},
+		{"half a payload", token(`{"iss":"a"`), ""},
+		{"not base64", "eyJ.!!!.x", ""},
+		{"opaque", "coa_0123456789", ""},
+		{"nothing", "", ""},
+		{"encrypted", "eyJ.a.b.c.d", ""},
+		{"too long", token(`{"iss":"a","b":"` + strings.Repeat("b", 16<<10) + `"}`), ""},
+	} {
+		if issuer, ok := introspect.UnverifiedIssuer(c.token); issuer != c.issuer || ok != (c.issuer != "") {
+			t.Errorf("%s: %q, %v", c.name, issuer, ok)
+		}
+	}
+}
+
+// Whatever arrives, nothing panics, and only what the issuer signed is good.
+func FuzzJWT(f *testing.F) {
+	j := forgery(f, introspect.JWTConfig{Type: "any"})
+	genuine := map[string]bool{}
+	for _, alg := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
+		token := keyFor(alg).issue(goodClaims())
+		genuine[token] = true
+		f.Add(token)
+		f.Add(token + "=")
+		f.Add(strings.ReplaceAll(token, ".", ".."))
+		f.Add(signingKey{"x", alg, keyFor(alg).private}.token(`{"alg":"none","jwk":{},"x5c":["AA=="],"crit":["b64"],"b64":false}`, `{"iss":"`+issuerName+`","exp":1e308}`))
+	}
+	f.Add("e..")
+	f.Add("eyJ.a.b.c.d")
+	f.Fuzz(func(t *testing.T, token string) {
+		facts, err := j.Lookup(t.Context(), token)
+		if err != nil || facts.Active != genuine[token] {
+			t.Errorf("%q: %+v, %v", token, facts, err)
+		}
+		if genuine[token] && !j.Screen(token) {
+			t.Errorf("%q is screened out", token)
+		}
+		introspect.UnverifiedIssuer(token)
+	})
+}
+
+// A JWT that is in memory, and the same token in memory from a source without keys.
+func BenchmarkJWTHit(b *testing.B) {
+	key := keyFor("RS256")
+	j := newJWT(b, introspect.JWTConfig{JWKSURI: newKeyServer(b, jwks(key.jwk(nil))).URL, Now: time.Now})
+	token := key.issue(goodClaims().with(claims{"iat": nil, "exp": time.Now().Add(time.Hour).Unix()}))
+	cache := newCache(b, introspect.Config{})
+	plain := newRegistry(time.Now)
+	plain.issue(token, time.Now().Add(time.Hour))
+	for name, src := range map[string]introspect.Source{"jwt": j, "plain": plain} {
+		b.Run(name, func(b *testing.B) {
+			s := cache.Wrap(name, src, time.Hour)
+			warm(b, cache, s, token)
+			b.ReportAllocs()
+			for b.Loop() {
+				lookup(b, s, token)
+			}
+		})
+	}
+}
+
+// A JWT that has to be verified.
+func BenchmarkJWTLookup(b *testing.B) {
+	for _, alg := range []string{"RS256", "ES256", "EdDSA"} {
+		b.Run(alg, func(b *testing.B) {
+			j := forgery(b, introspect.JWTConfig{})
+			token := keyFor(alg).issue(goodClaims())
+			b.ReportAllocs()
+			for b.Loop() {
+				j.Lookup(context.Background(), token)
+			}
+		})
+	}
+}
+
+func BenchmarkUnverifiedIssuer(b *testing.B) {
+	token := keyFor("RS256").issue(goodClaims())
+	b.ReportAllocs()
+	for b.Loop() {
+		introspect.UnverifiedIssuer(token)
+	}
+}
