@@ -1,0 +1,9 @@
+package introspect
+
+import "net/http"
+
+// WithTransport returns cfg with another network.
+func WithTransport(cfg JWTConfig, transport http.RoundTripper) JWTConfig {
+	cfg.transport = transport
+	return cfg
+}
