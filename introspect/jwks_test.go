@@ -191,6 +191,26 @@ func TestJWKSFloodOfUnknownKids(t *testing.T) {
 	}
 }
 
+// An unknown kid that comes in the moment of the regular fetch causes no second one.
+func TestJWKSRefreshesAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var fetches atomic.Int64
+		j := newJWT(t, introspect.WithTransport(introspect.JWTConfig{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
+			fetches.Add(1)
+			return answering(200, nil, jwks(keyFor("EdDSA").jwk(nil))), nil
+		})))
+		synctest.Wait()
+		for round := range int64(40) {
+			time.Sleep(15 * time.Minute)
+			wants(t, j, unknownKid(int(round)), "inactive")
+			synctest.Wait()
+			if n := fetches.Load(); n != round+2 {
+				t.Fatalf("%d fetches in round %d", n, round)
+			}
+		}
+	})
+}
+
 // Feature 47 and CA-23: whatever goes wrong, the last good keys stay.
 func TestJWKSLastGoodSetIsKept(t *testing.T) {
 	clock := &clocks{}
@@ -229,20 +249,21 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 			w.WriteHeader(203)
 			io.WriteString(w, jwks(evil.jwk(nil)))
 		},
-		"a redirect":          func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, trap.URL, 302) },
-		"a lasting redirect":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, trap.URL, 308) },
-		"a page":              body("<html>maintenance</html>"),
-		"nothing":             body(""),
-		"null":                body("null"),
-		"no keys member":      body("{}"),
-		"no keys":             body(`{"keys":[]}`),
-		"keys null":           body(`{"keys":null}`),
-		"keys as an object":   body(`{"keys":{"evil":` + evil.jwk(nil).json() + `}}`),
-		"only unusable keys":  body(jwks(evil.jwk(claims{"use": "enc"}))),
-		"half a set":          body(jwks(evil.jwk(nil))[:60]),
-		"more behind the set": body(jwks(evil.jwk(nil)) + "{}"),
-		"too many keys":       body(jwks(tooMany...)),
-		"too large":           body(jwks(evil.jwk(claims{"pad": strings.Repeat("x", 256<<10)}))),
+		"a redirect":           func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, trap.URL, 302) },
+		"a lasting redirect":   func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, trap.URL, 308) },
+		"a page":               body("<html>maintenance</html>"),
+		"nothing":              body(""),
+		"null":                 body("null"),
+		"no keys member":       body("{}"),
+		"no keys":              body(`{"keys":[]}`),
+		"keys null":            body(`{"keys":null}`),
+		"keys as an object":    body(`{"keys":{"evil":` + evil.jwk(nil).json() + `}}`),
+		"only unusable keys":   body(jwks(evil.jwk(claims{"use": "enc"}))),
+		"half a set":           body(jwks(evil.jwk(nil))[:60]),
+		"more behind the set":  body(jwks(evil.jwk(nil)) + "{}"),
+		"too many keys":        body(jwks(tooMany...)),
+		"too large":            body(jwks(evil.jwk(claims{"pad": strings.Repeat("x", 256<<10)}))),
+		"too large at its end": body(jwks(evil.jwk(nil)) + strings.Repeat(" ", 256<<10)),
 		"endless": func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, `{"keys":[`)
 			for r.Context().Err() == nil {
@@ -428,6 +449,7 @@ func TestJWKSUnusableKeys(t *testing.T) {
 		{"RSA with a huge modulus", rs, claims{"n": b64(strings.Repeat("\xff", 8<<10))}, false},
 		{"not on its curve", es, claims{"x": b64(strings.Repeat("x", 32))}, false},
 		{"of another curve", es, claims{"crv": "P-384"}, false},
+		{"of another curve than its alg", signingKey{"x", "ES256", p384Key()}, nil, false},
 		{"of an unknown curve", es, claims{"crv": "secp256k1"}, false},
 		{"too short for its curve", ed, claims{"x": "AAAA"}, false},
 		{"of low order", ed, claims{"x": b64("\x01" + strings.Repeat("\x00", 31))}, false},
@@ -483,6 +505,7 @@ func TestJWKSDiscovery(t *testing.T) {
 		{"keys over http", "/tenant", oauth, claims{"jwks_uri": "http://keys.example/"}, []string{oauth, openid}, "error"},
 		{"keys in a file", "/tenant", oauth, claims{"jwks_uri": "file:///etc/keys"}, []string{oauth, openid}, "error"},
 		{"keys of the metadata service", "/tenant", oauth, claims{"jwks_uri": "http://169.254.169.254/"}, []string{oauth, openid}, "error"},
+		{"more behind the document", "/tenant", oauth, nil, []string{oauth, openid}, "error"},
 		{"no document", "/tenant", "/elsewhere", nil, []string{oauth, openid}, "error"},
 	} {
 		var mu sync.Mutex
@@ -501,6 +524,9 @@ func TestJWKSDiscovery(t *testing.T) {
 			}
 			doc := claims{"issuer": server.URL + c.path, "jwks_uri": keys.URL}.with(c.doc)
 			io.WriteString(w, strings.ReplaceAll(doc.json(), "URL/", server.URL+"/"))
+			if strings.HasPrefix(c.name, "more behind") {
+				io.WriteString(w, "{}")
+			}
 		})
 		var kinds []string
 		j := newJWT(t, introspect.JWTConfig{

@@ -605,9 +605,9 @@ func numericDate(value any) (time.Time, bool) {
 
 // decodeObject decodes a JSON object as encoding/json does with UseNumber, and refuses
 // what another parser could understand otherwise: two members of one name, text that is
-// not UTF-8, more than maxDepth levels, white space before it.
+// not UTF-8, more than maxDepth levels, more behind it.
 func decodeObject(data []byte) (map[string]any, bool) {
-	if len(data) == 0 || data[0] != '{' || !utf8.Valid(data) || !json.Valid(data) {
+	if !utf8.Valid(data) || !json.Valid(data) {
 		return nil, false
 	}
 	decoder := json.NewDecoder(bytes.NewReader(data))
