@@ -281,6 +281,15 @@ func checkCommand(t *testing.T, command string) {
 	case command == "go install github.com/caddyserver/xcaddy/cmd/xcaddy@latest":
 	case command == "xcaddy build "+caddyVersion+" --with "+module+"/caddyoauth":
 	case command == "xcaddy build --with "+module+"/caddyoauth --replace "+module+"=.":
+	case strings.HasPrefix(command, "sudo "), strings.HasPrefix(command, "docker "):
+		// For a server. What it takes from the repository is there.
+		for _, word := range words {
+			if strings.HasPrefix(word, "examples/") {
+				if _, err := os.Stat(filepath.Join(repositoryRoot, word)); err != nil {
+					t.Errorf("%q: %v", command, err)
+				}
+			}
+		}
 	default:
 		t.Errorf("nothing checks the command %q; put it into a console block if it can be run", command)
 	}
@@ -338,26 +347,39 @@ func TestExamples(t *testing.T) {
 	}
 }
 
-var sitePort = regexp.MustCompile(`(?m)^(:\d+) \{`)
+// siteAddress is a site's port, or its name in the example of a deployment.
+var siteAddress = regexp.MustCompile(`(?m)^(:\d+|[a-z.]+\.example\.com) \{`)
 
-// freePorts replaces the ports of a Caddyfile's sites by others that are free here.
+// freePorts replaces the ports of a Caddyfile's sites by others that are free here, and
+// sites that have names by sites on loopback, without TLS.
 func freePorts(t *testing.T, text string) *strings.Replacer {
 	t.Helper()
 	var pairs []string
-	for _, m := range sitePort.FindAllStringSubmatch(text, -1) {
+	for _, m := range siteAddress.FindAllStringSubmatch(text, -1) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
 		// All are open at once, so no two are the same.
 		defer l.Close()
-		pairs = append(pairs, m[1], fmt.Sprintf(":%d", l.Addr().(*net.TCPAddr).Port))
+		port := fmt.Sprintf(":%d", l.Addr().(*net.TCPAddr).Port)
+		if strings.HasPrefix(m[1], ":") {
+			pairs = append(pairs, m[1], port)
+		} else {
+			pairs = append(pairs, "https://"+m[1], "http://127.0.0.1"+port, m[0], port+" {\n\tbind 127.0.0.1")
+		}
 	}
 	if len(pairs) == 0 {
-		t.Fatal("the Caddyfile has no site with a port")
+		t.Fatal("the Caddyfile has no site with a port or a name")
 	}
 	return strings.NewReplacer(pairs...)
 }
+
+// The secret of both clients in the example of a deployment, and its hash.
+const (
+	deployedSecret = "cos_bLn_YPImI7rmufXr8Y2IiF71Ij7x20egEJaI_UDdeU8"
+	deployedHash   = "$sha256$v5tDTgJZiCU1P6ax79sJUhYHoKwhGPfC/OFisNq64es"
+)
 
 // startStory loads a Caddyfile into this process, with its state in a temporary folder.
 func startStory(t *testing.T, text string) (logFile string) {
@@ -368,12 +390,20 @@ func startStory(t *testing.T, text string) (logFile string) {
 	// Not inherited from whatever runs the tests.
 	t.Setenv("CREDENTIALS_DIRECTORY", "") // puts the old value back in the end
 	os.Unsetenv("CREDENTIALS_DIRECTORY")
+	// What the unit of the deployment sets, and the files that it puts there.
+	t.Setenv("GATEWAY_SECRETS", dir)
+	for name, content := range map[string]string{"reports": deployedSecret, "billing": deployedHash} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	logFile = filepath.Join(dir, "log")
 
 	var config map[string]any
 	if err := json.Unmarshal(adaptDocument(t, text), &config); err != nil {
 		t.Fatal(err)
 	}
+	config["admin"] = map[string]any{"disabled": true, "config": map[string]any{"persist": false}}
 	config["storage"] = map[string]any{"module": "file_system", "root": dir}
 	config["logging"] = map[string]any{"logs": map[string]any{"default": map[string]any{
 		"level": "DEBUG", "writer": map[string]any{"output": "file", "filename": logFile},
@@ -462,7 +492,8 @@ func runConsole(t *testing.T, document string, moved *strings.Replacer) {
 	sh := exec.CommandContext(ctx, "sh", "-c", script)
 	sh.Dir = repositoryRoot
 	// Nothing of the user's: no .curlrc, no proxy.
-	sh.Env = []string{"HOME=" + t.TempDir(), "PATH=" + caddyCommand(t) + ":" + os.Getenv("PATH"), "LC_ALL=C.UTF-8"}
+	sh.Env = []string{"HOME=" + t.TempDir(), "PATH=" + caddyCommand(t) + ":" + os.Getenv("PATH"), "LC_ALL=C.UTF-8",
+		"REPORTS_SECRET=" + deployedSecret, "BILLING_SECRET=" + deployedSecret}
 	output, err := sh.Output()
 	if err != nil {
 		t.Fatalf("running the commands in %s: %v\n%s", document, err, output)
