@@ -165,12 +165,46 @@ const (
 // In front of it, [Cache.Wrap] needs a name that covers the settings: what one
 // configuration accepts must not be remembered for another that would refuse it.
 func NewJWT(cfg JWTConfig) (*JWT, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	if cfg.transport == nil {
+		cfg.transport = &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			TLSClientConfig:        cfg.TLS.Clone(),
+			ForceAttemptHTTP2:      true,
+			MaxResponseHeaderBytes: 64 << 10,
+			// A connection would sit idle for a quarter of an hour, and outlive Close.
+			DisableKeepAlives: true,
+		}
+	}
+	j := &JWT{
+		cfg: cfg,
+		client: &http.Client{
+			Transport: cfg.transport,
+			// A redirect would let whoever can cause one choose the keys, or make this host
+			// call an address that only it can reach.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		done:    make(chan struct{}),
+		wake:    make(chan struct{}, 1),
+		waiting: make(chan struct{}, maxWaiting),
+		flight:  make(chan struct{}), // the first one is about to begin
+	}
+	j.ctx, j.cancel = context.WithCancel(context.Background())
+	go j.keepKeys()
+	return j, nil
+}
+
+// Check reports what NewJWT would refuse, and starts nothing.
+func (cfg JWTConfig) Check() error { return cfg.complete() }
+
+// complete checks the settings and puts the defaults in.
+func (cfg *JWTConfig) complete() error {
 	if cfg.Issuer == "" {
-		return nil, errors.New("JWT source: Issuer is missing")
+		return errors.New("JWT source: Issuer is missing")
 	}
-	failed := func(err error) (*JWT, error) {
-		return nil, fmt.Errorf("JWT source for %q: %w", cfg.Issuer, err)
-	}
+	failed := func(err error) error { return fmt.Errorf("JWT source for %q: %w", cfg.Issuer, err) }
 	ways := 0
 	for _, way := range []bool{cfg.Discovery, cfg.JWKSURI != "", cfg.KeysFile != ""} {
 		if way {
@@ -244,32 +278,7 @@ func NewJWT(cfg JWTConfig) (*JWT, error) {
 	if cfg.OnKeys == nil {
 		cfg.OnKeys = func(int) {}
 	}
-	if cfg.transport == nil {
-		cfg.transport = &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			TLSClientConfig:        cfg.TLS.Clone(),
-			ForceAttemptHTTP2:      true,
-			MaxResponseHeaderBytes: 64 << 10,
-			// A connection would sit idle for a quarter of an hour, and outlive Close.
-			DisableKeepAlives: true,
-		}
-	}
-	j := &JWT{
-		cfg: cfg,
-		client: &http.Client{
-			Transport: cfg.transport,
-			// A redirect would let whoever can cause one choose the keys, or make this host
-			// call an address that only it can reach.
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
-		done:    make(chan struct{}),
-		wake:    make(chan struct{}, 1),
-		waiting: make(chan struct{}, maxWaiting),
-		flight:  make(chan struct{}), // the first one is about to begin
-	}
-	j.ctx, j.cancel = context.WithCancel(context.Background())
-	go j.keepKeys()
-	return j, nil
+	return nil
 }
 
 // endpoint parses a URL that keys may come from: whoever can change what it answers can
