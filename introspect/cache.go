@@ -40,6 +40,14 @@ type Cache struct {
 	// global is the generation of the whole cache.
 	global atomic.Uint64
 
+	// forgets counts the calls of ForgetClient and ForgetSource; forgotten are those that
+	// entries may still be older than. See forget.go.
+	forgets    atomic.Uint64
+	forgotten  atomic.Pointer[[]forgotten]
+	forgetting sync.Mutex
+	// longest is the longest that entries live, in nanoseconds.
+	longest atomic.Int64
+
 	// mu keeps ristretto open while somebody uses it: Get, Set and Del panic or race
 	// when Close runs beside them.
 	mu     sync.RWMutex
@@ -99,6 +107,7 @@ type entry struct {
 	facts      *Facts
 	generation uint64        // of the key's shard, read before the source was asked; no low bits
 	global     uint64        // likewise, of the whole cache
+	forgets    uint64        // likewise, Cache.forgets
 	asked      time.Duration // Config.Elapsed when the source was asked
 	deadline   time.Duration // Config.Elapsed when it stops counting for everybody
 }
@@ -208,6 +217,7 @@ func (c *Cache) Flush() {
 // the same.
 func (c *Cache) Wrap(name string, src Source, maxAge time.Duration) *CachedSource {
 	s := &CachedSource{cache: c, src: src, maxAge: maxAge, name: sha256.Sum256([]byte(name))}
+	c.entriesLive(maxAge)
 	s.screen, _ = src.(Screener)
 	s.revise, _ = src.(Reviser)
 	s.told, _ = src.(Coherent)
@@ -324,7 +334,7 @@ func (s *CachedSource) cached(key cacheKey, maxAge time.Duration) (*Facts, bool)
 		return nil, false
 	}
 	// Never equal while a revocation is under way: entries have no low bits.
-	if e.generation != c.generations[h%generationShards].Load() || e.global != c.global.Load() {
+	if e.generation != c.generations[h%generationShards].Load() || e.global != c.global.Load() || c.forgot(e) {
 		return nil, false
 	}
 	now, elapsed := c.clocks()
@@ -343,6 +353,7 @@ type answer struct {
 	facts      *Facts
 	generation uint64
 	global     uint64
+	forgets    uint64
 }
 
 // ask asks the source, sharing the question with everybody who has it too.
@@ -356,7 +367,7 @@ func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string) (*Fa
 	defer cancel()
 	// What is current now is what this caller may know of: an answer from before is
 	// not for it.
-	generation, global := shard.Load()&^revokingMask, c.global.Load()
+	generation, global, forgets := shard.Load()&^revokingMask, c.global.Load(), c.forgets.Load()
 	for {
 		done := c.flights.DoChan(flight, func() (v any, err error) {
 			// A panic in a source is that lookup's failure. Without this, singleflight
@@ -376,7 +387,7 @@ func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string) (*Fa
 				return nil, res.Err
 			}
 			a := res.Val.(answer)
-			if a.generation >= generation && a.global >= global {
+			if a.generation >= generation && a.global >= global && a.forgets >= forgets {
 				return a.facts, nil
 			}
 			// The lookup had begun before a revocation that this caller may already know
@@ -403,7 +414,7 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token s
 		return answer{}, ErrClosed
 	}
 
-	a := answer{generation: c.generations[h%generationShards].Load() &^ revokingMask, global: c.global.Load()}
+	a := answer{generation: c.generations[h%generationShards].Load() &^ revokingMask, global: c.global.Load(), forgets: c.forgets.Load()}
 	asked := c.cfg.Elapsed()
 	facts, err := s.src.Lookup(ctx, token)
 	if err != nil {
@@ -422,7 +433,7 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token s
 	// ttl is positive: to ristretto zero means for ever, and less than zero would leave
 	// an older entry in place.
 	if ttl := min(s.maxAge, remaining); ttl > 0 {
-		e := &entry{key: key, facts: facts, generation: a.generation, global: a.global, asked: asked, deadline: asked + ttl}
+		e := &entry{key: key, facts: facts, generation: a.generation, global: a.global, forgets: a.forgets, asked: asked, deadline: asked + ttl}
 		c.mu.RLock()
 		defer c.mu.RUnlock()
 		if !c.closed.Load() {
