@@ -1,0 +1,553 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+)
+
+// bench is one run.
+type bench struct {
+	cfg    config
+	report *report
+	bar    *progress
+
+	folder  string // temporary: the program, and a folder for each gateway
+	binary  string
+	backend string // host:port
+	prefix  string // of keys in Redis
+
+	generated, chosen credentials
+	clients           []credentials // all, for the Caddyfile
+
+	gateways []*gateway // of the chapter that is being measured
+}
+
+// firsts is how many clients have never authenticated before: one for each round, and one
+// to warm up with.
+func (c config) firsts() int { return c.Rounds + 1 }
+
+// run measures everything. When it returns, nothing that it started is left.
+func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err error) {
+	b := &bench{cfg: cfg, report: newReport(cfg)}
+	if b.folder, err = os.MkdirTemp("", "gateway-bench"); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(b.folder)) }()
+
+	stores := []string{"bbolt", "memory"}
+	if cfg.Redis != "" {
+		b.prefix = "bench-" + strings.ToLower(rand.Text()) + ":"
+		stores = append(stores, "redis")
+		clean, err := redisCleaner(cfg.Redis, b.prefix)
+		if err != nil {
+			return nil, err
+		}
+		defer clean()
+	}
+
+	type chapter struct {
+		units   int // of the progress bar
+		measure func(context.Context) error
+	}
+	chapters := []chapter{
+		{1, b.prepare},
+		{cfg.Starts, b.starts},
+		{2, b.cached},
+	}
+	for _, store := range stores {
+		chapters = append(chapters,
+			chapter{3 * cfg.Rounds, func(ctx context.Context) error { return b.protected(ctx, store) }},
+			chapter{7 * cfg.Rounds, func(ctx context.Context) error { return b.issue(ctx, store) }},
+			chapter{2 * cfg.Rounds, func(ctx context.Context) error { return b.ask(ctx, store) }})
+	}
+	// Last, since it needs to know how fast tokens are issued.
+	chapters = append(chapters, chapter{cfg.Points + cfg.Rounds + 3, b.growth})
+
+	units := 0
+	for _, c := range chapters {
+		units += c.units
+	}
+	b.bar = newProgress(stderr, units)
+	defer b.bar.end()
+
+	backend, err := b.serveBackend(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer backend.Close()
+	for _, c := range chapters {
+		b.gateways = nil
+		if err := c.measure(ctx); err != nil {
+			b.bar.end()
+			if ctx.Err() != nil {
+				return nil, ctx.Err() // what else went wrong did because of it
+			}
+			b.explain(stderr)
+			return nil, fmt.Errorf("%s: %w", b.bar.what, err)
+		}
+	}
+	return b.report, nil
+}
+
+// explain shows what the gateways have said last.
+func (b *bench) explain(stderr io.Writer) {
+	for _, g := range b.gateways {
+		if said := g.said.String(); said != "" {
+			fmt.Fprintf(stderr, "The gateway on %s said last:\n%s\n", g.addr, said)
+		}
+	}
+}
+
+// prepare builds the program and makes the secrets of the clients.
+func (b *bench) prepare(ctx context.Context) error {
+	b.bar.say("building ./cmd/caddy")
+	var err error
+	if b.binary = b.cfg.Binary; b.binary == "" {
+		if b.binary, err = build(ctx, b.folder); err != nil {
+			return err
+		}
+	}
+	lines, err := command(ctx, b.binary, "oauth", "generate-secret").Output()
+	if err != nil {
+		return fmt.Errorf("making a secret: %w", err)
+	}
+	secret, line, _ := strings.Cut(strings.TrimSpace(string(lines)), "\n")
+	b.generated = credentials{id: "generated", secret: secret, line: line}
+
+	secret = rand.Text()
+	hash := command(ctx, b.binary, "oauth", "hash-secret")
+	hash.Stdin = strings.NewReader(secret)
+	if lines, err = hash.Output(); err != nil {
+		return fmt.Errorf("hashing a secret: %w", err)
+	}
+	b.chosen = credentials{id: "chosen", secret: secret, line: strings.TrimSpace(string(lines))}
+
+	b.clients = []credentials{b.generated, b.chosen}
+	for i := range b.cfg.firsts() {
+		first := b.chosen
+		first.id = fmt.Sprintf("first%d", i)
+		b.clients = append(b.clients, first)
+	}
+	b.report.Machine = machineOf(b.folder)
+	b.bar.step()
+	return nil
+}
+
+// build builds the program as xcaddy does, without what only debuggers read.
+func build(ctx context.Context, folder string) (string, error) {
+	binary := filepath.Join(folder, "caddy")
+	if runtime.GOOS == "windows" {
+		binary += ".exe"
+	}
+	cmd := command(ctx, "go", "build", "-ldflags=-s -w", "-o", binary, "github.com/caddyoauth/gateway/cmd/caddy")
+	cmd.Env = append(os.Environ(), "GOTMPDIR="+folder) // which it may leave behind when it is interrupted
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
+	}
+	return binary, nil
+}
+
+// serveBackend serves what is behind the gateway, in this process: its CPU time is not
+// the gateway's.
+func (b *bench) serveBackend(ctx context.Context) (*http.Server, error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	b.backend = listener.Addr().String()
+	server := &http.Server{
+		Handler:           http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, backendBody) }), //nolint:errcheck // the gateway has gone
+		ReadHeaderTimeout: patience,
+	}
+	go server.Serve(listener) //nolint:errcheck // ends with Close, and then there is nothing to say
+	return server, nil
+}
+
+// What answers must be, beside having the status 200.
+
+func isBackend(body []byte) error   { return begins(body, backendBody) }
+func isToken(body []byte) error     { return begins(body, `{"access_token":"coa_`) }
+func isActive(body []byte) error    { return begins(body, `{"active":true,`) }
+func isEmptyJSON(body []byte) error { return begins(body, `{}`) }
+func isStatic(body []byte) error    { return begins(body, `{`) }
+
+// begins doesn't say what it found: it could be a token.
+func begins(body []byte, with string) error {
+	if !bytes.HasPrefix(body, []byte(with)) {
+		return fmt.Errorf("a body of %d bytes does not begin with %s", len(body), with)
+	}
+	return nil
+}
+
+// side is one of the two that take turns.
+type side struct {
+	gateway *gateway
+	// next makes the requests of a round; what that takes is not measured.
+	next  func(context.Context) (requests, error)
+	check func(body []byte) error
+
+	cpu, rate, p50, p99 []float64 // of each round
+	size                int
+}
+
+func always(next requests) func(context.Context) (requests, error) {
+	return func(context.Context) (requests, error) { return next, nil }
+}
+
+// round measures one side once.
+func (b *bench) round(ctx context.Context, l *load, s *side) error {
+	next, err := s.next(ctx)
+	if err != nil {
+		return err
+	}
+	before, ok := s.gateway.cpu()
+	got, err := l.run(ctx, atMost(b.cfg.Most, next), b.cfg.Round, s.check)
+	if err != nil {
+		return err
+	}
+	after, _ := s.gateway.cpu()
+	if ok {
+		s.cpu = append(s.cpu, micros(after-before)/float64(got.requests))
+	}
+	s.rate = append(s.rate, float64(got.requests)/got.took.Seconds())
+	s.p50 = append(s.p50, millis(quantile(got.latencies, 0.5)))
+	s.p99 = append(s.p99, millis(quantile(got.latencies, 0.99)))
+	s.size = got.size
+	return nil
+}
+
+// compare measures both sides in turns, after one round that warms them up.
+func (b *bench) compare(ctx context.Context, c comparison, ours, beside side) error {
+	b.bar.say(c.What + ", " + c.Store)
+	sides := []*side{&ours, &beside}
+	loads := make([]*load, len(sides))
+	for i, s := range sides {
+		l, err := dial(ctx, s.gateway.addr, c.Connections)
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		loads[i] = l
+	}
+	for round := range 1 + b.cfg.Rounds {
+		for i, s := range sides {
+			if err := b.round(ctx, loads[i], s); err != nil {
+				return err
+			}
+		}
+		if round == 0 {
+			if apart := ours.size - beside.size; apart < -8 || apart > 8 {
+				return fmt.Errorf("the bodies of both sides have %d and %d bytes, and can't be compared", ours.size, beside.size)
+			}
+			for _, s := range sides {
+				s.cpu, s.rate, s.p50, s.p99 = nil, nil, nil, nil
+			}
+			continue
+		}
+		b.bar.step()
+	}
+	c.Ours, c.BesideIt = ours.figures(), beside.figures()
+	c.RateRatio = spreadOf(ratios(ours.rate, beside.rate))
+	if len(ours.cpu) > 0 {
+		ratio := spreadOf(ratios(ours.cpu, beside.cpu))
+		c.CPURatio = &ratio
+	}
+	b.report.Comparisons = append(b.report.Comparisons, c)
+	return nil
+}
+
+func (s *side) figures() figures {
+	f := figures{Rate: spreadOf(s.rate), P50: spreadOf(s.p50), P99: spreadOf(s.p99)}
+	if len(s.cpu) > 0 {
+		cpu := spreadOf(s.cpu)
+		f.CPU = &cpu
+	}
+	return f
+}
+
+// tokens has n tokens issued.
+func (b *bench) tokens(ctx context.Context, g *gateway, n int) ([]string, error) {
+	l, err := dial(ctx, g.addr, min(n, 128))
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	var (
+		mu  sync.Mutex
+		all = make([]string, 0, n)
+	)
+	_, err = l.run(ctx, atMost(n, repeat(g.post("/oauth2/access_token", "grant_type=client_credentials", b.generated))), 0, func(body []byte) error {
+		if err := isToken(body); err != nil {
+			return err
+		}
+		token, _, _ := strings.Cut(strings.TrimPrefix(string(body), `{"access_token":"`), `"`)
+		mu.Lock()
+		defer mu.Unlock()
+		all = append(all, token)
+		return nil
+	})
+	return all, err
+}
+
+// each makes a request of each token.
+func each(tokens []string, request func(token string) []byte) [][]byte {
+	all := make([][]byte, len(tokens))
+	for i, t := range tokens {
+		all[i] = request(t)
+	}
+	return all
+}
+
+// protected measures requests to what a token protects.
+func (b *bench) protected(ctx context.Context, store string) error {
+	b.bar.say("protected requests, " + store)
+	g, err := b.start(ctx, setup{store: store})
+	if err != nil {
+		return err
+	}
+	defer g.stop()
+	use := func(token string) []byte { return g.get("/api/orders/17", token) }
+	plain := func(token string) []byte { return g.get("/plain/orders/17", token) }
+	const connections = 16
+
+	for _, c := range []struct {
+		what   string
+		tokens int // 0: another one for each request
+	}{{"protected request, one token", 1}, {"protected request, 1,000 tokens", 1000}, {"protected request, a token not in the cache", 0}} {
+		var known []string
+		if known, err = b.tokens(ctx, g, max(c.tokens, 1)); err != nil {
+			return err
+		}
+		ours := side{gateway: g, check: isBackend, next: always(cycle(each(known, use)))}
+		beside := side{gateway: g, check: isBackend, next: always(cycle(each(known, plain)))}
+		if c.tokens == 0 {
+			ours.next = func(ctx context.Context) (requests, error) {
+				fresh, err := b.tokens(ctx, g, b.cfg.Most/2)
+				return once(each(fresh, use)), err
+			}
+		} else if err := b.all(ctx, g, once(each(known, use)), isBackend); err != nil { // fill the cache
+			return err
+		}
+		hits, misses, err := g.cacheUse(ctx)
+		if err != nil {
+			return err
+		}
+		if err := b.compare(ctx, comparison{What: c.what, Store: store, Beside: "plain `reverse_proxy`", Connections: connections}, ours, beside); err != nil {
+			return err
+		}
+		// That the cache was used as the name says is not taken for granted.
+		hitsAfter, missesAfter, err := g.cacheUse(ctx)
+		if err != nil {
+			return err
+		}
+		hits, misses = hitsAfter-hits, missesAfter-misses
+		share := float64(hits) / float64(hits+misses)
+		b.report.Comparisons[len(b.report.Comparisons)-1].CacheHits = &share
+		if c.tokens > 0 && share < 0.95 || c.tokens == 0 && share > 0.01 {
+			return fmt.Errorf("the cache answered %d of %d checks, so this is not what was to be measured", hits, hits+misses)
+		}
+	}
+	return nil
+}
+
+// all sends all requests, unmeasured.
+func (b *bench) all(ctx context.Context, g *gateway, next requests, check func([]byte) error) error {
+	l, err := dial(ctx, g.addr, 16)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	_, err = l.run(ctx, next, 0, check)
+	return err
+}
+
+// issue measures the token endpoint.
+func (b *bench) issue(ctx context.Context, store string) error {
+	b.bar.say("tokens, " + store)
+	g, err := b.start(ctx, setup{store: store})
+	if err != nil {
+		return err
+	}
+	defer g.stop()
+	const form = "grant_type=client_credentials"
+	for _, c := range []struct {
+		what string
+		as   credentials
+	}{{"token, generated secret", b.generated}, {"token, Argon2id secret", b.chosen}} {
+		ours := side{gateway: g, check: isToken, next: always(repeat(g.post("/oauth2/access_token", form, c.as)))}
+		beside := side{gateway: g, check: isStatic, next: always(repeat(g.post("/static/token", form, c.as)))}
+		for _, connections := range []int{1, 16, 128} {
+			if err := b.compare(ctx, comparison{What: c.what, Store: store, Beside: "static answer", Connections: connections}, ours, beside); err != nil {
+				return err
+			}
+		}
+	}
+	// A success with a slow hash is remembered. This is what it costs where none is.
+	first := 1
+	ours := side{gateway: g, check: isToken, next: func(context.Context) (requests, error) {
+		first++
+		return atMost(1, repeat(g.post("/oauth2/access_token", form, b.clients[first]))), nil
+	}}
+	beside := side{gateway: g, check: isStatic, next: always(repeat(g.post("/static/token", form, b.chosen)))}
+	return b.compare(ctx, comparison{What: "token, Argon2id secret, a client's first", Store: store, Beside: "static answer", Connections: 1}, ours, beside)
+}
+
+// ask measures introspection and revocation.
+func (b *bench) ask(ctx context.Context, store string) error {
+	b.bar.say("introspection and revocation, " + store)
+	g, err := b.start(ctx, setup{store: store})
+	if err != nil {
+		return err
+	}
+	defer g.stop()
+	const connections = 16
+	known, err := b.tokens(ctx, g, 1000)
+	if err != nil {
+		return err
+	}
+	to := func(path string) func(string) []byte {
+		return func(token string) []byte { return g.post(path, "token="+token, b.generated) }
+	}
+	if err := b.compare(ctx, comparison{What: "introspection, 1,000 tokens", Store: store, Beside: "static answer", Connections: connections},
+		side{gateway: g, check: isActive, next: always(cycle(each(known, to("/oauth2/introspect"))))},
+		side{gateway: g, check: isStatic, next: always(cycle(each(known, to("/static/introspection"))))},
+	); err != nil {
+		return err
+	}
+	var revoked []string
+	if err := b.compare(ctx, comparison{What: "revocation", Store: store, Beside: "static answer", Connections: connections},
+		side{gateway: g, check: isEmptyJSON, next: func(ctx context.Context) (requests, error) {
+			fresh, err := b.tokens(ctx, g, b.cfg.Most/2)
+			revoked = fresh
+			return once(each(fresh, to("/oauth2/token/revoke"))), err
+		}},
+		side{gateway: g, check: isEmptyJSON, next: always(cycle(each(known, to("/static/revocation"))))},
+	); err != nil {
+		return err
+	}
+	// The answer is the same for a token that is unknown, so one is looked at: the first
+	// to be handed out.
+	if err := b.all(ctx, g, once(each(revoked[:1], to("/oauth2/introspect"))), isActive); err == nil {
+		return errors.New("a revoked token is still active")
+	}
+	return nil
+}
+
+// starts measures start-up, and memory at rest.
+func (b *bench) starts(ctx context.Context) error {
+	b.bar.say("start-up and memory")
+	var with, without struct{ startup, resident, own, live []float64 }
+	for range b.cfg.Starts {
+		for _, s := range []struct {
+			setup setup
+			to    *struct{ startup, resident, own, live []float64 }
+		}{{setup{store: "bbolt"}, &with}, {setup{}, &without}} {
+			g, err := b.start(ctx, s.setup)
+			if err != nil {
+				return err
+			}
+			if err = sleep(ctx, b.cfg.Rest); err != nil {
+				g.stop()
+				return err
+			}
+			m, err := g.memory(ctx)
+			g.stop()
+			if err != nil {
+				return err
+			}
+			s.to.startup = append(s.to.startup, millis(g.startup))
+			s.to.resident = append(s.to.resident, mib(m.Resident))
+			s.to.live = append(s.to.live, mib(m.Live))
+		}
+		b.bar.step()
+	}
+	more := make([]float64, len(with.resident))
+	for i := range more {
+		more[i] = with.resident[i] - without.resident[i]
+	}
+	b.report.Start = start{
+		Startup: spreadOf(with.startup), StartupBeside: spreadOf(without.startup),
+		Resident: spreadOf(with.resident), ResidentBeside: spreadOf(without.resident), ResidentMore: spreadOf(more),
+		Live: spreadOf(with.live), LiveBeside: spreadOf(without.live),
+	}
+	return nil
+}
+
+// cached measures the memory of a cached token: that which is in use after each token
+// has been let in once, less that of before, by how many the cache then knows. Tokens
+// are in a file, so that only what the cache holds of them is in memory.
+func (b *bench) cached(ctx context.Context) error {
+	b.bar.say("memory of cached tokens")
+	g, err := b.start(ctx, setup{store: "bbolt"})
+	if err != nil {
+		return err
+	}
+	defer g.stop()
+	known, err := b.tokens(ctx, g, b.cfg.Cached)
+	if err != nil {
+		return err
+	}
+	b.bar.step()
+	uses := each(known, func(token string) []byte { return g.get("/api/orders/17", token) })
+	// Connections and buffers are there before, too.
+	if err := b.all(ctx, g, atMost(b.cfg.Cached, repeat(g.get("/plain/orders/17", ""))), isBackend); err != nil {
+		return err
+	}
+	before, err := g.memory(ctx)
+	if err != nil {
+		return err
+	}
+	if err := b.all(ctx, g, once(uses), isBackend); err != nil {
+		return err
+	}
+	if err := sleep(ctx, b.cfg.Rest); err != nil {
+		return err
+	}
+	after, err := g.memory(ctx)
+	if err != nil {
+		return err
+	}
+	hits, _, err := g.cacheUse(ctx)
+	if err != nil {
+		return err
+	}
+	if err := b.all(ctx, g, once(uses), isBackend); err != nil {
+		return err
+	}
+	hitsAfter, _, err := g.cacheUse(ctx)
+	if err != nil {
+		return err
+	}
+	inCache := hitsAfter - hits
+	if inCache < int64(b.cfg.Cached)*9/10 {
+		return fmt.Errorf("only %d of %d tokens are in the cache", inCache, b.cfg.Cached)
+	}
+	b.report.Cached = cached{Tokens: inCache, BytesEach: float64(after.Live-before.Live) / float64(inCache)}
+	b.bar.step()
+	return nil
+}
+
+// sleep waits, but not longer than ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func mib(bytes int64) float64 { return float64(bytes) / (1 << 20) }

@@ -1,0 +1,345 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// gateway is a Caddy in a process of its own. It ends with stop, or with the context that
+// it was started with.
+type gateway struct {
+	addr    string        // of the site
+	admin   string        // of Caddy's admin endpoint
+	startup time.Duration // until its first answer with the status 200
+	store   string        // the bbolt file, if it has one
+
+	pid    int
+	said   tail
+	end    context.CancelFunc
+	exited chan struct{} // closed when the process is gone
+}
+
+// setup is what tells one gateway from another.
+type setup struct {
+	store    string        // bbolt, memory, redis; without one it is Caddy without us
+	lifetime time.Duration // of tokens
+}
+
+// credentials are what a client program has, and its line in the Caddyfile.
+type credentials struct{ id, secret, line string }
+
+// The bodies that are answered beside those of the gateway, of the same size.
+const (
+	staticToken         = `{"access_token":"coa_AQBrBpyui3c8vlii753p8xRiQ4lK6lxWe7P5yggr6OAG47xKcGkauXPC","scope":"read","token_type":"Bearer","expires_in":3600}`
+	staticIntrospection = `{"active":true,"scope":"read","client_id":"generated","token_type":"Bearer","exp":1790000000,"iat":1790000000,"sub":"generated","jti":"LEJDYOwHHw0QylFhGJXxP8"}`
+	backendBody         = "This is the backend."
+)
+
+// caddyfile is the configuration of a gateway. Clients are the same in all of them:
+// one with a generated secret, one with a secret that a person may have chosen, and some
+// more of the latter kind that have never been here.
+func (b *bench) caddyfile(s setup, site, admin, data string) string {
+	quoted := func(body string) string { return strings.ReplaceAll(body, `"`, `\"`) }
+	var oauth strings.Builder
+	if s.store != "" {
+		line := s.store
+		switch s.store {
+		case "bbolt":
+			line += " " + strconv.Quote(filepath.ToSlash(filepath.Join(data, "tokens.db")))
+		case "redis":
+			line += " " + b.cfg.Redis + " {\n\t\t\tprefix " + b.prefix + "\n\t\t}"
+		}
+		fmt.Fprintf(&oauth, "\toauth {\n\t\tstore %s\n\t\ttoken_lifetime %s\n", line, s.lifetime)
+		for _, c := range b.clients {
+			fmt.Fprintf(&oauth, "\t\tclient %s {\n\t\t\t%s\n\t\t\tscopes read\n\t\t\tdefault_scopes read\n\t\t}\n", c.id, c.line)
+		}
+		oauth.WriteString("\t}\n")
+	}
+	served := "\troute /plain/* {\n\t\treverse_proxy " + b.backend + "\n\t}\n" +
+		"\trespond /static/token \"" + quoted(staticToken) + "\"\n" +
+		"\trespond /static/introspection \"" + quoted(staticIntrospection) + "\"\n" +
+		"\trespond /static/revocation \"{}\"\n"
+	if s.store != "" {
+		served = "\toauth_server /oauth2/*\n" +
+			"\troute /api/* {\n\t\toauth_protect {\n\t\t\tscopes read\n\t\t}\n\t\treverse_proxy " + b.backend + "\n\t}\n" + served
+	}
+	_, port, _ := net.SplitHostPort(site)
+	return "{\n\tadmin " + admin + "\n\tpersist_config off\n\tskip_install_trust\n\tauto_https off\n\tgrace_period 1s\n" + oauth.String() + "}\n" +
+		":" + port + " {\n\tbind 127.0.0.1\n" + served + "}\n"
+}
+
+// start starts a gateway and waits until it answers: with a token, or, without us, with
+// what is static.
+func (b *bench) start(ctx context.Context, s setup) (_ *gateway, err error) {
+	if s.lifetime == 0 {
+		s.lifetime = time.Hour
+	}
+	data, err := os.MkdirTemp(b.folder, "gateway")
+	if err != nil {
+		return nil, err
+	}
+	g := &gateway{exited: make(chan struct{})}
+	b.gateways = append(b.gateways, g)
+	if s.store == "bbolt" {
+		g.store = filepath.Join(data, "tokens.db")
+	}
+	if g.addr, err = freeAddr(ctx); err != nil {
+		return nil, err
+	}
+	if g.admin, err = freeAddr(ctx); err != nil {
+		return nil, err
+	}
+	config := filepath.Join(data, "Caddyfile")
+	if err := os.WriteFile(config, []byte(b.caddyfile(s, g.addr, g.admin, data)), 0o600); err != nil {
+		return nil, err
+	}
+	ctx, g.end = context.WithCancel(ctx)
+	cmd := command(ctx, b.binary, "run", "--config", config)
+	cmd.Env = append(os.Environ(), "HOME="+data, "XDG_DATA_HOME="+data, "XDG_CONFIG_HOME="+data)
+	// A pipe, as with most service managers. What it says is read, and all but its end is
+	// dropped: a file would grow, and be written to the disk while tokens are.
+	cmd.Stdout, cmd.Stderr = &g.said, &g.said
+	begin := time.Now()
+	if err := cmd.Start(); err != nil {
+		g.end()
+		return nil, fmt.Errorf("starting the gateway: %w", err)
+	}
+	g.pid = cmd.Process.Pid
+	go func() {
+		cmd.Wait() //nolint:errcheck // how it ended counts only if nobody wanted it to; then its answers stay away
+		close(g.exited)
+	}()
+	first, check := g.get("/static/token", ""), isStatic
+	if s.store != "" {
+		first, check = g.post("/oauth2/access_token", "grant_type=client_credentials", b.generated), isToken
+	}
+	if err := g.await(ctx, first, check); err != nil {
+		g.stop()
+		return nil, err
+	}
+	g.startup = time.Since(begin)
+	return g, nil
+}
+
+// await asks until the answer is as it should be.
+func (g *gateway) await(ctx context.Context, request []byte, check func([]byte) error) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		err := func() error {
+			l, err := dial(ctx, g.addr, 1)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			_, err = l.run(ctx, atMost(1, repeat(request)), 0, check)
+			return err
+		}()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-g.exited:
+			return errors.New("the gateway has ended by itself")
+		case <-ctx.Done():
+			return fmt.Errorf("the gateway does not answer: %w", err)
+		}
+	}
+}
+
+// stop ends the process, and waits until it is gone.
+func (g *gateway) stop() {
+	g.end()
+	<-g.exited
+}
+
+// command is a process that is asked to end when ctx does, and made to soon after.
+func command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // the program that was built here, or go
+	cmd.Cancel = func() error {
+		if runtime.GOOS == "windows" { // has no signals
+			return cmd.Process.Kill()
+		}
+		return cmd.Process.Signal(os.Interrupt)
+	}
+	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
+// freeAddr is an address that nobody listens on. Somebody could before the gateway does;
+// then it says so and the run fails.
+func freeAddr(ctx context.Context) (string, error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return listener.Addr().String(), listener.Close()
+}
+
+// get and post are the bytes of requests.
+func (g *gateway) get(path, token string) []byte {
+	authorization := ""
+	if token != "" {
+		authorization = "Authorization: Bearer " + token + "\r\n"
+	}
+	return []byte("GET " + path + " HTTP/1.1\r\nHost: " + g.addr + "\r\nUser-Agent: bench\r\nAccept: */*\r\n" + authorization + "\r\n")
+}
+
+func (g *gateway) post(path, form string, as credentials) []byte {
+	r := http.Request{Header: make(http.Header)}
+	r.SetBasicAuth(as.id, as.secret)
+	return []byte("POST " + path + " HTTP/1.1\r\nHost: " + g.addr + "\r\nUser-Agent: bench\r\nAccept: */*\r\n" +
+		"Authorization: " + r.Header.Get("Authorization") + "\r\nContent-Type: application/x-www-form-urlencoded\r\n" +
+		"Content-Length: " + strconv.Itoa(len(form)) + "\r\n\r\n" + form)
+}
+
+// cpu is the CPU time that the process has spent. It is to the nanosecond; schedstat of
+// the process itself counts its first thread only, so all threads are added. Not ok:
+// this system does not say.
+func (g *gateway) cpu() (_ time.Duration, ok bool) {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", g.pid))
+	var sum time.Duration
+	for _, t := range threads {
+		text, err := os.ReadFile(t) //nolint:gosec // of /proc
+		if err != nil {
+			continue // ended meanwhile; Go's threads rarely do
+		}
+		first, _, _ := strings.Cut(string(text), " ")
+		ns, err := strconv.ParseInt(first, 10, 64)
+		if err != nil {
+			return 0, false
+		}
+		sum += time.Duration(ns)
+	}
+	return sum, sum > 0
+}
+
+// memory is what the process has in memory, in bytes.
+type memory struct {
+	Resident int64 `json:"resident_bytes,omitempty"`
+	Own      int64 `json:"own_bytes,omitempty"` // without what is a file's, as the program and a bbolt file are
+	// What the program still uses, after a collection.
+	Live int64 `json:"live_heap_bytes"`
+}
+
+// memory looks at the process, and has it collect its garbage. Without /proc, only the
+// latter is known.
+func (g *gateway) memory(ctx context.Context) (m memory, err error) {
+	if status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.pid)); err == nil {
+		for line := range strings.Lines(string(status)) {
+			name, value, _ := strings.Cut(line, ":")
+			value, _, _ = strings.Cut(strings.TrimSpace(value), " ")
+			kib, _ := strconv.ParseInt(value, 10, 64)
+			switch name {
+			case "VmRSS":
+				m.Resident = kib << 10
+			case "RssAnon":
+				m.Own = kib << 10
+			}
+		}
+	}
+	m.Live, err = g.number(ctx, "/debug/pprof/heap?gc=1&debug=1", "# HeapAlloc = ")
+	return m, err
+}
+
+// cacheUse is how many checks the cache has answered, and how many not.
+func (g *gateway) cacheUse(ctx context.Context) (hits, misses int64, err error) {
+	if hits, err = g.number(ctx, "/metrics", "caddy_oauth_cache_hits_total "); err != nil {
+		return 0, 0, err
+	}
+	misses, err = g.number(ctx, "/metrics", "caddy_oauth_cache_misses_total ")
+	return hits, misses, err
+}
+
+// number asks the admin endpoint, and finds what follows after the beginning of a line.
+func (g *gateway) number(ctx context.Context, path, prefix string) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+g.admin+path, nil)
+	if err != nil {
+		return 0, err
+	}
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return 0, err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, prefix); ok {
+			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64) // large ones have an exponent
+			return int64(n), err
+		}
+	}
+	return 0, fmt.Errorf("%s has no line %q", path, prefix)
+}
+
+// tail keeps the end of what was written, but for the lines that tell of each token: they
+// would be all there is.
+type tail struct {
+	mu   sync.Mutex
+	text []byte
+	line []byte // the last one, of which the end has not been written yet
+}
+
+const tailSize = 8 << 10
+
+var tellsOfToken = [][]byte{[]byte(`"event":"token_issued"`), []byte(`"event":"token_revoked"`)}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for line := range bytes.Lines(p) {
+		if len(t.line)+len(line) > tailSize {
+			t.line = t.line[:0] // nobody reads a line of that length
+			line = line[max(0, len(line)-tailSize):]
+		}
+		t.line = append(t.line, line...)
+		if !bytes.HasSuffix(line, []byte("\n")) {
+			break
+		}
+		if !slices.ContainsFunc(tellsOfToken, func(event []byte) bool { return bytes.Contains(t.line, event) }) {
+			t.text = append(t.text, t.line...)
+			t.text = t.text[max(0, len(t.text)-tailSize):]
+		}
+		t.line = t.line[:0]
+	}
+	return len(p), nil
+}
+
+// secretive is what tokens and generated secrets look like. The gateway does not log
+// them; if it ever did, this would not be the place that shows them.
+var secretive = regexp.MustCompile(`\bco[as]_[A-Za-z0-9_-]+|\$(argon2id|sha256|2b)\$[A-Za-z0-9$=,+/.]+`)
+
+// String is the end, in whole lines.
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	text := slices.Concat(t.text, t.line)
+	if len(text) >= tailSize {
+		text = text[len(text)-tailSize:]
+		if _, whole, ok := bytes.Cut(text, []byte("\n")); ok {
+			text = whole
+		}
+	}
+	return secretive.ReplaceAllString(string(text), "REDACTED")
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// growth is what happens to a bbolt file, and to the process above it, while tokens
+// become many and end again.
+type growth struct {
+	Tokens   int           `json:"tokens"`
+	Lifetime time.Duration `json:"token_lifetime_ns"`
+	Points   []point       `json:"points"` // the first is an empty file
+	Empty    point         `json:"empty_again"`
+	// As many tokens as between two points, issued into the file that was emptied.
+	Refilled point `json:"refilled"`
+	// What lies in the file at the end, as bbolt itself counts it.
+	Left  int `json:"tokens_in_file_at_end"`
+	Free  int `json:"free_pages_at_end"`
+	Pages int `json:"pages_at_end"`
+}
+
+// point is one state of growth: what was issued to get there, and what there is then.
+type point struct {
+	Live   int     `json:"live_tokens"`
+	CPU    float64 `json:"cpu_us_per_token,omitempty"`
+	Rate   float64 `json:"tokens_per_second,omitempty"`
+	P50    float64 `json:"p50_ms,omitempty"`
+	P99    float64 `json:"p99_ms,omitempty"`
+	File   int64   `json:"file_bytes"`
+	Memory memory  `json:"memory"`
+}
+
+const (
+	fillConnections = 128
+	// The gateway looks for expired tokens this often when nobody fetches one.
+	dropEvery = 10 * time.Second
+)
+
+func (b *bench) growth(ctx context.Context) error {
+	b.bar.say("growth")
+	full, err := b.start(ctx, setup{store: "bbolt", lifetime: b.growthLifetime()})
+	if err != nil {
+		return err
+	}
+	defer full.stop()
+	empty, err := b.start(ctx, setup{store: "bbolt"})
+	if err != nil {
+		return err
+	}
+	defer empty.stop()
+	l, err := dial(ctx, full.addr, fillConnections)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+
+	grown := growth{Tokens: b.cfg.Grow, Lifetime: b.growthLifetime()}
+	first := time.Now()
+	p, err := full.look(ctx)
+	if err != nil {
+		return err
+	}
+	grown.Points = append(grown.Points, p)
+	for i := range b.cfg.Points {
+		b.bar.say(fmt.Sprintf("growth, %s tokens", thousands(grown.Points[i].Live)))
+		if p, err = b.fill(ctx, full, l, b.cfg.Grow/b.cfg.Points); err != nil {
+			return err
+		}
+		p.Live += grown.Points[i].Live
+		grown.Points = append(grown.Points, p)
+		b.bar.step()
+	}
+	l.Close() // the gateway would wait for them at its end
+
+	token := func(g *gateway) side {
+		return side{gateway: g, check: isToken, next: always(repeat(g.post("/oauth2/access_token", "grant_type=client_credentials", b.generated)))}
+	}
+	if err := b.compare(ctx, comparison{What: "token, " + thousands(p.Live) + " live ones in the file", Store: "bbolt", Beside: "token, empty file", Connections: 16}, token(full), token(empty)); err != nil {
+		return err
+	}
+	last := time.Now()
+	if last.Sub(first) > grown.Lifetime {
+		b.report.Notes = append(b.report.Notes, "The machine was slower than expected, so the first tokens had ended before the last ones were issued.")
+	}
+
+	b.bar.say("growth, waiting for the end of the tokens")
+	if err := emptied(ctx, full.store, last.Add(grown.Lifetime)); err != nil {
+		return err
+	}
+	if grown.Empty, err = full.look(ctx); err != nil {
+		return err
+	}
+	b.bar.step()
+
+	b.bar.say("growth, once more")
+	if l, err = dial(ctx, full.addr, fillConnections); err != nil {
+		return err
+	}
+	defer l.Close()
+	refill := b.cfg.Grow / b.cfg.Points
+	if grown.Refilled, err = b.fill(ctx, full, l, refill); err != nil {
+		return err
+	}
+	grown.Refilled.Live = refill
+	l.Close()
+	b.bar.step()
+
+	full.stop()
+	if err := grown.count(full.store); err != nil {
+		return err
+	}
+	if grown.Left > refill {
+		return fmt.Errorf("%d tokens lie in the file, where %d live", grown.Left, refill)
+	}
+	b.report.Growth = grown
+	b.bar.step()
+	return nil
+}
+
+// growthLifetime is long enough for all tokens to be issued and measured while they
+// live, and not much longer, since their end has to be waited for.
+func (b *bench) growthLifetime() time.Duration {
+	rate := 1000.0
+	for _, c := range b.report.Comparisons {
+		if c.Store == "bbolt" && c.What == "token, generated secret" && c.Connections == fillConnections {
+			rate = c.Ours.Rate.Median
+		}
+	}
+	seconds := 1.5*float64(b.cfg.Grow)/rate + 3*float64(b.cfg.Rounds)*b.cfg.Round.Seconds() + b.cfg.GrowRoom.Seconds()
+	return time.Duration(math.Ceil(seconds)) * time.Second
+}
+
+// fill issues n tokens and says what that was like.
+func (b *bench) fill(ctx context.Context, g *gateway, l *load, n int) (point, error) {
+	before, ok := g.cpu()
+	got, err := l.run(ctx, atMost(n, repeat(g.post("/oauth2/access_token", "grant_type=client_credentials", b.generated))), 0, isToken)
+	if err != nil {
+		return point{}, err
+	}
+	after, _ := g.cpu()
+	p, err := g.look(ctx)
+	if err != nil {
+		return point{}, err
+	}
+	p.Live = got.requests
+	if ok {
+		p.CPU = micros(after-before) / float64(got.requests)
+	}
+	p.Rate = float64(got.requests) / got.took.Seconds()
+	p.P50, p.P99 = millis(quantile(got.latencies, 0.5)), millis(quantile(got.latencies, 0.99))
+	return p, nil
+}
+
+// look is what there is now.
+func (g *gateway) look(ctx context.Context) (p point, err error) {
+	if p.Memory, err = g.memory(ctx); err != nil {
+		return point{}, err
+	}
+	info, err := os.Stat(g.store)
+	if err != nil {
+		return point{}, err
+	}
+	p.File = info.Size()
+	return p, nil
+}
+
+// emptied waits until all tokens have ended and the gateway has dropped them. It can't
+// look into a file that is in use; but a gateway with nothing to drop and nobody to
+// serve writes nothing, and one that drops writes without a pause.
+func emptied(ctx context.Context, file string, end time.Time) error {
+	const quiet = 2 * time.Second
+	for deadline := end.Add(10 * time.Minute); ; {
+		info, err := os.Stat(file)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		if now.After(end.Add(dropEvery+quiet/2)) && now.Sub(info.ModTime()) > quiet {
+			return nil
+		}
+		if now.After(deadline) {
+			return errors.New("the gateway still writes ten minutes after the last token has ended")
+		}
+		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// count looks into the file of a gateway that has ended.
+func (g *growth) count(file string) error {
+	db, err := bolt.Open(file, 0o600, &bolt.Options{ReadOnly: true, PreLoadFreelist: true, Timeout: time.Second})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	g.Free = db.Stats().FreePageN
+	g.Pages = int(info.Size()) / db.Info().PageSize
+	return db.View(func(tx *bolt.Tx) error {
+		tokens := tx.Bucket([]byte("tokens"))
+		if tokens == nil {
+			return errors.New("the file has no tokens, not even none")
+		}
+		g.Left = tokens.Stats().KeyN
+		return nil
+	})
+}

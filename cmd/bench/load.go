@@ -1,0 +1,186 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// requests hands out the bytes of one request after another, and nil when there are no
+// more. It is called from many goroutines at once.
+type requests func() []byte
+
+// repeat hands out the same request for ever.
+func repeat(request []byte) requests { return func() []byte { return request } }
+
+// cycle hands out each in turn, and begins again.
+func cycle(all [][]byte) requests {
+	var n atomic.Uint64
+	return func() []byte { return all[(n.Add(1)-1)%uint64(len(all))] }
+}
+
+// once hands out each one time.
+func once(all [][]byte) requests {
+	var n atomic.Uint64
+	return func() []byte {
+		if i := n.Add(1) - 1; i < uint64(len(all)) {
+			return all[i]
+		}
+		return nil
+	}
+}
+
+// atMost hands out n at most.
+func atMost(n int, next requests) requests {
+	var taken atomic.Int64
+	return func() []byte {
+		if taken.Add(1) > int64(n) {
+			return nil
+		}
+		return next()
+	}
+}
+
+// load is a number of connections that are kept alive. Each sends a request when it has
+// read the answer to the one before: a closed loop, in which a slow server is asked less.
+//
+// It is not an http.Client because that one costs as much CPU time as the gateway, on a
+// machine that both have to share.
+type load struct {
+	conns []*loadConn
+}
+
+type loadConn struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+// dial opens the connections. Close ends them.
+func dial(ctx context.Context, addr string, connections int) (*load, error) {
+	l := new(load)
+	for range connections {
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		if err != nil {
+			l.Close()
+			return nil, err
+		}
+		l.conns = append(l.conns, &loadConn{c, bufio.NewReader(c)})
+	}
+	return l, nil
+}
+
+func (l *load) Close() {
+	for _, c := range l.conns {
+		c.Close()
+	}
+}
+
+// patience is how long one answer may take. The slowest are those that wait for a slow
+// hash behind 127 others.
+const patience = time.Minute
+
+// sample is what one side of one round was like.
+type sample struct {
+	requests  int
+	took      time.Duration
+	latencies []time.Duration // sorted
+	size      int             // of the body of one of the answers
+}
+
+// run sends requests until there are no more, or until the time is over if there is one.
+// Each answer must have the status 200 and a body that check, called from many
+// goroutines, finds right; the first that is wrong ends the run.
+func (l *load) run(ctx context.Context, next requests, most time.Duration, check func(body []byte) error) (sample, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// Reads don't know contexts.
+	defer context.AfterFunc(ctx, func() {
+		for _, c := range l.conns {
+			c.SetDeadline(time.Unix(1, 0))
+		}
+	})()
+	start := time.Now()
+	outcomes := make([]sample, len(l.conns))
+	var all sync.WaitGroup
+	for i, c := range l.conns {
+		all.Go(func() {
+			if err := c.loop(ctx, next, start, most, check, &outcomes[i]); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	all.Wait()
+	sum := sample{took: time.Since(start)}
+	if ctx.Err() != nil {
+		return sample{}, context.Cause(ctx)
+	}
+	for _, o := range outcomes {
+		sum.latencies = append(sum.latencies, o.latencies...)
+		sum.size = max(sum.size, o.size)
+	}
+	slices.Sort(sum.latencies)
+	if sum.requests = len(sum.latencies); sum.requests == 0 {
+		return sample{}, errors.New("no request was sent")
+	}
+	return sum, nil
+}
+
+func (c *loadConn) loop(ctx context.Context, next requests, start time.Time, most time.Duration, check func([]byte) error, to *sample) error {
+	var body bytes.Buffer
+	for before := start; ctx.Err() == nil && (most == 0 || before.Sub(start) < most); {
+		request := next()
+		if request == nil {
+			break
+		}
+		if len(to.latencies)%256 == 0 { // setting it costs as much as a small read
+			c.SetDeadline(time.Now().Add(patience))
+			if ctx.Err() != nil {
+				break // the deadline of its end has just been overwritten
+			}
+		}
+		body.Reset()
+		if err := c.exchange(request, &body); err != nil {
+			return err
+		}
+		if err := check(body.Bytes()); err != nil {
+			return fmt.Errorf("%w, after %d answers as expected on this connection", err, len(to.latencies))
+		}
+		now := time.Now()
+		to.latencies = append(to.latencies, now.Sub(before))
+		to.size = body.Len()
+		before = now
+	}
+	return nil
+}
+
+// exchange sends a request and reads its answer.
+func (c *loadConn) exchange(request []byte, body *bytes.Buffer) error {
+	if _, err := c.Write(request); err != nil {
+		return fmt.Errorf("sending a request: %w", err)
+	}
+	res, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		return fmt.Errorf("reading an answer: %w", err)
+	}
+	defer res.Body.Close()
+	if _, err := body.ReadFrom(io.LimitReader(res.Body, 1<<20)); err != nil {
+		return fmt.Errorf("reading the body of an answer: %w", err)
+	}
+	if res.StatusCode != http.StatusOK {
+		// The challenge says why; neither it nor the body of a refusal holds a secret.
+		return fmt.Errorf("an answer has the status %s, where 200 was expected: %s %.200s", res.Status, res.Header.Get("WWW-Authenticate"), body)
+	}
+	if res.Close {
+		return errors.New("the server ends a connection that was to be kept alive")
+	}
+	return nil
+}

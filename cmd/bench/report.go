@@ -1,0 +1,208 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// report is all that was measured.
+type report struct {
+	Config      config       `json:"config"`
+	Machine     machine      `json:"machine"`
+	Comparisons []comparison `json:"comparisons"`
+	Growth      growth       `json:"growth"`
+	Start       start        `json:"start"`
+	Cached      cached       `json:"cached"`
+	Notes       []string     `json:"notes,omitempty"`
+}
+
+// comparison is one line: what was measured, and what took turns with it.
+type comparison struct {
+	What        string `json:"what"`
+	Store       string `json:"store"`
+	Beside      string `json:"beside"`
+	Connections int    `json:"connections"`
+
+	Ours      figures  `json:"ours"`
+	BesideIt  figures  `json:"beside_it"`
+	CPURatio  *spread  `json:"cpu_ratio,omitempty"`
+	RateRatio spread   `json:"rate_ratio"`
+	CacheHits *float64 `json:"cache_hit_share,omitempty"`
+}
+
+// figures are of one side, over all rounds. CPU is nil where the system does not say.
+type figures struct {
+	CPU  *spread `json:"cpu_us_per_request,omitempty"`
+	Rate spread  `json:"requests_per_second"`
+	P50  spread  `json:"p50_ms"`
+	P99  spread  `json:"p99_ms"`
+}
+
+// start is start-up in milliseconds, and memory at rest in MiB.
+type start struct {
+	Startup        spread `json:"startup_ms"`
+	StartupBeside  spread `json:"startup_beside_ms"`
+	Resident       spread `json:"resident_mib"`
+	ResidentBeside spread `json:"resident_beside_mib"`
+	ResidentMore   spread `json:"resident_more_mib"`
+	Live           spread `json:"live_heap_mib"`
+	LiveBeside     spread `json:"live_heap_beside_mib"`
+}
+
+type cached struct {
+	Tokens    int64   `json:"tokens"`
+	BytesEach float64 `json:"bytes_each"`
+}
+
+func newReport(cfg config) *report {
+	r := &report{Config: cfg}
+	if cfg.Name != "long" {
+		r.Notes = append(r.Notes, "This is the "+cfg.Name+" form: few and short rounds, and "+thousands(cfg.Grow)+" tokens instead of a million.")
+	}
+	if _, err := os.Stat("/proc/self/schedstat"); err != nil {
+		r.Notes = append(r.Notes, "This system does not say what CPU time another process has spent, nor how much memory it has.")
+	}
+	return r
+}
+
+// machine is what the figures are true for.
+type machine struct {
+	CPU        string  `json:"cpu"`
+	Processors int     `json:"processors"`
+	MaxProcs   int     `json:"gomaxprocs"`
+	System     string  `json:"system"`
+	Go         string  `json:"go"`
+	Disk       string  `json:"file_system,omitempty"`
+	Sync       float64 `json:"sync_ms"` // of 4 KiB, in the folder where the token file is
+}
+
+func machineOf(folder string) machine {
+	m := machine{CPU: runtime.GOARCH, Processors: runtime.NumCPU(), MaxProcs: runtime.GOMAXPROCS(0), System: runtime.GOOS, Go: runtime.Version()}
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if _, rest, ok := strings.Cut(string(info), "model name\t: "); ok {
+			m.CPU, _, _ = strings.Cut(rest, "\n")
+		}
+	}
+	if release, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
+		m.System += " " + strings.TrimSpace(string(release))
+	}
+	if mounts, err := os.ReadFile("/proc/mounts"); err == nil {
+		longest := -1
+		for line := range strings.Lines(string(mounts)) {
+			if f := strings.Fields(line); len(f) > 2 && len(f[1]) > longest && (f[1] == "/" || folder == f[1] || strings.HasPrefix(folder, f[1]+"/")) {
+				longest, m.Disk = len(f[1]), f[2]
+			}
+		}
+	}
+	m.Sync = syncTime(folder)
+	return m
+}
+
+// syncTime is how long it takes until 4 KiB are on the disk, in milliseconds. It says
+// more about a disk than its name does; every token in bbolt waits for one or two.
+func syncTime(folder string) float64 {
+	f, err := os.Create(filepath.Join(folder, "sync")) //nolint:gosec // in a folder of our own
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	took := make([]float64, 0, 21)
+	for range cap(took) {
+		begin := time.Now()
+		if _, err := f.WriteAt(make([]byte, 4096), 0); err != nil || f.Sync() != nil {
+			return 0
+		}
+		took = append(took, millis(time.Since(begin)))
+	}
+	return spreadOf(took).Median
+}
+
+// markdown is the report as tables.
+func (r *report) markdown() string {
+	var t strings.Builder
+	m := r.Machine
+	fmt.Fprintf(&t, "%s, %d processors, GOMAXPROCS %d, %s, %s", m.CPU, m.Processors, m.MaxProcs, m.System, m.Go)
+	if m.Disk != "" {
+		fmt.Fprintf(&t, ", %s", m.Disk)
+	}
+	fmt.Fprintf(&t, "; a sync of 4 KiB takes %s ms. Load, backend and gateway share the machine.\n", number(m.Sync))
+	fmt.Fprintf(&t, "%d rounds of up to %v or %s requests a side, in turns: medians, ratios with the least and the greatest.\n",
+		r.Config.Rounds, r.Config.Round, thousands(r.Config.Most))
+	for _, n := range r.Notes {
+		fmt.Fprintf(&t, "%s\n", n)
+	}
+
+	t.WriteString("\n| what | beside | store | connections | CPU µs, beside | ratio of CPU | requests/s, beside | p50 ms, beside | p99 ms, beside |\n|---|---|---|--:|--:|--:|--:|--:|--:|\n")
+	for _, c := range r.Comparisons {
+		cpu, ratio := "–", "–"
+		if c.CPURatio != nil {
+			cpu = pair(c.Ours.CPU.Median, c.BesideIt.CPU.Median)
+			ratio = withSpread(*c.CPURatio)
+		}
+		fmt.Fprintf(&t, "| %s | %s | %s | %d | %s | %s | %s | %s | %s |\n", c.What, c.Beside, c.Store, c.Connections, cpu, ratio,
+			pair(c.Ours.Rate.Median, c.BesideIt.Rate.Median), pair(c.Ours.P50.Median, c.BesideIt.P50.Median), pair(c.Ours.P99.Median, c.BesideIt.P99.Median))
+	}
+
+	g := r.Growth
+	t.WriteString("\n| tokens in the bbolt file | CPU µs per token | tokens/s | p50 ms | p99 ms | file MiB | memory MiB | of that, not the file's | in use MiB |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	row := func(label string, p point) {
+		issued := func(f float64) string {
+			if f == 0 {
+				return "–"
+			}
+			return number(f)
+		}
+		fmt.Fprintf(&t, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", label, issued(p.CPU), issued(p.Rate), issued(p.P50), issued(p.P99),
+			number(mib(p.File)), issued(mib(p.Memory.Resident)), issued(mib(p.Memory.Own)), number(mib(p.Memory.Live)))
+	}
+	for i, p := range g.Points {
+		if last := len(g.Points) - 1; i <= 1 || i == last/4 || i == last/2 || i == last {
+			row(thousands(p.Live), p)
+		}
+	}
+	row("0, after all have ended", g.Empty)
+	row(thousands(g.Refilled.Live)+" once more", g.Refilled)
+	fmt.Fprintf(&t, "\nAt the end the file has %s pages, of which %s are free, and %s tokens.\n", thousands(g.Pages), thousands(g.Free), thousands(g.Left))
+
+	s := r.Start
+	t.WriteString("\n| what | with the gateway | the same Caddy without | difference |\n|---|--:|--:|--:|\n")
+	fmt.Fprintf(&t, "| start-up until the first token, or static answer, ms | %s | %s | %s |\n", withSpread(s.Startup), withSpread(s.StartupBeside), number(s.Startup.Median-s.StartupBeside.Median))
+	if s.Resident.Median > 0 {
+		fmt.Fprintf(&t, "| resident memory at rest, MiB | %s | %s | %s |\n", withSpread(s.Resident), withSpread(s.ResidentBeside), withSpread(s.ResidentMore))
+	}
+	fmt.Fprintf(&t, "| memory in use at rest, MiB | %s | %s | %s |\n", withSpread(s.Live), withSpread(s.LiveBeside), number(s.Live.Median-s.LiveBeside.Median))
+	fmt.Fprintf(&t, "| memory of a cached token, bytes, of %s | %s | – | – |\n", thousands(int(r.Cached.Tokens)), number(r.Cached.BytesEach))
+	return t.String()
+}
+
+func pair(ours, beside float64) string { return number(ours) + ", " + number(beside) }
+
+func withSpread(s spread) string {
+	return fmt.Sprintf("%s (%s to %s)", number(s.Median), number(s.Least), number(s.Greatest))
+}
+
+// number writes about three digits, which is more than is known.
+func number(f float64) string {
+	switch a := math.Abs(f); {
+	case a >= 100:
+		return thousands(int(math.Round(f)))
+	case a >= 10:
+		return strconv.FormatFloat(f, 'f', 1, 64)
+	default:
+		return strconv.FormatFloat(f, 'f', 2, 64)
+	}
+}
+
+func thousands(n int) string {
+	digits := strconv.Itoa(n)
+	for i := len(digits) - 3; i > 0 && digits[i-1] != '-'; i -= 3 {
+		digits = digits[:i] + "," + digits[i:]
+	}
+	return digits
+}
