@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,9 +26,13 @@ import (
 // the generation first and deletes second, so a fill that began before the revocation
 // is never believed after it, in whatever order ristretto applies the two.
 //
+// That a source said no is remembered only where [WrapConfig] asks for it, apart from
+// the facts; see negatives.
+//
 // Memory is bounded by Config.MaxTokens entries of about 0.5 KiB, 4 bytes for each
-// of ten counters per entry, and 512 KiB of generations. Create a Cache with
-// [NewCache] and end it with [Cache.Close]. It is safe for concurrent use.
+// of ten counters per entry, Config.MaxNegatives entries of about 0.2 KiB, and 512 KiB
+// of generations. Create a Cache with [NewCache] and end it with [Cache.Close]. It is
+// safe for concurrent use.
 type Cache struct {
 	cfg  Config
 	seed maphash.Seed
@@ -54,6 +59,8 @@ type Cache struct {
 	closed atomic.Bool // written under mu
 	items  *ristretto.Cache[uint64, *entry]
 
+	negatives negatives
+
 	flights singleflight.Group
 	// slots bounds the lookups under way, in all sources together.
 	slots chan struct{}
@@ -72,6 +79,15 @@ const (
 type Config struct {
 	// MaxTokens bounds the number of cached tokens. Default: 100000.
 	MaxTokens int64
+
+	// MaxAgeNoExpiry bounds how long facts without Expiry are used without asking their
+	// source again, where its own maximum age is not smaller anyway. Nobody has said how
+	// long such a token lives. Default: 30s.
+	MaxAgeNoExpiry time.Duration
+
+	// MaxNegatives bounds the number of tokens that are remembered as no good, in all
+	// sources together. Their memory is taken as it is needed. Default: 10000.
+	MaxNegatives int
 
 	// MaxLookups bounds the lookups that are under way at once; a lookup that finds no
 	// place within LookupTimeout ends with ErrBusy. Default: 256.
@@ -110,6 +126,9 @@ type entry struct {
 	forgets    uint64        // likewise, Cache.forgets
 	asked      time.Duration // Config.Elapsed when the source was asked
 	deadline   time.Duration // Config.Elapsed when it stops counting for everybody
+	grace      time.Duration // likewise, where its source can't be asked; see WrapConfig.StaleFor
+	// until is when it stops counting by Config.Now: after a suspend only that has gone on.
+	until time.Time
 }
 
 // NewCache makes an empty cache and starts ristretto's two goroutines, which Close ends.
@@ -119,6 +138,12 @@ func NewCache(cfg Config) (*Cache, error) {
 	}
 	if cfg.MaxLookups == 0 {
 		cfg.MaxLookups = 256
+	}
+	if cfg.MaxAgeNoExpiry == 0 {
+		cfg.MaxAgeNoExpiry = 30 * time.Second
+	}
+	if cfg.MaxNegatives == 0 {
+		cfg.MaxNegatives = 10_000
 	}
 	if cfg.LookupTimeout == 0 {
 		cfg.LookupTimeout = 2 * time.Second
@@ -150,6 +175,8 @@ func NewCache(cfg Config) (*Cache, error) {
 		clocks: clocks,
 		seed:   maphash.MakeSeed(),
 		slots:  make(chan struct{}, cfg.MaxLookups),
+
+		negatives: negatives{most: cfg.MaxNegatives, at: map[uint64]int{}},
 	}
 	if c.cfg.hash == nil {
 		// Seeded for this process: nobody can choose tokens that push others out.
@@ -216,8 +243,49 @@ func (c *Cache) Flush() {
 // arrive. A maxAge of zero or less keeps nothing; parallel lookups are shared all
 // the same.
 func (c *Cache) Wrap(name string, src Source, maxAge time.Duration) *CachedSource {
-	s := &CachedSource{cache: c, src: src, maxAge: maxAge, name: sha256.Sum256([]byte(name))}
-	c.entriesLive(maxAge)
+	return c.WrapWith(name, src, WrapConfig{MaxAge: maxAge})
+}
+
+// WrapConfig are the settings of a CachedSource.
+type WrapConfig struct {
+	// MaxAge bounds how long facts are used without asking the source again; see
+	// [Cache.Wrap]. Zero or less keeps nothing. Default: 0.
+	MaxAge time.Duration
+
+	// NegativeAge bounds how long a token that the source called no good is refused without
+	// asking again. It spares the source a client that goes on with a dead token, and in
+	// return a token that is issued, or becomes good, after somebody tried it is refused for
+	// as long. [NegativeAge] suits sources that answer over the network. Only "no" is
+	// remembered, never an error. Zero or less remembers nothing. Default: 0.
+	NegativeAge time.Duration
+
+	// StaleFor extends MaxAge while the source can't be asked: facts that were found out
+	// less than MaxAge and StaleFor ago are used instead of the error. It is for services
+	// that should outlive an outage of their authorization server, and the price is that a
+	// revocation which happens at its beginning, or an outage that an attacker causes, holds
+	// a revoked token good for as long. Facts are never used at or beyond the token's expiry,
+	// never after a Forget, a Flush or a "no" of the source, never if they have no expiry,
+	// and never for callers of [CachedSource.LookupWithin] that demand less than MaxAge.
+	// Such facts come after the question has failed, so late when the source hangs. Zero or
+	// less, or a MaxAge that keeps nothing, is no grace. Default: 0.
+	StaleFor time.Duration
+
+	// OnStale is called for each lookup that StaleFor has answered. It must return at once.
+	OnStale func()
+}
+
+// NegativeAge is the WrapConfig.NegativeAge that suits sources which answer over the
+// network: short for whoever waits for a token to become good, long for a client that
+// tries again ten times a second.
+const NegativeAge = 5 * time.Second
+
+// WrapWith is [Cache.Wrap] with more settings.
+func (c *Cache) WrapWith(name string, src Source, cfg WrapConfig) *CachedSource {
+	if cfg.OnStale == nil {
+		cfg.OnStale = func() {}
+	}
+	s := &CachedSource{cache: c, src: src, cfg: cfg, name: sha256.Sum256([]byte(name))}
+	c.entriesLive(max(sum(max(cfg.MaxAge, 0), max(cfg.StaleFor, 0)), cfg.NegativeAge))
 	s.screen, _ = src.(Screener)
 	s.revise, _ = src.(Reviser)
 	s.told, _ = src.(Coherent)
@@ -238,19 +306,20 @@ type CachedSource struct {
 	screen Screener // nil if src can't
 	revise Reviser  // nil if src can't
 	told   Coherent // nil if src can't say
-	maxAge time.Duration
+	cfg    WrapConfig
 	name   [sha256.Size]byte
 }
 
 // Lookup is [CachedSource.LookupWithin] with the source's own maximum age.
 func (s *CachedSource) Lookup(ctx context.Context, token string) (*Facts, error) {
-	return s.LookupWithin(ctx, token, s.maxAge)
+	return s.LookupWithin(ctx, token, s.cfg.MaxAge)
 }
 
 // LookupWithin reports what token means, from memory if the source was asked about it
 // less than maxAge ago. It never returns facts beyond the token's expiry, nor facts
 // that were found out before a Forget or Flush that ended before this call began.
 // Like every Source it returns Inactive and no error for a token that is no good.
+// maxAge bounds the age of a remembered "no" too.
 //
 // It blocks until the answer is there, ctx ends, or twice Config.LookupTimeout has passed.
 func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge time.Duration) (*Facts, error) {
@@ -258,7 +327,10 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge ti
 		return inactive, nil
 	}
 	key := keyOf(s.name, IDOf(token))
-	facts, ok := s.cached(key, min(maxAge, s.maxAge))
+	facts, ok := s.cached(key, min(maxAge, s.cfg.MaxAge))
+	if !ok && s.refused(key, min(maxAge, s.cfg.NegativeAge)) {
+		facts, ok = inactive, true
+	}
 	if ok {
 		s.cache.cfg.OnHit()
 	} else {
@@ -266,7 +338,14 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge ti
 		var err error
 		facts, err = s.ask(ctx, key, token)
 		if err != nil {
-			return nil, err
+			// Who has gone away, or demands fresher facts than others, gets the error.
+			if ctx.Err() != nil || maxAge < s.cfg.MaxAge {
+				return nil, err
+			}
+			if facts, ok = s.stale(key); !ok {
+				return nil, err
+			}
+			s.cfg.OnStale()
 		}
 	}
 	if !facts.Active {
@@ -317,6 +396,50 @@ func (s *CachedSource) cached(key cacheKey, maxAge time.Duration) (*Facts, bool)
 	if maxAge <= 0 || s.told != nil && !s.told.Coherent() {
 		return nil, false
 	}
+	e, ok := s.current(key)
+	if !ok {
+		return nil, false
+	}
+	now, elapsed := s.cache.clocks()
+	if elapsed-e.asked >= maxAge || elapsed >= e.deadline {
+		return nil, false
+	}
+	// By the wall clock too: after a suspend only it has gone on.
+	if !now.Before(e.until) {
+		return nil, false
+	}
+	return e.facts, true
+}
+
+// stale returns the facts for key if an entry counts where the source can't be asked.
+// It is called after that was tried, so it knows of every revocation until then.
+func (s *CachedSource) stale(key cacheKey) (*Facts, bool) {
+	if s.cfg.MaxAge <= 0 || s.cfg.StaleFor <= 0 || s.told != nil && !s.told.Coherent() {
+		return nil, false
+	}
+	e, ok := s.current(key)
+	if !ok {
+		return nil, false
+	}
+	now, elapsed := s.cache.clocks()
+	// The entry's bound is that of the configuration that stored it, which may be gone.
+	if elapsed >= e.grace || elapsed-e.asked >= sum(s.cfg.MaxAge, s.cfg.StaleFor) || !now.Before(e.until) {
+		return nil, false
+	}
+	return e.facts, true
+}
+
+// sum is a+b for two that are not negative, or the longest Duration.
+func sum(a, b time.Duration) time.Duration {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+// current returns the entry for key if no revocation speaks against it. Its age is for
+// the caller to judge.
+func (s *CachedSource) current(key cacheKey) (*entry, bool) {
 	c := s.cache
 	h := c.cfg.hash(key)
 	c.mu.RLock()
@@ -337,15 +460,7 @@ func (s *CachedSource) cached(key cacheKey, maxAge time.Duration) (*Facts, bool)
 	if e.generation != c.generations[h%generationShards].Load() || e.global != c.global.Load() || c.forgot(e) {
 		return nil, false
 	}
-	now, elapsed := c.clocks()
-	if elapsed-e.asked >= maxAge || elapsed >= e.deadline {
-		return nil, false
-	}
-	// By the wall clock too: after a suspend only it has gone on.
-	if !now.Before(e.facts.Expiry) {
-		return nil, false
-	}
-	return e.facts, true
+	return e, true
 }
 
 // answer is what a shared lookup brings to all who wait for it.
@@ -415,7 +530,7 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token s
 	}
 
 	a := answer{generation: c.generations[h%generationShards].Load() &^ revokingMask, global: c.global.Load(), forgets: c.forgets.Load()}
-	asked := c.cfg.Elapsed()
+	begun, asked := c.clocks()
 	facts, err := s.src.Lookup(ctx, token)
 	if err != nil {
 		return answer{}, err
@@ -423,21 +538,44 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token s
 	if facts == nil {
 		return answer{}, errors.New("token source returned no facts and no error")
 	}
+	immortal := facts.Expiry.IsZero()
 	remaining := facts.Expiry.Sub(c.cfg.Now())
-	if !facts.Active || remaining <= 0 {
+	if !facts.Active || !immortal && remaining <= 0 {
 		a.facts = inactive
+		s.refuse(&a, key, h, asked)
 		return a, nil
 	}
 	a.facts = facts
+	if s.cfg.NegativeAge > 0 {
+		// Or it would come back when ristretto drops the entry, and refuse a good token.
+		c.negatives.drop(h)
+	}
 
+	e := &entry{key: key, facts: facts, generation: a.generation, global: a.global, forgets: a.forgets, asked: asked, until: facts.Expiry}
+	ttl, kept := min(s.cfg.MaxAge, remaining), time.Duration(0)
+	if immortal {
+		ttl = min(s.cfg.MaxAge, c.cfg.MaxAgeNoExpiry)
+		e.until = begun.Add(ttl)
+	} else if s.cfg.StaleFor > 0 {
+		longest := sum(max(s.cfg.MaxAge, 0), s.cfg.StaleFor)
+		kept = min(longest, remaining)
+		if grace := begun.Add(longest); grace.Before(e.until) {
+			e.until = grace
+		}
+	}
 	// ttl is positive: to ristretto zero means for ever, and less than zero would leave
 	// an older entry in place.
-	if ttl := min(s.maxAge, remaining); ttl > 0 {
-		e := &entry{key: key, facts: facts, generation: a.generation, global: a.global, forgets: a.forgets, asked: asked, deadline: asked + ttl}
+	if ttl > 0 {
+		e.deadline, e.grace = asked+ttl, asked+kept
 		c.mu.RLock()
 		defer c.mu.RUnlock()
 		if !c.closed.Load() {
-			c.items.SetWithTTL(h, e, 1, ttl)
+			c.items.SetWithTTL(h, e, 1, max(ttl, kept))
+			if kept > 0 {
+				// ristretto applies it later. If the source says no before that, refuse would
+				// find no entry to take back, and this one would come to light in an outage.
+				c.items.Wait()
+			}
 		}
 	}
 	return a, nil

@@ -290,7 +290,7 @@ func TestTheEdgesOfATokensLife(t *testing.T) {
 		{name: "ends now", left: 0},
 		{name: "ended a nanosecond ago", left: -1},
 		{name: "ended long ago", left: -time.Hour},
-		{name: "has no expiry", expiry: time.Time{}, left: math.MinInt64},
+		{name: "has no expiry", expiry: time.Time{}, left: math.MinInt64, active: true},
 		{name: "has a nanosecond", left: 1, active: true},
 		{name: "has less than maxAge", left: 59 * time.Second, active: true},
 		{name: "has just maxAge", left: time.Minute, active: true},
@@ -327,8 +327,15 @@ func TestTheEdgesOfATokensLife(t *testing.T) {
 					t.Errorf("the source was asked %d times in one moment, want 1", lookups)
 				}
 				// At the very end of its life, or of maxAge, the entry no longer counts.
-				clock.advance(min(time.Minute, facts.Expiry.Sub(start)))
-				alive := clock.now().Before(facts.Expiry)
+				end, alive := min(time.Minute, facts.Expiry.Sub(start)), facts.Expiry.After(start.Add(time.Minute))
+				if facts.Expiry.IsZero() {
+					end, alive = 30*time.Second, true // MaxAgeNoExpiry
+				}
+				clock.advance(end - 1)
+				if active(t, s, "token"); lookups != 1 {
+					t.Errorf("the source was asked %d times a nanosecond before the end, want 1", lookups)
+				}
+				clock.advance(1)
 				if got := active(t, s, "token"); got != alive || lookups != 2 {
 					t.Errorf("at the end: active %v, want %v; the source was asked %d times, want 2", got, alive, lookups)
 				}

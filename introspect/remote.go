@@ -1,0 +1,634 @@
+package introspect
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// Remote is a Source of tokens that a remote authorization server issued. It asks the
+// server about each of them (RFC 7662).
+//
+// A token is active if the server says so in an answer that makes sense, and if a bearer
+// may use it: one with cnf, or of another token_type than Bearer, is bound to a key that
+// the bearer would have to prove (RFC 9449 section 7.2, RFC 8705 section 3); one that the
+// server calls a refresh or ID token is none for resources. An answer that makes no
+// sense, such as "active":"true" or an exp of 1e308, is an error, never a "no" and never
+// a "yes": all that is known is that server and source don't understand each other.
+//
+// After several failures in a row Remote leaves the server alone for a while; see
+// RemoteConfig.MaxFailures. It remembers no answers: put a [Cache] in front, with
+// [Cache.WrapWith] and [Remote.Name]. Cache-Control in answers means nothing here: servers
+// say no-store, and how late a revocation may arrive is for the cache's owner to say.
+//
+// It is safe for concurrent use, and has no goroutine of its own. End it with [Remote.Close].
+type Remote struct {
+	cfg           RemoteConfig
+	shown         string // the endpoint for error texts, without its query
+	authorization string // the header of client_secret_basic
+	client        *http.Client
+	circuit       circuit
+
+	slots   chan struct{} // requests under way
+	waiting chan struct{} // lookups that wait for a slot
+	closed  atomic.Bool
+}
+
+// RemoteConfig are the settings of a Remote. URL is needed, and ClientID and ClientSecret
+// unless Auth is none; the zero value of each other field is its default.
+type RemoteConfig struct {
+	// URL is the introspection endpoint: an https URL, or http if the host is localhost or
+	// a loopback address. Redirects are not followed: the secret and the token would travel.
+	URL string
+
+	// InsecureHTTP allows http to any host. Then everybody on the way can read the client's
+	// secret and all tokens, and call any token active. Default: false.
+	InsecureHTTP bool
+
+	// ClientID and ClientSecret are the credentials at the endpoint.
+	ClientID, ClientSecret string
+
+	// Auth is how they are sent: client_secret_basic (an Authorization header with both
+	// form-urlencoded inside, RFC 6749 section 2.3.1), client_secret_post (in the body), or
+	// none, for endpoints that want something else, which goes into Header or TLS, such as
+	// a bearer token or a certificate. Default: client_secret_basic.
+	Auth string
+
+	// Header is sent with each request. Accept and the headers that describe the body or
+	// the connection can't be set, nor can Authorization with client_secret_basic.
+	Header http.Header
+
+	// Issuer, if set, is what iss in the answers must be, byte for byte; tokens of another
+	// issuer are inactive. An answer without iss passes: the endpoint vouches for it.
+	// Default: iss is not checked.
+	Issuer string
+
+	// TLS is how connections are secured. Default: the system's certificate authorities.
+	TLS *tls.Config
+
+	// Proxy returns the proxy for a request, as in http.Transport. Default: none. The
+	// environment is not looked at, because with http the proxy reads all secrets and
+	// tokens; http.ProxyFromEnvironment is the function that does look.
+	Proxy func(*http.Request) (*url.URL, error)
+
+	// Timeout bounds one request, from the connection to the last byte of the answer. Where
+	// a Cache is in front, its LookupTimeout bounds it too. Default: 2s.
+	Timeout time.Duration
+
+	// MaxAnswer bounds the size of an answer in bytes; a larger one is an error. Default: 65536.
+	MaxAnswer int64
+
+	// MaxConcurrent bounds the requests that are under way at once. As many lookups again
+	// wait for a place, until their context ends or Timeout has passed; these, and whoever
+	// comes beyond that, end with ErrBusy. So a server that hangs holds at most twice as
+	// many lookups, and leaves places in the cache for other sources. Default: 64.
+	MaxConcurrent int
+
+	// MaxFailures is after how many failures in a row the circuit opens: for OpenFor, or for
+	// as long as a Retry-After in the last answer says, at most 60s, no request is sent and
+	// lookups end with RemoteCircuitOpen at once. Then one request goes through as a probe.
+	// If it succeeds the circuit closes, else it is open as long again. Status 429 with
+	// Retry-After opens it at the first time. Every error but ErrBusy is a failure, except
+	// that the caller went away or gave the server less than half of Timeout. Default: 5.
+	MaxFailures int
+
+	// OpenFor is how long the circuit stays open. Default: 5s.
+	OpenFor time.Duration
+
+	// Now is the clock by which tokens expire and the circuit opens and closes. Default:
+	// time.Now.
+	Now func() time.Time
+
+	// OnRequest is called after each request that was sent: kind is RemoteActive,
+	// RemoteInactive, RemoteCanceled or the Kind of the RemoteError. OnCircuit is called when
+	// the circuit changes, which begins closed: state is "open", "half_open" while the probe
+	// is under way, or "closed". Both must return at once, and OnCircuit must not call Lookup.
+	OnRequest func(kind string, took time.Duration)
+	OnCircuit func(state string)
+}
+
+// Kinds of a RemoteError. There are no others, so they can be the label of a metric.
+const (
+	// RemoteTimeout: there was no complete answer in time.
+	RemoteTimeout = "timeout"
+	// RemoteRefused: no connection, or it broke before the answer was complete.
+	RemoteRefused = "refused"
+	// RemoteStatus: an answer with a status that has no kind of its own here.
+	RemoteStatus = "status"
+	// RemoteMalformed: an answer with status 200 that makes no sense.
+	RemoteMalformed = "malformed"
+	// RemoteTooLarge: an answer of more than RemoteConfig.MaxAnswer bytes.
+	RemoteTooLarge = "too_large"
+	// RemoteRedirect: a redirect, which is never followed.
+	RemoteRedirect = "redirect"
+	// RemoteCredentials: status 401 or 403. The credentials in RemoteConfig are wrong, or
+	// may not ask. Somebody has to do something about it.
+	RemoteCredentials = "credentials"
+	// RemoteThrottled: status 429.
+	RemoteThrottled = "throttled"
+	// RemoteCircuitOpen: nothing was sent, because of failures before.
+	RemoteCircuitOpen = "circuit_open"
+)
+
+// Further kinds for RemoteConfig.OnRequest, of requests that did not fail.
+const (
+	RemoteActive   = "active"
+	RemoteInactive = "inactive"
+	// RemoteCanceled: who asked went away, or left the server too little time to count.
+	RemoteCanceled = "canceled"
+)
+
+// RemoteError is why a Remote could not find out what a token means. Its text holds no
+// token, no secret, and nothing of the answer's body or headers. With errors.Is it is the
+// context's error if that ended the request.
+type RemoteError struct {
+	// Kind is one of the constants above.
+	Kind string
+	// Status is the answer's status, or 0.
+	Status int
+	// RetryAfter is after how long asking again may help: what the server said, at most
+	// 60s, or what is left until the circuit lets a probe through. 0 if nobody knows.
+	RetryAfter time.Duration
+
+	endpoint string
+	detail   string
+	cause    error
+}
+
+func (e *RemoteError) Error() string {
+	text := "asking " + e.endpoint + ": " + e.Kind
+	if e.Status != 0 {
+		text += " (" + strconv.Itoa(e.Status) + ")"
+	}
+	if e.detail != "" {
+		text += ": " + e.detail
+	}
+	return text
+}
+
+// Unwrap returns the context's error, or nil.
+func (e *RemoteError) Unwrap() error { return e.cause }
+
+const (
+	// maxToken is what fits into a request header with servers in their default settings.
+	maxToken = 16 << 10
+	// maxRetryAfter bounds what a server can ask of us, so that a mistake there ends here.
+	maxRetryAfter = time.Minute
+	// maxIdle is how long connections are kept for the next request.
+	maxIdle = 30 * time.Second
+)
+
+// NewRemote makes a source that asks the introspection endpoint of cfg. It sends nothing
+// yet. An error means that the configuration is wrong.
+func NewRemote(cfg RemoteConfig) (*Remote, error) {
+	endpoint, err := cfg.complete()
+	if err != nil {
+		return nil, fmt.Errorf("remote token source: %w", err)
+	}
+	r := &Remote{
+		cfg:     cfg,
+		shown:   endpoint.Scheme + "://" + endpoint.Host + endpoint.EscapedPath(),
+		slots:   make(chan struct{}, cfg.MaxConcurrent),
+		waiting: make(chan struct{}, cfg.MaxConcurrent),
+		circuit: circuit{most: cfg.MaxFailures, pause: cfg.OpenFor, changed: cfg.OnCircuit},
+	}
+	if cfg.Auth == "client_secret_basic" {
+		var req http.Request
+		req.Header = http.Header{}
+		req.SetBasicAuth(url.QueryEscape(cfg.ClientID), url.QueryEscape(cfg.ClientSecret))
+		r.authorization = req.Header.Get("Authorization")
+	}
+	dialer := &net.Dialer{Timeout: cfg.Timeout}
+	r.client = &http.Client{
+		Transport: &http.Transport{
+			Proxy:                  cfg.Proxy,
+			DialContext:            dialer.DialContext,
+			TLSClientConfig:        cfg.TLS.Clone(),
+			TLSHandshakeTimeout:    cfg.Timeout,
+			MaxIdleConnsPerHost:    cfg.MaxConcurrent,
+			IdleConnTimeout:        maxIdle,
+			MaxResponseHeaderBytes: 64 << 10,
+			// What a few bytes unpack to is not bounded by what arrives.
+			DisableCompression: true,
+			ForceAttemptHTTP2:  true,
+			// Without pings, requests go on into a connection that a firewall has forgotten,
+			// for a quarter of an hour.
+			HTTP2: &http.HTTP2Config{SendPingTimeout: cfg.Timeout, PingTimeout: cfg.Timeout},
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return r, nil
+}
+
+// complete checks the settings and puts the defaults in.
+func (cfg *RemoteConfig) complete() (*url.URL, error) {
+	// The text of a parse error holds the URL, and that may hold a password.
+	u, err := url.Parse(cfg.URL)
+	if err != nil {
+		return nil, errors.New("URL can't be parsed")
+	}
+	switch {
+	case u.Host == "" || u.Opaque != "":
+		return nil, errors.New("URL must have a host")
+	case u.User != nil:
+		return nil, errors.New("URL must not have a user name or password: use ClientID and ClientSecret")
+	case u.Fragment != "":
+		return nil, errors.New("URL must not have a fragment")
+	case u.Scheme != "https" && u.Scheme != "http":
+		return nil, fmt.Errorf("URL of scheme %q: accepted are https and http", u.Scheme)
+	case u.Scheme == "http" && !cfg.InsecureHTTP && !loopback(u.Hostname()):
+		return nil, fmt.Errorf("URL must be https, because %q is not a loopback address; InsecureHTTP allows it", u.Hostname())
+	}
+	switch cfg.Auth {
+	case "":
+		cfg.Auth = "client_secret_basic"
+	case "client_secret_basic", "client_secret_post", "none":
+	default:
+		return nil, fmt.Errorf("Auth %q: accepted are client_secret_basic, client_secret_post and none", cfg.Auth)
+	}
+	if cfg.Auth == "none" && (cfg.ClientID != "" || cfg.ClientSecret != "") {
+		return nil, errors.New("ClientID and ClientSecret are not sent with Auth none")
+	}
+	// An empty secret comes from a reference that leads nowhere.
+	if cfg.Auth != "none" && (cfg.ClientID == "" || cfg.ClientSecret == "") {
+		return nil, fmt.Errorf("%s needs ClientID and ClientSecret", cfg.Auth)
+	}
+	cfg.Header = cfg.Header.Clone()
+	for name, values := range cfg.Header {
+		if err := cfg.checkHeader(name, values); err != nil {
+			return nil, err
+		}
+	}
+	for _, number := range []struct {
+		name    string
+		value   *int64
+		initial int64
+	}{{"MaxAnswer", &cfg.MaxAnswer, 64 << 10}, {"Timeout", (*int64)(&cfg.Timeout), int64(2 * time.Second)}, {"OpenFor", (*int64)(&cfg.OpenFor), int64(5 * time.Second)}} {
+		if *number.value < 0 {
+			return nil, fmt.Errorf("%s is negative", number.name)
+		}
+		if *number.value == 0 {
+			*number.value = number.initial
+		}
+	}
+	if cfg.MaxConcurrent < 0 || cfg.MaxFailures < 0 {
+		return nil, errors.New("MaxConcurrent or MaxFailures is negative")
+	}
+	if cfg.MaxConcurrent == 0 {
+		cfg.MaxConcurrent = 64
+	}
+	if cfg.MaxFailures == 0 {
+		cfg.MaxFailures = 5
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.OnRequest == nil {
+		cfg.OnRequest = func(string, time.Duration) {}
+	}
+	if cfg.OnCircuit == nil {
+		cfg.OnCircuit = func(string) {}
+	}
+	return u, nil
+}
+
+// checkHeader refuses a header that would not be sent as it stands. The transport refuses
+// malformed ones as well, but with each request, and with the value in its error.
+func (cfg *RemoteConfig) checkHeader(name string, values []string) error {
+	switch canonical := http.CanonicalHeaderKey(name); canonical {
+	case "Accept", "Accept-Encoding", "Connection", "Content-Encoding", "Content-Length", "Content-Type", "Expect",
+		"Host", "Idempotency-Key", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+		return fmt.Errorf("Header: %s can't be set", canonical)
+	case "Authorization":
+		if cfg.Auth == "client_secret_basic" {
+			return errors.New("Header: Authorization is taken by client_secret_basic")
+		}
+	}
+	if name == "" || strings.ContainsFunc(name, func(c rune) bool { return c <= ' ' || c >= 0x7f || strings.ContainsRune("\"(),/:;<=>?@[\\]{}", c) }) {
+		return fmt.Errorf("Header: %q is not a header name", name)
+	}
+	for _, value := range values {
+		if strings.ContainsFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) {
+			return fmt.Errorf("Header: the value of %s has a control character", name)
+		}
+	}
+	return nil
+}
+
+// Name is a name for [Cache.Wrap] that covers the settings by which one server may answer
+// differently: URL, ClientID, Header and Issuer. Remotes that differ in them never share
+// what a cache holds, and one with the same settings finds it again. TLS is not covered:
+// whose endpoint tells callers apart by their certificates joins something to the name.
+// It is a digest and shows nothing of the settings.
+func (r *Remote) Name() string {
+	parts := []string{"remote", r.cfg.URL, r.cfg.ClientID, r.cfg.Issuer}
+	var names []string
+	for name := range r.cfg.Header {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		parts = append(parts, name, SourceName(r.cfg.Header[name]...))
+	}
+	digest := sha256.Sum256([]byte(SourceName(parts...)))
+	return "remote " + hex.EncodeToString(digest[:])
+}
+
+// Close closes the idle connections. Lookups that come later work, and keep none.
+func (r *Remote) Close() {
+	r.closed.Store(true)
+	r.client.CloseIdleConnections()
+}
+
+// Screen reports whether token can be sent as a bearer token at all: the characters of
+// RFC 6750 section 2.1, at most 16 KiB of them.
+func (r *Remote) Screen(token string) bool {
+	if token == "" || len(token) > maxToken {
+		return false
+	}
+	body := strings.TrimRight(token, "=")
+	for i := range len(body) {
+		c := body[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '.', c == '_', c == '~', c == '+', c == '/':
+		default:
+			return false
+		}
+	}
+	return body != ""
+}
+
+// Lookup asks the server about token. An error is a *RemoteError, ErrBusy, or ctx's.
+func (r *Remote) Lookup(ctx context.Context, token string) (*Facts, error) {
+	if !r.Screen(token) {
+		return inactive, nil
+	}
+	// Before waiting for a place: those who hold one may be hanging.
+	if wait, ok := r.circuit.asks(r.cfg.Now()); !ok {
+		return nil, r.fails(RemoteCircuitOpen, 0, "", wait)
+	}
+	if err := r.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { <-r.slots }()
+	turn, wait, ok := r.circuit.enter(r.cfg.Now())
+	if !ok {
+		return nil, r.fails(RemoteCircuitOpen, 0, "", wait)
+	}
+	// Whatever happens, the circuit hears of it: a probe that nobody ends would be the last.
+	outcome := circuitUnknown
+	var pause time.Duration
+	defer func() { r.circuit.leave(turn, r.cfg.Now(), outcome, pause) }()
+
+	begin := time.Now()
+	facts, err := r.ask(ctx, token)
+	took := time.Since(begin)
+	if err == nil {
+		outcome = circuitWell
+		if facts.Active {
+			r.cfg.OnRequest(RemoteActive, took)
+		} else {
+			r.cfg.OnRequest(RemoteInactive, took)
+		}
+		return facts, nil
+	}
+	// A caller who goes away, or is in a greater hurry than the configuration, says nothing
+	// about the server: else five of them could close it for all.
+	if ctx.Err() != nil && (errors.Is(ctx.Err(), context.Canceled) || took < r.cfg.Timeout/2) {
+		r.cfg.OnRequest(RemoteCanceled, took)
+		return nil, ctx.Err()
+	}
+	outcome, pause = circuitUnwell, err.RetryAfter
+	if err.Kind == RemoteThrottled && pause > 0 {
+		outcome = circuitSentAway
+	}
+	r.cfg.OnRequest(err.Kind, took)
+	return nil, err
+}
+
+// enter takes a slot, or is ErrBusy.
+func (r *Remote) enter(ctx context.Context) error {
+	select {
+	case r.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case r.waiting <- struct{}{}:
+		defer func() { <-r.waiting }()
+	default:
+		return ErrBusy
+	}
+	timeout := time.NewTimer(r.cfg.Timeout)
+	defer timeout.Stop()
+	select {
+	case r.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+	case <-timeout.C:
+	}
+	return ErrBusy
+}
+
+func (r *Remote) fails(kind string, status int, detail string, retryAfter time.Duration) *RemoteError {
+	return &RemoteError{Kind: kind, Status: status, RetryAfter: retryAfter, endpoint: r.shown, detail: detail}
+}
+
+// ask sends one request and understands the answer.
+func (r *Remote) ask(ctx context.Context, token string) (*Facts, *RemoteError) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
+	defer cancel()
+	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}
+	if r.cfg.Auth == "client_secret_post" {
+		form.Set("client_id", r.cfg.ClientID)
+		form.Set("client_secret", r.cfg.ClientSecret)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.cfg.URL, strings.NewReader(form.Encode()))
+	if err != nil {
+		return nil, r.fails(RemoteRefused, 0, "the request can't be made", 0)
+	}
+	for name, values := range r.cfg.Header {
+		req.Header[http.CanonicalHeaderKey(name)] = values
+	}
+	if r.authorization != "" {
+		req.Header.Set("Authorization", r.authorization)
+	}
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	// To the transport an empty list means that a POST may be repeated, and is not sent. The
+	// server may close an idle connection just when the next request uses it; asking again
+	// harms nobody.
+	req.Header["Idempotency-Key"] = []string{}
+	req.Close = r.closed.Load()
+	defer func() {
+		if r.closed.Load() {
+			r.client.CloseIdleConnections() // this one may have come back after Close
+		}
+	}()
+
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return nil, r.broken(err)
+	}
+	defer resp.Body.Close()
+	switch status := resp.StatusCode; {
+	case status == http.StatusOK:
+	case status >= 300 && status < 400:
+		return nil, r.fails(RemoteRedirect, status, "", 0)
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return nil, r.fails(RemoteCredentials, status, "the server does not accept this client", 0)
+	case status == http.StatusTooManyRequests:
+		return nil, r.fails(RemoteThrottled, status, "", r.retryAfter(resp))
+	default:
+		return nil, r.fails(RemoteStatus, status, "", r.retryAfter(resp))
+	}
+	if mediaType, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err != nil || mediaType != "application/json" {
+		return nil, r.fails(RemoteMalformed, 0, "the answer is not application/json", 0)
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, min(r.cfg.MaxAnswer, 1<<62)+1))
+	if err != nil {
+		return nil, r.broken(err)
+	}
+	if int64(len(body)) > r.cfg.MaxAnswer {
+		return nil, r.fails(RemoteTooLarge, 0, fmt.Sprintf("more than %d bytes", r.cfg.MaxAnswer), 0)
+	}
+	facts, err := r.understand(body)
+	if err != nil {
+		return nil, r.fails(RemoteMalformed, 0, err.Error(), 0)
+	}
+	if facts.Active {
+		facts.ID = IDOf(token)
+	}
+	return facts, nil
+}
+
+// broken makes an error of one from the network. Only texts that are known to be harmless
+// go into it: net/http quotes malformed answers in its errors, and a server may answer
+// with the request that it got.
+func (r *Remote) broken(err error) *RemoteError {
+	var timeout net.Error
+	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
+		e := r.fails(RemoteTimeout, 0, "", 0)
+		e.cause = context.DeadlineExceeded
+		return e
+	}
+	e := r.fails(RemoteRefused, 0, "the connection broke", 0)
+	var operation *net.OpError // dialing, reading, writing, TLS alerts
+	var name *net.DNSError
+	var certificate *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	switch {
+	case errors.Is(err, context.Canceled):
+		e.detail, e.cause = "canceled", context.Canceled
+	case errors.As(err, &certificate):
+		e.detail = certificate.Error()
+	case errors.As(err, &operation):
+		e.detail = operation.Error()
+	case errors.As(err, &name):
+		e.detail = name.Error()
+	case errors.As(err, &record):
+		e.detail = "the server does not speak TLS"
+	}
+	return e
+}
+
+// retryAfter is what the answer's Retry-After says (RFC 9110 section 10.2.3), within bounds.
+func (r *Remote) retryAfter(resp *http.Response) time.Duration {
+	value := resp.Header.Get("Retry-After")
+	if value == "" {
+		return 0
+	}
+	if seconds, err := strconv.ParseUint(value, 10, 64); err == nil {
+		return time.Duration(min(seconds, uint64(maxRetryAfter/time.Second))) * time.Second
+	}
+	at, err := http.ParseTime(value)
+	if err != nil {
+		return 0
+	}
+	return min(max(at.Sub(r.cfg.Now()), 0), maxRetryAfter)
+}
+
+// understand makes facts of an answer (RFC 7662 section 2.2). Members that are null are
+// taken as absent, except active and exp. Its errors name members, and quote nothing.
+func (r *Remote) understand(body []byte) (*Facts, error) {
+	answer, ok := decodeObject(body)
+	if !ok {
+		return nil, errors.New("the answer is not a JSON object, or is ambiguous")
+	}
+	switch active, ok := answer["active"].(bool); {
+	case !ok:
+		return nil, errors.New("active is not a boolean")
+	case !active:
+		return inactive, nil
+	}
+	facts := &Facts{Active: true, Claims: answer}
+
+	if value, present := answer["exp"]; present {
+		// Wrong, it must not become "for ever".
+		if facts.Expiry, ok = numericDate(value); !ok {
+			return nil, errors.New("exp is not a time")
+		}
+	}
+	for name, value := range answer {
+		if value == nil {
+			delete(answer, name)
+		}
+	}
+	var notBefore time.Time
+	for name, at := range map[string]*time.Time{"iat": &facts.IssuedAt, "nbf": &notBefore} {
+		if value, present := answer[name]; present {
+			if *at, ok = numericDate(value); !ok {
+				return nil, fmt.Errorf("%s is not a time", name)
+			}
+		}
+	}
+	var tokenType, use, kind string
+	for name, text := range map[string]*string{
+		"client_id": &facts.ClientID, "sub": &facts.Subject, "iss": &facts.Issuer,
+		"token_type": &tokenType, "token_use": &use, "typ": &kind,
+	} {
+		if value, present := answer[name]; present {
+			if *text, ok = value.(string); !ok {
+				return nil, fmt.Errorf("%s is not a string", name)
+			}
+		}
+	}
+	if value, present := answer["aud"]; present {
+		// Some servers send an empty list for a token without audience.
+		if facts.Audience, ok = texts(value); !ok || slices.Contains(facts.Audience, "") {
+			return nil, errors.New("aud is not a name or a list of names")
+		}
+	}
+	if facts.Scopes, ok = scopesOf(answer); !ok {
+		return nil, errors.New("scope is not a list of scopes")
+	}
+
+	now := r.cfg.Now()
+	_, hasType := answer["token_type"]
+	_, bound := answer["cnf"]
+	switch {
+	case !facts.Expiry.IsZero() && !now.Before(facts.Expiry),
+		now.Before(notBefore),
+		bound,
+		hasType && !strings.EqualFold(tokenType, "Bearer"),
+		// Endpoints answer for refresh tokens too: Hydra, Cognito and Keycloak say so here.
+		use != "" && use != "access_token" && use != "access",
+		kind == "Refresh" || kind == "Offline" || kind == "ID" || kind == "Logout",
+		r.cfg.Issuer != "" && facts.Issuer != "" && facts.Issuer != r.cfg.Issuer:
+		return inactive, nil
+	}
+	return facts, nil
+}

@@ -1,0 +1,11 @@
+package introspect
+
+// Understand makes facts of an answer's body.
+func (r *Remote) Understand(body []byte) (*Facts, error) { return r.understand(body) }
+
+// InCircuit is the number of failures in a row that the circuit has counted.
+func (r *Remote) InCircuit() int {
+	r.circuit.mu.Lock()
+	defer r.circuit.mu.Unlock()
+	return r.circuit.failures
+}

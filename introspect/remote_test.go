@@ -1,0 +1,792 @@
+package introspect_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+const (
+	remoteSecret = "s3cret-of-the-gateway"
+	remoteToken  = "token-nobody-may-read"
+)
+
+// authServer is a remote authorization server that counts what it is asked. answer may be
+// changed at any time.
+type authServer struct {
+	*httptest.Server
+	asked  atomic.Int64
+	answer atomic.Pointer[http.HandlerFunc]
+}
+
+func newAuthServer(t testing.TB, answer http.HandlerFunc) *authServer {
+	s := &authServer{}
+	s.answers(answer)
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.asked.Add(1)
+		(*s.answer.Load())(w, r)
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *authServer) answers(answer http.HandlerFunc) { s.answer.Store(&answer) }
+
+// says answers with a JSON body.
+func says(body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, body)
+	}
+}
+
+// status answers with a status and headers.
+func status(code int, header ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		for i := 0; i < len(header); i += 2 {
+			w.Header().Set(header[i], header[i+1])
+		}
+		w.WriteHeader(code)
+	}
+}
+
+// remoteConfig is for the server at address.
+func remoteConfig(address string) introspect.RemoteConfig {
+	return introspect.RemoteConfig{URL: address + "/introspect", ClientID: "gateway", ClientSecret: remoteSecret}
+}
+
+func newRemote(t testing.TB, cfg introspect.RemoteConfig) *introspect.Remote {
+	t.Helper()
+	r, err := introspect.NewRemote(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+// kindOf is the kind of a failed lookup, which must not show what nobody may read.
+func kindOf(t testing.TB, facts *introspect.Facts, err error) string {
+	t.Helper()
+	if err == nil {
+		t.Errorf("no error, and active is %v", facts.Active)
+		return ""
+	}
+	if facts != nil {
+		t.Errorf("facts and an error: %+v, %v", facts, err)
+	}
+	for _, secret := range []string{remoteSecret, remoteToken, "echo", base64.StdEncoding.EncodeToString([]byte("gateway:" + remoteSecret))} {
+		for e := err; e != nil; e = errors.Unwrap(e) {
+			if strings.Contains(fmt.Sprintf("%v %+v", e, e), secret) {
+				t.Errorf("the error shows %q: %v", secret, e)
+			}
+		}
+	}
+	var remote *introspect.RemoteError
+	if !errors.As(err, &remote) {
+		t.Errorf("%v is no RemoteError", err)
+		return ""
+	}
+	return remote.Kind
+}
+
+func at(when time.Time) string { return fmt.Sprint(when.Unix()) }
+
+// RFC 7662 section 2.2, with what servers add to it.
+func TestRemoteFacts(t *testing.T) {
+	server := newAuthServer(t, says(`{
+		"active": true, "scope": "read write read", "client_id": "reports", "username": "r", "token_type": "bearer",
+		"exp": 1893459600, "iat": 1893456000.5, "nbf": 1893456000, "sub": "user 7", "aud": ["https://a.example", "b"],
+		"iss": "https://issuer.example", "jti": "x", "token_use": "access_token", "extra": {"roles": ["a", "b"], "n": 12345678901234567890},
+		"nothing": null}`))
+	cfg := remoteConfig(server.URL)
+	cfg.Now = func() time.Time { return start }
+	facts, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !facts.Active || facts.ID != introspect.IDOf(remoteToken) || facts.ClientID != "reports" || facts.Subject != "user 7" ||
+		facts.Issuer != "https://issuer.example" || !slices.Equal(facts.Scopes, []string{"read", "write"}) ||
+		!slices.Equal(facts.Audience, []string{"https://a.example", "b"}) ||
+		!facts.Expiry.Equal(start.Add(time.Hour)) || !facts.IssuedAt.Equal(start.Add(500*time.Millisecond)) {
+		t.Errorf("%+v", facts)
+	}
+	names := slices.Sorted(maps.Keys(facts.Claims))
+	if want := "[active aud client_id exp extra iat iss jti nbf scope sub token_type token_use username]"; fmt.Sprint(names) != want {
+		t.Errorf("claims are %v, want %v", names, want)
+	}
+	if n := facts.Claims["extra"].(map[string]any)["n"]; n != json.Number("12345678901234567890") {
+		t.Errorf("a large number has become %v", n)
+	}
+	if roles := facts.ClaimValues("extra.roles"); !slices.Equal(roles, []string{"a", "b"}) {
+		t.Errorf("roles are %v", roles)
+	}
+}
+
+// What the server is sent, and how the client proves who it is.
+func TestRemoteRequests(t *testing.T) {
+	type request struct {
+		method, uri, body string
+		header            http.Header
+	}
+	for _, c := range []struct {
+		name          string
+		change        func(*introspect.RemoteConfig)
+		authorization string
+		form          url.Values
+	}{
+		{name: "client_secret_basic is the default, and form-urlencodes id and secret",
+			change:        func(c *introspect.RemoteConfig) { c.ClientID, c.ClientSecret = "my:app", "p%+ ä/=&:" },
+			authorization: "Basic " + base64.StdEncoding.EncodeToString([]byte("my%3Aapp:p%25%2B+%C3%A4%2F%3D%26%3A"))},
+		{name: "client_secret_post",
+			change: func(c *introspect.RemoteConfig) {
+				c.Auth, c.ClientID, c.ClientSecret = "client_secret_post", "my:app", "p%+ &"
+			},
+			form: url.Values{"client_id": {"my:app"}, "client_secret": {"p%+ &"}}},
+		{name: "none with a header",
+			change: func(c *introspect.RemoteConfig) {
+				c.Auth, c.ClientID, c.ClientSecret = "none", "", ""
+				c.Header = http.Header{"authorization": {"Bearer of-the-gateway"}, "X-Tenant": {"a", "b"}}
+			},
+			authorization: "Bearer of-the-gateway"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var got request
+			server := newAuthServer(t, func(w http.ResponseWriter, r *http.Request) {
+				body, _ := io.ReadAll(r.Body)
+				got = request{r.Method, r.RequestURI, string(body), r.Header}
+				says(`{"active":false}`)(w, r)
+			})
+			cfg := remoteConfig(server.URL)
+			cfg.URL += "?realm=a"
+			c.change(&cfg)
+			if facts, err := newRemote(t, cfg).Lookup(t.Context(), "a+/b=="); err != nil || facts.Active {
+				t.Fatalf("%+v, %v", facts, err)
+			}
+			form, err := url.ParseQuery(got.body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := url.Values{"token": {"a+/b=="}, "token_type_hint": {"access_token"}}
+			maps.Copy(want, c.form)
+			if !reflect.DeepEqual(form, want) {
+				t.Errorf("the body is %v, want %v", form, want)
+			}
+			if got.method != "POST" || got.uri != "/introspect?realm=a" {
+				t.Errorf("%s %s", got.method, got.uri)
+			}
+			for name, value := range map[string]string{
+				"Authorization": c.authorization, "Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded",
+				"X-Tenant": strings.Join(cfg.Header["X-Tenant"], ","), "Accept-Encoding": "", "Idempotency-Key": "",
+			} {
+				if sent := strings.Join(got.header.Values(name), ","); sent != value {
+					t.Errorf("%s is %q, want %q", name, sent, value)
+				}
+			}
+		})
+	}
+}
+
+// Whatever a server does instead of answering, nobody is told "no" for it, it ends in
+// time, and it is not remembered.
+func TestRemoteFailures(t *testing.T) {
+	half := func(declared int, body string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			conn, buffer, _ := http.NewResponseController(w).Hijack()
+			fmt.Fprintf(buffer, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", declared, body)
+			buffer.Flush()
+			conn.Close()
+		}
+	}
+	raw := func(bytes string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			conn, buffer, _ := http.NewResponseController(w).Hijack()
+			io.WriteString(buffer, bytes)
+			buffer.Flush()
+			conn.Close()
+		}
+	}
+	hang := func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body) // or the server doesn't see that the client has gone
+		<-r.Context().Done()
+	}
+	drip := func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/json")
+		for i := 0; r.Context().Err() == nil; i++ {
+			io.WriteString(w, " ")
+			http.NewResponseController(w).Flush()
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	good := `{"active":true,"client_id":"echo"}`
+	for _, c := range []struct {
+		name   string
+		answer http.HandlerFunc
+		kind   string
+		status int
+	}{
+		{"500", status(500), "status", 500},
+		{"503", status(503, "Retry-After", "1"), "status", 503},
+		{"404", status(404), "status", 404},
+		{"400", status(400), "status", 400},
+		{"201", status(201, "Content-Type", "application/json"), "status", 201},
+		{"204", status(204), "status", 204},
+		{"401", status(401), "credentials", 401},
+		{"403", status(403), "credentials", 403},
+		{"429", status(429), "throttled", 429},
+		{"301", status(301, "Location", "/elsewhere"), "redirect", 301},
+		{"304", status(304), "redirect", 304},
+		{"no content type", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header()["Content-Type"] = nil
+			io.WriteString(w, good)
+		}, "malformed", 0},
+		{"a page", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			io.WriteString(w, good)
+		}, "malformed", 0},
+		{"a signed answer", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/token-introspection+jwt")
+			io.WriteString(w, good)
+		}, "malformed", 0},
+		{"nothing", says(""), "malformed", 0},
+		{"no JSON", says("echo"), "malformed", 0},
+		{"half of the JSON", says(good[:20]), "malformed", 0},
+		{"half of an answer", half(1000, good), "refused", 0},
+		{"no HTTP", raw("echo " + remoteSecret + "\r\n\r\n"), "refused", 0},
+		{"a malformed header", raw("HTTP/1.1 200 OK\r\necho " + remoteSecret + "\r\n\r\n"), "refused", 0},
+		{"endless headers", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X", strings.Repeat("echo", 1<<16))
+			says(good)(w, nil)
+		}, "refused", 0},
+		{"too large an answer", says(good[:len(good)-1] + strings.Repeat(" ", 64<<10) + "}"), "too_large", 0},
+		{"no answer", hang, "timeout", 0},
+		{"a slow answer", drip, "timeout", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			server := newAuthServer(t, c.answer)
+			cfg := remoteConfig(server.URL)
+			cfg.Timeout = 300 * time.Millisecond
+			if c.kind != "timeout" {
+				cfg.Timeout = 20 * time.Second // the others are not about time
+			}
+			kinds := make(chan string, 10)
+			cfg.OnRequest = func(kind string, _ time.Duration) { kinds <- kind }
+			remote := newRemote(t, cfg)
+			cache := newCache(t, introspect.Config{LookupTimeout: 30 * time.Second})
+			s := cache.WrapWith(remote.Name(), remote, introspect.WrapConfig{MaxAge: time.Minute, NegativeAge: time.Minute})
+			for range 2 {
+				begin := time.Now()
+				facts, err := s.Lookup(t.Context(), remoteToken)
+				if kind := kindOf(t, facts, err); kind != c.kind {
+					t.Errorf("kind %q, want %q: %v", kind, c.kind, err)
+				}
+				if kind := <-kinds; kind != c.kind {
+					t.Errorf("OnRequest was called with %q", kind)
+				}
+				var remote *introspect.RemoteError
+				if errors.As(err, &remote) && remote.Status != c.status {
+					t.Errorf("status %d, want %d", remote.Status, c.status)
+				}
+				if errors.Is(err, context.DeadlineExceeded) != (c.kind == "timeout") {
+					t.Errorf("is the deadline's error: %v", err)
+				}
+				if took := time.Since(begin); c.kind == "timeout" && took > 5*time.Second {
+					t.Errorf("it took %v", took)
+				}
+			}
+			if n := server.asked.Load(); n < 2 { // the transport repeats what broke on a connection used before
+				t.Errorf("the server was asked %d times, want again after a failure", n)
+			}
+			server.answers(says(`{"active":true}`))
+			if !active(t, s, remoteToken) {
+				t.Error("after the failures the token is not active")
+			}
+		})
+	}
+
+	t.Run("no server", func(t *testing.T) {
+		server := newAuthServer(t, status(500))
+		remote := newRemote(t, remoteConfig(server.URL))
+		server.Close()
+		facts, err := remote.Lookup(t.Context(), remoteToken)
+		if kind := kindOf(t, facts, err); kind != "refused" || !strings.Contains(err.Error(), "connection refused") {
+			t.Errorf("%s: %v", kind, err)
+		}
+	})
+	t.Run("no such host", func(t *testing.T) {
+		cfg := remoteConfig("https://host.invalid")
+		cfg.URL += "?echo=x" // a query may hold a key
+		facts, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+		if kind := kindOf(t, facts, err); kind != "refused" && kind != "timeout" {
+			t.Errorf("%s: %v", kind, err)
+		}
+	})
+	t.Run("a certificate that nobody vouches for", func(t *testing.T) {
+		server := httptest.NewUnstartedServer(says(good))
+		server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+		server.StartTLS()
+		defer server.Close()
+		facts, err := newRemote(t, remoteConfig(server.URL)).Lookup(t.Context(), remoteToken)
+		if kind := kindOf(t, facts, err); kind != "refused" || !strings.Contains(err.Error(), "certificate") {
+			t.Errorf("%s: %v", kind, err)
+		}
+	})
+}
+
+// Over TLS, with HTTP/2 as servers have it.
+func TestRemoteTLS(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		says(fmt.Sprintf(`{"active":true,"sub":%q}`, r.Proto))(w, r)
+	}))
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Certificate())
+	cfg := remoteConfig(server.URL)
+	cfg.TLS = &tls.Config{RootCAs: roots}
+	remote := newRemote(t, cfg)
+	for range 3 {
+		facts, err := remote.Lookup(t.Context(), remoteToken)
+		if err != nil || facts.Subject != "HTTP/2.0" {
+			t.Fatalf("%+v, %v", facts, err)
+		}
+	}
+}
+
+// What the answers mean, to the letter: a yes, a no, or an error.
+func TestRemoteAnswers(t *testing.T) {
+	var (
+		hour = at(start.Add(time.Hour))
+		now  = at(start)
+	)
+	const yes, no, wrong = "active", "inactive", "malformed"
+	for _, c := range []struct{ body, want string }{
+		{`{"active":true}`, yes},
+		{`{"active":false}`, no},
+		{` {"active" : true } ` + "\n", yes},
+		{`{"active":false,"exp":"nonsense","aud":7}`, no}, // it says no, and nothing else matters
+
+		// active is a boolean, or nothing is known.
+		{`{}`, wrong}, {`{"active":null}`, wrong}, {`{"active":"true"}`, wrong}, {`{"active":"false"}`, wrong},
+		{`{"active":1}`, wrong}, {`{"active":0}`, wrong}, {`{"active":[true]}`, wrong}, {`{"active":{}}`, wrong},
+		{`{"Active":true}`, wrong}, {`{"active ":true}`, wrong}, {`{"token_introspection":{"active":true}}`, wrong},
+		{`true`, wrong}, {`[{"active":true}]`, wrong}, {`"active"`, wrong}, {`null`, wrong}, {`{"active":TRUE}`, wrong},
+
+		// Nothing that two parsers could read differently.
+		{`{"active":false,"active":true}`, wrong}, {`{"active":true,"active":true}`, wrong}, {`{"active":true,"scope":"a","scope":"admin"}`, wrong},
+		{`{"active":true,"a":{"b":1,"b":2}}`, wrong}, {`{"active":true}{"active":true}`, wrong}, {`{"active":true}x`, wrong}, {`{"active":true},`, wrong},
+		{"{\"active\":true,\"sub\":\"\xff\"}", wrong}, {`{"active":true,"a":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`, wrong},
+		{"\ufeff" + `{"active":true}`, wrong}, {`{"active":true,"\u0061ctive":false}`, wrong},
+
+		// exp is a time, and never "for ever".
+		{`{"active":true,"exp":` + hour + `}`, yes}, {`{"active":true,"exp":` + hour + `.25}`, yes},
+		{`{"active":true,"exp":` + now + `}`, no}, {`{"active":true,"exp":` + now + `.000000001}`, yes}, {`{"active":true,"exp":0}`, no},
+		{`{"active":true,"exp":"` + hour + `"}`, wrong}, {`{"active":true,"exp":1e308}`, wrong}, {`{"active":true,"exp":1e10}`, wrong},
+		{`{"active":true,"exp":-1}`, wrong}, {`{"active":true,"exp":-0}`, wrong}, {`{"active":true,"exp":NaN}`, wrong}, {`{"active":true,"exp":null}`, wrong},
+		{`{"active":true,"exp":9223372036854775807}`, wrong}, {`{"active":true,"exp":99999999999999999999}`, wrong}, {`{"active":true,"exp":true}`, wrong},
+		{`{"active":true,"exp":[` + hour + `]}`, wrong}, {`{"active":true,"exp":""}`, wrong}, {`{"active":true,"exp":Infinity}`, wrong},
+
+		// nbf, without leeway; iat only informs.
+		{`{"active":true,"nbf":` + now + `}`, yes}, {`{"active":true,"nbf":` + now + `.1}`, no}, {`{"active":true,"nbf":"` + now + `"}`, wrong},
+		{`{"active":true,"iat":` + hour + `}`, yes}, {`{"active":true,"iat":"` + now + `"}`, wrong}, {`{"active":true,"iat":null,"nbf":null}`, yes},
+
+		// D-09: what is bound to a key is not for bearers.
+		{`{"active":true,"token_type":"Bearer"}`, yes}, {`{"active":true,"token_type":"BEARER"}`, yes}, {`{"active":true,"token_type":null}`, yes},
+		{`{"active":true,"token_type":"DPoP"}`, no}, {`{"active":true,"token_type":"N_A"}`, no}, {`{"active":true,"token_type":""}`, no},
+		{`{"active":true,"token_type":"Bearer "}`, no}, {`{"active":true,"token_type":["Bearer"]}`, wrong},
+		{`{"active":true,"token_type":"Bearer","cnf":{"jkt":"x"}}`, no}, {`{"active":true,"cnf":{}}`, no}, {`{"active":true,"cnf":"x"}`, no},
+		{`{"active":true,"cnf":null}`, yes},
+
+		// Nor is what is no access token.
+		{`{"active":true,"token_use":"access_token"}`, yes}, {`{"active":true,"token_use":"access"}`, yes}, {`{"active":true,"token_use":"refresh_token"}`, no},
+		{`{"active":true,"token_use":"id"}`, no}, {`{"active":true,"typ":"Bearer"}`, yes}, {`{"active":true,"typ":"Refresh"}`, no}, {`{"active":true,"typ":"Offline"}`, no},
+
+		{`{"active":true,"iss":"https://issuer.example"}`, yes}, {`{"active":true,"iss":"https://issuer.example/"}`, no}, {`{"active":true,"iss":["https://issuer.example"]}`, wrong},
+
+		{`{"active":true,"aud":"a"}`, yes}, {`{"active":true,"aud":["a","b"]}`, yes}, {`{"active":true,"aud":[]}`, yes}, {`{"active":true,"aud":null}`, yes},
+		{`{"active":true,"aud":[""]}`, wrong}, {`{"active":true,"aud":""}`, wrong}, {`{"active":true,"aud":["a",1]}`, wrong}, {`{"active":true,"aud":{"a":1}}`, wrong},
+
+		{`{"active":true,"scope":""}`, yes}, {`{"active":true,"scope":"a b"}`, yes}, {`{"active":true,"scope":["a","b"]}`, yes}, {`{"active":true,"scope":null}`, yes},
+		{`{"active":true,"scope":["a b"]}`, wrong}, {`{"active":true,"scope":"a\"b"}`, wrong}, {`{"active":true,"scope":"a\tb"}`, wrong}, {`{"active":true,"scope":7}`, wrong},
+		{`{"active":true,"scope":{"admin":true}}`, wrong}, {`{"active":true,"scope":["a",null]}`, wrong},
+
+		{`{"active":true,"client_id":7}`, wrong}, {`{"active":true,"sub":{}}`, wrong}, {`{"active":true,"sub":null}`, yes},
+	} {
+		server := newAuthServer(t, says(c.body))
+		cfg := remoteConfig(server.URL)
+		cfg.Now = func() time.Time { return start }
+		cfg.Issuer = "https://issuer.example"
+		facts, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+		got := no
+		switch {
+		case err != nil:
+			got = kindOf(t, facts, err)
+		case facts.Active:
+			got = yes
+			if facts.ID != introspect.IDOf(remoteToken) {
+				t.Errorf("%s: the facts are another token's", c.body)
+			}
+		case facts != introspect.Inactive():
+			t.Errorf("%s: an inactive token has facts: %+v", c.body, facts)
+		}
+		if got != c.want {
+			t.Errorf("%s: %s, want %s (%v)", c.body, got, c.want, err)
+		}
+		server.Close()
+	}
+}
+
+func TestRemoteConfigIsChecked(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*introspect.RemoteConfig)
+		want   string // in the error; empty if there is none
+	}{
+		{"http to loopback", func(c *introspect.RemoteConfig) { c.URL = "http://127.0.0.1:1/" }, ""},
+		{"http to IPv6 loopback", func(c *introspect.RemoteConfig) { c.URL = "http://[::1]:1/" }, ""},
+		{"http to localhost", func(c *introspect.RemoteConfig) { c.URL = "http://localhost/" }, ""},
+		{"http elsewhere", func(c *introspect.RemoteConfig) { c.URL = "http://as.example/" }, "must be https"},
+		{"http to what looks like localhost", func(c *introspect.RemoteConfig) { c.URL = "http://localhost.example/" }, "must be https"},
+		{"http elsewhere, allowed", func(c *introspect.RemoteConfig) { c.URL, c.InsecureHTTP = "http://as.example/", true }, ""},
+		{"no URL", func(c *introspect.RemoteConfig) { c.URL = "" }, "host"},
+		{"no host", func(c *introspect.RemoteConfig) { c.URL = "https:///x" }, "host"},
+		{"another scheme", func(c *introspect.RemoteConfig) { c.URL, c.InsecureHTTP = "ftp://as.example/", true }, "scheme"},
+		{"a fragment", func(c *introspect.RemoteConfig) { c.URL += "#x" }, "fragment"},
+		{"a password", func(c *introspect.RemoteConfig) { c.URL = "https://gateway:" + remoteSecret + "@as.example/" }, "password"},
+		{"a password in what can't be parsed", func(c *introspect.RemoteConfig) { c.URL = "https://gateway:" + remoteSecret + "@as.example:x/" }, "parsed"},
+		{"no client", func(c *introspect.RemoteConfig) { c.ClientID = "" }, "ClientID"},
+		{"no secret", func(c *introspect.RemoteConfig) { c.ClientSecret = "" }, "ClientSecret"},
+		{"no secret in the body", func(c *introspect.RemoteConfig) { c.Auth, c.ClientSecret = "client_secret_post", "" }, "ClientSecret"},
+		{"a secret that is not sent", func(c *introspect.RemoteConfig) { c.Auth, c.ClientID = "none", "" }, "none"},
+		{"another method", func(c *introspect.RemoteConfig) { c.Auth = "private_key_jwt" }, "accepted"},
+		{"two credentials", func(c *introspect.RemoteConfig) { c.Header = http.Header{"authorization": {"Bearer x"}} }, "Authorization"},
+		{"another Accept", func(c *introspect.RemoteConfig) { c.Header = http.Header{"accept": {"*/*"}} }, "Accept"},
+		{"a Host that would not be sent", func(c *introspect.RemoteConfig) { c.Header = http.Header{"Host": {"x"}} }, "Host"},
+		{"a name that is none", func(c *introspect.RemoteConfig) { c.Header = http.Header{"X Y": {"x"}} }, "not a header name"},
+		{"two headers in one", func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {remoteSecret + "\r\nY: z"}} }, "control character"},
+		{"negative sizes", func(c *introspect.RemoteConfig) { c.MaxAnswer = -1 }, "MaxAnswer"},
+		{"negative times", func(c *introspect.RemoteConfig) { c.Timeout = -1 }, "Timeout"},
+		{"negative pauses", func(c *introspect.RemoteConfig) { c.OpenFor = -1 }, "OpenFor"},
+		{"negative numbers", func(c *introspect.RemoteConfig) { c.MaxConcurrent = -1 }, "MaxConcurrent"},
+		{"negative failures", func(c *introspect.RemoteConfig) { c.MaxFailures = -1 }, "MaxFailures"},
+	} {
+		cfg := remoteConfig("https://as.example")
+		c.change(&cfg)
+		r, err := introspect.NewRemote(cfg)
+		if err == nil {
+			r.Close()
+		}
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want an error about %q", c.name, err, c.want)
+		}
+		if err != nil && strings.Contains(err.Error(), remoteSecret) {
+			t.Errorf("%s: the error shows the secret: %v", c.name, err)
+		}
+	}
+}
+
+// RFC 6750 section 2.1: what can't have come in an Authorization header is not sent.
+func TestRemoteScreens(t *testing.T) {
+	server := newAuthServer(t, says(`{"active":true}`))
+	remote := newRemote(t, remoteConfig(server.URL))
+	for token, want := range map[string]bool{
+		"a": true, "a=": true, "a==": true, "AZaz09-._~+/": true, strings.Repeat("a", 16<<10): true,
+		"": false, "=": false, "=a": false, "a=b": false, "a b": false, "a\n": false, "a\x00": false, "ä": false, "a,b": false, "a&b": false,
+		"a%20": false, "\xff": false, strings.Repeat("a", 16<<10+1): false,
+	} {
+		if got := remote.Screen(token); got != want {
+			t.Errorf("%.20q: %v, want %v", token, got, want)
+		}
+		asked := server.asked.Load()
+		facts, err := remote.Lookup(t.Context(), token)
+		if err != nil || facts.Active != want || (server.asked.Load() > asked) != want {
+			t.Errorf("%.20q: %+v, %v, after %d requests", token, facts, err, server.asked.Load()-asked)
+		}
+	}
+}
+
+// A name covers what makes the answers differ, and shows nothing.
+func TestRemoteNames(t *testing.T) {
+	names := map[string]string{}
+	for what, change := range map[string]func(*introspect.RemoteConfig){
+		"as it is":        func(*introspect.RemoteConfig) {},
+		"another URL":     func(c *introspect.RemoteConfig) { c.URL += "2" },
+		"another query":   func(c *introspect.RemoteConfig) { c.URL += "?realm=b" },
+		"another client":  func(c *introspect.RemoteConfig) { c.ClientID = "x" },
+		"another issuer":  func(c *introspect.RemoteConfig) { c.Issuer = "x" },
+		"a header":        func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {"a"}} },
+		"another value":   func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {"b"}} },
+		"two values":      func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {"a", "b"}} },
+		"another, joined": func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {"ab"}} },
+		"two headers":     func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {"a"}, "Y": {"b"}} },
+	} {
+		cfg := remoteConfig("https://as.example")
+		change(&cfg)
+		name := newRemote(t, cfg).Name()
+		if other, taken := names[name]; taken {
+			t.Errorf("%s and %s have one name", what, other)
+		}
+		names[name] = what
+		if strings.Contains(name, "as.example") || name != newRemote(t, cfg).Name() {
+			t.Errorf("%s: %q", what, name)
+		}
+	}
+	cfg := remoteConfig("https://as.example")
+	cfg.ClientSecret = "another"
+	if names[newRemote(t, cfg).Name()] != "as it is" {
+		t.Error("a new secret has made another name")
+	}
+}
+
+// B-23: many first uses of a token are one question, and whose caller goes away harms
+// nobody.
+func TestRemoteIsAskedOnce(t *testing.T) {
+	arrived, open := make(chan struct{}, 10), make(chan struct{})
+	server := newAuthServer(t, func(w http.ResponseWriter, r *http.Request) {
+		arrived <- struct{}{}
+		<-open
+		says(`{"active":true}`)(w, r)
+	})
+	cfg := remoteConfig(server.URL)
+	cfg.Timeout = 20 * time.Second
+	remote := newRemote(t, cfg)
+	cache := newCache(t, introspect.Config{LookupTimeout: 20 * time.Second})
+	s := cache.WrapWith(remote.Name(), remote, introspect.WrapConfig{MaxAge: time.Minute, NegativeAge: introspect.NegativeAge, StaleFor: time.Minute})
+
+	ctx, hangUp := context.WithCancel(t.Context())
+	leader := make(chan error)
+	go func() {
+		_, err := s.Lookup(ctx, remoteToken)
+		leader <- err
+	}()
+	<-arrived
+	var others sync.WaitGroup
+	var good atomic.Int64
+	for range 199 {
+		others.Go(func() {
+			if active(t, s, remoteToken) {
+				good.Add(1)
+			}
+		})
+	}
+	hangUp()
+	if err := <-leader; !errors.Is(err, context.Canceled) {
+		t.Errorf("who hung up has %v", err)
+	}
+	close(open)
+	others.Wait()
+	if good.Load() != 199 || server.asked.Load() != 1 {
+		t.Errorf("%d of 199 have their answer, after %d questions", good.Load(), server.asked.Load())
+	}
+}
+
+// No more requests than MaxConcurrent are under way, as many again wait, and the others
+// are told at once to come again.
+func TestRemoteIsBounded(t *testing.T) {
+	open := make(chan struct{})
+	var under, most atomic.Int64
+	server := newAuthServer(t, func(w http.ResponseWriter, r *http.Request) {
+		n := under.Add(1)
+		defer under.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		<-open
+		says(`{"active":true}`)(w, r)
+	})
+	cfg := remoteConfig(server.URL)
+	cfg.MaxConcurrent, cfg.Timeout = 4, 20*time.Second
+	remote := newRemote(t, cfg)
+	results := make(chan error, 100)
+	for i := range 20 {
+		go func() {
+			_, err := remote.Lookup(t.Context(), fmt.Sprint(i))
+			results <- err
+		}()
+	}
+	for range 12 {
+		if err := <-results; !errors.Is(err, introspect.ErrBusy) {
+			t.Fatalf("%v, want ErrBusy while the server hangs", err)
+		}
+	}
+	for under.Load() < 4 { // the test's own deadline ends it
+		time.Sleep(time.Millisecond)
+	}
+	close(open)
+	for range 8 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	if most.Load() != 4 {
+		t.Errorf("%d requests were under way at once, want 4", most.Load())
+	}
+
+	t.Run("and a wait has an end", func(t *testing.T) {
+		server := newAuthServer(t, func(_ http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			<-r.Context().Done()
+		})
+		cfg := remoteConfig(server.URL)
+		cfg.MaxConcurrent, cfg.Timeout = 1, time.Second
+		remote := newRemote(t, cfg)
+		first := make(chan error)
+		go func() {
+			_, err := remote.Lookup(t.Context(), "first")
+			first <- err
+		}()
+		for server.asked.Load() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if _, err := remote.Lookup(ctx, "second"); !errors.Is(err, introspect.ErrBusy) {
+			t.Errorf("%v, want ErrBusy", err)
+		}
+		<-first
+	})
+}
+
+// A server may close an idle connection in the moment in which it is used again. That
+// fails nobody.
+func TestRemoteSurvivesClosedConnections(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var served atomic.Int64
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if served.Add(1) == 2 {
+			io.Copy(io.Discard, r.Body)
+			conn, _, _ := http.NewResponseController(w).Hijack()
+			conn.Close()
+			return
+		}
+		says(`{"active":true}`)(w, r)
+	})}
+	go server.Serve(listener)
+	defer server.Close()
+	remote := newRemote(t, remoteConfig("http://"+listener.Addr().String()))
+	for i := range 3 {
+		if _, err := remote.Lookup(t.Context(), remoteToken); err != nil {
+			t.Errorf("request %d: %v", i, err)
+		}
+	}
+}
+
+// After Close, lookups work and leave no connection behind.
+func TestRemoteClose(t *testing.T) {
+	server := httptest.NewUnstartedServer(says(`{"active":true}`))
+	connections := map[net.Conn]bool{}
+	var mu sync.Mutex
+	server.Config.ConnState = func(c net.Conn, state http.ConnState) {
+		mu.Lock()
+		defer mu.Unlock()
+		if connections[c] = true; state == http.StateClosed {
+			delete(connections, c)
+		}
+	}
+	server.Start()
+	defer server.Close()
+	remote := newRemote(t, remoteConfig(server.URL))
+	left := func(want int) {
+		t.Helper()
+		var n int
+		for range 1000 {
+			mu.Lock()
+			n = len(connections)
+			mu.Unlock()
+			if n == want {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+		t.Errorf("%d connections, want %d", n, want)
+	}
+	for range 5 {
+		if _, err := remote.Lookup(t.Context(), remoteToken); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left(1)
+	remote.Close()
+	left(0)
+	for range 5 {
+		if _, err := remote.Lookup(t.Context(), remoteToken); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left(0)
+	remote.Close()
+}
+
+// FuzzAnswer: whatever a server answers, nothing panics, and no token is active without
+// "active": true, with an expiry that has passed, or with one that was not understood.
+func FuzzAnswer(f *testing.F) {
+	for _, seed := range []string{
+		`{"active":true,"exp":1893459600,"scope":"a b","aud":["x"],"client_id":"c","iss":"i","token_type":"Bearer"}`,
+		`{"active":"true"}`, `{"active":true,"exp":1e308}`, `{"active":true,"active":false}`, `{"active":true,"cnf":{}}`, `{"active":true}x`, `[]`, ``,
+		`{"active":true,"exp":null}`, `{"active":true,"a":[[[{}]]],"nbf":1}`, `{"Active":true}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	cfg := remoteConfig("https://as.example")
+	cfg.Now = func() time.Time { return start }
+	remote := newRemote(f, cfg)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		facts, err := remote.Understand(body)
+		if err != nil {
+			if facts != nil {
+				t.Errorf("facts and an error")
+			}
+			return
+		}
+		// Another parser's opinion. It takes the last of two members, and any case.
+		var answer map[string]any
+		if err := json.Unmarshal(body, &answer); err != nil {
+			t.Fatalf("understood what is no JSON object: %v", err)
+		}
+		if active, ok := answer["active"].(bool); !ok || facts.Active && !active {
+			t.Errorf("active is %v", answer["active"])
+		}
+		if !facts.Active {
+			return
+		}
+		exp, present := answer["exp"]
+		if seconds, ok := exp.(float64); present && !ok || facts.Expiry.IsZero() != !present || ok && (seconds < float64(start.Unix())-1 || !start.Before(facts.Expiry)) {
+			t.Errorf("exp %v has become %v", exp, facts.Expiry)
+		}
+		for _, scope := range facts.Scopes {
+			if scope == "" || strings.ContainsAny(scope, " \"\\") {
+				t.Errorf("scope %q", scope)
+			}
+		}
+		if _, bound := answer["cnf"].(map[string]any); bound {
+			t.Error("a bound token is active")
+		}
+		for name := range facts.Claims {
+			facts.ClaimValues(name)
+		}
+	})
+}
