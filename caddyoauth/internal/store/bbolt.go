@@ -35,6 +35,8 @@ var (
 	bucketTokens  = []byte("tokens")
 	bucketClients = []byte("clients")
 	bucketSecrets = []byte("secrets")
+
+	allBuckets = [][]byte{bucketTokens, bucketClients, bucketSecrets}
 )
 
 const (
@@ -79,18 +81,18 @@ type write struct {
 // that has the file open. now is the wall clock by which expired tokens are dropped.
 func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("making a folder for the token store: %w", err)
+		return nil, unusable(path, err)
 	}
 	// A link could make this process open, and chmod, whatever it points to.
 	switch info, err := os.Lstat(path); {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return nil, fmt.Errorf("looking at the token store: %w", err)
+		return nil, unusable(path, err)
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("the token store %s is not a regular file; name the file itself", path)
 	case info.Mode().Perm()&0o077 != 0:
 		if err := os.Chmod(path, 0o600); err != nil {
-			return nil, fmt.Errorf("the token store %s is open to other users, and making it private failed: %w", path, err)
+			return nil, unusable(path, fmt.Errorf("it is open to other users, and making it private failed: %w", err))
 		}
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -105,25 +107,18 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("the token store %s is in use by another process: stop the other one, or give each its own file with 'store bbolt <path>'", path)
-	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
-		return nil, fmt.Errorf("the token store %s is not a bbolt file or is damaged (%w): restore it, or move it away to begin with an empty one, which ends all tokens", path, err)
+	case errors.As(err, new(*fs.PathError)):
+		return nil, unusable(path, err)
 	case err != nil:
-		return nil, fmt.Errorf("opening the token store %s: %w", path, err)
+		return nil, damaged(path, err)
 	}
 	b := &Bbolt{db: db, path: path, now: now, writes: make(chan write, maxBatch), closing: make(chan struct{}), done: make(chan struct{})}
-	// bbolt has no checksums, and reads zeros beyond the end of a file, which look like
-	// absence.
-	var size int64
-	err = b.view(func(tx *bolt.Tx) error { size = tx.Size(); return nil })
-	if info, statErr := os.Stat(path); err == nil && (statErr != nil || info.Size() < size) {
-		err = damaged(path, "it was cut short")
-	}
-	if err != nil {
+	if err := checkFile(path); err != nil {
 		b.closeFile()
 		return nil, err
 	}
 	if err := b.update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{bucketTokens, bucketClients, bucketSecrets} {
+		for _, name := range allBuckets {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
@@ -131,14 +126,32 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 		return nil
 	}); err != nil {
 		b.closeFile()
-		return nil, fmt.Errorf("preparing the token store %s: %w", path, err)
+		return nil, unusable(path, err)
 	}
 	go b.commit()
 	return b, nil
 }
 
+// checkFile refuses a damaged file. bbolt has the lock on it.
+func checkFile(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return unusable(path, err)
+	}
+	defer file.Close()
+	if err := checkIntact(file); err != nil {
+		return damaged(path, err)
+	}
+	return nil
+}
+
+// unusable is for what the system refuses; err says why.
+func unusable(path string, err error) error {
+	return fmt.Errorf("the token store %s can't be used (%w): let the user that runs the gateway read and write the file and its folder, on a disk with room, or name another file with 'store bbolt <path>'", path, err)
+}
+
 func damaged(path string, r any) error {
-	return fmt.Errorf("the token store %s is damaged (%v): restore it, or move it away to begin with an empty one, which ends all tokens", path, r)
+	return fmt.Errorf("the token store %s is damaged or no token store (%v): restore it, or move it away to begin with an empty one, which ends all tokens", path, r)
 }
 
 // Close implements oauth.TokenStore. Writes that wait are carried out first.
@@ -301,7 +314,7 @@ func dropExpired(tx *bolt.Tx, now time.Time, most int) (int, error) {
 		keys = append(keys, k)
 	}
 	for _, k := range keys {
-		if err := tokens.Delete(k); err != nil {
+		if err := deleteValue(tokens, k); err != nil {
 			return 0, err
 		}
 	}
@@ -386,7 +399,7 @@ func (b *Bbolt) Put(ctx context.Context, t oauth.Token) error {
 		tokens := tx.Bucket(bucketTokens)
 		// Most tokens go to the end: pages there are not halved to make room for later.
 		tokens.FillPercent = 0.9
-		return tokens.Put(key, value)
+		return setValue(tokens, key, value)
 	})
 }
 
@@ -406,7 +419,7 @@ func (b *Bbolt) Get(_ context.Context, key oauth.Key) (t oauth.Token, err error)
 // Revoke implements oauth.TokenStore.
 func (b *Bbolt) Revoke(ctx context.Context, key oauth.Key) error {
 	k := tokenKey(key)
-	return b.write(ctx, func(tx *bolt.Tx) error { return tx.Bucket(bucketTokens).Delete(k) })
+	return b.write(ctx, func(tx *bolt.Tx) error { return deleteValue(tx.Bucket(bucketTokens), k) })
 }
 
 // Admit implements oauth.TokenStore.
@@ -449,7 +462,7 @@ func (b *Bbolt) Secret(ctx context.Context, name string, fresh []byte) ([]byte, 
 			return nil
 		}
 		kept = append([]byte(nil), fresh...)
-		return secrets.Put([]byte(name), kept)
+		return setValue(secrets, []byte(name), kept)
 	})
 	if err != nil {
 		return nil, err
@@ -483,7 +496,7 @@ func writeClients(tx *bolt.Tx, changed clientTable) error {
 		if err != nil {
 			return err
 		}
-		if err := tx.Bucket(bucketClients).Put([]byte(ref.Realm+"\x00"+ref.ClientID), value); err != nil {
+		if err := setValue(tx.Bucket(bucketClients), []byte(ref.Realm+"\x00"+ref.ClientID), value); err != nil {
 			return err
 		}
 	}

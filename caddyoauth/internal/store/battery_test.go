@@ -1,0 +1,272 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// longBattery: the battery of faults runs for long, not for every change.
+var longBattery = os.Getenv("BATTERY") == "long"
+
+// A damage changes a file with pages of this size.
+type damage struct {
+	name string
+	do   func(random *rand.Rand, file []byte, page int) []byte
+}
+
+const metaPage = 0x04
+
+// pagesOf are the offsets of the pages of a kind.
+func pagesOf(file []byte, page int, kind uint16) (offsets []int) {
+	for at := 0; at+page <= len(file); at += page {
+		if binary.NativeEndian.Uint16(file[at+8:]) == kind && binary.NativeEndian.Uint64(file[at:]) == uint64(at/page) {
+			offsets = append(offsets, at)
+		}
+	}
+	return offsets
+}
+
+// flips changes a few bits of one page of a kind, half the time in the first 128 bytes, where
+// its structure is.
+func flips(kind uint16) func(*rand.Rand, []byte, int) []byte {
+	return func(random *rand.Rand, file []byte, page int) []byte {
+		offsets := pagesOf(file, page, kind)
+		at := offsets[random.IntN(len(offsets))]
+		within := page
+		if random.IntN(2) == 0 {
+			within = 128
+		}
+		for range 1 + random.IntN(4) {
+			file[at+random.IntN(within)] ^= 1 << random.IntN(8)
+		}
+		return file
+	}
+}
+
+var damages = []damage{
+	{"bits of a meta page", flips(metaPage)},
+	{"bits of the free list", flips(freelistPage)},
+	{"bits of a branch", flips(branchPage)},
+	{"bits of a leaf", flips(leafPage)},
+	{"cut short", func(random *rand.Rand, file []byte, _ int) []byte { return file[:random.IntN(len(file))] }},
+	{"a tail of zeros", func(random *rand.Rand, file []byte, _ int) []byte {
+		clear(file[random.IntN(len(file)):])
+		return file
+	}},
+	{"a page of noise", func(random *rand.Rand, file []byte, page int) []byte {
+		at := random.IntN(len(file)/page) * page
+		for i := range page {
+			file[at+i] = byte(random.Uint32())
+		}
+		return file
+	}},
+	{"a page in place of another", func(random *rand.Rand, file []byte, page int) []byte {
+		from, to := random.IntN(len(file)/page)*page, random.IntN(len(file)/page)*page
+		copy(file[to:to+page], file[from:from+page])
+		return file
+	}},
+	{"another magic number", func(random *rand.Rand, file []byte, page int) []byte {
+		for _, at := range []int{0, page} {
+			binary.NativeEndian.PutUint32(file[at+16:], random.Uint32())
+		}
+		return file
+	}},
+	{"another kind of file", func(random *rand.Rand, file []byte, _ int) []byte {
+		for i := range file {
+			file[i] = byte(random.Uint32())
+		}
+		copy(file, "SQLite format 3\x00")
+		return file
+	}},
+	{"nothing in it", func(*rand.Rand, []byte, int) []byte { return nil }},
+}
+
+// history is a file, the tokens that are in it, and those that were and have been revoked.
+type history struct {
+	file            []byte
+	page            int
+	issued, revoked []oauth.Token
+	secret          string
+	client          oauth.ClientRef
+	generation      uint64
+}
+
+// makeHistory makes a file in many transactions, so that pages that were let go still hold
+// tokens that were revoked.
+func makeHistory(t *testing.T) (h history) {
+	t.Helper()
+	path, tokens, page := fileToDamage(t)
+	b, err := OpenBbolt(path, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		token := tokenOf(fmt.Sprint("revoked ", i))
+		put(t, b, token)
+		h.revoked = append(h.revoked, token)
+	}
+	h.client = oauth.ClientRef{Realm: "root", ClientID: "a"}
+	if err := b.Retire(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	h.generation = admit(t, b, h.client)[h.client]
+	var all sync.WaitGroup
+	for _, token := range h.revoked[1:] {
+		all.Go(func() {
+			if err := b.Revoke(ctx, token.Key); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if err := b.Revoke(ctx, h.revoked[0].Key); err != nil { // the last transaction
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h.issued, h.page, h.secret = tokens, page, "secret"
+	if h.file, err = os.ReadFile(path); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// judge opens a damaged file and asks for everything. It is refused, or all is well; a file
+// with nothing in it begins anew.
+func (h history) judge(t *testing.T, path string) (outcome string) {
+	t.Helper()
+	b, err := OpenBbolt(path, time.Now)
+	if err != nil {
+		if !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "move it away") && !strings.Contains(err.Error(), "name another file") {
+			t.Errorf("the message does not name the file and the remedy: %v", err)
+		}
+		return "refused"
+	}
+	defer func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, token := range h.revoked {
+		absent(t, b, token.Key)
+	}
+	secret, err := b.Secret(ctx, "key", []byte("fresh"))
+	if err != nil {
+		t.Error(err)
+	}
+	outcome = "well"
+	if string(secret) == "fresh" { // no token of the past is genuine with it
+		outcome = "empty"
+	} else {
+		if string(secret) != h.secret {
+			t.Errorf("the secret is %q", secret)
+		}
+		for _, token := range h.issued {
+			present(t, b, token)
+		}
+		if got := admit(t, b, h.client)[h.client]; got != h.generation {
+			t.Errorf("a client has generation %d, want %d", got, h.generation)
+		}
+	}
+	fresh := tokenOf("fresh")
+	put(t, b, fresh)
+	present(t, b, fresh)
+	if err := b.Revoke(ctx, fresh.Key); err != nil {
+		t.Error(err)
+	}
+	absent(t, b, fresh.Key)
+	return outcome
+}
+
+// B-21, T-10, R-08, E-08: whatever happens to the file, the store refuses it, with its path
+// and a way out, or serves from it what is true. It never panics or hangs, never changes or
+// loses a token, and never brings back one that was revoked.
+func TestBatteryDamagedFile(t *testing.T) {
+	rounds := 4
+	if longBattery {
+		rounds = 200
+	}
+	h := makeHistory(t)
+	folder := t.TempDir()
+	for _, d := range damages {
+		t.Run(d.name, func(t *testing.T) {
+			outcomes := map[string]int{}
+			for range rounds {
+				seed := rand.Uint64()
+				damaged := d.do(rand.New(rand.NewPCG(seed, 0)), bytes.Clone(h.file), h.page)
+				path := filepath.Join(folder, fmt.Sprintf("%x.db", seed))
+				if err := os.WriteFile(path, damaged, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				done := make(chan string, 1)
+				go func() { done <- h.judge(t, path) }()
+				select {
+				case outcome := <-done:
+					outcomes[outcome]++
+					if outcome == "empty" && len(damaged) > 0 && !bytes.Equal(damaged, make([]byte, len(damaged))) {
+						t.Error("a file that is not empty was taken for empty")
+					}
+				case <-time.After(time.Minute):
+					t.Fatalf("the store hangs, with seed %d", seed)
+				}
+				if t.Failed() {
+					t.Fatalf("with seed %d", seed)
+				}
+				os.Remove(path)
+			}
+			t.Logf("battery: %d files with %s: %d refused, %d well, %d empty", rounds, d.name, outcomes["refused"], outcomes["well"], outcomes["empty"])
+		})
+	}
+}
+
+// B-21, R-08: one changed bit, in each place where it would have undone or widened something,
+// is found before the file is used.
+func TestBboltFindsWhatHasChanged(t *testing.T) {
+	h := makeHistory(t)
+	last := 0 // the page of the last transaction
+	if txid := func(at int) uint64 { return binary.NativeEndian.Uint64(h.file[at+64:]) }; txid(h.page) > txid(0) {
+		last = h.page
+	}
+	for name, c := range map[string]struct {
+		content string // stands in the page in use, and in others that were let go
+		changed int    // which of its bytes
+	}{
+		"the last transaction, a revocation, is undone": {string(h.file[last+64 : last+metaEnd]), 0},
+		"the generation of a client":                    {`"generation":2`, 13},
+		"a secret":                                      {"keysecret", 5},
+		"the name of a bucket":                          {"clients", 0},
+		"a scope":                                       {`"read write"`, 1},
+	} {
+		refused := 0
+		for from := 0; ; from++ {
+			at := bytes.Index(h.file[from:], []byte(c.content))
+			if at < 0 || refused > 3 {
+				break
+			}
+			from += at
+			path := filepath.Join(t.TempDir(), "tokens.db")
+			damaged := bytes.Clone(h.file)
+			damaged[from+c.changed] ^= 1
+			if err := os.WriteFile(path, damaged, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if h.judge(t, path) == "refused" {
+				refused++
+			}
+		}
+		if refused == 0 {
+			t.Errorf("%s: not found out", name)
+		}
+	}
+}
