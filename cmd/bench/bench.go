@@ -14,7 +14,10 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // bench is one run.
@@ -44,7 +47,7 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 	if b.folder, err = os.MkdirTemp("", "gateway-bench"); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(b.folder)) }()
+	defer func() { err = errors.Join(err, removeAll(b.folder)) }()
 
 	stores := []string{"bbolt", "memory"}
 	if cfg.Redis != "" {
@@ -65,6 +68,7 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 		{1, b.prepare},
 		{cfg.Starts, b.starts},
 		{2, b.cached},
+		{1, b.atOnce},
 	}
 	for _, store := range stores {
 		chapters = append(chapters,
@@ -86,7 +90,7 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 	if err != nil {
 		return nil, err
 	}
-	defer backend.Close()
+	defer backend.Close() //nolint:errcheck // its clients have gone
 	for _, c := range chapters {
 		b.gateways = nil
 		if err := c.measure(ctx); err != nil {
@@ -101,11 +105,22 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 	return b.report, nil
 }
 
+// removeAll deletes a folder, and waits for what is being interrupted: a compiler that go
+// has started may still write into it.
+func removeAll(folder string) error {
+	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		if err := os.RemoveAll(folder); err == nil || time.Since(begin) > 10*time.Second {
+			return err
+		}
+	}
+}
+
 // explain shows what the gateways have said last.
 func (b *bench) explain(stderr io.Writer) {
 	for _, g := range b.gateways {
 		if said := g.said.String(); said != "" {
-			fmt.Fprintf(stderr, "The gateway on %s said last:\n%s\n", g.addr, said)
+			fmt.Fprintln(stderr, "The gateway on", g.addr, "said last:")
+			fmt.Fprintln(stderr, said)
 		}
 	}
 }
@@ -183,6 +198,12 @@ func isToken(body []byte) error     { return begins(body, `{"access_token":"coa_
 func isActive(body []byte) error    { return begins(body, `{"active":true,`) }
 func isEmptyJSON(body []byte) error { return begins(body, `{}`) }
 func isStatic(body []byte) error    { return begins(body, `{`) }
+
+// tokenIn is the token of an answer.
+func tokenIn(body []byte) (string, error) {
+	token, _, _ := strings.Cut(strings.TrimPrefix(string(body), `{"access_token":"`), `"`)
+	return token, isToken(body)
+}
 
 // begins doesn't say what it found: it could be a token.
 func begins(body []byte, with string) error {
@@ -290,10 +311,10 @@ func (b *bench) tokens(ctx context.Context, g *gateway, n int) ([]string, error)
 		all = make([]string, 0, n)
 	)
 	_, err = l.run(ctx, atMost(n, repeat(g.post("/oauth2/access_token", "grant_type=client_credentials", b.generated))), 0, func(body []byte) error {
-		if err := isToken(body); err != nil {
+		token, err := tokenIn(body)
+		if err != nil {
 			return err
 		}
-		token, _, _ := strings.Cut(strings.TrimPrefix(string(body), `{"access_token":"`), `"`)
 		mu.Lock()
 		defer mu.Unlock()
 		all = append(all, token)
@@ -536,6 +557,52 @@ func (b *bench) cached(ctx context.Context) error {
 		return fmt.Errorf("only %d of %d tokens are in the cache", inCache, b.cfg.Cached)
 	}
 	b.report.Cached = cached{Tokens: inCache, BytesEach: float64(after.Live-before.Live) / float64(inCache)}
+	b.bar.step()
+	return nil
+}
+
+// atOnce has tokens issued, and uses each over the same connection as soon as it is there.
+// One that is refused ends the run.
+func (b *bench) atOnce(ctx context.Context) error {
+	b.bar.say("tokens used at once")
+	g, err := b.start(ctx, setup{store: "bbolt"})
+	if err != nil {
+		return err
+	}
+	defer g.stop()
+	issue := g.post("/oauth2/access_token", "grant_type=client_credentials", b.generated)
+	const connections = 16
+	var used atomic.Int64
+	all, ctx := errgroup.WithContext(ctx)
+	for range connections {
+		all.Go(func() error {
+			l, err := dial(ctx, g.addr, 1)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			token := "" // that was issued and not used yet
+			_, err = l.run(ctx, atMost(2*b.cfg.AtOnce/connections, func() []byte {
+				if token == "" {
+					return issue
+				}
+				return g.get("/api/orders/17", token)
+			}), 0, func(body []byte) (err error) {
+				if token == "" {
+					token, err = tokenIn(body)
+					return err
+				}
+				token = ""
+				used.Add(1)
+				return isBackend(body)
+			})
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	b.report.AtOnce = used.Load()
 	b.bar.step()
 	return nil
 }

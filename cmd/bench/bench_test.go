@@ -21,7 +21,7 @@ import (
 func tiny() config {
 	return config{
 		Name: "tiny", Rounds: 2, Round: 20 * time.Millisecond, Most: 128, Starts: 1, Rest: 20 * time.Millisecond,
-		Cached: 500, Grow: 600, Points: 3, GrowRoom: time.Second, Binary: binary,
+		Cached: 500, AtOnce: 64, Grow: 600, Points: 3, GrowRoom: time.Second, Binary: binary,
 	}
 }
 
@@ -107,6 +107,9 @@ func TestBench(t *testing.T) {
 	}
 	if back.Start.Startup.Median <= 0 || back.Start.Live.Median <= 0 || back.Cached.Tokens < 450 || back.Cached.BytesEach == 0 {
 		t.Errorf("%+v, %+v", back.Start, back.Cached)
+	}
+	if back.AtOnce != 64 {
+		t.Errorf("%d tokens were good at once, want 64", back.AtOnce)
 	}
 	checkSVG(t, filepath.Join(files, "growth.svg"))
 }

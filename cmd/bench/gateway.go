@@ -279,7 +279,7 @@ func (g *gateway) number(ctx context.Context, path, prefix string) (int64, error
 	if err != nil {
 		return 0, err
 	}
-	defer res.Body.Close()
+	defer res.Body.Close() //nolint:errcheck // all there is has been read
 	text, err := io.ReadAll(res.Body)
 	if err != nil {
 		return 0, err

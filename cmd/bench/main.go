@@ -31,7 +31,8 @@ loopback, with data of its own. Backend and load are in this process. Measured a
   - a protected request, beside the same request to a plain reverse_proxy;
   - a token, an introspection and a revocation, beside a static answer of the same size;
   - a bbolt file that grows to a million live tokens, and is emptied again by their end;
-  - start-up and memory, beside the same Caddy without the gateway, and a cached token.
+  - start-up and memory, beside the same Caddy without the gateway, and a cached token;
+  - whether a token is good at once, for each of 100,000.
 
 Both sides of a ratio take turns, round by round. Of the rounds' ratios there is the
 median, with the least and the greatest. CPU time is that of the gateway's process alone;
@@ -52,25 +53,26 @@ type config struct {
 	Starts   int           `json:"starts"`             // of each kind of Caddy
 	Rest     time.Duration `json:"rest_ns"`            // after a start, before memory is looked at
 	Cached   int           `json:"cached_tokens"`
-	Grow     int           `json:"grow_to"`    // tokens
-	Points   int           `json:"points"`     // of the curve of growth
-	GrowRoom time.Duration `json:"-"`          // how much longer than expected the tokens live
-	Redis    string        `json:"-"`          // host:port; empty: not measured
-	UseRedis bool          `json:"over_redis"` // the address is nobody's business
-	Binary   string        `json:"-"`          // that is there already; empty: it is built
+	AtOnce   int           `json:"used_at_once"` // tokens
+	Grow     int           `json:"grow_to"`      // tokens
+	Points   int           `json:"points"`       // of the curve of growth
+	GrowRoom time.Duration `json:"-"`            // how much longer than expected the tokens live
+	Redis    string        `json:"-"`            // host:port; empty: not measured
+	UseRedis bool          `json:"over_redis"`   // the address is nobody's business
+	Binary   string        `json:"-"`            // that is there already; empty: it is built
 }
 
 func long() config {
 	return config{
 		Name: "long", Rounds: 11, Round: time.Second, Most: 8192, Starts: 9, Rest: time.Second,
-		Cached: 50_000, Grow: 1_000_000, Points: 40, GrowRoom: 10 * time.Second,
+		Cached: 50_000, AtOnce: 100_000, Grow: 1_000_000, Points: 40, GrowRoom: 10 * time.Second,
 	}
 }
 
 func quick() config {
 	return config{
 		Name: "quick", Rounds: 3, Round: 150 * time.Millisecond, Most: 2048, Starts: 2, Rest: 500 * time.Millisecond,
-		Cached: 5_000, Grow: 50_000, Points: 10, GrowRoom: 2 * time.Second,
+		Cached: 5_000, AtOnce: 2_000, Grow: 50_000, Points: 10, GrowRoom: 2 * time.Second,
 	}
 }
 
@@ -100,7 +102,7 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 		return 2
 	}
 	if flags.NArg() > 0 {
-		fmt.Fprintf(stderr, "bench takes no arguments, and got %q; -h says what it takes\n", flags.Arg(0))
+		fmt.Fprintln(stderr, "bench takes no arguments; -h says what it takes. It got:", flags.Arg(0))
 		return 2
 	}
 	cfg := long()

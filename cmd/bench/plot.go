@@ -20,7 +20,7 @@ func (r *report) plot() string {
 		}
 	}
 	panels := []panel{
-		{"CPU time of a token, µs", x, []line{{"", cpu}}},
+		{"CPU time of a token, µs", x, []line{{"of the gateway", cpu}}},
 		{fmt.Sprintf("latency of a token at %d connections, ms", fillConnections), x, []line{{"p50", p50}, {"p99", p99}}},
 		{"MiB", x, []line{{"file", file}, {"memory, without the file's", own}}},
 	}
@@ -73,6 +73,7 @@ func (p panel) draw(s *strings.Builder, width, height float64) {
 			left, y, width-right, left-6, y+4, number(part*mostY))
 		fmt.Fprintf(s, `<text x="%.1f" y="%.1f" text-anchor="middle">%s</text>`+"\n", atX(part*mostX), height-bottom+16, thousands(int(part*mostX)))
 	}
+	names := ""
 	for i, l := range p.lines {
 		colour := []string{"#1f77b4", "#d97706"}[i]
 		var points []string
@@ -80,8 +81,9 @@ func (p panel) draw(s *strings.Builder, width, height float64) {
 			points = append(points, fmt.Sprintf("%.1f,%.1f", atX(p.x[j]), atY(y)))
 		}
 		fmt.Fprintf(s, `<polyline points="%s" fill="none" stroke="%s" stroke-width="2"/>`+"\n", strings.Join(points, " "), colour)
-		fmt.Fprintf(s, `<text x="%.1f" y="20" text-anchor="end" fill="%s">%s</text>`+"\n", width-right-float64(i*60), colour, html.EscapeString(l.name))
+		names += fmt.Sprintf(`<tspan dx="12" fill="%s">%s</tspan>`, colour, html.EscapeString(l.name))
 	}
+	fmt.Fprintf(s, `<text x="%.1f" y="20" text-anchor="end">%s</text>`+"\n", width-right, names)
 }
 
 // roundUp is the next of 1, 2, 2.5, 5 and their tenfolds, and 1 for nothing.
