@@ -23,6 +23,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	bolt "go.etcd.io/bbolt"
 	"go.uber.org/goleak"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
 const (
@@ -34,7 +36,11 @@ const (
 
 // stores are the lines for each store that survives a reload.
 func stores(t testing.TB) map[string]string {
-	return map[string]string{"memory": "store memory\n", "bbolt": "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n"}
+	all := map[string]string{"memory": "store memory\n", "bbolt": "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n"}
+	if _, err := exec.LookPath("redis-server"); err == nil { // TestFleet says that it is missing
+		all["redis"] = "store redis " + redistest.Start(t).Addr + "\n"
+	}
+	return all
 }
 
 // waitUntil polls for what happens soon, but not at once.
@@ -987,7 +993,7 @@ func TestStopLeavesNothing(t *testing.T) {
 			var stacks bytes.Buffer
 			buf := make([]byte, 1<<20)
 			stacks.Write(buf[:runtime.Stack(buf, true)])
-			for _, ours := range []string{"caddyoauth.(*", "internal/store.(*", "introspect.(*", "ristretto", "bbolt"} {
+			for _, ours := range []string{"caddyoauth.(*", "internal/store.(*", "introspect.(*", "ristretto", "bbolt", "rueidis"} {
 				if strings.Contains(stacks.String(), ours) {
 					t.Errorf("a goroutine of %s is left:\n%s", ours, stacks.String())
 				}

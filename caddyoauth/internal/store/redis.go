@@ -56,10 +56,11 @@ import (
 type Redis struct {
 	cfg RedisConfig
 
-	// client is nil until the first connection; connected is closed then.
-	client    rueidis.Client
-	connected chan struct{}
-	failure   atomic.Pointer[error] // the last one to connect; nil before the first
+	// client is nil until the first connection; connected is closed then. tried is closed
+	// when the first attempt is over.
+	client           rueidis.Client
+	connected, tried chan struct{}
+	failure          atomic.Pointer[error] // the last one to connect; nil before the first
 
 	slots chan struct{}
 	stop  chan struct{} // closed by Close
@@ -143,7 +144,7 @@ type RedisConfig struct {
 func OpenRedis(cfg RedisConfig) *Redis {
 	r := &Redis{
 		cfg: cfg, base: time.Now(),
-		connected: make(chan struct{}), slots: make(chan struct{}, maxCommands),
+		connected: make(chan struct{}), tried: make(chan struct{}), slots: make(chan struct{}, maxCommands),
 		stop: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
 		conns: make(map[*cutConn]struct{}), replicas: make(map[string]bool), silent: make(map[string]int),
 	}
@@ -235,14 +236,7 @@ func (r *Redis) Admit(ctx context.Context, clients []oauth.ClientRef) (map[oauth
 	}
 	generations := make(map[oauth.ClientRef]uint64, len(clients))
 	for realm, refs := range byRealm {
-		// The realm first: Retire must find clients whose gateway died after it had admitted them.
-		err := r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-			return c.Do(ctx, c.B().Sadd().Key(r.cfg.Prefix+"realms").Member(realm).Build()).Error()
-		})
-		if err != nil {
-			return nil, err
-		}
-		err = r.updateClients(ctx, realm, func(table clientTable) clientTable {
+		err := r.updateClients(ctx, realm, func(table clientTable) clientTable {
 			admitted, changed := table.admit(refs)
 			for ref, generation := range admitted {
 				generations[ref] = generation
@@ -270,28 +264,48 @@ func (r *Redis) Retire(ctx context.Context, active []oauth.ClientRef) error {
 }
 
 // updateClients changes what is kept of a realm's clients. change gets the states there are
-// and returns those that become different; it is called again when another gateway
-// was quicker.
+// and returns those that become different; it is called several times.
 func (r *Redis) updateClients(ctx context.Context, realm string, change func(clientTable) clientTable) error {
 	key := r.clientsKey(realm)
+	read := func(ctx context.Context, c rueidis.CoreClient) (clientTable, error) {
+		stored, err := c.Do(ctx, c.B().Hgetall().Key(key).Build()).AsStrMap()
+		if err != nil {
+			return nil, err
+		}
+		table := make(clientTable, len(stored))
+		for id, value := range stored {
+			var state clientState
+			if err := json.Unmarshal([]byte(value), &state); err != nil || state.Generation == 0 {
+				return nil, fmt.Errorf("the state of client %q of realm %q: %w", id, realm, errCorrupt)
+			}
+			table[oauth.ClientRef{Realm: realm, ClientID: id}] = state
+		}
+		return table, nil
+	}
 	for {
-		raced := false
+		done := false
 		err := r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+			// First over the connection that is watched. What is read there last is what
+			// Redis tells of when it changes; and most often there is nothing to do.
+			table, err := read(ctx, c)
+			if err != nil {
+				return err
+			}
+			if len(change(table)) == 0 {
+				done = true
+				return nil
+			}
+			// The realm before its clients: Retire must find them if this gateway dies here.
+			if err := c.Do(ctx, c.B().Sadd().Key(r.cfg.Prefix+"realms").Member(realm).Build()).Error(); err != nil {
+				return err
+			}
 			return c.Dedicated(func(c rueidis.DedicatedClient) error {
 				if err := c.Do(ctx, c.B().Watch().Key(key).Build()).Error(); err != nil {
 					return err
 				}
-				stored, err := c.Do(ctx, c.B().Hgetall().Key(key).Build()).AsStrMap()
+				table, err := read(ctx, c)
 				if err != nil {
 					return err
-				}
-				table := make(clientTable, len(stored))
-				for id, value := range stored {
-					var state clientState
-					if err := json.Unmarshal([]byte(value), &state); err != nil || state.Generation == 0 {
-						return fmt.Errorf("the state of client %q of realm %q: %w", id, realm, errCorrupt)
-					}
-					table[oauth.ClientRef{Realm: realm, ClientID: id}] = state
 				}
 				changed := change(table)
 				if len(changed) == 0 {
@@ -305,15 +319,17 @@ func (r *Redis) updateClients(ctx context.Context, realm string, change func(cli
 					}
 					set = set.FieldValue(ref.ClientID, string(value))
 				}
-				answers := c.DoMulti(ctx, c.B().Multi().Build(), set.Build(), c.B().Exec().Build())
-				err = answers[len(answers)-1].Error()
-				if rueidis.IsRedisNil(err) {
-					raced, err = true, nil
+				for _, answer := range c.DoMulti(ctx, c.B().Multi().Build(), set.Build(), c.B().Exec().Build()) {
+					// The first says what is wrong. EXEC answers nil if another gateway was
+					// quicker: the next round sees what it did.
+					if err := answer.Error(); err != nil && !rueidis.IsRedisNil(err) {
+						return err
+					}
 				}
-				return err
+				return nil
 			})
 		})
-		if !raced {
+		if done || err != nil {
 			return err
 		}
 	}
@@ -323,6 +339,12 @@ func (r *Redis) updateClients(ctx context.Context, realm string, change func(cli
 func (r *Redis) Secret(ctx context.Context, name string, fresh []byte) (secret []byte, err error) {
 	key := r.cfg.Prefix + "secrets"
 	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+		// Read first: a Redis that is full refuses every write, needed or not, and a gateway
+		// that starts shall serve the tokens that there are.
+		secret, err = c.Do(ctx, c.B().Hget().Key(key).Field(name).Build()).AsBytes()
+		if !rueidis.IsRedisNil(err) {
+			return err
+		}
 		answers := c.DoMulti(ctx,
 			c.B().Hsetnx().Key(key).Field(name).Value(rueidis.BinaryString(fresh)).Build(),
 			c.B().Hget().Key(key).Field(name).Build())
@@ -353,18 +375,11 @@ func (r *Redis) do(ctx context.Context, f func(context.Context, rueidis.Client) 
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
 	defer cancel()
 	select {
-	case <-r.connected:
-	default:
-		if err := r.failure.Load(); err != nil {
-			return redisError(*err)
-		}
-		select {
-		case <-r.connected:
-		case <-r.stop:
-			return oauth.ErrClosed
-		case <-ctx.Done():
-			return fmt.Errorf("%w: still connecting: %w", oauth.ErrUnreachable, ctx.Err())
-		}
+	case <-r.tried:
+	case <-r.stop:
+		return oauth.ErrClosed
+	case <-ctx.Done():
+		return fmt.Errorf("%w: still connecting: %w", oauth.ErrUnreachable, ctx.Err())
 	}
 	select {
 	case r.slots <- struct{}{}:
@@ -376,6 +391,11 @@ func (r *Redis) do(ctx context.Context, f func(context.Context, rueidis.Client) 
 	case <-r.stop:
 		return oauth.ErrClosed
 	default:
+	}
+	select {
+	case <-r.connected:
+	default:
+		return redisError(*r.failure.Load())
 	}
 	if err := f(ctx, r.client); err != nil {
 		return redisError(err)
@@ -395,7 +415,11 @@ func redisError(err error) error {
 	case errors.Is(err, rueidis.ErrNoCache):
 		return fmt.Errorf("redis: no client tracking, which needs Redis 6 or later and the right to call CLIENT: %w", err)
 	case answered:
-		for _, lasting := range []string{"WRONGPASS", "NOAUTH", "NOPERM", "WRONGTYPE", "ERR AUTH", "ERR DB index", "ERR unknown"} {
+		// rueidis has taken the word ERR away.
+		for _, lasting := range []string{
+			"WRONGPASS", "NOAUTH", "NOPERM", "WRONGTYPE", "AUTH", "DB index", "invalid DB index", "unknown command", "unknown subcommand",
+			"This instance has cluster support disabled", "SELECT is not allowed in cluster mode",
+		} {
 			if strings.HasPrefix(answer.Error(), lasting) {
 				return fmt.Errorf("redis: %w", err)
 			}
@@ -414,12 +438,17 @@ func (r *Redis) run() {
 		if err == nil {
 			r.client = client
 			close(r.connected)
+			if r.failure.Load() == nil {
+				close(r.tried)
+			}
 			break
 		}
 		if client != nil {
 			client.Close()
 		}
-		r.failure.Store(&err)
+		if r.failure.Swap(&err) == nil {
+			close(r.tried)
+		}
 		r.lose(err)
 		select {
 		case <-r.stop:
@@ -504,11 +533,16 @@ func (r *Redis) ping() error {
 			r.cutSilent(address, err)
 			r.mu.Lock()
 			defer r.mu.Unlock()
+			was, known := r.replicas[address]
 			if len(role) > 0 {
 				name, _ := role[0].ToString()
 				r.replicas[address] = name == "slave"
 			}
-			if r.replicas[address] {
+			switch is := r.replicas[address]; {
+			case is && known && !was:
+				// It may have been read from, and hears of changes from its new master only.
+				err = errors.Join(err, errors.New("a node became a replica"))
+			case is:
 				err = nil // nothing was read from it; were it promoted, it would have to answer
 			}
 			failures <- err

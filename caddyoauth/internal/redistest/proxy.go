@@ -1,0 +1,70 @@
+package redistest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	toxiproxy "github.com/Shopify/toxiproxy/v2"
+	"github.com/rs/zerolog"
+)
+
+// Proxy is a way to a server that can be made bad. The test's end ends it.
+type Proxy struct {
+	Addr string
+
+	t     testing.TB
+	proxy *toxiproxy.Proxy
+}
+
+// StartProxy starts a proxy to a server, on a free port.
+func StartProxy(t testing.TB, s *Server) *Proxy {
+	t.Helper()
+	host := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
+	p := &Proxy{t: t, proxy: toxiproxy.NewProxy(host, t.Name(), "127.0.0.1:0", s.Addr)}
+	if err := p.proxy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.Addr = p.proxy.Listen // from now on the same, after Cut too
+	t.Cleanup(func() {
+		p.Heal()
+		p.proxy.Stop()
+	})
+	return p
+}
+
+// Cut ends all connections and refuses new ones, until Heal.
+func (p *Proxy) Cut() { p.proxy.Stop() }
+
+// Slow delays all that the server says, until Heal.
+func (p *Proxy) Slow(milliseconds int) {
+	p.add(fmt.Sprintf(`{"type": "latency", "attributes": {"latency": %d}}`, milliseconds))
+}
+
+// Swallow loses all that is sent, either way, on connections that stay open, until Heal: the
+// half-open state that a router without memory of them makes.
+func (p *Proxy) Swallow() {
+	for _, stream := range []string{"upstream", "downstream"} {
+		p.add(fmt.Sprintf(`{"type": "timeout", "stream": %q, "attributes": {"timeout": 0}}`, stream))
+	}
+}
+
+// Deafen loses all that the server says, until Heal. What it is told arrives.
+func (p *Proxy) Deafen() { p.add(`{"type": "timeout", "attributes": {"timeout": 0}}`) }
+
+func (p *Proxy) add(toxic string) {
+	p.t.Helper()
+	if _, err := p.proxy.Toxics.AddToxicJson(strings.NewReader(toxic)); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// Heal makes it a good way again. Connections that Swallow or Deafen had taken end.
+func (p *Proxy) Heal() {
+	p.t.Helper()
+	p.proxy.Toxics.ResetToxics(context.Background())
+	if err := p.proxy.Start(); err != nil && err != toxiproxy.ErrProxyAlreadyStarted {
+		p.t.Fatal(err)
+	}
+}
