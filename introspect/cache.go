@@ -551,22 +551,24 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token s
 		c.negatives.drop(h)
 	}
 
-	e := &entry{key: key, facts: facts, generation: a.generation, global: a.global, forgets: a.forgets, asked: asked, until: facts.Expiry}
-	ttl, kept := min(s.cfg.MaxAge, remaining), time.Duration(0)
+	ttl, kept, until := min(s.cfg.MaxAge, remaining), time.Duration(0), facts.Expiry
 	if immortal {
 		ttl = min(s.cfg.MaxAge, c.cfg.MaxAgeNoExpiry)
-		e.until = begun.Add(ttl)
+		until = begun.Add(ttl)
 	} else if s.cfg.StaleFor > 0 {
 		longest := sum(max(s.cfg.MaxAge, 0), s.cfg.StaleFor)
 		kept = min(longest, remaining)
-		if grace := begun.Add(longest); grace.Before(e.until) {
-			e.until = grace
+		if end := begun.Add(longest); end.Before(until) {
+			until = end
 		}
 	}
 	// ttl is positive: to ristretto zero means for ever, and less than zero would leave
 	// an older entry in place.
 	if ttl > 0 {
-		e.deadline, e.grace = asked+ttl, asked+kept
+		e := &entry{
+			key: key, facts: facts, generation: a.generation, global: a.global, forgets: a.forgets,
+			asked: asked, deadline: asked + ttl, grace: asked + kept, until: until,
+		}
 		c.mu.RLock()
 		defer c.mu.RUnlock()
 		if !c.closed.Load() {

@@ -2,7 +2,11 @@ package introspect_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"time"
 
 	"github.com/caddyoauth/gateway/introspect"
@@ -88,4 +92,91 @@ func ExampleCachedSource_Forget() {
 func ExampleSourceName() {
 	fmt.Println(introspect.SourceName("local", "a", "bc") == introspect.SourceName("local", "ab", "c"))
 	// Output: false
+}
+
+// A program that accepts the tokens of a remote authorization server asks it about each
+// of them, and puts a cache in front so that it asks about each once a minute.
+func ExampleRemote() {
+	// An authorization server, which would be somebody else's.
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if id, secret, _ := r.BasicAuth(); id != "invoices" || secret != "its-secret" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		fmt.Println("asked about", r.PostFormValue("token"))
+		w.Header().Set("Content-Type", "application/json")
+		if r.PostFormValue("token") != "good" {
+			io.WriteString(w, `{"active":false}`)
+			return
+		}
+		fmt.Fprintf(w, `{"active":true,"client_id":"reporting","scope":"invoices:read","exp":%d,"department":{"name":"sales"}}`,
+			time.Now().Add(time.Hour).Unix())
+	}))
+	defer server.Close()
+
+	// The program.
+	source, err := introspect.NewRemote(introspect.RemoteConfig{
+		URL:      server.URL + "/introspect",
+		ClientID: "invoices", ClientSecret: "its-secret",
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer source.Close()
+	cache, err := introspect.NewCache(introspect.Config{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer cache.Close()
+	tokens := cache.WrapWith(source.Name(), source, introspect.WrapConfig{
+		MaxAge: time.Minute, NegativeAge: introspect.NegativeAge,
+	})
+
+	mayRead := func(token string) string {
+		facts, err := tokens.Lookup(context.Background(), token)
+		switch {
+		case err != nil:
+			return "503" // could not find out
+		case !facts.Active:
+			return "401"
+		case !facts.HasScope("invoices:read"):
+			return "403"
+		}
+		return fmt.Sprint("200 for ", facts.ClientID, " of ", facts.ClaimValues("department.name"))
+	}
+	fmt.Println(mayRead("good"))
+	fmt.Println(mayRead("guess"))
+	fmt.Println(mayRead("guess")) // remembered
+	fmt.Println(mayRead("no token at all"))
+	// Output:
+	// asked about good
+	// 200 for reporting of [sales]
+	// asked about guess
+	// 401
+	// 401
+	// 401
+}
+
+// What kept a server from answering is in the error, for a metric and for whoever has to
+// do something about it. Callers get 503 for all of it.
+func ExampleRemoteError() {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	defer server.Close()
+	source, err := introspect.NewRemote(introspect.RemoteConfig{URL: server.URL, ClientID: "invoices", ClientSecret: "an old secret"})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer source.Close()
+
+	_, err = source.Lookup(context.Background(), "token")
+	var failure *introspect.RemoteError
+	if errors.As(err, &failure) {
+		fmt.Println(failure.Kind == introspect.RemoteCredentials, failure.Status)
+	}
+	// Output: true 401
 }
