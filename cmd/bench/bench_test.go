@@ -238,6 +238,26 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
+// A gateway that does not start is given up, with what it said, and leaves nothing.
+func TestGatewayThatDoesNotStart(t *testing.T) {
+	b := &bench{cfg: tiny(), binary: binary, folder: t.TempDir(), clients: []credentials{{id: "broken", line: "no_such_option"}}}
+	if _, err := b.start(t.Context(), setup{store: "memory"}); !errors.Is(err, errEnded) {
+		t.Errorf("%v, want %v", err, errEnded)
+	}
+	var stderr bytes.Buffer
+	b.explain(&stderr)
+	if !strings.Contains(stderr.String(), "no_such_option") {
+		t.Errorf("it does not say why:\n%s", &stderr)
+	}
+	for _, g := range b.gateways {
+		select {
+		case <-g.exited:
+		default:
+			t.Error("a process is left")
+		}
+	}
+}
+
 type lineCounter chan struct{}
 
 func (c lineCounter) Write(p []byte) (int, error) {

@@ -85,7 +85,19 @@ func (b *bench) caddyfile(s setup, site, admin, data string) string {
 
 // start starts a gateway and waits until it answers: with a token, or, without us, with
 // what is static.
-func (b *bench) start(ctx context.Context, s setup) (_ *gateway, err error) {
+func (b *bench) start(ctx context.Context, s setup) (*gateway, error) {
+	for attempt := 1; ; attempt++ {
+		g, err := b.startOnce(ctx, s)
+		// Somebody else may have taken a port that was free.
+		if attempt == 3 || !errors.Is(err, errEnded) {
+			return g, err
+		}
+	}
+}
+
+var errEnded = errors.New("the gateway has ended by itself")
+
+func (b *bench) startOnce(ctx context.Context, s setup) (_ *gateway, err error) {
 	if s.lifetime == 0 {
 		s.lifetime = time.Hour
 	}
@@ -156,7 +168,7 @@ func (g *gateway) await(ctx context.Context, request []byte, check func([]byte) 
 		select {
 		case <-time.After(2 * time.Millisecond):
 		case <-g.exited:
-			return errors.New("the gateway has ended by itself")
+			return errEnded
 		case <-ctx.Done():
 			return fmt.Errorf("the gateway does not answer: %w", err)
 		}
@@ -182,8 +194,7 @@ func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// freeAddr is an address that nobody listens on. Somebody could before the gateway does;
-// then it says so and the run fails.
+// freeAddr is an address that nobody listens on. Somebody could before the gateway does.
 func freeAddr(ctx context.Context) (string, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {

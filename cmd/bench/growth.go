@@ -172,23 +172,32 @@ func (g *gateway) look(ctx context.Context) (p point, err error) {
 }
 
 // emptied waits until all tokens have ended and the gateway has dropped them. It can't
-// look into a file that is in use; but a gateway with nothing to drop and nobody to
-// serve writes nothing, and one that drops writes without a pause.
+// look into a file that is in use; but a gateway that drops writes without a pause, and
+// one with nothing to drop and nobody to serve writes nothing.
 func emptied(ctx context.Context, file string, end time.Time) error {
-	const quiet = 2 * time.Second
+	const (
+		quiet  = 2 * time.Second
+		commit = 200 * time.Millisecond // what was decided before the end is written by then
+	)
 	for deadline := end.Add(10 * time.Minute); ; {
 		info, err := os.Stat(file)
 		if err != nil {
 			return err
 		}
-		now := time.Now()
-		if now.After(end.Add(dropEvery+quiet/2)) && now.Sub(info.ModTime()) > quiet {
-			return nil
+		now, written := time.Now(), info.ModTime()
+		if now.Sub(written) > quiet {
+			if written.After(end.Add(commit)) {
+				return nil
+			}
+			// Or it happened to drop the last ones in the very moment of their end.
+			if now.After(end.Add(3 * dropEvery)) {
+				return nil
+			}
 		}
 		if now.After(deadline) {
 			return errors.New("the gateway still writes ten minutes after the last token has ended")
 		}
-		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
 			return err
 		}
 	}
