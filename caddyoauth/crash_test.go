@@ -27,8 +27,18 @@ func TestGatewayProcess(t *testing.T) {
 // and returns it with a way to kill it.
 func startGatewayProcess(t *testing.T, options string) (g *gateway, kill func()) {
 	t.Helper()
+	return runGatewayProcess(t, gatewayProcess(options))
+}
+
+// gatewayProcess is what startGatewayProcess starts.
+func gatewayProcess(options string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], "-test.run=^TestGatewayProcess$", "-test.v")
 	cmd.Env = append(os.Environ(), "GATEWAY_TEST_OPTIONS="+options)
+	return cmd
+}
+
+func runGatewayProcess(t *testing.T, cmd *exec.Cmd) (g *gateway, kill func()) {
+	t.Helper()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -342,80 +342,80 @@ func TestMetricsSurviveReloads(t *testing.T) {
 	}
 }
 
-// Many reloads under traffic: every request is answered as it should be, and when all
-// is over there is no more of anything than before.
-func TestManyReloadsUnderTraffic(t *testing.T) {
-	for name, store := range stores(t) {
-		t.Run(name, func(t *testing.T) {
-			g := startGateway(t, store+testClients, gatewaySite)
-			// A panic in a handler cuts the connection as well, and stands in this log.
-			panics := filepath.Join(t.TempDir(), "stdlib.log")
-			logged := "{\nlog {\noutput file " + panics + "\nlevel DEBUG\ninclude http.stdlib\n}\n"
-			// The same address in all configurations, for callers to go on.
-			addr := freeAddress(t)
-			_, port, _ := net.SplitHostPort(addr)
-			configs := make([]string, 2)
-			for i, cache := range []string{"", "cache {\nmax_tokens 20\nmax_age 1s\n}\n"} {
-				configs[i] = strings.Replace(patient(store+cache+testClients, gatewaySite), "\n:0 {", "\n:"+port+" {", 1)
-				configs[i] = strings.Replace(configs[i], "{\n", logged, 1)
+// manyReloadsUnderTraffic reloads while four callers call: every request is answered as it
+// should be, and when all is over there is no more of anything than before. It returns how
+// many requests there were.
+func manyReloadsUnderTraffic(t *testing.T, store string, reloads int) (requests int64) {
+	t.Helper()
+	g := startGateway(t, store+testClients, gatewaySite)
+	// A panic in a handler cuts the connection as well, and stands in this log.
+	panics := filepath.Join(t.TempDir(), "stdlib.log")
+	logged := "{\nlog {\noutput file " + panics + "\nlevel DEBUG\ninclude http.stdlib\n}\n"
+	// The same address in all configurations, for callers to go on.
+	addr := freeAddress(t)
+	_, port, _ := net.SplitHostPort(addr)
+	configs := make([]string, 2)
+	for i, cache := range []string{"", "cache {\nmax_tokens 20\nmax_age 1s\n}\n"} {
+		configs[i] = strings.Replace(patient(store+cache+testClients, gatewaySite), "\n:0 {", "\n:"+port+" {", 1)
+		configs[i] = strings.Replace(configs[i], "{\n", logged, 1)
+	}
+	reload := func(n int) {
+		for i := range n {
+			if err := g.loadCaddyfile(configs[i%2]); err != nil {
+				t.Fatal(err)
 			}
-			reload := func(n int) {
-				for i := range n {
-					if err := g.loadCaddyfile(configs[i%2]); err != nil {
-						t.Fatal(err)
-					}
-				}
-			}
-			reload(4)
-			g.Client.CloseIdleConnections()
-			goroutines, files, heap := growth()
+		}
+	}
+	reload(4)
+	g.Client.CloseIdleConnections()
+	goroutines, files, heap := growth()
 
-			stop := make(chan struct{})
-			var callers sync.WaitGroup
-			var answered atomic.Int64
-			for range 4 {
-				callers.Go(func() {
-					for {
-						select {
-						case <-stop:
-							return
-						default:
-						}
-						if err := roundTrip(g.Client, "http://"+addr); err != nil {
-							t.Error(err)
-							return
-						}
-						answered.Add(1)
-					}
-				})
-			}
-			waitUntil(t, "callers are under way", func() bool { return answered.Load() > 20 || t.Failed() })
-			reload(50)
-			seen := answered.Load()
-			waitUntil(t, "callers go on after the last reload", func() bool { return answered.Load() > seen+20 || t.Failed() })
-			close(stop)
-			callers.Wait()
-			if text, err := os.ReadFile(panics); err != nil || bytes.Contains(text, []byte("panic")) {
-				t.Errorf("the log of the HTTP server: %v\n%s", err, text)
-			}
-			t.Logf("%d rounds of requests during 50 reloads", answered.Load())
-
-			g.Client.CloseIdleConnections()
-			g.Backend.CloseClientConnections()
-			waitUntil(t, "there are no more goroutines and files than before", func() bool {
-				g.Client.CloseIdleConnections()
-				nowGoroutines, nowFiles, _ := growth()
-				if nowGoroutines <= goroutines+5 && nowFiles <= files+5 {
-					return true
+	stop := make(chan struct{})
+	var callers sync.WaitGroup
+	var answered atomic.Int64
+	for range 4 {
+		callers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
 				}
-				return false
-			})
-			// The tokens of the test itself, and a margin for what the runtime keeps.
-			if _, _, now := growth(); now > heap+30<<20 {
-				t.Errorf("the heap grew from %d to %d bytes", heap, now)
+				if err := roundTrip(g.Client, "http://"+addr); err != nil {
+					t.Error(err)
+					return
+				}
+				answered.Add(1)
 			}
 		})
 	}
+	waitUntil(t, "callers are under way", func() bool { return answered.Load() > 20 || t.Failed() })
+	reload(reloads)
+	seen := answered.Load()
+	waitUntil(t, "callers go on after the last reload", func() bool { return answered.Load() > seen+20 || t.Failed() })
+	close(stop)
+	callers.Wait()
+	if text, err := os.ReadFile(panics); err != nil || bytes.Contains(text, []byte("panic")) {
+		t.Errorf("the log of the HTTP server: %v\n%s", err, text)
+	}
+	t.Logf("%d rounds of requests during %d reloads", answered.Load(), reloads)
+
+	g.Client.CloseIdleConnections()
+	g.Backend.CloseClientConnections()
+	waitUntil(t, "there are no more goroutines and files than before", func() bool {
+		g.Client.CloseIdleConnections()
+		nowGoroutines, nowFiles, _ := growth()
+		if nowGoroutines <= goroutines+5 && nowFiles <= files+5 {
+			return true
+		}
+		return false
+	})
+	// A tenth, the tokens that were issued meanwhile, and what the backend remembers of
+	// requests.
+	if _, _, now := growth(); now > heap+heap/10+uint64(answered.Load())*8<<10 {
+		t.Errorf("the heap grew from %d to %d bytes", heap, now)
+	}
+	return 3 * answered.Load()
 }
 
 // roundTrip is a token request, a call with the token, and its introspection.

@@ -76,10 +76,10 @@ func (s *BboltStore) poolKey() (string, error) {
 	}
 	folder := filepath.Dir(path)
 	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return "", fmt.Errorf("making a folder for the token store: %w", err)
+		return "", store.Unusable(path, err)
 	}
 	if folder, err = filepath.EvalSymlinks(folder); err != nil {
-		return "", fmt.Errorf("token store: %w", err)
+		return "", store.Unusable(path, err)
 	}
 	return filepath.Join(folder, filepath.Base(path)), nil
 }

@@ -81,18 +81,18 @@ type write struct {
 // that has the file open. now is the wall clock by which expired tokens are dropped.
 func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, unusable(path, err)
+		return nil, Unusable(path, err)
 	}
 	// A link could make this process open, and chmod, whatever it points to.
 	switch info, err := os.Lstat(path); {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return nil, unusable(path, err)
+		return nil, Unusable(path, err)
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("the token store %s is not a regular file; name the file itself", path)
 	case info.Mode().Perm()&0o077 != 0:
 		if err := os.Chmod(path, 0o600); err != nil {
-			return nil, unusable(path, fmt.Errorf("it is open to other users, and making it private failed: %w", err))
+			return nil, Unusable(path, fmt.Errorf("it is open to other users, and making it private failed: %w", err))
 		}
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -108,7 +108,7 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("the token store %s is in use by another process: stop the other one, or give each its own file with 'store bbolt <path>'", path)
 	case errors.As(err, new(*fs.PathError)):
-		return nil, unusable(path, err)
+		return nil, Unusable(path, err)
 	case err != nil:
 		return nil, damaged(path, err)
 	}
@@ -126,7 +126,7 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 		return nil
 	}); err != nil {
 		b.closeFile()
-		return nil, unusable(path, err)
+		return nil, Unusable(path, err)
 	}
 	go b.commit()
 	return b, nil
@@ -136,7 +136,7 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 func checkFile(path string) error {
 	file, err := os.Open(path)
 	if err != nil {
-		return unusable(path, err)
+		return Unusable(path, err)
 	}
 	defer file.Close()
 	if err := checkIntact(file); err != nil {
@@ -145,8 +145,8 @@ func checkFile(path string) error {
 	return nil
 }
 
-// unusable is for what the system refuses; err says why.
-func unusable(path string, err error) error {
+// Unusable is the error for a file that the system refuses; err says why.
+func Unusable(path string, err error) error {
 	return fmt.Errorf("the token store %s can't be used (%w): let the user that runs the gateway read and write the file and its folder, on a disk with room, or name another file with 'store bbolt <path>'", path, err)
 }
 
