@@ -54,12 +54,17 @@ type realm struct {
 
 func newRealm(t testing.TB, s oauth.TokenStore, cacheTokens int64, maxAge time.Duration) *realm {
 	t.Helper()
+	return newRealmAt(t, s, introspect.Config{MaxTokens: cacheTokens}, maxAge, time.Now)
+}
+
+func newRealmAt(t testing.TB, s oauth.TokenStore, cfg introspect.Config, maxAge time.Duration, now func() time.Time) *realm {
+	t.Helper()
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Errorf("closing the store: %v", err)
 		}
 	})
-	cache, err := introspect.NewCache(introspect.Config{MaxTokens: cacheTokens})
+	cache, err := introspect.NewCache(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +80,7 @@ func newRealm(t testing.TB, s oauth.TokenStore, cacheTokens int64, maxAge time.D
 		t.Fatal(err)
 	}
 	server := oauth.New(oauth.Settings{
-		Realm: "root", Store: s, Cache: cache, MaxAge: maxAge, Hasher: oauth.NewHasher(),
+		Realm: "root", Store: s, Cache: cache, MaxAge: maxAge, Hasher: oauth.NewHasher(), Now: now,
 		Clients: map[string]*oauth.Client{"reader": {
 			ID: "reader", Secrets: []*oauth.Secret{secret}, Scopes: []string{"read"}, DefaultScopes: []string{"read"},
 			GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []oauth.AuthMethod{oauth.AuthBasic},
@@ -181,10 +186,13 @@ var tokenModel = porcupine.Model{
 
 // B-04: whatever 8 clients do at once, there is an order of it all, in agreement with the
 // clock, in which each token is good from its issue to its revocation and not after.
-func TestHistoryIsLinearizable(t *testing.T) {
+func TestBatteryHistoryIsLinearizable(t *testing.T) {
 	const clients, slots = 8, 6
 	steps := 1500
-	if testing.Short() {
+	switch {
+	case longBattery:
+		steps = 30_000
+	case testing.Short():
 		steps = 300
 	}
 	for _, s := range tokenStores {
@@ -252,7 +260,8 @@ func TestHistoryIsLinearizable(t *testing.T) {
 				if active == 0 || active == len(history) {
 					t.Fatalf("%d of %d operations found a token good: the test tests nothing", active, len(history))
 				}
-				result, info := porcupine.CheckOperationsVerbose(tokenModel, history, time.Minute)
+				t.Logf("battery: %d operations of %d clients: %d found a token good", len(history), clients, active)
+				result, info := porcupine.CheckOperationsVerbose(tokenModel, history, 5*time.Minute)
 				switch result {
 				case porcupine.Illegal:
 					path := filepath.Join(t.ArtifactDir(), "history.html")

@@ -61,7 +61,7 @@ func (s *Server) mint(a *agreement, expiry time.Time) (token string, key Key, er
 }
 
 // verify reports whether this realm minted token and its time is not over, and when
-// that will be. It costs one MAC, no I/O and no memory.
+// that will be, or was; zero if it is none of ours. It costs one MAC, no I/O and no memory.
 func (s *Server) verify(a *agreement, token string) (expiryMilli int64, ok bool) {
 	if len(token) != tokenLength || token[:len(tokenPrefix)] != tokenPrefix {
 		return 0, false
