@@ -7,8 +7,12 @@ import "syscall"
 // Pause stops the process without ending it: its connections stay open and say nothing.
 func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
 
-// Resume lets it go on.
-func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
+// Resume lets it go on. A server that was stopped meanwhile stays so.
+func (s *Server) Resume() {
+	if s.cmd != nil {
+		s.signal(syscall.SIGCONT)
+	}
+}
 
 func (s *Server) signal(sig syscall.Signal) {
 	s.t.Helper()

@@ -37,6 +37,14 @@ func StartProxy(t testing.TB, s *Server) *Proxy {
 // Cut ends all connections and refuses new ones, until Heal.
 func (p *Proxy) Cut() { p.proxy.Stop() }
 
+// LeadTo ends all connections, and leads new ones to another server.
+func (p *Proxy) LeadTo(s *Server) {
+	p.t.Helper()
+	if err := p.proxy.Update(&toxiproxy.Proxy{Listen: p.Addr, Upstream: s.Addr, Enabled: true}); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 // Slow delays all that the server says, until Heal.
 func (p *Proxy) Slow(milliseconds int) {
 	p.add(fmt.Sprintf(`{"type": "latency", "attributes": {"latency": %d}}`, milliseconds))

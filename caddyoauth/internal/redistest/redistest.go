@@ -3,7 +3,9 @@ package redistest
 
 import (
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -30,6 +32,7 @@ func Start(t testing.TB, args ...string) *Server {
 	s := &Server{t: t, Addr: net.JoinHostPort("127.0.0.1", port)}
 	s.args = append([]string{
 		"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "no", "--loglevel", "warning",
+		"--repl-diskless-sync-delay", "0", // a replica need not wait for others
 	}, args...)
 	t.Cleanup(s.Stop)
 	s.Restart()
@@ -102,6 +105,21 @@ func StartCluster(t testing.TB) []*Server {
 	return nil
 }
 
+// StartClusterReplica adds a replica of a master to its Cluster.
+func StartClusterReplica(t testing.TB, of *Server) *Server {
+	t.Helper()
+	s := Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", freePort(t))
+	of.CLI("--cluster", "add-node", s.Addr, of.Addr, "--cluster-slave", "--cluster-master-id", of.CLI("cluster", "myid"))
+	for range 1000 {
+		if strings.Contains(s.CLI("info", "replication"), "master_link_status:up") {
+			return s
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("the replica of %s does not become one", of.Addr)
+	return nil
+}
+
 // freePort finds a port that is free, and whose sum with 10000 is a port.
 func freePort(t testing.TB) string {
 	t.Helper()
@@ -118,4 +136,40 @@ func freePort(t testing.TB) string {
 	}
 	t.Fatal("no free port below 55000")
 	return ""
+}
+
+// StartReplica starts a replica of the server at an address, and waits until it has its data.
+func StartReplica(t testing.TB, of string) *Server {
+	t.Helper()
+	host, port, _ := net.SplitHostPort(of)
+	s := Start(t, "--replicaof", host, port)
+	for range 1000 {
+		if strings.Contains(s.CLI("info", "replication"), "master_link_status:up") {
+			return s
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("the replica of %s does not become one", of)
+	return nil
+}
+
+// StartSentinel starts a Sentinel that watches a master by the name "main", and fails over
+// when it has been away for a second.
+func StartSentinel(t testing.TB, master *Server) *Server {
+	t.Helper()
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		t.Skip("redis-server is not on PATH; install Redis to run this test")
+	}
+	port := freePort(t)
+	_, masterPort, _ := net.SplitHostPort(master.Addr)
+	config := filepath.Join(t.TempDir(), "sentinel.conf") // which it writes to
+	err := os.WriteFile(config, []byte("port "+port+"\nbind 127.0.0.1\nloglevel warning\nsentinel monitor main 127.0.0.1 "+masterPort+
+		" 1\nsentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n"), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{t: t, Addr: net.JoinHostPort("127.0.0.1", port), args: []string{config, "--sentinel"}}
+	t.Cleanup(s.Stop)
+	s.Restart()
+	return s
 }

@@ -47,12 +47,13 @@ import (
 // whatever the network does.
 //
 // Reads never go to replicas. A revocation that Redis had acknowledged and then lost, in a
-// failover or a crash, is repeated if it is not older than replayTime.
+// failover or a crash, is repeated if it was not older than replayTime then.
 //
 // # Bounds
 //
 // At most maxCommands commands are under way; what waits longer than Timeout for its answer
-// or its turn fails. Open starts one goroutine, which Close ends.
+// or its turn fails, DialTimeout later at most if a connection was being made. OpenRedis
+// starts one goroutine, which Close ends.
 type Redis struct {
 	cfg RedisConfig
 
@@ -73,8 +74,9 @@ type Redis struct {
 	wall  atomic.Int64 // wall clock end, unix nanoseconds
 
 	mu       sync.Mutex
-	losses   uint64 // how often the link was lost
-	up       bool   // the link stood when last looked at
+	losses   uint64    // how often the link was lost
+	lostAt   time.Time // when it stood last
+	up       bool      // the link stood when last looked at
 	conns    map[*cutConn]struct{}
 	silent   map[string]int  // PINGs in a row without an answer, by address
 	replicas map[string]bool // Cluster nodes that said they are replicas, by address
@@ -418,7 +420,7 @@ func redisError(err error) error {
 		// rueidis has taken the word ERR away.
 		for _, lasting := range []string{
 			"WRONGPASS", "NOAUTH", "NOPERM", "WRONGTYPE", "AUTH", "DB index", "invalid DB index", "unknown command", "unknown subcommand",
-			"This instance has cluster support disabled", "SELECT is not allowed in cluster mode",
+			"SELECT is not allowed in cluster mode",
 		} {
 			if strings.HasPrefix(answer.Error(), lasting) {
 				return fmt.Errorf("redis: %w", err)
@@ -460,8 +462,18 @@ func (r *Redis) run() {
 	defer r.client.Close()
 	ticker := time.NewTicker(pingInterval)
 	defer ticker.Stop()
+	owed := false // revocations have to be repeated
 	for {
-		r.look()
+		regained := r.look()
+		// Tried until it works: what stands now may be a replica that is promoted later.
+		if owed = owed || regained; owed && r.Coherent() {
+			owed = !r.repeatRevocations()
+		}
+		if regained {
+			r.findEvicting()
+			r.cfg.Regained()
+			r.cfg.Changed()
+		}
 		select {
 		case <-r.stop:
 			return
@@ -471,34 +483,30 @@ func (r *Redis) run() {
 	}
 }
 
-// look asks every server whether the link stands, and draws the consequences.
-func (r *Redis) look() {
+// look asks every server whether the link stands, and draws the consequences. It reports
+// whether it was lost before and stands now.
+func (r *Redis) look() (regained bool) {
 	r.mu.Lock()
 	losses := r.losses
 	r.mu.Unlock()
 	asked := time.Now()
 	if err := r.ping(); err != nil {
 		r.lose(err)
-		return
+		return false
 	}
 	r.mu.Lock()
 	if r.losses != losses {
 		r.mu.Unlock() // lost meanwhile, and woken for the next look
-		return
+		return false
 	}
-	regained := !r.up
+	regained = !r.up
 	r.up = true
 	// The lease counts from before the question: all that Redis sent before its answer has
 	// been heard.
 	r.wall.Store(asked.Add(leaseTime).UnixNano())
 	r.lease.Store(int64(asked.Sub(r.base) + leaseTime))
 	r.mu.Unlock()
-	if regained {
-		r.repeatRevocations()
-		r.findEvicting()
-		r.cfg.Regained()
-		r.cfg.Changed()
-	}
+	return regained
 }
 
 // lose ends the lease, and tells of it once.
@@ -508,6 +516,9 @@ func (r *Redis) lose(err error) {
 	r.lease.Store(0)
 	r.cfg.Flush() // before anybody can grant another lease
 	first := r.up || r.losses == 1
+	if r.up {
+		r.lostAt = time.Now()
+	}
 	r.up = false
 	r.mu.Unlock()
 	if first {
@@ -613,20 +624,26 @@ func (r *Redis) remember(key string) {
 	r.revoked = append(r.revoked[drop:], revocation{key, now})
 }
 
-// repeatRevocations revokes again what was revoked lately: the server that stands now may
-// be a replica that had not heard of it, or have lost its last second in a crash.
-func (r *Redis) repeatRevocations() {
+// repeatRevocations revokes again what was revoked shortly before the link was lost, and
+// since: the server that stands now may be a replica that had not heard of it, or have lost
+// its last second in a crash.
+func (r *Redis) repeatRevocations() (done bool) {
 	r.mu.Lock()
 	var again rueidis.Commands
 	for _, revoked := range r.revoked {
-		if time.Since(revoked.at) <= replayTime {
+		if r.lostAt.Sub(revoked.at) <= replayTime {
 			again = append(again, r.client.B().Del().Key(revoked.key).Build())
 		}
 	}
 	r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
 	defer cancel()
-	r.client.DoMulti(ctx, again...) // at the next loss again, if it fails
+	for _, answer := range r.client.DoMulti(ctx, again...) {
+		if answer.Error() != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // findEvicting looks for servers that may drop keys to make room. A token that is dropped is

@@ -1,8 +1,22 @@
 package store
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -88,5 +102,964 @@ func TestRedisClusterStore(t *testing.T) {
 	}
 }
 
-var _ = errors.Is
-var _ = strings.Contains
+// linked waits until a store hears of what others do.
+func linked(t testing.TB, stores ...*Redis) {
+	t.Helper()
+	for _, r := range stores {
+		eventually(t, "the link is up", r.Coherent)
+	}
+}
+
+func (h *heard) tells(t testing.TB, id introspect.TokenID) {
+	t.Helper()
+	eventually(t, "the revocation is told of", func() (told bool) {
+		h.did(func() { _, told = h.revoked[id] })
+		return told
+	})
+}
+
+// told is the story so far, and how often all was flushed.
+func (h *heard) told() (story string, flushes int) {
+	h.did(func() { story, flushes = strings.Join(h.story, " "), h.flushes })
+	return story, flushes
+}
+
+func (h *heard) wantStory(t testing.TB, want string) {
+	t.Helper()
+	eventually(t, "the story is "+want, func() bool { story, _ := h.told(); return story == want })
+}
+
+// outage checks that no call claims to know anything.
+func outage(t testing.TB, r *Redis, token oauth.Token) {
+	t.Helper()
+	for name, err := range allCalls(r, token) {
+		if !errors.Is(err, oauth.ErrUnreachable) || errors.Is(err, oauth.ErrNotFound) {
+			t.Errorf("%s: %v, want ErrUnreachable", name, err)
+		}
+	}
+}
+
+// works checks that a store does what it should.
+func works(t testing.TB, r *Redis) {
+	t.Helper()
+	token := tokenOf("a new one")
+	put(t, r, token)
+	present(t, r, token)
+	if err := r.Revoke(ctx, token.Key); err != nil {
+		t.Error(err)
+	}
+	absent(t, r, token.Key)
+}
+
+// B-18: a revocation is told to who has read the token, soon.
+func TestRedisTellsOfRevocations(t *testing.T) {
+	server := redistest.Start(t)
+	told := make(chan introspect.TokenID, 10)
+	a, _ := redisAt(t, nil, server.Addr)
+	b, _ := redisAt(t, func(cfg *RedisConfig) {
+		cfg.Revoked = func(_ string, id introspect.TokenID) { told <- id }
+	}, server.Addr)
+	linked(t, a, b)
+	rounds := 1000
+	if testing.Short() {
+		rounds = 100
+	}
+	took := make([]time.Duration, 0, rounds)
+	for round := range rounds {
+		token := tokenOf(fmt.Sprint("token ", round))
+		put(t, a, token)
+		present(t, b, token)
+		if err := a.Revoke(ctx, token.Key); err != nil {
+			t.Fatal(err)
+		}
+		acknowledged := time.Now()
+		select {
+		case id := <-told:
+			took = append(took, time.Since(acknowledged))
+			if id != token.ID {
+				t.Fatalf("round %d: told of another token", round)
+			}
+		case <-time.After(leaseTime):
+			t.Fatalf("round %d: not told within %v", round, leaseTime)
+		}
+		absent(t, b, token.Key)
+	}
+	slices.Sort(took)
+	t.Logf("told of %d revocations after p50 %v, p99 %v, at most %v", rounds, took[rounds/2], took[rounds*99/100], took[rounds-1])
+}
+
+// A token's record goes with the token, by itself, and that is told too.
+func TestRedisExpires(t *testing.T) {
+	server := redistest.Start(t)
+	r, h := redisAt(t, nil, server.Addr)
+	linked(t, r)
+	soon, later := tokenUntil("soon", time.Now().Add(300*time.Millisecond)), tokenOf("later")
+	put(t, r, soon, later, tokenUntil("too late", time.Now().Add(-time.Second)))
+	if n := server.CLI("dbsize"); n != "2" {
+		t.Errorf("%s keys for two tokens that live", n)
+	}
+	left, err := strconv.Atoi(server.CLI("pttl", r.tokenKey(later.Key)))
+	if life := time.Until(later.Expiry()).Milliseconds(); err != nil || int64(left) > life+1000 || int64(left) < life-10_000 {
+		t.Errorf("Redis keeps the record for another %d ms, the token lives %d", left, life)
+	}
+	r.Get(ctx, soon.Key)
+	h.tells(t, soon.ID)
+	absent(t, r, soon.Key)
+	present(t, r, later)
+	if n := server.CLI("dbsize"); n != "1" {
+		t.Errorf("%s keys for one token that lives", n)
+	}
+}
+
+func TestRedisHearsThatAllIsGone(t *testing.T) {
+	server := redistest.Start(t)
+	r, h := redisAt(t, nil, server.Addr)
+	linked(t, r)
+	token := tokenOf("a")
+	put(t, r, token)
+	present(t, r, token)
+	secret, err := r.Secret(ctx, "s", []byte("first"))
+	if err != nil || string(secret) != "first" {
+		t.Fatalf("%q, %v", secret, err)
+	}
+	h.wantStory(t, "regained")
+	_, flushes := h.told()
+	var changes int
+	h.did(func() { changes = h.changes })
+	server.CLI("flushall")
+	h.wantStory(t, "regained lost regained")
+	if _, now := h.told(); now == flushes {
+		t.Error("nothing was flushed")
+	}
+	h.did(func() {
+		if h.changes == changes {
+			t.Error("nobody was told to ask for secrets again")
+		}
+	})
+	absent(t, r, token.Key)
+	if secret, err := r.Secret(ctx, "s", []byte("second")); err != nil || string(secret) != "second" {
+		t.Errorf("the secret of an empty Redis: %q, %v", secret, err)
+	}
+}
+
+func TestRedisConnectionIsKilled(t *testing.T) {
+	server := redistest.Start(t)
+	r, h := redisAt(t, nil, server.Addr)
+	linked(t, r)
+	token := tokenOf("a")
+	put(t, r, token)
+	present(t, r, token)
+	story := "regained"
+	for range 3 {
+		h.wantStory(t, story)
+		_, flushes := h.told()
+		server.CLI("client", "kill", "type", "normal")
+		story += " lost regained"
+		h.wantStory(t, story)
+		if _, now := h.told(); now == flushes {
+			t.Error("nothing was flushed")
+		}
+		linked(t, r)
+		present(t, r, token)
+	}
+}
+
+// B-21: while the server is away nobody learns that a token is no good.
+func TestRedisServerGoesAndComesBack(t *testing.T) {
+	server := redistest.Start(t)
+	r, h := redisAt(t, nil, server.Addr)
+	linked(t, r)
+	token := tokenOf("a")
+	put(t, r, token)
+	present(t, r, token)
+	if _, err := r.Secret(ctx, "s", []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	h.wantStory(t, "regained")
+	for range 2 {
+		server.Stop()
+		eventually(t, "the loss is known", func() bool { return !r.Coherent() })
+		for range 5 {
+			outage(t, r, token)
+		}
+		server.Restart()
+		linked(t, r)
+		absent(t, r, token.Key)
+		if secret, err := r.Secret(ctx, "s", []byte("second")); err != nil || string(secret) != "second" {
+			t.Errorf("the secret of an empty Redis: %q, %v", secret, err)
+		}
+		works(t, r)
+	}
+	h.wantStory(t, "regained lost regained lost regained")
+}
+
+// A server that can't be reached when the store is opened is found later.
+func TestRedisServerComesLate(t *testing.T) {
+	server := redistest.Start(t)
+	server.Stop()
+	r, h := redisAt(t, nil, server.Addr)
+	outage(t, r, tokenOf("a"))
+	h.wantStory(t, "lost")
+	server.Restart()
+	linked(t, r)
+	works(t, r)
+	h.wantStory(t, "lost regained")
+}
+
+// goroutinesReturn waits until there are not many more than there were.
+func goroutinesReturn(t testing.TB, before int) {
+	t.Helper()
+	eventually(t, "the goroutines have ended", func() bool { return runtime.NumGoroutine() <= before+10 })
+}
+
+// B-19, B-22: a server that is silent, in any of the ways there are, is found out; calls end,
+// and don't pile up.
+func TestRedisIsSilent(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		do   func(*redistest.Server, *redistest.Proxy)
+	}{
+		{"the server is paused", func(s *redistest.Server, _ *redistest.Proxy) { s.Pause() }},
+		{"the link is half-open", func(_ *redistest.Server, p *redistest.Proxy) { p.Swallow() }},
+		{"answers are lost", func(_ *redistest.Server, p *redistest.Proxy) { p.Deafen() }},
+		{"answers come too late", func(_ *redistest.Server, p *redistest.Proxy) { p.Slow(3000) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			server := redistest.Start(t)
+			way := redistest.StartProxy(t, server)
+			r, h := redisAt(t, nil, way.Addr)
+			linked(t, r)
+			token := tokenOf("a")
+			put(t, r, token)
+			present(t, r, token)
+			h.wantStory(t, "regained")
+			before := runtime.NumGoroutine()
+
+			c.do(server, way)
+			begin := time.Now()
+			eventually(t, "the silence is noticed", func() bool { return !r.Coherent() })
+			noticed := time.Since(begin)
+
+			const callers = 2000
+			most, longest := 0, time.Duration(0)
+			var mu sync.Mutex
+			var all sync.WaitGroup
+			for range callers {
+				all.Go(func() {
+					begin := time.Now()
+					_, err := r.Get(ctx, token.Key)
+					mu.Lock()
+					defer mu.Unlock()
+					longest = max(longest, time.Since(begin))
+					most = max(most, runtime.NumGoroutine())
+					if !errors.Is(err, oauth.ErrUnreachable) {
+						t.Errorf("%v, want ErrUnreachable", err)
+					}
+				})
+			}
+			all.Wait()
+			t.Logf("noticed after %v; of %d calls the longest took %v; %d goroutines at most", noticed, callers, longest, most-before)
+			// The bounds are the lease, and the timeout with the one to connect: 2 seconds, and
+			// 3. A busy machine may be late.
+			if noticed > 10*time.Second || longest > 10*time.Second {
+				t.Errorf("noticed after %v, the longest call took %v", noticed, longest)
+			}
+			if most-before > 2*callers {
+				t.Errorf("%d goroutines for %d callers", most-before, callers)
+			}
+			goroutinesReturn(t, before)
+
+			server.Resume()
+			way.Heal()
+			linked(t, r)
+			present(t, r, token)
+			works(t, r)
+			if story, _ := h.told(); story != "regained lost regained" {
+				t.Errorf("the story is %q", story)
+			}
+		})
+	}
+}
+
+// The store can be closed in any state. Then it says so, and nothing is left.
+func TestRedisIsClosedMeanwhile(t *testing.T) {
+	for name, do := range map[string]func(*redistest.Server, *redistest.Proxy){
+		"all is well":           func(*redistest.Server, *redistest.Proxy) {},
+		"the server is gone":    func(s *redistest.Server, _ *redistest.Proxy) { s.Stop() },
+		"the server is paused":  func(s *redistest.Server, _ *redistest.Proxy) { s.Pause() },
+		"the link is half-open": func(_ *redistest.Server, p *redistest.Proxy) { p.Swallow() },
+		"the link is cut":       func(_ *redistest.Server, p *redistest.Proxy) { p.Cut() },
+	} {
+		for _, connected := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, connected %t", name, connected), func(t *testing.T) {
+				server := redistest.Start(t)
+				defer server.Resume()
+				way := redistest.StartProxy(t, server)
+				before := runtime.NumGoroutine()
+				if !connected {
+					do(server, way)
+				}
+				r, _ := redisAt(t, nil, way.Addr)
+				if connected {
+					linked(t, r)
+					works(t, r)
+					do(server, way)
+				}
+				var all sync.WaitGroup
+				for range 20 {
+					all.Go(func() {
+						if _, err := r.Get(ctx, tokenOf("nobody's").Key); err == nil {
+							t.Error("a token that there is not was found")
+						}
+					})
+				}
+				if connected {
+					all.Wait()
+				}
+				begin := time.Now()
+				if err := r.Close(); err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(begin); took > 10*time.Second {
+					t.Errorf("closing took %v", took)
+				}
+				all.Wait()
+				for name, err := range allCalls(r, tokenOf("a")) {
+					if !errors.Is(err, oauth.ErrClosed) {
+						t.Errorf("%s after Close: %v", name, err)
+					}
+				}
+				server.Resume()
+				way.Heal()
+				goroutinesReturn(t, before)
+			})
+		}
+	}
+}
+
+// What somebody has to mend is not called an outage, and what passes is not called an answer.
+func TestRedisRefuses(t *testing.T) {
+	const password = "canary-password-9Yq"
+	server := redistest.Start(t, "--requirepass", password)
+	cli := func(args ...string) string {
+		return server.CLI(append([]string{"--no-auth-warning", "-a", password}, args...)...)
+	}
+	cli("acl", "setuser", "poor", "on", ">"+password, "~caddy-oauth:*", "+ping", "+client")
+	cli("acl", "setuser", "blind", "on", ">"+password, "~other:*", "+@all")
+	cli("acl", "setuser", "deaf", "on", ">"+password, "~*", "+@all", "-client")
+	for _, c := range []struct {
+		name string
+		user func(*RedisConfig)
+		want string
+	}{
+		{"a wrong password", func(cfg *RedisConfig) { cfg.Password = "canary-wrong-2Wz" }, "WRONGPASS"},
+		{"no password", func(*RedisConfig) {}, "NOAUTH"},
+		{"an unknown user", func(cfg *RedisConfig) { cfg.Username, cfg.Password = "nobody", password }, "WRONGPASS"},
+		{"a user who may run nothing", func(cfg *RedisConfig) { cfg.Username, cfg.Password = "poor", password }, "NOPERM"},
+		{"a user of other keys", func(cfg *RedisConfig) { cfg.Username, cfg.Password = "blind", password }, "NOPERM"},
+		{"a user who may not track", func(cfg *RedisConfig) { cfg.Username, cfg.Password = "deaf", password }, "tracking"},
+		{"a database that is not there", func(cfg *RedisConfig) { cfg.Password, cfg.DB = password, 99 }, "DB index"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r, _ := redisAt(t, c.user, server.Addr)
+			for name, err := range allCalls(r, tokenOf("a")) {
+				if err == nil || errors.Is(err, oauth.ErrUnreachable) || errors.Is(err, oauth.ErrNotFound) || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("%s: %v, want %q and not ErrUnreachable", name, err, c.want)
+				}
+				if strings.Contains(fmt.Sprint(err), "canary") {
+					t.Errorf("%s: the error holds a password: %v", name, err)
+				}
+			}
+		})
+	}
+}
+
+// B-21, E-08: whatever a server answers instead of a token, it is not "no".
+func TestRedisAnswersSomethingElse(t *testing.T) {
+	server := redistest.Start(t)
+	r, _ := redisAt(t, nil, server.Addr)
+	linked(t, r)
+	a, b := tokenOf("a"), tokenOf("b")
+	put(t, r, a, b)
+	known := admit(t, r, oauth.ClientRef{Realm: "root", ClientID: "c"})
+	if _, err := r.Secret(ctx, "s", []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	mustFail := func(name string, err error) {
+		t.Helper()
+		if err == nil || errors.Is(err, oauth.ErrNotFound) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	get := func(key oauth.Key) error { _, err := r.Get(ctx, key); return err }
+
+	t.Run("a record that is not this token's", func(t *testing.T) {
+		key := r.tokenKey(a.Key)
+		for _, bad := range []string{"", "x", "{}", "null", server.CLI("get", r.tokenKey(b.Key)), strings.Replace(server.CLI("get", key), `"v":1`, `"v":2`, 1)} {
+			server.CLI("set", key, bad)
+			mustFail(bad, get(a.Key))
+		}
+		server.CLI("del", key)
+		server.CLI("lpush", key, "x")
+		err := get(a.Key)
+		mustFail("a list", err)
+		if !strings.Contains(fmt.Sprint(err), "WRONGTYPE") || errors.Is(err, oauth.ErrUnreachable) {
+			t.Errorf("a list: %v", err)
+		}
+		server.CLI("del", key)
+	})
+	t.Run("a client's state that is none", func(t *testing.T) {
+		server.CLI("hset", r.clientsKey("root"), "c", "{}")
+		_, err := r.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "c"}})
+		mustFail("admitting", err)
+		mustFail("retiring", r.Retire(ctx, nil))
+		server.CLI("hset", r.clientsKey("root"), "c", `{"generation":1}`)
+	})
+	t.Run("out of memory", func(t *testing.T) {
+		server.CLI("config", "set", "maxmemory", "1")
+		mustFail("putting", r.Put(ctx, a))
+		if err := r.Put(ctx, a); !errors.Is(err, oauth.ErrUnreachable) || !strings.Contains(err.Error(), "OOM") {
+			t.Errorf("putting: %v", err)
+		}
+		// What can be read is read, and what is known already needs no write. So a gateway
+		// that starts serves the tokens there are.
+		fresh, _ := redisAt(t, nil, server.Addr)
+		present(t, fresh, b)
+		if again := admit(t, fresh, oauth.ClientRef{Realm: "root", ClientID: "c"}); fmt.Sprint(again) != fmt.Sprint(known) {
+			t.Errorf("the client's generation is %v, was %v", again, known)
+		}
+		if secret, err := fresh.Secret(ctx, "s", []byte("second")); err != nil || string(secret) != "first" {
+			t.Errorf("the secret: %q, %v", secret, err)
+		}
+		_, err := fresh.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "new"}})
+		mustFail("admitting", err)
+		if !strings.Contains(fmt.Sprint(err), "OOM") {
+			t.Errorf("admitting: %v", err)
+		}
+		if err := fresh.Revoke(ctx, b.Key); err != nil {
+			t.Errorf("revoking: %v", err)
+		}
+		server.CLI("config", "set", "maxmemory", "0")
+		put(t, r, b)
+	})
+	t.Run("a replica", func(t *testing.T) {
+		replica := redistest.StartReplica(t, server.Addr)
+		at, _ := redisAt(t, nil, replica.Addr)
+		for name, err := range map[string]error{"putting": at.Put(ctx, a), "revoking": at.Revoke(ctx, b.Key)} {
+			mustFail(name, err)
+			if !errors.Is(err, oauth.ErrUnreachable) || !strings.Contains(err.Error(), "READONLY") {
+				t.Errorf("%s at a replica: %v", name, err)
+			}
+		}
+	})
+	t.Run("loading", func(t *testing.T) {
+		folder := t.TempDir()
+		big := redistest.Start(t, "--dir", folder, "--enable-debug-command", "local", "--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
+		big.CLI("debug", "populate", "800", "key", "100")
+		big.CLI("save")
+		big.Stop()
+		big.Restart()
+		at, _ := redisAt(t, nil, big.Addr)
+		seen := false
+		eventually(t, "it has loaded", func() bool {
+			_, err := at.Get(ctx, a.Key)
+			if err != nil && !errors.Is(err, oauth.ErrNotFound) {
+				seen = seen || strings.Contains(err.Error(), "LOADING")
+				if !errors.Is(err, oauth.ErrUnreachable) {
+					t.Fatal(err)
+				}
+			}
+			return errors.Is(err, oauth.ErrNotFound)
+		})
+		if !seen {
+			t.Error("it was never loading: the test tests nothing")
+		}
+	})
+}
+
+func TestRedisWarnsOfEviction(t *testing.T) {
+	for policy, want := range map[string]int{"allkeys-lru": 1, "volatile-ttl": 1, "noeviction": 0} {
+		server := redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", policy)
+		_, h := redisAt(t, nil, server.Addr)
+		h.wantStory(t, "regained")
+		h.did(func() {
+			if len(h.evicting) != want || want == 1 && h.evicting[0] != policy {
+				t.Errorf("%s: told %v", policy, h.evicting)
+			}
+		})
+	}
+}
+
+// E-07: in all that lies in Redis there is no token.
+func TestRedisHoldsNoToken(t *testing.T) {
+	const canary = "coa_canary-token-of-somebody"
+	folder := t.TempDir()
+	server := redistest.Start(t, "--dir", folder, "--appendonly", "yes")
+	r, _ := redisAt(t, nil, server.Addr)
+	put(t, r, tokenOf(canary))
+	r.Get(ctx, tokenOf(canary).Key)
+	admit(t, r, oauth.ClientRef{Realm: "root", ClientID: "c"})
+	if _, err := r.Secret(ctx, "s", []byte("key")); err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for key := range strings.Lines(server.CLI("keys", "*")) {
+		key = strings.TrimSpace(key)
+		all.WriteString(key + "\n" + server.CLI("dump", key) + "\n" + server.CLI("object", "encoding", key) + "\n")
+		if !strings.HasPrefix(key, "caddy-oauth:") {
+			t.Errorf("the key %s has no prefix", key)
+		}
+	}
+	record := server.CLI("get", r.tokenKey(tokenOf(canary).Key))
+	server.CLI("save")
+	err := filepath.WalkDir(folder, func(path string, entry os.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			var text []byte
+			text, err = os.ReadFile(path)
+			all.Write(text)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The client's name holds the canary, and proves that the search finds what is there.
+	text := all.String() + record
+	if !strings.Contains(text, "client of "+canary) {
+		t.Error("the search does not find what is there: it tests nothing")
+	}
+	if strings.Contains(strings.ReplaceAll(text, "client of "+canary, ""), canary) {
+		t.Error("a token lies in Redis")
+	}
+}
+
+// The ACL rules that the README gives are enough, and no more than enough.
+func TestRedisLeastRights(t *testing.T) {
+	server := redistest.Start(t)
+	readme, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rules, found := strings.Cut(string(readme), "`ACL SETUSER gateway on >… ")
+	rules, _, closed := strings.Cut(rules, "`")
+	if !found || !closed {
+		t.Fatal("the README has no ACL rules")
+	}
+	try := func(rules []string) (failed error) {
+		server.CLI(append([]string{"acl", "setuser", "gateway", "reset", "on", ">secret"}, rules...)...)
+		server.CLI("flushall")
+		r, h := redisAt(t, func(cfg *RedisConfig) { cfg.Username, cfg.Password = "gateway", "secret" }, server.Addr)
+		defer r.Close()
+		for range 2 {
+			for name, err := range allCalls(r, tokenOf("a")) {
+				if err != nil && !errors.Is(err, oauth.ErrNotFound) {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+			}
+		}
+		if err := r.Retire(ctx, nil); err != nil {
+			return err
+		}
+		h.wantStory(t, "regained")
+		return nil
+	}
+	words := strings.Fields(rules)
+	if err := try(words); err != nil {
+		t.Fatalf("with %s: %v", rules, err)
+	}
+	for i, word := range words {
+		// PING proves the link even if its answer is that it is not allowed; UNWATCH is for when
+		// another gateway was quicker.
+		if word == "+ping" || word == "+unwatch" {
+			continue
+		}
+		if err := try(slices.Delete(slices.Clone(words), i, i+1)); err == nil {
+			t.Errorf("%s is not needed", word)
+		}
+	}
+}
+
+// Secret and Admit of several stores at once, all fresh.
+func TestRedisStoresAgree(t *testing.T) {
+	server := redistest.Start(t)
+	stores := make([]*Redis, 4)
+	for i := range stores {
+		stores[i], _ = redisAt(t, nil, server.Addr)
+	}
+	for round := range 50 {
+		server.CLI("flushall")
+		var all sync.WaitGroup
+		secrets := make([]string, len(stores))
+		for i, r := range stores {
+			all.Go(func() {
+				secret, err := r.Secret(ctx, "s", []byte(fmt.Sprint("of store ", i)))
+				if err != nil {
+					t.Error(err)
+				}
+				secrets[i] = string(secret)
+			})
+		}
+		all.Wait()
+		for _, secret := range secrets {
+			if secret != secrets[0] || secret == "" {
+				t.Fatalf("round %d: the secrets are %q", round, secrets)
+			}
+		}
+	}
+}
+
+// Admit and Retire are atomic: whatever several stores do at once to one client, each time
+// that it goes raises its generation by one.
+func TestRedisAdmitsAtomically(t *testing.T) {
+	server := redistest.Start(t)
+	a, _ := redisAt(t, nil, server.Addr)
+	b, _ := redisAt(t, nil, server.Addr)
+	of := func(i int) oauth.ClientRef { return oauth.ClientRef{Realm: "root", ClientID: fmt.Sprint("client ", i)} }
+	const clients = 40
+	var all sync.WaitGroup
+	for _, r := range []*Redis{a, b} {
+		all.Go(func() {
+			for i := range clients {
+				admit(t, r, of(i)) // the same by both: none is lost, and each begins with 1
+			}
+		})
+	}
+	all.Wait()
+	var refs []oauth.ClientRef
+	for i := range clients {
+		refs = append(refs, of(i))
+	}
+	for ref, generation := range admit(t, a, refs...) {
+		if generation != 1 {
+			t.Errorf("%s has generation %d", ref.ClientID, generation)
+		}
+	}
+	for round := range 10 {
+		for _, r := range []*Redis{a, b} { // both retire all: once
+			all.Go(func() {
+				if err := r.Retire(ctx, nil); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		for ref, generation := range admit(t, b, refs...) {
+			if generation != uint64(round)+2 {
+				t.Fatalf("round %d: %s has generation %d", round, ref.ClientID, generation)
+			}
+		}
+	}
+}
+
+// What one store changes of clients is told to the others.
+func TestRedisTellsOfClients(t *testing.T) {
+	server := redistest.Start(t)
+	a, _ := redisAt(t, nil, server.Addr)
+	b, h := redisAt(t, nil, server.Addr)
+	linked(t, a, b)
+	ref := oauth.ClientRef{Realm: "root", ClientID: "c"}
+	admit(t, a, ref)
+	for round := range 20 {
+		before := admit(t, b, ref)[ref]
+		var changes int
+		h.did(func() { changes = h.changes })
+		if err := a.Retire(ctx, nil); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the change is told of", func() (told bool) {
+			h.did(func() { told = h.changes > changes })
+			return told
+		})
+		if now := admit(t, b, ref)[ref]; now != before+1 {
+			t.Fatalf("round %d: the generation went from %d to %d", round, before, now)
+		}
+	}
+}
+
+// A server that has forgotten a revocation, as after a crash or a failover, hears it again.
+func TestRedisRepeatsRevocations(t *testing.T) {
+	server := redistest.Start(t)
+	r, h := redisAt(t, nil, server.Addr)
+	linked(t, r)
+	token := tokenOf("a")
+	put(t, r, token)
+	record := server.CLI("get", r.tokenKey(token.Key))
+	if err := r.Revoke(ctx, token.Key); err != nil {
+		t.Fatal(err)
+	}
+	h.wantStory(t, "regained")
+	server.Stop()
+	eventually(t, "the loss is known", func() bool { return !r.Coherent() })
+	server.Restart()
+	server.CLI("set", r.tokenKey(token.Key), record)
+	h.wantStory(t, "regained lost regained")
+	eventually(t, "the token is revoked again", func() bool { return server.CLI("exists", r.tokenKey(token.Key)) == "0" })
+	absent(t, r, token.Key)
+}
+
+// The address leads to a replica, which refuses to revoke again, and is promoted without a word.
+func TestRedisRepeatsUntilItWorks(t *testing.T) {
+	server, other := redistest.Start(t), redistest.Start(t)
+	way := redistest.StartProxy(t, server)
+	r, h := redisAt(t, nil, way.Addr)
+	linked(t, r)
+	token := tokenOf("a")
+	put(t, r, token)
+	key := r.tokenKey(token.Key)
+	other.CLI("set", key, server.CLI("get", key))
+	replica := redistest.StartReplica(t, other.Addr)
+	if err := r.Revoke(ctx, token.Key); err != nil {
+		t.Fatal(err)
+	}
+	h.wantStory(t, "regained")
+	way.LeadTo(replica)
+	h.wantStory(t, "regained lost regained")
+	time.Sleep(2 * pingInterval) // for attempts that fail
+	if replica.CLI("exists", key) != "1" {
+		t.Fatal("the replica has no such token: the test tests nothing")
+	}
+	replica.CLI("replicaof", "no", "one")
+	eventually(t, "the token is revoked again", func() bool { return replica.CLI("exists", key) == "0" })
+	absent(t, r, token.Key)
+}
+
+// One node of a Cluster dies: what the others hold can be asked for, and what is cached counts
+// no longer, since nobody tells of all of it.
+func TestRedisClusterLosesANode(t *testing.T) {
+	servers := redistest.StartCluster(t)
+	r, _ := redisAt(t, func(cfg *RedisConfig) { cfg.Cluster = true }, servers[0].Addr, servers[1].Addr)
+	linked(t, r)
+	for _, s := range servers {
+		s.CLI("config", "set", "cluster-require-full-coverage", "no")
+	}
+	tokens := make([]oauth.Token, 30)
+	for i := range tokens {
+		tokens[i] = tokenOf(fmt.Sprint("token ", i))
+	}
+	put(t, r, tokens...)
+	servers[2].Stop()
+	eventually(t, "the loss is known", func() bool { return !r.Coherent() })
+	found, unreachable := 0, 0
+	eventually(t, "what the other nodes hold is found", func() bool {
+		found, unreachable = 0, 0
+		for _, token := range tokens {
+			switch _, err := r.Get(ctx, token.Key); {
+			case err == nil:
+				found++
+			case errors.Is(err, oauth.ErrUnreachable):
+				unreachable++
+			default:
+				t.Fatalf("a token of a node that may be dead: %v", err)
+			}
+		}
+		return found > 0 && found+unreachable == len(tokens)
+	})
+	t.Logf("with one node of three dead, %d tokens are found and %d are not", found, unreachable)
+	if unreachable == 0 || r.Coherent() {
+		t.Errorf("%d of %d tokens are found, coherent is %t", found, len(tokens), r.Coherent())
+	}
+}
+
+// A slot moves to another node: reads follow, and revocations there are told of.
+func TestRedisClusterMovesASlot(t *testing.T) {
+	servers := redistest.StartCluster(t)
+	cluster := func(cfg *RedisConfig) { cfg.Cluster = true }
+	a, _ := redisAt(t, cluster, servers[0].Addr)
+	b, h := redisAt(t, cluster, servers[1].Addr)
+	linked(t, a, b)
+	token, before := tokenOf("a"), tokenOf("before")
+	put(t, a, token)
+	present(t, b, token)
+	slot := servers[0].CLI("cluster", "keyslot", b.tokenKey(token.Key))
+	at := -1
+	for i, s := range servers {
+		if s.CLI("cluster", "countkeysinslot", slot) != "0" {
+			at = i
+		}
+	}
+	if at < 0 {
+		t.Fatal("no node has the token")
+	}
+	from, to := servers[at], servers[(at+1)%3]
+	fromID, toID := from.CLI("cluster", "myid"), to.CLI("cluster", "myid")
+	host, port, _ := net.SplitHostPort(to.Addr)
+	to.CLI("cluster", "setslot", slot, "importing", fromID)
+	from.CLI("cluster", "setslot", slot, "migrating", toID)
+	present(t, b, token)
+	from.CLI("migrate", host, port, b.tokenKey(token.Key), "0", "5000")
+	h.tells(t, token.ID) // it left the node that was to tell of it
+	present(t, b, token) // by way of ASK
+	h.did(func() { clear(h.revoked) })
+	to.CLI("cluster", "setslot", slot, "node", toID)
+	from.CLI("cluster", "setslot", slot, "node", toID)
+	present(t, b, token) // by way of MOVED
+	if err := a.Revoke(ctx, token.Key); err != nil {
+		t.Fatal(err)
+	}
+	h.tells(t, token.ID)
+	absent(t, b, token.Key)
+	put(t, a, before)
+	present(t, b, before)
+	linked(t, a, b)
+}
+
+// A node of a Cluster that becomes a replica was read from before: all is flushed.
+func TestRedisClusterFailsOver(t *testing.T) {
+	servers := redistest.StartCluster(t)
+	replica := redistest.StartClusterReplica(t, servers[0])
+	cluster := func(cfg *RedisConfig) { cfg.Cluster = true }
+	a, _ := redisAt(t, cluster, servers[1].Addr)
+	b, h := redisAt(t, cluster, servers[1].Addr)
+	linked(t, a, b)
+	tokens := make([]oauth.Token, 30)
+	for i := range tokens {
+		tokens[i] = tokenOf(fmt.Sprint("token ", i))
+	}
+	put(t, a, tokens...)
+	for _, token := range tokens {
+		present(t, b, token)
+	}
+	_, flushes := h.told()
+	eventually(t, "the failover is accepted", func() bool { return replica.CLI("cluster", "failover") == "OK" })
+	eventually(t, "the roles have changed", func() bool { return strings.HasPrefix(replica.CLI("role"), "master") })
+	eventually(t, "all was flushed", func() bool { _, now := h.told(); return now > flushes })
+	linked(t, a, b)
+	for _, token := range tokens {
+		if err := a.Revoke(ctx, token.Key); err != nil {
+			t.Fatal(err)
+		}
+		absent(t, b, token.Key)
+	}
+}
+
+// Sentinels appoint another master, one that had not heard of the last revocation. The store
+// follows, and repeats it.
+func TestRedisSentinel(t *testing.T) {
+	master := redistest.Start(t)
+	way := redistest.StartProxy(t, master) // of the replication
+	replica := redistest.StartReplica(t, way.Addr)
+	sentinel := redistest.StartSentinel(t, master)
+	eventually(t, "the Sentinel knows the replica", func() bool {
+		return strings.Contains(sentinel.CLI("sentinel", "replicas", "main"), "slave-priority")
+	})
+	r, h := redisAt(t, func(cfg *RedisConfig) { cfg.SentinelMaster = "main" }, sentinel.Addr)
+	linked(t, r)
+	kept, revoked := tokenOf("kept"), tokenOf("revoked")
+	put(t, r, kept, revoked)
+	key := r.tokenKey(revoked.Key)
+	eventually(t, "the replica has both", func() bool { return replica.CLI("dbsize") == "2" })
+	h.wantStory(t, "regained")
+	way.Swallow()
+	if err := r.Revoke(ctx, revoked.Key); err != nil {
+		t.Fatal(err)
+	}
+	if replica.CLI("exists", key) != "1" {
+		t.Fatal("the replica has heard of the revocation: the test tests nothing")
+	}
+	master.Stop()
+	eventually(t, "the loss is known", func() bool { return !r.Coherent() })
+	outage(t, r, kept)
+	for deadline := time.Now().Add(40 * time.Second); !strings.HasPrefix(replica.CLI("role"), "master"); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the Sentinel does not fail over")
+		}
+	}
+	linked(t, r)
+	eventually(t, "the revocation is repeated", func() bool { return replica.CLI("exists", key) == "0" })
+	absent(t, r, revoked.Key)
+	present(t, r, kept)
+	works(t, r)
+	if story, _ := h.told(); story != "regained lost regained" {
+		t.Errorf("the story is %q", story)
+	}
+}
+
+// certificate makes a certificate for 127.0.0.1, signed by the parent or by itself, and returns
+// the files of it and its key.
+func certificate(t testing.TB, name string, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (certFile, keyFile string, cert *x509.Certificate, key *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: parent == nil, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{name},
+	}
+	if parent == nil {
+		template.KeyUsage |= x509.KeyUsageCertSign
+		parent, parentKey = template, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, parentKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	certFile, keyFile = filepath.Join(folder, "cert.pem"), filepath.Join(folder, "key.pem")
+	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "PRIVATE KEY", Bytes: keyDER}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return certFile, keyFile, cert, key
+}
+
+// E-13: by TLS, with an authority of one's own, a certificate on either side, and the name
+// checked.
+func TestRedisTLS(t *testing.T) {
+	caFile, _, ca, caKey := certificate(t, "authority", nil, nil)
+	serverCert, serverKey, _, _ := certificate(t, "redis.test", ca, caKey)
+	clientCert, clientKey, _, _ := certificate(t, "gateway", ca, caKey)
+	_, _, stranger, _ := certificate(t, "stranger", nil, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	_, port, _ := net.SplitHostPort(address)
+	l.Close()
+	redistest.Start(t, "--tls-port", port, "--tls-cert-file", serverCert, "--tls-key-file", serverKey, "--tls-ca-cert-file", caFile)
+	pair, err := tls.LoadX509KeyPair(clientCert, clientKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, other := x509.NewCertPool(), x509.NewCertPool()
+	pool.AddCert(ca)
+	other.AddCert(stranger)
+	for name, c := range map[string]struct {
+		config *tls.Config
+		want   string // in the error; empty: it works
+	}{
+		"all right":               {&tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}, ""},
+		"by another name":         {&tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, ServerName: "redis.test"}, ""},
+		"no certificate to show":  {&tls.Config{RootCAs: pool}, "redis"},
+		"of an unknown authority": {&tls.Config{RootCAs: other, Certificates: []tls.Certificate{pair}}, "unknown authority"},
+		"of a wrong name":         {&tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, ServerName: "other.test"}, "other.test"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := redisAt(t, func(cfg *RedisConfig) { cfg.TLS = c.config }, address)
+			if c.want == "" {
+				linked(t, r)
+				works(t, r)
+				return
+			}
+			_, err := r.Get(ctx, tokenOf("a").Key)
+			if err == nil || errors.Is(err, oauth.ErrNotFound) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+			if r.Coherent() {
+				t.Error("the link is said to be up")
+			}
+		})
+	}
+}
