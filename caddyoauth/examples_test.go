@@ -25,6 +25,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
 // What a stranger reads is run here. In every Markdown file of the repository a fenced
@@ -259,7 +261,7 @@ func checkCommand(t *testing.T, command string) {
 	switch command = strings.Join(words, " "); {
 	case strings.HasPrefix(command, "go run ./cmd/caddy run --config "):
 		// TestExamples loads every one of these.
-		if config := words[len(words)-1]; !slices.Contains(stories(t), config) {
+		if config := words[len(words)-1]; !slices.Contains(stories(t), strings.TrimSuffix(config, ".second")) {
 			t.Errorf("%s is not among the examples", config)
 		}
 	case command == "go test ./...", command == "go test -race ./...", command == ".ci/run":
@@ -278,6 +280,8 @@ func checkCommand(t *testing.T, command string) {
 		}) {
 			t.Errorf("no benchmark begins with %s", words[5])
 		}
+	case command == "redis-server --port 6390 --save ''":
+		// startFleet does it.
 	case command == "go install github.com/caddyserver/xcaddy/cmd/xcaddy@latest":
 	case command == "xcaddy build "+caddyVersion+" --with "+module+"/caddyoauth":
 	case command == "xcaddy build --with "+module+"/caddyoauth --replace "+module+"=.":
@@ -339,7 +343,12 @@ func TestExamples(t *testing.T) {
 			checkFormat(t, text)
 			// Paths in the commands are relative to the root of the repository.
 			t.Chdir(repositoryRoot)
-			moved := freePorts(t, text)
+			var moved *strings.Replacer
+			if second, err := os.ReadFile(story + ".second"); err == nil {
+				moved = startFleet(t, text, string(second))
+			} else {
+				moved = freePorts(t, text)
+			}
 			startStory(t, moved.Replace(text))
 			t.Chdir("caddyoauth")
 			runConsole(t, document, moved)
@@ -351,10 +360,9 @@ func TestExamples(t *testing.T) {
 var siteAddress = regexp.MustCompile(`(?m)^(:\d+|[a-z.]+\.example\.com) \{`)
 
 // freePorts replaces the ports of a Caddyfile's sites by others that are free here, and
-// sites that have names by sites on loopback, without TLS.
-func freePorts(t *testing.T, text string) *strings.Replacer {
+// sites that have names by sites on loopback, without TLS. It replaces pairs, too.
+func freePorts(t *testing.T, text string, pairs ...string) *strings.Replacer {
 	t.Helper()
-	var pairs []string
 	for _, m := range siteAddress.FindAllStringSubmatch(text, -1) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -369,10 +377,48 @@ func freePorts(t *testing.T, text string) *strings.Replacer {
 			pairs = append(pairs, "https://"+m[1], "http://127.0.0.1"+port, m[0], port+" {\n\tbind 127.0.0.1")
 		}
 	}
-	if len(pairs) == 0 {
+	if len(siteAddress.FindString(text)) == 0 {
 		t.Fatal("the Caddyfile has no site with a port or a name")
 	}
 	return strings.NewReplacer(pairs...)
+}
+
+// startFleet starts what the example of a fleet has beside its first gateway: a Redis in place
+// of the one on port 6390, and the second gateway, in a process of its own.
+func startFleet(t *testing.T, first, second string) *strings.Replacer {
+	t.Helper()
+	checkFormat(t, second)
+	redis := redistest.Start(t)
+	_, port, _ := net.SplitHostPort(redis.Addr)
+	// The story ends that one, and starts another there.
+	t.Cleanup(func() { exec.Command("redis-cli", "-p", port, "shutdown", "nosave").Run() })
+	moved := freePorts(t, first+second, "6390", port)
+	config := filepath.Join(t.TempDir(), "Caddyfile")
+	if err := os.WriteFile(config, []byte(moved.Replace(second)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, "-test.run=^TestCalledAsCaddy$", "--", "run", "--config", config)
+	cmd.Env = append(os.Environ(), calledAsCaddy+"=1", "XDG_DATA_HOME="+t.TempDir())
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	address := "127.0.0.1" + moved.Replace(siteAddress.FindStringSubmatch(second)[1])
+	waitUntil(t, "the second gateway listens", func() bool {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	return moved
 }
 
 // The secret of both clients in the example of a deployment, and its hash.
@@ -638,6 +684,8 @@ func TestREADMEHasEveryOption(t *testing.T) {
 		{"client", "client a {\nnonsense\n}", ""},
 		{"auth", "client a {\nauth nonsense\n}", ""},
 		{"grant_types", "client a {\ngrant_types nonsense\n}", ""},
+		{"redis", "store redis 127.0.0.1:6379 {\nnonsense\n}", ""},
+		{"redis tls", "store redis 127.0.0.1:6379 {\ntls {\nnonsense\n}\n}", ""},
 		{"oauth_server", "", "oauth_server {\nnonsense\n}"},
 		{"oauth_protect", "", "oauth_protect {\nnonsense\n}"},
 	} {
@@ -658,7 +706,7 @@ func TestREADMEHasEveryOption(t *testing.T) {
 		}
 	}
 	// Stores by their source: tests register others.
-	for _, m := range regexp.MustCompile(`"oauth\.stores\.([a-z]+)"`).FindAllStringSubmatch(readDocument(t, "caddyoauth/stores.go"), -1) {
+	for _, m := range regexp.MustCompile(`"oauth\.stores\.([a-z]+)"`).FindAllStringSubmatch(readDocument(t, "caddyoauth/stores.go")+readDocument(t, "caddyoauth/redis.go"), -1) {
 		if !regexp.MustCompile("`store " + m[1] + "[` ]").MatchString(readme) {
 			t.Errorf("the README does not explain the store %q", m[1])
 		}
