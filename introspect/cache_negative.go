@@ -78,13 +78,11 @@ func (s *CachedSource) refuse(a *answer, key cacheKey, h uint64, asked time.Dura
 	// What it said before is over, for those who would still use it as well. This raises
 	// the generation only where there is such an entry, so a flood of wrong tokens ends
 	// nobody's.
-	if e, ok := s.current(key); ok && e.generation == a.generation && e.global == a.global {
-		shard := &c.generations[h%generationShards]
-		if shard.CompareAndSwap(a.generation, a.generation+nextGeneration) {
+	if _, ok := s.current(key); ok {
+		// If this fails, a revocation in the shard has ended the entry, or is about to.
+		if c.generations[h%generationShards].CompareAndSwap(a.generation, a.generation+nextGeneration) {
 			// Nobody else revoked in between, so this "no" is current still.
 			a.generation += nextGeneration
-		} else {
-			shard.Add(nextGeneration)
 		}
 		c.mu.RLock()
 		if !c.closed.Load() {
