@@ -27,10 +27,10 @@ func init() {
 	}
 	signal.Ignore(syscall.SIGXFSZ)
 	if disk := os.Getenv(diskVariable); disk != "" {
-		if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=512k"); err != nil {
+		if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=352k"); err != nil {
 			panic(err)
 		}
-		if err := os.WriteFile(os.Getenv(fillerVariable), make([]byte, 192<<10), 0o600); err != nil {
+		if err := os.WriteFile(os.Getenv(fillerVariable), make([]byte, 128<<10), 0o600); err != nil {
 			panic(err)
 		}
 	}
@@ -106,6 +106,9 @@ func diskFull(t *testing.T, rounds int, requests *atomic.Int64) {
 
 				full := false
 				for !full {
+					if len(good) > 20_000 {
+						t.Fatal("it does not get full")
+					}
 					a := g.fetch("reader")
 					requests.Add(1)
 					if a.StatusCode == 200 {

@@ -39,7 +39,7 @@ var faults = []fault{
 	{"E-13, B-21", "files that can't be used", "the error names the file and what to do, and nothing is served", 1, 3, unusableFiles},
 	{"B-21, T-10", "folder removed", "the gateway goes on, and after a restart no token of before is good", 1, 10, folderRemoved},
 	{"B-24, B-26", "reloads under load", "no request fails, the cache stays warm, and nothing is left over", 20, 200, reloadsUnderLoad},
-	{"B-08, B-09", "token flood", "tokens in use stay in the cache, memory is bounded, and made-up tokens reach no store", 2_000, 200_000, tokenFlood},
+	{"B-08, B-09", "token flood", "tokens in use stay in the cache, memory is bounded, and made-up tokens reach no store", 400, 200_000, tokenFlood},
 	{"G-08, B-22", "slow clients", "who sends or reads slowly is cut off, and holds up nobody else", 1, 5, slowClients},
 	{"G-08, C-19, C-31", "huge requests", "they are refused early, in bounded memory", 4, 200, hugeRequests},
 	{"B-01, B-13, B-14, B-15", "everything at once", "no token passes after its revocation, in another realm, or after its client went", 2, 60, everythingAtOnce},
@@ -313,10 +313,10 @@ func slowClients(t *testing.T, rounds int, requests *atomic.Int64) {
 		}{
 			{name: "half a header", conns: 300, text: "GET /x HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "},
 			{name: "half a body for the token endpoint", conns: 300, text: "POST /oauth2/access_token HTTP/1.1\r\n" + form, want: "HTTP/1.1 400"},
-			{name: "half a body without a token", conns: 100, text: "POST /x HTTP/1.1\r\n" + form, want: "HTTP/1.1 401"},
-			{name: "half a connection", conns: 100, half: true, text: "GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer " + token + "\r\n\r\n", want: "HTTP/1.1 "}, // net/http takes it for one that went
-			{name: "half a connection and half a body", conns: 100, half: true, text: "POST /oauth2/access_token HTTP/1.1\r\n" + form, want: "HTTP/1.1 400"},
-			{name: "an answer that nobody reads", conns: 30, text: "GET /endless HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + token + "\r\n\r\n", want: "HTTP/1.1 200"},
+			{name: "half a body without a token", conns: 30, text: "POST /x HTTP/1.1\r\n" + form, want: "HTTP/1.1 401"},
+			{name: "half a connection", conns: 30, half: true, text: "GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer " + token + "\r\n\r\n", want: "HTTP/1.1 "}, // net/http takes it for one that went
+			{name: "half a connection and half a body", conns: 30, half: true, text: "POST /oauth2/access_token HTTP/1.1\r\n" + form, want: "HTTP/1.1 400"},
+			{name: "an answer that nobody reads", conns: 10, text: "GET /endless HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + token + "\r\n\r\n", want: "HTTP/1.1 200"},
 		}
 		for i, k := range kinds {
 			for range k.conns {
