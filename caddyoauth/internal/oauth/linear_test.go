@@ -16,6 +16,7 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
 	"github.com/caddyoauth/gateway/introspect"
 )
@@ -36,6 +37,7 @@ var tokenStores = []struct {
 		}
 		return b
 	}},
+	{"redis", func(t testing.TB) oauth.TokenStore { return openRedis(t, redistest.Start(t).Addr, nil) }},
 }
 
 // cacheSizes are the ways to set up the cache; what a Server answers depends on none.
