@@ -56,6 +56,11 @@ type App struct {
 	logger *zap.Logger
 	opener storeOpener
 
+	// sources are the foreign ones that handlers use, by key; usesStore tells that some handler
+	// needs the tokens issued here. Complete when the last handler has been provisioned.
+	sources   map[string]*usedSource
+	usesStore bool
+
 	// realms are those that are served, by name.
 	realms map[string]*realm
 	// prefixes are what identity headers begin with anywhere in this configuration, folded.
@@ -78,6 +83,8 @@ type App struct {
 	// held is the key of the store that this instance took from the pool, empty if it
 	// took none. Cleanup gives back exactly that.
 	held string
+	// heldSources likewise.
+	heldSources []string
 	// committed tells whether commit has done its work; opened.committing guards it.
 	committed bool
 }
@@ -177,8 +184,25 @@ func (a *App) Provision(ctx caddy.Context) error {
 		issuers[issuer] = name
 		r.app = a
 		a.realms[name] = r
+		a.usesStore = a.usesStore || len(r.settings.Clients) > 0
 	}
 	return nil
+}
+
+// await waits while the app starts. An error means that it did not.
+func (a *App) await(ctx context.Context) error {
+	select {
+	case <-a.ready:
+	default:
+		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+		defer cancel()
+		select {
+		case <-a.ready:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the token store to open: %w", ctx.Err())
+		}
+	}
+	return a.startErr
 }
 
 // reservePrefix makes every oauth_server remove headers that begin with prefix, so that
@@ -197,18 +221,28 @@ func (a *App) Start() error {
 }
 
 func (a *App) start() error {
-	key, err := a.opener.poolKey()
+	opener := a.opener
+	if !a.usesStore {
+		opener = noStore{}
+	}
+	key, err := opener.poolKey()
 	if err != nil {
 		return err
 	}
 	pooled, shared, err := openStores.LoadOrNew(key, func() (caddy.Destructor, error) {
-		return newOpenStore(a.opener, key, a.Cache.MaxTokens)
+		return newOpenStore(opener, key, a.Cache.MaxTokens)
 	})
 	if err != nil {
 		return err
 	}
 	a.held = key
 	a.opened = pooled.(*openStore)
+	if err := a.openAllSources(); err != nil {
+		return err
+	}
+	if !a.usesStore {
+		return nil // its size is set by commit, after a reload
+	}
 	a.logger.Info("token store is open", zap.String("store", key), zap.Bool("shared_with_previous_config", shared))
 
 	hasher := oauth.NewHasher()
@@ -236,6 +270,9 @@ func (a *App) start() error {
 	}
 	if unreachable {
 		a.logger.Error("the token store can't be reached: answering 503 until it can", zap.String("store", key), zap.Error(err))
+	}
+	if a.opened.coherent == nil {
+		return nil // nobody else can change anything
 	}
 	a.following = make(chan struct{})
 	var following context.Context
@@ -309,6 +346,10 @@ func (a *App) commit(ctx context.Context) error {
 		return nil
 	}
 	a.opened.cache.SetMaxTokens(a.Cache.MaxTokens)
+	if !a.usesStore {
+		a.committed = true
+		return nil
+	}
 	if err := a.opened.store.Retire(ctx, a.activeClients()); err != nil {
 		return fmt.Errorf("recording which clients are gone: %w", err)
 	}
@@ -346,13 +387,13 @@ func (a *App) Stop() error {
 
 // Cleanup gives back the store, if this instance took it.
 func (a *App) Cleanup() error {
-	if a.held == "" {
-		return nil
-	}
 	a.stopFollowing() // Stop is not called after a failed Start
-	key := a.held
-	a.held = ""
-	_, err := openStores.Delete(key)
+	err := a.closeSources()
+	if key := a.held; key != "" {
+		a.held = ""
+		_, storeErr := openStores.Delete(key)
+		err = errors.Join(err, storeErr)
+	}
 	return err
 }
 
@@ -458,6 +499,9 @@ func newOpenStore(opener storeOpener, key string, maxTokens int64) (_ *openStore
 		cache.Close()
 		return nil, err
 	}
+	if store == nil {
+		return s, nil
+	}
 	s.store = timedStore{store}
 	if shared, ok := store.(sharedStore); ok {
 		s.coherent = shared.Coherent
@@ -468,6 +512,9 @@ func newOpenStore(opener storeOpener, key string, maxTokens int64) (_ *openStore
 // Destruct closes the store and the cache. Requests that still run get ErrClosed.
 func (s *openStore) Destruct() error {
 	s.cache.Close()
+	if s.store == nil {
+		return nil
+	}
 	return s.store.Close()
 }
 

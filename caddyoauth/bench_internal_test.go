@@ -2,7 +2,10 @@ package caddyoauth
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -11,11 +14,12 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	"github.com/go-jose/go-jose/v4"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// benchmarkApp is an oauth app with one client, started without the rest of Caddy.
+// benchmarkApp is an oauth app with one client, without the rest of Caddy. It is not started.
 func benchmarkApp(b *testing.B) (caddy.Context, *App) {
 	b.Helper()
 	secret := oauth.GenerateSecret()
@@ -45,18 +49,66 @@ func benchmarkApp(b *testing.B) (caddy.Context, *App) {
 		b.Fatal(err)
 	}
 	a := loaded.(*App)
-	if err := a.Start(); err != nil {
-		b.Fatal(err)
-	}
 	b.Cleanup(func() { a.Stop(); a.Cleanup() })
 	return ctx, a
 }
 
+// benchmarkIssuer is an authorization server elsewhere, and a JWT that it signed.
+func benchmarkIssuer(b *testing.B) (url, token string) {
+	b.Helper()
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.EdDSA, Key: jose.JSONWebKey{Key: private, KeyID: "one"}}, (&jose.SignerOptions{}).WithType("at+jwt"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	const claims = `{"iss":"https://issuer.example.com","sub":"reader","client_id":"reader","scope":"read","exp":4102444800}`
+	signed, err := signer.Sign([]byte(claims))
+	if err != nil {
+		b.Fatal(err)
+	}
+	if token, err = signed.CompactSerialize(); err != nil {
+		b.Fatal(err)
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if r.URL.Path == "/keys" {
+			json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: public, KeyID: "one"}}})
+		} else {
+			io.WriteString(w, `{"active":true,`+claims[1:])
+		}
+	}))
+	b.Cleanup(server.Close)
+	return server.URL, token
+}
+
 // BenchmarkProtectWarmHit is the cost that oauth_protect adds to a request whose token
 // is cached: "protected" less "floor". The floor is the same loop with a handler that
-// only calls the next one; both make what Caddy makes anew for each request.
+// only calls the next one; both make what Caddy makes anew for each request. Tokens from
+// elsewhere are beside those issued here: alone on their route, and with all others.
 func BenchmarkProtectWarmHit(b *testing.B) {
 	ctx, app := benchmarkApp(b)
+	issuer, jwt := benchmarkIssuer(b)
+	const local = `{"source":"local"}`
+	remote := `{"source":"introspect","url":"` + issuer + `/introspect"}`
+	signed := `{"source":"jwt","issuer":"https://issuer.example.com","jwks_uri":"` + issuer + `/keys"}`
+	route := func(sources ...string) *Protect {
+		p := &Protect{Scopes: []string{"read"}}
+		for _, source := range sources {
+			p.SourcesRaw = append(p.SourcesRaw, json.RawMessage(source))
+		}
+		if err := p.Provision(ctx); err != nil {
+			b.Fatal(err)
+		}
+		return p
+	}
+	protect, all := route(local), route(local, remote, signed)
+	introspected, verified := route(remote), route(signed)
+	if err := app.Start(); err != nil {
+		b.Fatal(err)
+	}
 	realm, err := app.realm("")
 	if err != nil {
 		b.Fatal(err)
@@ -72,17 +124,23 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	protect := &Protect{Scopes: []string{"read"}}
-	if err := protect.Provision(ctx); err != nil {
-		b.Fatal(err)
-	}
 	next := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 	headers := http.Header{
-		"Authorization": {"Bearer " + reply.AccessToken}, "User-Agent": {"bench"}, "Accept": {"*/*"},
-		"Accept-Encoding": {"gzip"}, "X-Request-Id": {"1"},
+		"User-Agent": {"bench"}, "Accept": {"*/*"}, "Accept-Encoding": {"gzip"}, "X-Request-Id": {"1"},
 	}
-	for name, handler := range map[string]caddyhttp.MiddlewareHandler{"protected": protect, "floor": passOn{}} {
-		b.Run(name, func(b *testing.B) {
+	opaque := reply.AccessToken[:len(reply.AccessToken)-1] + "." // as long as ours, and none of ours
+	for _, c := range []struct {
+		name    string
+		handler caddyhttp.MiddlewareHandler
+		token   string
+	}{
+		{"floor", passOn{}, reply.AccessToken}, {"protected", protect, reply.AccessToken},
+		{"introspected", introspected, opaque}, {"jwt", verified, jwt},
+		{"protected-of-three", all, reply.AccessToken}, {"introspected-of-three", all, opaque}, {"jwt-of-three", all, jwt},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			handler := c.handler
+			headers["Authorization"] = []string{"Bearer " + c.token}
 			b.ReportAllocs()
 			w := httptest.NewRecorder()
 			original := httptest.NewRequest("GET", "https://gateway.example/api/orders/17", nil)

@@ -564,7 +564,7 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 	return routes, nil
 }
 
-const protectOptions = "scopes, any_scope, audience, max_age, header_prefix, keep_token, allow_ambiguous_paths, insecure_http"
+const protectOptions = "scopes, any_scope, audience, claim, max_age, header_prefix, keep_token, allow_ambiguous_paths, insecure_http, source"
 
 // parseProtect reads
 //
@@ -572,12 +572,16 @@ const protectOptions = "scopes, any_scope, audience, max_age, header_prefix, kee
 //		scopes        <scope>...
 //		any_scope     <scope>...
 //		audience      <audience>...
+//		claim         <name> <value>...
 //		max_age       <duration>
 //		header_prefix <prefix>
 //		keep_token
 //		allow_ambiguous_paths
 //		insecure_http
+//		source        <name> ...
 //	}
+//
+// claim and source may repeat.
 func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 	h.Next() // the directive's name
 	known, err := realmsOf(h)
@@ -591,17 +595,26 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 			return nil, h.Errf("oauth_protect takes one realm; two of them on one route mean that both must be content")
 		}
 	}
-	if _, err := chooseRealm(known, p.Realm); err != nil {
-		return nil, h.WrapErr(err)
+	// Without a name the realm may have been left to the sources, which come below.
+	if p.Realm != "" {
+		if _, err := chooseRealm(known, p.Realm); err != nil {
+			return nil, h.WrapErr(err)
+		}
 	}
 	once := make(onceOnly)
 	for h.NextBlock(0) {
 		option := h.Val()
-		if err := once.check(h.Dispenser); err != nil {
-			return nil, err
+		if option != "claim" && option != "source" {
+			if err := once.check(h.Dispenser); err != nil {
+				return nil, err
+			}
 		}
 		var err error
 		switch option {
+		case "claim":
+			err = parseClaim(h.Dispenser, p)
+		case "source":
+			err = parseSource(h.Dispenser, p, known)
 		case "scopes":
 			p.Scopes, err = parseScopes(h.Dispenser)
 		case "any_scope":
@@ -628,6 +641,11 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		}
 		if err != nil {
 			return nil, err
+		}
+	}
+	if len(p.SourcesRaw) == 0 {
+		if _, err := chooseRealm(known, p.Realm); err != nil {
+			return nil, h.WrapErr(err)
 		}
 	}
 	return p, nil

@@ -3,11 +3,13 @@
 // It registers with Caddy
 //
 //	oauth                         the app: realms, clients, the token store, the cache   app.go, realm.go
-//	oauth.stores.{bbolt,memory}   where issued tokens live                               stores.go
+//	oauth.stores.{bbolt,memory,redis}   where issued tokens live                         stores.go, redis.go
+//	oauth.sources.{local,introspect,jwt}   where accepted tokens come from               sources.go, sources_config.go
 //	http.handlers.oauth_server    the token, introspection and revocation endpoints      server.go
 //	http.handlers.oauth_protect   bearer tokens in front of a backend                    protect.go, identity.go
 //	http.handlers.oauth_guard     no way around oauth_protect beside its matcher         guard.go
 //	http.matchers.oauth_scope     routing by the scopes of the caller                    matcher.go
+//	admin.api.oauth               forgetting what is cached                              admin.go
 //	caddy oauth                   the command line                                       command.go
 //
 // and their Caddyfile syntax (caddyfile.go), with their metrics (metrics.go) and what they
@@ -22,5 +24,5 @@
 //
 // and a protected request through
 //
-//	Protect.ServeHTTP → Protect.judge → introspect.CachedSource → oauth.Server.Lookup → TokenStore.Get → identityHeaders.identify
+//	Protect.ServeHTTP → Protect.judge → findOut → introspect.CachedSource → oauth.Server.Lookup → identityHeaders.identify
 package caddyoauth

@@ -203,9 +203,10 @@ func TestMetricsAreNamedAndBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	labels := map[string]*regexp.Regexp{
-		"realm":     regexp.MustCompile(`^[a-z0-9_-]+$`), // those of other tests, too
+		"realm":     regexp.MustCompile(`^[a-z0-9_-]+$|^External$`), // those of other tests, too
 		"endpoint":  regexp.MustCompile(`^(token|introspect|revoke)$`),
 		"operation": regexp.MustCompile(`^(put|get|revoke)$`),
+		"source":    regexp.MustCompile(`^https?://[a-z0-9.:/_-]+$`), // from the configuration
 		"result":    regexp.MustCompile(`^[a-z_]+$`),
 	}
 	ours := 0

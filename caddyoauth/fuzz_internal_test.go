@@ -223,7 +223,7 @@ func FuzzChallenge(f *testing.F) {
 				t.Errorf("%s: %v", no.code, err)
 				continue
 			}
-			if scheme != "Bearer" || params["realm"] != p.realm.name {
+			if scheme != "Bearer" || params["realm"] != p.label {
 				t.Errorf("%s: scheme %q, realm %q", no.code, scheme, params["realm"])
 			}
 			if no == p.insufficient && params["scope"] != strings.Join(want, " ") {

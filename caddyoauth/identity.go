@@ -22,8 +22,8 @@ const defaultHeaderPrefix = "X-OAuth-"
 // identityHeaders are the names of the headers that tell a backend who is calling.
 type identityHeaders struct {
 	// prefixes is the one prefix, folded; see foldedByte.
-	prefixes                          []string
-	clientID, subject, scope, ofRealm string // canonical
+	prefixes                                  []string
+	clientID, subject, scope, ofRealm, issuer string // canonical
 }
 
 // everydayHeaders are headers that a prefix must not cover: all that begins with it is
@@ -54,6 +54,7 @@ func newIdentityHeaders(prefix string) (identityHeaders, error) {
 		subject:  http.CanonicalHeaderKey(prefix + "Subject"),
 		scope:    http.CanonicalHeaderKey(prefix + "Scope"),
 		ofRealm:  http.CanonicalHeaderKey(prefix + "Realm"),
+		issuer:   http.CanonicalHeaderKey(prefix + "Issuer"),
 	}, nil
 }
 
@@ -179,6 +180,10 @@ func (ih *identityHeaders) identify(r *http.Request, b *bearer) *http.Request {
 	// One backing array for the values. Headers are set only if there is something to say.
 	values := [4]string{facts.ClientID, facts.Subject, scope, b.realm}
 	names := [4]string{ih.clientID, ih.subject, ih.scope, ih.ofRealm}
+	if b.realm == "" {
+		// From elsewhere. A name that a backend takes for one of our realms it can't be.
+		values[3], names[3] = facts.Issuer, ih.issuer
+	}
 	for i, name := range names {
 		if values[i] != "" {
 			r.Header[name] = values[i : i+1 : i+1]
@@ -218,9 +223,14 @@ func (b *bearer) placeholder(name string) (any, bool) {
 	case "subject":
 		return b.facts.Subject, true
 	case "expires":
+		if b.facts.Expiry.IsZero() {
+			return "", true
+		}
 		return b.facts.Expiry.UTC().Format(time.RFC3339), true
 	}
-	return nil, false
+	// Every claim, several values with a comma between. A claim that is not there is empty,
+	// not what a handler before us may have said.
+	return strings.Join(b.facts.ClaimValues(name), ","), true
 }
 
 // logIdentity adds the client and its realm to the request's access log line.

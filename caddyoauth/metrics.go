@@ -27,6 +27,12 @@ type metrics struct {
 	// invalidations counts what a shared store told of single tokens, flushes how often all
 	// had to be forgotten.
 	invalidations, flushes prometheus.Counter
+	// staleAnswers counts under serve_stale.
+	staleAnswers prometheus.Counter
+	// sourceDuration is what asking a foreign source took, sourceUp whether it can be asked;
+	// source is its name, from the configuration.
+	sourceDuration *prometheus.HistogramVec
+	sourceUp       *prometheus.GaugeVec
 	// storeLink is 1 while the store in force is sure to tell of revocations elsewhere.
 	storeLink prometheus.GaugeFunc
 }
@@ -45,6 +51,14 @@ func newCollectors() *metrics {
 	return &metrics{
 		invalidations: counter("store_invalidations_total", "Cached tokens that the shared store said were changed elsewhere."),
 		flushes:       counter("cache_flushes_total", "Times that all cached tokens were forgotten, because the shared store might have kept something back."),
+		staleAnswers:  counter("stale_answers_total", "Token checks answered under serve_stale, because the token's source could not be asked."),
+		sourceDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "caddy", Subsystem: "oauth", Name: "source_duration_seconds", Help: "Time that asking a remote server took: an introspection endpoint about a token, or an issuer for its keys.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
+		}, []string{"source", "result"}),
+		sourceUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: "caddy", Subsystem: "oauth", Name: "source_up", Help: "1 while the remote server can be asked, 0 while its circuit is open.",
+		}, []string{"source"}),
 		storeLink: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: "caddy", Subsystem: "oauth", Name: "store_link_up",
 			Help: "1 while revocations at other gateways are heard of, or there are none; 0 while every token is asked about.",
@@ -69,7 +83,7 @@ func newCollectors() *metrics {
 // registerMetrics makes the collectors visible in a configuration's registry.
 func registerMetrics(registry *prometheus.Registry) error {
 	m := collectors
-	for _, c := range []prometheus.Collector{m.requests, m.checks, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink} {
+	for _, c := range []prometheus.Collector{m.requests, m.checks, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
 			return err

@@ -1,9 +1,11 @@
 package caddyoauth
 
 import (
-	"context"
+	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -26,8 +28,8 @@ func init() {
 // of them on one request mean that both must be content.
 //
 // It removes the caller's own copies of the identity headers from every request, then
-// sets, for those it lets in, `X-OAuth-Client-Id`, `X-OAuth-Subject`, `X-OAuth-Scope`
-// and `X-OAuth-Realm`, and these placeholders:
+// sets, for those it lets in, `X-OAuth-Client-Id`, `X-OAuth-Subject`, `X-OAuth-Scope`,
+// `X-OAuth-Realm` or, for tokens from elsewhere, `X-OAuth-Issuer`, and these placeholders:
 //
 // Placeholder | Description
 // ------------|------------
@@ -35,8 +37,9 @@ func init() {
 // `{http.auth.user.client_id}` | The client
 // `{http.auth.user.subject}` | Whom the token speaks for; with client credentials, the client
 // `{http.auth.user.scope}` | The token's scopes, separated by spaces
-// `{http.auth.user.realm}` | The realm
+// `{http.auth.user.realm}` | The realm; empty for tokens from elsewhere
 // `{http.auth.user.expires}` | When the token expires (RFC 3339)
+// `{http.auth.user.<claim>}` | Any claim of a token from elsewhere, several values with a comma between
 // `{http.oauth.error}` | Why a request was refused, for `handle_errors`
 type Protect struct {
 	// The realm whose tokens are accepted. Default: the only one there is, else `root`.
@@ -75,8 +78,20 @@ type Protect struct {
 	// can read them. Default: false.
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
 
+	// Claims that the token must have, all of them. Default: none.
+	Claims []ClaimRule `json:"claims,omitempty"`
+
+	// Where tokens may come from, as modules of the namespace `oauth.sources`. A token goes
+	// to the source that it says it is from; what says nothing goes to the remote endpoints,
+	// in this order, until one knows it. An outage of one source fails no token of another.
+	// Default: `local`, the tokens of the realm.
+	SourcesRaw []json.RawMessage `json:"sources,omitempty" caddy:"namespace=oauth.sources inline_key=source"`
+
 	logger  *zap.Logger
-	realm   *realm
+	app     *App
+	label   string // of challenges, logs and metrics: the realm, if tokens of one are accepted
+	sources []routeSource
+	maxAge  time.Duration // without a limit of its own, more than any source has
 	headers identityHeaders
 
 	allowed        prometheus.Counter
@@ -84,6 +99,7 @@ type Protect struct {
 	malformed      *refusal
 	invalidToken   *refusal
 	insufficient   *refusal
+	lacksClaim     *refusal
 	ambiguous      *refusal
 	insecure       *refusal
 	undeterminable *refusal
@@ -113,8 +129,14 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	if p.realm, err = app.realm(p.Realm); err != nil {
+	p.app = app
+	if err := p.provisionSources(ctx); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
+	}
+	for _, rule := range p.Claims {
+		if err := rule.check(); err != nil {
+			return fmt.Errorf("oauth_protect: %w", err)
+		}
 	}
 	if err := errors.Join(checkScopes("scopes", p.Scopes), checkScopes("any_scope", p.AnyScope)); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
@@ -125,6 +147,7 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if p.MaxAge < 0 {
 		return errors.New("oauth_protect: max_age must be greater than zero")
 	}
+	p.maxAge = time.Duration(cmp.Or(p.MaxAge, math.MaxInt64))
 	if p.HeaderPrefix == "" {
 		p.HeaderPrefix = defaultHeaderPrefix
 	}
@@ -137,19 +160,21 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	needed := slices.Concat(p.Scopes, p.AnyScope)
 	slices.Sort(needed)
 	needed = slices.Compact(needed)
-	challenge := `Bearer realm="` + p.realm.name + `"`
+	challenge := `Bearer realm="` + p.label + `"`
 	newRefusal := func(status int, code, challenge string) *refusal {
 		return &refusal{
 			status: status, code: code, challenge: challenge, err: errors.New("oauth: " + code),
-			count: collectors.checks.WithLabelValues(p.realm.name, code),
+			count: collectors.checks.WithLabelValues(p.label, code),
 		}
 	}
-	p.allowed = collectors.checks.WithLabelValues(p.realm.name, "ok")
+	p.allowed = collectors.checks.WithLabelValues(p.label, "ok")
 	p.missingToken = newRefusal(http.StatusUnauthorized, "missing_token", challenge)
 	p.malformed = newRefusal(http.StatusBadRequest, "invalid_request", challenge+`, error="invalid_request", error_description="the request must carry exactly one well-formed bearer token"`)
 	p.ambiguous = newRefusal(http.StatusBadRequest, "ambiguous_path", "") // no token would help
 	p.invalidToken = newRefusal(http.StatusUnauthorized, "invalid_token", challenge+`, error="invalid_token", error_description="the token is not valid here"`)
 	p.insufficient = newRefusal(http.StatusForbidden, "insufficient_scope", challenge+`, error="insufficient_scope", error_description="the token lacks a scope", scope="`+strings.Join(needed, " ")+`"`)
+	// Which claim is nobody's business; RFC 6750 has no other code for too little.
+	p.lacksClaim = newRefusal(http.StatusForbidden, "insufficient_claims", challenge+`, error="insufficient_scope", error_description="the token lacks a claim"`)
 	p.insecure = newRefusal(http.StatusForbidden, "insecure_transport", "")
 	p.undeterminable = newRefusal(http.StatusServiceUnavailable, "temporarily_unavailable", "")
 	return nil
@@ -163,7 +188,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 	// Before anything is decided, so that error routes get no foreign identity and no
 	// credentials either.
-	prefixes := p.realm.app.prefixes // all that any route's backend believes
+	prefixes := p.app.prefixes // all that any route's backend believes
 	if earlier != nil {
 		prefixes = p.headers.prefixes // what that handler has set is true
 	}
@@ -209,35 +234,79 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 		}
 	}
 
-	facts, err := p.lookup(r.Context(), token)
+	err := p.app.await(r.Context())
+	var found known
+	if err == nil {
+		found, err = findOut(r.Context(), p.sources, token, p.maxAge)
+	}
 	if err != nil {
 		if r.Context().Err() == nil {
-			p.logger.Error("token could not be checked", zap.String("realm", p.realm.name), zap.Error(err))
+			p.logger.Error("token could not be checked", zap.String("realm", p.label), zap.Error(err))
 		}
 		return nil, p.undeterminable
 	}
-	if !facts.Active || !p.audienceFits(facts) {
+	facts := found.facts
+	if !facts.Active || !p.audienceFits(facts) || found.realm == "" && !fitsHeaders(facts) {
 		return nil, p.invalidToken
 	}
-	b := &bearer{token: token, facts: facts, realm: p.realm.name}
+	b := &bearer{token: token, facts: facts, realm: found.realm}
+	// The refusals where we know whom we refuse.
 	if !p.scopesSuffice(facts) {
-		logIdentity(r.Context(), b) // the one refusal where we know whom we refuse
+		logIdentity(r.Context(), b)
 		return nil, p.insufficient
+	}
+	if !p.claimsSuffice(facts) {
+		logIdentity(r.Context(), b)
+		return nil, p.lacksClaim
 	}
 	return b, nil
 }
 
-// lookup finds out what token means.
-func (p *Protect) lookup(ctx context.Context, token string) (*introspect.Facts, error) {
-	engine, err := p.realm.await(ctx)
-	if err != nil {
-		return nil, err
+// provisionSources finds the sources, and what to call the route after.
+func (p *Protect) provisionSources(ctx caddy.Context) error {
+	var modules []any
+	if len(p.SourcesRaw) > 0 {
+		loaded, err := ctx.LoadModule(p, "SourcesRaw")
+		if err != nil {
+			return fmt.Errorf("loading a source: %w", err)
+		}
+		modules = loaded.([]any)
+	} else {
+		modules = []any{new(LocalSource)}
 	}
-	if p.MaxAge == 0 {
-		return engine.Tokens().Lookup(ctx, token)
+	for _, module := range modules {
+		var source routeSource
+		switch module := module.(type) {
+		case *LocalSource:
+			realm, err := p.app.realm(cmp.Or(module.Realm, p.Realm))
+			if err != nil {
+				return err
+			}
+			p.app.usesStore = true
+			p.label = cmp.Or(p.label, realm.name)
+			source.realm = realm
+		case TokenSource:
+			source.source = p.app.useSource(module)
+		default:
+			return fmt.Errorf("%T is not a source of tokens", module)
+		}
+		if slices.Contains(p.sources, source) {
+			return errors.New("a source is there twice")
+		}
+		p.sources = append(p.sources, source)
 	}
-	return engine.Tokens().LookupWithin(ctx, token, time.Duration(p.MaxAge))
+	if p.label == "" {
+		if p.Realm != "" {
+			return fmt.Errorf("realm %q is named, and no source local: tokens of the realm would be refused; add 'source local', or name no realm", p.Realm)
+		}
+		p.label = noRealm
+	}
+	return nil
 }
+
+// noRealm is what routes are called, in challenges and metrics, that accept no tokens of a
+// realm here. Names of realms have no capitals.
+const noRealm = "External"
 
 func (p *Protect) audienceFits(facts *introspect.Facts) bool {
 	return len(p.Audience) == 0 || slices.ContainsFunc(p.Audience, facts.HasAudience)
@@ -250,6 +319,41 @@ func (p *Protect) scopesSuffice(facts *introspect.Facts) bool {
 		}
 	}
 	return len(p.AnyScope) == 0 || slices.ContainsFunc(p.AnyScope, facts.HasScope)
+}
+
+func (p *Protect) claimsSuffice(facts *introspect.Facts) bool {
+	for _, rule := range p.Claims {
+		values := facts.ClaimValues(rule.Name)
+		if !slices.ContainsFunc(rule.Values, func(v string) bool { return slices.Contains(values, v) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// ClaimRule is a claim that a token must have.
+type ClaimRule struct {
+	// The claim's name; dots lead into objects, as in `realm_access.roles`.
+	Name string `json:"name,omitempty"`
+
+	// The values of which the claim must have at least one, compared byte for byte.
+	Values []string `json:"values,omitempty"`
+}
+
+func (c ClaimRule) check() error {
+	if c.Name == "" || len(c.Values) == 0 {
+		return errors.New("a claim needs a name, and one value or more that are accepted")
+	}
+	return nil
+}
+
+// fitsHeaders reports whether what another server says can be told to a backend. Control
+// characters in a name would be somebody's attempt at a header of his own.
+func fitsHeaders(facts *introspect.Facts) bool {
+	fits := func(s string) bool {
+		return !strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f })
+	}
+	return fits(facts.ClientID) && fits(facts.Subject) && fits(facts.Issuer) && !slices.ContainsFunc(facts.Scopes, func(s string) bool { return !fits(s) })
 }
 
 // refuse is the one place that turns a refusal into headers and an error for Caddy,
@@ -269,7 +373,7 @@ func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, no *refusal) er
 		repl.Set("http.oauth.error", no.code)
 	}
 	if c := p.logger.Check(zap.DebugLevel, "request refused"); c != nil {
-		c.Write(zap.String("realm", p.realm.name), zap.String("reason", no.code))
+		c.Write(zap.String("realm", p.label), zap.String("reason", no.code))
 	}
 	return caddyhttp.Error(no.status, no.err)
 }

@@ -114,19 +114,8 @@ type realm struct {
 
 // await returns the realm's engine, waiting for it while the app starts.
 func (r *realm) await(ctx context.Context) (*oauth.Server, error) {
-	select {
-	case <-r.app.ready:
-	default:
-		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
-		defer cancel()
-		select {
-		case <-r.app.ready:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for the token store to open: %w", ctx.Err())
-		}
-	}
-	if r.app.startErr != nil {
-		return nil, r.app.startErr
+	if err := r.app.await(ctx); err != nil {
+		return nil, err
 	}
 	return r.engine, nil
 }

@@ -110,6 +110,7 @@ func (s *Server) Provision(ctx caddy.Context) error {
 		return err
 	}
 	s.app = app
+	app.usesStore = true
 	if s.BasePath == "" {
 		s.BasePath = "/oauth2"
 	}

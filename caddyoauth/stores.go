@@ -34,6 +34,14 @@ type sharedStore interface {
 	Coherent() bool
 }
 
+// noStore is for configurations that issue no tokens and accept none that were issued here:
+// there is a cache, and nothing to open.
+type noStore struct{}
+
+func (noStore) poolKey() (string, error) { return "no store", nil }
+
+func (noStore) open(string, *openStore) (oauth.TokenStore, error) { return nil, nil }
+
 // BboltStore keeps tokens in a file, for one Caddy process. Every token and every
 // revocation is on the disk before its caller gets an answer, and survives a crash.
 // Expired tokens leave by themselves.

@@ -61,10 +61,20 @@ type Cache struct {
 
 	negatives negatives
 
+	// recent has the latest entries, each where its hash says: ristretto applies a write a
+	// moment late, and whoever comes in that moment would ask the source again.
+	recent [maxRecent]atomic.Pointer[entry]
+	// recentSize is how many of them are used: as many as tokens may be cached, at most.
+	recentSize atomic.Uint64
+
 	flights singleflight.Group
-	// slots bounds the lookups under way, in all sources together.
-	slots chan struct{}
 }
+
+// maxRecent entries live beside those that Config.MaxTokens bounds.
+const maxRecent = 1 << 10
+
+// latest is where the latest entry of a hash is.
+func (c *Cache) latest(h uint64) *atomic.Pointer[entry] { return &c.recent[h%c.recentSize.Load()] }
 
 // 65536 generations of 8 bytes: a revocation makes the cache forget one entry in
 // 65536 besides the one it is about.
@@ -89,8 +99,8 @@ type Config struct {
 	// sources together. Their memory is taken as it is needed. Default: 10000.
 	MaxNegatives int
 
-	// MaxLookups bounds the lookups that are under way at once; a lookup that finds no
-	// place within LookupTimeout ends with ErrBusy. Default: 256.
+	// MaxLookups bounds the lookups that are under way at once in one source; a lookup that
+	// finds no place within LookupTimeout ends with ErrBusy. Default: 256.
 	MaxLookups int
 
 	// LookupTimeout bounds one lookup, whoever waits for it. It is the cache's own:
@@ -125,6 +135,7 @@ type entry struct {
 	global     uint64        // likewise, of the whole cache
 	forgets    uint64        // likewise, Cache.forgets
 	asked      time.Duration // Config.Elapsed when the source was asked
+	answered   time.Duration // and when it had answered
 	deadline   time.Duration // Config.Elapsed when it stops counting for everybody
 	grace      time.Duration // likewise, where its source can't be asked; see WrapConfig.StaleFor
 	// until is when it stops counting by Config.Now: after a suspend only that has gone on.
@@ -171,11 +182,9 @@ func NewCache(cfg Config) (*Cache, error) {
 		cfg.OnEvict = nothing
 	}
 	c := &Cache{
-		cfg:    cfg,
-		clocks: clocks,
-		seed:   maphash.MakeSeed(),
-		slots:  make(chan struct{}, cfg.MaxLookups),
-
+		cfg:       cfg,
+		clocks:    clocks,
+		seed:      maphash.MakeSeed(),
 		negatives: negatives{most: cfg.MaxNegatives, at: map[uint64]int{}},
 	}
 	if c.cfg.hash == nil {
@@ -200,6 +209,7 @@ func NewCache(cfg Config) (*Cache, error) {
 		return nil, fmt.Errorf("making a token cache for %d tokens: %w", cfg.MaxTokens, err)
 	}
 	c.items = items
+	c.recentSize.Store(uint64(min(cfg.MaxTokens, maxRecent)))
 	return c, nil
 }
 
@@ -224,7 +234,11 @@ func (c *Cache) SetMaxTokens(n int64) {
 	}
 	if n < c.items.MaxCost() {
 		c.items.Clear()
+		for i := range c.recent {
+			c.recent[i].Store(nil)
+		}
 	}
+	c.recentSize.Store(uint64(min(n, maxRecent)))
 	c.items.UpdateMaxCost(n)
 }
 
@@ -284,7 +298,9 @@ func (c *Cache) WrapWith(name string, src Source, cfg WrapConfig) *CachedSource 
 	if cfg.OnStale == nil {
 		cfg.OnStale = func() {}
 	}
-	s := &CachedSource{cache: c, src: src, cfg: cfg, name: sha256.Sum256([]byte(name))}
+	s := &CachedSource{
+		cache: c, src: src, cfg: cfg, name: sha256.Sum256([]byte(name)), slots: make(chan struct{}, c.cfg.MaxLookups),
+	}
 	c.entriesLive(max(sum(max(cfg.MaxAge, 0), max(cfg.StaleFor, 0)), cfg.NegativeAge))
 	s.screen, _ = src.(Screener)
 	s.revise, _ = src.(Reviser)
@@ -308,6 +324,9 @@ type CachedSource struct {
 	told   Coherent // nil if src can't say
 	cfg    WrapConfig
 	name   [sha256.Size]byte
+	// slots bounds the lookups under way: a source that hangs must not take the places of
+	// the others.
+	slots chan struct{}
 }
 
 // Lookup is [CachedSource.LookupWithin] with the source's own maximum age.
@@ -336,7 +355,7 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge ti
 	} else {
 		s.cache.cfg.OnMiss()
 		var err error
-		facts, err = s.ask(ctx, key, token)
+		facts, err = s.ask(ctx, key, token, maxAge)
 		if err != nil {
 			// Who has gone away, or demands fresher facts than others, gets the error.
 			if ctx.Err() != nil || maxAge < s.cfg.MaxAge {
@@ -351,10 +370,28 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge ti
 	if !facts.Active {
 		return inactive, nil
 	}
-	if s.revise != nil {
-		return s.revise.Revise(facts), nil
+	return s.revised(facts), nil
+}
+
+// Remembered is what LookupWithin would answer from memory, and whether it would; a no is
+// not remembered in this sense. It asks nobody and does not block.
+func (s *CachedSource) Remembered(token string, maxAge time.Duration) (*Facts, bool) {
+	if s.screen != nil && !s.screen.Screen(token) {
+		return nil, false
 	}
-	return facts, nil
+	facts, ok := s.cached(keyOf(s.name, IDOf(token)), min(maxAge, s.cfg.MaxAge))
+	if !ok {
+		return nil, false
+	}
+	s.cache.cfg.OnHit()
+	return s.revised(facts), true
+}
+
+func (s *CachedSource) revised(facts *Facts) *Facts {
+	if s.revise == nil {
+		return facts
+	}
+	return s.revise.Revise(facts)
 }
 
 // Forget makes the cache forget a token: once Forget has returned, no lookup that
@@ -393,6 +430,15 @@ func keyOf(source [sha256.Size]byte, id TokenID) (k cacheKey) {
 
 // cached returns the facts for key if an entry still counts.
 func (s *CachedSource) cached(key cacheKey, maxAge time.Duration) (*Facts, bool) {
+	e, ok := s.within(key, maxAge)
+	if !ok {
+		return nil, false
+	}
+	return e.facts, true
+}
+
+// within returns the entry for key if it still counts.
+func (s *CachedSource) within(key cacheKey, maxAge time.Duration) (*entry, bool) {
 	if maxAge <= 0 || s.told != nil && !s.told.Coherent() {
 		return nil, false
 	}
@@ -408,7 +454,7 @@ func (s *CachedSource) cached(key cacheKey, maxAge time.Duration) (*Facts, bool)
 	if !now.Before(e.until) {
 		return nil, false
 	}
-	return e.facts, true
+	return e, true
 }
 
 // stale returns the facts for key if an entry counts where the source can't be asked.
@@ -450,7 +496,9 @@ func (s *CachedSource) current(key cacheKey) (*entry, bool) {
 	e, ok := c.items.Get(h)
 	c.mu.RUnlock()
 	if !ok || e == nil {
-		return nil, false
+		if e = c.latest(h).Load(); e == nil {
+			return nil, false
+		}
 	}
 	// ristretto knows 64 bits of the key; another token's entry may lie there.
 	if subtle.ConstantTimeCompare(e.key[:], key[:]) != 1 {
@@ -469,11 +517,14 @@ type answer struct {
 	generation uint64
 	global     uint64
 	forgets    uint64
+	asked      time.Duration
+	answered   time.Duration
 }
 
 // ask asks the source, sharing the question with everybody who has it too.
-func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string) (*Facts, error) {
+func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string, maxAge time.Duration) (*Facts, error) {
 	c := s.cache
+	begun := c.cfg.Elapsed()
 	h := c.cfg.hash(key)
 	shard := &c.generations[h%generationShards]
 	flight := string(key[:])
@@ -492,6 +543,10 @@ func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string) (*Fa
 					err = fmt.Errorf("token lookup panicked: %v", r)
 				}
 			}()
+			// Somebody may have asked between this caller's look into the cache and now.
+			if e, ok := s.within(key, min(maxAge, s.cfg.MaxAge)); ok && e.answered >= begun {
+				return answer{e.facts, e.generation, e.global, e.forgets, e.asked, e.answered}, nil
+			}
 			return s.fill(ctx, key, h, token)
 		})
 		select {
@@ -502,12 +557,13 @@ func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string) (*Fa
 				return nil, res.Err
 			}
 			a := res.Val.(answer)
-			if a.generation >= generation && a.global >= global && a.forgets >= forgets {
+			if a.generation >= generation && a.global >= global && a.forgets >= forgets &&
+				(a.answered >= begun || c.cfg.Elapsed()-a.asked < maxAge) {
 				return a.facts, nil
 			}
 			// The lookup had begun before a revocation that this caller may already know
-			// of. That flight is over, so the next began or begins after this call, and
-			// there is no third round.
+			// of, or its answer is older than this caller and than it allows. That flight is
+			// over, so the next began or begins after this call, and there is no third round.
 		}
 	}
 }
@@ -520,8 +576,8 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token s
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.LookupTimeout)
 	defer cancel()
 	select {
-	case c.slots <- struct{}{}:
-		defer func() { <-c.slots }()
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
 	case <-ctx.Done():
 		return answer{}, ErrBusy
 	}
@@ -538,6 +594,7 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token s
 	if facts == nil {
 		return answer{}, errors.New("token source returned no facts and no error")
 	}
+	a.asked, a.answered = asked, c.cfg.Elapsed()
 	immortal := facts.Expiry.IsZero()
 	remaining := facts.Expiry.Sub(c.cfg.Now())
 	if !facts.Active || !immortal && remaining <= 0 {
@@ -567,11 +624,12 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token s
 	if ttl > 0 {
 		e := &entry{
 			key: key, facts: facts, generation: a.generation, global: a.global, forgets: a.forgets,
-			asked: asked, deadline: asked + ttl, grace: asked + kept, until: until,
+			asked: asked, answered: a.answered, deadline: asked + ttl, grace: asked + kept, until: until,
 		}
 		c.mu.RLock()
 		defer c.mu.RUnlock()
 		if !c.closed.Load() {
+			c.latest(h).Store(e)
 			c.items.SetWithTTL(h, e, 1, max(ttl, kept))
 			if kept > 0 {
 				// ristretto applies it later. If the source says no before that, refuse would

@@ -19,4 +19,4 @@ func (s *CachedSource) Held(token string) (time.Duration, bool) {
 }
 
 // UnderWay is the number of lookups that have a place.
-func (c *Cache) UnderWay() int { return len(c.slots) }
+func (s *CachedSource) UnderWay() int { return len(s.slots) }

@@ -212,7 +212,7 @@ func parseKey(raw []byte) (key publicKey, ok bool) {
 func (j *JWT) refresh(ctx context.Context) error {
 	j.mu.Lock()
 	if j.flight == nil {
-		if j.cfg.Now().Sub(j.ended) < j.cfg.MinRefresh {
+		if j.cfg.Now().Sub(j.ended) < j.leastPause() {
 			defer j.mu.Unlock()
 			return j.failure
 		}
@@ -240,10 +240,19 @@ func (j *JWT) refresh(ctx context.Context) error {
 	return j.failure
 }
 
+// leastPause is the least time between two fetches. Without any keys it is short: the issuer
+// may be starting beside this program, and all its tokens wait.
+func (j *JWT) leastPause() time.Duration {
+	if j.keys.Load() == nil {
+		return firstPause
+	}
+	return j.cfg.MinRefresh
+}
+
 // keepKeys is the goroutine that fetches the keys. Nobody else does.
 func (j *JWT) keepKeys() {
 	defer close(j.done)
-	backoff := j.cfg.MinRefresh
+	backoff := j.leastPause()
 	for j.ctx.Err() == nil {
 		j.mu.Lock()
 		if j.flight == nil {
@@ -258,7 +267,7 @@ func (j *JWT) keepKeys() {
 		pause, err := j.fetch()
 		if err != nil {
 			pause = backoff
-			backoff = max(j.cfg.MinRefresh, min(2*backoff, maxBackoff, j.cfg.RefreshInterval))
+			backoff = max(j.leastPause(), min(2*backoff, maxBackoff, j.cfg.RefreshInterval))
 		} else {
 			backoff = j.cfg.MinRefresh
 		}

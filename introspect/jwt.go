@@ -119,7 +119,8 @@ type JWTConfig struct {
 	// MinRefresh is the time after each fetch in which no other one begins, whatever
 	// arrives: at least 1s, at most RefreshInterval. A token with an unknown kid causes a
 	// fetch and waits for it; within MinRefresh of the last fetch it gets its answer at once.
-	// It bounds how late a new key is known. Default: 5s.
+	// It bounds how late a new key is known. Until there are keys at all it is 250ms. Default:
+	// 5s.
 	MinRefresh time.Duration
 
 	// Timeout bounds one fetch, with discovery. Default: 5s.
@@ -153,6 +154,8 @@ const (
 	maxDepth = 32
 	// maxLeeway is for clocks that are wrong, not for tokens that are old.
 	maxLeeway = time.Minute
+	// firstPause is between the first fetches, until one succeeds.
+	firstPause = 250 * time.Millisecond
 	// maxWaiting lookups wait for a fetch, the others are told that the source is busy:
 	// invented kids and a slow issuer must not take all places that a cache has for lookups.
 	maxWaiting = 64

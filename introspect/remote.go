@@ -233,6 +233,12 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 	return r, nil
 }
 
+// Check reports what NewRemote would refuse.
+func (cfg RemoteConfig) Check() error {
+	_, err := cfg.complete()
+	return err
+}
+
 // complete checks the settings and puts the defaults in.
 func (cfg *RemoteConfig) complete() (*url.URL, error) {
 	// The text of a parse error holds the URL, and that may hold a password.

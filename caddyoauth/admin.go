@@ -1,0 +1,135 @@
+package caddyoauth
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+func init() {
+	caddy.RegisterModule(AdminAPI{})
+}
+
+// AdminAPI is what the app adds to Caddy's admin endpoint: POST /oauth/forget, by which an
+// authorization server that revokes a token can have it forgotten here. The admin
+// endpoint itself decides who may call it.
+type AdminAPI struct{}
+
+// CaddyModule returns the Caddy module information.
+func (AdminAPI) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "admin.api.oauth",
+		New: func() caddy.Module { return new(AdminAPI) },
+	}
+}
+
+// Routes implements caddy.AdminRouter.
+func (AdminAPI) Routes() []caddy.AdminRoute {
+	return []caddy.AdminRoute{{Pattern: "/oauth/forget", Handler: caddy.AdminHandlerFunc(forget)}}
+}
+
+// forgetRequest says what to forget: one token, all of a client, or all of a source.
+type forgetRequest struct {
+	Token    string `json:"token"`
+	ClientID string `json:"client_id"`
+	Source   string `json:"source"`
+}
+
+// maxForgetBody bounds the body of POST /oauth/forget.
+const maxForgetBody = 64 << 10
+
+// forget makes the cache forget. When it answers 200, no request that begins later is let in
+// by what was known before.
+func forget(w http.ResponseWriter, r *http.Request) error {
+	fail := func(status int, format string, args ...any) error {
+		return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
+	}
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		return fail(http.StatusMethodNotAllowed, "POST only")
+	}
+	// A web page can make a browser send forms to this address, but not JSON.
+	if mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mediaType != "application/json" {
+		return fail(http.StatusUnsupportedMediaType, "the body must be application/json")
+	}
+	// Not from the configuration that provisioned this route: it may be over.
+	app := activeApp()
+	if app == nil || app.opened == nil {
+		return fail(http.StatusNotFound, "oauth is not configured")
+	}
+	var what forgetRequest
+	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxForgetBody))
+	body.DisallowUnknownFields()
+	if err := body.Decode(&what); err != nil {
+		// err may quote the body, and so a token.
+		return fail(http.StatusBadRequest, "the body must be a JSON object with token, client_id or source, all of them strings")
+	}
+	if _, err := body.Token(); !errors.Is(err, io.EOF) {
+		return fail(http.StatusBadRequest, "there is something behind the JSON object")
+	}
+	if what.Token != "" && what.ClientID != "" || what == (forgetRequest{}) {
+		return fail(http.StatusBadRequest, "name a token, a client_id, or a source alone; source may stand beside either")
+	}
+	names := app.sourceNames(what.Source)
+	if len(names) == 0 {
+		return fail(http.StatusNotFound, "there is no source %q (known: %s)", what.Source, strings.Join(app.knownSources(), ", "))
+	}
+	field := zap.Skip()
+	for _, name := range names {
+		switch {
+		case what.Token != "":
+			id := introspect.IDOf(what.Token)
+			field = zap.Stringer("token_id", id)
+			app.opened.cache.Forget(name, id)
+		case what.ClientID != "":
+			field = zap.String("client_id", what.ClientID)
+			app.opened.cache.ForgetClient(name, what.ClientID)
+		default:
+			app.opened.cache.ForgetSource(name)
+		}
+	}
+	app.logger.Info("forgot what was cached", zap.String("source", what.Source), field)
+	w.Header().Set("Content-Type", "application/json")
+	_, err := io.WriteString(w, "{}\n")
+	return err
+}
+
+// sourceNames are what the cache knows the sources of that name by; without a name, all.
+func (a *App) sourceNames(name string) []string {
+	var names []string
+	for _, key := range sortedKeys(a.sources) {
+		if name == "" || a.sources[key].module.SourceName() == name {
+			names = append(names, foreignName(key))
+		}
+	}
+	for _, realm := range sortedKeys(a.realms) {
+		if name == "" || realm == name {
+			names = append(names, oauth.SourceName(realm))
+		}
+	}
+	return names
+}
+
+// knownSources are the names that a forgetRequest may have.
+func (a *App) knownSources() []string {
+	known := sortedKeys(a.realms)
+	for _, key := range sortedKeys(a.sources) {
+		known = append(known, a.sources[key].module.SourceName())
+	}
+	slices.Sort(known)
+	return slices.Compact(known)
+}
+
+// Interface guards
+var _ caddy.AdminRouter = (*AdminAPI)(nil)

@@ -1,0 +1,215 @@
+package caddyoauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// TokenSource is what a module in the namespace oauth.sources is: a way to find out what a
+// token means, for the sources of oauth_protect. The cache of the app stands in front of
+// it.
+//
+// A module is provisioned with its configuration, where it may open nothing and ask nobody.
+// All methods are called after that, and are safe for concurrent use.
+type TokenSource interface {
+	// SourceName is what people know the source by, such as its URL, in metrics and for the
+	// admin endpoint. It comes from the configuration and holds no secret.
+	SourceName() string
+
+	// SourceKey tells the source from all others. Two with the same key are one: they share one open source
+	// and what the cache remembers, on all routes and across reloads. So all that decides
+	// what a token means must be in it, secrets as a digest. It may appear in logs.
+	SourceKey() string
+
+	// OpenSource starts the source. It does not wait for the network. If what it returns has a
+	// method Close, that is called when no configuration uses it any more.
+	OpenSource() (introspect.Source, error)
+
+	// Memory is how the cache may use what the source said. A MaxAge of zero is the app's own,
+	// which is also the most.
+	Memory() introspect.WrapConfig
+
+	// Recognizes says, from the token alone and in microseconds, whether it can be this
+	// source's.
+	Recognizes(token string) Recognition
+}
+
+// Recognition is what a source says of a token at first sight.
+type Recognition int
+
+const (
+	// NotMine: the source does not know this token.
+	NotMine Recognition = iota
+	// PerhapsMine: only asking can tell. Such sources are asked one after the other, about
+	// tokens that no source claims.
+	PerhapsMine
+	// Mine: the token says so. No other source is asked.
+	Mine
+)
+
+// usedSource is a TokenSource of this configuration, on one route or more.
+type usedSource struct {
+	module TokenSource
+	// lookup is set by the app's Start.
+	lookup *introspect.CachedSource
+}
+
+// openSources holds the open sources by their key, so that keys that were fetched, and
+// what is known of a server's health, survive a reload.
+var openSources = caddy.NewUsagePool()
+
+// openSource is a source in openSources.
+type openSource struct{ introspect.Source }
+
+// Destruct ends the source.
+func (s openSource) Destruct() error {
+	switch source := s.Source.(type) {
+	case interface{ Close() }:
+		source.Close()
+	case io.Closer:
+		return source.Close()
+	}
+	return nil
+}
+
+// useSource makes the app open the source in Start. Handlers call it in Provision.
+func (a *App) useSource(module TokenSource) *usedSource {
+	key := module.SourceKey()
+	if used := a.sources[key]; used != nil {
+		return used
+	}
+	used := &usedSource{module: module}
+	if a.sources == nil {
+		a.sources = make(map[string]*usedSource)
+	}
+	a.sources[key] = used
+	return used
+}
+
+// openAllSources opens the sources that handlers use, with the cache in front.
+func (a *App) openAllSources() error {
+	for _, key := range sortedKeys(a.sources) {
+		used := a.sources[key]
+		pooled, _, err := openSources.LoadOrNew(key, func() (_ caddy.Destructor, err error) {
+			// A panic would leave the pool's lock taken, and every later load waiting for it.
+			defer func() {
+				if r := recover(); r != nil {
+					err = fmt.Errorf("opening the source panicked: %v", r)
+				}
+			}()
+			source, err := used.module.OpenSource()
+			return openSource{source}, err
+		})
+		if err != nil {
+			return fmt.Errorf("source %s: %w", key, err)
+		}
+		a.heldSources = append(a.heldSources, key)
+		memory := used.module.Memory()
+		// Zero is the app's own; more than that no source may have.
+		if own := time.Duration(a.Cache.MaxAge); memory.MaxAge == 0 || memory.MaxAge > own {
+			memory.MaxAge = own
+		}
+		if a.Cache.Disabled {
+			memory = introspect.WrapConfig{}
+		}
+		memory.OnStale = collectors.staleAnswers.Inc
+		used.lookup = a.opened.cache.WrapWith(foreignName(key), pooled.(openSource).Source, memory)
+	}
+	return nil
+}
+
+// foreignName is what the cache knows a source by.
+func foreignName(key string) string { return introspect.SourceName("foreign", key) }
+
+// closeSources gives back what openAllSources took.
+func (a *App) closeSources() error {
+	var errs []error
+	for _, key := range a.heldSources {
+		_, err := openSources.Delete(key)
+		errs = append(errs, err)
+	}
+	a.heldSources = nil
+	return errors.Join(errs...)
+}
+
+// routeSource is one of the sources of a route: a realm of this gateway, or a usedSource.
+type routeSource struct {
+	realm  *realm
+	source *usedSource
+}
+
+func (s routeSource) recognizes(token string) Recognition {
+	switch {
+	case s.source != nil:
+		return s.source.module.Recognizes(token)
+	// By its form and its MAC: a token in our form that this realm did not mint may be
+	// another gateway's.
+	case strings.HasPrefix(token, "coa_") && s.realm.engine.Screen(token):
+		return Mine
+	}
+	return NotMine
+}
+
+// cached is the source with the cache in front, and the realm that its tokens are of.
+func (s routeSource) cached() (*introspect.CachedSource, string) {
+	if s.realm != nil {
+		return s.realm.engine.Tokens(), s.realm.name
+	}
+	return s.source.lookup, ""
+}
+
+// ask asks the source, by way of the cache.
+func (s routeSource) ask(ctx context.Context, token string, maxAge time.Duration) (known, error) {
+	source, realm := s.cached()
+	facts, err := source.LookupWithin(ctx, token, maxAge)
+	return known{facts, realm}, err
+}
+
+// known is what a route found out about a token.
+type known struct {
+	facts *introspect.Facts
+	// realm is the realm that issued the token; empty for tokens from elsewhere.
+	realm string
+}
+
+// findOut asks the sources that the token can belong to. An error means that one of them
+// could not be asked, and none of the others knows the token.
+func findOut(ctx context.Context, sources []routeSource, token string, maxAge time.Duration) (known, error) {
+	if len(sources) == 1 {
+		return sources[0].ask(ctx, token, maxAge) // which screens it, too
+	}
+	// A source that has found it good is the one that it belongs to.
+	for _, s := range sources {
+		source, realm := s.cached()
+		if facts, ok := source.Remembered(token, maxAge); ok {
+			return known{facts, realm}, nil
+		}
+	}
+	var perhaps []routeSource
+	for _, s := range sources {
+		switch s.recognizes(token) {
+		case Mine:
+			return s.ask(ctx, token, maxAge)
+		case PerhapsMine:
+			perhaps = append(perhaps, s)
+		}
+	}
+	// One after the other, so that nobody is shown a token that the one before knows.
+	var unsure error
+	for _, s := range perhaps {
+		k, err := s.ask(ctx, token, maxAge)
+		if err == nil && k.facts.Active {
+			return k, nil
+		}
+		unsure = errors.Join(unsure, err)
+	}
+	return known{facts: introspect.Inactive()}, unsure
+}

@@ -1,0 +1,599 @@
+package caddyoauth
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"go.uber.org/zap"
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+func init() {
+	caddy.RegisterModule(LocalSource{})
+	caddy.RegisterModule(IntrospectSource{})
+	caddy.RegisterModule(JWTSource{})
+}
+
+// LocalSource accepts tokens that a realm of this gateway issued.
+type LocalSource struct {
+	// The realm. Default: the one that the oauth_protect names.
+	Realm string `json:"realm,omitempty"`
+}
+
+// CaddyModule returns the Caddy module information.
+func (LocalSource) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "oauth.sources.local",
+		New: func() caddy.Module { return new(LocalSource) },
+	}
+}
+
+// IntrospectSource asks another authorization server what a token means (RFC 7662). Its
+// answers are cached; a token that was revoked there is refused here after the cache's
+// max_age at the latest, or at once if that server tells the admin endpoint
+// `/oauth/forget`.
+type IntrospectSource struct {
+	// The introspection endpoint: https, or http on loopback. Redirects are not followed.
+	URL string `json:"url,omitempty"`
+
+	// Who the gateway is at that server. Default: it does not authenticate, unless by
+	// headers.
+	ClientID string `json:"client_id,omitempty"`
+
+	// The secret, as `{env.NAME}` or `{file./path}`.
+	ClientSecret string `json:"client_secret,omitempty"`
+
+	// How the gateway authenticates: `client_secret_basic` or `client_secret_post`.
+	// Default: `client_secret_basic`.
+	Auth string `json:"auth,omitempty"`
+
+	// What `iss` of an answer must be, if it has one. Default: anything.
+	Issuer string `json:"issuer,omitempty"`
+
+	// Headers of each request to the server. Values may have placeholders, such as
+	// `{env.NAME}`. Default: none.
+	Headers map[string]string `json:"headers,omitempty"`
+
+	// How the server is connected to. Default: the system's certificate authorities.
+	TLS *TLSClient `json:"tls,omitempty"`
+
+	// How long the server may take to answer. Default: `2s`.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// For how long an answer is used without asking again, never beyond the token's expiry.
+	// Default: the cache's `max_age`.
+	MaxAge caddy.Duration `json:"max_age,omitempty"`
+
+	// For how long the answer "not active" is remembered. Default: `5s`.
+	NegativeMaxAge caddy.Duration `json:"negative_max_age,omitempty"`
+
+	// For how much longer than `max_age` an answer is used while the server can't be asked;
+	// never beyond the token's expiry, and not on routes with a `max_age` of their own.
+	// Default: not at all.
+	ServeStale caddy.Duration `json:"serve_stale,omitempty"`
+
+	key string
+	cfg introspect.RemoteConfig
+}
+
+// CaddyModule returns the Caddy module information.
+func (IntrospectSource) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "oauth.sources.introspect",
+		New: func() caddy.Module { return new(IntrospectSource) },
+	}
+}
+
+// JWTSource accepts tokens that carry a signature of their issuer (RFC 9068, or what Keycloak,
+// Entra ID and others sign). It can't know that such a token was revoked.
+type JWTSource struct {
+	// What `iss` must be, byte for byte.
+	Issuer string `json:"issuer,omitempty"`
+
+	// Where the issuer's keys are: an https URL, or http on loopback. Default: found through
+	// the issuer's metadata (RFC 8414, OpenID Connect Discovery).
+	JWKSURI string `json:"jwks_uri,omitempty"`
+
+	// A file with the keys, instead. It is read again when it changes.
+	JWKSFile string `json:"jwks_file,omitempty"`
+
+	// The signature algorithms that are accepted, of RS256, RS384, RS512, PS256, PS384,
+	// PS512, ES256, ES384, ES512 and EdDSA. Default: RS256, PS256, ES256 and EdDSA.
+	Algorithms []string `json:"algorithms,omitempty"`
+
+	// Audiences of which a token must name one. Default: that of the route, if it has one.
+	// Without any, tokens that were issued for somebody else are accepted.
+	Audience []string `json:"audience,omitempty"`
+
+	// The `typ` that tokens must have: `at+jwt` (RFC 9068), or `any` for issuers that don't
+	// set it; then audience is what tells access tokens from others. Default: `at+jwt`.
+	Type string `json:"typ,omitempty"`
+
+	// By how much the issuer's clock may be ahead, up to 1m. A token is dead at `exp` all the
+	// same. Default: 0.
+	Leeway caddy.Duration `json:"leeway,omitempty"`
+
+	// How often the keys are fetched. Default: `15m`.
+	RefreshInterval caddy.Duration `json:"refresh_interval,omitempty"`
+
+	// Headers of each request for keys; as in the source introspect. Default: none.
+	Headers map[string]string `json:"headers,omitempty"`
+
+	// How the issuer is connected to. Default: the system's certificate authorities.
+	TLS *TLSClient `json:"tls,omitempty"`
+
+	// For how long a verified token is used without looking at its signature again. It is
+	// dead when its key is withdrawn, all the same. Default: the cache's `max_age`.
+	MaxAge caddy.Duration `json:"max_age,omitempty"`
+
+	key string
+	cfg introspect.JWTConfig
+}
+
+// CaddyModule returns the Caddy module information.
+func (JWTSource) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "oauth.sources.jwt",
+		New: func() caddy.Module { return new(JWTSource) },
+	}
+}
+
+// Provision resolves what refers to something else. It connects to nothing.
+func (s *IntrospectSource) Provision(caddy.Context) error {
+	if err := s.check(); err != nil {
+		return err
+	}
+	replace := caddy.NewReplacer()
+	var err error
+	s.cfg = s.settings()
+	if s.cfg.URL, err = replace.ReplaceOrErr(s.URL, true, true); err != nil {
+		return fmt.Errorf("url: %w", err)
+	}
+	if s.ClientSecret != "" {
+		if s.cfg.ClientSecret, err = resolveSecret(s.ClientSecret); err != nil {
+			return fmt.Errorf("client_secret: %w", err)
+		}
+	}
+	if s.cfg.Header, err = resolveHeaders(replace, s.Headers); err != nil {
+		return err
+	}
+	if s.TLS != nil {
+		if s.cfg.TLS, err = s.TLS.config(); err != nil {
+			return fmt.Errorf("tls: %w", err)
+		}
+	}
+	if err := errors.Join(checkEndpoint(s.cfg.URL), s.cfg.Check()); err != nil {
+		return err
+	}
+	// What the source is, and so what may be remembered in its name.
+	s.key = sourceKey("introspect", s.cfg.URL, []any{s.URL, s.ClientID, s.cfg.ClientSecret, s.Auth, s.Issuer, s.cfg.Header, s.TLS, s.Timeout})
+	logger := caddy.Log().Named("oauth.sources.introspect").With(zap.String("url", s.cfg.URL))
+	name := s.SourceName()
+	s.cfg.OnRequest = func(result string, took time.Duration) {
+		collectors.sourceDuration.WithLabelValues(name, result).Observe(took.Seconds())
+	}
+	s.cfg.OnCircuit = func(state string) {
+		up := 0.0
+		switch state {
+		case "closed":
+			up = 1
+			logger.Info("the server answers again")
+		case "open":
+			logger.Error("the server can't be asked: answering 503 for its tokens without asking, until it can")
+		}
+		collectors.sourceUp.WithLabelValues(name).Set(up)
+	}
+	return nil
+}
+
+// Provision resolves what refers to something else. It connects to nothing.
+func (s *JWTSource) Provision(caddy.Context) error {
+	replace := caddy.NewReplacer()
+	var err error
+	s.cfg = s.settings()
+	for _, text := range []struct {
+		name, configured string
+		resolved         *string
+	}{
+		{"issuer", s.Issuer, &s.cfg.Issuer}, {"jwks_uri", s.JWKSURI, &s.cfg.JWKSURI}, {"jwks_file", s.JWKSFile, &s.cfg.KeysFile},
+	} {
+		if *text.resolved, err = replace.ReplaceOrErr(text.configured, true, true); err != nil {
+			return fmt.Errorf("%s: %w", text.name, err)
+		}
+	}
+	if s.cfg.Header, err = resolveHeaders(replace, s.Headers); err != nil {
+		return err
+	}
+	if s.TLS != nil {
+		if s.cfg.TLS, err = s.TLS.config(); err != nil {
+			return fmt.Errorf("tls: %w", err)
+		}
+	}
+	if err := errors.Join(s.check(), s.cfg.Check()); err != nil {
+		return err
+	}
+	s.key = sourceKey("jwt", s.cfg.Issuer, []any{s.Issuer, s.JWKSURI, s.JWKSFile, s.Algorithms, s.Audience, s.Type, s.Leeway, s.RefreshInterval, s.cfg.Header, s.TLS})
+	logger := caddy.Log().Named("oauth.sources.jwt").With(zap.String("issuer", s.cfg.Issuer))
+	name := s.SourceName()
+	s.cfg.OnFetch = func(kind string, took time.Duration, err error) {
+		result := "ok"
+		if err != nil {
+			result = "error"
+			logger.Error("fetching the issuer's keys: going on with those there are", zap.String("what", kind), zap.Error(err))
+		}
+		collectors.sourceDuration.WithLabelValues(name, result).Observe(took.Seconds())
+	}
+	s.cfg.OnKeys = func(n int) {
+		collectors.sourceUp.WithLabelValues(name).Set(1)
+		logger.Info("the issuer's keys are here", zap.Int("keys", n))
+	}
+	return nil
+}
+
+// SourceName implements TokenSource.
+func (s *IntrospectSource) SourceName() string { return s.cfg.URL }
+
+// SourceName implements TokenSource.
+func (s *JWTSource) SourceName() string { return s.cfg.Issuer }
+
+// SourceKey implements TokenSource.
+func (s *IntrospectSource) SourceKey() string { return s.key }
+
+// SourceKey implements TokenSource.
+func (s *JWTSource) SourceKey() string { return s.key }
+
+// sourceKey is a source's kind and place, and a digest of all its settings.
+func sourceKey(kind, place string, settings []any) string {
+	text, err := json.Marshal(settings)
+	if err != nil {
+		panic(err) // strings, numbers and lists of them
+	}
+	digest := sha256.Sum256(slices.Concat(poolSecret, text))
+	return kind + " " + place + " (" + hex.EncodeToString(digest[:8]) + ")"
+}
+
+// resolveHeaders resolves the values of headers. No error holds one.
+func resolveHeaders(replace *caddy.Replacer, configured map[string]string) (http.Header, error) {
+	header := make(http.Header)
+	for name, value := range configured {
+		resolved, err := replace.ReplaceOrErr(value, true, true)
+		if err != nil || resolved == "" {
+			return nil, fmt.Errorf("header %s: %s is not set, empty, or can't be read", name, value)
+		}
+		header.Set(name, resolved)
+	}
+	return header, nil
+}
+
+// Recognizes implements TokenSource.
+func (s *IntrospectSource) Recognizes(string) Recognition { return PerhapsMine }
+
+// Recognizes implements TokenSource: a JWT says who issued it.
+func (s *JWTSource) Recognizes(token string) Recognition {
+	if issuer, ok := introspect.UnverifiedIssuer(token); ok && issuer == s.cfg.Issuer {
+		return Mine
+	}
+	return NotMine
+}
+
+// check judges what can be judged without resolving anything.
+func (s *IntrospectSource) check() error {
+	switch {
+	case (s.ClientID == "") != (s.ClientSecret == ""):
+		return errors.New("client_id and client_secret belong together")
+	case s.Auth != "" && s.ClientID == "":
+		return errors.New("auth needs client_id and client_secret")
+	case s.Auth != "" && s.Auth != string(oauth.AuthBasic) && s.Auth != string(oauth.AuthPost):
+		return fmt.Errorf("auth %q is not known (known: %s, %s)", s.Auth, oauth.AuthBasic, oauth.AuthPost)
+	case s.Timeout < 0 || s.MaxAge < 0 || s.NegativeMaxAge < 0 || s.ServeStale < 0:
+		return errors.New("durations are greater than zero")
+	}
+	if !strings.Contains(s.URL, "{") { // else it is judged when it is known
+		if err := checkEndpoint(s.URL); err != nil {
+			return err
+		}
+		if err := s.settings().Check(); err != nil {
+			return err
+		}
+	}
+	return checkHeaders(s.Headers)
+}
+
+// checkEndpoint says more plainly than what comes after it which URLs are good.
+func checkEndpoint(endpoint string) error {
+	u, err := url.Parse(endpoint)
+	if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && isLoopbackHost(u.Hostname())) {
+		return fmt.Errorf("%q is not an https URL; http is accepted for loopback hosts only", endpoint)
+	}
+	return nil
+}
+
+// settings are those that refer to nothing.
+func (s *IntrospectSource) settings() introspect.RemoteConfig {
+	cfg := introspect.RemoteConfig{URL: s.URL, ClientID: s.ClientID, Auth: s.Auth, Issuer: s.Issuer, Timeout: time.Duration(s.Timeout)}
+	if s.ClientID == "" {
+		cfg.Auth = "none"
+	} else {
+		cfg.ClientSecret = s.ClientSecret // a reference, which is not sent
+	}
+	return cfg
+}
+
+// check judges what can be judged without resolving anything.
+func (s *JWTSource) check() error {
+	if s.JWKSURI != "" && s.JWKSFile != "" {
+		return errors.New("give jwks_uri or jwks_file, not both")
+	}
+	if s.MaxAge < 0 {
+		return errors.New("durations are greater than zero")
+	}
+	if !strings.Contains(s.Issuer+s.JWKSURI+s.JWKSFile, "{") {
+		if err := s.settings().Check(); err != nil {
+			return err
+		}
+	}
+	return errors.Join(checkAudience(s.Audience), checkHeaders(s.Headers))
+}
+
+// settings are those that refer to nothing.
+func (s *JWTSource) settings() introspect.JWTConfig {
+	return introspect.JWTConfig{
+		Issuer: s.Issuer, JWKSURI: s.JWKSURI, KeysFile: s.JWKSFile, Discovery: s.JWKSURI == "" && s.JWKSFile == "",
+		Algorithms: s.Algorithms, Audience: s.Audience, Type: s.Type, Leeway: time.Duration(s.Leeway),
+		RefreshInterval: time.Duration(s.RefreshInterval),
+	}
+}
+
+// secretHeader is a header whose value is never written into a configuration.
+var secretHeader = regexp.MustCompile(`(?i)authorization|cookie|key|token|secret|password`)
+
+// checkHeaders refuses what no request can carry, and secrets that stand in the configuration.
+func checkHeaders(headers map[string]string) error {
+	for _, name := range sortedKeys(headers) {
+		if !httpguts.ValidHeaderFieldName(name) {
+			return fmt.Errorf("header %q has no valid name", name)
+		}
+		if secretHeader.MatchString(name) && !strings.Contains(headers[name], "{env.") && !strings.Contains(headers[name], "{file.") {
+			return fmt.Errorf("header %s: %w", name, errLiteralSecret)
+		}
+	}
+	return nil
+}
+
+// Memory implements TokenSource.
+func (s *IntrospectSource) Memory() introspect.WrapConfig {
+	return introspect.WrapConfig{
+		MaxAge: time.Duration(s.MaxAge), NegativeAge: time.Duration(cmp.Or(s.NegativeMaxAge, caddy.Duration(introspect.NegativeAge))), StaleFor: time.Duration(s.ServeStale),
+	}
+}
+
+// Memory implements TokenSource.
+func (s *JWTSource) Memory() introspect.WrapConfig {
+	return introspect.WrapConfig{MaxAge: time.Duration(s.MaxAge)}
+}
+
+// OpenSource implements TokenSource.
+func (s *IntrospectSource) OpenSource() (introspect.Source, error) {
+	return introspect.NewRemote(s.cfg)
+}
+
+// OpenSource implements TokenSource.
+func (s *JWTSource) OpenSource() (introspect.Source, error) { return introspect.NewJWT(s.cfg) }
+
+// parseSource reads source <name> ..., with what the module of that name reads.
+func parseSource(d *caddyfile.Dispenser, p *Protect, realms map[string]*Realm) error {
+	if !d.NextArg() {
+		return d.ArgErr()
+	}
+	name := d.Val()
+	id := "oauth.sources." + name
+	if _, err := caddy.GetModule(id); err != nil {
+		var known []string
+		for _, m := range caddy.GetModules("oauth.sources") {
+			known = append(known, m.ID.Name())
+		}
+		return d.Errf("there is no source '%s' (known: %s)", name, strings.Join(known, ", "))
+	}
+	unmarshaler, err := caddyfile.UnmarshalModule(d, id)
+	if err != nil {
+		return err
+	}
+	if local, ok := unmarshaler.(*LocalSource); ok {
+		if _, err := chooseRealm(realms, cmp.Or(local.Realm, p.Realm)); err != nil {
+			return d.WrapErr(err)
+		}
+	}
+	p.SourcesRaw = append(p.SourcesRaw, caddyconfig.JSONModuleObject(unmarshaler, "source", name, nil))
+	return nil
+}
+
+// UnmarshalCaddyfile reads
+//
+//	local [<realm>]
+func (s *LocalSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the source's name
+	if d.NextArg() {
+		s.Realm = d.Val()
+	}
+	return nothingMore(d)
+}
+
+// UnmarshalCaddyfile reads
+//
+//	introspect <url> {
+//		client_id        <id>
+//		client_secret    {env.NAME}|{file./path}
+//		auth             client_secret_basic|client_secret_post
+//		issuer           <issuer>
+//		header           <name> <value>
+//		timeout          <duration>
+//		max_age          <duration>
+//		negative_max_age <duration>
+//		serve_stale      <duration>
+//		tls {
+//			<settings of TLSClient>
+//		}
+//	}
+//
+// header may repeat.
+func (s *IntrospectSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the source's name
+	if err := parseWord(d, &s.URL); err != nil {
+		return err
+	}
+	once := make(onceOnly)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if d.Val() != "header" {
+			if err := once.check(d); err != nil {
+				return err
+			}
+		}
+		var err error
+		switch d.Val() {
+		case "client_id":
+			err = parseWord(d, &s.ClientID)
+		case "client_secret":
+			err = parseSecretReference(d, &s.ClientSecret)
+		case "auth":
+			err = parseWord(d, &s.Auth)
+		case "issuer":
+			err = parseWord(d, &s.Issuer)
+		case "header":
+			err = parseHeader(d, &s.Headers)
+		case "timeout":
+			s.Timeout, err = parseDuration(d)
+		case "max_age":
+			s.MaxAge, err = parseDuration(d)
+		case "negative_max_age":
+			s.NegativeMaxAge, err = parseDuration(d)
+		case "serve_stale":
+			s.ServeStale, err = parseDuration(d)
+		case "tls":
+			s.TLS = new(TLSClient)
+			err = s.TLS.parse(d)
+		default:
+			err = unrecognized(d, "introspect", "client_id, client_secret, auth, issuer, header, timeout, max_age, negative_max_age, serve_stale, tls")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return wrapErr(d, s.check())
+}
+
+// UnmarshalCaddyfile reads
+//
+//	jwt <issuer> {
+//		jwks_uri         <url>
+//		jwks_file        <file>
+//		algorithms       <name>...
+//		audience         <audience>...
+//		typ              at+jwt|any
+//		leeway           <duration>
+//		refresh_interval <duration>
+//		header           <name> <value>
+//		max_age          <duration>
+//		tls {
+//			<settings of TLSClient>
+//		}
+//	}
+//
+// header may repeat.
+func (s *JWTSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the source's name
+	if err := parseWord(d, &s.Issuer); err != nil {
+		return err
+	}
+	once := make(onceOnly)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if d.Val() != "header" {
+			if err := once.check(d); err != nil {
+				return err
+			}
+		}
+		var err error
+		switch d.Val() {
+		case "jwks_uri":
+			err = parseWord(d, &s.JWKSURI)
+		case "jwks_file":
+			err = parseWord(d, &s.JWKSFile)
+		case "algorithms":
+			s.Algorithms, err = atLeastOne(d)
+		case "audience":
+			s.Audience, err = parseAudience(d)
+		case "typ":
+			err = parseWord(d, &s.Type)
+		case "leeway":
+			s.Leeway, err = parseDuration(d)
+		case "refresh_interval":
+			s.RefreshInterval, err = parseDuration(d)
+		case "header":
+			err = parseHeader(d, &s.Headers)
+		case "max_age":
+			s.MaxAge, err = parseDuration(d)
+		case "tls":
+			s.TLS = new(TLSClient)
+			err = s.TLS.parse(d)
+		default:
+			err = unrecognized(d, "jwt", "jwks_uri, jwks_file, algorithms, audience, typ, leeway, refresh_interval, header, max_age, tls")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return wrapErr(d, s.check())
+}
+
+// parseHeader reads the name and the value of a header.
+func parseHeader(d *caddyfile.Dispenser, headers *map[string]string) error {
+	var name, value string
+	if !d.AllArgs(&name, &value) {
+		return d.ArgErr()
+	}
+	if *headers == nil {
+		*headers = make(map[string]string)
+	}
+	if (*headers)[name] != "" {
+		return d.Errf("header %s is there twice", name)
+	}
+	(*headers)[name] = value
+	return nil
+}
+
+// parseClaim reads claim <name> <value>...
+func parseClaim(d *caddyfile.Dispenser, p *Protect) error {
+	args := d.RemainingArgs()
+	if len(args) < 2 {
+		return d.ArgErr()
+	}
+	rule := ClaimRule{Name: args[0], Values: args[1:]}
+	p.Claims = append(p.Claims, rule)
+	return wrapErr(d, rule.check())
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner     = (*IntrospectSource)(nil)
+	_ caddy.Provisioner     = (*JWTSource)(nil)
+	_ caddyfile.Unmarshaler = (*LocalSource)(nil)
+	_ caddyfile.Unmarshaler = (*IntrospectSource)(nil)
+	_ caddyfile.Unmarshaler = (*JWTSource)(nil)
+	_ TokenSource           = (*IntrospectSource)(nil)
+	_ TokenSource           = (*JWTSource)(nil)
+)
