@@ -470,11 +470,11 @@ func (b *bench) ask(ctx context.Context, store string) error {
 // starts measures start-up, and memory at rest.
 func (b *bench) starts(ctx context.Context) error {
 	b.bar.say("start-up and memory")
-	var with, without struct{ startup, resident, own, live []float64 }
+	var with, without struct{ startup, resident, live []float64 }
 	for range b.cfg.Starts {
 		for _, s := range []struct {
 			setup setup
-			to    *struct{ startup, resident, own, live []float64 }
+			to    *struct{ startup, resident, live []float64 }
 		}{{setup{store: "bbolt"}, &with}, {setup{}, &without}} {
 			g, err := b.start(ctx, s.setup)
 			if err != nil {

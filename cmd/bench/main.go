@@ -39,7 +39,7 @@ median, with the least and the greatest. CPU time is that of the gateway's proce
 throughput and latency are those of a machine that also has to make the load. An answer
 that is not the expected one ends the run: nothing refused is counted as done.
 
-The long form takes about 25 minutes and needs 2 GB in the temporary folder, which TMPDIR
+The long form takes about 25 minutes and needs 1 GB in the temporary folder, which TMPDIR
 moves. The machine should have nothing else to do. Interrupting ends everything.
 
 `
