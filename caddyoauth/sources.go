@@ -46,12 +46,12 @@ type TokenSource interface {
 type Recognition int
 
 const (
-	// NotMine: the source does not know this token.
+	// NotMine is for tokens that the source can't know.
 	NotMine Recognition = iota
-	// PerhapsMine: only asking can tell. Such sources are asked one after the other, about
-	// tokens that no source claims.
+	// PerhapsMine is for tokens of which only asking can tell. Such sources are asked one after
+	// the other, about tokens that no source claims.
 	PerhapsMine
-	// Mine: the token says so. No other source is asked.
+	// Mine is for tokens that say so. No other source is asked.
 	Mine
 )
 

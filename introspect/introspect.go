@@ -116,14 +116,14 @@ func (f *Facts) ClaimValues(name string) []string {
 	for object, rest := f.Claims, name; !ok; {
 		step, deeper, dotted := strings.Cut(rest, ".")
 		if !dotted {
-			value, ok = object[step]
+			value = object[step]
 			break
 		}
-		object, dotted = object[step].(map[string]any)
-		if !dotted {
+		inner, isObject := object[step].(map[string]any)
+		if !isObject {
 			return nil
 		}
-		rest = deeper
+		object, rest = inner, deeper
 	}
 	if list, ok := value.([]any); ok {
 		var values []string

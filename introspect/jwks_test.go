@@ -246,8 +246,10 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 			w.WriteHeader(203)
 			io.WriteString(w, jwks(evil.jwk(nil)))
 		},
-		"a redirect":           func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, trap.URL, 302) },
-		"a lasting redirect":   func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, trap.URL, 308) },
+		"a redirect": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, trap.URL, http.StatusFound) },
+		"a lasting redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, trap.URL, http.StatusPermanentRedirect)
+		},
 		"a page":               body("<html>maintenance</html>"),
 		"nothing":              body(""),
 		"null":                 body("null"),

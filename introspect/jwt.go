@@ -220,7 +220,7 @@ func (cfg *JWTConfig) complete() error {
 	if cfg.Discovery {
 		issuer, err := endpoint(cfg.Issuer)
 		if err != nil {
-			return failed(fmt.Errorf("Discovery needs an Issuer that can be asked: %w", err))
+			return failed(fmt.Errorf("with Discovery it needs an Issuer that can be asked: %w", err))
 		}
 		if issuer.RawQuery != "" || issuer.ForceQuery {
 			return failed(errors.New("an issuer has no query"))

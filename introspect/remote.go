@@ -263,7 +263,7 @@ func (cfg *RemoteConfig) complete() (*url.URL, error) {
 		cfg.Auth = "client_secret_basic"
 	case "client_secret_basic", "client_secret_post", "none":
 	default:
-		return nil, fmt.Errorf("Auth %q: accepted are client_secret_basic, client_secret_post and none", cfg.Auth)
+		return nil, fmt.Errorf("auth %q: accepted are client_secret_basic, client_secret_post and none", cfg.Auth)
 	}
 	if cfg.Auth == "none" && (cfg.ClientID != "" || cfg.ClientSecret != "") {
 		return nil, errors.New("ClientID and ClientSecret are not sent with Auth none")
@@ -317,18 +317,18 @@ func (cfg *RemoteConfig) checkHeader(name string, values []string) error {
 	switch canonical := http.CanonicalHeaderKey(name); canonical {
 	case "Accept", "Accept-Encoding", "Connection", "Content-Encoding", "Content-Length", "Content-Type", "Expect",
 		"Host", "Idempotency-Key", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
-		return fmt.Errorf("Header: %s can't be set", canonical)
+		return fmt.Errorf("header %s can't be set", canonical)
 	case "Authorization":
 		if cfg.Auth == "client_secret_basic" {
-			return errors.New("Header: Authorization is taken by client_secret_basic")
+			return errors.New("header Authorization is taken by client_secret_basic")
 		}
 	}
 	if name == "" || strings.ContainsFunc(name, func(c rune) bool { return c <= ' ' || c >= 0x7f || strings.ContainsRune("\"(),/:;<=>?@[\\]{}", c) }) {
-		return fmt.Errorf("Header: %q is not a header name", name)
+		return fmt.Errorf("header %q has no valid name", name)
 	}
 	for _, value := range values {
 		if strings.ContainsFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) {
-			return fmt.Errorf("Header: the value of %s has a control character", name)
+			return fmt.Errorf("header: the value of %s has a control character", name)
 		}
 	}
 	return nil

@@ -484,7 +484,7 @@ func TestRemoteConfigIsChecked(t *testing.T) {
 		{"two credentials", func(c *introspect.RemoteConfig) { c.Header = http.Header{"authorization": {"Bearer x"}} }, "Authorization"},
 		{"another Accept", func(c *introspect.RemoteConfig) { c.Header = http.Header{"accept": {"*/*"}} }, "Accept"},
 		{"a Host that would not be sent", func(c *introspect.RemoteConfig) { c.Header = http.Header{"Host": {"x"}} }, "Host"},
-		{"a name that is none", func(c *introspect.RemoteConfig) { c.Header = http.Header{"X Y": {"x"}} }, "not a header name"},
+		{"a name that is none", func(c *introspect.RemoteConfig) { c.Header = http.Header{"X Y": {"x"}} }, "no valid name"},
 		{"two headers in one", func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {remoteSecret + "\r\nY: z"}} }, "control character"},
 		{"negative sizes", func(c *introspect.RemoteConfig) { c.MaxAnswer = -1 }, "MaxAnswer"},
 		{"negative times", func(c *introspect.RemoteConfig) { c.Timeout = -1 }, "Timeout"},

@@ -168,7 +168,7 @@ func (c *loadConn) exchange(request []byte, body *bytes.Buffer) error {
 	if err != nil {
 		return fmt.Errorf("reading an answer: %w", err)
 	}
-	defer res.Body.Close() //nolint:errcheck // it does not close the connection
+	defer res.Body.Close()
 	if _, err := body.ReadFrom(io.LimitReader(res.Body, 1<<20)); err != nil {
 		return fmt.Errorf("reading the body of an answer: %w", err)
 	}

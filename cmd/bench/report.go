@@ -108,11 +108,11 @@ func machineOf(folder string) machine {
 // syncTime is how long it takes until 4 KiB are on the disk, in milliseconds. It says
 // more about a disk than its name does; every token in bbolt waits for one or two.
 func syncTime(folder string) float64 {
-	f, err := os.Create(filepath.Join(folder, "sync")) //nolint:gosec // in a folder of our own
+	f, err := os.Create(filepath.Join(folder, "sync"))
 	if err != nil {
 		return 0
 	}
-	defer f.Close() //nolint:errcheck // nobody reads it
+	defer f.Close()
 	took := make([]float64, 0, 21)
 	for range cap(took) {
 		begin := time.Now()
