@@ -113,6 +113,34 @@ func unrecognized(d *caddyfile.Dispenser, block, known string) error {
 	return d.Errf("unrecognized %s option '%s' (known: %s)", block, d.Val(), known)
 }
 
+// parseOptions reads a block of options, each of them once but for those that may repeat. Each
+// function reads what stands behind its option.
+func parseOptions(d *caddyfile.Dispenser, block string, options map[string]func() error, repeats ...string) error {
+	once := make(onceOnly)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		option := d.Val()
+		parse := options[option]
+		if parse == nil {
+			return unrecognized(d, block, strings.Join(sortedKeys(options), ", "))
+		}
+		if !slices.Contains(repeats, option) {
+			if err := once.check(d); err != nil {
+				return err
+			}
+		}
+		if err := parse(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parseDurationInto is parseDuration for a place.
+func parseDurationInto(d *caddyfile.Dispenser, place *caddy.Duration) (err error) {
+	*place, err = parseDuration(d)
+	return err
+}
+
 // parseStore reads store <name> ..., with what the module of that name reads.
 func parseStore(d *caddyfile.Dispenser, app *App) error {
 	if !d.NextArg() {

@@ -226,8 +226,6 @@ func (s *RedisStore) open(key string, owner *openStore) (oauth.TokenStore, error
 	return store.OpenRedis(cfg), nil
 }
 
-const redisOptions = "cluster, sentinel, username, password, sentinel_username, sentinel_password, tls, db, prefix, dial_timeout, timeout"
-
 // UnmarshalCaddyfile reads
 //
 //	redis <host:port>... {
@@ -254,48 +252,35 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.Errf("address '%s': %v", address, err)
 		}
 	}
-	once := make(onceOnly)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := once.check(d); err != nil {
-			return err
-		}
-		var err error
-		switch d.Val() {
-		case "cluster":
+	if err := parseOptions(d, "redis", map[string]func() error{
+		"cluster": func() error {
 			s.Cluster = true
-			err = nothingMore(d)
-		case "sentinel":
-			err = parseWord(d, &s.Sentinel)
-		case "username":
-			err = parseWord(d, &s.Username)
-		case "password":
-			err = parseSecretReference(d, &s.Password)
-		case "sentinel_username":
-			err = parseWord(d, &s.SentinelUsername)
-		case "sentinel_password":
-			err = parseSecretReference(d, &s.SentinelPassword)
-		case "tls":
+			return nothingMore(d)
+		},
+		"sentinel":          func() error { return parseWord(d, &s.Sentinel) },
+		"username":          func() error { return parseWord(d, &s.Username) },
+		"password":          func() error { return parseSecretReference(d, &s.Password) },
+		"sentinel_username": func() error { return parseWord(d, &s.SentinelUsername) },
+		"sentinel_password": func() error { return parseSecretReference(d, &s.SentinelPassword) },
+		"tls": func() error {
 			s.TLS = new(TLSClient)
-			err = s.TLS.parse(d)
-		case "db":
+			return s.TLS.parse(d)
+		},
+		"db": func() (err error) {
 			var number string
-			if err = parseWord(d, &number); err == nil {
-				if s.DB, err = strconv.Atoi(number); err != nil {
-					err = d.Errf("db '%s' is not a number", number)
-				}
+			if err = parseWord(d, &number); err != nil {
+				return err
 			}
-		case "prefix":
-			err = parseWord(d, &s.Prefix)
-		case "dial_timeout":
-			s.DialTimeout, err = parseDuration(d)
-		case "timeout":
-			s.Timeout, err = parseDuration(d)
-		default:
-			err = unrecognized(d, "redis", redisOptions)
-		}
-		if err != nil {
-			return err
-		}
+			if s.DB, err = strconv.Atoi(number); err != nil {
+				return d.Errf("db '%s' is not a number", number)
+			}
+			return nil
+		},
+		"prefix":       func() error { return parseWord(d, &s.Prefix) },
+		"dial_timeout": func() error { return parseDurationInto(d, &s.DialTimeout) },
+		"timeout":      func() error { return parseDurationInto(d, &s.Timeout) },
+	}); err != nil {
+		return err
 	}
 	return wrapErr(d, s.check())
 }

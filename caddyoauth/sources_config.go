@@ -457,42 +457,22 @@ func (s *IntrospectSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err := parseWord(d, &s.URL); err != nil {
 		return err
 	}
-	once := make(onceOnly)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if d.Val() != "header" {
-			if err := once.check(d); err != nil {
-				return err
-			}
-		}
-		var err error
-		switch d.Val() {
-		case "client_id":
-			err = parseWord(d, &s.ClientID)
-		case "client_secret":
-			err = parseSecretReference(d, &s.ClientSecret)
-		case "auth":
-			err = parseWord(d, &s.Auth)
-		case "issuer":
-			err = parseWord(d, &s.Issuer)
-		case "header":
-			err = parseHeader(d, &s.Headers)
-		case "timeout":
-			s.Timeout, err = parseDuration(d)
-		case "max_age":
-			s.MaxAge, err = parseDuration(d)
-		case "negative_max_age":
-			s.NegativeMaxAge, err = parseDuration(d)
-		case "serve_stale":
-			s.ServeStale, err = parseDuration(d)
-		case "tls":
+	if err := parseOptions(d, "introspect", map[string]func() error{
+		"client_id":        func() error { return parseWord(d, &s.ClientID) },
+		"client_secret":    func() error { return parseSecretReference(d, &s.ClientSecret) },
+		"auth":             func() error { return parseWord(d, &s.Auth) },
+		"issuer":           func() error { return parseWord(d, &s.Issuer) },
+		"header":           func() error { return parseHeader(d, &s.Headers) },
+		"timeout":          func() error { return parseDurationInto(d, &s.Timeout) },
+		"max_age":          func() error { return parseDurationInto(d, &s.MaxAge) },
+		"negative_max_age": func() error { return parseDurationInto(d, &s.NegativeMaxAge) },
+		"serve_stale":      func() error { return parseDurationInto(d, &s.ServeStale) },
+		"tls": func() error {
 			s.TLS = new(TLSClient)
-			err = s.TLS.parse(d)
-		default:
-			err = unrecognized(d, "introspect", "client_id, client_secret, auth, issuer, header, timeout, max_age, negative_max_age, serve_stale, tls")
-		}
-		if err != nil {
-			return err
-		}
+			return s.TLS.parse(d)
+		},
+	}, "header"); err != nil {
+		return err
 	}
 	return wrapErr(d, s.check())
 }
@@ -520,42 +500,28 @@ func (s *JWTSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err := parseWord(d, &s.Issuer); err != nil {
 		return err
 	}
-	once := make(onceOnly)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if d.Val() != "header" {
-			if err := once.check(d); err != nil {
-				return err
-			}
-		}
-		var err error
-		switch d.Val() {
-		case "jwks_uri":
-			err = parseWord(d, &s.JWKSURI)
-		case "jwks_file":
-			err = parseWord(d, &s.JWKSFile)
-		case "algorithms":
+	if err := parseOptions(d, "jwt", map[string]func() error{
+		"jwks_uri":  func() error { return parseWord(d, &s.JWKSURI) },
+		"jwks_file": func() error { return parseWord(d, &s.JWKSFile) },
+		"algorithms": func() (err error) {
 			s.Algorithms, err = atLeastOne(d)
-		case "audience":
-			s.Audience, err = parseAudience(d)
-		case "typ":
-			err = parseWord(d, &s.Type)
-		case "leeway":
-			s.Leeway, err = parseDuration(d)
-		case "refresh_interval":
-			s.RefreshInterval, err = parseDuration(d)
-		case "header":
-			err = parseHeader(d, &s.Headers)
-		case "max_age":
-			s.MaxAge, err = parseDuration(d)
-		case "tls":
-			s.TLS = new(TLSClient)
-			err = s.TLS.parse(d)
-		default:
-			err = unrecognized(d, "jwt", "jwks_uri, jwks_file, algorithms, audience, typ, leeway, refresh_interval, header, max_age, tls")
-		}
-		if err != nil {
 			return err
-		}
+		},
+		"audience": func() (err error) {
+			s.Audience, err = parseAudience(d)
+			return err
+		},
+		"typ":              func() error { return parseWord(d, &s.Type) },
+		"leeway":           func() error { return parseDurationInto(d, &s.Leeway) },
+		"refresh_interval": func() error { return parseDurationInto(d, &s.RefreshInterval) },
+		"header":           func() error { return parseHeader(d, &s.Headers) },
+		"max_age":          func() error { return parseDurationInto(d, &s.MaxAge) },
+		"tls": func() error {
+			s.TLS = new(TLSClient)
+			return s.TLS.parse(d)
+		},
+	}, "header"); err != nil {
+		return err
 	}
 	return wrapErr(d, s.check())
 }

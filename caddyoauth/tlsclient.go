@@ -80,27 +80,13 @@ func (c *TLSClient) parse(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
-	once := make(onceOnly)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := once.check(d); err != nil {
-			return err
-		}
-		var err error
-		switch d.Val() {
-		case "ca":
-			err = parseWord(d, &c.CA)
-		case "certificate":
-			err = parseWord(d, &c.Certificate)
-		case "key":
-			err = parseWord(d, &c.Key)
-		case "server_name":
-			err = parseWord(d, &c.ServerName)
-		default:
-			err = unrecognized(d, "tls", "ca, certificate, key, server_name")
-		}
-		if err != nil {
-			return err
-		}
+	if err := parseOptions(d, "tls", map[string]func() error{
+		"ca":          func() error { return parseWord(d, &c.CA) },
+		"certificate": func() error { return parseWord(d, &c.Certificate) },
+		"key":         func() error { return parseWord(d, &c.Key) },
+		"server_name": func() error { return parseWord(d, &c.ServerName) },
+	}); err != nil {
+		return err
 	}
 	if (c.Certificate == "") != (c.Key == "") {
 		return d.Err("a certificate needs its key, and a key its certificate")
