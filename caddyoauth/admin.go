@@ -110,7 +110,7 @@ func (a *App) sourceNames(name string) []string {
 	var names []string
 	for _, key := range sortedKeys(a.sources) {
 		if name == "" || a.sources[key].module.SourceName() == name {
-			names = append(names, foreignName(key))
+			names = append(names, foreignName(a.sources[key].module.SourceKey()))
 		}
 	}
 	for _, realm := range sortedKeys(a.realms) {

@@ -96,7 +96,8 @@ type CacheSettings struct {
 	Disabled bool `json:"disabled,omitempty"`
 
 	// How many tokens are cached at most, up to ten million; about 0.5 KiB of memory each.
-	// Default: 100000.
+	// Tokens from elsewhere keep all their claims, which are often 5 KiB and more. Default:
+	// 100000.
 	MaxTokens int64 `json:"max_tokens,omitempty"`
 
 	// For how long facts are used without asking their source again. Tokens issued here

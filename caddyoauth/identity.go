@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -230,7 +231,12 @@ func (b *bearer) placeholder(name string) (any, bool) {
 	}
 	// Every claim, several values with a comma between. A claim that is not there is empty,
 	// not what a handler before us may have said.
-	return strings.Join(b.facts.ClaimValues(name), ","), true
+	values := b.facts.ClaimValues(name)
+	if len(values) > 1 {
+		// One value with a comma in it must not look like two.
+		values = slices.DeleteFunc(slices.Clone(values), func(v string) bool { return strings.Contains(v, ",") })
+	}
+	return strings.Join(values, ","), true
 }
 
 // logIdentity adds the client and its realm to the request's access log line.

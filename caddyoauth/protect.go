@@ -237,7 +237,7 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 	err := p.app.await(r.Context())
 	var found known
 	if err == nil {
-		found, err = findOut(r.Context(), p.sources, token, p.maxAge)
+		found, err = findOut(r.Context(), p.app, p.sources, token, p.maxAge)
 	}
 	if err != nil {
 		if r.Context().Err() == nil {
@@ -287,6 +287,7 @@ func (p *Protect) provisionSources(ctx caddy.Context) error {
 			source.realm = realm
 		case TokenSource:
 			source.source = p.app.useSource(module)
+			source.near = strings.HasPrefix(module.SourceName(), "http:") // for loopback only
 		default:
 			return fmt.Errorf("%T is not a source of tokens", module)
 		}
@@ -295,12 +296,11 @@ func (p *Protect) provisionSources(ctx caddy.Context) error {
 		}
 		p.sources = append(p.sources, source)
 	}
-	if p.label == "" {
-		if p.Realm != "" {
-			return fmt.Errorf("realm %q is named, and no source local: tokens of the realm would be refused; add 'source local', or name no realm", p.Realm)
-		}
-		p.label = noRealm
+	accepted := func(s routeSource) bool { return s.realm != nil && s.realm.name == p.Realm }
+	if p.Realm != "" && !slices.ContainsFunc(p.sources, accepted) {
+		return fmt.Errorf("realm %q is named, and no source local for it: its tokens would be refused; add 'source local', or name no realm", p.Realm)
 	}
+	p.label = cmp.Or(p.label, noRealm)
 	return nil
 }
 
@@ -351,7 +351,8 @@ func (c ClaimRule) check() error {
 // characters in a name would be somebody's attempt at a header of his own.
 func fitsHeaders(facts *introspect.Facts) bool {
 	fits := func(s string) bool {
-		return !strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f })
+		// A space at an end is lost on the way, and makes one name of two.
+		return s == strings.TrimSpace(s) && !strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f })
 	}
 	return fits(facts.ClientID) && fits(facts.Subject) && fits(facts.Issuer) && !slices.ContainsFunc(facts.Scopes, func(s string) bool { return !fits(s) })
 }

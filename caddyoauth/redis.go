@@ -35,8 +35,9 @@ const (
 
 // RedisStore keeps tokens in a Redis or Valkey, version 6 or later, that several gateways
 // share: what one issues is good at all, and what one revokes is refused by all, within
-// a round trip as a rule and within two seconds whatever the network does. The
-// gateways must have the same clients.
+// a round trip as a rule, and within two seconds if a link fails; but for a network that
+// leaves two servers in the belief that they are the master. The gateways must have the
+// same clients.
 //
 // Without Redis the gateway starts and runs on, answers 503, and recovers by itself.
 type RedisStore struct {
@@ -79,7 +80,8 @@ type RedisStore struct {
 	// Default: `1s`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
-	cfg store.RedisConfig
+	cfg   store.RedisConfig
+	trust string // what TLS comes to, for poolKey
 }
 
 // CaddyModule returns the Caddy module information.
@@ -148,7 +150,7 @@ func (s *RedisStore) Provision(caddy.Context) error {
 	}
 	if s.TLS != nil {
 		var err error
-		if s.cfg.TLS, err = s.TLS.config(); err != nil {
+		if s.cfg.TLS, s.trust, err = s.TLS.config(); err != nil {
 			return fmt.Errorf("tls: %w", err)
 		}
 	}
@@ -194,7 +196,7 @@ var poolSecret = func() []byte { b := make([]byte, 32); rand.Read(b); return b }
 // poolKey is where the data is, and a digest of all settings: a configuration that connects
 // in another way has a connection of its own.
 func (s *RedisStore) poolKey() (string, error) {
-	settings, err := json.Marshal([]any{s, s.cfg.Addresses, s.cfg.Username, s.cfg.Password, s.cfg.SentinelUsername, s.cfg.SentinelPassword})
+	settings, err := json.Marshal([]any{s, s.trust, s.cfg.Addresses, s.cfg.Username, s.cfg.Password, s.cfg.SentinelUsername, s.cfg.SentinelPassword})
 	if err != nil {
 		return "", err
 	}

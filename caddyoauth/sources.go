@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -82,7 +83,9 @@ func (s openSource) Destruct() error {
 
 // useSource makes the app open the source in Start. Handlers call it in Provision.
 func (a *App) useSource(module TokenSource) *usedSource {
-	key := module.SourceKey()
+	// With other bounds on memory it is another use of the same source.
+	memory := module.Memory()
+	key := fmt.Sprintf("%s\x00%d %d %d", module.SourceKey(), memory.MaxAge, memory.NegativeAge, memory.StaleFor)
 	if used := a.sources[key]; used != nil {
 		return used
 	}
@@ -96,8 +99,9 @@ func (a *App) useSource(module TokenSource) *usedSource {
 
 // openAllSources opens the sources that handlers use, with the cache in front.
 func (a *App) openAllSources() error {
-	for _, key := range sortedKeys(a.sources) {
-		used := a.sources[key]
+	for _, use := range sortedKeys(a.sources) {
+		used := a.sources[use]
+		key := used.module.SourceKey()
 		pooled, _, err := openSources.LoadOrNew(key, func() (_ caddy.Destructor, err error) {
 			// A panic would leave the pool's lock taken, and every later load waiting for it.
 			defer func() {
@@ -144,6 +148,8 @@ func (a *App) closeSources() error {
 type routeSource struct {
 	realm  *realm
 	source *usedSource
+	// near: it is on this machine, and may be this gateway itself.
+	near bool
 }
 
 func (s routeSource) recognizes(token string) Recognition {
@@ -173,6 +179,19 @@ func (s routeSource) ask(ctx context.Context, token string, maxAge time.Duration
 	return known{facts, realm}, err
 }
 
+// minted reports whether a realm of this gateway issued token.
+func (a *App) minted(token string) bool {
+	if !strings.HasPrefix(token, "coa_") {
+		return false
+	}
+	for _, r := range a.realms {
+		if r.engine != nil && r.engine.Minted(token) {
+			return true
+		}
+	}
+	return false
+}
+
 // known is what a route found out about a token.
 type known struct {
 	facts *introspect.Facts
@@ -182,16 +201,9 @@ type known struct {
 
 // findOut asks the sources that the token can belong to. An error means that one of them
 // could not be asked, and none of the others knows the token.
-func findOut(ctx context.Context, sources []routeSource, token string, maxAge time.Duration) (known, error) {
-	if len(sources) == 1 {
+func findOut(ctx context.Context, app *App, sources []routeSource, token string, maxAge time.Duration) (known, error) {
+	if len(sources) == 1 && (sources[0].realm != nil || !strings.HasPrefix(token, "coa_")) {
 		return sources[0].ask(ctx, token, maxAge) // which screens it, too
-	}
-	// A source that has found it good is the one that it belongs to.
-	for _, s := range sources {
-		source, realm := s.cached()
-		if facts, ok := source.Remembered(token, maxAge); ok {
-			return known{facts, realm}, nil
-		}
 	}
 	var perhaps []routeSource
 	for _, s := range sources {
@@ -200,6 +212,17 @@ func findOut(ctx context.Context, sources []routeSource, token string, maxAge ti
 			return s.ask(ctx, token, maxAge)
 		case PerhapsMine:
 			perhaps = append(perhaps, s)
+		}
+	}
+	// Nobody elsewhere has to know the tokens that were issued here, good or not.
+	if app.minted(token) {
+		perhaps = slices.DeleteFunc(perhaps, func(s routeSource) bool { return !s.near })
+	}
+	// A source that has found it good is the one that it belongs to.
+	for _, s := range perhaps {
+		source, realm := s.cached()
+		if facts, ok := source.Remembered(token, maxAge); ok {
+			return known{facts, realm}, nil
 		}
 	}
 	// One after the other, so that nobody is shown a token that the one before knows.

@@ -84,7 +84,7 @@ type IntrospectSource struct {
 	NegativeMaxAge caddy.Duration `json:"negative_max_age,omitempty"`
 
 	// For how much longer than `max_age` an answer is used while the server can't be asked;
-	// never beyond the token's expiry, and not on routes with a `max_age` of their own.
+	// never beyond the token's expiry, nor beyond a route's own `max_age`.
 	// Default: not at all.
 	ServeStale caddy.Duration `json:"serve_stale,omitempty"`
 
@@ -173,8 +173,9 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 	if s.cfg.Header, err = resolveHeaders(replace, s.Headers); err != nil {
 		return err
 	}
+	var trust string
 	if s.TLS != nil {
-		if s.cfg.TLS, err = s.TLS.config(); err != nil {
+		if s.cfg.TLS, trust, err = s.TLS.config(); err != nil {
 			return fmt.Errorf("tls: %w", err)
 		}
 	}
@@ -182,8 +183,8 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 		return err
 	}
 	// What the source is, and so what may be remembered in its name.
-	s.key = sourceKey("introspect", s.cfg.URL, []any{s.URL, s.ClientID, s.cfg.ClientSecret, s.Auth, s.Issuer, s.cfg.Header, s.TLS, s.Timeout})
-	logger := caddy.Log().Named("oauth.sources.introspect").With(zap.String("url", s.cfg.URL))
+	s.key = sourceKey("introspect", s.SourceName(), []any{s.cfg.URL, s.ClientID, s.cfg.ClientSecret, s.Auth, s.Issuer, s.cfg.Header, trust, s.Timeout})
+	logger := caddy.Log().Named("oauth.sources.introspect").With(zap.String("url", s.SourceName()))
 	name := s.SourceName()
 	s.cfg.OnRequest = func(result string, took time.Duration) {
 		collectors.sourceDuration.WithLabelValues(name, result).Observe(took.Seconds())
@@ -220,15 +221,16 @@ func (s *JWTSource) Provision(caddy.Context) error {
 	if s.cfg.Header, err = resolveHeaders(replace, s.Headers); err != nil {
 		return err
 	}
+	var trust string
 	if s.TLS != nil {
-		if s.cfg.TLS, err = s.TLS.config(); err != nil {
+		if s.cfg.TLS, trust, err = s.TLS.config(); err != nil {
 			return fmt.Errorf("tls: %w", err)
 		}
 	}
 	if err := errors.Join(s.check(), s.cfg.Check()); err != nil {
 		return err
 	}
-	s.key = sourceKey("jwt", s.cfg.Issuer, []any{s.Issuer, s.JWKSURI, s.JWKSFile, s.Algorithms, s.Audience, s.Type, s.Leeway, s.RefreshInterval, s.cfg.Header, s.TLS})
+	s.key = sourceKey("jwt", s.cfg.Issuer, []any{s.cfg.JWKSURI, s.cfg.KeysFile, s.Algorithms, s.Audience, s.Type, s.Leeway, s.RefreshInterval, s.cfg.Header, trust})
 	logger := caddy.Log().Named("oauth.sources.jwt").With(zap.String("issuer", s.cfg.Issuer))
 	name := s.SourceName()
 	s.cfg.OnFetch = func(kind string, took time.Duration, err error) {
@@ -246,8 +248,11 @@ func (s *JWTSource) Provision(caddy.Context) error {
 	return nil
 }
 
-// SourceName implements TokenSource.
-func (s *IntrospectSource) SourceName() string { return s.cfg.URL }
+// SourceName implements TokenSource. It has no query, which may hold a secret.
+func (s *IntrospectSource) SourceName() string {
+	endpoint, _, _ := strings.Cut(s.cfg.URL, "?")
+	return endpoint
+}
 
 // SourceName implements TokenSource.
 func (s *JWTSource) SourceName() string { return s.cfg.Issuer }
@@ -319,7 +324,7 @@ func (s *IntrospectSource) check() error {
 func checkEndpoint(endpoint string) error {
 	u, err := url.Parse(endpoint)
 	if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && isLoopbackHost(u.Hostname())) {
-		return fmt.Errorf("%q is not an https URL; http is accepted for loopback hosts only", endpoint)
+		return errors.New("the endpoint is not an https URL; http is accepted for loopback hosts only")
 	}
 	return nil
 }

@@ -28,29 +28,31 @@ type TLSClient struct {
 	ServerName string `json:"server_name,omitempty"`
 }
 
-// config reads what can be read now. Files that are missing or hold nothing useful are
-// errors, not defaults.
-func (c *TLSClient) config() (*tls.Config, error) {
+// config reads what can be read now, and returns with it a text that differs whenever the
+// trust does: a reload must not go on with a connection that believes in a withdrawn
+// authority. Files that are missing or hold nothing useful are errors, not defaults.
+func (c *TLSClient) config() (_ *tls.Config, trust string, err error) {
 	resolved := *c
 	for _, field := range []*string{&resolved.CA, &resolved.Certificate, &resolved.Key, &resolved.ServerName} {
-		var err error
 		if *field, err = caddy.NewReplacer().ReplaceOrErr(*field, true, true); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
+	trust = fmt.Sprintf("%q", resolved)
 	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: resolved.ServerName}
 	if resolved.CA != "" {
 		pem, err := os.ReadFile(resolved.CA)
 		if err != nil {
-			return nil, fmt.Errorf("reading the ca: %w", err)
+			return nil, "", fmt.Errorf("reading the ca: %w", err)
 		}
+		trust += string(pem)
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca %s holds no certificate", resolved.CA)
+			return nil, "", fmt.Errorf("ca %s holds no certificate", resolved.CA)
 		}
 	}
 	if (resolved.Certificate == "") != (resolved.Key == "") {
-		return nil, errors.New("a certificate needs its key, and a key its certificate")
+		return nil, "", errors.New("a certificate needs its key, and a key its certificate")
 	}
 	if resolved.Certificate != "" {
 		load := func() (*tls.Certificate, error) {
@@ -61,11 +63,11 @@ func (c *TLSClient) config() (*tls.Config, error) {
 			return &pair, nil
 		}
 		if _, err := load(); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
 	}
-	return config, nil
+	return config, trust, nil
 }
 
 // parse reads

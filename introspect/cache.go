@@ -279,7 +279,7 @@ type WrapConfig struct {
 	// revocation which happens at its beginning, or an outage that an attacker causes, holds
 	// a revoked token good for as long. Facts are never used at or beyond the token's expiry,
 	// never after a Forget, a Flush or a "no" of the source, never if they have no expiry,
-	// and never for callers of [CachedSource.LookupWithin] that demand less than MaxAge.
+	// and never for callers of [CachedSource.LookupWithin] that demand fresher ones.
 	// Such facts come after the question has failed, so late when the source hangs. Zero or
 	// less, or a MaxAge that keeps nothing, is no grace. Default: 0.
 	StaleFor time.Duration
@@ -329,9 +329,9 @@ type CachedSource struct {
 	slots chan struct{}
 }
 
-// Lookup is [CachedSource.LookupWithin] with the source's own maximum age.
+// Lookup is [CachedSource.LookupWithin] without a maximum age of the caller's own.
 func (s *CachedSource) Lookup(ctx context.Context, token string) (*Facts, error) {
-	return s.LookupWithin(ctx, token, s.cfg.MaxAge)
+	return s.LookupWithin(ctx, token, math.MaxInt64)
 }
 
 // LookupWithin reports what token means, from memory if the source was asked about it
@@ -357,11 +357,11 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge ti
 		var err error
 		facts, err = s.ask(ctx, key, token, maxAge)
 		if err != nil {
-			// Who has gone away, or demands fresher facts than others, gets the error.
-			if ctx.Err() != nil || maxAge < s.cfg.MaxAge {
+			// Who has gone away gets the error.
+			if ctx.Err() != nil {
 				return nil, err
 			}
-			if facts, ok = s.stale(key); !ok {
+			if facts, ok = s.stale(key, maxAge); !ok {
 				return nil, err
 			}
 			s.cfg.OnStale()
@@ -459,7 +459,7 @@ func (s *CachedSource) within(key cacheKey, maxAge time.Duration) (*entry, bool)
 
 // stale returns the facts for key if an entry counts where the source can't be asked.
 // It is called after that was tried, so it knows of every revocation until then.
-func (s *CachedSource) stale(key cacheKey) (*Facts, bool) {
+func (s *CachedSource) stale(key cacheKey, maxAge time.Duration) (*Facts, bool) {
 	if s.cfg.MaxAge <= 0 || s.cfg.StaleFor <= 0 || s.told != nil && !s.told.Coherent() {
 		return nil, false
 	}
@@ -469,7 +469,7 @@ func (s *CachedSource) stale(key cacheKey) (*Facts, bool) {
 	}
 	now, elapsed := s.cache.clocks()
 	// The entry's bound is that of the configuration that stored it, which may be gone.
-	if elapsed >= e.grace || elapsed-e.asked >= sum(s.cfg.MaxAge, s.cfg.StaleFor) || !now.Before(e.until) {
+	if elapsed >= e.grace || elapsed-e.asked >= min(maxAge, sum(s.cfg.MaxAge, s.cfg.StaleFor)) || !now.Before(e.until) {
 		return nil, false
 	}
 	return e.facts, true
@@ -544,8 +544,10 @@ func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string, maxA
 				}
 			}()
 			// Somebody may have asked between this caller's look into the cache and now.
+			// Read before: within then says that none of the forgets until now was about it.
+			forgets := c.forgets.Load()
 			if e, ok := s.within(key, min(maxAge, s.cfg.MaxAge)); ok && e.answered >= begun {
-				return answer{e.facts, e.generation, e.global, e.forgets, e.asked, e.answered}, nil
+				return answer{e.facts, e.generation, e.global, forgets, e.asked, e.answered}, nil
 			}
 			return s.fill(ctx, key, h, token)
 		})

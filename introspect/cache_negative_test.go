@@ -305,8 +305,8 @@ func TestStaleFacts(t *testing.T) {
 	if r.stale != 2 {
 		t.Errorf("OnStale was called %d times, want 2", r.stale)
 	}
-	r.expectWithin("down, a caller that wants the usual", "token", time.Minute, "yes", 1)
-	r.expectWithin("down, a caller that demands more", "token", time.Minute-1, "error", 1)
+	r.expectWithin("down, a caller that allows more than their age", "token", time.Minute+1, "yes", 1)
+	r.expectWithin("down, a caller that allows less", "token", time.Minute, "error", 1)
 	r.expectWithin("down, a caller that wants it fresh", "token", 0, "error", 1)
 	r.clock.advance(29*time.Minute - 1)
 	r.expect("down, almost expired", "short", "yes", 1)

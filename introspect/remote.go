@@ -636,5 +636,8 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 		r.cfg.Issuer != "" && facts.Issuer != "" && facts.Issuer != r.cfg.Issuer:
 		return inactive, nil
 	}
+	if facts.Issuer == "" {
+		facts.Issuer = r.cfg.Issuer // for whom the endpoint is known to speak
+	}
 	return facts, nil
 }

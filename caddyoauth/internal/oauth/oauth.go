@@ -332,6 +332,17 @@ func (s *Server) Screen(token string) bool {
 	return ok
 }
 
+// Minted reports whether token carries this realm's mark, whether or not it is good. Before
+// the first Share nobody can tell, and it is false.
+func (s *Server) Minted(token string) bool {
+	agreed := s.agreed.Load()
+	if agreed == nil {
+		return false
+	}
+	expiry, _ := s.verify(agreed, token)
+	return expiry != 0
+}
+
 // Coherent reports whether the cache may answer. See [introspect.Coherent].
 func (s *Server) Coherent() bool {
 	// Revise knows no generations before the first Share.

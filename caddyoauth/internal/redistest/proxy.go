@@ -1,7 +1,6 @@
 package redistest
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -14,24 +13,30 @@ import (
 type Proxy struct {
 	Addr string
 
-	t     testing.TB
-	proxy *toxiproxy.Proxy
+	t        testing.TB
+	upstream string
+	proxy    *toxiproxy.Proxy
 }
 
 // StartProxy starts a proxy to a server, on a free port.
 func StartProxy(t testing.TB, s *Server) *Proxy {
 	t.Helper()
-	host := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	p := &Proxy{t: t, proxy: toxiproxy.NewProxy(host, t.Name(), "127.0.0.1:0", s.Addr)}
-	if err := p.proxy.Start(); err != nil {
-		t.Fatal(err)
-	}
-	p.Addr = p.proxy.Listen // from now on the same, after Cut too
-	t.Cleanup(func() {
-		p.Heal()
-		p.proxy.Stop()
-	})
+	p := &Proxy{t: t, Addr: "127.0.0.1:0", upstream: s.Addr}
+	p.start()
+	t.Cleanup(p.Cut)
 	return p
+}
+
+// start starts another proxy where the one before was. None is healed in place: to take a delay
+// away, toxiproxy waits for what it delayed to be read, for ever if nobody is left to read it.
+func (p *Proxy) start() {
+	p.t.Helper()
+	host := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
+	p.proxy = toxiproxy.NewProxy(host, p.t.Name(), p.Addr, p.upstream)
+	if err := p.proxy.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.Addr = p.proxy.Listen // from now on the same
 }
 
 // Cut ends all connections and refuses new ones, until Heal.
@@ -40,9 +45,8 @@ func (p *Proxy) Cut() { p.proxy.Stop() }
 // LeadTo ends all connections, and leads new ones to another server.
 func (p *Proxy) LeadTo(s *Server) {
 	p.t.Helper()
-	if err := p.proxy.Update(&toxiproxy.Proxy{Listen: p.Addr, Upstream: s.Addr, Enabled: true}); err != nil {
-		p.t.Fatal(err)
-	}
+	p.upstream = s.Addr
+	p.Heal()
 }
 
 // Slow delays all that the server says, until Heal.
@@ -68,11 +72,9 @@ func (p *Proxy) add(toxic string) {
 	}
 }
 
-// Heal makes it a good way again. Connections that Swallow or Deafen had taken end.
+// Heal ends all connections, and is a good way for new ones.
 func (p *Proxy) Heal() {
 	p.t.Helper()
-	p.proxy.Toxics.ResetToxics(context.Background())
-	if err := p.proxy.Start(); err != nil && err != toxiproxy.ErrProxyAlreadyStarted {
-		p.t.Fatal(err)
-	}
+	p.Cut()
+	p.start()
 }

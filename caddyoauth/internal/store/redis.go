@@ -470,9 +470,9 @@ func (r *Redis) run() {
 			owed = !r.repeatRevocations()
 		}
 		if regained {
+			r.cfg.Changed()
 			r.findEvicting()
 			r.cfg.Regained()
-			r.cfg.Changed()
 		}
 		select {
 		case <-r.stop:
@@ -565,8 +565,12 @@ func (r *Redis) ping() error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for address := range r.replicas {
+	for address, replica := range r.replicas {
 		if nodes[address] == nil {
+			if !replica {
+				// Read from, perhaps over a connection that stands for a while yet, and told no more.
+				err = errors.Join(err, errors.New("a node left the cluster"))
+			}
 			delete(r.replicas, address) // the topology changed
 			delete(r.silent, address)
 		}

@@ -322,7 +322,7 @@ func TestRedisIsSilent(t *testing.T) {
 		{"the server is paused", func(s *redistest.Server, _ *redistest.Proxy) { s.Pause() }},
 		{"the link is half-open", func(_ *redistest.Server, p *redistest.Proxy) { p.Swallow() }},
 		{"answers are lost", func(_ *redistest.Server, p *redistest.Proxy) { p.Deafen() }},
-		{"answers come too late", func(_ *redistest.Server, p *redistest.Proxy) { p.Slow(3000) }},
+		{"answers take 30 seconds", func(_ *redistest.Server, p *redistest.Proxy) { p.Slow(30_000) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			server := redistest.Start(t)

@@ -34,8 +34,9 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
 		// rueidis closes what a Cluster has no use for five seconds later, come what may.
 		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"),
-		// toxiproxy keeps what it delayed for a connection that is gone.
-		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*LatencyToxic).Pipe"))
+		// toxiproxy carries what it delayed to connections that are gone.
+		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run"),
+		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).write"))
 }
 
 // stores are all that keep the contract of oauth.TokenStore. Another one joins by a line.

@@ -1,0 +1,194 @@
+package caddyoauth_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// What another route has found out by another source does not overrule the issuer of a token.
+func TestTheSourceThatClaimsATokenDecides(t *testing.T) {
+	f := newForeign(t)
+	jwt := f.signs(t, `{"iss":"https://issuer.example.com","aud":"other","sub":"machine","client_id":"signed","exp":4102444800}`)
+	f.knows(jwt, activeForeign)
+	g := startGateway(t, "", "route /one {\noauth_protect {\n"+f.introspect("")+"}\nreverse_proxy BACKEND\n}\nroute /two {\noauth_protect {\n"+f.jwtSource()+f.introspect("")+"}\nreverse_proxy BACKEND\n}\n")
+	time.Sleep(300 * time.Millisecond) // the keys arrive
+	cold := g.get("/two", jwt).StatusCode
+	one := g.get("/one", jwt).StatusCode
+	warm := g.get("/two", jwt).StatusCode
+	if cold != 401 || one != 200 || warm != 401 {
+		t.Errorf("cold %d, at the other route %d, then %d; want 401, 200, 401", cold, one, warm)
+	}
+}
+
+// Two routes, one server: the max_age of one is not that of the other.
+func TestEachUseOfASourceHasItsMaxAge(t *testing.T) {
+	f := newForeign(t)
+	f.knows("opaque", activeForeign)
+	g := startGateway(t, "", "route /laxlonger {\noauth_protect {\n"+f.introspect("max_age 60s\nserve_stale 1h")+"}\nreverse_proxy BACKEND\n}\nroute /strict {\noauth_protect {\n"+f.introspect("max_age 50ms")+"}\nreverse_proxy BACKEND\n}\n")
+	if a := g.get("/strict", "opaque"); a.StatusCode != 200 {
+		t.Fatal(a.StatusCode)
+	}
+	f.mu.Lock()
+	clear(f.tokens) // revoked
+	f.mu.Unlock()
+	time.Sleep(500 * time.Millisecond)
+	if a := g.get("/strict", "opaque"); a.StatusCode != 401 {
+		t.Errorf("max_age 50ms, revoked 500ms ago: %d", a.StatusCode)
+	}
+}
+
+// Spaces at the ends of a name vanish on the way to the backend, and "admin " would be admin.
+func TestForeignNamesThatLoseSpaces(t *testing.T) {
+	f := newForeign(t)
+	f.knows("opaque", `{"active":true,"exp":4102444800,"client_id":"admin ","sub":" root","iss":"https://as.example.com","groups":["a,admins"]}`)
+	g := startGateway(t, "", "oauth_protect {\n"+f.introspect("")+"}\nrequest_header X-Groups {http.auth.user.groups}\nreverse_proxy BACKEND")
+	if a := g.get("/x", "opaque"); a.StatusCode == 200 {
+		h := g.Backend.last(t).Header
+		t.Errorf("backend was told client %q subject %q groups %q", h.Get("X-OAuth-Client-Id"), h.Get("X-OAuth-Subject"), h.Get("X-Groups"))
+	}
+}
+
+// Tokens issued here are sent to no server elsewhere.
+func TestTokensIssuedHereAreShownToNobody(t *testing.T) {
+	var mu sync.Mutex
+	var seen []string
+	as := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		seen = append(seen, r.PostFormValue("token"))
+		mu.Unlock()
+		w.Header().Set("Content-Type", "application/json")
+		w.Write([]byte(`{"active":false}`))
+	}))
+	defer as.Close()
+	t.Setenv("OAUTH_TEST_SECRET", leakedSecret)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: as.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	src := "source introspect " + as.URL + "/introspect {\ntls {\nca " + ca + "\n}\n}\n"
+	g := startGateway(t, "store memory\n"+testClients+"\nrealm beta {\nclient other {\nsecret {env.OAUTH_TEST_SECRET}\nscopes read\ndefault_scopes read\n}\n}", "oauth_server\nroute /one {\noauth_protect {\n"+src+"}\nreverse_proxy BACKEND\n}\nroute /two {\noauth_protect {\nsource local beta\n"+src+"}\nreverse_proxy BACKEND\n}\nroute /good {\noauth_protect root\nreverse_proxy BACKEND\n}\n")
+	token := g.token("reader")
+	if a := g.get("/good", token); a.StatusCode != 200 {
+		t.Fatal(a.StatusCode)
+	}
+	for _, path := range []string{"/one", "/two"} {
+		if a := g.get(path, token); a.StatusCode != 401 {
+			t.Errorf("%s: %d", path, a.StatusCode)
+		}
+		g.get(path, "coa_"+strings.Repeat("A", 60)) // perhaps theirs
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(seen) == 0 {
+		t.Error("the server was asked about no token")
+	}
+	for _, s := range seen {
+		if s == token {
+			t.Errorf("a live token of realm root was sent to %s", as.URL)
+		}
+	}
+}
+
+// Grace in an outage does not stretch a route's own max_age.
+func TestStaleFactsObeyTheRoute(t *testing.T) {
+	f := newForeign(t)
+	f.knows("opaque", activeForeign)
+	g := startGateway(t, "", "oauth_protect {\nmax_age 100ms\n"+f.introspect("max_age 100ms\nserve_stale 1h")+"}\nreverse_proxy BACKEND\n")
+	if a := g.get("/x", "opaque"); a.StatusCode != 200 {
+		t.Fatal(a.StatusCode)
+	}
+	f.away.Store(true)
+	time.Sleep(1 * time.Second)
+	if a := g.get("/x", "opaque"); a.StatusCode != 503 {
+		t.Errorf("facts of 1s ago on a route with max_age 100ms: %d", a.StatusCode)
+	}
+}
+
+// The same configuration can mean other keys after a reload.
+func TestReloadFollowsAReferredJWKSURI(t *testing.T) {
+	dir := t.TempDir()
+	one, two := newForeign(t), newForeign(t)
+	write := func(name, s string) {
+		if err := os.WriteFile(dir+"/"+name, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("uri", one.URL+"/keys")
+	conf := "oauth_protect {\nsource jwt https://issuer.example.com {\njwks_uri {file." + dir + "/uri}\naudience api\n}\n}\nreverse_proxy BACKEND"
+	g := startGateway(t, "", conf)
+	eventuallyAnswers(t, g, one.jwt(t, ""), 200)
+	write("uri", two.URL+"/keys")
+	if err := g.load("", conf+"\n# again\nheader X y\n"); err != nil {
+		t.Fatal(err)
+	}
+	eventuallyAnswers(t, g, two.jwt(t, ""), 200)
+	if a := g.get("/x", one.jwt(t, `,"jti":"new"`)); a.StatusCode != 401 {
+		t.Errorf("signed by the keys at the old jwks_uri, after the reload: %d", a.StatusCode)
+	}
+}
+
+// And another authority.
+func TestReloadFollowsTheCA(t *testing.T) {
+	as := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Write([]byte(activeForeign))
+	}))
+	defer as.Close()
+	dir := t.TempDir()
+	ca := dir + "/ca.pem"
+	os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: as.Certificate().Raw}), 0o600)
+	conf := "oauth_protect {\nsource introspect " + as.URL + " {\ntls {\nca " + ca + "\n}\n}\n}\nreverse_proxy BACKEND"
+	g := startGateway(t, "", conf)
+	if a := g.get("/x", "t1"); a.StatusCode != 200 {
+		t.Fatal(a.StatusCode)
+	}
+	// another CA
+	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600)
+	if err := g.load("", conf+"\nheader X y\n"); err != nil {
+		t.Fatal(err)
+	}
+	as.CloseClientConnections()
+	if a := g.get("/x", "t2"); a.StatusCode != 503 {
+		t.Errorf("a server that the new ca did not sign, asked after the reload: %d", a.StatusCode)
+	}
+}
+
+// A realm that is named must be accepted.
+func TestNamedRealmNeedsItsSource(t *testing.T) {
+	g := startGateway(t, "store memory\nrealm alpha {\n"+testClients+"}\nrealm beta {\n"+testClients+"}", "oauth_server")
+	err := g.load("store memory\nrealm alpha {\n"+testClients+"}\nrealm beta {\n"+testClients+"}", "oauth_protect alpha {\nsource local beta\n}")
+	if err == nil || !strings.Contains(err.Error(), `realm "alpha" is named`) {
+		t.Errorf("oauth_protect alpha { source local beta }: %v", err)
+	}
+}
+
+// A secret in the endpoint's query.
+func TestQueriesOfEndpointsAreInNoMetric(t *testing.T) {
+	f := newForeign(t)
+	t.Setenv("OAUTH_TEST_KEY", "canary-api-key")
+	g := startGateway(t, "", "oauth_protect /x* {\nsource introspect "+f.URL+"/introspect?apikey={env.OAUTH_TEST_KEY}\n}\nreverse_proxy /x* BACKEND\nmetrics /metrics")
+	g.get("/x", "t")
+	if a := g.get("/metrics", ""); strings.Contains(a.Body, "canary-api-key") {
+		t.Error("the key is in a metric's label")
+	} else {
+		t.Log(a.StatusCode, len(a.Body))
+	}
+}
