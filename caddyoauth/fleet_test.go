@@ -282,7 +282,8 @@ func TestFleetBlackHole(t *testing.T) {
 	if a := here.get("/x", here.token("reader")); a.StatusCode != 200 {
 		t.Errorf("after the silence a new token gets %d", a.StatusCode)
 	}
-	if lost := strings.Count(logged(), lostLine); lost != 1 {
+	// A connection that was given up may end when the link is back already.
+	if lost := strings.Count(logged(), lostLine); lost < 1 || lost > 2 {
 		t.Errorf("the log has %d losses", lost)
 	}
 }

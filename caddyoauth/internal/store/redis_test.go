@@ -374,7 +374,9 @@ func TestRedisIsSilent(t *testing.T) {
 			linked(t, r)
 			present(t, r, token)
 			works(t, r)
-			if story, _ := h.told(); story != "regained lost regained" {
+			// A connection that was given up may end when the link is back already, which costs
+			// one more flush.
+			if story, _ := h.told(); story != "regained lost regained" && story != "regained lost regained lost regained" {
 				t.Errorf("the story is %q", story)
 			}
 		})
