@@ -632,14 +632,20 @@ func TestConsolePattern(t *testing.T) {
 	}
 }
 
-// Every example has a README, and the other way round; and every link between
-// documents leads somewhere.
+// Every example has a README, and the other way round; the README leads to every page of
+// docs; and every link between documents leads somewhere.
 func TestDocumentLinks(t *testing.T) {
 	for _, story := range stories(t)[1:] {
 		for _, name := range []string{story, strings.TrimSuffix(story, "Caddyfile") + "README.md"} {
 			if _, err := os.Stat(filepath.Join(repositoryRoot, name)); err != nil {
 				t.Error(err)
 			}
+		}
+	}
+	readme := readDocument(t, "README.md")
+	for _, file := range documents(t) {
+		if strings.HasPrefix(file, "docs/") && !strings.Contains(readme, "]("+file) {
+			t.Errorf("the README does not lead to %s", file)
 		}
 	}
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
