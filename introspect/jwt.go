@@ -593,14 +593,25 @@ func texts(value any) ([]string, bool) {
 }
 
 // numericDate reads a NumericDate (RFC 7519 section 2): seconds from 1970 to the year
-// 9999, with at most nine decimals. No sign, no exponent: 1e308 is a number in JSON, and
-// what it becomes in an integer is anybody's guess.
+// 9999, with at most nine decimals. Some serializers write them with an exponent, as in
+// 1.7e+09; that is read digit by digit, never as a float. No sign: what is before 1970 is
+// no time of a token.
 func numericDate(value any) (time.Time, bool) {
 	number, ok := value.(json.Number)
 	if !ok {
 		return time.Time{}, false
 	}
-	whole, decimals, _ := strings.Cut(number.String(), ".")
+	mantissa, exponent, scientific := strings.Cut(strings.ToLower(number.String()), "e")
+	whole, decimals, _ := strings.Cut(mantissa, ".")
+	if scientific {
+		shift, err := strconv.Atoi(exponent)
+		if err != nil || whole == "" || shift < -maxShift || shift > maxShift || len(mantissa) > 2*maxShift {
+			return time.Time{}, false
+		}
+		padded := strings.Repeat("0", maxShift) + whole + decimals + strings.Repeat("0", maxShift)
+		point := maxShift + len(whole) + shift
+		whole, decimals = padded[:point], strings.TrimRight(padded[point:], "0")
+	}
 	if len(decimals) > 9 {
 		return time.Time{}, false
 	}
@@ -614,6 +625,10 @@ func numericDate(value any) (time.Time, bool) {
 	}
 	return time.Unix(int64(seconds), int64(nanos)), true
 }
+
+// maxShift is how far the exponent of a NumericDate may move its point: its twelve digits
+// and nine decimals fit.
+const maxShift = 21
 
 // decodeObject decodes a JSON object as encoding/json does with UseNumber, and refuses
 // what another parser could understand otherwise: two members of one name, text that is

@@ -1,6 +1,9 @@
 package introspect
 
-import "net/http"
+import (
+	"net/http"
+	"time"
+)
 
 // WithTransport returns cfg with another network.
 func WithTransport(cfg JWTConfig, transport http.RoundTripper) JWTConfig {
@@ -16,3 +19,6 @@ func ParseKeys(data []byte) (int, error) {
 	}
 	return len(set.keys), nil
 }
+
+// NumericDate reads a time of JSON.
+func NumericDate(value any) (time.Time, bool) { return numericDate(value) }

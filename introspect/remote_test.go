@@ -403,7 +403,7 @@ func TestRemoteAnswers(t *testing.T) {
 		// exp is a time, and never "for ever".
 		{`{"active":true,"exp":` + hour + `}`, yes}, {`{"active":true,"exp":` + hour + `.25}`, yes},
 		{`{"active":true,"exp":` + now + `}`, no}, {`{"active":true,"exp":` + now + `.000000001}`, yes}, {`{"active":true,"exp":0}`, no},
-		{`{"active":true,"exp":"` + hour + `"}`, wrong}, {`{"active":true,"exp":1e308}`, wrong}, {`{"active":true,"exp":1e10}`, wrong},
+		{`{"active":true,"exp":"` + hour + `"}`, wrong}, {`{"active":true,"exp":1e308}`, wrong}, {`{"active":true,"exp":1e10}`, yes}, {`{"active":true,"exp":1.5e9}`, no}, {`{"active":true,"exp":1e12}`, wrong},
 		{`{"active":true,"exp":-1}`, wrong}, {`{"active":true,"exp":-0}`, wrong}, {`{"active":true,"exp":NaN}`, wrong}, {`{"active":true,"exp":null}`, wrong},
 		{`{"active":true,"exp":9223372036854775807}`, wrong}, {`{"active":true,"exp":99999999999999999999}`, wrong}, {`{"active":true,"exp":true}`, wrong},
 		{`{"active":true,"exp":[` + hour + `]}`, wrong}, {`{"active":true,"exp":""}`, wrong}, {`{"active":true,"exp":Infinity}`, wrong},
