@@ -37,6 +37,11 @@ func IDOf(token string) TokenID {
 // String is the ID in hexadecimal. It may be logged, and is not for answers to callers.
 func (id TokenID) String() string { return hex.EncodeToString(id[:]) }
 
+// MaxTokenLength bounds a token, in bytes: a longer one is no source's. It is what fits into
+// the headers of a request with servers in their default settings, and more than issuers
+// who put 200 groups into a token need.
+const MaxTokenLength = 16 << 10
+
 // Facts are what a token says, with its state at the time of the lookup. They are
 // shared between requests once returned: treat every field, slices included, as
 // read-only.

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/go-jose/go-jose/v4"
@@ -148,8 +149,6 @@ type JWTConfig struct {
 }
 
 const (
-	// maxJWT is what fits into a request header with servers in their default settings.
-	maxJWT = 16 << 10
 	// maxDepth of JSON in a token. Real ones have four levels.
 	maxDepth = 32
 	// maxLeeway is for clocks that are wrong, not for tokens that are old.
@@ -389,7 +388,7 @@ func UnverifiedIssuer(token string) (issuer string, ok bool) {
 // in base64. An encrypted JWT has five. Nothing is split or allocated: a megabyte of
 // dots was enough to exhaust parsers that did (CVE-2025-27144, CVE-2025-30204).
 func outline(token string) bool {
-	return len(token) <= maxJWT && strings.HasPrefix(token, "e") && strings.Count(token, ".") == 2
+	return len(token) <= MaxTokenLength && strings.HasPrefix(token, "e") && strings.Count(token, ".") == 2
 }
 
 // read takes a token apart and judges all of it that needs no key. kid is empty if it
@@ -632,9 +631,9 @@ const maxShift = 21
 
 // decodeObject decodes a JSON object as encoding/json does with UseNumber, and refuses
 // what another parser could understand otherwise: two members of one name, text that is
-// not UTF-8, more than maxDepth levels, more behind it.
+// not Unicode, more than maxDepth levels, more behind it.
 func decodeObject(data []byte) (map[string]any, bool) {
-	if !utf8.Valid(data) || !json.Valid(data) {
+	if !utf8.Valid(data) || !json.Valid(data) || halfEscaped(data) {
 		return nil, false
 	}
 	decoder := json.NewDecoder(bytes.NewReader(data))
@@ -642,6 +641,41 @@ func decodeObject(data []byte) (map[string]any, bool) {
 	value, err := decodeValue(decoder, 0)
 	object, ok := value.(map[string]any)
 	return object, ok && err == nil
+}
+
+// halfEscaped reports whether valid JSON escapes one half of a character that takes two,
+// as in "\ud800". encoding/json puts U+FFFD there, which would make one name of many.
+func halfEscaped(data []byte) bool {
+	for {
+		// In valid JSON only strings have a backslash, and each \u has four digits.
+		at := bytes.IndexByte(data, '\\')
+		if at < 0 {
+			return false
+		}
+		data = data[at:]
+		unit, ok := escapedUnit(data)
+		switch {
+		case !ok:
+			data = data[2:]
+		case !utf16.IsSurrogate(unit):
+			data = data[6:]
+		default:
+			low, _ := escapedUnit(data[6:])
+			if utf16.DecodeRune(unit, low) == utf8.RuneError {
+				return true
+			}
+			data = data[12:]
+		}
+	}
+}
+
+// escapedUnit is the UTF-16 code unit of the escape that data begins with, if it does.
+func escapedUnit(data []byte) (rune, bool) {
+	if len(data) < 6 || data[0] != '\\' || data[1] != 'u' {
+		return 0, false
+	}
+	unit, err := strconv.ParseUint(string(data[2:6]), 16, 16)
+	return rune(unit), err == nil
 }
 
 var errAmbiguous = errors.New("JSON too deep, or with two members of one name")

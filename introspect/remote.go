@@ -183,8 +183,6 @@ func (e *RemoteError) Error() string {
 func (e *RemoteError) Unwrap() error { return e.cause }
 
 const (
-	// maxToken is what fits into a request header with servers in their default settings.
-	maxToken = 16 << 10
 	// maxRetryAfter bounds what a server can ask of us, so that a mistake there ends here.
 	maxRetryAfter = time.Minute
 	// maxIdle is how long connections are kept for the next request.
@@ -362,7 +360,7 @@ func (r *Remote) Close() {
 // Screen reports whether token can be sent as a bearer token at all: the characters of
 // RFC 6750 section 2.1, at most 16 KiB of them.
 func (r *Remote) Screen(token string) bool {
-	if token == "" || len(token) > maxToken {
+	if token == "" || len(token) > MaxTokenLength {
 		return false
 	}
 	body := strings.TrimRight(token, "=")
