@@ -333,7 +333,8 @@ func (p *Protect) claimsSuffice(facts *introspect.Facts) bool {
 
 // ClaimRule is a claim that a token must have.
 type ClaimRule struct {
-	// The claim's name; dots lead into objects, as in `realm_access.roles`.
+	// The claim's name; dots lead into objects, as in `realm_access.roles`. Where names have
+	// dots themselves, the longest that fits counts.
 	Name string `json:"name,omitempty"`
 
 	// The values of which the claim must have at least one, compared byte for byte.

@@ -227,7 +227,10 @@ func TestClaimRules(t *testing.T) {
 		"staff": 403, "guest": 403, "both": 200, g.token("reader"): 403,
 		f.jwt(t, `,"groups":["x","staff"],"realm":{"level":["3"]}`): 200,
 		f.jwt(t, `,"groups":["staf"],"realm":{"level":3}`):          403,
-		f.jwt(t, `,"groups":{"staff":true},"realm":{"level":3}`):    403,
+		f.jwt(t, `,"groups":{"staff":{}},"realm":{"level":3}`):      200,
+		f.jwt(t, `,"groups":{"staff":false},"realm":{"level":3}`):   403,
+		f.jwt(t, `,"groups":[{"staff":true}],"realm":{"level":3}`):  403,
+		f.jwt(t, `,"groups":["admins"],"realm.level":3`):            200,
 	} {
 		a := g.get("/x", token)
 		if a.StatusCode != want {

@@ -14,11 +14,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -73,9 +70,10 @@ type Facts struct {
 	IssuedAt time.Time
 	Expiry   time.Time
 
-	// Claims are all members of what the token's issuer said, as encoding/json decodes them
-	// with UseNumber. Nil if the source knows the fields above and nothing more.
-	Claims map[string]any
+	// Claims is all that the token's issuer said: the text of a JSON object, without two members
+	// of one name anywhere, for encoding/json or [Facts.ClaimValues]. Empty if the source
+	// knows the fields above and nothing more.
+	Claims string
 
 	// ClientGeneration is the client's generation when the token was issued. A source
 	// whose clients have generations refuses, in Revise, facts of an older one.
@@ -92,66 +90,6 @@ func (f *Facts) HasScope(scope string) bool { return slices.Contains(f.Scopes, s
 // HasAudience reports whether the token names audience, compared byte for byte. A
 // token without audience names none.
 func (f *Facts) HasAudience(audience string) bool { return slices.Contains(f.Audience, audience) }
-
-// ClaimValues returns the values of a claim as text: a string, number or boolean is one
-// value, an array of such has several, anything else none. name is a member of Claims;
-// where there is none of that name, dots lead into objects, as in realm_access.roles.
-// client_id, sub, iss, aud and scope come from the fields of their meaning; scope has a
-// value for each scope.
-func (f *Facts) ClaimValues(name string) []string {
-	one := func(s string) []string {
-		if s == "" {
-			return nil
-		}
-		return []string{s}
-	}
-	switch name {
-	case "client_id":
-		return one(f.ClientID)
-	case "sub":
-		return one(f.Subject)
-	case "iss":
-		return one(f.Issuer)
-	case "aud":
-		return f.Audience
-	case "scope":
-		return f.Scopes
-	}
-	value, ok := f.Claims[name]
-	for object, rest := f.Claims, name; !ok; {
-		step, deeper, dotted := strings.Cut(rest, ".")
-		if !dotted {
-			value = object[step]
-			break
-		}
-		inner, isObject := object[step].(map[string]any)
-		if !isObject {
-			return nil
-		}
-		object, rest = inner, deeper
-	}
-	if list, ok := value.([]any); ok {
-		var values []string
-		for _, element := range list {
-			values = append(values, claimText(element)...)
-		}
-		return values
-	}
-	return claimText(value)
-}
-
-// claimText is a scalar as text, or nothing.
-func claimText(v any) []string {
-	switch v := v.(type) {
-	case string:
-		return []string{v}
-	case json.Number:
-		return []string{v.String()}
-	case bool:
-		return []string{strconv.FormatBool(v)}
-	}
-	return nil
-}
 
 // inactive is the one answer for every token that is not good.
 var inactive = &Facts{}

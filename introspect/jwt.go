@@ -16,8 +16,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode/utf16"
-	"unicode/utf8"
 
 	"github.com/go-jose/go-jose/v4"
 )
@@ -149,8 +147,6 @@ type JWTConfig struct {
 }
 
 const (
-	// maxDepth of JSON in a token. Real ones have four levels.
-	maxDepth = 32
 	// maxLeeway is for clocks that are wrong, not for tokens that are old.
 	maxLeeway = time.Minute
 	// firstPause is between the first fetches, until one succeeds.
@@ -520,7 +516,7 @@ func (j *JWT) judge(payload []byte) (*Facts, bool) {
 	}
 	return &Facts{
 		Active: true, ClientID: client, Subject: subject, Issuer: j.cfg.Issuer,
-		Scopes: scopes, Audience: audience, IssuedAt: issued, Expiry: expiry, Claims: claims,
+		Scopes: scopes, Audience: audience, IssuedAt: issued, Expiry: expiry, Claims: string(bytes.TrimSpace(payload)),
 	}, true
 }
 
@@ -538,57 +534,6 @@ func otherKind(claims map[string]any) bool {
 		return true
 	}
 	return claims["token_use"] == "id"
-}
-
-// scopesOf returns the scopes in scope (RFC 9068) or, where that is absent, in scp (Entra
-// ID, Okta): a string with spaces, or a list.
-func scopesOf(claims map[string]any) ([]string, bool) {
-	value, present := claims["scope"]
-	if !present {
-		if value, present = claims["scp"]; !present {
-			return nil, true
-		}
-	}
-	list, ok := texts(value)
-	if !ok {
-		return nil, false
-	}
-	if line, ok := value.(string); ok {
-		list = strings.Split(line, " ")
-	}
-	var scopes []string
-	for _, scope := range list {
-		if scope == "" || slices.Contains(scopes, scope) {
-			continue
-		}
-		// An element with a space in it would be two scopes as soon as somebody joins them.
-		for _, c := range []byte(scope) {
-			if c < 0x21 || c > 0x7e || c == '"' || c == '\\' { // RFC 6749 section 3.3
-				return nil, false
-			}
-		}
-		scopes = append(scopes, scope)
-	}
-	return scopes, true
-}
-
-// texts returns a string as a list of one, and a list of strings.
-func texts(value any) ([]string, bool) {
-	switch value := value.(type) {
-	case string:
-		return []string{value}, true
-	case []any:
-		list := make([]string, len(value))
-		for i, element := range value {
-			s, ok := element.(string)
-			if !ok {
-				return nil, false
-			}
-			list[i] = s
-		}
-		return list, true
-	}
-	return nil, false
 }
 
 // numericDate reads a NumericDate (RFC 7519 section 2): seconds from 1970 to the year
@@ -628,94 +573,3 @@ func numericDate(value any) (time.Time, bool) {
 // maxShift is how far the exponent of a NumericDate may move its point: its twelve digits
 // and nine decimals fit.
 const maxShift = 21
-
-// decodeObject decodes a JSON object as encoding/json does with UseNumber, and refuses
-// what another parser could understand otherwise: two members of one name, text that is
-// not Unicode, more than maxDepth levels, more behind it.
-func decodeObject(data []byte) (map[string]any, bool) {
-	if !utf8.Valid(data) || !json.Valid(data) || halfEscaped(data) {
-		return nil, false
-	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.UseNumber()
-	value, err := decodeValue(decoder, 0)
-	object, ok := value.(map[string]any)
-	return object, ok && err == nil
-}
-
-// halfEscaped reports whether valid JSON escapes one half of a character that takes two,
-// as in "\ud800". encoding/json puts U+FFFD there, which would make one name of many.
-func halfEscaped(data []byte) bool {
-	for {
-		// In valid JSON only strings have a backslash, and each \u has four digits.
-		at := bytes.IndexByte(data, '\\')
-		if at < 0 {
-			return false
-		}
-		data = data[at:]
-		unit, ok := escapedUnit(data)
-		switch {
-		case !ok:
-			data = data[2:]
-		case !utf16.IsSurrogate(unit):
-			data = data[6:]
-		default:
-			low, _ := escapedUnit(data[6:])
-			if utf16.DecodeRune(unit, low) == utf8.RuneError {
-				return true
-			}
-			data = data[12:]
-		}
-	}
-}
-
-// escapedUnit is the UTF-16 code unit of the escape that data begins with, if it does.
-func escapedUnit(data []byte) (rune, bool) {
-	if len(data) < 6 || data[0] != '\\' || data[1] != 'u' {
-		return 0, false
-	}
-	unit, err := strconv.ParseUint(string(data[2:6]), 16, 16)
-	return rune(unit), err == nil
-}
-
-var errAmbiguous = errors.New("JSON too deep, or with two members of one name")
-
-func decodeValue(decoder *json.Decoder, depth int) (any, error) {
-	token, err := decoder.Token()
-	if err != nil {
-		return nil, err
-	}
-	if depth > maxDepth {
-		return nil, errAmbiguous
-	}
-	switch token {
-	case json.Delim('{'):
-		object := map[string]any{}
-		for decoder.More() {
-			name, err := decoder.Token()
-			if err != nil {
-				return nil, err
-			}
-			if _, twice := object[name.(string)]; twice {
-				return nil, errAmbiguous
-			}
-			if object[name.(string)], err = decodeValue(decoder, depth+1); err != nil {
-				return nil, err
-			}
-		}
-		_, err = decoder.Token()
-		return object, err
-	case json.Delim('['):
-		list := []any{}
-		for decoder.More() {
-			value, err := decodeValue(decoder, depth+1)
-			if err != nil {
-				return nil, err
-			}
-			list = append(list, value)
-		}
-		_, err = decoder.Token()
-		return list, err
-	}
-	return token, nil
-}

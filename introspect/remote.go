@@ -1,6 +1,7 @@
 package introspect
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -578,7 +579,7 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 	case !active:
 		return inactive, nil
 	}
-	facts := &Facts{Active: true, Claims: answer}
+	facts := &Facts{Active: true, Claims: string(bytes.TrimSpace(body))}
 
 	if value, present := answer["exp"]; present {
 		// Wrong, it must not become "for ever".

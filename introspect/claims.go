@@ -1,0 +1,387 @@
+package introspect
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"iter"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// Claims are kept as the text they came in, and read where they stand: decoded, 64 KiB of
+// JSON take up to 2 MB, and a cache holds what many callers can make it hold.
+
+// ClaimValues returns the values of a claim as text: a string, number or boolean is one
+// value, a list of such has several, an object has the names of its members as values,
+// apart from members that are false or null. Anything else has none.
+//
+// name is a member of Claims, or a way into objects with dots between the names, as in
+// realm_access.roles. Names may have dots themselves. So at each level the longest name
+// counts that name begins with; if the way does not go on from there, the next shorter
+// one. A member that is null is not there.
+//
+// client_id, sub, iss, aud and scope come from the fields of their meaning; scope has a
+// value for each scope.
+func (f *Facts) ClaimValues(name string) []string {
+	one := func(s string) []string {
+		if s == "" {
+			return nil
+		}
+		return []string{s}
+	}
+	switch name {
+	case "client_id":
+		return one(f.ClientID)
+	case "sub":
+		return one(f.Subject)
+	case "iss":
+		return one(f.Issuer)
+	case "aud":
+		return f.Audience
+	case "scope":
+		return f.Scopes
+	}
+	value, _ := findClaim(f.Claims, name)
+	return slices.Collect(claimValues(value))
+}
+
+// findClaim returns the JSON text of the claim that name leads to in object, which is not
+// null. It goes through each object on the way once: only one way leads to an object, so
+// going back to shorter names does not multiply the work.
+func findClaim(object, name string) (value string, ok bool) {
+	type way struct{ object, rest string }
+	var few [4]way
+	ways := few[:0]
+	for member, value := range jsonMembers(object) {
+		rest, begins := strings.CutPrefix(name, member)
+		switch {
+		case !begins || value == "null":
+		case rest == "":
+			return value, true
+		case rest[0] == '.' && value[0] == '{':
+			ways = append(ways, way{value, rest[1:]})
+		}
+	}
+	slices.SortFunc(ways, func(a, b way) int { return len(a.rest) - len(b.rest) })
+	for _, w := range ways {
+		if value, ok := findClaim(w.object, w.rest); ok {
+			return value, true
+		}
+	}
+	return "", false
+}
+
+// claimValues are the values of a claim; see Facts.ClaimValues.
+func claimValues(value string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		switch {
+		case strings.HasPrefix(value, "["):
+			for element := range jsonElements(value) {
+				if text, ok := scalarText(element); ok && !yield(text) {
+					return
+				}
+			}
+		case strings.HasPrefix(value, "{"):
+			for name, member := range jsonMembers(value) {
+				if member != "null" && member != "false" && !yield(name) {
+					return
+				}
+			}
+		default:
+			if text, ok := scalarText(value); ok {
+				yield(text)
+			}
+		}
+	}
+}
+
+// scalarText is a string, number or boolean as text.
+func scalarText(value string) (string, bool) {
+	switch {
+	case value == "" || value == "null" || value[0] == '{' || value[0] == '[':
+		return "", false
+	case value[0] == '"':
+		return stringText(value), true
+	}
+	return value, true
+}
+
+// stringText is what a JSON string says.
+func stringText(quoted string) string {
+	if len(quoted) >= 2 && strings.IndexByte(quoted, '\\') < 0 {
+		return quoted[1 : len(quoted)-1]
+	}
+	var text string
+	if json.Unmarshal([]byte(quoted), &text) != nil {
+		return ""
+	}
+	return text
+}
+
+// jsonMembers are the names and the values of a JSON object. It and those below are for text
+// that decodeObject has checked; of other text they make something or nothing, and end.
+func jsonMembers(object string) iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		rest, ok := strings.CutPrefix(object, "{")
+		for ok {
+			var name, value string
+			if name, rest = cutJSON(rest); name == "" || name[0] != '"' {
+				return
+			}
+			rest, _ = strings.CutPrefix(skipSpace(rest), ":")
+			if value, rest = cutJSON(rest); value == "" || !yield(stringText(name), value) {
+				return
+			}
+			rest, ok = strings.CutPrefix(skipSpace(rest), ",")
+		}
+	}
+}
+
+// jsonElements are the values in a JSON array.
+func jsonElements(array string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		rest, ok := strings.CutPrefix(array, "[")
+		for ok {
+			var value string
+			if value, rest = cutJSON(rest); value == "" || !yield(value) {
+				return
+			}
+			rest, ok = strings.CutPrefix(skipSpace(rest), ",")
+		}
+	}
+}
+
+// cutJSON cuts the first JSON value off s. The value is empty if s has none.
+func cutJSON(s string) (value, rest string) {
+	s = skipSpace(s)
+	if s == "" {
+		return "", ""
+	}
+	end, depth := 0, 0
+	switch s[0] {
+	case '"':
+		end = stringEnd(s, 0)
+	case '{', '[':
+		for end < len(s) {
+			switch s[end] {
+			case '"':
+				end = stringEnd(s, end)
+				continue
+			case '{', '[':
+				depth++
+			case '}', ']':
+				depth--
+			}
+			end++
+			if depth == 0 {
+				break
+			}
+		}
+	default:
+		if end = strings.IndexAny(s, ",]}: \t\r\n"); end < 0 {
+			end = len(s)
+		}
+	}
+	return s[:end], s[end:]
+}
+
+// stringEnd is where the JSON string that begins at s[i] ends.
+func stringEnd(s string, i int) int {
+	for i++; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+		case '"':
+			return i + 1
+		}
+	}
+	return len(s)
+}
+
+func skipSpace(s string) string { return strings.TrimLeft(s, " \t\r\n") }
+
+// maxNames bounds the scopes of a token, and its audiences: they are looked through on each
+// request. A token that names more is refused; of some of them nobody could say which.
+const maxNames = 1000
+
+// scopesOf returns the scopes in scope (RFC 9068) or, where that is absent, in scp (Entra
+// ID, Okta): a string with spaces, or a list.
+func scopesOf(claims map[string]any) ([]string, bool) {
+	value, present := claims["scope"]
+	if !present {
+		if value, present = claims["scp"]; !present {
+			return nil, true
+		}
+	}
+	line, isLine := value.(string)
+	if isLine && strings.Count(line, " ") >= maxNames {
+		return nil, false
+	}
+	list, ok := texts(value)
+	if !ok {
+		return nil, false
+	}
+	if isLine {
+		list = strings.Split(line, " ")
+	}
+	seen := make(map[string]bool, len(list))
+	var scopes []string
+	for _, scope := range list {
+		if scope == "" || seen[scope] {
+			continue
+		}
+		// An element with a space in it would be two scopes as soon as somebody joins them.
+		for _, c := range []byte(scope) {
+			if c < 0x21 || c > 0x7e || c == '"' || c == '\\' { // RFC 6749 section 3.3
+				return nil, false
+			}
+		}
+		seen[scope] = true
+		scopes = append(scopes, strings.Clone(scope)) // not the whole line with each
+	}
+	return scopes, true
+}
+
+// texts returns a string as a list of one, and a list of strings, at most maxNames.
+func texts(value any) ([]string, bool) {
+	switch value := value.(type) {
+	case string:
+		return []string{value}, true
+	case []any:
+		if len(value) > maxNames {
+			return nil, false
+		}
+		list := make([]string, len(value))
+		for i, element := range value {
+			s, ok := element.(string)
+			if !ok {
+				return nil, false
+			}
+			list[i] = s
+		}
+		return list, true
+	}
+	return nil, false
+}
+
+// maxDepth of JSON from an issuer. Real claims have four levels.
+const maxDepth = 32
+
+// nested is what decodeObject makes of an object in the object, and of a list with anything
+// but scalars in it. What is in them is found by findClaim.
+type nested struct{}
+
+// decodeObject decodes a JSON object as encoding/json does with UseNumber, but for what is
+// nested, and refuses what another parser could understand otherwise: two members of one
+// name, text that is not Unicode, more than maxDepth levels, more behind it.
+func decodeObject(data []byte) (map[string]any, bool) {
+	if !utf8.Valid(data) || !json.Valid(data) || halfEscaped(data) {
+		return nil, false
+	}
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.UseNumber()
+	value, err := decodeValue(decoder, 0)
+	object, ok := value.(map[string]any)
+	return object, ok && err == nil
+}
+
+// halfEscaped reports whether valid JSON escapes one half of a character that takes two,
+// as in "\ud800". encoding/json puts U+FFFD there, which would make one name of many.
+func halfEscaped(data []byte) bool {
+	for {
+		// In valid JSON only strings have a backslash, and each \u has four digits.
+		at := bytes.IndexByte(data, '\\')
+		if at < 0 {
+			return false
+		}
+		data = data[at:]
+		unit, ok := escapedUnit(data)
+		switch {
+		case !ok:
+			data = data[2:]
+		case !utf16.IsSurrogate(unit):
+			data = data[6:]
+		default:
+			low, _ := escapedUnit(data[6:])
+			if utf16.DecodeRune(unit, low) == utf8.RuneError {
+				return true
+			}
+			data = data[12:]
+		}
+	}
+}
+
+// escapedUnit is the UTF-16 code unit of the escape that data begins with, if it does.
+func escapedUnit(data []byte) (rune, bool) {
+	if len(data) < 6 || data[0] != '\\' || data[1] != 'u' {
+		return 0, false
+	}
+	unit, err := strconv.ParseUint(string(data[2:6]), 16, 16)
+	return rune(unit), err == nil
+}
+
+var errAmbiguous = errors.New("JSON too deep, or with two members of one name")
+
+// decodeValue decodes the next value. It reads all that is in it, and builds the outermost
+// object and the lists of scalars in that.
+func decodeValue(decoder *json.Decoder, depth int) (any, error) {
+	token, err := decoder.Token()
+	if err != nil {
+		return nil, err
+	}
+	if depth > maxDepth {
+		return nil, errAmbiguous
+	}
+	switch token {
+	case json.Delim('{'):
+		var object map[string]any
+		for decoder.More() {
+			name, err := decoder.Token()
+			if err != nil {
+				return nil, err
+			}
+			if _, twice := object[name.(string)]; twice {
+				return nil, errAmbiguous
+			}
+			value, err := decodeValue(decoder, depth+1)
+			if err != nil {
+				return nil, err
+			}
+			if object == nil {
+				object = make(map[string]any)
+			}
+			if depth > 0 {
+				value = nil // only the names are of interest here
+			}
+			object[name.(string)] = value
+		}
+		if _, err := decoder.Token(); err != nil || depth > 0 {
+			return nested{}, err
+		}
+		return object, nil
+	case json.Delim('['):
+		list, scalars := []any{}, true
+		for decoder.More() {
+			value, err := decodeValue(decoder, depth+1)
+			if err != nil {
+				return nil, err
+			}
+			switch value.(type) {
+			case nested, []any:
+				list, scalars = nil, false
+			}
+			if depth == 1 && scalars {
+				list = append(list, value)
+			}
+		}
+		if _, err := decoder.Token(); err != nil || !scalars {
+			return nested{}, err
+		}
+		return list, nil
+	}
+	return token, nil
+}
