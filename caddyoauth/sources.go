@@ -102,13 +102,7 @@ func (a *App) openAllSources() error {
 	for _, use := range sortedKeys(a.sources) {
 		used := a.sources[use]
 		key := used.module.SourceKey()
-		pooled, _, err := openSources.LoadOrNew(key, func() (_ caddy.Destructor, err error) {
-			// A panic would leave the pool's lock taken, and every later load waiting for it.
-			defer func() {
-				if r := recover(); r != nil {
-					err = fmt.Errorf("opening the source panicked: %v", r)
-				}
-			}()
+		pooled, err := loadOrOpen(openSources, key, func() (openSource, error) {
 			source, err := used.module.OpenSource()
 			return openSource{source}, err
 		})
@@ -125,9 +119,27 @@ func (a *App) openAllSources() error {
 			memory = introspect.WrapConfig{}
 		}
 		memory.OnStale = collectors.staleAnswers.Inc
-		used.lookup = a.opened.cache.WrapWith(foreignName(key), pooled.(openSource).Source, memory)
+		used.lookup = a.opened.cache.WrapWith(foreignName(key), pooled.Source, memory)
 	}
 	return nil
+}
+
+// loadOrOpen returns what pool has under key, opened if nobody uses it yet.
+func loadOrOpen[T caddy.Destructor](pool *caddy.UsagePool, key string, open func() (T, error)) (T, error) {
+	pooled, _, err := pool.LoadOrNew(key, func() (_ caddy.Destructor, err error) {
+		// A panic would leave the pool's lock taken, and every later load waiting for it.
+		defer func() {
+			if r := recover(); r != nil {
+				err = fmt.Errorf("opening the source panicked: %v", r)
+			}
+		}()
+		return open()
+	})
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return pooled.(T), nil
 }
 
 // foreignName is what the cache knows a source by.

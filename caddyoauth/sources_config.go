@@ -142,8 +142,9 @@ type JWTSource struct {
 	// dead when its key is withdrawn, all the same. Default: the cache's `max_age`.
 	MaxAge caddy.Duration `json:"max_age,omitempty"`
 
-	key string
-	cfg introspect.JWTConfig
+	key, keysKey string
+	cfg          introspect.JWTConfig
+	keys         introspect.KeysConfig
 }
 
 // CaddyModule returns the Caddy module information.
@@ -207,43 +208,51 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 func (s *JWTSource) Provision(caddy.Context) error {
 	replace := caddy.NewReplacer()
 	var err error
-	s.cfg = s.settings()
+	s.keys, s.cfg = s.settings()
 	for _, text := range []struct {
 		name, configured string
 		resolved         *string
 	}{
-		{"issuer", s.Issuer, &s.cfg.Issuer}, {"jwks_uri", s.JWKSURI, &s.cfg.JWKSURI}, {"jwks_file", s.JWKSFile, &s.cfg.KeysFile},
+		{"issuer", s.Issuer, &s.keys.Issuer}, {"jwks_uri", s.JWKSURI, &s.keys.JWKSURI}, {"jwks_file", s.JWKSFile, &s.keys.KeysFile},
 	} {
 		if *text.resolved, err = replace.ReplaceOrErr(text.configured, true, true); err != nil {
 			return fmt.Errorf("%s: %w", text.name, err)
 		}
 	}
-	if s.cfg.Header, err = resolveHeaders(replace, s.Headers); err != nil {
+	if s.keys.Header, err = resolveHeaders(replace, s.Headers); err != nil {
 		return err
 	}
 	var trust string
 	if s.TLS != nil {
-		if s.cfg.TLS, trust, err = s.TLS.config(); err != nil {
+		if s.keys.TLS, trust, err = s.TLS.config(); err != nil {
 			return fmt.Errorf("tls: %w", err)
 		}
 	}
-	if err := errors.Join(s.check(), s.cfg.Check()); err != nil {
+	if err := s.check(); err != nil {
 		return err
 	}
-	s.key = sourceKey("jwt", s.cfg.Issuer, []any{s.cfg.JWKSURI, s.cfg.KeysFile, s.Algorithms, s.Audience, s.Type, s.Leeway, s.RefreshInterval, s.cfg.Header, trust})
-	logger := caddy.Log().Named("oauth.sources.jwt").With(zap.String("issuer", s.cfg.Issuer))
+	if err := checkJWT(s.keys, s.cfg); err != nil {
+		return err
+	}
+	// What the keys are, and beyond it what the source accepts by them.
+	s.keysKey = sourceKey("keys", s.keys.Issuer, []any{s.keys.JWKSURI, s.keys.KeysFile, s.keys.Header, trust})
+	s.key = sourceKey("jwt", s.keys.Issuer, []any{s.keysKey, s.Algorithms, s.Audience, s.Type, s.Leeway, s.RefreshInterval})
 	name := s.SourceName()
-	s.cfg.OnFetch = func(kind string, took time.Duration, err error) {
+	// The keys outlive this configuration, and its logger.
+	logger := func() *zap.Logger {
+		return caddy.Log().Named("oauth.sources.jwt").With(zap.String("issuer", name))
+	}
+	s.keys.OnFetch = func(kind string, took time.Duration, err error) {
 		result := "ok"
 		if err != nil {
 			result = "error"
-			logger.Error("fetching the issuer's keys: going on with those there are", zap.String("what", kind), zap.Error(err))
+			logger().Error("fetching the issuer's keys: going on with those there are", zap.String("what", kind), zap.Error(err))
 		}
 		collectors.sourceDuration.WithLabelValues(name, result).Observe(took.Seconds())
 	}
-	s.cfg.OnKeys = func(n int) {
+	s.keys.OnKeys = func(n int) {
 		collectors.sourceUp.WithLabelValues(name).Set(1)
-		logger.Info("the issuer's keys are here", zap.Int("keys", n))
+		logger().Info("the issuer's keys are here", zap.Int("keys", n))
 	}
 	return nil
 }
@@ -255,7 +264,7 @@ func (s *IntrospectSource) SourceName() string {
 }
 
 // SourceName implements TokenSource.
-func (s *JWTSource) SourceName() string { return s.cfg.Issuer }
+func (s *JWTSource) SourceName() string { return s.keys.Issuer }
 
 // SourceKey implements TokenSource.
 func (s *IntrospectSource) SourceKey() string { return s.key }
@@ -291,7 +300,7 @@ func (s *IntrospectSource) Recognizes(string) Recognition { return PerhapsMine }
 
 // Recognizes implements TokenSource: a JWT says who issued it.
 func (s *JWTSource) Recognizes(token string) Recognition {
-	if issuer, ok := introspect.UnverifiedIssuer(token); ok && issuer == s.cfg.Issuer {
+	if issuer, ok := introspect.UnverifiedIssuer(token); ok && issuer == s.keys.Issuer {
 		return Mine
 	}
 	return NotMine
@@ -348,21 +357,48 @@ func (s *JWTSource) check() error {
 	if s.MaxAge < 0 {
 		return errors.New("durations are greater than zero")
 	}
+	for _, reference := range placeholders.FindAllString(s.Issuer, -1) {
+		if !strings.HasPrefix(reference, "{env.") && !strings.HasPrefix(reference, "{file.") {
+			return fmt.Errorf("issuer %s: %s stands for nothing when the configuration is loaded, and an issuer is no template: each tenant is an issuer of its own, so write a source for each", s.Issuer, reference)
+		}
+	}
+	if entraTemplate.MatchString(s.Issuer) {
+		return fmt.Errorf("issuer %s: no token names it, because Entra ID issues in the name of a tenant, by its ID: write a source for each tenant", s.Issuer)
+	}
 	if !strings.Contains(s.Issuer+s.JWKSURI+s.JWKSFile, "{") {
-		if err := s.settings().Check(); err != nil {
+		if err := checkJWT(s.settings()); err != nil {
 			return err
 		}
 	}
 	return errors.Join(checkAudience(s.Audience), checkHeaders(s.Headers))
 }
 
-// settings are those that refer to nothing.
-func (s *JWTSource) settings() introspect.JWTConfig {
-	return introspect.JWTConfig{
-		Issuer: s.Issuer, JWKSURI: s.JWKSURI, KeysFile: s.JWKSFile, Discovery: s.JWKSURI == "" && s.JWKSFile == "",
-		Algorithms: s.Algorithms, Audience: s.Audience, Type: s.Type, Leeway: time.Duration(s.Leeway),
-		RefreshInterval: time.Duration(s.RefreshInterval),
+var (
+	placeholders = regexp.MustCompile(`\{[^{}]*\}`)
+	// entraTemplate are the names under which Entra ID serves several tenants at once. Its
+	// tokens have the tenant's ID there.
+	entraTemplate = regexp.MustCompile(`(?i)^https://(login\.microsoftonline\.com|sts\.windows\.net)/(common|organizations|consumers)(/|$)`)
+)
+
+// checkJWT judges settings that refer to nothing any more.
+func checkJWT(keys introspect.KeysConfig, cfg introspect.JWTConfig) error {
+	if err := keys.Check(); err != nil {
+		return err
 	}
+	if err := cfg.Check(); err != nil {
+		return fmt.Errorf("JWT source for %q: %w", keys.Issuer, err)
+	}
+	return nil
+}
+
+// settings are those that refer to nothing.
+func (s *JWTSource) settings() (introspect.KeysConfig, introspect.JWTConfig) {
+	return introspect.KeysConfig{
+			Issuer: s.Issuer, JWKSURI: s.JWKSURI, KeysFile: s.JWKSFile, Discovery: s.JWKSURI == "" && s.JWKSFile == "",
+		}, introspect.JWTConfig{
+			Algorithms: s.Algorithms, Audience: s.Audience, Type: s.Type, Leeway: time.Duration(s.Leeway),
+			RefreshInterval: time.Duration(s.RefreshInterval),
+		}
 }
 
 // secretHeader is a header whose value is never written into a configuration.
@@ -398,8 +434,49 @@ func (s *IntrospectSource) OpenSource() (introspect.Source, error) {
 	return introspect.NewRemote(s.cfg)
 }
 
+// openKeys holds the keys of issuers, of which many sources may make use.
+var openKeys = caddy.NewUsagePool()
+
+// openIssuerKeys are keys in openKeys.
+type openIssuerKeys struct{ *introspect.Keys }
+
+// Destruct ends the fetching.
+func (k openIssuerKeys) Destruct() error {
+	k.Close()
+	return nil
+}
+
+// openJWT is a JWT source with its share in openKeys.
+type openJWT struct {
+	*introspect.JWT
+	keysKey string
+}
+
+// Close ends the source, and the keys if no other one uses them.
+func (s openJWT) Close() error {
+	s.JWT.Close()
+	_, err := openKeys.Delete(s.keysKey)
+	return err
+}
+
 // OpenSource implements TokenSource.
-func (s *JWTSource) OpenSource() (introspect.Source, error) { return introspect.NewJWT(s.cfg) }
+func (s *JWTSource) OpenSource() (introspect.Source, error) {
+	keys, err := loadOrOpen(openKeys, s.keysKey, func() (openIssuerKeys, error) {
+		keys, err := introspect.NewKeys(s.keys)
+		return openIssuerKeys{keys}, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	cfg := s.cfg
+	cfg.Keys = keys.Keys
+	jwt, err := introspect.NewJWT(cfg)
+	if err != nil {
+		_, closeErr := openKeys.Delete(s.keysKey)
+		return nil, errors.Join(err, closeErr)
+	}
+	return openJWT{jwt, s.keysKey}, nil
+}
 
 // parseSource reads source <name> ..., with what the module of that name reads.
 func parseSource(d *caddyfile.Dispenser, p *Protect, realms map[string]*Realm) error {

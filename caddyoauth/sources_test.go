@@ -495,3 +495,51 @@ func eventuallyAnswers(t *testing.T, g *gateway, token string, want int) {
 		}
 	}
 }
+
+// Routes that differ in what they accept share the issuer's keys, also across reloads that
+// change it, while the issuer is away.
+func TestKeysOutliveWhatIsAcceptedByThem(t *testing.T) {
+	f := newForeign(t)
+	source := func(more string) string {
+		return "source jwt https://issuer.example.com {\njwks_uri " + f.URL + "/keys\n" + more + "\n}\n"
+	}
+	var routes strings.Builder
+	for i := range 30 {
+		fmt.Fprintf(&routes, "route /%d {\noauth_protect {\n%s}\nreverse_proxy BACKEND\n}\n", i, source(fmt.Sprintf("audience api app-%d", i)))
+	}
+	g := startGateway(t, "", routes.String())
+	for i := range 30 {
+		if a := g.get(fmt.Sprint("/", i), f.jwt(t, "")); a.StatusCode != 200 {
+			t.Fatalf("route %d: %d", i, a.StatusCode)
+		}
+	}
+	if n := f.fetched.Load(); n != 1 {
+		t.Errorf("30 routes fetched the issuer's keys %d times", n)
+	}
+
+	f.away.Store(true)
+	for _, more := range []string{
+		"audience api other", "audience api", "audience api\nleeway 5s", "audience api\ntyp any", "audience api\nalgorithms EdDSA ES256",
+		"audience api\nrefresh_interval 10m", "audience api\nmax_age 5s",
+	} {
+		if err := g.load("", "oauth_protect {\n"+source(more)+"}\nreverse_proxy BACKEND"); err != nil {
+			t.Fatal(err)
+		}
+		if a := g.get("/x", f.jwt(t, fmt.Sprintf(`,"jti":%q`, more))); a.StatusCode != 200 {
+			t.Errorf("the issuer is away, and a reload changes its source to %q: %d", more, a.StatusCode)
+		}
+	}
+	// What one configuration accepted is not remembered for another that does not.
+	token := f.jwt(t, "")
+	if a := g.get("/x", token); a.StatusCode != 200 {
+		t.Fatal(a.StatusCode)
+	}
+	for more, want := range map[string]int{"audience other": 401, "audience api\nalgorithms ES256": 401} {
+		if err := g.load("", "oauth_protect {\n"+source(more)+"}\nreverse_proxy BACKEND"); err != nil {
+			t.Fatal(err)
+		}
+		if a := g.get("/x", token); a.StatusCode != want {
+			t.Errorf("after a reload to %q: %d, want %d", more, a.StatusCode, want)
+		}
+	}
+}

@@ -61,7 +61,7 @@ func TestJWKSServerDownAtStart(t *testing.T) {
 		key := keyFor("EdDSA")
 		var up atomic.Bool
 		var attempts atomic.Int64
-		j := newJWT(t, introspect.WithTransport(introspect.JWTConfig{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
+		j := newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
 			attempts.Add(1)
 			if up.Load() {
 				return answering(200, nil, jwks(key.jwk(nil))), nil
@@ -99,7 +99,7 @@ func TestJWKSServerDownAtStart(t *testing.T) {
 func TestJWKSFirstRequestWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := keyFor("EdDSA")
-		j := newJWT(t, introspect.WithTransport(introspect.JWTConfig{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
+		j := newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
 			time.Sleep(time.Second)
 			return answering(200, nil, jwks(key.jwk(nil))), nil
 		})))
@@ -118,7 +118,7 @@ func TestJWKSRotation(t *testing.T) {
 	clock := &clocks{}
 	older, newer := keyFor("EdDSA"), keyFor("ES256")
 	server := newKeyServer(t, jwks(older.jwk(nil)))
-	j := newJWT(t, introspect.JWTConfig{JWKSURI: server.URL, Now: clock.now})
+	j := newJWT(t, jwtSettings{JWKSURI: server.URL, Now: clock.now})
 	wants(t, j, older.issue(goodClaims()), "active")
 	server.publish(jwks(older.jwk(nil), newer.jwk(nil)))
 	wants(t, j, newer.issue(goodClaims()), "inactive") // fetched a moment ago
@@ -137,7 +137,7 @@ func TestJWKSRotationWithoutKid(t *testing.T) {
 	clock := &clocks{}
 	older, newer := signingKey{"", "EdDSA", newEdKey()}, signingKey{"", "EdDSA", newEdKey()}
 	server := newKeyServer(t, jwks(older.jwk(claims{"kid": nil})))
-	j := newJWT(t, introspect.JWTConfig{JWKSURI: server.URL, Now: clock.now})
+	j := newJWT(t, jwtSettings{JWKSURI: server.URL, Now: clock.now})
 	token := func(k signingKey) string { return k.token(`{"alg":"EdDSA","typ":"at+jwt"}`, goodClaims().json()) }
 	wants(t, j, token(older), "active")
 	server.publish(jwks(newer.jwk(claims{"kid": nil})))
@@ -151,7 +151,7 @@ func TestJWKSFloodOfUnknownKids(t *testing.T) {
 	clock := &clocks{}
 	key := keyFor("EdDSA")
 	server := newKeyServer(t, jwks(key.jwk(nil)))
-	j := newJWT(t, introspect.JWTConfig{JWKSURI: server.URL, Now: clock.now})
+	j := newJWT(t, jwtSettings{JWKSURI: server.URL, Now: clock.now})
 	wants(t, j, key.issue(goodClaims()), "active")
 	for round := range 4 {
 		var senders sync.WaitGroup
@@ -192,7 +192,7 @@ func TestJWKSFloodOfUnknownKids(t *testing.T) {
 func TestJWKSRefreshesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var fetches atomic.Int64
-		j := newJWT(t, introspect.WithTransport(introspect.JWTConfig{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
+		j := newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
 			fetches.Add(1)
 			return answering(200, nil, jwks(keyFor("EdDSA").jwk(nil))), nil
 		})))
@@ -223,7 +223,7 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 	}
 	var latest atomic.Value
 	var sets atomic.Int64
-	j := newJWT(t, introspect.JWTConfig{
+	j := newJWT(t, jwtSettings{
 		JWKSURI: server.URL, Now: clock.now, Timeout: 200 * time.Millisecond,
 		OnFetch: func(kind string, took time.Duration, err error) {
 			if kind != "jwks" || took <= 0 {
@@ -331,7 +331,7 @@ func TestJWKSWithdrawnKeyKillsCachedTokens(t *testing.T) {
 			key, other := keyFor("RS256"), keyFor("EdDSA")
 			var set atomic.Value
 			set.Store(jwks(key.jwk(nil), other.jwk(nil)))
-			j := newJWT(t, introspect.WithTransport(introspect.JWTConfig{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
+			j := newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
 				return answering(200, nil, set.Load().(string)), nil
 			})))
 			cache := newCache(t, introspect.Config{})
@@ -370,9 +370,9 @@ func TestJWKSUnknownKeepTheCacheSilent(t *testing.T) {
 	server := newKeyServer(t, jwks(key.jwk(nil)))
 	cache := newCache(t, (&clocks{}).config())
 	token := key.issue(goodClaims())
-	warm(t, cache, cache.Wrap("jwt", newJWT(t, introspect.JWTConfig{JWKSURI: server.URL}), time.Hour), token)
+	warm(t, cache, cache.Wrap("jwt", newJWT(t, jwtSettings{JWKSURI: server.URL}), time.Hour), token)
 	server.do(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) })
-	later := cache.Wrap("jwt", newJWT(t, introspect.JWTConfig{JWKSURI: server.URL}), time.Hour)
+	later := cache.Wrap("jwt", newJWT(t, jwtSettings{JWKSURI: server.URL}), time.Hour)
 	if facts, err := later.Lookup(t.Context(), token); err == nil {
 		t.Errorf("answered from the cache: %+v", facts)
 	}
@@ -394,7 +394,7 @@ func TestJWKSCacheControl(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			var fetched []time.Time
-			newJWT(t, introspect.WithTransport(introspect.JWTConfig{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
+			newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
 				fetched = append(fetched, time.Now())
 				return answering(200, http.Header{"Cache-Control": {value}}, jwks(keyFor("EdDSA").jwk(nil))), nil
 			})))
@@ -456,7 +456,7 @@ func TestJWKSUnusableKeys(t *testing.T) {
 	} {
 		var keys atomic.Int64
 		server := newKeyServer(t, jwks(keyFor("EdDSA").jwk(nil), c.key.jwk(c.change)))
-		j := newJWT(t, introspect.JWTConfig{JWKSURI: server.URL, OnKeys: func(n int) { keys.Store(int64(n)) }})
+		j := newJWT(t, jwtSettings{JWKSURI: server.URL, OnKeys: func(n int) { keys.Store(int64(n)) }})
 		if got := mayPass(t, j, c.key.issue(goodClaims())); got != c.usable {
 			t.Errorf("a key %s: used %v", c.name, got)
 		}
@@ -464,11 +464,11 @@ func TestJWKSUnusableKeys(t *testing.T) {
 			t.Errorf("a key %s: %d keys", c.name, keys.Load())
 		}
 		server.Close()
-		j.Close()
+		j.Keys().Close()
 	}
 	// Two members of one name.
 	twice := strings.Replace(jwks(ed.jwk(nil), keyFor("EdDSA").jwk(nil)), `"use":"sig"`, `"use":"enc","use":"sig"`, 1)
-	j := newJWT(t, introspect.JWTConfig{JWKSURI: newKeyServer(t, twice).URL})
+	j := newJWT(t, jwtSettings{JWKSURI: newKeyServer(t, twice).URL})
 	wants(t, j, ed.issue(goodClaims()), "inactive")
 	wants(t, j, keyFor("EdDSA").issue(goodClaims()), "active")
 }
@@ -528,12 +528,12 @@ func TestJWKSDiscovery(t *testing.T) {
 			}
 		})
 		var kinds []string
-		j := newJWT(t, introspect.JWTConfig{
+		j := newJWT(t, jwtSettings{
 			Issuer: server.URL + c.path, Discovery: true, Header: http.Header{"x-api-key": {"secret"}},
 			OnFetch: func(kind string, _ time.Duration, err error) { kinds = append(kinds, fmt.Sprint(kind, err == nil)) },
 		})
 		wants(t, j, key.issue(goodClaims().with(claims{"iss": server.URL + c.path})), c.want)
-		j.Close()
+		j.Keys().Close()
 		mu.Lock()
 		if !slices.Equal(asked, c.asked) {
 			t.Errorf("%s: asked for %v", c.name, asked)
@@ -554,8 +554,8 @@ func TestJWKSOverTLS(t *testing.T) {
 	server.StartTLS()
 	defer server.Close()
 	trusting := server.Client().Transport.(*http.Transport).TLSClientConfig
-	wants(t, newJWT(t, introspect.JWTConfig{JWKSURI: server.URL, TLS: trusting}), key.issue(goodClaims()), "active")
-	wants(t, newJWT(t, introspect.JWTConfig{JWKSURI: server.URL}), key.issue(goodClaims()), "error")
+	wants(t, newJWT(t, jwtSettings{JWKSURI: server.URL, TLS: trusting}), key.issue(goodClaims()), "active")
+	wants(t, newJWT(t, jwtSettings{JWKSURI: server.URL}), key.issue(goodClaims()), "error")
 }
 
 // Keys from a file, which is replaced, broken, and taken away.
@@ -568,7 +568,7 @@ func TestJWKSFile(t *testing.T) {
 		}
 	}
 	older, newer := keyFor("EdDSA"), keyFor("ES256")
-	j := newJWT(t, introspect.JWTConfig{KeysFile: path, Now: clock.now})
+	j := newJWT(t, jwtSettings{KeysFile: path, Now: clock.now})
 	wants(t, j, older.issue(goodClaims()), "error")
 	write(jwks(older.jwk(nil)))
 	clock.advance(5 * time.Second)
@@ -589,7 +589,7 @@ func TestJWKSFile(t *testing.T) {
 	clock.advance(5 * time.Second)
 	wants(t, j, older.issue(goodClaims()), "error")
 	wants(t, j, newer.issue(goodClaims()), "active")
-	wants(t, newJWT(t, introspect.JWTConfig{KeysFile: t.TempDir()}), newer.issue(goodClaims()), "error")
+	wants(t, newJWT(t, jwtSettings{KeysFile: t.TempDir()}), newer.issue(goodClaims()), "error")
 }
 
 // The file is looked at without anybody asking.
@@ -597,7 +597,7 @@ func TestJWKSFileIsWatched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "keys.json")
 		reads := 0
-		newJWT(t, introspect.JWTConfig{KeysFile: path, Now: time.Now, OnFetch: func(kind string, _ time.Duration, err error) {
+		newJWT(t, jwtSettings{KeysFile: path, Now: time.Now, OnFetch: func(kind string, _ time.Duration, err error) {
 			if kind != "file" {
 				t.Errorf("OnFetch(%q)", kind)
 			}
@@ -621,7 +621,7 @@ func TestJWKSFewLookupsWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := keyFor("EdDSA")
 		var hang atomic.Bool
-		j := newJWT(t, introspect.WithTransport(introspect.JWTConfig{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(r *http.Request) (*http.Response, error) {
+		j := newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(r *http.Request) (*http.Response, error) {
 			if hang.Load() {
 				<-r.Context().Done()
 				return nil, r.Context().Err()
@@ -666,7 +666,7 @@ func TestJWTClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := keyFor("EdDSA")
 		var hang atomic.Bool
-		j := newJWT(t, introspect.WithTransport(introspect.JWTConfig{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(r *http.Request) (*http.Response, error) {
+		j := newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(r *http.Request) (*http.Response, error) {
 			if hang.Load() {
 				<-r.Context().Done()
 				return nil, r.Context().Err()
@@ -680,8 +680,8 @@ func TestJWTClose(t *testing.T) {
 		go wants(t, j, unknownKid(1), "error")
 		synctest.Wait()
 		begin := time.Now()
-		j.Close()
-		j.Close()
+		j.Keys().Close()
+		j.Keys().Close()
 		wants(t, j, good, "active")
 		time.Sleep(5 * time.Second)
 		wants(t, j, unknownKid(2), "error")
@@ -694,7 +694,7 @@ func TestJWTClose(t *testing.T) {
 
 // A panic while keys are fetched is that fetch's failure, not the process's.
 func TestJWKSFetchPanics(t *testing.T) {
-	j := newJWT(t, introspect.WithTransport(introspect.JWTConfig{JWKSURI: "https://issuer.example/jwks"}, network(func(*http.Request) (*http.Response, error) {
+	j := newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks"}, network(func(*http.Request) (*http.Response, error) {
 		panic("a bug")
 	})))
 	wants(t, j, keyFor("EdDSA").issue(goodClaims()), "error")

@@ -3,18 +3,13 @@ package introspect
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -37,54 +32,15 @@ import (
 // An ECDSA signature has a twin that anybody can compute, and that is as valid. So one
 // set of claims can come in two tokens with different IDs. A list of revoked JWTs must
 // go by the claim jti, never by the token's ID.
-//
-// One goroutine fetches the keys, from the moment [NewJWT] returns until [JWT.Close].
-// The last good key set is kept until there is another one, for as long as the JWT
-// lives: while the issuer is down, its tokens remain good.
 type JWT struct {
-	cfg    JWTConfig
-	client *http.Client
-
-	// keys is the current set; nil until the first one has arrived. Sets are never changed.
-	keys atomic.Pointer[keySet]
-
-	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
-	done   chan struct{} // closed when the goroutine has ended
-	wake   chan struct{} // asks the goroutine for a fetch; has room for one
-	// waiting bounds the lookups that wait for a fetch.
-	waiting chan struct{}
-
-	mu sync.Mutex
-	// flight is closed when the fetch that is under way, or was asked for, has ended. It is
-	// nil if there is none.
-	flight  chan struct{}
-	ended   time.Time // when the latest fetch ended
-	failure error     // and how; nil is well
+	cfg JWTConfig
 }
 
-// JWTConfig are the settings of a JWT. Issuer and one of Discovery, JWKSURI and
-// KeysFile are needed; the zero value of each other field is its default.
+// JWTConfig are the settings of a JWT. Keys is needed; the zero value of each other field
+// is its default.
 type JWTConfig struct {
-	// Issuer is what the token's iss must be, byte for byte: a slash at the end, or upper
-	// case in the host, makes another issuer.
-	Issuer string
-
-	// Discovery finds the keys through the issuer's metadata: at each refresh it asks
-	// /.well-known/oauth-authorization-server, put before Issuer's path (RFC 8414), and if
-	// that fails Issuer with /.well-known/openid-configuration appended. The document's
-	// issuer must be Issuer, byte for byte. Its jwks_uri follows the rules of JWKSURI and may
-	// be on another host. Issuer must then be a URL that itself follows those rules.
-	Discovery bool
-
-	// JWKSURI is where the issuer publishes its keys: an https URL, or http if the host is
-	// localhost or a loopback address. Redirects are not followed.
-	JWKSURI string
-
-	// KeysFile is the path of a file with the JWK set, for issuers that can't be reached. It
-	// is read anew every MinRefresh. Replace it by renaming; of a file that is written in
-	// place half may be read, which does no harm: what can't be parsed changes nothing.
-	KeysFile string
+	// Keys are the issuer's, and say who that is. Several sources may share them.
+	Keys *Keys
 
 	// Algorithms are the allowed signature algorithms, from RS256, RS384, RS512, PS256,
 	// PS384, PS512, ES256, ES384, ES512 and EdDSA (with Ed25519). None and HMAC are errors.
@@ -108,202 +64,83 @@ type JWTConfig struct {
 	// most 60s. It never lengthens a token's life: the token is dead at exp. Default: 0.
 	Leeway time.Duration
 
-	// RefreshInterval is how often the keys are fetched, at least 10s. It bounds how long a
-	// withdrawn key is trusted. A smaller max-age in the answer's Cache-Control makes it
-	// smaller, not below MinRefresh; a max-age of 0, which frameworks put on every answer, is
+	// RefreshInterval is how often the keys are fetched, at least 10s; of sources that share
+	// them the one decides that wants it most often. It bounds how long a withdrawn key is
+	// trusted. A smaller max-age in the answer's Cache-Control makes it smaller, not below
+	// KeysConfig.MinRefresh; a max-age of 0, which frameworks put on every answer, is
 	// ignored. After a failure the next attempt comes after MinRefresh, then after twice as
 	// long each time, up to one minute. Default: 15m.
 	RefreshInterval time.Duration
 
-	// MinRefresh is the time after each fetch in which no other one begins, whatever
-	// arrives: at least 1s, at most RefreshInterval. A token with an unknown kid causes a
-	// fetch and waits for it; within MinRefresh of the last fetch it gets its answer at once.
-	// It bounds how late a new key is known. Until there are keys at all it is 250ms. Default:
-	// 5s.
-	MinRefresh time.Duration
-
-	// Timeout bounds one fetch, with discovery. Default: 5s.
-	Timeout time.Duration
-
-	// Header is sent with each request, for issuers that want an API key. It goes to the
-	// host of JWKSURI, or with Discovery to the host of Issuer, and to no other host that a
-	// document names.
-	Header http.Header
-
-	// TLS is how connections are secured. Default: the system's certificate authorities.
-	TLS *tls.Config
-
 	// Now is the wall clock. Default: time.Now.
 	Now func() time.Time
-
-	// OnFetch is called after each attempt to get something: kind is "discovery", "jwks" or
-	// "file", err is nil if it was got and made sense. OnKeys is called with the number of
-	// usable keys in each set that becomes the current one. Both must return at once.
-	OnFetch func(kind string, took time.Duration, err error)
-	OnKeys  func(n int)
-
-	// transport, in tests, stands in for the network.
-	transport http.RoundTripper
 }
 
 const (
 	// maxLeeway is for clocks that are wrong, not for tokens that are old.
 	maxLeeway = time.Minute
-	// firstPause is between the first fetches, until one succeeds.
-	firstPause = 250 * time.Millisecond
-	// maxWaiting lookups wait for a fetch, the others are told that the source is busy:
-	// invented kids and a slow issuer must not take all places that a cache has for lookups.
-	maxWaiting = 64
 )
 
-// NewJWT makes a JWT source and starts to fetch its keys. It does not wait for them, so
-// it succeeds while the issuer is down; until there are keys, lookups end with an error.
-// An error here means that the configuration is wrong. End the source with [JWT.Close].
+// NewJWT makes a JWT source. It does not wait for the keys; until there are any, lookups
+// end with an error. An error here means that the configuration is wrong. End the source
+// with [JWT.Close], and the Keys after it.
 //
 // In front of it, [Cache.Wrap] needs a name that covers the settings: what one
 // configuration accepts must not be remembered for another that would refuse it.
 func NewJWT(cfg JWTConfig) (*JWT, error) {
+	if cfg.Keys == nil {
+		return nil, errors.New("JWT source: Keys are missing")
+	}
 	if err := cfg.complete(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("JWT source for %q: %w", cfg.Keys.cfg.Issuer, err)
 	}
-	if cfg.transport == nil {
-		cfg.transport = &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			TLSClientConfig:        cfg.TLS.Clone(),
-			ForceAttemptHTTP2:      true,
-			MaxResponseHeaderBytes: 64 << 10,
-			// A connection would sit idle for a quarter of an hour, and outlive Close.
-			DisableKeepAlives: true,
-		}
-	}
-	j := &JWT{
-		cfg: cfg,
-		client: &http.Client{
-			Transport: cfg.transport,
-			// A redirect would let whoever can cause one choose the keys, or make this host
-			// call an address that only it can reach.
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
-		done:    make(chan struct{}),
-		wake:    make(chan struct{}, 1),
-		waiting: make(chan struct{}, maxWaiting),
-		flight:  make(chan struct{}), // the first one is about to begin
-	}
-	j.ctx, j.cancel = context.WithCancel(context.Background())
-	go j.keepKeys()
+	j := &JWT{cfg: cfg}
+	cfg.Keys.join(j)
 	return j, nil
 }
 
-// Check reports what NewJWT would refuse, and starts nothing.
+// Check reports what NewJWT would refuse, but for missing Keys.
 func (cfg JWTConfig) Check() error { return cfg.complete() }
 
 // complete checks the settings and puts the defaults in.
 func (cfg *JWTConfig) complete() error {
-	if cfg.Issuer == "" {
-		return errors.New("JWT source: Issuer is missing")
-	}
-	failed := func(err error) error { return fmt.Errorf("JWT source for %q: %w", cfg.Issuer, err) }
-	ways := 0
-	for _, way := range []bool{cfg.Discovery, cfg.JWKSURI != "", cfg.KeysFile != ""} {
-		if way {
-			ways++
-		}
-	}
-	if ways != 1 {
-		return failed(errors.New("exactly one of Discovery, JWKSURI and KeysFile must be set"))
-	}
-	if cfg.Discovery {
-		issuer, err := endpoint(cfg.Issuer)
-		if err != nil {
-			return failed(fmt.Errorf("with Discovery it needs an Issuer that can be asked: %w", err))
-		}
-		if issuer.RawQuery != "" || issuer.ForceQuery {
-			return failed(errors.New("an issuer has no query"))
-		}
-	}
-	if cfg.JWKSURI != "" {
-		if _, err := endpoint(cfg.JWKSURI); err != nil {
-			return failed(fmt.Errorf("JWKSURI: %w", err))
-		}
-	}
 	if len(cfg.Algorithms) == 0 {
 		cfg.Algorithms = []string{"RS256", "PS256", "ES256", "EdDSA"}
 	}
 	cfg.Algorithms = slices.Clone(cfg.Algorithms)
 	for _, alg := range cfg.Algorithms {
 		if !slices.Contains(asymmetric, alg) {
-			return failed(fmt.Errorf("algorithm %q: accepted are %s", alg, strings.Join(asymmetric, ", ")))
+			return fmt.Errorf("algorithm %q: accepted are %s", alg, strings.Join(asymmetric, ", "))
 		}
 	}
 	cfg.Audience = slices.Clone(cfg.Audience)
 	if slices.Contains(cfg.Audience, "") {
-		return failed(errors.New("an audience is empty"))
+		return errors.New("an audience is empty")
 	}
 	if cfg.Type == "" {
 		cfg.Type = "at+jwt"
 	}
 	if cfg.Type != "at+jwt" && cfg.Type != "any" {
-		return failed(fmt.Errorf("type %q: accepted are at+jwt and any", cfg.Type))
+		return fmt.Errorf("type %q: accepted are at+jwt and any", cfg.Type)
 	}
 	if cfg.Leeway < 0 || cfg.Leeway > maxLeeway {
-		return failed(fmt.Errorf("leeway of %v: accepted are 0 to %v", cfg.Leeway, maxLeeway))
+		return fmt.Errorf("leeway of %v: accepted are 0 to %v", cfg.Leeway, maxLeeway)
 	}
 	if cfg.RefreshInterval == 0 {
-		cfg.RefreshInterval = 15 * time.Minute
+		cfg.RefreshInterval = defaultRefresh
 	}
 	if cfg.RefreshInterval < 10*time.Second {
-		return failed(fmt.Errorf("refresh interval of %v: accepted are 10s and more", cfg.RefreshInterval))
+		return fmt.Errorf("refresh interval of %v: accepted are 10s and more", cfg.RefreshInterval)
 	}
-	if cfg.MinRefresh == 0 {
-		cfg.MinRefresh = 5 * time.Second
-	}
-	if cfg.MinRefresh < time.Second || cfg.MinRefresh > cfg.RefreshInterval {
-		return failed(fmt.Errorf("least time between refreshes of %v: accepted are 1s to the refresh interval", cfg.MinRefresh))
-	}
-	if cfg.Timeout == 0 {
-		cfg.Timeout = 5 * time.Second
-	}
-	if cfg.Timeout < 0 {
-		return failed(fmt.Errorf("timeout of %v is negative", cfg.Timeout))
-	}
-	cfg.Header = cfg.Header.Clone()
 	if cfg.Now == nil {
 		cfg.Now = time.Now
-	}
-	if cfg.OnFetch == nil {
-		cfg.OnFetch = func(string, time.Duration, error) {}
-	}
-	if cfg.OnKeys == nil {
-		cfg.OnKeys = func(int) {}
 	}
 	return nil
 }
 
-// endpoint parses a URL that keys may come from: whoever can change what it answers can
-// sign tokens, so it must be https, or must not leave this host.
-func endpoint(s string) (*url.URL, error) {
-	u, err := url.Parse(s)
-	switch {
-	case err != nil:
-		return nil, err
-	case u.Host == "" || u.Opaque != "":
-		return nil, fmt.Errorf("%q is not a URL with a host", s)
-	case u.User != nil:
-		return nil, errors.New("the URL must not have a user name or password")
-	case u.Fragment != "":
-		return nil, fmt.Errorf("%q must not have a fragment", s)
-	case u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())):
-		return nil, fmt.Errorf("%q must be https, or http to a loopback address", s)
-	}
-	return u, nil
-}
-
-// Close ends the goroutine and waits for it. Lookups go on with the keys that are known.
-// Close may be called twice.
-func (j *JWT) Close() {
-	j.cancel()
-	<-j.done
-}
+// Close ends the source: its RefreshInterval counts no longer. The Keys go on. Close may be
+// called twice.
+func (j *JWT) Close() { j.cfg.Keys.leave(j) }
 
 // Lookup verifies token. It is Inactive if it can be told to be bad. If telling would
 // take a key that could not be fetched, because none ever was, or because the token's
@@ -317,12 +154,16 @@ func (j *JWT) Lookup(ctx context.Context, token string) (*Facts, error) {
 	if !ok {
 		return inactive, nil
 	}
-	payload, key, known := j.keys.Load().verify(jws, kid)
+	set := j.set()
+	payload, key, known := set.verify(jws, kid)
 	if !known {
-		if err := j.refresh(ctx); err != nil {
-			return nil, fmt.Errorf("fetching the keys of %s: %w", j.cfg.Issuer, err)
+		if err := j.cfg.Keys.refresh(ctx); err != nil {
+			return nil, fmt.Errorf("fetching the keys of %s: %w", j.issuer(), err)
 		}
-		payload, key, _ = j.keys.Load().verify(jws, kid)
+		// The same keys would say the same.
+		if fresh := j.set(); fresh != set {
+			payload, key, _ = fresh.verify(jws, kid)
+		}
 	}
 	if key == nil {
 		return inactive, nil
@@ -336,6 +177,11 @@ func (j *JWT) Lookup(ctx context.Context, token string) (*Facts, error) {
 	return facts, nil
 }
 
+func (j *JWT) issuer() string { return j.cfg.Keys.cfg.Issuer }
+
+// set is the current set of keys, nil if there is none yet.
+func (j *JWT) set() *keySet { return j.cfg.Keys.current.Load() }
+
 // Screen reports whether token has the outline of a signed JWT. It is on every
 // request's way and looks no closer.
 func (j *JWT) Screen(token string) bool { return outline(token) }
@@ -344,7 +190,7 @@ func (j *JWT) Screen(token string) bool { return outline(token) }
 // although they may be cached: who withdraws a key wants its tokens dead. A key that
 // comes with another kid or alg than before is another key.
 func (j *JWT) Revise(facts *Facts) *Facts {
-	if j.keys.Load().has(facts.verifiedBy) {
+	if j.set().has(facts.verifiedBy) {
 		return facts
 	}
 	return inactive
@@ -352,7 +198,7 @@ func (j *JWT) Revise(facts *Facts) *Facts {
 
 // Coherent reports whether keys are known. As long as they are not, nobody can say
 // whether those that verified the facts in a cache are still good.
-func (j *JWT) Coherent() bool { return j.keys.Load() != nil }
+func (j *JWT) Coherent() bool { return j.set() != nil }
 
 // UnverifiedIssuer returns what token claims as its issuer. Anybody can claim anything:
 // it is for choosing the JWT source to ask, which verifies. It does work and memory
@@ -391,7 +237,7 @@ func outline(token string) bool {
 // has none.
 func (j *JWT) read(token string) (jws *jose.JSONWebSignature, kid string, ok bool) {
 	// What another issuer's tokens name as their key must not make us fetch.
-	if issuer, ok := UnverifiedIssuer(token); !ok || issuer != j.cfg.Issuer {
+	if issuer, ok := UnverifiedIssuer(token); !ok || issuer != j.issuer() {
 		return nil, "", false
 	}
 	// Strict refuses set bits behind the last byte, which would make a second spelling of
@@ -456,7 +302,7 @@ func (j *JWT) acceptsType(value any, present bool) bool {
 // judge makes facts of a payload whose signature is good.
 func (j *JWT) judge(payload []byte) (*Facts, bool) {
 	claims, ok := decodeObject(payload)
-	if !ok || claims["iss"] != j.cfg.Issuer {
+	if !ok || claims["iss"] != j.issuer() {
 		return nil, false
 	}
 	if _, bound := claims["cnf"]; bound {
@@ -515,7 +361,7 @@ func (j *JWT) judge(payload []byte) (*Facts, bool) {
 		client = authorized // Keycloak, Entra ID, Auth0: OpenID Connect's name for it
 	}
 	return &Facts{
-		Active: true, ClientID: client, Subject: subject, Issuer: j.cfg.Issuer,
+		Active: true, ClientID: client, Subject: subject, Issuer: j.issuer(),
 		Scopes: scopes, Audience: audience, IssuedAt: issued, Expiry: expiry, Claims: string(bytes.TrimSpace(payload)),
 	}, true
 }

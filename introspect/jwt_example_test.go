@@ -38,11 +38,16 @@ func ExampleJWT() {
 	}
 
 	// The program.
-	source, err := introspect.NewJWT(introspect.JWTConfig{
-		Issuer:   issuer.URL,
-		JWKSURI:  issuer.URL + "/jwks", // or Discovery: true
-		Audience: []string{"https://invoices.example"},
+	keys, err := introspect.NewKeys(introspect.KeysConfig{
+		Issuer:  issuer.URL,
+		JWKSURI: issuer.URL + "/jwks", // or Discovery: true
 	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer keys.Close()
+	source, err := introspect.NewJWT(introspect.JWTConfig{Keys: keys, Audience: []string{"https://invoices.example"}})
 	if err != nil {
 		fmt.Println(err)
 		return

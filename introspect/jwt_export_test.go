@@ -6,14 +6,17 @@ import (
 )
 
 // WithTransport returns cfg with another network.
-func WithTransport(cfg JWTConfig, transport http.RoundTripper) JWTConfig {
+func WithTransport(cfg KeysConfig, transport http.RoundTripper) KeysConfig {
 	cfg.transport = transport
 	return cfg
 }
 
+// Keys are those of j.
+func (j *JWT) Keys() *Keys { return j.cfg.Keys }
+
 // ParseKeys returns how many keys of a JWK set are usable.
 func ParseKeys(data []byte) (int, error) {
-	set, err := parseKeys(data, asymmetric)
+	set, err := parseKeys(data)
 	if err != nil {
 		return 0, err
 	}

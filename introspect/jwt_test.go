@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -176,15 +177,76 @@ func (s *keyServer) publish(set string) {
 	s.do(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, set) })
 }
 
-func newJWT(t testing.TB, cfg introspect.JWTConfig) *introspect.JWT {
+// jwtSettings are those of a source and of keys for it alone.
+type jwtSettings struct {
+	Issuer                               string // default: issuerName
+	Discovery                            bool
+	JWKSURI, KeysFile                    string
+	RefreshInterval, MinRefresh, Timeout time.Duration
+	Header                               http.Header
+	TLS                                  *tls.Config
+	Now                                  func() time.Time // default: start, for ever
+	OnFetch                              func(kind string, took time.Duration, err error)
+	OnKeys                               func(n int)
+	Algorithms, Audience                 []string
+	Type                                 string
+	Leeway                               time.Duration
+
+	network http.RoundTripper
+}
+
+// overNetwork returns s with another network.
+func overNetwork(s jwtSettings, network http.RoundTripper) jwtSettings {
+	s.network = network
+	return s
+}
+
+func (s jwtSettings) keys() (*introspect.Keys, error) {
+	if s.Issuer == "" {
+		s.Issuer = issuerName
+	}
+	cfg := introspect.KeysConfig{
+		Issuer: s.Issuer, Discovery: s.Discovery, JWKSURI: s.JWKSURI, KeysFile: s.KeysFile, MinRefresh: s.MinRefresh,
+		Timeout: s.Timeout, Header: s.Header, TLS: s.TLS, Now: s.Now, OnFetch: s.OnFetch, OnKeys: s.OnKeys,
+	}
+	if s.network != nil {
+		cfg = introspect.WithTransport(cfg, s.network)
+	}
+	return introspect.NewKeys(cfg)
+}
+
+func (s jwtSettings) source(keys *introspect.Keys) (*introspect.JWT, error) {
+	return introspect.NewJWT(introspect.JWTConfig{
+		Keys: keys, Algorithms: s.Algorithms, Audience: s.Audience, Type: s.Type, Leeway: s.Leeway,
+		RefreshInterval: s.RefreshInterval, Now: s.Now,
+	})
+}
+
+func newKeys(t testing.TB, s jwtSettings) *introspect.Keys {
 	t.Helper()
-	if cfg.Issuer == "" {
-		cfg.Issuer = issuerName
+	if s.Now == nil {
+		s.Now = (&clocks{}).now
 	}
-	if cfg.Now == nil {
-		cfg.Now = (&clocks{}).now
+	keys, err := s.keys()
+	if err != nil {
+		t.Fatal(err)
 	}
-	j, err := introspect.NewJWT(cfg)
+	t.Cleanup(keys.Close)
+	return keys
+}
+
+// newJWT makes a source with keys of its own.
+func newJWT(t testing.TB, s jwtSettings) *introspect.JWT {
+	t.Helper()
+	return newJWTOf(t, newKeys(t, s), s)
+}
+
+func newJWTOf(t testing.TB, keys *introspect.Keys, s jwtSettings) *introspect.JWT {
+	t.Helper()
+	if s.Now == nil {
+		s.Now = (&clocks{}).now
+	}
+	j, err := s.source(keys)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +285,7 @@ func TestJWTFacts(t *testing.T) {
 	for _, alg := range algorithms {
 		set = append(set, keyFor(alg).jwk(nil))
 	}
-	j := newJWT(t, introspect.JWTConfig{JWKSURI: newKeyServer(t, jwks(set...)).URL, Algorithms: algorithms, Audience: []string{"other", "api"}})
+	j := newJWT(t, jwtSettings{JWKSURI: newKeyServer(t, jwks(set...)).URL, Algorithms: algorithms, Audience: []string{"other", "api"}})
 	for _, alg := range algorithms {
 		token := keyFor(alg).issue(goodClaims().with(claims{"aud": []string{"web", "api"}, "scope": "read write read", "level": 7}))
 		facts, err := j.Lookup(t.Context(), token)
@@ -246,7 +308,7 @@ func TestJWTFacts(t *testing.T) {
 // Where issuers put the client and the scopes.
 func TestJWTClaimsOfIssuers(t *testing.T) {
 	key := keyFor("EdDSA")
-	j := newJWT(t, introspect.JWTConfig{JWKSURI: newKeyServer(t, jwks(key.jwk(nil))).URL})
+	j := newJWT(t, jwtSettings{JWKSURI: newKeyServer(t, jwks(key.jwk(nil))).URL})
 	for _, c := range []struct {
 		name    string
 		changes claims
@@ -272,41 +334,54 @@ func TestJWTClaimsOfIssuers(t *testing.T) {
 }
 
 func TestJWTConfigIsChecked(t *testing.T) {
-	good := introspect.JWTConfig{Issuer: issuerName, JWKSURI: "https://issuer.example/jwks"}
-	for name, change := range map[string]func(*introspect.JWTConfig){
-		"no issuer":                     func(c *introspect.JWTConfig) { c.Issuer = "" },
-		"no keys":                       func(c *introspect.JWTConfig) { c.JWKSURI = "" },
-		"keys from two places":          func(c *introspect.JWTConfig) { c.KeysFile = "keys.json" },
-		"keys over http":                func(c *introspect.JWTConfig) { c.JWKSURI = "http://issuer.example/jwks" },
-		"keys from what looks loopback": func(c *introspect.JWTConfig) { c.JWKSURI = "http://localhost.example/jwks" },
-		"keys from a file URL":          func(c *introspect.JWTConfig) { c.JWKSURI = "file:///etc/keys" },
-		"keys with a password":          func(c *introspect.JWTConfig) { c.JWKSURI = "https://a:b@issuer.example/jwks" },
-		"discovery without a URL":       func(c *introspect.JWTConfig) { c.JWKSURI, c.Discovery, c.Issuer = "", true, "issuer" },
-		"discovery with a query":        func(c *introspect.JWTConfig) { c.JWKSURI, c.Discovery, c.Issuer = "", true, issuerName+"?a=b" },
-		"discovery over http":           func(c *introspect.JWTConfig) { c.JWKSURI, c.Discovery, c.Issuer = "", true, "http://issuer.example" },
-		"algorithm none":                func(c *introspect.JWTConfig) { c.Algorithms = []string{"RS256", "none"} },
-		"algorithm HS256":               func(c *introspect.JWTConfig) { c.Algorithms = []string{"HS256"} },
-		"algorithm in lower case":       func(c *introspect.JWTConfig) { c.Algorithms = []string{"rs256"} },
-		"an empty audience":             func(c *introspect.JWTConfig) { c.Audience = []string{""} },
-		"an unknown type":               func(c *introspect.JWTConfig) { c.Type = "JWT" },
-		"leeway over a minute":          func(c *introspect.JWTConfig) { c.Leeway = 61 * time.Second },
-		"leeway below zero":             func(c *introspect.JWTConfig) { c.Leeway = -1 },
-		"refresh too often":             func(c *introspect.JWTConfig) { c.RefreshInterval = 9 * time.Second },
-		"no pause between refreshes":    func(c *introspect.JWTConfig) { c.MinRefresh = time.Millisecond },
-		"a pause beyond the interval":   func(c *introspect.JWTConfig) { c.MinRefresh = time.Hour },
-		"a negative timeout":            func(c *introspect.JWTConfig) { c.Timeout = -1 },
+	good := jwtSettings{Issuer: issuerName, JWKSURI: "https://issuer.example/jwks"}
+	for name, change := range map[string]func(*jwtSettings){
+		"a pattern as issuer":           func(c *jwtSettings) { c.Issuer = "https://*.example/tenant" },
+		"a template as issuer":          func(c *jwtSettings) { c.Issuer = "https://issuer.example/{tenantid}" },
+		"no keys":                       func(c *jwtSettings) { c.JWKSURI = "" },
+		"keys from two places":          func(c *jwtSettings) { c.KeysFile = "keys.json" },
+		"keys over http":                func(c *jwtSettings) { c.JWKSURI = "http://issuer.example/jwks" },
+		"keys from what looks loopback": func(c *jwtSettings) { c.JWKSURI = "http://localhost.example/jwks" },
+		"keys from a file URL":          func(c *jwtSettings) { c.JWKSURI = "file:///etc/keys" },
+		"keys with a password":          func(c *jwtSettings) { c.JWKSURI = "https://a:b@issuer.example/jwks" },
+		"discovery without a URL":       func(c *jwtSettings) { c.JWKSURI, c.Discovery, c.Issuer = "", true, "issuer" },
+		"discovery with a query":        func(c *jwtSettings) { c.JWKSURI, c.Discovery, c.Issuer = "", true, issuerName+"?a=b" },
+		"discovery over http":           func(c *jwtSettings) { c.JWKSURI, c.Discovery, c.Issuer = "", true, "http://issuer.example" },
+		"algorithm none":                func(c *jwtSettings) { c.Algorithms = []string{"RS256", "none"} },
+		"algorithm HS256":               func(c *jwtSettings) { c.Algorithms = []string{"HS256"} },
+		"algorithm in lower case":       func(c *jwtSettings) { c.Algorithms = []string{"rs256"} },
+		"an empty audience":             func(c *jwtSettings) { c.Audience = []string{""} },
+		"an unknown type":               func(c *jwtSettings) { c.Type = "JWT" },
+		"leeway over a minute":          func(c *jwtSettings) { c.Leeway = 61 * time.Second },
+		"leeway below zero":             func(c *jwtSettings) { c.Leeway = -1 },
+		"refresh too often":             func(c *jwtSettings) { c.RefreshInterval = 9 * time.Second },
+		"no pause between refreshes":    func(c *jwtSettings) { c.MinRefresh = time.Millisecond },
+		"a pause beyond the interval":   func(c *jwtSettings) { c.MinRefresh = time.Hour },
+		"a negative timeout":            func(c *jwtSettings) { c.Timeout = -1 },
 	} {
 		cfg := good
 		change(&cfg)
-		if j, err := introspect.NewJWT(cfg); err == nil {
+		keys, err := cfg.keys()
+		if err != nil {
+			continue
+		}
+		if j, err := cfg.source(keys); err == nil {
 			j.Close()
 			t.Errorf("%s: accepted", name)
 		}
+		keys.Close()
+	}
+	if keys, err := introspect.NewKeys(introspect.KeysConfig{JWKSURI: good.JWKSURI}); err == nil {
+		keys.Close()
+		t.Error("no issuer: accepted")
+	}
+	if _, err := introspect.NewJWT(introspect.JWTConfig{}); err == nil {
+		t.Error("no keys: accepted")
 	}
 }
 
 // forgery is a source with keys for all default algorithms, and what a forger needs.
-func forgery(t testing.TB, cfg introspect.JWTConfig) *introspect.JWT {
+func forgery(t testing.TB, cfg jwtSettings) *introspect.JWT {
 	var set []claims
 	for _, alg := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
 		set = append(set, keyFor(alg).jwk(nil))
@@ -328,7 +403,7 @@ func forgery(t testing.TB, cfg introspect.JWTConfig) *introspect.JWT {
 // RFC 8725 section 2.1: alg none in each spelling, with the signature of another token
 // and without.
 func TestJWTAlgNone(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{Type: "any"})
+	j := forgery(t, jwtSettings{Type: "any"})
 	genuine := keyFor("RS256").issue(goodClaims())
 	signature := genuine[strings.LastIndexByte(genuine, '.')+1:]
 	for i := range 16 {
@@ -360,7 +435,7 @@ func TestJWTAlgNone(t *testing.T) {
 
 // RFC 8725 section 2.1 and Keycloak's CVE-2026-11800: the public key as an HMAC secret.
 func TestCVE_2026_11800_AlgorithmConfusion(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{})
+	j := forgery(t, jwtSettings{})
 	public := rsaKey().Public().(*rsa.PublicKey)
 	pkix, pkcs1 := must(x509.MarshalPKIXPublicKey(public)), x509.MarshalPKCS1PublicKey(public)
 	for name, secret := range map[string][]byte{
@@ -386,8 +461,8 @@ func TestCVE_2026_11800_AlgorithmConfusion(t *testing.T) {
 
 // A key verifies the algorithm that it is for, and no other.
 func TestJWTAlgorithmOfAnotherKey(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{})
-	wide := forgery(t, introspect.JWTConfig{Algorithms: []string{"RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "ES512", "EdDSA"}})
+	j := forgery(t, jwtSettings{})
+	wide := forgery(t, jwtSettings{Algorithms: []string{"RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "ES512", "EdDSA"}})
 	for _, c := range []struct {
 		header, kid, signed string // signed is the algorithm of the signature
 	}{
@@ -427,7 +502,7 @@ func TestJWTAlgorithmOfAnotherKey(t *testing.T) {
 // RFC 8725 section 2.6 and RFC 7515 section 10: what the header says about keys is
 // neither used nor fetched.
 func TestJWTKeyInjection(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{})
+	j := forgery(t, jwtSettings{})
 	evil := signingKey{"kid of ES256", "ES256", must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}
 	trap := newKeyServer(t, jwks(evil.jwk(nil)))
 	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
@@ -464,8 +539,8 @@ func TestJWTKeyInjection(t *testing.T) {
 func TestJWTForgedClaims(t *testing.T) {
 	at := func(d time.Duration) int64 { return start.Add(d).Unix() }
 	raw := func(s string) json.RawMessage { return json.RawMessage(s) }
-	j := forgery(t, introspect.JWTConfig{Audience: []string{"api"}})
-	late := forgery(t, introspect.JWTConfig{Audience: []string{"api"}, Leeway: time.Minute})
+	j := forgery(t, jwtSettings{Audience: []string{"api"}})
+	late := forgery(t, jwtSettings{Audience: []string{"api"}, Leeway: time.Minute})
 	key := keyFor("EdDSA")
 	for _, c := range []struct {
 		name string
@@ -554,8 +629,8 @@ func TestJWTForgedClaims(t *testing.T) {
 
 // RFC 8725 section 3.11: a token of another kind, signed by the same issuer.
 func TestJWTTypes(t *testing.T) {
-	strict := forgery(t, introspect.JWTConfig{})
-	anyType := forgery(t, introspect.JWTConfig{Type: "any"})
+	strict := forgery(t, jwtSettings{})
+	anyType := forgery(t, jwtSettings{Type: "any"})
 	key := keyFor("EdDSA")
 	for _, c := range []struct {
 		typ         string
@@ -605,7 +680,7 @@ func TestJWTTypes(t *testing.T) {
 
 // J-04: there is one spelling of a token.
 func TestJWTSpellings(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{})
+	j := forgery(t, jwtSettings{})
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	for _, alg := range []string{"RS256", "ES256", "EdDSA"} {
 		// Payloads of each length modulo three, so that each kind of last character occurs.
@@ -653,7 +728,7 @@ func TestJWTSpellings(t *testing.T) {
 
 // CVE-2026-27840: a token that was cut short was still good.
 func TestCVE_2026_27840_Prefixes(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{})
+	j := forgery(t, jwtSettings{})
 	for _, alg := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
 		token := keyFor(alg).issue(goodClaims())
 		for i := range len(token) {
@@ -674,7 +749,7 @@ func TestCVE_2026_27840_Prefixes(t *testing.T) {
 
 // J-04: what the header must not have, and JSON that two parsers read differently.
 func TestJWTForgedStructure(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{Type: "any"})
+	j := forgery(t, jwtSettings{Type: "any"})
 	key := keyFor("EdDSA")
 	good := goodClaims().json()
 	head := func(more string) string { return `{"alg":"EdDSA","kid":"kid of EdDSA"` + more + `}` }
@@ -732,7 +807,7 @@ func TestJWTForgedStructure(t *testing.T) {
 // The lengths and values of ECDSA signatures (RFC 7518 section 3.4), among them the
 // zeros of CVE-2022-21449.
 func TestJWTECDSASignatures(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{})
+	j := forgery(t, jwtSettings{})
 	key := keyFor("ES256")
 	token := key.issue(goodClaims())
 	input := token[:strings.LastIndexByte(token, '.')]
@@ -774,7 +849,7 @@ func TestJWTECDSASignatures(t *testing.T) {
 // CVE-2025-27144 (go-jose), CVE-2025-30204 (golang-jwt), CVE-2025-22868 (x/oauth2): dots
 // made parsers allocate. Here they cost no allocation at all.
 func TestCVE_2025_27144_CVE_2025_30204_CVE_2025_22868_ManyDots(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{})
+	j := forgery(t, jwtSettings{})
 	token := keyFor("EdDSA").issue(goodClaims())
 	for _, dots := range []string{
 		strings.Repeat(".", 1<<20), "e" + strings.Repeat(".", 1<<20), strings.Repeat(".", 100),
@@ -792,7 +867,7 @@ func TestCVE_2025_27144_CVE_2025_30204_CVE_2025_22868_ManyDots(t *testing.T) {
 // CVE-2026-34986 (JWE panic), CVE-2024-28180 (compression bomb), GHSA-2c7c-3mj9-8fqh
 // (PBES2 count), CVE-2024-28122: encrypted tokens are refused by the number of their parts.
 func TestCVE_2026_34986_CVE_2024_28180_CVE_2024_28122_EncryptedTokens(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{Type: "any"})
+	j := forgery(t, jwtSettings{Type: "any"})
 	for _, header := range []string{
 		`{"alg":"RSA-OAEP","enc":"A256GCM","zip":"DEF","kid":"kid of RS256"}`,
 		`{"alg":"PBES2-HS256+A128KW","enc":"A128GCM","p2c":2147483647,"p2s":"AAAA"}`,
@@ -815,7 +890,7 @@ func TestCVE_2026_34986_CVE_2024_28180_CVE_2024_28122_EncryptedTokens(t *testing
 // CVE-2024-51744: an expired token with a bad signature was taken for one that is only
 // expired. Here there is one answer for all of them.
 func TestCVE_2024_51744_ExpiredAndForged(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{})
+	j := forgery(t, jwtSettings{})
 	token := keyFor("EdDSA").issue(goodClaims().with(claims{"exp": start.Unix() - 1}))
 	facts, err := j.Lookup(t.Context(), token[:len(token)-4]+"AAAA")
 	if err != nil || facts != introspect.Inactive() {
@@ -826,14 +901,14 @@ func TestCVE_2024_51744_ExpiredAndForged(t *testing.T) {
 // CVE-2020-26160: a list of audiences passed for none, and none for any. CVE-2026-55669:
 // the audience was not looked at.
 func TestCVE_2020_26160_CVE_2026_55669_Audience(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{Audience: []string{"api"}})
+	j := forgery(t, jwtSettings{Audience: []string{"api"}})
 	for _, aud := range []any{[]string{}, []string{"web"}, []any{}, "", "web", 0, false, nil, claims{}} {
 		if mayPass(t, j, keyFor("EdDSA").issue(goodClaims().with(claims{"aud": aud}))) {
 			t.Errorf("audience %v is good", aud)
 		}
 	}
 	// Who does not check the audience here must not be told that there is none.
-	unchecked := forgery(t, introspect.JWTConfig{})
+	unchecked := forgery(t, jwtSettings{})
 	for _, aud := range []any{[]string{}, []string{""}, "", 0, false, claims{}, json.RawMessage("null")} {
 		if mayPass(t, unchecked, keyFor("EdDSA").issue(goodClaims().with(claims{"aud": aud}))) {
 			t.Errorf("audience %v is good where it is not checked", aud)
@@ -843,7 +918,7 @@ func TestCVE_2020_26160_CVE_2026_55669_Audience(t *testing.T) {
 
 // CVE-2024-21664: a JWS in JSON without a protected header made jwx panic.
 func TestCVE_2024_21664_MissingParts(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{Type: "any"})
+	j := forgery(t, jwtSettings{Type: "any"})
 	for _, token := range []string{
 		`{"signatures":[{}]}`, `{"payload":"","signatures":[{"header":{}}]}`, `{}`, "e..", "e30..", "e30.e30.",
 		b64("{}") + "." + b64(goodClaims().json()) + ".", b64(`{"alg":"RS256","kid":"kid of RS256"}`) + "." + b64(goodClaims().json()) + ".",
@@ -856,7 +931,7 @@ func TestCVE_2024_21664_MissingParts(t *testing.T) {
 
 // GO-2026-5732: a token without exp never ended.
 func TestGO_2026_5732_NoExpiry(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{})
+	j := forgery(t, jwtSettings{})
 	if mayPass(t, j, keyFor("EdDSA").issue(goodClaims().with(claims{"exp": nil}))) {
 		t.Error("a token without end is good")
 	}
@@ -866,7 +941,7 @@ func TestGO_2026_5732_NoExpiry(t *testing.T) {
 func TestJWTDiesAtItsExpiry(t *testing.T) {
 	clock := &clocks{}
 	key := keyFor("EdDSA")
-	j := newJWT(t, introspect.JWTConfig{JWKSURI: newKeyServer(t, jwks(key.jwk(nil))).URL, Now: clock.now, Leeway: time.Minute})
+	j := newJWT(t, jwtSettings{JWKSURI: newKeyServer(t, jwks(key.jwk(nil))).URL, Now: clock.now, Leeway: time.Minute})
 	cache := newCache(t, clock.config())
 	s := cache.Wrap("jwt", j, 2*time.Hour)
 	token := key.issue(goodClaims())
@@ -890,7 +965,7 @@ func TestJWTWithoutKid(t *testing.T) {
 		keys = append(keys, key)
 		set = append(set, key.jwk(claims{"kid": fmt.Sprint(i)}), keyFor("ES256").jwk(claims{"kid": fmt.Sprint("ec", i)}))
 	}
-	j := newJWT(t, introspect.JWTConfig{JWKSURI: newKeyServer(t, jwks(set...)).URL})
+	j := newJWT(t, jwtSettings{JWKSURI: newKeyServer(t, jwks(set...)).URL})
 	for i, key := range keys {
 		if got := mayPass(t, j, key.token(`{"alg":"EdDSA","typ":"at+jwt"}`, goodClaims().json())); got != (i < 4) {
 			t.Errorf("signed with key %d: %v", i, got)
@@ -904,7 +979,7 @@ func TestJWTWithoutKid(t *testing.T) {
 // B-29: the cache knows whole tokens. Another signature on a header and payload that it
 // holds is another token.
 func TestJWTCacheKnowsWholeTokens(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{})
+	j := forgery(t, jwtSettings{})
 	cache := newCache(t, (&clocks{}).config())
 	s := cache.Wrap("jwt", j, time.Hour)
 	for _, alg := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
@@ -926,7 +1001,7 @@ func TestJWTCacheKnowsWholeTokens(t *testing.T) {
 
 // Facts that no key of the source verified are not good, wherever they come from.
 func TestJWTRevisesForeignFacts(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{})
+	j := forgery(t, jwtSettings{})
 	if j.Revise(factsOf("token", start.Add(time.Hour))).Active {
 		t.Error("facts without a key are good")
 	}
@@ -963,7 +1038,7 @@ func TestUnverifiedIssuer(t *testing.T) {
 
 // Whatever arrives, nothing panics, and only what the issuer signed is good.
 func FuzzJWT(f *testing.F) {
-	j := forgery(f, introspect.JWTConfig{Type: "any"})
+	j := forgery(f, jwtSettings{Type: "any"})
 	genuine := map[string]bool{}
 	for _, alg := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
 		token := keyFor(alg).issue(goodClaims())
@@ -990,7 +1065,7 @@ func FuzzJWT(f *testing.F) {
 // A JWT that is in memory, and the same token in memory from a source without keys.
 func BenchmarkJWTHit(b *testing.B) {
 	key := keyFor("RS256")
-	j := newJWT(b, introspect.JWTConfig{JWKSURI: newKeyServer(b, jwks(key.jwk(nil))).URL, Now: time.Now})
+	j := newJWT(b, jwtSettings{JWKSURI: newKeyServer(b, jwks(key.jwk(nil))).URL, Now: time.Now})
 	token := key.issue(goodClaims().with(claims{"iat": nil, "exp": time.Now().Add(time.Hour).Unix()}))
 	cache := newCache(b, introspect.Config{})
 	plain := newRegistry(time.Now)
@@ -1011,7 +1086,7 @@ func BenchmarkJWTHit(b *testing.B) {
 func BenchmarkJWTLookup(b *testing.B) {
 	for _, alg := range []string{"RS256", "ES256", "EdDSA"} {
 		b.Run(alg, func(b *testing.B) {
-			j := forgery(b, introspect.JWTConfig{})
+			j := forgery(b, jwtSettings{})
 			token := keyFor(alg).issue(goodClaims())
 			b.ReportAllocs()
 			for b.Loop() {

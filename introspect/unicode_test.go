@@ -3,14 +3,12 @@ package introspect_test
 import (
 	"testing"
 	"time"
-
-	"github.com/caddyoauth/gateway/introspect"
 )
 
 // encoding/json reads an escaped half of a character as U+FFFD, so that names which differ in
 // such halves would be one.
 func TestHalfOfACharacterIsRefused(t *testing.T) {
-	j := forgery(t, introspect.JWTConfig{Type: "any"})
+	j := forgery(t, jwtSettings{Type: "any"})
 	key := keyFor("EdDSA")
 	good := goodClaims().json()
 	for _, c := range []struct {

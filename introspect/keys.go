@@ -1,0 +1,590 @@
+package introspect
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Keys are the public keys of an issuer, for any number of JWT sources. What a source
+// accepts is its own affair; the keys are fetched once for all.
+//
+// One goroutine fetches them, from the moment [NewKeys] returns until [Keys.Close]. The
+// last good set is kept until there is another one, for as long as the Keys live: while
+// the issuer is down, its tokens remain good.
+type Keys struct {
+	cfg    KeysConfig
+	client *http.Client
+
+	// current is the set in use; nil until the first one has arrived. Sets are never changed.
+	current atomic.Pointer[keySet]
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the goroutine has ended
+	wake   chan struct{} // asks the goroutine for a fetch; has room for one
+	// waiting bounds the lookups that wait for a fetch.
+	waiting chan struct{}
+
+	mu sync.Mutex
+	// flight is closed when the fetch that is under way, or was asked for, has ended. It is
+	// nil if there is none.
+	flight  chan struct{}
+	ended   time.Time // when the latest fetch ended
+	failure error     // and how; nil is well
+	// users are the sources that use the keys.
+	users map[*JWT]struct{}
+	// joined tells the goroutine that there is one more; has room for one.
+	joined chan struct{}
+
+	// Of the goroutine alone: what current was made from, and which of the two places had the
+	// issuer's metadata last.
+	digest   [sha256.Size]byte
+	metadata int
+}
+
+// KeysConfig are the settings of Keys. Issuer and one of Discovery, JWKSURI and KeysFile
+// are needed; the zero value of each other field is its default.
+type KeysConfig struct {
+	// Issuer is whose keys they are, and what the iss of a token must be that they sign, byte
+	// for byte: a slash at the end, or upper case in the host, makes another issuer. It is
+	// one issuer and no pattern.
+	Issuer string
+
+	// Discovery finds the keys through the issuer's metadata: at each refresh it asks
+	// /.well-known/oauth-authorization-server, put before Issuer's path (RFC 8414), and
+	// Issuer with /.well-known/openid-configuration appended, until one has it; the one that
+	// had it last comes first. The document's issuer must be Issuer, byte for byte. Its
+	// jwks_uri follows the rules of JWKSURI and may be on another host. Issuer must then be a
+	// URL that itself follows those rules.
+	Discovery bool
+
+	// JWKSURI is where the issuer publishes its keys: an https URL, or http if the host is
+	// localhost or a loopback address. Redirects are not followed.
+	JWKSURI string
+
+	// KeysFile is the path of a file with the JWK set, for issuers that can't be reached. It
+	// is read anew every MinRefresh. Replace it by renaming; of a file that is written in
+	// place half may be read, which does no harm: what can't be parsed changes nothing.
+	KeysFile string
+
+	// MinRefresh is the time after each fetch in which no other one begins, whatever
+	// arrives: 1s to 1m. A token with an unknown kid causes a fetch and waits for it; within
+	// MinRefresh of the last fetch it gets its answer at once. It bounds how late a new key
+	// is known. Until there are keys at all it is 250ms. Default: 5s.
+	MinRefresh time.Duration
+
+	// Timeout bounds one fetch, with discovery, whose requests share it. Default: 5s.
+	Timeout time.Duration
+
+	// Header is sent with each request, for issuers that want an API key. It goes to the
+	// host of JWKSURI, or with Discovery to the host of Issuer, and to no other host that a
+	// document names.
+	Header http.Header
+
+	// TLS is how connections are secured. Default: the system's certificate authorities.
+	TLS *tls.Config
+
+	// Now is the wall clock. Default: time.Now.
+	Now func() time.Time
+
+	// OnFetch is called after each attempt to get something: kind is "discovery", "jwks" or
+	// "file", err is nil if it was got and made sense. OnKeys is called with the number of
+	// usable keys in each set that becomes the current one and differs from the one before.
+	// Both must return at once.
+	OnFetch func(kind string, took time.Duration, err error)
+	OnKeys  func(n int)
+
+	// transport, in tests, stands in for the network.
+	transport http.RoundTripper
+}
+
+const (
+	// defaultRefresh is how often keys are fetched where no source says otherwise.
+	defaultRefresh = 15 * time.Minute
+	// firstPause is between the first fetches, until one succeeds.
+	firstPause = 250 * time.Millisecond
+	// maxBackoff is the longest pause between two attempts that fail.
+	maxBackoff = time.Minute
+	// maxWaiting lookups wait for a fetch, the others are told that the source is busy:
+	// invented kids and a slow issuer must not take all places that a cache has for lookups.
+	maxWaiting = 64
+	// maxKeysSize bounds what is read of a document.
+	maxKeysSize = 256 << 10
+)
+
+var errKeysClosed = errors.New("the keys are closed")
+
+// NewKeys starts to fetch the keys. It does not wait for them, so it succeeds while the
+// issuer is down. An error here means that the configuration is wrong. End them with
+// [Keys.Close].
+func NewKeys(cfg KeysConfig) (*Keys, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	if cfg.transport == nil {
+		cfg.transport = &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			TLSClientConfig:        cfg.TLS.Clone(),
+			ForceAttemptHTTP2:      true,
+			MaxResponseHeaderBytes: 64 << 10,
+			// A connection would sit idle for a quarter of an hour, and outlive Close.
+			DisableKeepAlives: true,
+		}
+	}
+	k := &Keys{
+		cfg: cfg,
+		client: &http.Client{
+			Transport: cfg.transport,
+			// A redirect would let whoever can cause one choose the keys, or make this host
+			// call an address that only it can reach.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		done:    make(chan struct{}),
+		wake:    make(chan struct{}, 1),
+		waiting: make(chan struct{}, maxWaiting),
+		flight:  make(chan struct{}), // the first one is about to begin
+		users:   make(map[*JWT]struct{}),
+		joined:  make(chan struct{}, 1),
+	}
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	go k.keep()
+	return k, nil
+}
+
+// Check reports what NewKeys would refuse, and starts nothing.
+func (cfg KeysConfig) Check() error { return cfg.complete() }
+
+// complete checks the settings and puts the defaults in.
+func (cfg *KeysConfig) complete() error {
+	if cfg.Issuer == "" {
+		return errors.New("JWT source: Issuer is missing")
+	}
+	failed := func(err error) error { return fmt.Errorf("JWT source for %q: %w", cfg.Issuer, err) }
+	if strings.ContainsAny(cfg.Issuer, "*{}") {
+		return failed(errors.New("an issuer is compared byte for byte and is no pattern: each tenant is an issuer of its own, so name each one in a source of its own"))
+	}
+	ways := 0
+	for _, way := range []bool{cfg.Discovery, cfg.JWKSURI != "", cfg.KeysFile != ""} {
+		if way {
+			ways++
+		}
+	}
+	if ways != 1 {
+		return failed(errors.New("exactly one of Discovery, JWKSURI and KeysFile must be set"))
+	}
+	if cfg.Discovery {
+		issuer, err := endpoint(cfg.Issuer)
+		if err != nil {
+			return failed(fmt.Errorf("with Discovery it needs an Issuer that can be asked: %w", err))
+		}
+		if issuer.RawQuery != "" || issuer.ForceQuery {
+			return failed(errors.New("an issuer has no query"))
+		}
+	}
+	if cfg.JWKSURI != "" {
+		if _, err := endpoint(cfg.JWKSURI); err != nil {
+			return failed(fmt.Errorf("JWKSURI: %w", err))
+		}
+	}
+	if cfg.MinRefresh == 0 {
+		cfg.MinRefresh = 5 * time.Second
+	}
+	if cfg.MinRefresh < time.Second || cfg.MinRefresh > time.Minute {
+		return failed(fmt.Errorf("least time between refreshes of %v: accepted are 1s to 1m", cfg.MinRefresh))
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 5 * time.Second
+	}
+	if cfg.Timeout < 0 {
+		return failed(fmt.Errorf("timeout of %v is negative", cfg.Timeout))
+	}
+	cfg.Header = cfg.Header.Clone()
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.OnFetch == nil {
+		cfg.OnFetch = func(string, time.Duration, error) {}
+	}
+	if cfg.OnKeys == nil {
+		cfg.OnKeys = func(int) {}
+	}
+	return nil
+}
+
+// endpoint parses a URL that keys may come from: whoever can change what it answers can
+// sign tokens, so it must be https, or must not leave this host.
+func endpoint(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return nil, err
+	case u.Host == "" || u.Opaque != "":
+		return nil, fmt.Errorf("%q is not a URL with a host", s)
+	case u.User != nil:
+		return nil, errors.New("the URL must not have a user name or password")
+	case u.Fragment != "":
+		return nil, fmt.Errorf("%q must not have a fragment", s)
+	case u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())):
+		return nil, fmt.Errorf("%q must be https, or http to a loopback address", s)
+	}
+	return u, nil
+}
+
+// loopback reports whether host is this machine.
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// Close ends the goroutine and waits for it. Sources go on with the keys that are known.
+// Close may be called twice.
+func (k *Keys) Close() {
+	k.cancel()
+	<-k.done
+}
+
+// join makes j one of those who say how often the keys are fetched.
+func (k *Keys) join(j *JWT) {
+	k.mu.Lock()
+	k.users[j] = struct{}{}
+	k.mu.Unlock()
+	select {
+	case k.joined <- struct{}{}:
+	default: // it will hear of both
+	}
+}
+
+func (k *Keys) leave(j *JWT) {
+	k.mu.Lock()
+	delete(k.users, j)
+	k.mu.Unlock()
+}
+
+// interval is how often the keys are fetched: as often as the source wants that wants it
+// most.
+func (k *Keys) interval() time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.users) == 0 {
+		return defaultRefresh
+	}
+	shortest := time.Duration(math.MaxInt64)
+	for j := range k.users {
+		shortest = min(shortest, j.cfg.RefreshInterval)
+	}
+	return max(shortest, k.cfg.MinRefresh)
+}
+
+// refresh waits for a fetch of the keys and returns how it ended. Within MinRefresh of
+// the last one it returns how that ended, and asks for no other.
+func (k *Keys) refresh(ctx context.Context) error {
+	k.mu.Lock()
+	if k.flight == nil {
+		if k.cfg.Now().Sub(k.ended) < k.leastPause() {
+			defer k.mu.Unlock()
+			return k.failure
+		}
+		k.flight = make(chan struct{})
+		k.wake <- struct{}{} // there is room: it is emptied while there is a flight
+	}
+	flight := k.flight
+	k.mu.Unlock()
+
+	select {
+	case k.waiting <- struct{}{}:
+		defer func() { <-k.waiting }()
+	default:
+		return ErrBusy
+	}
+	select {
+	case <-flight:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-k.ctx.Done():
+		return errKeysClosed
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.failure
+}
+
+// leastPause is the least time between two fetches. Without any keys it is short: the issuer
+// may be starting beside this program, and all its tokens wait.
+func (k *Keys) leastPause() time.Duration {
+	if k.current.Load() == nil {
+		return firstPause
+	}
+	return k.cfg.MinRefresh
+}
+
+// keep is the goroutine that fetches the keys. Nobody else does.
+func (k *Keys) keep() {
+	defer close(k.done)
+	backoff := k.leastPause()
+	for k.ctx.Err() == nil {
+		k.mu.Lock()
+		if k.flight == nil {
+			k.flight = make(chan struct{})
+		}
+		select {
+		case <-k.wake: // asked for, and about to be done
+		default:
+		}
+		k.mu.Unlock()
+
+		good, err := k.fetch()
+
+		k.mu.Lock()
+		k.ended, k.failure = k.cfg.Now(), err
+		close(k.flight)
+		k.flight = nil
+		k.mu.Unlock()
+
+		if err != nil {
+			good = backoff
+			backoff = max(k.leastPause(), min(2*backoff, maxBackoff, k.interval()))
+		} else {
+			backoff = k.cfg.MinRefresh
+		}
+		k.rest(good)
+	}
+}
+
+// rest waits until the next fetch is asked for, or due because good, or what a source
+// wants, is over.
+func (k *Keys) rest(good time.Duration) {
+	for begin := time.Now(); ; {
+		timer := time.NewTimer(min(good, k.interval()) - time.Since(begin))
+		select {
+		case <-k.joined: // somebody may want it sooner
+			timer.Stop()
+			continue
+		case <-k.ctx.Done():
+		case <-k.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+		return
+	}
+}
+
+// fetch gets the keys and makes them the current ones. It returns how long they are good
+// at most.
+func (k *Keys) fetch() (good time.Duration, err error) {
+	// What comes from outside is parsed here, in a goroutine that nobody watches.
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("fetching keys panicked: %v", r)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(k.ctx, k.cfg.Timeout)
+	defer cancel()
+
+	if k.cfg.KeysFile != "" {
+		return k.cfg.MinRefresh, k.observed("file", func() error {
+			data, err := readKeysFile(k.cfg.KeysFile)
+			if err != nil {
+				return err
+			}
+			return k.accept(data)
+		})
+	}
+	uri := k.cfg.JWKSURI
+	if k.cfg.Discovery {
+		err := k.observed("discovery", func() (err error) {
+			uri, err = k.discover(ctx)
+			return err
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	err = k.observed("jwks", func() error {
+		data, header, err := k.get(ctx, uri)
+		if err != nil {
+			return err
+		}
+		good = k.goodFor(header)
+		return k.accept(data)
+	})
+	return good, err
+}
+
+// observed tells OnFetch how f went.
+func (k *Keys) observed(kind string, f func() error) error {
+	begin := time.Now()
+	err := f()
+	k.cfg.OnFetch(kind, time.Since(begin), err)
+	return err
+}
+
+// accept makes the keys in data the current ones.
+func (k *Keys) accept(data []byte) error {
+	digest := sha256.Sum256(data)
+	if digest == k.digest {
+		return nil // they are
+	}
+	set, err := parseKeys(data)
+	if err != nil {
+		return err
+	}
+	k.digest = digest
+	k.current.Store(set)
+	k.cfg.OnKeys(len(set.keys))
+	return nil
+}
+
+// discover returns the jwks_uri from the issuer's metadata.
+func (k *Keys) discover(ctx context.Context) (string, error) {
+	issuer, err := endpoint(k.cfg.Issuer)
+	if err != nil {
+		return "", err
+	}
+	origin, path := issuer.Scheme+"://"+issuer.Host, strings.TrimSuffix(issuer.EscapedPath(), "/")
+	places := [...]string{
+		origin + "/.well-known/oauth-authorization-server" + path,
+		origin + path + "/.well-known/openid-configuration",
+	}
+	var failures []error
+	for i := range places {
+		which := (k.metadata + i) % len(places)
+		// Two places and the keys share the time: one that hangs leaves the others theirs.
+		attempt, cancel := context.WithTimeout(ctx, remaining(ctx)/time.Duration(len(places)+1-i))
+		uri, err := k.readMetadata(attempt, places[which])
+		cancel()
+		if err == nil {
+			k.metadata = which
+			return uri, nil
+		}
+		failures = append(failures, err)
+	}
+	return "", errors.Join(failures...)
+}
+
+// remaining is how much time ctx has left.
+func remaining(ctx context.Context) time.Duration {
+	deadline, _ := ctx.Deadline()
+	return time.Until(deadline)
+}
+
+// readMetadata returns the jwks_uri from the document at from, if it is the issuer's.
+func (k *Keys) readMetadata(ctx context.Context, from string) (string, error) {
+	data, _, err := k.get(ctx, from)
+	if err != nil {
+		return "", err
+	}
+	document, ok := decodeObject(data)
+	if !ok {
+		return "", fmt.Errorf("%s is not a JSON object", from)
+	}
+	if document["issuer"] != k.cfg.Issuer {
+		// RFC 8414 section 3.3: or another tenant of that host could answer for this one.
+		return "", fmt.Errorf("%s is the metadata of %q", from, document["issuer"])
+	}
+	uri, _ := document["jwks_uri"].(string)
+	if _, err := endpoint(uri); err != nil {
+		return "", fmt.Errorf("jwks_uri in %s: %w", from, err)
+	}
+	return uri, nil
+}
+
+// get returns what uri answers, if it is 200 and not too large.
+func (k *Keys) get(ctx context.Context, uri string) ([]byte, http.Header, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, uri, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	if own, err := url.Parse(cmp.Or(k.cfg.JWKSURI, k.cfg.Issuer)); err == nil && own.Scheme == req.URL.Scheme && own.Host == req.URL.Host {
+		for name, values := range k.cfg.Header {
+			req.Header[http.CanonicalHeaderKey(name)] = values
+		}
+	}
+	req.Header.Set("Accept", "application/jwk-set+json, application/json")
+	resp, err := k.client.Do(req)
+	if err != nil {
+		var whole *url.Error // has the whole URL in its text
+		if errors.As(err, &whole) {
+			err = whole.Err
+		}
+		return nil, nil, fmt.Errorf("asking %s: %w", place(req.URL), err)
+	}
+	defer resp.Body.Close()
+	switch {
+	case resp.StatusCode == http.StatusOK:
+	case resp.StatusCode/100 == 3:
+		where := "somewhere"
+		if to, err := resp.Location(); err == nil {
+			where = place(to)
+		}
+		return nil, nil, fmt.Errorf("%s answered %d with a redirect to %s, which is not followed: if the keys are there, configure that", place(req.URL), resp.StatusCode, where)
+	default:
+		return nil, nil, fmt.Errorf("%s answered %d", place(req.URL), resp.StatusCode)
+	}
+	data, err := readKeys(resp.Body)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading %s: %w", place(req.URL), err)
+	}
+	return data, resp.Header, nil
+}
+
+// place is u for error texts: without user and query, which may be secret.
+func place(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPath() }
+
+// goodFor is what the answer's Cache-Control says, but not less than MinRefresh.
+func (k *Keys) goodFor(header http.Header) time.Duration {
+	for directive := range strings.SplitSeq(strings.Join(header.Values("Cache-Control"), ","), ",") {
+		name, value, _ := strings.Cut(strings.TrimSpace(directive), "=")
+		if !strings.EqualFold(name, "max-age") {
+			continue
+		}
+		seconds, err := strconv.ParseInt(strings.Trim(value, `"`), 10, 32)
+		if err != nil || seconds <= 0 {
+			break
+		}
+		return max(time.Duration(seconds)*time.Second, k.cfg.MinRefresh)
+	}
+	return math.MaxInt64
+}
+
+// readKeysFile reads a file with keys.
+func readKeysFile(path string) ([]byte, error) {
+	// Opening a pipe would wait for somebody to write, and Close with it.
+	if info, err := os.Stat(path); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a file", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := readKeys(f)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return data, nil
+}
+
+func readKeys(r io.Reader) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxKeysSize+1))
+	if err == nil && len(data) > maxKeysSize {
+		err = fmt.Errorf("more than %d bytes", maxKeysSize)
+	}
+	return data, err
+}

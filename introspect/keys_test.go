@@ -1,0 +1,174 @@
+package introspect_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// Any number of sources use the same keys, which are fetched once, and each judges for
+// itself.
+func TestKeysAreShared(t *testing.T) {
+	key := keyFor("EdDSA")
+	server := newKeyServer(t, jwks(key.jwk(nil), keyFor("ES512").jwk(nil)))
+	keys := newKeys(t, jwtSettings{JWKSURI: server.URL})
+	var sources []*introspect.JWT
+	for i := range 30 {
+		sources = append(sources, newJWTOf(t, keys, jwtSettings{Audience: []string{fmt.Sprint("api ", i)}}))
+	}
+	token := key.issue(goodClaims().with(claims{"aud": "api 7"}))
+	for i, j := range sources {
+		if got := mayPass(t, j, token); got != (i == 7) {
+			t.Errorf("source %d: %v", i, got)
+		}
+	}
+	other := newJWTOf(t, keys, jwtSettings{Algorithms: []string{"ES512"}})
+	if !mayPass(t, other, keyFor("ES512").issue(goodClaims())) || mayPass(t, other, key.issue(goodClaims())) {
+		t.Error("a source with other algorithms does not find its keys, or accepts those of others")
+	}
+	sources[7].Close()
+	if !mayPass(t, other, keyFor("ES512").issue(goodClaims())) {
+		t.Error("the end of one source ends another's keys")
+	}
+	if n := server.requests.Load(); n != 1 {
+		t.Errorf("%d requests for keys", n)
+	}
+}
+
+// Keys are fetched as often as the source wants that wants it most, from the moment that
+// it is there until it is closed.
+func TestKeysAreFetchedForTheMostEager(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var fetches atomic.Int64
+		settings := overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks", Now: time.Now, RefreshInterval: time.Hour}, network(func(*http.Request) (*http.Response, error) {
+			fetches.Add(1)
+			return answering(200, nil, jwks(keyFor("EdDSA").jwk(nil))), nil
+		}))
+		keys := newKeys(t, settings)
+		newJWTOf(t, keys, settings)
+		during := func(what string, d time.Duration, want int64) {
+			t.Helper()
+			synctest.Wait()
+			before := fetches.Load()
+			time.Sleep(d)
+			synctest.Wait()
+			if n := fetches.Load() - before; n != want {
+				t.Errorf("%s: %d fetches in %v, want %d", what, n, d, want)
+			}
+		}
+		during("one an hour", 10*time.Hour+time.Second, 10)
+		settings.RefreshInterval = time.Minute
+		eager := newJWTOf(t, keys, settings)
+		during("the second wants one a minute", 10*time.Minute, 10)
+		eager.Close()
+		during("one an hour again, after the next", 10*time.Hour+time.Minute, 11)
+	})
+}
+
+// An issuer may have its metadata at either place. One that hangs, or answers with an
+// error, costs the other none of its time, and nobody an error.
+func TestKeysDiscoveryTriesBothPlaces(t *testing.T) {
+	const oauth, openid = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
+	for _, c := range []struct{ name, good string }{{"RFC 8414", oauth}, {"OpenID Connect", openid}} {
+		for _, hangs := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				var asked []string
+				good := c.good
+				j := newJWT(t, overNetwork(jwtSettings{
+					Issuer: "https://issuer.example", Discovery: true, Now: time.Now,
+					OnFetch: func(kind string, _ time.Duration, err error) {
+						if err != nil {
+							t.Errorf("%s, the other hangs %v: error about %s: %v", c.name, hangs, kind, err)
+						}
+					},
+				}, network(func(r *http.Request) (*http.Response, error) {
+					asked = append(asked, r.URL.Path)
+					switch {
+					case r.URL.Path == "/keys":
+						return answering(200, nil, jwks(keyFor("EdDSA").jwk(nil))), nil
+					case r.URL.Path == good:
+						return answering(200, nil, `{"issuer":"https://issuer.example","jwks_uri":"https://issuer.example/keys"}`), nil
+					case hangs:
+						<-r.Context().Done()
+						return nil, r.Context().Err()
+					}
+					return answering(404, nil, ""), nil
+				})))
+				wants(t, j, keyFor("EdDSA").issue(goodClaims().with(claims{"iss": "https://issuer.example", "iat": nil})), "active")
+				// From then on it is asked for where it was.
+				asked = nil
+				time.Sleep(15*time.Minute + 2*time.Second)
+				synctest.Wait()
+				if len(asked) != 2 || asked[0] != good || asked[1] != "/keys" {
+					t.Errorf("%s, the other hangs %v: asked for %v", c.name, hangs, asked)
+				}
+				// It may move.
+				good = map[string]string{oauth: openid, openid: oauth}[good]
+				asked = nil
+				time.Sleep(15*time.Minute + 4*time.Second)
+				synctest.Wait()
+				if len(asked) != 3 || asked[1] != good {
+					t.Errorf("%s, the other hangs %v: asked for %v after it moved", c.name, hangs, asked)
+				}
+			})
+		}
+	}
+}
+
+// If neither place has the metadata, that is one error about both.
+func TestKeysDiscoveryFailsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var failures []error
+		newJWT(t, overNetwork(jwtSettings{Issuer: "https://issuer.example", Discovery: true, Now: time.Now, OnFetch: func(_ string, _ time.Duration, err error) {
+			failures = append(failures, err)
+		}}, network(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Path == "/.well-known/openid-configuration" {
+				return nil, errors.New("no route to host")
+			}
+			return answering(404, nil, ""), nil
+		})))
+		synctest.Wait()
+		if len(failures) != 1 || failures[0] == nil {
+			t.Fatalf("heard of %q", failures)
+		}
+		for _, part := range []string{"oauth-authorization-server answered 404", "openid-configuration", "no route to host"} {
+			if !contains(failures[0], part) {
+				t.Errorf("%q does not say %q", failures[0], part)
+			}
+		}
+	})
+}
+
+// A redirect is not followed, and the error says where it leads, without what may be secret.
+func TestKeysRedirect(t *testing.T) {
+	for location, want := range map[string]string{
+		"https://keys.example/jwks?api_key=canary#canary": "https://keys.example/jwks",
+		"https://canary:canary@keys.example/":             "https://keys.example/",
+		"/elsewhere?canary":                               "https://issuer.example/elsewhere",
+		"":                                                "",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var failure error
+			newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks?api_key=canary", Now: time.Now, OnFetch: func(_ string, _ time.Duration, err error) {
+				failure = err
+			}}, network(func(r *http.Request) (*http.Response, error) {
+				answer := answering(302, http.Header{"Location": {location}}, "")
+				answer.Request = r
+				return answer, nil
+			})))
+			synctest.Wait()
+			if !contains(failure, "not followed") || !contains(failure, want) || contains(failure, "canary") {
+				t.Errorf("Location %q: %v", location, failure)
+			}
+		})
+	}
+}
+
+func contains(err error, part string) bool { return err != nil && strings.Contains(err.Error(), part) }
