@@ -13,6 +13,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 // CloseStore closes the token store of the configuration in force under its feet, which
@@ -129,7 +131,7 @@ func FuzzBearerToken(f *testing.F) {
 		if token != strings.Trim(rest, " ") {
 			t.Errorf("%q: got token %q", line, token)
 		}
-		if len(token) > maxTokenLength {
+		if len(token) > introspect.MaxTokenLength {
 			t.Errorf("a token of %d bytes passed", len(token))
 		}
 		body := strings.TrimRight(token, "=")

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -175,15 +176,12 @@ func cleanTrailer(trailer http.Header, prefixes []string) {
 // identify tells the backend, the rest of Caddy and the access log who is calling, and
 // returns the request to go on with.
 func (ih *identityHeaders) identify(r *http.Request, b *bearer) *http.Request {
-	facts := b.facts
-	scope := strings.Join(facts.Scopes, " ")
-
 	// One backing array for the values. Headers are set only if there is something to say.
-	values := [4]string{facts.ClientID, facts.Subject, scope, b.realm}
+	values := [4]string{b.client, b.subject, b.scope, b.realm}
 	names := [4]string{ih.clientID, ih.subject, ih.scope, ih.ofRealm}
 	if b.realm == "" {
 		// From elsewhere. A name that a backend takes for one of our realms it can't be.
-		values[3], names[3] = facts.Issuer, ih.issuer
+		values[3], names[3] = b.issuer, ih.issuer
 	}
 	for i, name := range names {
 		if values[i] != "" {
@@ -193,19 +191,18 @@ func (ih *identityHeaders) identify(r *http.Request, b *bearer) *http.Request {
 
 	ctx := r.Context()
 	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		// Whoever authenticated somebody before us must not speak for our caller.
-		for _, name := range identityPlaceholders {
-			repl.Delete(name)
+		// Whoever authenticated somebody before us must not speak for our caller. What it has
+		// set goes; of what is looked up, Caddy asks the first who answers, so the first of
+		// several oauth_protect passes on to the last.
+		repl.DeleteByPrefix("http.auth.user.")
+		if b.earlier == nil {
+			repl.Map(b.placeholder)
+		} else {
+			b.first().last = b
 		}
-		repl.Map(b.placeholder)
 	}
 	logIdentity(ctx, b)
 	return r.WithContext(context.WithValue(ctx, bearerCtxKey{}, b))
-}
-
-var identityPlaceholders = []string{
-	"http.auth.user.id", "http.auth.user.client_id", "http.auth.user.scope",
-	"http.auth.user.realm", "http.auth.user.subject", "http.auth.user.expires",
 }
 
 // placeholder is the value of a placeholder, made only for those who ask.
@@ -214,15 +211,20 @@ func (b *bearer) placeholder(name string) (any, bool) {
 	if !ours {
 		return nil, false
 	}
+	if b.last != nil {
+		b = b.last
+	}
 	switch name {
 	case "id", "client_id":
-		return b.facts.ClientID, true
+		return b.client, true
 	case "scope":
-		return strings.Join(b.facts.Scopes, " "), true
+		return b.scope, true
 	case "realm":
 		return b.realm, true
-	case "subject":
-		return b.facts.Subject, true
+	case "subject", "sub":
+		return b.subject, true
+	case "iss":
+		return b.issuer, true
 	case "expires":
 		if b.facts.Expiry.IsZero() {
 			return "", true
@@ -252,7 +254,7 @@ func logIdentity(ctx context.Context, b *bearer) {
 
 // MarshalLogObject implements zapcore.ObjectMarshaler, without the token.
 func (b *bearer) MarshalLogObject(enc zapcore.ObjectEncoder) error {
-	enc.AddString("client", b.facts.ClientID)
+	enc.AddString("client", b.client)
 	enc.AddString("realm", b.realm)
 	return nil
 }
@@ -262,7 +264,85 @@ func (b *bearer) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 type bearer struct {
 	token string
 	facts *introspect.Facts
-	realm string
+	realm string // of this gateway; empty for tokens from elsewhere
+
+	// What headers, placeholders and logs say; see introduce.
+	client, subject, issuer, scope string
+
+	// rule let the request in; earlier is what one before it did so with.
+	rule    *Protect
+	earlier *bearer
+	// last is set in the first bearer of a request, by those after it.
+	last *bearer
+}
+
+func (b *bearer) first() *bearer {
+	for b.earlier != nil {
+		b = b.earlier
+	}
+	return b
+}
+
+const (
+	// maxForeignClientID is as long as IDs of our own clients may be.
+	maxForeignClientID = 256
+	// maxForeignName bounds subjects and issuers. With each byte encoded it is 3 KiB.
+	maxForeignName = 1 << 10
+	// maxForeignScope bounds all scopes together. Many servers take no longer header.
+	maxForeignScope = 8 << 10
+)
+
+// introduce sets what is said of the bearer, and reports whether it can be said. The names
+// of clients here were checked when they were configured. Elsewhere a name can be anything,
+// and a backend must take it neither for another one nor for several.
+func (b *bearer) introduce() bool {
+	f := b.facts
+	b.client, b.subject, b.issuer = f.ClientID, f.Subject, f.Issuer
+	scopes := f.Scopes
+	if b.realm == "" {
+		if !fitsHeader(f.ClientID, maxForeignClientID) || !fitsHeader(f.Subject, maxForeignName) || !fitsHeader(f.Issuer, maxForeignName) {
+			return false
+		}
+		b.client, b.subject, b.issuer = headerText(f.ClientID), headerText(f.Subject), headerText(f.Issuer)
+		// A scope that no rule can ask for is left out: the fewer, the less its bearer may do.
+		if slices.ContainsFunc(scopes, oddScope) {
+			scopes = slices.DeleteFunc(slices.Clone(scopes), oddScope)
+		}
+	}
+	b.scope = strings.Join(scopes, " ")
+	return b.realm != "" || len(b.scope) <= maxForeignScope
+}
+
+func oddScope(s string) bool { return !allowedScope(s) }
+
+// fitsHeader reports whether a name from elsewhere can be told to a backend. Control
+// characters in it would be somebody's attempt at a header of his own, and a space at an
+// end is lost on the way, which makes one name of two.
+func fitsHeader(name string, limit int) bool {
+	return len(name) <= limit && name == strings.TrimSpace(name) && !strings.ContainsFunc(name, unicode.IsControl)
+}
+
+// headerText is a name as headers carry it. A comma, which would make a list of it, a
+// percent sign, and all beyond ASCII are percent-encoded, as in a URL; so different names
+// stay different.
+func headerText(name string) string {
+	encodes := func(c byte) bool { return c < ' ' || c > '~' || c == ',' || c == '%' }
+	clean := 0
+	for clean < len(name) && !encodes(name[clean]) {
+		clean++
+	}
+	if clean == len(name) {
+		return name
+	}
+	text := []byte(name[:clean])
+	for _, c := range []byte(name[clean:]) {
+		if encodes(c) {
+			text = fmt.Appendf(text, "%%%02X", c)
+		} else {
+			text = append(text, c)
+		}
+	}
+	return string(text)
 }
 
 type bearerCtxKey struct{}

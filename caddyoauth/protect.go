@@ -94,10 +94,16 @@ type Protect struct {
 	maxAge  time.Duration // without a limit of its own, more than any source has
 	headers identityHeaders
 
+	challenge string   // what challenges of this route begin with
+	needed    []string // scopes that a token with all of them passes with, sorted
+
 	allowed        prometheus.Counter
 	missingToken   *refusal
 	malformed      *refusal
 	invalidToken   *refusal
+	tooLong        *refusal
+	unfit          *refusal
+	nameless       *refusal
 	insufficient   *refusal
 	lacksClaim     *refusal
 	ambiguous      *refusal
@@ -109,6 +115,7 @@ type Protect struct {
 type refusal struct {
 	status    int
 	code      string // for {http.oauth.error}
+	reason    string // for the log: code, or what callers need not know
 	challenge string // WWW-Authenticate, or empty
 	err       error  // public, through {http.error.message}
 	count     prometheus.Counter
@@ -157,24 +164,29 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	app.reservePrefix(p.headers.prefixes[0])
 	app.judgesPaths = app.judgesPaths || !p.AllowAmbiguousPaths
 
-	needed := slices.Concat(p.Scopes, p.AnyScope)
-	slices.Sort(needed)
-	needed = slices.Compact(needed)
-	challenge := `Bearer realm="` + p.label + `"`
+	p.needed = sortedSet(slices.Concat(p.Scopes, p.AnyScope))
+	p.challenge = `Bearer realm="` + p.label + `"`
 	newRefusal := func(status int, code, challenge string) *refusal {
 		return &refusal{
-			status: status, code: code, challenge: challenge, err: errors.New("oauth: " + code),
+			status: status, code: code, reason: code, challenge: challenge, err: errors.New("oauth: " + code),
 			count: collectors.checks.WithLabelValues(p.label, code),
 		}
 	}
 	p.allowed = collectors.checks.WithLabelValues(p.label, "ok")
-	p.missingToken = newRefusal(http.StatusUnauthorized, "missing_token", challenge)
-	p.malformed = newRefusal(http.StatusBadRequest, "invalid_request", challenge+`, error="invalid_request", error_description="the request must carry exactly one well-formed bearer token"`)
+	p.missingToken = newRefusal(http.StatusUnauthorized, "missing_token", p.challenge)
+	p.malformed = newRefusal(http.StatusBadRequest, "invalid_request", p.challenge+`, error="invalid_request", error_description="the request must carry exactly one well-formed bearer token"`)
 	p.ambiguous = newRefusal(http.StatusBadRequest, "ambiguous_path", "") // no token would help
-	p.invalidToken = newRefusal(http.StatusUnauthorized, "invalid_token", challenge+`, error="invalid_token", error_description="the token is not valid here"`)
-	p.insufficient = newRefusal(http.StatusForbidden, "insufficient_scope", challenge+`, error="insufficient_scope", error_description="the token lacks a scope", scope="`+strings.Join(needed, " ")+`"`)
+	p.invalidToken = newRefusal(http.StatusUnauthorized, "invalid_token", p.challenge+`, error="invalid_token", error_description="the token is not valid here"`)
+	// To callers these are one: none of them tells anything of the token's state.
+	because := func(reason string) *refusal {
+		no := *p.invalidToken
+		no.reason = reason
+		return &no
+	}
+	p.tooLong, p.unfit, p.nameless = because("token_too_long"), because("unfit_for_headers"), because("names_nobody")
+	p.insufficient = newRefusal(http.StatusForbidden, "insufficient_scope", p.scopeChallenge(p.needed))
 	// Which claim is nobody's business; RFC 6750 has no other code for too little.
-	p.lacksClaim = newRefusal(http.StatusForbidden, "insufficient_claims", challenge+`, error="insufficient_scope", error_description="the token lacks a claim"`)
+	p.lacksClaim = newRefusal(http.StatusForbidden, "insufficient_claims", p.challenge+`, error="insufficient_scope", error_description="the token lacks a claim"`)
 	p.insecure = newRefusal(http.StatusForbidden, "insecure_transport", "")
 	p.undeterminable = newRefusal(http.StatusServiceUnavailable, "temporarily_unavailable", "")
 	return nil
@@ -231,6 +243,8 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 			return nil, p.malformed
 		case tokenInvalid:
 			return nil, p.invalidToken
+		case tokenTooLong:
+			return nil, p.tooLong
 		}
 	}
 
@@ -246,14 +260,20 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 		return nil, p.undeterminable
 	}
 	facts := found.facts
-	if !facts.Active || !p.audienceFits(facts) || found.realm == "" && !fitsHeaders(facts) {
+	if !facts.Active || !p.audienceFits(facts) {
 		return nil, p.invalidToken
 	}
-	b := &bearer{token: token, facts: facts, realm: found.realm}
+	if facts.ClientID == "" && facts.Subject == "" {
+		return nil, p.nameless // the backend would take its bearer for nobody
+	}
+	b := &bearer{token: token, facts: facts, realm: found.realm, rule: p, earlier: earlier}
+	if !b.introduce() {
+		return nil, p.unfit
+	}
 	// The refusals where we know whom we refuse.
 	if !p.scopesSuffice(facts) {
 		logIdentity(r.Context(), b)
-		return nil, p.insufficient
+		return nil, p.lacksScope(earlier)
 	}
 	if !p.claimsSuffice(facts) {
 		logIdentity(r.Context(), b)
@@ -348,14 +368,35 @@ func (c ClaimRule) check() error {
 	return nil
 }
 
-// fitsHeaders reports whether what another server says can be told to a backend. Control
-// characters in a name would be somebody's attempt at a header of his own.
-func fitsHeaders(facts *introspect.Facts) bool {
-	fits := func(s string) bool {
-		// A space at an end is lost on the way, and makes one name of two.
-		return s == strings.TrimSpace(s) && !strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f })
+// lacksScope is the refusal of a token with too few scopes. Its challenge also names the
+// scopes that earlier rules on the request asked for: a client that fetches a token with
+// what the challenge names must not fail there the next time.
+func (p *Protect) lacksScope(earlier *bearer) *refusal {
+	if earlier == nil {
+		return p.insufficient
 	}
-	return fits(facts.ClientID) && fits(facts.Subject) && fits(facts.Issuer) && !slices.ContainsFunc(facts.Scopes, func(s string) bool { return !fits(s) })
+	needed := slices.Clone(p.needed)
+	for ; earlier != nil; earlier = earlier.earlier {
+		needed = append(needed, earlier.rule.Scopes...)
+		for _, s := range earlier.rule.AnyScope {
+			if earlier.facts.HasScope(s) {
+				needed = append(needed, s)
+			}
+		}
+	}
+	no := *p.insufficient
+	no.challenge = p.scopeChallenge(sortedSet(needed))
+	return &no
+}
+
+func (p *Protect) scopeChallenge(needed []string) string {
+	return p.challenge + `, error="insufficient_scope", error_description="the token lacks a scope", scope="` + strings.Join(needed, " ") + `"`
+}
+
+// sortedSet sorts list and removes what is there twice.
+func sortedSet(list []string) []string {
+	slices.Sort(list)
+	return slices.Compact(list)
 }
 
 // refuse is the one place that turns a refusal into headers and an error for Caddy,
@@ -375,7 +416,7 @@ func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, no *refusal) er
 		repl.Set("http.oauth.error", no.code)
 	}
 	if c := p.logger.Check(zap.DebugLevel, "request refused"); c != nil {
-		c.Write(zap.String("realm", p.label), zap.String("reason", no.code))
+		c.Write(zap.String("realm", p.label), zap.String("reason", no.reason))
 	}
 	return caddyhttp.Error(no.status, no.err)
 }
@@ -387,10 +428,8 @@ const (
 	tokenMissing                // no credentials for us
 	tokenMalformed              // the header's structure is broken
 	tokenInvalid                // one token, which can't be any server's
+	tokenTooLong                // likewise, for its length
 )
-
-// maxTokenLength bounds what is hashed and looked up.
-const maxTokenLength = 8 << 10
 
 // bearerToken takes the token out of the Authorization header lines (RFC 6750 section
 // 2.1). Nowhere else is looked: not in the query, the body or a cookie.
@@ -419,7 +458,10 @@ func bearerToken(lines []string) (string, tokenVerdict) {
 	if rest[0] != ' ' {
 		return "", tokenMalformed
 	}
-	if len(token) > maxTokenLength || !isB64Token(token) {
+	if len(token) > introspect.MaxTokenLength {
+		return "", tokenTooLong
+	}
+	if !isB64Token(token) {
 		return "", tokenInvalid
 	}
 	return token, tokenPresent

@@ -386,7 +386,7 @@ func checkLifetime(d caddy.Duration) error {
 // here it is always a mistake for a space, or would become one in a header.
 func checkScopes(option string, scopes []string) error {
 	for i, s := range scopes {
-		if !oauth.ValidScope(s) || strings.Contains(s, ",") {
+		if !allowedScope(s) {
 			return fmt.Errorf("%s: %q is not a scope, which has only visible ASCII characters and no quotes, backslashes or commas; put spaces between scopes", option, s)
 		}
 		if slices.Contains(scopes[:i], s) {
@@ -395,6 +395,9 @@ func checkScopes(option string, scopes []string) error {
 	}
 	return nil
 }
+
+// allowedScope reports whether s is a scope, and one that stays one in a list with commas.
+func allowedScope(s string) bool { return oauth.ValidScope(s) && !strings.Contains(s, ",") }
 
 // checkClientID keeps IDs to what can travel in a header to the backend, in a challenge
 // and in logs.
