@@ -518,6 +518,27 @@ func realmsOf(h httpcaddyfile.Helper) (map[string]*Realm, error) {
 	return app.Realms, nil
 }
 
+// checkRealmArgument refuses an argument of a directive that is no realm, and sees what it was
+// meant to be. Caddy has taken the matcher away, if the first one looks like a matcher.
+func checkRealmArgument(h httpcaddyfile.Helper, directive string, known map[string]*Realm, options string) error {
+	arg := h.Val()
+	_, err := chooseRealm(known, arg)
+	switch {
+	case err == nil:
+		return nil
+	case slices.Contains(strings.Split(options, ", "), arg):
+		line := strings.Join(append([]string{arg}, h.RemainingArgs()...), " ")
+		return h.Errf("'%s' is an option of %s, and options stand in a block: %s {, then a line '%s', then }", arg, directive, directive, line)
+	case strings.HasPrefix(arg, "/") || strings.HasPrefix(arg, "@") || arg == "*":
+		return h.Errf("'%s' is a second matcher, and %s takes one: put several paths into a named matcher, such as '@api path /a /a/*', and write %s @api", arg, directive, directive)
+	case strings.ContainsAny(arg, "/*"):
+		return h.Errf("'%s' is neither a realm nor a path: a path begins with a slash, as in %s /%s", arg, directive, arg)
+	}
+	return h.WrapErr(err)
+}
+
+const serverOptions = "base_path, insecure_http, allow_ambiguous_paths"
+
 // parseServer reads
 //
 //	oauth_server [<matcher>] [<realm>...] {
@@ -533,8 +554,8 @@ func parseServer(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	}
 	s := new(Server)
 	for h.NextArg() {
-		if _, err := chooseRealm(known, h.Val()); err != nil {
-			return nil, h.WrapErr(err)
+		if err := checkRealmArgument(h, "oauth_server", known, serverOptions); err != nil {
+			return nil, err
 		}
 		if slices.Contains(s.Realms, h.Val()) {
 			return nil, h.Errf("realm '%s' is there twice", h.Val())
@@ -566,7 +587,7 @@ func parseServer(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 				return nil, err
 			}
 		default:
-			return nil, unrecognized(h.Dispenser, "oauth_server", "base_path, insecure_http, allow_ambiguous_paths")
+			return nil, unrecognized(h.Dispenser, "oauth_server", serverOptions)
 		}
 	}
 	return s, nil
@@ -618,15 +639,15 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 	}
 	p := new(Protect)
 	if h.NextArg() {
+		if err := checkRealmArgument(h, "oauth_protect", known, protectOptions); err != nil {
+			return nil, err
+		}
 		p.Realm = h.Val()
 		if h.NextArg() {
+			if err := checkRealmArgument(h, "oauth_protect", known, protectOptions); err != nil {
+				return nil, err
+			}
 			return nil, h.Errf("oauth_protect takes one realm; two of them on one route mean that both must be content")
-		}
-	}
-	// Without a name the realm may have been left to the sources, which come below.
-	if p.Realm != "" {
-		if _, err := chooseRealm(known, p.Realm); err != nil {
-			return nil, h.WrapErr(err)
 		}
 	}
 	once := make(onceOnly)

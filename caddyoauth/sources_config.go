@@ -628,7 +628,11 @@ func parseHeader(d *caddyfile.Dispenser, headers *map[string]string) error {
 func parseClaim(d *caddyfile.Dispenser, p *Protect) error {
 	args := d.RemainingArgs()
 	if len(args) < 2 {
-		return d.ArgErr()
+		name := "role"
+		if len(args) == 1 {
+			name = args[0]
+		}
+		return d.Errf("claim needs a name, and behind it the values of which a token must have one, as in 'claim %s admin'", name)
 	}
 	rule := ClaimRule{Name: args[0], Values: args[1:]}
 	p.Claims = append(p.Claims, rule)
