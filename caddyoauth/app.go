@@ -246,10 +246,9 @@ func (a *App) start() error {
 	}
 	a.logger.Info("token store is open", zap.String("store", key), zap.Bool("shared_with_previous_config", shared))
 
-	hasher := oauth.NewHasher()
 	for _, r := range a.realms {
 		r.settings.Store, r.settings.Cache, r.settings.Coherent = a.opened.store, a.opened.cache, a.opened.coherent
-		r.settings.Hasher = hasher
+		r.settings.Hasher = hasher()
 		r.settings.MaxAge = time.Duration(a.Cache.MaxAge)
 		if a.Cache.Disabled {
 			r.settings.MaxAge = 0
@@ -473,6 +472,10 @@ func (s *openStore) changed() {
 		}
 	}
 }
+
+// hasher computes the slow hashes of all configurations: what it remembers outlives a
+// reload, and its bounds hold for the process. It needs no end.
+var hasher = sync.OnceValue(oauth.NewHasher)
 
 // openStores holds the open stores by their pool key. Every App that started holds one
 // reference, and the last Cleanup closes the store.

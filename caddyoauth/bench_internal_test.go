@@ -120,7 +120,7 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 	hash, _ := oauth.HashGenerated(plain)
 	secret, _ := oauth.HashedSecret(hash)
 	client.Secrets = []*oauth.Secret{secret}
-	reply, _, err := engine.Token(b.Context(), oauth.Request{Form: form, Credentials: oauth.Credentials{Method: oauth.AuthBasic, ClientID: "reader", Secret: plain}})
+	reply, _, err := engine.Token(b.Context(), oauth.Request{Form: form, Credentials: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}}})
 	if err != nil {
 		b.Fatal(err)
 	}

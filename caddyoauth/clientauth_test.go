@@ -3,8 +3,12 @@ package caddyoauth_test
 import (
 	"bufio"
 	"bytes"
+	"crypto/pbkdf2"
+	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/base64"
 	"fmt"
+	"hash"
 	"io"
 	"net"
 	"net/http"
@@ -19,6 +23,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/argon2"
+
+	"github.com/caddyoauth/gateway/caddyoauth"
 )
 
 // clientAuthCases are the rules of section A2 for a single request. The module that
@@ -53,8 +59,8 @@ func clientAuthCases() []endpointCase {
 		{id: "CA-02", name: "a space as +", call: authorization(rawBasic("my%3Aapp:p%25%2B+%C3%A4%2F%3D%26%3A"))},
 		{id: "CA-02", name: "lower-case escapes", call: authorization(rawBasic("my%3aapp:p%25%2b%20%c3%a4%2f%3d%26%3a"))},
 		{id: "CA-02 D#59", name: "no escape where none is needed: = / : raw in the secret", call: authorization(rawBasic("my%3Aapp:p%25%2B%20%C3%A4/=%26:"))},
-		{id: "CA-02", name: "the same sent raw", status: 401, call: authorization(rawBasic("my:app:" + oddSecret))},
-		{id: "CA-02", name: "the secret sent raw", status: 401, call: authorization(rawBasic("my%3Aapp:" + oddSecret))},
+		{id: "CA-02", name: "the same sent raw: the first colon ends the ID", status: 401, call: authorization(rawBasic("my:app:" + oddSecret))},
+		{id: "CA-02", name: "the secret sent raw", call: authorization(rawBasic("my%3Aapp:" + oddSecret))},
 		{id: "CA-02", name: "encoded twice", status: 401, call: call{}.as(url.QueryEscape("my:app"), url.QueryEscape(oddSecret))},
 		{id: "CA-02", name: "only the secret encoded twice", status: 401, call: call{}.as("my:app", url.QueryEscape(oddSecret))},
 		{id: "CA-02", name: "a + that means itself", status: 401, call: authorization(rawBasic("my%3Aapp:p%25++%C3%A4%2F%3D%26%3A"))},
@@ -218,10 +224,20 @@ func TestSlowHashes(t *testing.T) {
 	client := func(id, hash string) string {
 		return "client " + id + " {\nsecret_hash " + hash + "\nscopes read\ndefault_scopes read\n}\n"
 	}
+	salt, b64 := []byte("sixteen\xfb\xef\xbe salt"), base64.RawStdEncoding.EncodeToString
+	derived := func(h func() hash.Hash, rounds, length int) []byte {
+		sum, err := pbkdf2.Key(h, secret, salt, rounds, length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sum
+	}
 	// A realm of their own for each, so that one's dummies are not another's cost.
 	g := startGateway(t, "store memory\n"+
 		"realm argon {\n"+client("owasp", argonHash(secret, 19456, 2, 1))+"}\n"+
 		"realm threads {\n"+client("threads", argonHash(secret, 9216, 4, 4))+"}\n"+
+		"realm hydra {\n"+client("hydra", "$pbkdf2-sha256$i=600000,l=32$"+b64(salt)+"$"+b64(derived(sha256.New, 600_000, 32)))+"}\n"+
+		"realm authelia {\n"+client("authelia", strings.ReplaceAll("$pbkdf2-sha512$310000$"+b64(salt)+"$"+b64(derived(sha512.New, 310_000, 64)), "+", "."))+"}\n"+
 		"realm crypt {\n"+client("crypt", cryptSecret)+client("crypt2y", "$2y$"+cryptSecret[4:])+client("long", cryptLong)+"}\n", "oauth_server")
 	form := url.Values{"grant_type": {"client_credentials"}}
 	for _, c := range []struct {
@@ -236,6 +252,10 @@ func TestSlowHashes(t *testing.T) {
 		{"E-02", "bcrypt", "crypt", "crypt", secret, true},
 		{"E-02", "bcrypt as PHP writes it", "crypt", "crypt2y", secret, true},
 		{"CA-08", "a wrong secret", "crypt", "crypt", "Correct horse battery staple", false},
+		{"E-02", "PBKDF2 as Hydra writes it", "hydra", "hydra", secret, true},
+		{"CA-08", "a wrong secret", "hydra", "hydra", secret + " ", false},
+		{"E-02", "PBKDF2 as Authelia writes it", "authelia", "authelia", secret, true},
+		{"CA-08", "a wrong secret", "authelia", "authelia", "x" + secret, false},
 		{"CA-12", "72 bytes", "crypt", "long", long, true},
 		{"CA-12", "72 bytes and a suffix, after the right one", "crypt", "long", long + "XYZ", false},
 	} {
@@ -270,6 +290,8 @@ func TestHashesRefusedAtLoad(t *testing.T) {
 		{"E-03", "Argon2id with 5 threads", "$argon2id$v=19$m=65536,t=2,p=5$" + salt + "$" + digest},
 		{"E-03", "bcrypt of cost 15", "$2a$15$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
 		{"E-03", "bcrypt of cost 31", "$2a$31$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
+		{"E-02", "PBKDF2 with Hydra's default of rounds", "$pbkdf2-sha256$i=25000,l=32$" + salt + "$" + digest},
+		{"E-03", "PBKDF2 with ten million rounds", "$pbkdf2-sha512$10000000$" + salt + "$" + digest},
 		{"CA-11", "an empty Argon2id digest", "$argon2id$v=19$m=19456,t=2,p=1$" + salt + "$"},
 		{"CA-11", "a bcrypt hash cut short", "$2a$10$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Z"},
 		{"CA-11", "a bcrypt hash with characters that are not its own", "$2a$10$!!pDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
@@ -340,6 +362,60 @@ func TestSecretsByReference(t *testing.T) {
 	}
 }
 
+// A file or a variable that hardly holds the secret that is meant is refused when it is loaded,
+// with what is wrong with it and none of it.
+func TestSecretsThatAreNotWhatWasMeant(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "secret")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := func(line string) string {
+		return "store memory\nclient c {\n" + line + "\nscopes read\ndefault_scopes read\n}\n"
+	}
+	write("canary-secret\r\n")
+	g := startGateway(t, config("secret {file."+file+"}"), "oauth_server")
+	form := url.Values{"grant_type": {"client_credentials"}}
+	wantToken(t, g.post("/oauth2/token", "c", "canary-secret", form), "read")
+
+	const generated = "cos_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+	for _, c := range []struct{ text, want string }{
+		{"canary-secret\n\n", "empty line"}, {"canary-secret\r\n\r\n", "empty line"}, {"\ncanary-secret\n", "empty line"}, {"\n\n", "empty line"},
+		{"\ufeffcanary-secret\n", "byte order mark"},
+		{"\xff\xfec\x00a\x00n\x00a\x00r\x00y\x00", "UTF-16"},
+		{"canary-secret \n", "space"}, {" canary-secret", "space"}, {"\tcanary-secret", "space or a tab"}, {"canary-secret\u00a0\n", "space"},
+		{"canary\nsecret\n", "more than one line"},
+		{generated + "\nsecret_hash " + hashOf("canary") + "\n", "generate-secret"},
+		{"secret_hash " + hashOf("canary") + "\n", "secret_hash"},
+		{strings.Repeat("canary", 200), "longer than"},
+	} {
+		write(c.text)
+		lines := map[string]string{"a secret": config("secret {file." + file + "}"), "a hash": config("secret_hash {file." + file + "}")}
+		lines["the password of a Redis"] = "store redis 127.0.0.1:1 {\npassword {file." + file + "}\n}\n" + testClients
+		if variable := strings.TrimSuffix(strings.TrimSuffix(c.text, "\n"), "\r"); !strings.Contains(c.text, "\x00") {
+			t.Setenv("GATEWAY_TEST_SECRET", variable)
+			lines["a variable"] = config("secret {env.GATEWAY_TEST_SECRET}")
+		}
+		for what, line := range lines {
+			err := g.load(line, "oauth_server")
+			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "canary") || strings.Contains(err.Error(), generated) {
+				t.Errorf("%s with %.20q: %v, want an error about %q", what, c.text, err, c.want)
+			}
+		}
+		site := "oauth_server\noauth_protect {\nsource introspect https://127.0.0.1:1 {\nclient_id x\nclient_secret {file." + file + "}\n}\n}"
+		if err := g.load("store memory\n"+testClients, site); err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "canary") {
+			t.Errorf("the secret of a source with %.20q: %v, want an error about %q", c.text, err, c.want)
+		}
+	}
+	write(hashOf("canary") + "\n")
+	if err := g.load(config("secret {file."+file+"}"), "oauth_server"); err == nil || !strings.Contains(err.Error(), "refer to it with secret_hash") {
+		t.Errorf("a hash where the secret is meant: %v", err)
+	}
+	wantToken(t, g.post("/oauth2/token", "c", "canary-secret", form), "read") // what was refused changed nothing
+}
+
 // CA-10: both secrets work inside the overlap, and the old one ends within a second of
 // its until, although its success is remembered.
 func TestRotation(t *testing.T) {
@@ -382,36 +458,73 @@ func TestReloadForgetsSecrets(t *testing.T) {
 	wantToken(t, g.post("/oauth2/token", "c", "second", form), "read")
 }
 
-// E-04: who guesses at a slow hash from one address gets 401 or is told to come back, and
-// clients whose secrets are quick to check, or are remembered, are served meanwhile.
+// E-04: who guesses at a slow hash is answered, or told to come back. Meanwhile clients whose
+// secrets are quick to check, or are remembered, don't notice, and one that has to wait for its
+// slow hash is served though it comes from the same address.
 func TestGuessersDoNotShutOutOthers(t *testing.T) {
-	g := startGateway(t, "store memory\n"+testClients+"client slow {\nsecret_hash "+slowHash("slow secret")+"\nscopes read\ndefault_scopes read\n}\n", "oauth_server")
+	slow := func(id string) string {
+		return "client " + id + " {\nsecret_hash " + slowHash("secret of "+id) + "\nscopes read\ndefault_scopes read\n}\n"
+	}
+	g := startGateway(t, "store memory\n"+testClients+slow("known")+slow("late"), "oauth_server")
 	form := url.Values{"grant_type": {"client_credentials"}}
-	wantToken(t, g.post("/oauth2/token", "slow", "slow secret", form), "read")
+	wantToken(t, g.post("/oauth2/token", "known", "secret of known", form), "read")
 
 	var guessers sync.WaitGroup
-	var refused, busy atomic.Int64
+	var refused atomic.Int64
 	for i := range 60 {
 		guessers.Go(func() {
-			a := g.post("/oauth2/token", "slow", fmt.Sprintf("guess %d", i), form)
-			switch a.StatusCode {
-			case 401:
+			a := g.post("/oauth2/token", "known", fmt.Sprintf("guess-%d", i), form)
+			if a.StatusCode == 401 {
 				refused.Add(1)
 				wantE401(t, a, "root")
-			default:
-				busy.Add(1)
+			} else {
 				wantE(t, a, 503, "temporarily_unavailable")
 			}
 		})
 	}
-	// However long the guessing lasts, these need no place in the queue.
+	waitUntil(t, "a guess is refused", func() bool { return refused.Load() > 0 })
+	wantToken(t, g.post("/oauth2/token", "late", "secret of late", form), "read")
 	for range 20 {
 		wantToken(t, g.fetch("reader"), "read")
-		wantToken(t, g.post("/oauth2/token", "slow", "slow secret", form), "read")
+		wantToken(t, g.post("/oauth2/token", "known", "secret of known", form), "read")
 	}
 	guessers.Wait()
-	if refused.Load() == 0 || busy.Load() == 0 {
-		t.Errorf("of 60 guesses at once %d were answered and %d told to come back; want some of each", refused.Load(), busy.Load())
+}
+
+// Clients that fetch their first token at once, and workers that share one secret, are all
+// served, though their secrets are behind slow hashes. After a reload none of them pays again,
+// and with their secrets in the environment neither.
+func TestFirstTokensAtOnce(t *testing.T) {
+	t.Setenv("GATEWAY_TEST_SECRET", "chosen by a person")
+	config := "store memory\nclient referred {\nsecret {env.GATEWAY_TEST_SECRET}\nscopes read\ndefault_scopes read\n}\n"
+	secrets := map[string]string{"referred": "chosen by a person"}
+	for i := range 9 {
+		id := fmt.Sprint("client", i)
+		secrets[id] = "secret of " + id
+		config += "client " + id + " {\nsecret_hash " + slowHash(secrets[id]) + "\nscopes read\ndefault_scopes read\n}\n"
+	}
+	g := startGateway(t, config, "oauth_server")
+	form := url.Values{"grant_type": {"client_credentials"}}
+	all := func() {
+		var workers sync.WaitGroup
+		for id, secret := range secrets {
+			for range 3 {
+				workers.Go(func() { wantToken(t, g.post("/oauth2/token", id, secret, form), "read") })
+			}
+		}
+		workers.Wait()
+	}
+	before := caddyoauth.SlowHashes()
+	all()
+	if n := caddyoauth.SlowHashes() - before; n != int64(len(secrets)) {
+		t.Errorf("three workers of each of ten clients cost %d slow hashes, want %d", n, len(secrets))
+	}
+	if err := g.load(config, "oauth_server"); err != nil {
+		t.Fatal(err)
+	}
+	all()
+	if n := caddyoauth.SlowHashes() - before; n != int64(len(secrets)) {
+		t.Errorf("after a reload %d slow hashes were computed, want the %d of before", n, len(secrets))
 	}
 }
 

@@ -21,6 +21,9 @@ import (
 // is how tests get a store that can't answer.
 func CloseStore() error { return activeApp().opened.store.Close() }
 
+// SlowHashes is how many slow hashes this process has computed for clients.
+func SlowHashes() int64 { return hasher().Hashes() }
+
 // ParseChallenge reads a WWW-Authenticate value that is one challenge with parameters
 // (RFC 9110 section 11.6.1): a scheme, a space, and name="value" with commas between.
 // It is stricter than the grammar where clients are known to be: a value is a quoted

@@ -88,14 +88,18 @@ type Client struct {
 // ClientSecret is one secret of a client: a reference to it, or its hash.
 type ClientSecret struct {
 	// Where the secret is: exactly `{env.NAME}` or `{file./path}`. The secret itself is
-	// refused here, since the configuration is dumped, saved and logged in many places. A
-	// secret of less than 32 characters that was not generated here is taken for one that
-	// can be guessed, and is hashed with Argon2id when the configuration is loaded.
+	// refused here, since the configuration is dumped, saved and logged in many places. So is
+	// what hardly is the secret that was meant: with a byte order mark, several lines, or a
+	// space at an end; of a file one line end is dropped. A secret of less than 32 characters
+	// that was not generated here is taken for one that can be guessed, and is hashed with
+	// Argon2id when the configuration is loaded.
 	Secret string `json:"secret,omitempty"`
 
-	// The secret's hash: `$argon2id$…` (m×t of 32768 KiB to m=262144, t=10, p=4), `$2b$…`
-	// (bcrypt, cost 10 to 14), or `$sha256$…` for generated secrets; `caddy oauth hash-secret` and `caddy oauth generate-secret` make one. May
-	// be `{env.NAME}` or `{file./path}`, too.
+	// The secret's hash: `$argon2id$…` (m×t of 32768 KiB to m=262144, t=10, p=4); `$2b$…`,
+	// `$2a$…` or `$2y$…` (bcrypt, cost 10 to 14); `$pbkdf2-sha256$…` (600000 to 2000000 rounds)
+	// or `$pbkdf2-sha512$…` (210000 to 1000000), as Ory Hydra, Authelia and passlib write them;
+	// or `$sha256$…` for generated secrets. `caddy oauth hash-secret` and `caddy oauth
+	// generate-secret` make one. May be `{env.NAME}` or `{file./path}`, too.
 	Hash string `json:"hash,omitempty"`
 
 	// When the secret stops being accepted, without a reload. Default: never.
@@ -329,7 +333,8 @@ var errLiteralSecret = errors.New("a secret is given as {env.NAME} or {file./pat
 
 var errLiteralClientSecret = fmt.Errorf("%w; or give its hash, which 'caddy oauth hash-secret' makes", errLiteralSecret)
 
-// resolveSecret returns what a reference refers to. No error holds the secret.
+// resolveSecret returns what a reference refers to, if that is likely to be the secret that
+// is meant. No error holds any of it.
 func resolveSecret(reference string) (string, error) {
 	if !secretReference.MatchString(reference) {
 		return "", errLiteralSecret
@@ -339,6 +344,9 @@ func resolveSecret(reference string) (string, error) {
 	if err != nil || value == "" {
 		// err says no more, and not whether there was no file or nothing in it.
 		return "", fmt.Errorf("%s is not set, empty, or can't be read", reference)
+	}
+	if err := oauth.CheckSecret(value); err != nil {
+		return "", fmt.Errorf("%s: %w", reference, err)
 	}
 	return value, nil
 }
@@ -352,23 +360,22 @@ func (sc ClientSecret) provision() (*oauth.Secret, error) {
 		return nil, errLiteralClientSecret
 	}
 	value := sc.Secret + sc.Hash
-	var err error
 	if secretReference.MatchString(value) {
+		var err error
 		if value, err = resolveSecret(value); err != nil {
 			return nil, err
 		}
 	}
-	var secret *oauth.Secret
-	if sc.Secret != "" {
-		secret, err = oauth.PlainSecret(value)
-	} else {
-		secret, err = oauth.HashedSecret(value)
-		if err != nil {
-			err = fmt.Errorf("%w; 'caddy oauth hash-secret' makes a good one", err)
+	secret, err := oauth.HashedSecret(value)
+	switch {
+	case sc.Hash != "" && err != nil:
+		return nil, fmt.Errorf("%w; 'caddy oauth hash-secret' makes a good one", err)
+	case sc.Secret != "" && err == nil:
+		return nil, fmt.Errorf("%s is a hash: refer to it with secret_hash", sc.Secret)
+	case sc.Secret != "":
+		if secret, err = oauth.PlainSecret(value); err != nil {
+			return nil, err
 		}
-	}
-	if err != nil {
-		return nil, err
 	}
 	secret.Until = sc.Until
 	return secret, nil

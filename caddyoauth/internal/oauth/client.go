@@ -47,16 +47,16 @@ type Client struct {
 // the one answer for all failures, after the same work for all of them.
 func (s *Server) authenticate(ctx context.Context, req Request, out *Outcome) (*Client, error) {
 	creds := req.Credentials
+	client := s.clientOf(creds.ClientIDs)
+	if client != nil {
+		out.ClientID = client.ID
+	}
 	// Where nothing is claimed that could be true, there is nothing to hide by working.
 	switch {
 	case req.malformed:
 		return nil, invalidClient("malformed_authorization")
 	case creds.Method == "":
 		return nil, invalidClient("no_credentials")
-	}
-	client := s.cfg.Clients[creds.ClientID]
-	if client != nil {
-		out.ClientID = client.ID
 	}
 
 	var candidates []*Secret
@@ -71,7 +71,7 @@ func (s *Server) authenticate(ctx context.Context, req Request, out *Outcome) (*
 		reason = "wrong_secret"
 		candidates = client.Secrets
 	}
-	ok, err := s.check(ctx, candidates, creds.Secret, req.From)
+	ok, err := s.check(ctx, candidates, creds, req.From)
 	if err != nil {
 		return nil, err
 	}
@@ -81,31 +81,53 @@ func (s *Server) authenticate(ctx context.Context, req Request, out *Outcome) (*
 	return client, nil
 }
 
-// check reports whether secret is one of the candidates that is valid now. Success
-// ends early. Failure costs the realm's whole workload, which is at least what the
-// dearest client's secrets cost, so that neither the answer nor its time tells what
-// was wrong.
-func (s *Server) check(ctx context.Context, candidates []*Secret, secret, from string) (bool, error) {
-	now := s.cfg.Now()
-	if secret == "" {
-		candidates = nil // never authenticates, whatever is stored
-	}
-	if len(secret) > maxSecretBytes {
-		secret, candidates = secret[:maxSecretBytes], nil
-	}
-	if len(candidates) == 0 {
-		quickDummy.quick(secret)
-	}
-	fast := false
-	for _, c := range candidates {
-		if c.validAt(now) && (c.quick(secret) || c.remembered(secret, now)) {
-			fast = true
+// clientOf returns the client that the first of the readings names which names any. If
+// both do, the RFC's is the one that counts: a client whose ID could be taken for another's
+// has to encode it.
+func (s *Server) clientOf(readings []string) *Client {
+	for _, id := range readings {
+		if client := s.cfg.Clients[id]; client != nil {
+			return client
 		}
+	}
+	return nil
+}
+
+// check reports whether one of the readings of a secret is one of the candidates that is
+// valid now. Success ends early. Failure costs, for each reading, the realm's whole
+// workload, which is at least what the dearest client's secrets cost, so that neither the
+// answer nor its time tells what was wrong.
+func (s *Server) check(ctx context.Context, candidates []*Secret, creds Credentials, from string) (bool, error) {
+	now := s.cfg.Now()
+	a := attempt{work: s.work, now: now}
+	fast := false
+	for _, secret := range creds.Secrets {
+		r := reading{secret: secret, candidates: candidates}
+		if secret == "" {
+			r.candidates = nil // never authenticates, whatever is stored
+		}
+		if len(secret) > maxSecretBytes {
+			r.secret, r.candidates = secret[:maxSecretBytes], nil
+		}
+		if len(r.candidates) == 0 {
+			quickDummy.quick(r.secret)
+		}
+		for _, c := range r.candidates {
+			if c.validAt(now) && (c.quick(r.secret) || s.cfg.Hasher.remembers(c, r.secret, now)) {
+				fast = true
+			}
+		}
+		a.readings = append(a.readings, r)
 	}
 	if fast {
 		return true, nil
 	}
-	return s.cfg.Hasher.check(ctx, s.work, candidates, secret, now, from)
+	if len(s.work) == 0 {
+		return false, nil // no slow hashes in this realm: failing is quick for everybody
+	}
+	right, err := s.cfg.Hasher.check(ctx, flightKey{s, creds.mac()}, a, from, creds.ClientIDs[0])
+	// Whoever shares the answer may have come after the secret's end.
+	return right != nil && right.validAt(s.cfg.Now()), err
 }
 
 // mayIntrospect reports whether the client may see facts, and which of the scopes.

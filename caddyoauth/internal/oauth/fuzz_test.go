@@ -66,28 +66,33 @@ func FuzzBasic(f *testing.F) {
 		write := func(id, secret string) string {
 			return "Basic " + base64.StdEncoding.EncodeToString([]byte(url.QueryEscape(id)+":"+url.QueryEscape(secret)))
 		}
-		if gotID, gotSecret, err := parseBasic(header); err != nil {
-			if gotID != "" || gotSecret != "" {
-				t.Fatalf("%q is refused, and is %q and %q", header, gotID, gotSecret)
+		encoded := func(creds Credentials) string { return write(creds.ClientIDs[0], creds.Secrets[0]) }
+		if creds, err := parseBasic(header); err != nil {
+			if creds.Secrets != nil {
+				t.Fatalf("%q is refused, and has the secrets %q", header, creds.Secrets)
 			}
 			if len(header) > 20 && strings.Contains(err.Error(), header[10:]) {
 				t.Fatalf("the error repeats what was sent: %v", err)
 			}
 		} else {
-			if !plainText(gotID) || !plainText(gotSecret) {
-				t.Fatalf("%q is %q and %q, which is no text", header, gotID, gotSecret)
+			for _, readings := range [][]string{creds.ClientIDs, creds.Secrets} {
+				if len(readings) < 1 || len(readings) > 2 || len(readings) == 2 && readings[0] == readings[1] || slices.ContainsFunc(readings, func(r string) bool { return !plainText(r) }) {
+					t.Fatalf("%q has the readings %q", header, readings)
+				}
 			}
-			againID, againSecret, err := parseBasic(write(gotID, gotSecret))
-			if err != nil || againID != gotID || againSecret != gotSecret {
-				t.Fatalf("%q is %q and %q, and written again %q and %q, %v", header, gotID, gotSecret, againID, againSecret, err)
+			if again, err := parseBasic(encoded(creds)); err != nil || again.ClientIDs[0] != creds.ClientIDs[0] || again.Secrets[0] != creds.Secrets[0] {
+				t.Fatalf("%q is %q and %q, and written again %q and %q, %v", header, creds.ClientIDs, creds.Secrets, again.ClientIDs, again.Secrets, err)
 			}
 		}
 		// Whatever text a client has for an ID and a secret arrives as it is.
-		gotID, gotSecret, err := parseBasic(write(id, secret))
-		if text := plainText(id) && plainText(secret); text != (err == nil) {
-			t.Fatalf("%q and %q: %v", id, secret, err)
-		} else if text && (gotID != id || gotSecret != secret) {
-			t.Fatalf("%q and %q arrive as %q and %q", id, secret, gotID, gotSecret)
+		text := plainText(id) && plainText(secret)
+		creds, err := parseBasic(write(id, secret))
+		if text && (err != nil || creds.ClientIDs[0] != id || creds.Secrets[0] != secret) {
+			t.Fatalf("%q and %q arrive form-encoded as %q and %q, %v", id, secret, creds.ClientIDs, creds.Secrets, err)
+		}
+		creds, err = parseBasic("Basic " + base64.StdEncoding.EncodeToString([]byte(id+":"+secret)))
+		if text && !strings.Contains(id, ":") && (err != nil || !slices.Contains(creds.ClientIDs, id) || !slices.Contains(creds.Secrets, secret)) {
+			t.Fatalf("%q and %q arrive raw as %q and %q, %v", id, secret, creds.ClientIDs, creds.Secrets, err)
 		}
 	})
 }
@@ -185,7 +190,7 @@ func FuzzSecretHash(f *testing.F) {
 		"$2a$12$" + strings.Repeat("=", 53), "$2a$+9$" + strings.Repeat(".", 53), "$2x$12$" + strings.Repeat(".", 53),
 		strings.Replace(argon, "m=19456", "m=019456", 1), strings.Replace(argon, "m=19456", "m=4294967296", 1), strings.Replace(argon, "t=2", "t=+2", 1),
 		strings.Replace(argon, "p=1", "p=0", 1), strings.Replace(argon, "p=1", "p=256", 1), strings.Replace(argon, "p=1", "p=1,keyid=x", 1),
-		strings.Replace(argon, "v=19", "v=16", 1), strings.Replace(argon, "$v=19", "", 1), argon + "$", argon + "=", argon + "\n", "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0\r", argon[:len(argon)-1] + "x",
+		strings.Replace(argon, "v=19", "v=16", 1), strings.Replace(argon, "$v=19", "", 1), "$pbkdf2-sha256$i=600000,l=32$GmhSbmKu6MsdY71bwGWBGw$Oe36vHuGNEvukTHYFyPwOiZF5q6MMG/L6taSzBcWCEw", "$pbkdf2-sha512$310000$GmhSbmKu6MsdY71bwGWB.w$Oe36vHuGNEvukTHYFyPwOiZF5q6MMG/L6taSzBcWCEw", "$pbkdf2-sha256$i=600000,l=0$AAAA$", argon + "$", argon + "=", argon + "\n", "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0\r", argon[:len(argon)-1] + "x",
 	} {
 		f.Add(seed, "abc")
 	}
@@ -213,6 +218,20 @@ func FuzzSecretHash(f *testing.F) {
 				written = string(s.bytes)
 				if c.time < 10 || c.time > 14 || strings.Trim(hash[7:], bcryptAlphabet) != "" {
 					t.Fatalf("%q is no hash that bcrypt could check", hash)
+				}
+			case kindPBKDF2SHA256, kindPBKDF2SHA512:
+				name, least, most := "sha256", uint32(600_000), uint32(2_000_000)
+				if s.kind == kindPBKDF2SHA512 {
+					name, least, most = "sha512", 210_000, 1_000_000
+				}
+				b64 := base64.RawStdEncoding.EncodeToString
+				written = fmt.Sprintf("$pbkdf2-%s$i=%d,l=%d$%s$%s", name, c.time, c.length, b64(s.salt), b64(s.bytes))
+				if written != hash {
+					plus := strings.NewReplacer("+", ".")
+					written = fmt.Sprintf("$pbkdf2-%s$%d$%s$%s", name, c.time, plus.Replace(b64(s.salt)), plus.Replace(b64(s.bytes)))
+				}
+				if c.time < least || c.time > most || len(s.bytes) > 64 || len(s.salt) > 64 {
+					t.Fatalf("%q is weak, or would burn the machine", hash)
 				}
 			}
 			if written != hash {

@@ -74,7 +74,7 @@ func newNode(t testing.TB, address, plain string) *realm {
 			t.Fatal("the link does not come up")
 		}
 	}
-	return &realm{t: t, server: server, client: oauth.Credentials{Method: oauth.AuthBasic, ClientID: "reader", Secret: plain}}
+	return &realm{t: t, server: server, client: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}}}
 }
 
 // nodeOperation is an operation, and the node that it was asked of.

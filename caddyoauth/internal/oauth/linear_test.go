@@ -93,7 +93,7 @@ func newRealmAt(t testing.TB, s oauth.TokenStore, cfg introspect.Config, maxAge 
 	return &realm{
 		t:      t,
 		server: server,
-		client: oauth.Credentials{Method: oauth.AuthBasic, ClientID: "reader", Secret: plain},
+		client: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}},
 	}
 }
 

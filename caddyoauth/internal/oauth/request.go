@@ -1,9 +1,11 @@
 package oauth
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"net/url"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -62,10 +64,15 @@ const (
 
 // Credentials are what a request offered to authenticate its client with. They hold
 // the secret and so are never printed.
+//
+// Basic credentials can be read in two ways: RFC 6749 section 2.3.1 has the ID and the
+// secret form-urlencoded, and many client libraries send them as they are. Each slice has
+// the readings that differ, the RFC's first: one or two of them. What they are is up to
+// the sender alone, so they tell nothing of who is registered.
 type Credentials struct {
-	Method   AuthMethod // empty if none were offered
-	ClientID string
-	Secret   string
+	Method    AuthMethod // empty if none were offered
+	ClientIDs []string
+	Secrets   []string
 }
 
 // String keeps the secret out of anything that prints the value.
@@ -74,6 +81,11 @@ func (c Credentials) String() string { return "REDACTED" }
 // GoString keeps the secret out of %#v.
 func (c Credentials) GoString() string { return "REDACTED" }
 
+// mac stands for the credentials where they are compared.
+func (c Credentials) mac() [sha256.Size]byte {
+	return processMAC(nil, slices.Concat([]string{string(c.Method)}, c.ClientIDs, []string{""}, c.Secrets)...)
+}
+
 // Request is a parsed request to an endpoint that authenticates clients.
 type Request struct {
 	Form        Form
@@ -81,7 +93,7 @@ type Request struct {
 
 	// malformed: there is an Authorization header, but no well-formed Basic credentials in
 	// it. That is an authentication that failed, so it waits for its turn: what is wrong
-	// with the form is said before.
+	// with the form is said before. Credentials may have the ID, for the log.
 	malformed bool
 
 	// From is where the request came from, for the fair use of slow hashes.
@@ -106,45 +118,57 @@ func ParseRequest(body string, authorization []string, from string) (Request, er
 	case len(authorization) == 1 && (secret || assertion), secret && assertion:
 		return req, invalidRequest("there is more than one client authentication method")
 	case len(authorization) == 1:
-		id, sec, err := parseBasic(authorization[0])
-		if err != nil {
-			req.malformed = true
-			return req, nil
+		creds, err := parseBasic(authorization[0])
+		if named := form.Get("client_id"); named != "" && len(creds.ClientIDs) > 0 {
+			// It says which of the readings is meant.
+			if !slices.Contains(creds.ClientIDs, named) {
+				return req, invalidRequest("client_id differs from the authenticated client")
+			}
+			creds.ClientIDs = []string{named}
 		}
-		if named := form.Get("client_id"); named != "" && named != id {
-			return req, invalidRequest("client_id differs from the authenticated client")
-		}
-		req.Credentials = Credentials{Method: AuthBasic, ClientID: id, Secret: sec}
+		req.Credentials, req.malformed = creds, err != nil
 	case secret && form.Get("client_id") != "":
-		req.Credentials = Credentials{Method: AuthPost, ClientID: form.Get("client_id"), Secret: form.Get("client_secret")}
+		req.Credentials = Credentials{Method: AuthPost, ClientIDs: []string{form.Get("client_id")}, Secrets: []string{form.Get("client_secret")}}
 	}
 	return req, nil
 }
 
-// parseBasic reads Basic credentials as RFC 6749 section 2.3.1 has them: the client ID
-// and the secret are each form-urlencoded before RFC 7617 puts a colon between them.
-func parseBasic(header string) (id, secret string, err error) {
+// parseBasic reads Basic credentials: an ID and a secret with a colon between them (RFC
+// 7617), which stands for itself in the secret only. With an error there is no secret, and
+// no ID if that could not be read either.
+func parseBasic(header string) (Credentials, error) {
 	scheme, encoded, ok := strings.Cut(header, " ")
 	if !ok || !strings.EqualFold(scheme, "Basic") {
-		return "", "", errors.New("not Basic")
+		return Credentials{}, errors.New("not Basic")
 	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(strings.TrimLeft(encoded, " "))
 	if err != nil {
-		return "", "", errors.New("not base64")
+		return Credentials{}, errors.New("not base64")
 	}
 	// Split first, decode second: an encoded colon belongs to the ID.
-	rawID, rawSecret, ok := strings.Cut(string(raw), ":")
+	id, secret, ok := strings.Cut(string(raw), ":")
 	if !ok {
-		return "", "", errors.New("no colon")
+		return Credentials{}, errors.New("no colon")
 	}
-	if id, err = url.QueryUnescape(rawID); err != nil {
-		return "", "", errors.New("client ID is not form-urlencoded")
+	creds := Credentials{Method: AuthBasic, ClientIDs: readings(id)}
+	if len(creds.ClientIDs) == 0 {
+		return Credentials{}, errors.New("the client ID is not text")
 	}
-	if secret, err = url.QueryUnescape(rawSecret); err != nil {
-		return "", "", errors.New("secret is not form-urlencoded")
+	if creds.Secrets = readings(secret); len(creds.Secrets) == 0 {
+		return creds, errors.New("the secret is not text")
 	}
-	if !plainText(id) || !plainText(secret) {
-		return "", "", errors.New("not text")
+	return creds, nil
+}
+
+// readings returns what sent can mean: itself form-decoded, and itself, without what is not
+// well-formed and without duplicates.
+func readings(sent string) []string {
+	var all []string
+	if decoded, err := url.QueryUnescape(sent); err == nil && plainText(decoded) {
+		all = append(all, decoded)
 	}
-	return id, secret, nil
+	if plainText(sent) && !slices.Contains(all, sent) {
+		all = append(all, sent)
+	}
+	return all
 }

@@ -74,40 +74,55 @@ func asQuery(body string) Form {
 // CA-01, CA-02, CA-07: what counts as Basic credentials, and what they say.
 func TestParseBasic(t *testing.T) {
 	b64 := func(pair string) string { return base64.StdEncoding.EncodeToString([]byte(pair)) }
+	// What follows an | is the second reading.
 	for _, c := range []struct{ header, id, secret string }{
 		{"Basic " + b64("c:s"), "c", "s"},
 		{"basic " + b64("c:s"), "c", "s"},
 		{"BASIC   " + b64("c:s"), "c", "s"},
-		{"Basic " + b64("my%3Aapp:p%25%2B+%C3%A4%2F%3D%26%3A"), "my:app", "p%+ ä/=&:"},
-		{"Basic " + b64("my%3aapp:p%25%2b%20%c3%a4/=%26:"), "my:app", "p%+ ä/=&:"},
+		{"Basic " + b64("my%3Aapp:p%25%2B+%C3%A4%2F%3D%26%3A"), "my:app|my%3Aapp", "p%+ ä/=&:|p%25%2B+%C3%A4%2F%3D%26%3A"},
+		{"Basic " + b64("my%3aapp:p%25%2b%20%c3%a4/=%26:"), "my:app|my%3aapp", "p%+ ä/=&:|p%25%2b%20%c3%a4/=%26:"},
 		{"Basic " + b64("a:b:c"), "a", "b:c"}, // split at the first
-		{"Basic " + b64("%2541:%2542"), "%41", "%42"},
+		{"Basic " + b64("%2541:%2542"), "%41|%2541", "%42|%2542"},
+		{"Basic " + b64("c:a+b"), "c", "a b|a+b"},
+		{"Basic " + b64("c:a%2Bb"), "c", "a+b|a%2Bb"},
+		{"Basic " + b64("c:100%"), "c", "100%"}, // a bad escape stands for itself
+		{"Basic " + b64("c:%zz"), "c", "%zz"},
+		{"Basic " + b64("%zz:s"), "%zz", "s"},
+		{"Basic " + b64("c:%00"), "c", "%00"},
+		{"Basic " + b64("c:%ff"), "c", "%ff"},
+		{"Basic " + b64("%00:s"), "%00", "s"},
+		{"Basic " + b64("c%3As:"), "c:s|c%3As", ""},
 		{"Basic " + b64("c:"), "c", ""},
 		{"Basic " + b64(":s"), "", "s"},
 		{"Basic " + b64(":"), "", ""},
 		{"Basic " + b64("c:s\n"), "c", "s\n"},
 	} {
-		id, secret, err := parseBasic(c.header)
-		if err != nil || id != c.id || secret != c.secret {
-			t.Errorf("%q is %q, %q, %v; want %q, %q", c.header, id, secret, err, c.id, c.secret)
+		creds, err := parseBasic(c.header)
+		if err != nil || creds.Method != AuthBasic || strings.Join(creds.ClientIDs, "|") != c.id || strings.Join(creds.Secrets, "|") != c.secret {
+			t.Errorf("%q is %q, %q, %v; want %q, %q", c.header, creds.ClientIDs, creds.Secrets, err, c.id, c.secret)
 		}
 	}
 	for _, header := range []string{
 		"", "Basic", "Basic ", "Basic\t" + b64("c:s"), "Basic" + b64("c:s"), " Basic " + b64("c:s"), "Bearer " + b64("c:s"), "Basic2 " + b64("c:s"), b64("c:s"),
-		"Basic " + b64("no colon"), "Basic " + b64("c%3As"), "Basic " + b64("c:%zz"), "Basic " + b64("%zz:s"), "Basic " + b64("c:%"), "Basic " + b64("c:%4"),
-		"Basic " + b64("c:\x00"), "Basic " + b64("c:%00"), "Basic " + b64("%00:s"), "Basic " + b64("c:\xff"), "Basic " + b64("c:%ff"), "Basic " + b64("\xff:s"),
+		"Basic " + b64("no colon"), "Basic " + b64("c%3As"),
+		"Basic " + b64("c:\x00"), "Basic " + b64("\x00:s"), "Basic " + b64("c:\xff"), "Basic " + b64("\xff:s"), "Basic " + b64("c:%41\xff"),
 		"Basic c:s", "Basic %", "Basic " + b64("c:s") + ",", "Basic " + b64("c:s") + " x", "Basic " + strings.TrimRight(b64("c:s4"), "="), "Basic " + b64("c:ss") + "=",
 		"Basic YzpzNB==", // bits beyond the last character
 	} {
-		if id, secret, err := parseBasic(header); err == nil {
-			t.Errorf("%q passes, as %q, %q", header, id, secret)
+		if creds, err := parseBasic(header); err == nil || creds.Secrets != nil {
+			t.Errorf("%q passes, as %q, %q", header, creds.ClientIDs, creds.Secrets)
 		}
+	}
+	// Who it was can be told from the ID, whatever the secret is.
+	if creds, _ := parseBasic("Basic " + b64("my%3Aapp:\xff")); !slices.Equal(creds.ClientIDs, []string{"my:app", "my%3Aapp"}) {
+		t.Errorf("the ID beside a secret that is no text is %q", creds.ClientIDs)
 	}
 }
 
 // CA-03 to CA-06: which method a request uses, if it uses one.
 func TestParseRequest(t *testing.T) {
 	good := "Basic " + base64.StdEncoding.EncodeToString([]byte("c:s"))
+	odd := "Basic " + base64.StdEncoding.EncodeToString([]byte("a%3Ab:s"))
 	for _, c := range []struct {
 		body          string
 		authorization []string
@@ -123,6 +138,9 @@ func TestParseRequest(t *testing.T) {
 		{"client_id=c", []string{good}, AuthBasic, ""},
 		{"client_id=&client_secret=", []string{good}, AuthBasic, ""},
 		{"client_id=d", []string{good}, "", CodeInvalidRequest},
+		{"client_id=a:b", []string{odd}, AuthBasic, ""},
+		{"client_id=a%253Ab", []string{odd}, AuthBasic, ""},
+		{"client_id=a%25253Ab", []string{odd}, "", CodeInvalidRequest},
 		{"client_secret=s", []string{good}, "", CodeInvalidRequest},
 		{"client_id=c&client_secret=s", []string{"Bearer x"}, "", CodeInvalidRequest},
 		{"client_assertion=x", []string{good}, "", CodeInvalidRequest},

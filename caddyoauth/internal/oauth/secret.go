@@ -1,21 +1,24 @@
 package oauth
 
 import (
-	"context"
 	"crypto/hmac"
+	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
+	"io"
 	"runtime"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
+	"weak"
 
 	"golang.org/x/crypto/argon2"
 	"golang.org/x/crypto/bcrypt"
@@ -23,9 +26,6 @@ import (
 
 // secretPrefix begins every generated secret, so that scanners find leaked ones.
 const secretPrefix = "cos_"
-
-// rememberFor is how long a success of a slow hash is remembered.
-const rememberFor = 5 * time.Minute
 
 // processKey is this process's own, never stored: what is remembered under it says
 // nothing to anybody else.
@@ -43,15 +43,16 @@ type Secret struct {
 	// Until ends the secret's life; the zero time never does.
 	Until time.Time
 
+	*digest
+}
+
+// digest is what a secret is compared with. It does not change, and several configurations
+// may have the same.
+type digest struct {
 	kind  hashKind
 	cost  slowCost // zero unless kind is slow
-	bytes []byte   // digest; for bcrypt the whole hash string
-	salt  []byte   // Argon2id
-
-	// success is the last proof that this secret was right, at most one for each
-	// configured secret, so it needs no other bound. A new configuration has new
-	// Secrets and so forgets all.
-	success atomic.Pointer[success]
+	bytes []byte   // for bcrypt the whole hash string
+	salt  []byte   // Argon2id, PBKDF2
 }
 
 type hashKind int
@@ -61,20 +62,17 @@ const (
 	kindProcessMAC
 	kindArgon2id
 	kindBcrypt
+	kindPBKDF2SHA256
+	kindPBKDF2SHA512
 )
 
 // slowCost identifies the work of one slow hash.
 type slowCost struct {
 	kind    hashKind
 	memory  uint32 // Argon2id, KiB
-	time    uint32 // Argon2id passes, or bcrypt's cost
+	time    uint32 // Argon2id passes, PBKDF2 rounds, or bcrypt's cost
 	threads uint8  // Argon2id
-	length  uint32 // Argon2id, of the digest
-}
-
-type success struct {
-	mac   [sha256.Size]byte
-	until time.Time
+	length  uint32 // Argon2id and PBKDF2, of the digest
 }
 
 // String keeps it out of anything that prints.
@@ -86,19 +84,59 @@ func (s *Secret) GoString() string { return "REDACTED" }
 // PlainSecret makes a Secret of plain text that the configuration refers to, in an
 // environment variable or a file. The text is not kept. One that a person may have
 // chosen is treated as if its Argon2id hash stood in the configuration, so that trying
-// it out is slow; computing that hash takes a moment.
+// it out is slow; computing that hash takes a moment, once for all configurations that
+// follow each other with this secret.
 func PlainSecret(plain string) (*Secret, error) {
-	if err := checkSecret(plain); err != nil {
+	if err := CheckSecret(plain); err != nil {
 		return nil, err
 	}
 	if !canBeGuessed(plain) {
 		return macSecret(plain), nil
 	}
+	return hashedHere.secret(plain)
+}
+
+// hashedHere has the hashes of secrets that configurations refer to, by a MAC of the secret:
+// a reload that leaves a secret as it is finds its hash, which has a random salt, and with
+// that what is remembered of it. An entry ends with the last configuration that uses its
+// hash, so the configurations bound them.
+var hashedHere = hashes{digests: make(map[[sha256.Size]byte]weak.Pointer[digest])}
+
+type hashes struct {
+	mu      sync.Mutex
+	digests map[[sha256.Size]byte]weak.Pointer[digest]
+}
+
+func (h *hashes) secret(plain string) (*Secret, error) {
+	key := processMAC(nil, plain)
+	h.mu.Lock()
+	known := h.digests[key].Value()
+	h.mu.Unlock()
+	if known != nil {
+		return &Secret{digest: known}, nil
+	}
 	hash, err := HashArgon2id(plain)
 	if err != nil {
 		return nil, err
 	}
-	return HashedSecret(hash)
+	s, err := HashedSecret(hash)
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	h.digests[key] = weak.Make(s.digest)
+	h.mu.Unlock()
+	runtime.AddCleanup(s.digest, h.drop, key)
+	return s, nil
+}
+
+// drop removes an entry whose hash nobody uses any more.
+func (h *hashes) drop(key [sha256.Size]byte) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.digests[key].Value() == nil { // else it has been made anew
+		delete(h.digests, key)
+	}
 }
 
 // canBeGuessed reports whether a secret may be one that a person has chosen: it was not
@@ -108,9 +146,8 @@ func canBeGuessed(plain string) bool { return !generated(plain) && len(plain) < 
 
 // macSecret makes a Secret that is checked in microseconds.
 func macSecret(plain string) *Secret {
-	s := &Secret{kind: kindProcessMAC}
-	s.bytes = s.mac(plain)
-	return s
+	mac := processMAC(nil, plain)
+	return &Secret{digest: &digest{kind: kindProcessMAC, bytes: mac[:]}}
 }
 
 // HashedSecret makes a Secret of its hash:
@@ -118,6 +155,8 @@ func macSecret(plain string) *Secret {
 //	$sha256$<base64>                                   for generated secrets of 256 random bits
 //	$argon2id$v=19$m=<KiB>,t=<passes>,p=<threads>$<salt>$<digest>
 //	$2a$, $2b$ or $2y$                                 bcrypt
+//	$pbkdf2-sha256$i=<rounds>,l=<length>$<salt>$<digest>   as Ory Hydra writes it, or -sha512
+//	$pbkdf2-sha512$<rounds>$<salt>$<digest>                as Authelia and passlib do, or -sha256
 //
 // A hash that is weak, or whose parameters would make each check a burden, is refused.
 func HashedSecret(hash string) (*Secret, error) {
@@ -125,13 +164,17 @@ func HashedSecret(hash string) (*Secret, error) {
 	case strings.ContainsAny(hash, "\r\n"): // base64 would pass over them, strict or not
 		return nil, errors.New("the hash has a line break")
 	case strings.HasPrefix(hash, "$sha256$"):
-		digest, err := base64.RawStdEncoding.Strict().DecodeString(hash[len("$sha256$"):])
-		if err != nil || len(digest) != sha256.Size {
+		sum, err := base64.RawStdEncoding.Strict().DecodeString(hash[len("$sha256$"):])
+		if err != nil || len(sum) != sha256.Size {
 			return nil, errors.New("a $sha256$ hash is 43 characters of unpadded base64 after its prefix")
 		}
-		return &Secret{kind: kindSHA256, bytes: digest}, nil
+		return &Secret{digest: &digest{kind: kindSHA256, bytes: sum}}, nil
 	case strings.HasPrefix(hash, "$argon2id$"):
 		return parseArgon2id(hash)
+	case strings.HasPrefix(hash, "$pbkdf2-sha256$"):
+		return parsePBKDF2(hash, kindPBKDF2SHA256, sha256.Size, 600_000, 2_000_000)
+	case strings.HasPrefix(hash, "$pbkdf2-sha512$"):
+		return parsePBKDF2(hash, kindPBKDF2SHA512, sha512.Size, 210_000, 1_000_000)
 	case strings.HasPrefix(hash, "$2a$"), strings.HasPrefix(hash, "$2b$"), strings.HasPrefix(hash, "$2y$"):
 		cost, err := bcrypt.Cost([]byte(hash))
 		// With a character that is not bcrypt's own, each check would fail before it did its
@@ -142,11 +185,11 @@ func HashedSecret(hash string) (*Secret, error) {
 		if cost < 10 || cost > 14 {
 			return nil, fmt.Errorf("bcrypt cost %d is outside 10 to 14: less is too weak, more lets strangers burn this server's time", cost)
 		}
-		return &Secret{kind: kindBcrypt, bytes: []byte(hash), cost: slowCost{kind: kindBcrypt, time: uint32(cost)}}, nil
+		return &Secret{digest: &digest{kind: kindBcrypt, bytes: []byte(hash), cost: slowCost{kind: kindBcrypt, time: uint32(cost)}}}, nil
 	case hash == "":
 		return nil, errors.New("the hash is empty")
 	}
-	return nil, errors.New("the hash is of no known kind (known: $argon2id$, $2b$ for bcrypt, $sha256$ for generated secrets)")
+	return nil, errors.New("the hash is of no known kind (known: $argon2id$, $2b$, $2a$ and $2y$ for bcrypt, $pbkdf2-sha256$, $pbkdf2-sha512$, and $sha256$ for generated secrets)")
 }
 
 // bcryptAlphabet is what a bcrypt hash is written in after its cost.
@@ -178,67 +221,126 @@ func parseArgon2id(hash string) (*Secret, error) {
 		return nil, errors.New("Argon2id parameters are too low (at least m=7168 and m×t=32768, such as m=19456,t=2,p=1)")
 	}
 	salt, err1 := base64.RawStdEncoding.Strict().DecodeString(parts[4])
-	digest, err2 := base64.RawStdEncoding.Strict().DecodeString(parts[5])
-	if err1 != nil || err2 != nil || len(salt) < 8 || len(salt) > 64 || len(digest) < 16 || len(digest) > 64 {
+	sum, err2 := base64.RawStdEncoding.Strict().DecodeString(parts[5])
+	if err1 != nil || err2 != nil || len(salt) < 8 || len(salt) > 64 || len(sum) < 16 || len(sum) > 64 {
 		return nil, errors.New("an Argon2id hash needs a salt of 8 to 64 and a digest of 16 to 64 bytes, in unpadded base64")
 	}
-	return &Secret{
-		kind: kindArgon2id, salt: salt, bytes: digest,
-		cost: slowCost{kind: kindArgon2id, memory: uint32(m), time: uint32(t), threads: uint8(p), length: uint32(len(digest))},
-	}, nil
+	return &Secret{digest: &digest{
+		kind: kindArgon2id, salt: salt, bytes: sum,
+		cost: slowCost{kind: kindArgon2id, memory: uint32(m), time: uint32(t), threads: uint8(p), length: uint32(len(sum))},
+	}}, nil
 }
+
+// parsePBKDF2 reads a hash whose digest has at most as many bytes as the hash function
+// gives: more would be more work for this server, and for nobody who guesses.
+func parsePBKDF2(hash string, kind hashKind, size, least, most int) (*Secret, error) {
+	parts := strings.Split(hash, "$") // "", pbkdf2-…, rounds, salt, digest
+	if len(parts) != 5 {
+		return nil, errMalformedPBKDF2
+	}
+	digits, salt64, sum64, length := parts[2], parts[3], parts[4], ""
+	if named, ok := strings.CutPrefix(digits, "i="); ok {
+		if digits, length, ok = strings.Cut(named, ",l="); !ok || length == "" {
+			return nil, errMalformedPBKDF2
+		}
+	} else {
+		// passlib's base64 has a point for the plus.
+		if strings.Contains(salt64+sum64, "+") {
+			return nil, errMalformedPBKDF2
+		}
+		salt64, sum64 = strings.ReplaceAll(salt64, ".", "+"), strings.ReplaceAll(sum64, ".", "+")
+	}
+	rounds, err := strconv.ParseUint(digits, 10, 32)
+	if err != nil || digits != strconv.FormatUint(rounds, 10) {
+		return nil, errMalformedPBKDF2
+	}
+	switch {
+	case rounds < uint64(least):
+		return nil, fmt.Errorf("PBKDF2 with %d rounds is too weak (at least %d for %s)", rounds, least, parts[1])
+	case rounds > uint64(most):
+		return nil, fmt.Errorf("PBKDF2 with %d rounds is too much (at most %d for %s): each check would let strangers burn this server's time", rounds, most, parts[1])
+	}
+	salt, err1 := base64.RawStdEncoding.Strict().DecodeString(salt64)
+	sum, err2 := base64.RawStdEncoding.Strict().DecodeString(sum64)
+	if err1 != nil || err2 != nil || len(salt) < 8 || len(salt) > 64 || len(sum) < 16 || len(sum) > size {
+		return nil, fmt.Errorf("a %s hash needs a salt of 8 to 64 and a digest of 16 to %d bytes, in unpadded base64", parts[1], size)
+	}
+	if length != "" && length != strconv.Itoa(len(sum)) {
+		return nil, errMalformedPBKDF2
+	}
+	return &Secret{digest: &digest{kind: kind, salt: salt, bytes: sum, cost: slowCost{kind: kind, time: uint32(rounds), length: uint32(len(sum))}}}, nil
+}
+
+var errMalformedPBKDF2 = errors.New("a PBKDF2 hash looks like $pbkdf2-sha256$i=<rounds>,l=<length>$<salt>$<digest>, or $pbkdf2-sha256$<rounds>$<salt>$<digest> with . for + in its base64")
 
 func (s *Secret) validAt(now time.Time) bool { return s.Until.IsZero() || now.Before(s.Until) }
 
-func (s *Secret) slow() bool { return s.kind == kindArgon2id || s.kind == kindBcrypt }
+func (d *digest) slow() bool { return d.cost != slowCost{} }
 
 // quick reports whether secret is right, if that can be told in microseconds.
-func (s *Secret) quick(secret string) bool {
-	switch s.kind {
+func (d *digest) quick(secret string) bool {
+	switch d.kind {
 	case kindSHA256:
 		sum := sha256.Sum256([]byte(secret))
-		return subtle.ConstantTimeCompare(sum[:], s.bytes) == 1
+		return subtle.ConstantTimeCompare(sum[:], d.bytes) == 1
 	case kindProcessMAC:
-		return hmac.Equal(s.mac(secret), s.bytes)
+		mac := processMAC(nil, secret)
+		return hmac.Equal(mac[:], d.bytes)
 	}
 	return false
 }
 
-// mac is a MAC of secret under the process's key; for a slow hash together with the
-// hash that it was proved against, so that a success counts for that hash alone.
-func (s *Secret) mac(secret string) []byte {
+// processMAC is a MAC under the process's key of some texts, and of the hash that the last
+// was proved against, if there is one. It stands for secrets in memory, where nobody without
+// the key can make anything of it.
+func processMAC(d *digest, texts ...string) (sum [sha256.Size]byte) {
 	mac := hmac.New(sha256.New, processKey())
-	var n [8]byte
-	binary.BigEndian.PutUint64(n[:], uint64(len(secret)))
-	mac.Write(n[:])
-	mac.Write([]byte(secret))
-	if s.slow() {
-		mac.Write(s.salt)
-		mac.Write(s.bytes)
+	number := func(n uint64) { mac.Write(binary.BigEndian.AppendUint64(nil, n)) }
+	for _, text := range texts {
+		number(uint64(len(text)))
+		io.WriteString(mac, text)
 	}
-	return mac.Sum(nil)
-}
-
-// remembered reports whether secret was proved right by the slow hash a short while ago.
-func (s *Secret) remembered(secret string, now time.Time) bool {
-	last := s.success.Load()
-	return last != nil && now.Before(last.until) && hmac.Equal(s.mac(secret), last.mac[:])
+	if d != nil {
+		for _, n := range []uint64{uint64(d.kind), uint64(d.cost.memory), uint64(d.cost.time), uint64(d.cost.threads), uint64(len(d.salt))} {
+			number(n)
+		}
+		mac.Write(d.salt)
+		mac.Write(d.bytes)
+	}
+	mac.Sum(sum[:0])
+	return sum
 }
 
 // hash computes the slow hash and reports whether secret is right.
-func (s *Secret) hash(secret string) bool {
-	if s.kind == kindBcrypt {
+func (d *digest) hash(secret string) bool {
+	var sum []byte
+	switch c := d.cost; d.kind {
+	case kindBcrypt:
 		// bcrypt reads 72 bytes and would let anything follow. The library refuses longer
 		// ones when hashing but not when comparing.
 		tooLong := len(secret) > 72
 		if tooLong {
 			secret = secret[:72]
 		}
-		return bcrypt.CompareHashAndPassword(s.bytes, []byte(secret)) == nil && !tooLong
+		return bcrypt.CompareHashAndPassword(d.bytes, []byte(secret)) == nil && !tooLong
+	case kindArgon2id:
+		sum = argon2.IDKey([]byte(secret), d.salt, c.time, c.memory, c.threads, c.length)
+	case kindPBKDF2SHA256:
+		sum = pbkdf2Key(sha256.New, secret, d)
+	case kindPBKDF2SHA512:
+		sum = pbkdf2Key(sha512.New, secret, d)
 	}
-	c := s.cost
-	digest := argon2.IDKey([]byte(secret), s.salt, c.time, c.memory, c.threads, c.length)
-	return subtle.ConstantTimeCompare(digest, s.bytes) == 1
+	return subtle.ConstantTimeCompare(sum, d.bytes) == 1
+}
+
+// pbkdf2Key returns nothing where the process may not compute it, as with GODEBUG=fips140=only
+// and a short salt.
+func pbkdf2Key[H hash.Hash](h func() H, secret string, d *digest) []byte {
+	sum, err := pbkdf2.Key(h, secret, d.salt, int(d.cost.time), int(d.cost.length))
+	if err != nil {
+		return nil
+	}
+	return sum
 }
 
 // workload is how many hashes of each cost a failed authentication computes.
@@ -267,102 +369,15 @@ func workOf(secrets []*Secret) workload {
 	return w
 }
 
-// Hasher bounds the slow hashes of a configuration: a few at once, a short queue behind them,
-// and of the queue no more than a share for each address, so that one who guesses
-// does not shut out the others. It is safe for concurrent use.
-type Hasher struct {
-	slots chan struct{}
-
-	mu      sync.Mutex
-	waiting map[string]int // by address; never more entries than queue
-	total   int
-	queue   int
-	share   int
-
-	// hashes counts the slow hashes computed, for tests of equal work.
-	hashes atomic.Int64
-}
-
-// NewHasher makes a Hasher for this machine: a slot for each processor but one, which
-// stays free for clients whose secrets are quick to check; 16 places in the queue for
-// each slot; a quarter of the queue for each address.
-func NewHasher() *Hasher {
-	n := max(1, runtime.GOMAXPROCS(0)-1)
-	return &Hasher{slots: make(chan struct{}, n), queue: 16 * n, share: 4 * n, waiting: make(map[string]int)}
-}
-
-// errHashesBusy tells the client to come back; it says nothing of its credentials.
-var errHashesBusy = &Error{Code: CodeUnavailable, Description: "too many authentications under way", Reason: "busy"}
-
-// check computes the workload: first the hashes of the candidates, then, unless one of
-// them was right, dummies for the rest. All that work stands in one place of the queue.
-func (h *Hasher) check(ctx context.Context, work workload, candidates []*Secret, secret string, now time.Time, from string) (bool, error) {
-	if len(work) == 0 {
-		return false, nil // no slow hashes in this realm: failing is quick for everybody
-	}
-	if err := h.enter(ctx, from); err != nil {
-		return false, err
-	}
-	defer func() { <-h.slots }()
-
-	done := workload{}
-	for _, c := range candidates {
-		if !c.slow() || !c.validAt(now) {
-			continue
-		}
-		done[c.cost]++
-		h.hashes.Add(1)
-		if c.hash(secret) {
-			remember := &success{until: now.Add(rememberFor)}
-			copy(remember.mac[:], c.mac(secret))
-			c.success.Store(remember)
-			return true, nil
-		}
-	}
-	for cost, n := range work {
-		for range n - done[cost] {
-			h.hashes.Add(1)
-			dummy(cost).hash(secret)
-		}
-	}
-	return false, nil
-}
-
-// enter waits for a slot. The caller gives it back.
-func (h *Hasher) enter(ctx context.Context, from string) error {
-	h.mu.Lock()
-	if h.total >= h.queue || h.waiting[from] >= h.share {
-		h.mu.Unlock()
-		return errHashesBusy
-	}
-	h.total++
-	h.waiting[from]++
-	h.mu.Unlock()
-	defer func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.total--
-		if h.waiting[from]--; h.waiting[from] == 0 {
-			delete(h.waiting, from)
-		}
-	}()
-	select {
-	case h.slots <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // quickDummy stands in where there is no secret to compare with.
-var quickDummy = &Secret{kind: kindSHA256, bytes: make([]byte, sha256.Size)}
+var quickDummy = &digest{kind: kindSHA256, bytes: make([]byte, sha256.Size)}
 
-// dummy is a Secret of the given cost that nothing matches.
-func dummy(cost slowCost) *Secret {
+// dummy is a digest of the given cost that nothing matches.
+func dummy(cost slowCost) *digest {
 	if cost.kind == kindBcrypt {
-		return &Secret{kind: kindBcrypt, cost: cost, bytes: dummyBcrypt(cost.time)}
+		return &digest{kind: kindBcrypt, cost: cost, bytes: dummyBcrypt(cost.time)}
 	}
-	return &Secret{kind: kindArgon2id, cost: cost, salt: make([]byte, 16), bytes: make([]byte, cost.length)}
+	return &digest{kind: cost.kind, cost: cost, salt: make([]byte, 16), bytes: make([]byte, cost.length)}
 }
 
 // dummyBcrypt is a well-formed hash with a digest of zeros. Nobody knows a secret for
@@ -374,21 +389,21 @@ func dummyBcrypt(cost uint32) []byte {
 // HashArgon2id hashes secret with the parameters OWASP recommends first: 19 MiB, two
 // passes, one thread.
 func HashArgon2id(secret string) (string, error) {
-	if err := checkSecret(secret); err != nil {
+	if err := CheckSecret(secret); err != nil {
 		return "", err
 	}
 	const m, t, p = 19456, 2, 1
 	salt := make([]byte, 16)
 	rand.Read(salt)
-	digest := argon2.IDKey([]byte(secret), salt, t, m, p, 32)
+	sum := argon2.IDKey([]byte(secret), salt, t, m, p, 32)
 	b64 := base64.RawStdEncoding.EncodeToString
-	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, m, t, p, b64(salt), b64(digest)), nil
+	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, m, t, p, b64(salt), b64(sum)), nil
 }
 
 // HashBcrypt hashes secret with cost 12. Secrets over 72 bytes are refused: bcrypt
 // would ignore the rest.
 func HashBcrypt(secret string) (string, error) {
-	if err := checkSecret(secret); err != nil {
+	if err := CheckSecret(secret); err != nil {
 		return "", err
 	}
 	if len(secret) > 72 {
@@ -422,15 +437,28 @@ func generated(secret string) bool {
 	return ok && err == nil && len(raw) == 32 && base64.RawURLEncoding.EncodeToString(raw) == text
 }
 
-// checkSecret refuses what could never be sent as a secret.
-func checkSecret(secret string) error {
+// CheckSecret refuses what could never be sent as a secret, and what is hardly the secret
+// that was meant: an editor or a shell has added to it. No error holds any of it.
+func CheckSecret(secret string) error {
 	switch {
 	case secret == "":
 		return errors.New("the secret is empty")
+	case strings.HasPrefix(secret, "\xef\xbb\xbf"):
+		return errors.New("the secret begins with a byte order mark: save it as UTF-8 without one")
+	case !plainText(secret):
+		return errors.New("the secret is not UTF-8 text, or holds a NUL; PowerShell writes UTF-16 unless it is told otherwise")
+	case strings.HasPrefix(secret, secretPrefix) && strings.Contains(secret, "\nsecret_hash "):
+		return errors.New("there are the two lines that 'caddy oauth generate-secret' prints: the first is the secret, the second belongs in the client's block in the Caddyfile")
+	case strings.HasPrefix(secret, "secret_hash "):
+		return errors.New("there is a line for the Caddyfile, not what stands behind its word secret_hash")
+	case strings.Trim(secret, "\r\n") != secret:
+		return errors.New("the secret begins or ends with an empty line: remove it; only one line end is dropped")
+	case strings.ContainsAny(secret, "\r\n"):
+		return errors.New("the secret has more than one line")
+	case strings.TrimSpace(secret) != secret:
+		return errors.New("the secret begins or ends with a space or a tab: remove it")
 	case len(secret) > maxSecretBytes:
 		return fmt.Errorf("the secret is longer than %d bytes", maxSecretBytes)
-	case !plainText(secret):
-		return errors.New("the secret is not UTF-8 text, or holds a NUL")
 	}
 	return nil
 }

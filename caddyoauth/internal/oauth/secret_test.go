@@ -1,7 +1,6 @@
 package oauth
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -63,6 +62,12 @@ func attempts(t testing.TB) (*engine, map[string]Request) {
 		"right secret and 10 KiB":      basic("one", "right"+strings.Repeat("x", 10<<10)),
 		"unknown client, 10 KiB":       basic("nobody", strings.Repeat("x", 10<<10)),
 		"secret over the limit":        basic("quick", strings.Repeat("x", maxSecretBytes+1)),
+		"two readings, unknown client": basic("nobody", "a+b"),
+		"two readings, wrong secret":   basic("one", "a+b"),
+		"two readings, disabled":       basic("off", "a+b"),
+		"two readings, expired":        basic("expired", "a+b"),
+		"two readings, quick":          basic("quick", "a+b"),
+		"two readings, one over":       basic("mixed", strings.Repeat("+", 1+maxSecretBytes/3)),
 	}
 }
 
@@ -84,7 +89,7 @@ func mustHash(t testing.TB, hash string) *Secret {
 // made it fail, and the same answer.
 func TestFailuresCostTheSame(t *testing.T) {
 	e, failures := attempts(t)
-	const want = 3 // two of the one cost, for the client with two, and one of the other
+	const once = 3 // two of the one cost, for the client with two, and one of the other
 	for name, r := range failures {
 		before := e.cfg.Hasher.hashes.Load()
 		_, _, err := e.Token(t.Context(), r)
@@ -95,7 +100,8 @@ func TestFailuresCostTheSame(t *testing.T) {
 		if errors.As(err, &refusal) && refusal.Description != "client authentication failed" {
 			t.Errorf("%s is described as %q", name, refusal.Description)
 		}
-		if n := e.cfg.Hasher.hashes.Load() - before; n != want {
+		// For each reading of what was sent, whoever it was sent for.
+		if n, want := e.cfg.Hasher.hashes.Load()-before, once*int64(len(r.Credentials.Secrets)); n != want {
 			t.Errorf("CA-09 %s costs %d slow hashes, want %d", name, n, want)
 		}
 	}
@@ -140,6 +146,11 @@ func TestDummiesAreAsDear(t *testing.T) {
 		}
 	}
 	secret := slowSecret(t, "s", memoryA, passesA)
+	for _, kind := range []hashKind{kindPBKDF2SHA256, kindPBKDF2SHA512} {
+		if d := dummy(slowCost{kind: kind, time: 2, length: 32}); d.kind != kind || !d.slow() || d.hash("s") || pbkdf2Key(sha256.New, "s", d) == nil {
+			t.Errorf("the PBKDF2 dummy is %+v", d.cost)
+		}
+	}
 	if d := dummy(secret.cost); d.cost != secret.cost || len(d.bytes) != len(secret.bytes) || d.hash("s") {
 		t.Errorf("the Argon2id dummy has cost %+v, want %+v", d.cost, secret.cost)
 	}
@@ -148,12 +159,13 @@ func TestDummiesAreAsDear(t *testing.T) {
 // E-06: a success is remembered for a while, for this secret alone, and a wrong secret
 // after it costs the full price.
 func TestSuccessIsRemembered(t *testing.T) {
-	e := newEngine(t, nil, newClient("c", slowSecret(t, "right", memoryA, passesA)), newClient("d", slowSecret(t, "right", memoryA, passesA)))
+	e := newEngine(t, nil, newClient("c", slowSecret(t, "right", memoryA, passesA)), newClient("d", slowSecret(t, "right", memoryB, passesB)))
 	try := func(id, secret string) (Code, int64) {
 		before := e.cfg.Hasher.hashes.Load()
 		_, _, err := e.Token(t.Context(), request(t, id, secret, grantForm))
 		return codeOf(err), e.cfg.Hasher.hashes.Load() - before
 	}
+	// Failing costs a hash of each kind, for each reading: a space is sent as +.
 	for i, c := range []struct {
 		id, secret string
 		advance    time.Duration
@@ -162,15 +174,17 @@ func TestSuccessIsRemembered(t *testing.T) {
 	}{
 		{"c", "right", 0, "", 1},
 		{"c", "right", 0, "", 0},
-		{"c", "wrong", 0, CodeInvalidClient, 1},
-		{"c", "righ", 0, CodeInvalidClient, 1},
-		{"c", "right ", 0, CodeInvalidClient, 1},
-		{"c", "", 0, CodeInvalidClient, 1},
+		{"c", "wrong", 0, CodeInvalidClient, 2},
+		{"c", "righ", 0, CodeInvalidClient, 2},
+		{"c", "right ", 0, CodeInvalidClient, 4},
+		{"c", "", 0, CodeInvalidClient, 2},
 		{"c", "right", 0, "", 0}, // the wrong ones made nothing forgotten
-		{"d", "wrong", 0, CodeInvalidClient, 1},
-		{"d", "right", 0, "", 1}, // what one client proved is nothing to another
+		{"d", "wrong", 0, CodeInvalidClient, 2},
+		{"d", "right", 0, "", 1},               // what one client proved is nothing to another
+		{"c", "right", rememberFor - 1, "", 0}, // which renews it
 		{"c", "right", rememberFor - 1, "", 0},
-		{"c", "right", 1, "", 1}, // long enough ago
+		{"c", "wrong", rememberFor - 1, CodeInvalidClient, 2}, // and this does not
+		{"c", "right", 1, "", 1},                              // long enough ago
 		{"c", "right", 0, "", 0},
 	} {
 		e.advance(c.advance)
@@ -204,10 +218,7 @@ func TestUntilEndsASecret(t *testing.T) {
 // D#19, D#20, D#21: right and wrong secrets of two clients at once are never taken for
 // each other, while the successes of both are being remembered.
 func TestConcurrentChecksAreNotMixedUp(t *testing.T) {
-	e := newEngine(t, func(cfg *Settings) {
-		// Room for all: this is not about the queue.
-		cfg.Hasher = &Hasher{slots: make(chan struct{}, 2), queue: 1000, share: 1000, waiting: make(map[string]int)}
-	},
+	e := newEngine(t, nil,
 		newClient("one", slowSecret(t, "secret of one", memoryA, passesA), quickSecret(t, "quick of one")),
 		newClient("two", slowSecret(t, "secret of two", memoryA, passesA), quickSecret(t, "quick of two")))
 	secrets := []string{"secret of one", "quick of one", "secret of two", "quick of two"}
@@ -242,73 +253,13 @@ func TestConcurrentChecksAreNotMixedUp(t *testing.T) {
 	callers.Wait()
 }
 
-// E-04: of the queue for slow hashes each address has a share, and all together have a
-// bound; beyond that the caller is told to come back, at once.
-func TestQueueForSlowHashes(t *testing.T) {
-	h := &Hasher{slots: make(chan struct{}, 1), queue: 3, share: 2, waiting: make(map[string]int)}
-	h.slots <- struct{}{} // somebody is at work
-	entered := make(chan error, 10)
-	wait := func(total int) {
-		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-			h.mu.Lock()
-			got := h.total
-			h.mu.Unlock()
-			if got == total {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%d are waiting, want %d", got, total)
-			}
-		}
-	}
-	enter := func(ctx context.Context, from string) { go func() { entered <- h.enter(ctx, from) }() }
-
-	// Who is refused is refused at once; who is not would wait, and fail the test.
-	soon, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-
-	enter(t.Context(), "a")
-	enter(t.Context(), "a")
-	wait(2)
-	if err := h.enter(soon, "a"); codeOf(err) != CodeUnavailable {
-		t.Errorf("a third from one address: %v", err)
-	}
-	leaving, leave := context.WithCancel(t.Context())
-	enter(leaving, "b")
-	wait(3)
-	if err := h.enter(soon, "c"); codeOf(err) != CodeUnavailable {
-		t.Errorf("a fourth, from a new address: %v", err)
-	}
-	// Who gives up makes room.
-	leave()
-	if err := <-entered; !errors.Is(err, context.Canceled) {
-		t.Errorf("the one who gave up: %v", err)
-	}
-	wait(2)
-	enter(t.Context(), "c")
-	wait(3)
-	// And all get their turn.
-	for range 3 {
-		<-h.slots
-		if err := <-entered; err != nil {
-			t.Errorf("one who waited: %v", err)
-		}
-	}
-	if h.total != 0 || len(h.waiting) != 0 {
-		t.Errorf("afterwards %d are waiting, of %v", h.total, h.waiting)
-	}
-	if n := NewHasher(); cap(n.slots) < 1 || n.queue < 1 || n.share < 1 || n.share >= n.queue {
-		t.Errorf("the real one has %d slots, a queue of %d, shares of %d", cap(n.slots), n.queue, n.share)
-	}
-}
-
 // E-04: a full queue is an answer of its own, which says nothing of the credentials, and
 // whoever needs no slow hash does not notice.
 func TestFullQueueAtTheTokenEndpoint(t *testing.T) {
-	hasher := &Hasher{slots: make(chan struct{}, 1), queue: 0, share: 0, waiting: make(map[string]int)}
-	slow := slowSecret(t, "right", memoryA, passesA)
-	e := newEngine(t, func(cfg *Settings) { cfg.Hasher = hasher }, newClient("slow", slow), newClient("quick", quickSecret(t, "right")))
+	e := newEngine(t, nil, newClient("slow", slowSecret(t, "right", memoryA, passesA)), newClient("quick", quickSecret(t, "right")))
+	hasher := e.cfg.Hasher
+	room := func(n int) { hasher.queue, hasher.share = n, n }
+	room(0)
 	for _, r := range []Request{request(t, "slow", "right", grantForm), request(t, "slow", "wrong", grantForm), request(t, "nobody", "x", grantForm), request(t, "quick", "wrong", grantForm)} {
 		if _, _, err := e.Token(t.Context(), r); codeOf(err) != CodeUnavailable {
 			t.Errorf("%v", err)
@@ -317,9 +268,9 @@ func TestFullQueueAtTheTokenEndpoint(t *testing.T) {
 	if _, _, err := e.Token(t.Context(), request(t, "quick", "right", grantForm)); err != nil {
 		t.Errorf("a quick secret: %v", err)
 	}
-	hasher.queue, hasher.share = 1, 1
+	room(1)
 	e.issue(t, "slow", "right")
-	hasher.queue, hasher.share = 0, 0
+	room(0)
 	e.issue(t, "slow", "right") // remembered
 }
 
@@ -328,6 +279,7 @@ func TestHashedSecret(t *testing.T) {
 	b64 := base64.RawStdEncoding.EncodeToString
 	salt, digest := b64(make([]byte, 16)), b64(make([]byte, 32))
 	crypt := strings.Repeat(".", 53)
+	pbkdf2 := func(name, params string) string { return "$pbkdf2-" + name + "$" + params + "$" + salt + "$" + digest }
 	argon := func(params string) string { return "$argon2id$v=19$" + params + "$" + salt + "$" + digest }
 	for _, c := range []struct {
 		hash string
@@ -339,6 +291,19 @@ func TestHashedSecret(t *testing.T) {
 		{argon("m=7168,t=5,p=1"), true},
 		{argon("m=262144,t=10,p=4"), true},
 		{"$2a$10$" + crypt, true}, {"$2b$12$" + crypt, true}, {"$2y$14$" + crypt, true},
+
+		{pbkdf2("sha256", "i=600000,l=32"), true}, {pbkdf2("sha256", "600000"), true}, {pbkdf2("sha256", "i=2000000,l=32"), true},
+		{pbkdf2("sha512", "i=210000,l=32"), true}, {pbkdf2("sha512", "210000"), true}, {pbkdf2("sha512", "1000000"), true},
+		{pbkdf2("sha256", "599999"), false}, {pbkdf2("sha256", "i=599999,l=32"), false}, {pbkdf2("sha256", "i=100000,l=32"), false}, {pbkdf2("sha256", "0"), false},
+		{pbkdf2("sha512", "209999"), false}, {pbkdf2("sha512", "i=1,l=32"), false}, {pbkdf2("sha256", "2000001"), false}, {pbkdf2("sha512", "1000001"), false}, {pbkdf2("sha512", "4294967296"), false},
+		{pbkdf2("sha256", "+600000"), false}, {pbkdf2("sha256", "0600000"), false}, {pbkdf2("sha256", "i=600000"), false}, {pbkdf2("sha256", "i=600000,l="), false}, {pbkdf2("sha256", "i=600000,l=31"), false},
+		{pbkdf2("sha256", "i=600000,l=032"), false}, {pbkdf2("sha256", "l=32,i=600000"), false}, {pbkdf2("sha256", ""), false}, {pbkdf2("sha1", "600000"), false}, {pbkdf2("sha384", "600000"), false},
+		{pbkdf2("sha256", "600000") + "$", false}, {pbkdf2("sha256", "600000") + "=", false}, {"$pbkdf2-sha256$600000$" + salt, false}, {"$pbkdf2-sha256$600000$$" + digest, false}, {"$pbkdf2-sha256$600000$" + salt + "$", false},
+		{"$pbkdf2-sha256$i=600000,l=0$" + salt + "$", false}, {"$pbkdf2-sha256$600000$" + salt + "$" + b64(make([]byte, 64)), false}, {"$pbkdf2-sha512$600000$" + salt + "$" + b64(make([]byte, 64)), true},
+		{"$pbkdf2-sha256$600000$" + b64(make([]byte, 7)) + "$" + digest, false}, {"$pbkdf2-sha256$600000$" + b64(make([]byte, 65)) + "$" + digest, false},
+		// What stands for 62 in base64 differs between the two forms.
+		{"$pbkdf2-sha256$600000$" + strings.Repeat(".", 22)[:21] + "A$" + digest, true}, {"$pbkdf2-sha256$600000$" + strings.Repeat("+", 21) + "A$" + digest, false},
+		{"$pbkdf2-sha256$i=600000,l=32$" + strings.Repeat("+", 21) + "A$" + digest, true}, {"$pbkdf2-sha256$i=600000,l=32$" + strings.Repeat(".", 21) + "A$" + digest, false},
 
 		{"", false}, {"$", false}, {"$$$$$", false}, {"abc", false},
 		{"$sha256$", false}, {"$sha256$" + digest + "=", false}, {"$sha256$" + digest[:42], false}, {"$sha256$" + digest + "A", false},
@@ -438,7 +403,7 @@ func TestBcryptReadsAllOfASecret(t *testing.T) {
 func TestSecretsDoNotPrint(t *testing.T) {
 	secret := quickSecret(t, "canary-secret")
 	hashed := mustHash(t, "$sha256$"+base64.RawStdEncoding.EncodeToString([]byte("canary-digest-of-thirty-two-byte")))
-	credentials := Credentials{Method: AuthBasic, ClientID: "c", Secret: "canary-secret"}
+	credentials := Credentials{Method: AuthBasic, ClientIDs: []string{"c"}, Secrets: []string{"canary-secret"}}
 	for _, v := range []any{secret, hashed, credentials, &credentials, []*Secret{secret, hashed}, map[string]*Secret{"c": hashed}, newClient("c", secret, hashed), struct{ C Credentials }{credentials}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
 			if text := fmt.Sprintf(verb, v); strings.Contains(text, "canary") || strings.Contains(text, "99 97 110 97 114 121") || strings.Contains(text, "63616e617279") {
