@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -95,10 +96,14 @@ type CacheSettings struct {
 	// token still share one answer. Default: false.
 	Disabled bool `json:"disabled,omitempty"`
 
-	// How many tokens are cached at most, up to ten million; about 0.5 KiB of memory each.
-	// Tokens from elsewhere keep all their claims, which are often 5 KiB and more. Default:
-	// 100000.
+	// How many tokens are cached at most, up to ten million. Default: 100000.
 	MaxTokens int64 `json:"max_tokens,omitempty"`
+
+	// How many bytes the cached tokens may take together, 1 MiB or more; a token issued here
+	// takes about 0.7 KiB, one from elsewhere its claims besides. The process takes up to
+	// twice as much, and 43 bytes for each of `max_tokens`. Default: 128 MiB, or 1 KiB for each
+	// of `max_tokens` if that is more.
+	MaxSize int64 `json:"max_size,omitempty"`
 
 	// For how long facts are used without asking their source again. Tokens issued here
 	// are refused at once when they are revoked, whatever this says. Default: `60s`.
@@ -136,6 +141,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	if err := checkMaxTokens(a.Cache.MaxTokens); err != nil {
 		return fmt.Errorf("cache: %w", err)
+	}
+	if a.Cache.MaxSize != 0 {
+		if err := checkMaxSize(a.Cache.MaxSize); err != nil {
+			return fmt.Errorf("cache: %w", err)
+		}
 	}
 	if a.Cache.MaxAge < 0 {
 		return errors.New("cache: max_age must be greater than zero; to do without a cache, turn it off")
@@ -231,7 +241,7 @@ func (a *App) start() error {
 		return err
 	}
 	pooled, shared, err := openStores.LoadOrNew(key, func() (caddy.Destructor, error) {
-		return newOpenStore(opener, key, a.Cache.MaxTokens)
+		return newOpenStore(opener, key, a.Cache)
 	})
 	if err != nil {
 		return err
@@ -345,7 +355,7 @@ func (a *App) commit(ctx context.Context) error {
 	if a.committed {
 		return nil
 	}
-	a.opened.cache.SetMaxTokens(a.Cache.MaxTokens)
+	a.opened.cache.Resize(a.Cache.MaxTokens, a.Cache.MaxSize)
 	if !a.usesStore {
 		a.committed = true
 		return nil
@@ -481,7 +491,7 @@ var hasher = sync.OnceValue(oauth.NewHasher)
 // reference, and the last Cleanup closes the store.
 var openStores = caddy.NewUsagePool()
 
-func newOpenStore(opener storeOpener, key string, maxTokens int64) (_ *openStore, err error) {
+func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (_ *openStore, err error) {
 	// A panic would leave the pool's lock taken, and every later load waiting for it.
 	defer func() {
 		if r := recover(); r != nil {
@@ -489,7 +499,8 @@ func newOpenStore(opener storeOpener, key string, maxTokens int64) (_ *openStore
 		}
 	}()
 	cache, err := introspect.NewCache(introspect.Config{
-		MaxTokens: maxTokens,
+		MaxTokens: bounds.MaxTokens,
+		MaxSize:   bounds.MaxSize,
 		OnHit:     collectors.cacheHits.Inc,
 		OnMiss:    collectors.cacheMisses.Inc,
 		OnEvict:   collectors.cacheEvictions.Inc,
@@ -528,6 +539,16 @@ const maxMaxTokens = 10_000_000
 func checkMaxTokens(n int64) error {
 	if n < 1 || n > maxMaxTokens {
 		return fmt.Errorf("max_tokens %d is not between 1 and %d; to do without a cache, turn it off", n, maxMaxTokens)
+	}
+	return nil
+}
+
+// minMaxSize has room for some tokens with large claims.
+const minMaxSize = 1 << 20
+
+func checkMaxSize(n int64) error {
+	if n < minMaxSize || n > math.MaxInt64/16 {
+		return fmt.Errorf("max_size of %d bytes is not between 1MiB and 512PiB; to do without a cache, turn it off", n)
 	}
 	return nil
 }

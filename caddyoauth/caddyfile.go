@@ -2,6 +2,7 @@ package caddyoauth
 
 import (
 	"encoding/json"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/dustin/go-humanize"
 )
 
 func init() {
@@ -33,6 +35,7 @@ func init() {
 //		cache off
 //		cache {
 //			max_tokens <n>
+//			max_size   <bytes>
 //			max_age    <duration>
 //		}
 //
@@ -224,6 +227,18 @@ func parseCache(d *caddyfile.Dispenser, app *App) error {
 				return d.WrapErr(err)
 			}
 			app.Cache.MaxTokens = n
+		case "max_size":
+			if !d.AllArgs(&value) {
+				return d.ArgErr()
+			}
+			size, err := humanize.ParseBytes(value)
+			if err != nil {
+				return d.Errf("max_size '%s' is not a size, such as 64MiB", value)
+			}
+			if err := checkMaxSize(int64(min(size, math.MaxInt64))); err != nil {
+				return d.WrapErr(err)
+			}
+			app.Cache.MaxSize = int64(size)
 		case "max_age":
 			age, err := parseDuration(d)
 			if err != nil {
@@ -231,7 +246,7 @@ func parseCache(d *caddyfile.Dispenser, app *App) error {
 			}
 			app.Cache.MaxAge = age
 		default:
-			return unrecognized(d, "cache", "max_tokens, max_age")
+			return unrecognized(d, "cache", "max_tokens, max_size, max_age")
 		}
 	}
 	return nil

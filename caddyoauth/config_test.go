@@ -120,6 +120,8 @@ func TestJSONThatIsRefused(t *testing.T) {
 		{"an unknown store", `{"store":{"store":"redis"},` + realms + `}`, []string{"token store", "redis"}},
 		{"a store without a name", `{"store":{},` + realms + `}`, []string{"token store"}},
 		{"a cache for less than no tokens", `{"cache":{"max_tokens":-1},` + realms + `}`, []string{"cache", "max_tokens", "turn it off"}},
+		{"a cache without room", `{"cache":{"max_size":1048575},` + realms + `}`, []string{"cache", "max_size", "1MiB", "turn it off"}},
+		{"a cache for less than nothing", `{"cache":{"max_size":-1},` + realms + `}`, []string{"cache", "max_size"}},
 		{"a cache that looks into the future", `{"cache":{"max_age":-1},` + realms + `}`, []string{"cache", "max_age"}},
 		{"a realm's name with a capital", `{"realms":{"Alpha":{}}}`, []string{`realm "Alpha"`, "lower-case"}},
 		{"a realm's name with a slash", `{"realms":{"a/b":{}}}`, []string{`realm "a/b"`, "lower-case"}},
@@ -213,6 +215,7 @@ func TestJSONAndCaddyfileAreOne(t *testing.T) {
 		store bbolt `+path+`
 		cache {
 			max_tokens 5
+			max_size 2MiB
 			max_age 10s
 		}
 		issuer https://auth.example.com
@@ -241,7 +244,7 @@ func TestJSONAndCaddyfileAreOne(t *testing.T) {
 			"pki": {"certificate_authorities": {"local": {"install_trust": false}}},
 			"oauth": {
 				"store": {"store": "bbolt", "path": "` + path + `"},
-				"cache": {"max_tokens": 5, "max_age": "10s"},
+				"cache": {"max_tokens": 5, "max_size": 2097152, "max_age": "10s"},
 				"realms": {"root": {
 					"issuer": "https://auth.example.com",
 					"clients": {"a": {

@@ -29,9 +29,9 @@ import (
 // That a source said no is remembered only where [WrapConfig] asks for it, apart from
 // the facts; see negatives.
 //
-// Memory is bounded by Config.MaxTokens entries of about 0.5 KiB, 4 bytes for each
-// of ten counters per entry, Config.MaxNegatives entries of about 0.2 KiB, and 512 KiB
-// of generations. Create a Cache with [NewCache] and end it with [Cache.Close]. It is
+// Memory is bounded by Config.MaxSize for the entries, 4 bytes for each of ten counters per
+// token of Config.MaxTokens, Config.MaxNegatives entries of about 0.2 KiB, and 512 KiB of
+// generations. Create a Cache with [NewCache] and end it with [Cache.Close]. It is
 // safe for concurrent use.
 type Cache struct {
 	cfg  Config
@@ -64,17 +64,49 @@ type Cache struct {
 	// recent has the latest entries, each where its hash says: ristretto applies a write a
 	// moment late, and whoever comes in that moment would ask the source again.
 	recent [maxRecent]atomic.Pointer[entry]
-	// recentSize is how many of them are used: as many as tokens may be cached, at most.
-	recentSize atomic.Uint64
+
+	bounds atomic.Pointer[bounds] // written under mu
 
 	flights singleflight.Group
 }
 
-// maxRecent entries live beside those that Config.MaxTokens bounds.
-const maxRecent = 1 << 10
+const (
+	// maxRecent entries live beside those in ristretto.
+	maxRecent = 1 << 10
+	// minSlot holds most tokens. In a small cache there are fewer slots rather than smaller ones.
+	minSlot = 8 << 10
+)
+
+// bounds are what Config.MaxTokens and Config.MaxSize come to, in bytes. An eighth of the
+// size is for recent, whose slots share it; what is too large for a slot has none.
+type bounds struct {
+	tokens, size int64
+	least        int64  // what an entry counts at least, so that no more than tokens fit
+	all          int64  // what all entries in ristretto may count
+	most         int64  // what one entry may take; a larger one is not kept
+	slots        uint64 // of recent
+	slot         int64  // what an entry in a slot may take
+}
+
+func boundsOf(tokens, size int64) *bounds {
+	if tokens == 0 {
+		tokens = 100_000
+	}
+	if size == 0 {
+		size = max(128<<20, tokens<<10)
+	}
+	b := &bounds{tokens: tokens, size: size}
+	share := size / 8
+	b.least = max((size-share)/tokens, 1)
+	b.all = b.least * tokens
+	b.most = b.all / 8
+	slots := max(min(tokens, maxRecent, share/minSlot), 1)
+	b.slots, b.slot = uint64(slots), share/slots
+	return b
+}
 
 // latest is where the latest entry of a hash is.
-func (c *Cache) latest(h uint64) *atomic.Pointer[entry] { return &c.recent[h%c.recentSize.Load()] }
+func (c *Cache) latest(h uint64) *atomic.Pointer[entry] { return &c.recent[h%c.bounds.Load().slots] }
 
 // 65536 generations of 8 bytes: a revocation makes the cache forget one entry in
 // 65536 besides the one it is about.
@@ -89,6 +121,12 @@ const (
 type Config struct {
 	// MaxTokens bounds the number of cached tokens. Default: 100000.
 	MaxTokens int64
+
+	// MaxSize bounds the memory of the cached tokens in bytes, with all that is known about
+	// each: about 0.7 KiB, and its Claims. A token that would take a ninth of it is not
+	// cached. Go's runtime takes up to as much again before it collects what is dropped.
+	// Default: 128 MiB, or 1 KiB for each of MaxTokens if that is more.
+	MaxSize int64
 
 	// MaxAgeNoExpiry bounds how long facts without Expiry are used without asking their
 	// source again, where its own maximum age is not smaller anyway. Nobody has said how
@@ -140,13 +178,28 @@ type entry struct {
 	grace      time.Duration // likewise, where its source can't be asked; see WrapConfig.StaleFor
 	// until is when it stops counting by Config.Now: after a suspend only that has gone on.
 	until time.Time
+	size  int64 // what it takes in memory, about
+}
+
+// overhead is what an entry takes without texts: itself, its facts, and what ristretto needs
+// to find it and to end it.
+const overhead = 640
+
+// sizeOf is the size of an entry for f.
+func sizeOf(f *Facts) int64 {
+	const header = 32 // of a text in a list, and what the allocator rounds up
+	n := overhead + len(f.ClientID) + len(f.Subject) + len(f.Issuer) + len(f.Claims) + len(f.verifiedBy)
+	for _, s := range f.Scopes {
+		n += header + len(s)
+	}
+	for _, s := range f.Audience {
+		n += header + len(s)
+	}
+	return int64(n)
 }
 
 // NewCache makes an empty cache and starts ristretto's two goroutines, which Close ends.
 func NewCache(cfg Config) (*Cache, error) {
-	if cfg.MaxTokens == 0 {
-		cfg.MaxTokens = 100_000
-	}
 	if cfg.MaxLookups == 0 {
 		cfg.MaxLookups = 256
 	}
@@ -191,12 +244,13 @@ func NewCache(cfg Config) (*Cache, error) {
 		// Seeded for this process: nobody can choose tokens that push others out.
 		c.cfg.hash = func(k cacheKey) uint64 { return maphash.Bytes(c.seed, k[:]) }
 	}
+	bounds := boundsOf(cfg.MaxTokens, cfg.MaxSize)
+	c.bounds.Store(bounds)
 	items, err := ristretto.NewCache(&ristretto.Config[uint64, *entry]{
-		NumCounters: 10 * cfg.MaxTokens,
-		MaxCost:     cfg.MaxTokens,
-		BufferItems: 64,
-		// Without it each entry costs 56 more than the 1 that it counts here.
-		IgnoreInternalCost: true,
+		NumCounters:        10 * bounds.tokens,
+		MaxCost:            bounds.all,
+		BufferItems:        64,
+		IgnoreInternalCost: true, // it is in overhead
 		OnEvict: func(item *ristretto.Item[*entry]) {
 			// Also called for entries whose time has come, which carry it, and for all of
 			// them by Close. Those made room for nobody.
@@ -206,10 +260,9 @@ func NewCache(cfg Config) (*Cache, error) {
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("making a token cache for %d tokens: %w", cfg.MaxTokens, err)
+		return nil, fmt.Errorf("making a token cache for %d tokens: %w", bounds.tokens, err)
 	}
 	c.items = items
-	c.recentSize.Store(uint64(min(cfg.MaxTokens, maxRecent)))
 	return c, nil
 }
 
@@ -223,23 +276,22 @@ func (c *Cache) Close() {
 	}
 }
 
-// SetMaxTokens changes the bound on cached tokens. A smaller one empties the cache: left
-// to itself ristretto would stay above the bound for as long as the tokens it holds are
-// in use. The counters that choose what to keep stay as many as they were.
-func (c *Cache) SetMaxTokens(n int64) {
+// Resize changes Config.MaxTokens and Config.MaxSize. If they are other than before, the cache
+// is emptied: what each token counts depends on them. The counters that choose what to keep
+// stay as many as they were.
+func (c *Cache) Resize(maxTokens, maxSize int64) {
 	c.mu.Lock() // nobody else is inside ristretto, so its Clear is safe
 	defer c.mu.Unlock()
-	if c.closed.Load() || n == c.items.MaxCost() {
+	before, now := c.bounds.Load(), boundsOf(maxTokens, maxSize)
+	if c.closed.Load() || *now == *before {
 		return
 	}
-	if n < c.items.MaxCost() {
-		c.items.Clear()
-		for i := range c.recent {
-			c.recent[i].Store(nil)
-		}
+	c.bounds.Store(now)
+	c.items.Clear()
+	for i := range c.recent {
+		c.recent[i].Store(nil)
 	}
-	c.recentSize.Store(uint64(min(n, maxRecent)))
-	c.items.UpdateMaxCost(n)
+	c.items.UpdateMaxCost(now.all)
 }
 
 // Flush makes the cache forget everything, at once: entries stop counting when Flush
@@ -626,21 +678,41 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token s
 	if ttl > 0 {
 		e := &entry{
 			key: key, facts: facts, generation: a.generation, global: a.global, forgets: a.forgets,
-			asked: asked, answered: a.answered, deadline: asked + ttl, grace: asked + kept, until: until,
+			asked: asked, answered: a.answered, deadline: asked + ttl, grace: asked + kept, until: until, size: sizeOf(facts),
 		}
-		c.mu.RLock()
-		defer c.mu.RUnlock()
-		if !c.closed.Load() {
-			c.latest(h).Store(e)
-			c.items.SetWithTTL(h, e, 1, max(ttl, kept))
-			if kept > 0 {
-				// ristretto applies it later. If the source says no before that, refuse would
-				// find no entry to take back, and this one would come to light in an outage.
-				c.items.Wait()
-			}
-		}
+		c.keep(h, e, ttl, kept)
 	}
 	return a, nil
+}
+
+// keep puts an entry into the cache, if there can be room for it.
+func (c *Cache) keep(h uint64, e *entry, ttl, kept time.Duration) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.closed.Load() {
+		return
+	}
+	b := c.bounds.Load()
+	recent := e.size <= b.slot
+	if recent {
+		c.latest(h).Store(e)
+	} else {
+		c.latest(h).Store(nil)
+	}
+	// What grows is put in anew: ristretto makes no room for it, and may not even count it.
+	if old, ok := c.items.Get(h); ok && old != nil && (old.size < e.size || e.size > b.most) {
+		c.items.Del(h)
+	}
+	if e.size > b.most {
+		return
+	}
+	c.items.SetWithTTL(h, e, max(e.size, b.least), max(ttl, kept))
+	if kept > 0 || !recent {
+		// ristretto applies it later. If the source says no before that, refuse would find no
+		// entry to take back, and this one would come to light in an outage. And without a
+		// place among the recent ones nobody would find it until then.
+		c.items.Wait()
+	}
 }
 
 // SourceName joins the parts of a source's name unambiguously, for [Cache.Wrap]: no

@@ -3,6 +3,8 @@ package introspect_test
 import (
 	"context"
 	"fmt"
+	"runtime/metrics"
+	"strings"
 	"testing"
 	"time"
 
@@ -86,5 +88,61 @@ func BenchmarkNoCache(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		reg.Lookup(context.Background(), "token")
+	}
+}
+
+// What is in memory when one client has had very many tokens, or very large ones, checked, as
+// heap-MiB after the garbage is gone and as process-MiB, which the system sees.
+func BenchmarkForeignMemory(b *testing.B) {
+	text := strings.Repeat("the claims of a token, ", 223) // 5 KiB
+	for _, c := range []struct {
+		name   string
+		tokens int
+		claims string
+	}{
+		{"tokens=100000,claims=5KiB", 100_000, `"x":"` + text + `"`},
+		{"tokens=1000,claims=64KiB of {}", 1000, `"x":[` + strings.Repeat("{},", 21_800) + `0]`},
+		{"tokens=10000,claims=64KiB of {}", 10_000, `"x":[` + strings.Repeat("{},", 21_800) + `0]`},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			remote := newRemote(b, remoteConfig("https://as.example"))
+			for b.Loop() {
+				before := heap()
+				cache := newCache(b, introspect.Config{})
+				s := cache.Wrap("src", sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
+					facts, err := remote.Understand([]byte(`{"active":true,"client_id":"` + token + `","scope":"read",` + c.claims + `}`))
+					facts.ID = introspect.IDOf(token)
+					return facts, err
+				}), time.Hour)
+				for i := range c.tokens {
+					lookup(b, s, fmt.Sprint("token ", i))
+				}
+				sample := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+				metrics.Read(sample)
+				b.ReportMetric(float64(sample[0].Value.Uint64()-sample[1].Value.Uint64())/(1<<20), "process-MiB")
+				b.ReportMetric(float64(heap()-before)/(1<<20), "heap-MiB")
+				cache.Close()
+			}
+		})
+	}
+}
+
+// What a claim costs a request whose token is in memory: a short way in claims of 5 KiB, and
+// the worst, 64 KiB that have to be gone through.
+func BenchmarkClaimValues(b *testing.B) {
+	for _, c := range []struct{ name, claims string }{
+		{"5KiB", `{"iss":"https://as.example","text":"` + strings.Repeat("x", 5<<10) + `","realm_access":{"roles":["a","b","admin"]}}`},
+		{"64KiB of {}", `{"x":[` + strings.Repeat("{},", 21_800) + `0],"realm_access":{"roles":["a","b","admin"]}}`},
+		{"64KiB of names", `{"x":[` + strings.Repeat(`"a",`, 16_000) + `0],"realm_access":{"roles":["a",` + strings.Repeat(`"a",`, 990) + `"admin"]}}`},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			facts := &introspect.Facts{Active: true, Claims: c.claims}
+			b.ReportAllocs()
+			for b.Loop() {
+				if values := facts.ClaimValues("realm_access.roles"); values[len(values)-1] != "admin" {
+					b.Fatal(values)
+				}
+			}
+		})
 	}
 }

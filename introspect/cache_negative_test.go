@@ -144,7 +144,7 @@ func TestAYesEndsANo(t *testing.T) {
 	r.expect("not issued yet", "token", "no", 1)
 	r.reg.issue("token", start.Add(time.Hour))
 	r.expectWithin("a caller that wants it fresh", "token", 0, "yes", 1)
-	r.cache.SetMaxTokens(1) // empties it
+	r.cache.Resize(1, 0) // empties it
 	r.expect("others, then", "token", "yes", 1)
 }
 

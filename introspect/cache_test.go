@@ -992,7 +992,7 @@ func TestCloseDuringHeavyTraffic(t *testing.T) {
 					case 0:
 						s.Forget(introspect.IDOf(token))
 					case 1:
-						cache.SetMaxTokens(int64(50 + i%100))
+						cache.Resize(int64(50+i%100), 0)
 					case 2:
 						cache.Flush()
 					default:
@@ -1161,7 +1161,7 @@ func TestFlush(t *testing.T) {
 }
 
 // The bound on tokens can change while the cache is in use.
-func TestSetMaxTokens(t *testing.T) {
+func TestResize(t *testing.T) {
 	src := sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
 		return factsOf(token, time.Now().Add(time.Hour)), nil
 	})
@@ -1187,16 +1187,108 @@ func TestSetMaxTokens(t *testing.T) {
 	if n := held(); n < 900 || n > 1000 {
 		t.Errorf("%d tokens are held, want about 1000", n)
 	}
-	cache.SetMaxTokens(10)
+	cache.Resize(10, 0)
 	fill(100)
 	if n := held(); n > 10 {
 		t.Errorf("%d tokens are held, want at most 10", n)
 	}
-	cache.SetMaxTokens(500)
+	cache.Resize(500, 0)
 	fill(490)
 	if n := held(); n < 400 || n > 500 {
 		t.Errorf("%d tokens are held, want about 500", n)
 	}
+	before := held()
+	cache.Resize(500, 0)
+	if n := held(); n != before {
+		t.Errorf("%d tokens are left of %d after nothing was changed", n, before)
+	}
+	cache.Resize(5000, 1<<20)
+	fill(5000)
+	if n := held(); n < 900 || n > 1500 { // of 0.7 KiB each
+		t.Errorf("%d tokens are held in 1 MiB, want about 1300", n)
+	}
+}
+
+// What the cache holds is bounded in bytes, however much a token says: 25 MiB of claims leave
+// no more than MaxSize, the latest entries included. Who was just let in is in memory, unless
+// it is very much that his token says.
+func TestCacheIsBoundedInBytes(t *testing.T) {
+	const size = 4 << 20
+	for _, c := range []struct {
+		name           string
+		tokens, claims int
+	}{{"five thousand tokens with 5 KiB of claims", 5000, 5 << 10}, {"five hundred with 64 KiB of {}", 500, 64 << 10}, {"as small as they can be", 20_000, 2}} {
+		t.Run(c.name, func(t *testing.T) {
+			asked := 0
+			remote := newRemote(t, remoteConfig("https://as.example"))
+			s := newCache(t, introspect.Config{MaxSize: size}).Wrap("src", sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
+				asked++
+				facts, err := remote.Understand([]byte(`{"active":true,"client_id":"` + token + `","sub":"` + token + `","x":[` + strings.Repeat("{},", c.claims/3) + `0]}`))
+				facts.ID = introspect.IDOf(token)
+				return facts, err
+			}), time.Hour)
+			before := heap()
+			for i := range c.tokens {
+				for range 2 {
+					if !active(t, s, fmt.Sprint(i)) {
+						t.Fatal("inactive")
+					}
+				}
+			}
+			// The counters of ristretto are there before, and its maps have room to grow.
+			if grown := heap() - before; grown > size+size/4 {
+				t.Errorf("the cache has grown by %d bytes, want at most about %d", grown, size)
+			}
+			if asked > c.tokens && c.claims <= 5<<10 {
+				t.Errorf("the source was asked %d times about %d tokens", asked, c.tokens)
+			}
+			runtime.KeepAlive(s)
+		})
+	}
+}
+
+// A token that would push out too many others is not kept, nor is what was known before
+// it grew. One that grows is counted by what it has become.
+func TestLargeTokens(t *testing.T) {
+	const size = 1 << 20
+	claims := 0
+	asked := 0
+	src := sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
+		asked++
+		facts := factsOf(token, time.Now().Add(time.Hour))
+		facts.Claims = `{"x":"` + strings.Repeat("x", claims) + `"}`
+		return facts, nil
+	})
+	cache := newCache(t, introspect.Config{MaxSize: size})
+	s := cache.Wrap("src", src, time.Hour)
+	for _, c := range []struct {
+		claims int
+		kept   bool
+	}{{1 << 10, true}, {100 << 10, true}, {64 << 10, true}, {200 << 10, false}, {2, true}, {2 << 20, false}} {
+		claims, asked = c.claims, 0
+		if _, err := s.LookupWithin(context.Background(), "token", 0); err != nil { // asks anew
+			t.Fatal(err)
+		}
+		active(t, s, "token")
+		if kept := asked == 1; kept != c.kept {
+			t.Errorf("with %d bytes of claims the source was asked %d times, want it to be cached: %v", c.claims, asked, c.kept)
+		}
+	}
+
+	// Small ones come first, then each of them grows.
+	before := heap()
+	for _, claims = range []int{2, 50 << 10} {
+		for i := range 500 {
+			if _, err := s.LookupWithin(context.Background(), fmt.Sprint(i), 0); err != nil {
+				t.Fatal(err)
+			}
+			cache.Wait()
+		}
+	}
+	if grown := heap() - before; grown > size+size/4 {
+		t.Errorf("tokens that grew take %d bytes, want at most about %d", grown, size)
+	}
+	runtime.KeepAlive(cache)
 }
 
 // Each caller may insist on fresher facts than the source's own maximum age, and on no

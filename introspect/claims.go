@@ -17,7 +17,8 @@ import (
 
 // ClaimValues returns the values of a claim as text: a string, number or boolean is one
 // value, a list of such has several, an object has the names of its members as values,
-// apart from members that are false or null. Anything else has none.
+// apart from members that are false or null. Anything else has none, and neither has a list
+// or an object with more than a thousand.
 //
 // name is a member of Claims, or a way into objects with dots between the names, as in
 // realm_access.roles. Names may have dots themselves. So at each level the longest name
@@ -46,7 +47,14 @@ func (f *Facts) ClaimValues(name string) []string {
 		return f.Scopes
 	}
 	value, _ := findClaim(f.Claims, name)
-	return slices.Collect(claimValues(value))
+	var values []string
+	for v := range claimValues(value) {
+		if len(values) == maxNames {
+			return nil
+		}
+		values = append(values, v)
+	}
+	return values
 }
 
 // findClaim returns the JSON text of the claim that name leads to in object, which is not
@@ -161,29 +169,31 @@ func cutJSON(s string) (value, rest string) {
 	if s == "" {
 		return "", ""
 	}
-	end, depth := 0, 0
+	end := 0
 	switch s[0] {
 	case '"':
 		end = stringEnd(s, 0)
 	case '{', '[':
-		for end < len(s) {
-			switch s[end] {
-			case '"':
+		for depth := 0; end < len(s); {
+			c := s[end]
+			if c == '"' {
 				end = stringEnd(s, end)
 				continue
-			case '{', '[':
-				depth++
-			case '}', ']':
-				depth--
 			}
 			end++
-			if depth == 0 {
-				break
+			switch c | 0x20 { // which makes braces of brackets, and leaves braces as they are
+			case '{':
+				depth++
+			case '}':
+				depth--
+				if depth == 0 {
+					return s[:end], s[end:]
+				}
 			}
 		}
 	default:
-		if end = strings.IndexAny(s, ",]}: \t\r\n"); end < 0 {
-			end = len(s)
+		for end < len(s) && s[end] != ',' && s[end] != ']' && s[end] != '}' && s[end] > ' ' {
+			end++
 		}
 	}
 	return s[:end], s[end:]
@@ -191,21 +201,32 @@ func cutJSON(s string) (value, rest string) {
 
 // stringEnd is where the JSON string that begins at s[i] ends.
 func stringEnd(s string, i int) int {
-	for i++; i < len(s); i++ {
-		switch s[i] {
-		case '\\':
-			i++
-		case '"':
-			return i + 1
+	for from := i + 1; ; {
+		quote := strings.IndexByte(s[from:], '"')
+		if quote < 0 {
+			return len(s)
 		}
+		quote += from
+		escapes := quote
+		for escapes > from && s[escapes-1] == '\\' {
+			escapes--
+		}
+		if (quote-escapes)%2 == 0 {
+			return quote + 1
+		}
+		from = quote + 1
 	}
-	return len(s)
 }
 
-func skipSpace(s string) string { return strings.TrimLeft(s, " \t\r\n") }
+func skipSpace(s string) string {
+	for s != "" && (s[0] == ' ' || s[0] == '\n' || s[0] == '\t' || s[0] == '\r') {
+		s = s[1:]
+	}
+	return s
+}
 
-// maxNames bounds the scopes of a token, and its audiences: they are looked through on each
-// request. A token that names more is refused; of some of them nobody could say which.
+// maxNames bounds the scopes of a token, its audiences, and the values of a claim: they are
+// looked through on each request. A token with more scopes or audiences is refused.
 const maxNames = 1000
 
 // scopesOf returns the scopes in scope (RFC 9068) or, where that is absent, in scp (Entra

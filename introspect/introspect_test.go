@@ -62,6 +62,12 @@ func TestClaimValues(t *testing.T) {
 			t.Errorf("%.40q: %q, want %q", name, got, want)
 		}
 	}
+	for n, want := range map[int]int{1000: 1000, 1001: 0} {
+		many := &introspect.Facts{Claims: `{"list":[` + strings.Repeat(`"x",null,`, n-1) + `"x"]}`}
+		if got := many.ClaimValues("list"); len(got) != want {
+			t.Errorf("of %d values in a list there are %d, want %d", n, len(got), want)
+		}
+	}
 	if got := introspect.Inactive().ClaimValues("client_id"); got != nil {
 		t.Errorf("an inactive token has the client %q", got)
 	}
