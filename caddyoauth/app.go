@@ -71,6 +71,7 @@ type App struct {
 	judgesPaths bool
 
 	// What Start sets, before it closes ready.
+	before   context.Context // of the configuration that was in force then; nil if none was
 	ready    chan struct{}
 	startErr error
 	opened   *openStore
@@ -226,6 +227,7 @@ func (a *App) reservePrefix(prefix string) {
 
 // Start opens the store, and lets waiting requests go.
 func (a *App) Start() error {
+	a.before = caddy.ActiveContext().Context
 	a.startErr = a.start()
 	close(a.ready)
 	return a.startErr
@@ -378,21 +380,48 @@ func (a *App) stopFollowing() {
 	}
 }
 
-// Stop is called when another configuration has taken over, and when this one never
-// came into force. Either way the one that is in force now has nothing to fear any
-// more and commits. The store stays open: requests of this configuration still run.
+// Stop is called when another configuration has taken over, when this one never came into
+// force, and when the process ends. In the first two cases the one that is in force now has
+// nothing to fear any more and commits; in the first, this one sees to it that what nobody
+// serves any longer stays dead. The store stays open: requests of this configuration
+// still run.
 func (a *App) Stop() error {
 	a.stopFollowing()
-	next := activeApp()
-	if next == nil || next == a || next.opened == nil {
-		return nil
+	inForce := caddy.ActiveContext().Context
+	if inForce == nil {
+		return nil // the process ends, which removes no client
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	if err := next.commit(ctx); err != nil {
-		next.logger.Error("tokens of removed clients are refused, but would be accepted if the clients came back; reload to try again", zap.Error(err))
+	next := activeApp()
+	if next != nil && next.opened != nil {
+		if err := next.commit(ctx); err != nil {
+			next.logger.Error("tokens of removed clients are refused, but would be accepted if the clients came back; reload to try again", zap.Error(err))
+		}
+	}
+	if inForce != a.before {
+		if err := a.leave(ctx, next); err != nil {
+			a.logger.Error("tokens in the store that is no longer used are refused, but would be accepted if it were used again", zap.Error(err))
+		}
 	}
 	return nil
+}
+
+// leave ends what is in this configuration's store, if the next one has another or none: a
+// client may be removed while nobody opens this store, and its old tokens must not come back
+// with it. Nothing can be done if the process dies before.
+//
+// A store that other gateways use keeps the tokens of the clients that the next configuration
+// has. It may be the same store, reached in another way.
+func (a *App) leave(ctx context.Context, next *App) error {
+	if a.opened == nil || a.opened.store == nil || next != nil && next.opened == a.opened {
+		return nil
+	}
+	var stay []oauth.ClientRef
+	if next != nil && a.opened.coherent != nil {
+		stay = next.activeClients()
+	}
+	return a.opened.store.Retire(ctx, stay)
 }
 
 // Cleanup gives back the store, if this instance took it.

@@ -620,8 +620,8 @@ func (g *gateway) restart(oauth, site string) {
 	}
 }
 
-// A reload may move the store. Tokens stay where they are, and are there again when the
-// configuration comes back to them.
+// A reload may move the store. Tokens stay where they are, and those in a file end with that:
+// while nobody has it open, nobody could end the tokens of a client that is removed.
 func TestReloadMovesTheStore(t *testing.T) {
 	folder := t.TempDir()
 	at := func(name string) string {
@@ -648,8 +648,112 @@ func TestReloadMovesTheStore(t *testing.T) {
 	if err := g.load(at("one"), gatewaySite); err != nil {
 		t.Fatal(err)
 	}
-	if a := g.get("/x", first); a.StatusCode != 200 {
-		t.Errorf("back at the first store: %d", a.StatusCode)
+	if a := g.get("/x", first); a.StatusCode != 401 {
+		t.Errorf("back at the first store, a token from before: %d", a.StatusCode)
+	}
+	if a := g.get("/x", g.token("reader")); a.StatusCode != 200 {
+		t.Errorf("back at the first store, a new token: %d", a.StatusCode)
+	}
+}
+
+// A client that is removed by a configuration which does not open its store finds no token of
+// before when it comes back, whatever there was meanwhile.
+func TestClientThatGoesWithItsStore(t *testing.T) {
+	foreign := "oauth_protect {\nsource introspect https://127.0.0.1:1\n}\nreverse_proxy BACKEND"
+	without := "{\nadmin off\npersist_config off\nauto_https off\ngrace_period 1s\n}\n:0 {\nbind 127.0.0.1\nrespond x\n}\n"
+	for name, store := range stores(t) {
+		elsewhere := "store bbolt " + filepath.Join(t.TempDir(), "elsewhere.db") + "\n"
+		for meanwhile, steps := range map[string][]string{
+			"only foreign tokens":                       {caddyfileOf("", foreign)},
+			"another store":                             {caddyfileOf(elsewhere+writerIs, gatewaySite)},
+			"another store, then without the client":    {caddyfileOf(elsewhere+testClients, gatewaySite), caddyfileOf(elsewhere+writerIs, gatewaySite)},
+			"nothing of ours":                           {without},
+			"nothing of ours, then only foreign tokens": {without, caddyfileOf("", foreign)},
+			"a refused configuration after that":        {caddyfileOf("", foreign), caddyfileOf(store+testClients, gatewaySite) + "http://" + occupied(t) + " {\nbind 127.0.0.1\nrespond x\n}\n"},
+		} {
+			if name == "redis" && meanwhile == "another store, then without the client" {
+				continue // other gateways may have it; see leave
+			}
+			t.Run(name+", "+meanwhile, func(t *testing.T) {
+				g := startGateway(t, store+testClients, gatewaySite)
+				warm, cold := g.token("reader"), g.token("reader")
+				g.get("/x", warm)
+				for _, step := range steps {
+					if err := g.loadCaddyfile(step); err != nil && !strings.Contains(err.Error(), "address already in use") {
+						t.Fatal(err)
+					}
+				}
+				for range 2 {
+					if err := g.load(store+testClients, gatewaySite); err != nil {
+						t.Fatal(err)
+					}
+					for state, token := range map[string]string{"warm": warm, "cold": cold} {
+						if a := g.get("/x", token); a.StatusCode != 401 {
+							t.Errorf("a %s token of before gets %d, want 401", state, a.StatusCode)
+						}
+					}
+					if a := g.get("/x", g.token("reader")); a.StatusCode != 200 {
+						t.Errorf("a new token: %d", a.StatusCode)
+					}
+				}
+			})
+		}
+	}
+}
+
+// What never came into force ends nothing, in whatever store: neither beside a configuration
+// with another store, nor beside one without any.
+func TestRefusedConfigurationsEndNothing(t *testing.T) {
+	for name, store := range stores(t) {
+		if name == "memory" {
+			continue // nothing survives a stop
+		}
+		t.Run(name, func(t *testing.T) {
+			other := "store bbolt " + filepath.Join(t.TempDir(), "other.db") + "\n"
+			g := startGateway(t, store+testClients, gatewaySite)
+			token := g.token("reader")
+			refused := caddyfileOf(store+testClients, gatewaySite) + "http://" + occupied(t) + " {\nbind 127.0.0.1\nrespond x\n}\n"
+			for _, running := range []string{
+				caddyfileOf(other+testClients, gatewaySite),
+				"{\nadmin off\npersist_config off\nauto_https off\n}\n:0 {\nbind 127.0.0.1\nrespond x\n}\n",
+			} {
+				if err := caddy.Stop(); err != nil {
+					t.Fatal(err)
+				}
+				if err := g.loadCaddyfile(running); err != nil {
+					t.Fatal(err)
+				}
+				for range 4 { // apps start and stop in any order
+					if err := g.loadCaddyfile(refused); err == nil {
+						t.Fatal("a site at an occupied address was accepted")
+					}
+				}
+			}
+			g.restart(store+testClients, gatewaySite)
+			if a := g.get("/x", token); a.StatusCode != 200 {
+				t.Errorf("the token of before: %d", a.StatusCode)
+			}
+		})
+	}
+}
+
+// A gateway of a fleet that turns to another store, or connects to the same one in another way,
+// ends no token of the clients that stay.
+func TestFleetMemberThatLeaves(t *testing.T) {
+	redis := redistest.Start(t)
+	g := startGateway(t, at(redis.Addr)+testClients, gatewaySite)
+	reader, writer := g.token("reader"), g.token("writer", "write")
+	if err := g.load("store memory\n"+writerIs, gatewaySite); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.load(at(redis.Addr, "timeout 2s")+testClients, gatewaySite); err != nil {
+		t.Fatal(err)
+	}
+	if a := g.get("/x", writer); a.StatusCode != 200 {
+		t.Errorf("a token of the client that stayed: %d", a.StatusCode)
+	}
+	if a := g.get("/x", reader); a.StatusCode != 401 {
+		t.Errorf("a token of the client that was removed: %d", a.StatusCode)
 	}
 }
 
