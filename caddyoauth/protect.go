@@ -75,7 +75,7 @@ type Protect struct {
 	AllowAmbiguousPaths bool `json:"allow_ambiguous_paths,omitempty"`
 
 	// Accepts tokens over plain HTTP from other machines, too, where anybody on the way
-	// can read them. Default: false.
+	// can read them; see `oauth_server`. Default: false.
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
 
 	// Claims that the token must have, all of them. Default: none.

@@ -60,9 +60,10 @@ type Server struct {
 	// `?`, `#`, `%` or `\`. Default: `/oauth2`.
 	BasePath string `json:"base_path,omitempty"`
 
-	// Serves callers that connect over plain HTTP from other machines, too. Their secrets
-	// and tokens can then be read on the way. Plain HTTP from this machine is always
-	// served. Default: false.
+	// Serves callers over plain HTTP from other machines, too. Their secrets and tokens can
+	// then be read on the way. Plain HTTP from this machine is served in any case. Of a proxy
+	// that is among the server's `trusted_proxies`, what it says in `X-Forwarded-Proto` counts
+	// instead of how it connects itself. Default: false.
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
 
 	// Passes on requests for other paths also if a backend could read their path
@@ -206,8 +207,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		s.refuse(w, r, e, http.StatusForbidden, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "TLS is required", Reason: "insecure_transport"})
 		return nil
 	}
-	if r.TLS != nil && !r.TLS.HandshakeComplete {
-		// 0-RTT data can be replayed by whoever recorded it (RFC 8470).
+	if r.TLS != nil && !r.TLS.HandshakeComplete || r.Header.Get("Early-Data") == "1" {
+		// 0-RTT data can be replayed by whoever recorded it (RFC 8470). Where TLS ends at a
+		// balancer, the header says so; from anybody else it does no harm.
 		s.refuse(w, r, e, http.StatusTooEarly, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "send it again after the TLS handshake", Reason: "early_data"})
 		return nil
 	}

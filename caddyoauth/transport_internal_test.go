@@ -50,6 +50,68 @@ func TestSecureOrLocal(t *testing.T) {
 	}
 }
 
+// What a proxy that Caddy trusts says of the way before it counts, for better or worse. Of
+// anybody else, and of a proxy that says nothing, the connection counts.
+func TestSecureBehindATrustedProxy(t *testing.T) {
+	const balancer, here, socket = "10.0.0.1:1234", "127.0.0.1:1234", "@"
+	for _, c := range []struct {
+		peer    string
+		tls     bool
+		trusted any // what Caddy says
+		proto   []string
+		want    bool
+	}{
+		{balancer, false, true, []string{"https"}, true},
+		{balancer, false, true, []string{"HTTPS"}, true},
+		{balancer, false, true, []string{"wss"}, true},
+		{balancer, false, true, []string{"https, https"}, true},
+		{balancer, false, true, []string{"https", " https"}, true},
+		{balancer, false, true, []string{"http"}, false},
+		{balancer, false, true, []string{"ws"}, false},
+		{balancer, false, true, []string{"http, https"}, false},
+		{balancer, false, true, []string{"https, http"}, false},
+		{balancer, false, true, []string{"https", "http"}, false},
+		{balancer, false, true, []string{"http", "https"}, false},
+		{balancer, false, true, []string{""}, false},
+		{balancer, false, true, []string{"https,"}, false},
+		{balancer, false, true, []string{"httpsx"}, false},
+		{balancer, false, true, []string{"https://"}, false},
+		{balancer, false, true, []string{}, true}, // no value contradicts; net/http makes no such header
+		{balancer, false, true, nil, false},
+		{balancer, true, true, nil, true},
+		{balancer, true, true, []string{"https"}, true},
+		{balancer, true, true, []string{"http"}, false},
+		{here, false, true, nil, true},
+		{here, false, true, []string{"https"}, true},
+		{here, false, true, []string{"http"}, false},
+		{socket, false, true, nil, true},
+		{socket, false, true, []string{"https"}, true},
+		{socket, false, true, []string{"http"}, false},
+
+		{balancer, false, false, []string{"https"}, false},
+		{balancer, false, nil, []string{"https"}, false},
+		{balancer, true, false, []string{"http"}, true},
+		{here, false, false, []string{"http"}, true},
+		{here, false, nil, []string{"http"}, true},
+		{socket, false, false, []string{"http"}, true},
+	} {
+		vars := map[string]any{}
+		if c.trusted != nil {
+			vars[caddyhttp.TrustedProxyVarKey] = c.trusted
+		}
+		r := (&http.Request{RemoteAddr: c.peer, Header: http.Header{"Forwarded": {"proto=https"}}}).WithContext(context.WithValue(t.Context(), caddyhttp.VarsCtxKey, vars))
+		if c.proto != nil {
+			r.Header["X-Forwarded-Proto"] = c.proto
+		}
+		if c.tls {
+			r.TLS = &tls.ConnectionState{HandshakeComplete: true}
+		}
+		if got := secureOrLocal(r); got != c.want {
+			t.Errorf("from %s (TLS %t, trusted %v) that says %q: %t, want %t", c.peer, c.tls, c.trusted, c.proto, got, c.want)
+		}
+	}
+}
+
 // Whom a request counts against: the client's address as Caddy holds it, its network for
 // IPv6, the peer if Caddy holds none.
 func TestClientNetwork(t *testing.T) {
@@ -111,6 +173,7 @@ func TestTransportOfCredentials(t *testing.T) {
 		{"G-13", "early data", "192.0.2.1:1234", early, false, 425},
 		{"G-13", "early data from this machine", "127.0.0.1:1234", early, false, 425},
 		{"G-13", "early data with the switch", "192.0.2.1:1234", early, true, 425},
+		{"G-13", "early data at a balancer", "10.9.8.7:1234", done, false, 425},
 	} {
 		server := &Server{InsecureHTTP: c.insecure}
 		if err := server.Provision(caddy.ActiveContext()); err != nil {
@@ -123,6 +186,9 @@ func TestTransportOfCredentials(t *testing.T) {
 				r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 				r.Header.Set("X-Forwarded-Proto", "https")
 				r.Header.Set("X-Forwarded-For", "127.0.0.1")
+				if c.name == "early data at a balancer" {
+					r.Header.Set("Early-Data", "1")
+				}
 				r.SetBasicAuth("c", "abc")
 				w := httptest.NewRecorder()
 				r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, nil)
