@@ -16,6 +16,13 @@ const (
 	maxSecretBytes = 1024
 )
 
+// parameters are those that mean something at an endpoint, or will be taken to mean it: a
+// refusal may name them. What a caller sent is never repeated, not even a name.
+var parameters = []string{
+	"grant_type", "scope", "client_id", "client_secret", "token", "token_type_hint",
+	"client_assertion", "client_assertion_type", "resource", "realm",
+}
+
 // Form is the parameters of a request's body, each with its one value. A parameter
 // that was sent empty is absent (RFC 6749 section 3.2).
 type Form map[string]string
@@ -24,8 +31,9 @@ type Form map[string]string
 func (f Form) Get(name string) string { return f[name] }
 
 // parseForm reads an application/x-www-form-urlencoded body. It refuses, with an
-// *Error, what is not well-formed, holds a NUL or invalid UTF-8, or names a parameter
-// twice, even with equal values.
+// *Error, what is not well-formed, holds a NUL or invalid UTF-8, names a parameter twice,
+// even with equal values, or spells one of ours as a list, as in `scope[0]`: ignored, like
+// other parameters that nobody knows, it would be as if nothing had been asked.
 func parseForm(body string) (Form, error) {
 	if strings.Count(body, "&") >= maxParameters {
 		return nil, invalidRequest("too many parameters")
@@ -34,10 +42,20 @@ func parseForm(body string) (Form, error) {
 	if err != nil {
 		return nil, invalidRequest("the body is not well-formed")
 	}
+	for _, known := range parameters {
+		if len(values[known]) > 1 {
+			return nil, invalidRequest(known + " is repeated")
+		}
+	}
 	form := make(Form, len(values))
 	for name, v := range values {
 		if len(v) > 1 {
 			return nil, invalidRequest("a parameter is repeated")
+		}
+		if base, _, isList := strings.Cut(name, "["); isList {
+			if i := slices.Index(parameters, base); i >= 0 {
+				return nil, invalidRequest(parameters[i] + " must be sent once, and not as a list with brackets")
+			}
 		}
 		if !plainText(name) || !plainText(v[0]) {
 			return nil, invalidRequest("the body is not well-formed")

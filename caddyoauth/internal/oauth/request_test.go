@@ -61,6 +61,32 @@ func TestParseForm(t *testing.T) {
 	}
 }
 
+// A refusal names the parameter that it is about, if it is one of ours, and never repeats what
+// was sent.
+func TestParseFormNamesTheParameter(t *testing.T) {
+	for body, want := range map[string]string{
+		"scope=a&scope=b":             "scope is repeated",
+		"resource=a&resource=b":       "resource is repeated",
+		"x=1&x=2&token=a&token=b":     "token is repeated",
+		"evil=1&evil=2":               "a parameter is repeated",
+		"Scope=1&Scope=2":             "a parameter is repeated",
+		"scope[0]=a":                  "scope must be sent once, and not as a list with brackets",
+		"scope%5B%5D=a":               "scope must be sent once, and not as a list with brackets",
+		"grant_type[]=":               "grant_type must be sent once, and not as a list with brackets",
+		"client_assertion_type[evil]": "client_assertion_type must be sent once, and not as a list with brackets",
+	} {
+		_, err := parseForm(body)
+		if err == nil || err.Error() != "invalid_request: "+want {
+			t.Errorf("%s: %v, want %s", body, err, want)
+		}
+	}
+	for _, body := range []string{"evil[]=a", "scopes[]=a", "[scope]=a", "xscope[]=a"} {
+		if _, err := parseForm(body); err != nil {
+			t.Errorf("%s, which nobody knows: %v", body, err)
+		}
+	}
+}
+
 // asQuery is the form that url.ParseQuery reads, where every name stands once.
 func asQuery(body string) Form {
 	values, _ := url.ParseQuery(body)
