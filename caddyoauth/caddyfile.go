@@ -298,11 +298,12 @@ func parseRealm(d *caddyfile.Dispenser, app *App) error {
 	return nil
 }
 
-var realmOptions = []string{"issuer", "token_lifetime", "token_format", "default_scopes", "client"}
+var realmOptions = []string{"issuer", "no_openid_configuration", "token_lifetime", "token_format", "default_scopes", "client"}
 
 // parseRealmOption reads one of
 //
 //	issuer         <url>
+//	no_openid_configuration
 //	token_lifetime <duration>
 //	token_format   opaque
 //	default_scopes <scope>...
@@ -326,6 +327,8 @@ func parseRealmOption(d *caddyfile.Dispenser, realm *Realm, once onceOnly) (know
 		if !d.AllArgs(&realm.Issuer) || realm.Issuer == "" {
 			return true, d.ArgErr()
 		}
+	case "no_openid_configuration":
+		realm.NoOpenIDConfiguration, err = true, nothingMore(d)
 	case "token_lifetime":
 		realm.TokenLifetime, err = parseLifetime(d)
 	case "token_format":
@@ -380,7 +383,7 @@ const clientOptions = "secret, secret_hash, scopes, default_scopes, audience, gr
 //		grant_types    client_credentials|none
 //		auth           client_secret_basic|client_secret_post...
 //		token_lifetime <duration>
-//		introspect     own|audience|realm
+//		introspect     own|audience [<audience>...]|realm
 //		disabled
 //	}
 //
@@ -434,10 +437,11 @@ func parseClient(d *caddyfile.Dispenser, realm *Realm) error {
 		case "token_lifetime":
 			client.TokenLifetime, err = parseLifetime(d)
 		case "introspect":
-			if !d.AllArgs(&client.Introspect) {
+			if !d.NextArg() {
 				return d.ArgErr()
 			}
-			_, err = client.introspects()
+			client.Introspect, client.IntrospectAudience = d.Val(), d.RemainingArgs()
+			_, _, err = client.introspects(id)
 			err = wrapErr(d, err)
 		case "disabled":
 			client.Disabled = true

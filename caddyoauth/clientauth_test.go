@@ -168,6 +168,59 @@ func rawAnswer(t *testing.T, g *gateway, path, authorization, body string) strin
 	return regexp.MustCompile(`(?m)^Date: .*\r\n`).ReplaceAllString(string(all), "")
 }
 
+// A client ID may have spaces inside: they travel in both ways of authentication, in the store,
+// to the backend and into the log, and one space more is another client.
+func TestClientIDWithSpaces(t *testing.T) {
+	client := func(id, more string) string {
+		return "client \"" + id + "\" {\nsecret_hash " + hashOf(testSecret) + "\nscopes read\ndefault_scopes read\n" + more + "}\n"
+	}
+	const site = "oauth_server\noauth_protect\nrequest_header X-Seen \"{http.auth.user.id}\"\nreverse_proxy BACKEND"
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			options := v.options(t)
+			clients := client("my  nice client", "") + client("~ !#$%&'()*+-./:;<=>?@[]^_{|}`", "introspect realm\n")
+			g := startGateway(t, options+clients, site)
+			for _, id := range []string{"my  nice client", "~ !#$%&'()*+-./:;<=>?@[]^_{|}`"} {
+				token := wantToken(t, g.post("/oauth2/token", id, testSecret, url.Values{"grant_type": {"client_credentials"}}), "read")
+				a := g.do(g.request("GET", "/x", "", "Authorization", "Bearer "+token))
+				got := g.Backend.last(t).Header
+				if a.StatusCode != 200 || got.Get("X-OAuth-Client-Id") != id || got.Get("X-OAuth-Subject") != id || got.Get("X-Seen") != id {
+					t.Errorf("the backend of %q was told %v", id, got)
+				}
+				if facts := g.introspect(id, token).json(t); facts["client_id"] != id || facts["sub"] != id {
+					t.Errorf("the token of %q says %v", id, facts)
+				}
+			}
+			T := endpoint{'T', "root", "/oauth2/token"}
+			spaced := "my  nice client"
+			for name, c := range map[string]call{
+				"plus":                {headers: []string{"Authorization", rawBasic("my++nice+client:" + testSecret)}},
+				"%20":                 {headers: []string{"Authorization", rawBasic("my%20%20nice%20client:" + testSecret)}},
+				"as it is":            {headers: []string{"Authorization", rawBasic(spaced + ":" + testSecret)}},
+				"in the form":         {body: "FORM&client_id=my++nice%20client&client_secret=" + testSecret},
+				"Basic, and its name": {body: "FORM&client_id=my++nice+client", headers: []string{"Authorization", basic(spaced, testSecret)}},
+			} {
+				if a := c.send(g, T); a.StatusCode != 200 {
+					t.Errorf("%s: %d %s", name, a.StatusCode, a.Body)
+				}
+			}
+			for _, id := range []string{"my nice client", " my  nice client", "my  nice client ", "my\u00a0 nice client"} {
+				wantE401(t, call{}.as(id, testSecret).send(g, T), "root")
+			}
+			// It goes and comes back, and its tokens stay dead.
+			token := wantToken(t, g.post("/oauth2/token", spaced, testSecret, url.Values{"grant_type": {"client_credentials"}}), "read")
+			for _, clients := range []string{client(spaced, "disabled\n"), client(spaced, "")} {
+				if err := g.load(options+clients, site); err != nil {
+					t.Fatal(err)
+				}
+				if a := g.get("/x", token); a.StatusCode != 401 {
+					t.Errorf("after a reload: %d", a.StatusCode)
+				}
+			}
+		})
+	}
+}
+
 // argonHash is the Argon2id hash of a secret, about as cheap as one may be. Tests prefer
 // it to bcrypt, which the race detector slows down thirtyfold.
 func argonHash(secret string, m, t uint32, p uint8) string {

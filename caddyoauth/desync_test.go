@@ -13,7 +13,7 @@ import (
 // C-19, C-20: a refusal does not wait for the body, and what is left of the body is
 // never read as another request.
 func TestRefusalsEndTheConnection(t *testing.T) {
-	g := startGateway(t, "store memory\n"+testClients, "oauth_server\n@rest not path /open /guarded/*\noauth_protect @rest\nreverse_proxy BACKEND")
+	g := startGateway(t, "store memory\nissuer "+testIssuer+"\n"+testClients, "oauth_server\n@rest not path /open /guarded/*\noauth_protect @rest\nreverse_proxy BACKEND")
 	const smuggled = "GET /open HTTP/1.1\r\nHost: x\r\n\r\n"
 	form := "Content-Type: application/x-www-form-urlencoded\r\n"
 	for name, c := range map[string]struct {
@@ -30,6 +30,9 @@ func TestRefusalsEndTheConnection(t *testing.T) {
 		"an endpoint's method":         {"PUT /oauth2/token HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n12345", 405},
 		"an endpoint's content type":   {"POST /oauth2/token HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 100\r\n\r\n12345", 400},
 		"an endpoint's size":           {"POST /oauth2/token HTTP/1.1\r\nHost: x\r\n" + form + "Content-Length: 200000\r\n\r\n12345", 413},
+		"no endpoint, waiting":         {"POST /oauth2/x/token HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 32\r\n\r\n", 404},
+		"no endpoint, in chunks":       {"POST /oauth2/x/token HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n" + smuggled, 404},
+		"the metadata's method":        {"POST /.well-known/oauth-authorization-server/oauth2 HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 32\r\n\r\n", 405},
 		"an endpoint's chunked method": {"PUT /oauth2/token HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n" + smuggled, 405},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -444,6 +444,12 @@ func transportCases() []endpointCase {
 		endpointCase{id: "G-06", name: "an empty grant_type is absent", kinds: "T", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "grant_type=" })},
 		endpointCase{id: "G-06", name: "an empty token is absent", kinds: "IR", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "token=" })},
 	)
+	for _, name := range []string{"grant_type", "scope", "client_id", "client_secret", "client_assertion", "token", "token_type_hint"} {
+		for _, list := range []string{"[]", "[0]", "%5B0%5D", "[a", "[0][x]"} {
+			cases = append(cases, endpointCase{id: "G-05", name: name + list + " is a list", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "FORM&" + name + list + "=read" })})
+		}
+	}
+	cases = append(cases, endpointCase{id: "G-06", name: "an unknown parameter with brackets", call: with(func(c *call) { c.body = "FORM&foo[]=bar&scopes[]=x&[scope]=x" })})
 	for name, body := range map[string]string{
 		"a broken escape in a value":         "FORM&foo=%zz",
 		"a broken escape in a name":          "FORM&%zz=foo",
@@ -559,6 +565,49 @@ func TestEndpoints(t *testing.T) {
 			runCases(t, g, transportCases())
 			runCases(t, g, tokenCases())
 		})
+	}
+}
+
+// The realm is in the path. A parameter may repeat it, as clients of ForgeRock AM do, and must
+// not ask for another.
+func TestRealmParameter(t *testing.T) {
+	g := startGateway(t, "store memory\nissuer "+testIssuer+"\n"+endpointOptions(), "oauth_server\nreverse_proxy BACKEND")
+	good := map[string][]string{
+		"root":  {"realm=/", "realm=root", "realm=/root", "realm=", "realm", "realm=%2F", "realms=/alpha", "foo=bar"},
+		"alpha": {"realm=/alpha", "realm=alpha", "realm=/alpha/", "realm=%2falpha", "realm=", "realm=alpha&realm=/alpha"},
+	}
+	bad := map[string][]string{
+		"root":  {"realm=/alpha", "realm=alpha", "realm=/nobody", "%72ealm=/alpha", "realm=/&realm=/alpha", "realm=/ROOT", "realm=/root/alpha", "x=%zz&realm=/alpha"},
+		"alpha": {"realm=/", "realm=root", "realm=/beta", "realm=/Alpha", "realm=/root/alpha"},
+	}
+	as := call{}.as("reader", testSecret)
+	for _, e := range endpoints() {
+		t.Run(e.path, func(t *testing.T) {
+			for _, query := range good[e.realm] {
+				c := as
+				c.query = query
+				wantOK(t, c.send(g, e), e)
+			}
+			for _, query := range bad[e.realm] {
+				c := as
+				c.query = query
+				a := c.send(g, e)
+				wantE(t, a, 400, "invalid_request", "alpha", "beta", "nobody")
+				if !strings.Contains(a.Body, "realm parameter") {
+					t.Errorf("with %s the answer is %s", query, a.Body)
+				}
+				if strings.Contains(query, "&") {
+					continue // twice in a body is a repeated parameter
+				}
+				c.query, c.body = "", "FORM&"+query
+				wantE(t, c.send(g, e), 400, "invalid_request", "alpha", "beta", "nobody")
+			}
+		})
+	}
+	for query, status := range map[string]int{"": 200, "?realm=/": 200, "?realm=/alpha": 400} {
+		if a := g.get("/oauth2/.well-known/openid-configuration"+query, ""); a.StatusCode != status {
+			t.Errorf("root's metadata with %q: %d %s", query, a.StatusCode, a.Body)
+		}
 	}
 }
 
@@ -730,15 +779,13 @@ func TestScopesAreWholeStringsAtARoute(t *testing.T) {
 	}
 }
 
-// Paths near those of the endpoints are not endpoints: no prefix, no other case, no
-// encoded slash, nothing of a realm that does not exist.
+// Paths that only begin like those of the endpoints are not endpoints, nor is what other
+// servers have, nor the metadata without an issuer.
 func TestOtherPathsAreNotEndpoints(t *testing.T) {
 	g := startGateway(t, "store memory\n"+endpointOptions(), "oauth_server\nrespond \"next\" 418")
 	for _, path := range []string{
-		"/", "/oauth2", "/oauth2/", "/oauth2/access_token/", "/oauth2/access_tokens", "/oauth2/access_token/x", "/oauth2/ACCESS_TOKEN",
-		"/OAuth2/access_token", "//oauth2/access_token", "/x/../oauth2x/access_token", "/oauth2%2Faccess_token/", "/access_token", "/oauth2/realms/alpha/access_token",
-		"/oauth2/realms/root/realms/beta/access_token", "/oauth2/realms/root/realms/access_token", "/oauth2/realms/root/realms/alph/access_token",
-		"/oauth2/realms/root/realms/alpha/realms/alpha/access_token", "/oauth2/connect/jwk_uri", "/oauth2/jwks", "/oauth2/authorize",
+		"/", "/oauth2", "/oauth2/", "/oauth2/access_tokens", "/oauth2/access_token/x", "/x/../oauth2x/access_token",
+		"/access_token", "/oauth2/connect/jwk_uri", "/oauth2/jwks", "/oauth2/authorize",
 		"/.well-known/oauth-authorization-server", "/oauth2/.well-known/openid-configuration", // there is no issuer
 	} {
 		a := g.post(path, "reader", testSecret, url.Values{"grant_type": {"client_credentials"}})
@@ -754,7 +801,7 @@ func TestBasePathAndRealmsOfTheHandler(t *testing.T) {
 	form := url.Values{"grant_type": {"client_credentials"}}
 	wantToken(t, g.post("/am/realms/root/realms/alpha/access_token", "reader", testSecret, form), "read")
 	for _, path := range []string{"/am/access_token", "/oauth2/access_token", "/oauth2/realms/root/realms/alpha/access_token", "/am/realms/root/access_token"} {
-		if a := g.post(path, "reader", testSecret, form); a.StatusCode != http.StatusTeapot {
+		if a := g.post(path, "reader", testSecret, form); a.StatusCode != http.StatusNotFound {
 			t.Errorf("%s: %d %s", path, a.StatusCode, a.Body)
 		}
 	}

@@ -810,6 +810,8 @@ func TestREADMEHasMetricsAndEvents(t *testing.T) {
 		g.post(path, "myClient", "mySecret", map[string][]string{"token": {token}})
 	}
 
+	g.post("/oauth2/nobody/token", "myClient", "mySecret", form)
+
 	// Metrics, both ways.
 	active := caddy.ActiveContext()
 	families, err := active.GetMetricsRegistry().Gather()
@@ -859,7 +861,7 @@ func TestREADMEHasMetricsAndEvents(t *testing.T) {
 			t.Errorf("the log holds a token: %s", lines.Text())
 		}
 	}
-	for _, event := range []string{"token_issued", "token_introspected", "token_revoked", "token_refused", "introspect_refused", "revoke_refused"} {
+	for _, event := range []string{"token_issued", "token_introspected", "token_revoked", "token_refused", "introspect_refused", "revoke_refused", "no_such_endpoint"} {
 		if !strings.Contains(readme, "`"+event+"`") {
 			t.Errorf("the README does not explain the event %s", event)
 		}

@@ -192,6 +192,35 @@ func FuzzAmbiguousPath(f *testing.F) {
 	})
 }
 
+// Whatever stands between the base path and the name of an endpoint, the request is not passed
+// on; and no method or spelling makes one of a path that has no such name at its end.
+func FuzzMisdirected(f *testing.F) {
+	for _, path := range []string{"", "alpha", "realms/root/realms/beta", "/", "ALPHA//x", "\\", ";", "..", "%2e%2e", "?", "\x00", "ſ", "\xff"} {
+		f.Add(path, false)
+		f.Add(path, true)
+	}
+	server := &Server{BasePath: "/oauth2", app: new(App)}
+	f.Fuzz(func(t *testing.T, between string, upper bool) {
+		path := "/oauth2/" + between + "/access_token"
+		if upper {
+			path = strings.ToUpper(path)
+		}
+		r := &http.Request{Method: "GET", URL: &url.URL{Path: path}}
+		kind, meant := server.misdirected(r)
+		// Dots lead out of the base path, and what begins a query ends the path.
+		if kind != endpointToken && !strings.Contains(between, "..") && !strings.ContainsAny(between, "?#&") {
+			t.Errorf("%q is passed on", path)
+		}
+		if kind != "" && strings.ContainsAny(meant, "?#&") {
+			t.Errorf("%q is logged as %q, which may hold a query", path, meant)
+		}
+		r = &http.Request{Method: "POST", URL: &url.URL{Path: path + "/orders"}}
+		if kind, _ := server.misdirected(r); kind != "" && !strings.ContainsAny(between, "?#&") {
+			t.Errorf("%q is taken for a request to the %s endpoint", path+"/orders", kind)
+		}
+	})
+}
+
 // P-12, P-13: whatever realm and scopes a configuration may name, each challenge made
 // of them can be read, and says them.
 func FuzzChallenge(f *testing.F) {

@@ -14,7 +14,7 @@ import (
 )
 
 // askers are clients that differ in whose tokens they may ask about, and one whose
-// tokens name a resource server.
+// tokens name two resource servers.
 func askers() string {
 	client := func(id, more string) string {
 		return "client " + id + " {\nsecret_hash " + hashOf(testSecret) + "\n" + more + "\n}\n"
@@ -22,6 +22,8 @@ func askers() string {
 	return client("maker", "scopes a b c\naudience resource https://api.example.com") +
 		client("stranger", "scopes a") +
 		client("resource", "scopes a c\nintrospect audience") +
+		client("orders", "scopes b c\nintrospect audience https://other.example https://api.example.com") +
+		client("elsewhere", "scopes a b c\nintrospect audience https://api.example.com/ https://API.example.com api.example.com") +
 		client("admin", "scopes a\ngrant_types none\nintrospect realm")
 }
 
@@ -54,13 +56,13 @@ func TestIntrospectionRights(t *testing.T) {
 			}
 			// By token, then by caller, the scope shown; who is missing sees nothing.
 			sees := map[string]map[string]string{
-				"maker":    {"maker": "a b c", "resource": "a c", "admin": "a b c"},
+				"maker":    {"maker": "a b c", "resource": "a c", "orders": "b c", "admin": "a b c"},
 				"stranger": {"stranger": "a", "admin": "a"},
 				"resource": {"resource": "a c", "admin": "a c"},
 			}
 			for range 2 { // the second time from the cache, where there is one
 				for of, token := range tokens {
-					for _, caller := range []string{"maker", "stranger", "resource", "admin"} {
+					for _, caller := range []string{"maker", "stranger", "resource", "orders", "elsewhere", "admin"} {
 						a := g.introspectAt("/oauth2", caller, token)
 						wantHeaders(t, a)
 						scope, may := sees[of][caller]
@@ -83,6 +85,43 @@ func TestIntrospectionRights(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A token that is good, and that the caller may not ask about, is told from one that is not good
+// in the log and in the metrics alone.
+func TestIntrospectionThatIsNotPermitted(t *testing.T) {
+	g, logged := startLogged(t, "store memory\n"+askers(), "metrics /metrics\noauth_server")
+	mine, other := g.fetchAt("/oauth2", "stranger", "a"), g.fetchAt("/oauth2", "maker", "a")
+	revoked := g.fetchAt("/oauth2", "maker", "a")
+	g.revoke("maker", revoked)
+	count := func(result string) float64 {
+		series := `caddy_oauth_requests_total{endpoint="introspect",realm="root",result="` + result + `"}`
+		if !strings.Contains(g.get("/metrics", "").Body, "\n"+series+" ") {
+			return 0
+		}
+		return g.metricOf(series)
+	}
+	for range 2 { // the second time from the cache
+		for token, result := range map[string]string{mine: "ok", other: "not_permitted", revoked: "inactive", "garbage": "inactive"} {
+			before, lines := count(result), strings.Count(logged(), "token_introspected")
+			a := g.introspectAt("/oauth2", "stranger", token)
+			if (a.Body == `{"active":false}`) != (result != "ok") {
+				t.Errorf("%s: %s", result, a.Body)
+			}
+			if n := count(result) - before; n != 1 {
+				t.Errorf("%s is counted %v times", result, n)
+			}
+			want := `"event":"token_introspected","realm":"root","client_id":"stranger","result":"` + result + `"`
+			if result != "inactive" {
+				want += `,"token_id":"` + introspect.IDOf(token).String() + `"`
+			}
+			all := strings.Split(logged(), "\n")
+			line := all[len(all)-2]
+			if !strings.HasSuffix(line, want+"}") || strings.Count(logged(), "token_introspected") != lines+1 {
+				t.Errorf("the log ends with %s, want %s", line, want)
+			}
+		}
 	}
 }
 

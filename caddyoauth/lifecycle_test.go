@@ -321,6 +321,19 @@ func (g *gateway) metric(name string) (sum float64) {
 	return sum
 }
 
+// metricOf is metric for one series alone.
+func (g *gateway) metricOf(series string) (value float64) {
+	g.t.Helper()
+	_, after, found := strings.Cut(g.get("/metrics", "").Body, "\n"+series+" ")
+	if !found {
+		g.t.Fatalf("no %s at /metrics", series)
+	}
+	if _, err := fmt.Sscan(after, &value); err != nil {
+		g.t.Fatal(err)
+	}
+	return value
+}
+
 // Counters go on counting over a reload, in the new configuration's registry.
 func TestMetricsSurviveReloads(t *testing.T) {
 	site := "metrics /metrics\noauth_server\noauth_protect /x\nreverse_proxy BACKEND"

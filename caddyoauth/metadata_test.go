@@ -108,6 +108,48 @@ func TestMetadataOfMethods(t *testing.T) {
 	}
 }
 
+// Some libraries take the RFC 8414 document under OpenID Connect's name for a broken one. It can
+// be turned off; then the answer is 404 in any case, and the document where RFC 8414 has it.
+func TestMetadataWithoutTheNameOfOpenID(t *testing.T) {
+	root, alpha := "/oauth2/.well-known/openid-configuration", "/oauth2"+alphaSuffix+"/.well-known/openid-configuration"
+	explicit := "/oauth2/realms/root/.well-known/openid-configuration"
+	const off = "no_openid_configuration\n"
+	g := startGateway(t, "store memory\n"+testClients, "oauth_server")
+	for name, c := range map[string]struct {
+		root, alpha string
+		status      map[string]int
+	}{
+		"for one realm": {"", off, map[string]int{root: 200, explicit: 200, alpha: 404}},
+		"for all":       {off, "", map[string]int{root: 404, explicit: 404, alpha: 404}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := g.load("store memory\nissuer "+testIssuer+"\n"+c.root+testClients+"realm alpha {\n"+c.alpha+testClients+"}\n", "oauth_server\nrespond next 200"); err != nil {
+				t.Fatal(err)
+			}
+			for path, status := range c.status {
+				for _, method := range []string{"GET", "HEAD", "POST"} {
+					want := status
+					if want == 200 && method == "POST" {
+						want = 405
+					}
+					a := g.do(g.request(method, path, ""))
+					if a.StatusCode != want || a.Header.Get("Content-Type") != "application/json" {
+						t.Errorf("%s %s: %d %s", method, path, a.StatusCode, a.Body)
+					}
+					if want == 404 && a.Header.Get("Cache-Control") != "no-store" {
+						t.Errorf("%s %s: %v", method, path, a.Header)
+					}
+				}
+			}
+			for path, issuer := range map[string]string{wellKnown + "/oauth2": testIssuer, wellKnown + "/oauth2" + alphaSuffix: testIssuer + alphaSuffix} {
+				if got := g.metadataAt(path).Issuer; got != issuer {
+					t.Errorf("the issuer at %s is %s", path, got)
+				}
+			}
+		})
+	}
+}
+
 // MD-02: an issuer is repeated byte for byte, and everything else is made of it.
 func TestMetadataOfIssuers(t *testing.T) {
 	for _, c := range []struct {

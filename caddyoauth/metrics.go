@@ -14,8 +14,9 @@ import (
 // configuration and from constants of this program, never from a request, so the
 // number of series is bounded.
 type metrics struct {
-	// requests counts what the endpoints answered. endpoint is token, introspect or
-	// revoke; result is ok, inactive, or an error code.
+	// requests counts what the endpoints answered, and what looked like a request to one.
+	// endpoint is token, introspect or revoke; result is ok, inactive, not_permitted,
+	// no_such_endpoint, or an error code.
 	requests *prometheus.CounterVec
 	// checks counts the requests that oauth_protect judged; result is ok or a refusal.
 	checks *prometheus.CounterVec

@@ -33,12 +33,19 @@ type Realm struct {
 	// What tokens look like. Accepted: `opaque`. Default: `opaque`.
 	TokenFormat string `json:"token_format,omitempty"`
 
+	// Answers 404 at `/.well-known/openid-configuration` under the base path, where the RFC
+	// 8414 document stands as it does in ForgeRock AM. Libraries that look for OpenID Connect
+	// there, such as Spring's `issuer-uri`, stop at a document without `jwks_uri`, and go on
+	// to RFC 8414's own place when there is none. Counts for all realms if it is set for root.
+	// Default: false.
+	NoOpenIDConfiguration bool `json:"no_openid_configuration,omitempty"`
+
 	// What a client gets that asks for no scope and has no default of its own. Each must
 	// be among the client's scopes. Default: none, and such a request is refused.
 	DefaultScopes []string `json:"default_scopes,omitempty"`
 
 	// The clients by client ID. An ID has 1 to 256 visible ASCII characters other than `"`,
-	// `\` and `,`.
+	// `\` and `,`, and may have spaces inside.
 	Clients map[string]*Client `json:"clients,omitempty"`
 }
 
@@ -75,9 +82,13 @@ type Client struct {
 	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
 
 	// Whose tokens it may ask about at the introspection endpoint: `own`; `audience`, its
-	// own and those whose audience holds its client ID; or `realm`, all of its realm.
-	// Default: `own`.
+	// own and those for `introspect_audience`; or `realm`, all of its realm. Default: `own`.
 	Introspect string `json:"introspect,omitempty"`
+
+	// With `introspect` `audience`: what a token's audience must hold one of for the client to
+	// see it, compared byte for byte: visible ASCII characters other than `"` and `\`. Default:
+	// its client ID.
+	IntrospectAudience []string `json:"introspect_audience,omitempty"`
 
 	// Keeps the client in the configuration but out of the gateway: it can't
 	// authenticate, its tokens are refused at once, and those tokens stay refused when
@@ -108,10 +119,12 @@ type ClientSecret struct {
 
 // realm is a Realm ready for requests.
 type realm struct {
-	name     string
-	issuer   *url.URL // of settings.Issuer; nil if there is none
-	app      *App
-	settings oauth.Settings
+	name   string
+	issuer *url.URL // of settings.Issuer; nil if there is none
+	// noOpenIDConfiguration: the metadata is not where OpenID Connect has it.
+	noOpenIDConfiguration bool
+	app                   *App
+	settings              oauth.Settings
 	// engine is nil until the app's Start; use await.
 	engine *oauth.Server
 }
@@ -159,7 +172,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*realm
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
-	r := &realm{name: name, issuer: issuerURL}
+	r := &realm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration}
 	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client)}
 	for _, id := range sortedKeys(rc.Clients) {
 		client, err := rc.Clients[id].provision(id, lifetime, defaultScopes, logger)
@@ -247,14 +260,14 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 	if err := checkLifetime(lifetime); err != nil {
 		return nil, err
 	}
-	introspect, err := cc.introspects()
+	introspect, introspectAudience, err := cc.introspects(id)
 	if err != nil {
 		return nil, err
 	}
 	c := &oauth.Client{
 		ID: id, Scopes: cc.Scopes, DefaultScopes: defaults, Audience: cc.Audience,
 		GrantTypes: grants, Auth: auth, TokenLifetime: time.Duration(lifetime),
-		Introspect: introspect, Disabled: cc.Disabled,
+		Introspect: introspect, IntrospectAudience: introspectAudience, Disabled: cc.Disabled,
 	}
 	now, alive := time.Now(), 0
 	for i := range cc.Secrets {
@@ -316,13 +329,26 @@ func (cc *Client) authMethods() ([]oauth.AuthMethod, error) {
 	return methods, nil
 }
 
-func (cc *Client) introspects() (string, error) {
-	whose := cmp.Or(cc.Introspect, oauth.IntrospectOwn)
+// introspects returns whose tokens the client may ask about, and for which audiences.
+func (cc *Client) introspects(id string) (whose string, audience []string, err error) {
+	whose = cmp.Or(cc.Introspect, oauth.IntrospectOwn)
 	known := []string{oauth.IntrospectOwn, oauth.IntrospectAudience, oauth.IntrospectRealm}
-	if !slices.Contains(known, whose) {
-		return "", fmt.Errorf("introspect %q is not known (known: %s)", whose, strings.Join(known, ", "))
+	switch {
+	case !slices.Contains(known, whose):
+		return "", nil, fmt.Errorf("introspect %q is not known (known: %s)", whose, strings.Join(known, ", "))
+	case whose != oauth.IntrospectAudience && len(cc.IntrospectAudience) > 0:
+		return "", nil, fmt.Errorf("introspect %s takes no audience; only introspect %s does", whose, oauth.IntrospectAudience)
+	case whose != oauth.IntrospectAudience:
+		return whose, nil, nil
+	case len(cc.IntrospectAudience) > 0:
+		if err := checkAudience(cc.IntrospectAudience); err != nil {
+			return "", nil, fmt.Errorf("introspect: %w", err)
+		}
+		return whose, cc.IntrospectAudience, nil
+	case strings.Contains(id, " "):
+		return "", nil, errors.New("introspect audience: an ID with a space is no token's audience; name one after it")
 	}
-	return whose, nil
+	return whose, []string{id}, nil
 }
 
 // secretReference is all that may stand where a secret is meant: one placeholder.
@@ -409,8 +435,9 @@ func allowedScope(s string) bool { return oauth.ValidScope(s) && !strings.Contai
 // checkClientID keeps IDs to what can travel in a header to the backend, in a challenge
 // and in logs.
 func checkClientID(id string) error {
-	if !visibleASCII(id) || strings.ContainsAny(id, `"\,`) || len(id) > 256 {
-		return errors.New("a client ID has 1 to 256 visible ASCII characters and no quotes, backslashes or commas")
+	// A space at an end is lost in a header, and makes one name of two.
+	if id != strings.Trim(id, " ") || !visibleASCII(strings.ReplaceAll(id, " ", "_")) || strings.ContainsAny(id, `"\,`) || len(id) > 256 {
+		return errors.New("a client ID has 1 to 256 visible ASCII characters, no quotes, backslashes or commas, and spaces only inside")
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -48,7 +49,13 @@ const (
 // `/token/revoke`, `/revoke` | revocation, POST
 // `/.well-known/openid-configuration` | metadata, where ForgeRock AM has it
 //
-// and `/.well-known/oauth-authorization-server` followed by the path of the issuer.
+// and `/.well-known/oauth-authorization-server` followed by the path of the issuer. A slash
+// at the end of the former makes no difference, but for the metadata.
+//
+// A request that only looks like one to an endpoint is answered with 404, and its secret
+// reaches no backend: below the base path, whatever ends with the name of an endpoint; and
+// elsewhere what ends so, may carry a secret, and has `oauth2` or the end of the base path as
+// a part of its path. An `oauth_server` with a matcher leaves out what a backend serves itself.
 //
 // Give it no matcher, or one for hosts only: with one for paths, the metadata is not
 // served, and other requests are not guarded.
@@ -75,13 +82,17 @@ type Server struct {
 	logger *zap.Logger
 	// endpoints by path. Nothing is matched by prefix.
 	endpoints map[string]*endpoint
+	// site is what this handler has in common with the others of its site; see siteOf.
+	site caddy.Module
+	// noSuchEndpoint answers what misdirected finds.
+	noSuchEndpoint *oauth.Error
 }
 
 // endpoint is one path of one realm.
 type endpoint struct {
 	realm *realm
 	kind  endpointKind
-	// metadata is the document, ready to send.
+	// metadata is the document, ready to send; nil where there shall be none.
 	metadata []byte
 	requests *prometheus.CounterVec // by result
 }
@@ -124,6 +135,7 @@ func (s *Server) Provision(ctx caddy.Context) error {
 		names = sortedKeys(app.realms)
 	}
 	s.endpoints = make(map[string]*endpoint)
+	var realms []*realm
 	for _, name := range names {
 		r, err := app.realm(name)
 		if err != nil {
@@ -132,7 +144,11 @@ func (s *Server) Provision(ctx caddy.Context) error {
 		if err := s.layOut(r); err != nil {
 			return fmt.Errorf("oauth_server: %w", err)
 		}
+		realms = append(realms, r)
 	}
+	s.noSuchEndpoint = s.directions(realms)
+	s.site = siteOf(ctx)
+	app.addEndpoints(s.site, s.endpoints)
 	return nil
 }
 
@@ -155,9 +171,12 @@ func (s *Server) layOut(r *realm) error {
 	}
 	token, introspection, revocation := post(endpointToken), post(endpointIntrospect), post(endpointRevoke)
 	for _, base := range bases {
-		s.endpoints[base+"/access_token"], s.endpoints[base+"/token"] = token, token
-		s.endpoints[base+"/introspect"] = introspection
-		s.endpoints[base+"/token/revoke"], s.endpoints[base+"/revoke"] = revocation, revocation
+		// Several client libraries add the slash.
+		for _, end := range []string{"", "/"} {
+			s.endpoints[base+"/access_token"+end], s.endpoints[base+"/token"+end] = token, token
+			s.endpoints[base+"/introspect"+end] = introspection
+			s.endpoints[base+"/token/revoke"+end], s.endpoints[base+"/revoke"+end] = revocation, revocation
+		}
 	}
 	if r.issuer == nil {
 		return nil
@@ -174,6 +193,11 @@ func (s *Server) layOut(r *realm) error {
 		return fmt.Errorf("the metadata of realms %q and %q would both be at %s: give their issuers different paths, or each realm an oauth_server in a site of its own", other.realm.name, r.name, wellKnown)
 	}
 	s.endpoints[wellKnown] = meta
+	if r.noOpenIDConfiguration {
+		// Not left to the next handler: whatever else answers here, libraries that look for
+		// OpenID Connect go on to RFC 8414 only when they are told that there is none.
+		meta = &endpoint{realm: r, kind: endpointMetadata}
+	}
 	for _, base := range bases {
 		s.endpoints[base+"/.well-known/openid-configuration"] = meta
 	}
@@ -184,6 +208,10 @@ func (s *Server) layOut(r *realm) error {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	e := s.endpoints[r.URL.Path]
 	if e == nil {
+		if kind, meant := s.misdirected(r); kind != "" {
+			s.refuseMisdirected(w, r, kind, meant)
+			return nil
+		}
 		if err := guard(w, r, s.logger, s.AllowAmbiguousPaths || !s.app.judgesPaths, s.app.prefixes); err != nil {
 			return err
 		}
@@ -213,6 +241,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		s.refuse(w, r, e, http.StatusTooEarly, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "send it again after the TLS handshake", Reason: "early_data"})
 		return nil
 	}
+	if r.URL.RawQuery != "" && e.contradicts(r.URL.Query()["realm"]...) {
+		s.refuse(w, r, e, http.StatusBadRequest, errOtherRealm)
+		return nil
+	}
 	if types := r.Header["Content-Type"]; !isForm(types) {
 		s.refuse(w, r, e, http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the content type must be application/x-www-form-urlencoded", Reason: "content_type"})
 		return nil
@@ -228,6 +260,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		return nil
 	}
 	req, err := oauth.ParseRequest(body, r.Header["Authorization"], clientNetwork(r))
+	if err == nil && e.contradicts(req.Form.Get("realm")) {
+		err = errOtherRealm
+	}
 	if err != nil {
 		s.answer(w, r, e, nil, oauth.Outcome{}, err)
 		return nil
@@ -295,7 +330,10 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e *endpoint, sta
 // logOutcome writes the event line of a request that was answered, and counts it.
 func (s *Server) logOutcome(e *endpoint, out oauth.Outcome) {
 	result := "ok"
-	if out.TokenID == (introspect.TokenID{}) {
+	switch {
+	case out.NotPermitted:
+		result = "not_permitted"
+	case out.TokenID == (introspect.TokenID{}):
 		result = "inactive" // nothing to tell or to revoke
 	}
 	e.requests.WithLabelValues(result).Inc()
@@ -315,7 +353,10 @@ func (s *Server) logOutcome(e *endpoint, out oauth.Outcome) {
 	}
 	if c := s.logger.Check(level, message); c != nil {
 		fields := append(make([]zap.Field, 0, 5), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
-		if result == "ok" {
+		if e.kind == endpointIntrospect {
+			fields = append(fields, zap.String("result", result))
+		}
+		if result != "inactive" {
 			fields = append(fields, zap.Stringer("token_id", out.TokenID))
 		}
 		if out.Scope != "" {
@@ -380,13 +421,24 @@ func readBody(w http.ResponseWriter, r *http.Request) (string, error) {
 
 // serveMetadata answers with the realm's metadata document.
 func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *endpoint) {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		w.Header().Set("Cache-Control", "no-store")
-		writeError(w, http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be GET"})
+	h := w.Header()
+	refuse := func(status int, refusal *oauth.Error) {
+		h.Set("Cache-Control", "no-store")
+		answerBeforeBody(w, r)
+		writeError(w, status, refusal)
+	}
+	switch {
+	case e.metadata == nil:
+		refuse(http.StatusNotFound, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "there is no OpenID Connect here, and no metadata by its name"})
+		return
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		h.Set("Allow", "GET, HEAD")
+		refuse(http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be GET"})
+		return
+	case r.URL.RawQuery != "" && e.contradicts(r.URL.Query()["realm"]...):
+		refuse(http.StatusBadRequest, errOtherRealm)
 		return
 	}
-	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Cache-Control", "public, max-age=300")
 	h.Set("Access-Control-Allow-Origin", "*") // it is public, and a page may want to read it
@@ -396,18 +448,21 @@ func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *endpoi
 	}
 }
 
-// metadata makes a realm's document (RFC 8414 section 2). It advertises what is served
-// and nothing else, with URLs made of the configured issuer alone.
-func (s *Server) metadata(r *realm) ([]byte, error) {
-	base := r.settings.Issuer
+// publicBase is what the URLs of the endpoints of a realm with an issuer begin with.
+func (s *Server) publicBase(r *realm) string {
 	path := s.BasePath + realmPath(r.name)
 	// Usually the issuer ends with the path that we serve under, behind whatever a proxy
 	// in front adds. If not, the endpoints stand at the issuer's host.
-	if !strings.HasSuffix(strings.TrimSuffix(r.issuer.Path, "/"), path) {
-		base = r.issuer.Scheme + "://" + r.issuer.Host + path
+	if strings.HasSuffix(strings.TrimSuffix(r.issuer.Path, "/"), path) {
+		return strings.TrimSuffix(r.settings.Issuer, "/")
 	}
-	base = strings.TrimSuffix(base, "/")
+	return (&url.URL{Scheme: r.issuer.Scheme, Host: r.issuer.Host, Path: path}).String()
+}
 
+// metadata makes a realm's document (RFC 8414 section 2). It advertises what is served
+// and nothing else, with URLs made of the configured issuer alone.
+func (s *Server) metadata(r *realm) ([]byte, error) {
+	base := s.publicBase(r)
 	methods := []string{}
 	for _, c := range r.settings.Clients {
 		for _, m := range c.Auth {

@@ -16,7 +16,7 @@ const GrantClientCredentials = "client_credentials"
 // Whose tokens a client may ask about at the introspection endpoint.
 const (
 	IntrospectOwn      = "own"      // its own
-	IntrospectAudience = "audience" // its own, and those whose audience names it by its client ID
+	IntrospectAudience = "audience" // its own, and those whose audience holds one of Client.IntrospectAudience
 	IntrospectRealm    = "realm"    // all of its realm
 )
 
@@ -37,6 +37,9 @@ type Client struct {
 	TokenLifetime time.Duration
 	// Introspect is one of the Introspect constants.
 	Introspect string
+	// IntrospectAudience is what a token's audience must hold one of, with Introspect
+	// IntrospectAudience.
+	IntrospectAudience []string
 	// Disabled: it can't authenticate, and its tokens are not valid.
 	Disabled bool
 
@@ -137,7 +140,7 @@ func (c *Client) mayIntrospect(facts *introspect.Facts) (scopes []string, ok boo
 		return nil, false
 	case c.Introspect == IntrospectRealm || facts.ClientID == c.ID:
 		return facts.Scopes, true
-	case c.Introspect == IntrospectAudience && facts.HasAudience(c.ID):
+	case c.Introspect == IntrospectAudience && slices.ContainsFunc(c.IntrospectAudience, facts.HasAudience):
 		// A resource server has no business with what the token can do elsewhere.
 		return intersect(facts.Scopes, c.Scopes), true
 	}

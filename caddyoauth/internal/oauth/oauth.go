@@ -151,6 +151,9 @@ type Outcome struct {
 	TokenID introspect.TokenID
 	// Scope is the scope granted, space-separated.
 	Scope string
+	// NotPermitted: the token is good, and the client may not ask about it. It was told what
+	// it is told of any token that is not good.
+	NotPermitted bool
 }
 
 // Token answers a token request with the client credentials grant (RFC 6749 section
@@ -249,11 +252,13 @@ func (s *Server) Introspect(ctx context.Context, req Request) (*Introspection, O
 		return nil, out, fmt.Errorf("looking up a token: %w", err)
 	}
 	scopes, permitted := caller.mayIntrospect(facts)
+	if facts.Active {
+		out.TokenID, out.NotPermitted = facts.ID, !permitted
+	}
 	if !permitted {
 		caller.guesses.wrong(now)
 		return &Introspection{}, out, nil
 	}
-	out.TokenID = facts.ID
 	return &Introspection{
 		Active:    true,
 		Scope:     strings.Join(scopes, " "),

@@ -1,0 +1,146 @@
+package caddyoauth
+
+import (
+	"cmp"
+	"net/http"
+	"net/url"
+	"path"
+	"strings"
+	"unicode"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// A client whose URL is a little wrong sends its secret all the same, and the next handler
+// would hand it to a backend that has no business with it. So what looks like a request to
+// an endpoint ends here, at an endpoint or with 404.
+
+// noEndpoint is the label of the realm for such requests in metrics. Names of realms have no
+// capitals.
+const noEndpoint = "None"
+
+// endpointNames are what the paths of the endpoints end with.
+var endpointNames = map[string]endpointKind{
+	"access_token": endpointToken,
+	"token":        endpointToken,
+	"introspect":   endpointIntrospect,
+	"revoke":       endpointRevoke,
+}
+
+// misdirected reports for which kind of endpoint a request was meant that is at none, and
+// the path that it was taken for. An empty kind means that the request is about something
+// else.
+//
+// Below the base path, what ends like an endpoint is taken for a request to one, whatever
+// stands between: another realm, another spelling. Elsewhere it is, if it may carry a secret
+// and has `oauth2` in its path, or what the base path ends with. A backend's own
+// `/api/token` is left alone.
+func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) {
+	meant = r.URL.Path
+	// A library that escapes the `?` puts the query into the path.
+	if i := strings.IndexAny(meant, "?#&"); i >= 0 {
+		meant = meant[:i]
+	}
+	meant = path.Clean(strings.ReplaceAll(meant, `\`, "/"))
+	dir, last := path.Split(meant)
+	last, _, _ = strings.Cut(last, ";")
+	last = strings.ToLower(strings.TrimFunc(last, func(c rune) bool { return c != '_' && !unicode.IsLetter(c) && !unicode.IsDigit(c) }))
+	kind = endpointNames[last]
+	if kind == "" || s.app.servesElse(s.endpoints, s.site, r.URL.Path) {
+		return "", ""
+	}
+	base := path.Clean(s.BasePath + "/")
+	if base != "/" && len(dir) > len(base) && strings.EqualFold(dir[:len(base)+1], base+"/") {
+		return kind, meant
+	}
+	if !mayCarrySecret(r) {
+		return "", ""
+	}
+	for segment := range strings.SplitSeq(strings.Trim(dir, "/"), "/") {
+		segment, _, _ = strings.Cut(segment, ";")
+		if strings.EqualFold(segment, "oauth2") || base != "/" && strings.EqualFold(segment, path.Base(base)) {
+			return kind, meant
+		}
+	}
+	// Everything is below the base path `/`. There, names that anything may have count only
+	// where an endpoint could be.
+	if base == "/" && (dir == "/" || strings.HasPrefix(dir, "/realms/") || last != "token" && last != "revoke") {
+		return kind, meant
+	}
+	return "", ""
+}
+
+// mayCarrySecret reports whether a request can have a form in its body, or has one where it
+// does not belong.
+func mayCarrySecret(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+	default:
+		return true
+	}
+	if r.URL.RawQuery == "" {
+		return false
+	}
+	query := r.URL.Query()
+	return query.Has("client_secret") || query.Has("client_assertion") || query.Has("grant_type") || query.Has("token")
+}
+
+// refuseMisdirected answers a request that misdirected has found.
+func (s *Server) refuseMisdirected(w http.ResponseWriter, r *http.Request, kind endpointKind, meant string) {
+	collectors.requests.WithLabelValues(noEndpoint, string(kind), "no_such_endpoint").Inc()
+	if c := s.logger.Check(zap.InfoLevel, "no endpoint at this path"); c != nil {
+		c.Write(zap.String("event", "no_such_endpoint"), zap.String("endpoint", string(kind)), zap.String("path", meant))
+	}
+	h := w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Pragma", "no-cache")
+	answerBeforeBody(w, r)
+	writeError(w, http.StatusNotFound, s.noSuchEndpoint)
+}
+
+// directions is the refusal that tells a client where the token endpoint is: of root, or of
+// the first realm that is served. The path is escaped, which leaves only characters that an
+// error_description may have.
+func (s *Server) directions(realms []*realm) *oauth.Error {
+	named := realms[0]
+	for _, r := range realms {
+		if r.name == rootRealm {
+			named = r
+		}
+	}
+	at := (&url.URL{Path: s.BasePath + realmPath(named.name)}).EscapedPath()
+	if named.issuer != nil {
+		at = s.publicBase(named)
+	}
+	return &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "no endpoint is at this path; the token endpoint is at " + at + "/access_token"}
+}
+
+// siteOf tells the sites of a Caddyfile apart: the handler that holds all of a site's. It is
+// nil where there is none such, as for a site without a host.
+func siteOf(ctx caddy.Context) caddy.Module {
+	// The http app comes first, and the handler that is being provisioned last.
+	if modules := ctx.Modules(); len(modules) > 2 {
+		return modules[1]
+	}
+	return nil
+}
+
+// contradicts reports whether a realm parameter, which ForgeRock AM has beside the realm in
+// the path, asks for another realm than e's. Its tokens would not be what the client wants.
+func (e *endpoint) contradicts(asked ...string) bool {
+	for _, realm := range asked {
+		if realm != "" && cmp.Or(strings.Trim(realm, "/"), rootRealm) != e.realm.name {
+			return true
+		}
+	}
+	return false
+}
+
+var errOtherRealm = &oauth.Error{
+	Code: oauth.CodeInvalidRequest, Reason: "realm",
+	Description: "the realm parameter asks for another realm than the path: name the realm in the path, as in /realms/root/realms/name, and leave the parameter out",
+}

@@ -1,0 +1,189 @@
+package caddyoauth_test
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+)
+
+// wantNoEndpoint checks the answer to a request that only looks like one to an endpoint: 404
+// in JSON, which tells where the token endpoint is and repeats nothing that was sent.
+func wantNoEndpoint(t *testing.T, a answer, tokenEndpoint string) {
+	t.Helper()
+	wantE(t, a, 404, "invalid_request", "reader", testSecret)
+	if a.Request.Method != "HEAD" && !strings.Contains(a.Body, `is at `+tokenEndpoint+`"`) {
+		t.Errorf("the answer does not tell where the token endpoint is: %s", a.Body)
+	}
+}
+
+// A slash at the end of an endpoint's path makes no difference.
+func TestEndpointsWithASlashAtTheEnd(t *testing.T) {
+	g := startGateway(t, "store memory\n"+endpointOptions(), "oauth_server\nreverse_proxy BACKEND")
+	for _, e := range endpoints() {
+		e.path += "/"
+		wantOK(t, call{}.as("reader", testSecret).send(g, e), e)
+		if a := (call{method: "GET", empty: true}).as("reader", testSecret).send(g, e); a.StatusCode != 405 || a.Header.Get("Allow") != "POST" {
+			t.Errorf("GET %s: %d", e.path, a.StatusCode)
+		}
+	}
+	if n := g.Backend.count(); n != 0 {
+		t.Errorf("%d requests reached the backend", n)
+	}
+}
+
+// What looks like a request to an endpoint reaches no backend with its secret, however its
+// URL is wrong. What a backend may serve itself is left to it.
+func TestMisdirectedRequestsReachNoBackend(t *testing.T) {
+	const site = "oauth_server\nreverse_proxy BACKEND"
+	// A secret in the query, for methods that have no body.
+	const inQuery = "?grant_type=client_credentials&client_id=reader&client_secret=" + testSecret
+	for _, c := range []struct {
+		name, site, tokenEndpoint string
+		refused, passed           []string
+	}{
+		{
+			"the usual base path", site, "/oauth2/access_token",
+			[]string{
+				"/OAuth2/access_token", "/oauth2/Access_Token", "/OAUTH2/TOKEN", "/oauth2/alpha/access_token", "/oauth2/realms/alpha/access_token",
+				"/oauth2/realms/root/realms/beta/access_token", "/oauth2/realms/root/realms/ALPHA/introspect", "/oauth2/realms/root/realms/alpha/realms/alpha/token/revoke",
+				"/oauth2/realms/root/realms//token", "/oauth2/realms/root/realms/access_token", "//oauth2/access_token", "/oauth2//access_token", "/oauth2/access_token//",
+				"/oauth2/./token", "/oauth2/x/../token", "/oauth2/v1/token", "/oauth2/access_token/access_token", "/oauth2/introspect/token", "/oauth2/token/introspect",
+				"/oauth2/access_token%20", "/oauth2/access_token%0A", "/oauth2/access_token%22", "/oauth2/access_token.", "/oauth2/access_token;jsessionid=1",
+				"/oauth2%5Caccess_token", `/oauth2/access_token%3Fgrant_type=client_credentials`, "/oauth2/access_token%3Fto=https://x.example/y", "/oauth2/%61lpha/access%5Ftoken", "/%6Fauth2/alpha/revoke",
+				"/am/oauth2/access_token", "/am/oauth2/realms/root/realms/alpha/access_token", "/x/OAUTH2/v1/token", "/x/y/oauth2/introspect", "/sso/oauth2/token/revoke", "/sso/oauth2;v=1/revoke",
+			},
+			[]string{
+				"/api/token", "/api/revoke", "/token", "/revoke", "/access_token", "/introspect", "/login/oauth/access_token", "/realms/x/protocol/openid-connect/token",
+				"/oauth2", "/oauth2/", "/oauth2/tokens", "/oauth2/access_tokens", "/oauth2/access_token/x", "/oauth2/token-exchange", "/oauth2/authorize", "/oauth2/callback",
+				"/oauth2x/access_token", "/myoauth2/token", "/oauth2/../api/token", "/", "/oauth2/realms/root/realms/alpha",
+			},
+		}, {
+			"a base path of one's own", "oauth_server {\nbase_path /am/login\n}\nreverse_proxy BACKEND", "/am/login/access_token",
+			[]string{"/am/login/alpha/access_token", "/AM/LOGIN/token", "/login/access_token", "/x/Login/token", "/oauth2/access_token", "/oauth2/realms/root/realms/alpha/token"},
+			[]string{"/am/token", "/am/access_token", "/api/token"},
+		}, {
+			"no base path", "oauth_server {\nbase_path /\n}\nreverse_proxy BACKEND", "/access_token",
+			[]string{"/Access_Token", "//token", "/x/access_token", "/x/introspect", "/realms/alpha/token", "/realms/root/realms/beta/revoke", "/oauth2/token"},
+			[]string{"/api/token", "/api/revoke", "/"},
+		}, {
+			"one realm", "oauth_server alpha\nreverse_proxy BACKEND", "/oauth2/realms/root/realms/alpha/access_token",
+			[]string{"/oauth2/access_token", "/oauth2/realms/root/access_token", "/oauth2/alpha/access_token"},
+			nil,
+		}, {
+			"a base path with odd characters", "oauth_server {\nbase_path `/ä\"x`\n}\nreverse_proxy BACKEND", "/%C3%A4%22x/access_token",
+			[]string{"/%C3%A4%22x/alpha/access_token", "/%C3%84%22X/access_token"},
+			nil,
+		}, {
+			"a prefix that is taken away", "handle_path /auth/* {\noauth_server\n}\nreverse_proxy BACKEND", "/oauth2/access_token",
+			[]string{"/auth/oauth2/alpha/token", "/auth/OAuth2/token"},
+			nil,
+		}, {
+			"what another server behind the gateway has, left out by a matcher", "@ours not path /am/oauth2/*\noauth_server @ours\nreverse_proxy BACKEND", "/oauth2/access_token",
+			[]string{"/am2/oauth2/access_token"},
+			[]string{"/am/oauth2/access_token", "/am/oauth2/realms/root/realms/x/introspect"},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := startGateway(t, "store memory\n"+endpointOptions(), c.site)
+			form := url.Values{"grant_type": {"client_credentials"}, "client_id": {"reader"}, "client_secret": {testSecret}}
+			for _, path := range c.refused {
+				for _, method := range []string{"POST", "PUT", "PATCH", "DELETE", "QUERY"} {
+					wantNoEndpoint(t, g.do(g.request(method, path, form.Encode(), "Content-Type", "application/x-www-form-urlencoded")), c.tokenEndpoint)
+				}
+				for _, method := range []string{"GET", "HEAD", "OPTIONS"} {
+					wantNoEndpoint(t, g.do(g.request(method, path+inQuery, "")), c.tokenEndpoint)
+				}
+				if t.Failed() {
+					t.Fatalf("at %s", path)
+				}
+			}
+			if n := g.Backend.count(); n != 0 {
+				t.Errorf("%d requests reached the backend", n)
+			}
+			for _, path := range c.passed {
+				if a := g.post(path, "", "", form); a.StatusCode != 200 || a.Body != "backend" {
+					t.Errorf("%s, which is no endpoint's: %d %s", path, a.StatusCode, a.Body)
+				}
+			}
+		})
+	}
+
+	// A page about such a path may be read.
+	g := startGateway(t, "store memory\n"+endpointOptions(), site)
+	for _, path := range []string{"/docs/oauth2/token", "/docs/oauth2/introspect?lang=en"} {
+		if a := g.get(path, ""); a.Body != "backend" {
+			t.Errorf("GET %s: %d %s", path, a.StatusCode, a.Body)
+		}
+	}
+	// With an issuer, clients are told the URL that it makes.
+	if err := g.load("store memory\nissuer https://example.com/gw/oauth2\n"+endpointOptions(), site); err != nil {
+		t.Fatal(err)
+	}
+	wantNoEndpoint(t, g.post("/oauth2/alpha/access_token", "reader", testSecret, nil), "https://example.com/gw/oauth2/access_token")
+}
+
+// Several oauth_server in a site don't refuse each other's requests, wherever they stand; and
+// what an oauth_server of another site serves is served there alone.
+func TestMisdirectedBetweenServers(t *testing.T) {
+	const servers = "oauth_server root {\nbase_path /am/oauth2\n}\noauth_server alpha\nhandle_path /beta/* {\noauth_server beta {\nbase_path /b/oauth2\n}\n}\nreverse_proxy BACKEND"
+	options := "store memory\n" + endpointOptions() + "realm beta {\n" + endpointClients() + "}\n"
+	form := url.Values{"grant_type": {"client_credentials"}}
+	g := startGateway(t, options, servers)
+	hosts := strings.Replace(caddyfileOf(options, ""), ":0 {\nbind 127.0.0.1\n\n}\n",
+		"http://one.example:0 {\nbind 127.0.0.1\n"+servers+"\n}\nhttp://two.example:0 {\nbind 127.0.0.1\noauth_server\nreverse_proxy BACKEND\n}\n", 1)
+	for name, caddyfile := range map[string]string{"a site without a host": caddyfileOf(options, servers), "two sites": hosts} {
+		t.Run(name, func(t *testing.T) {
+			if err := g.loadCaddyfile(caddyfile); err != nil {
+				t.Fatal(err)
+			}
+			post := func(host, path string) answer {
+				r := g.posting(path, "reader", testSecret, form)
+				r.Host = host
+				return g.do(r)
+			}
+			for _, path := range []string{"/am/oauth2/access_token", "/oauth2/realms/root/realms/alpha/access_token", "/beta/b/oauth2/realms/root/realms/beta/access_token"} {
+				wantToken(t, post("one.example", path), "read")
+			}
+			for _, path := range []string{"/oauth2/access_token", "/am/oauth2/realms/root/realms/alpha/access_token", "/b/oauth2/access_token", "/beta/b/oauth2/access_token"} {
+				if a := post("one.example", path); a.StatusCode != 404 {
+					t.Errorf("%s: %d %s", path, a.StatusCode, a.Body)
+				}
+			}
+			if name == "two sites" {
+				wantNoEndpoint(t, post("two.example", "/am/oauth2/access_token"), "/oauth2/access_token")
+			}
+			if n := g.Backend.count(); n != 0 {
+				t.Errorf("%d requests reached the backend", n)
+			}
+		})
+	}
+}
+
+// Operators see what went to no endpoint, without what was sent there.
+func TestMisdirectedRequestsAreLoggedAndCounted(t *testing.T) {
+	g, logged := startLogged(t, "store memory\n"+testClients, "metrics /metrics\noauth_server\nreverse_proxy BACKEND")
+	const counter = `caddy_oauth_requests_total{endpoint="%s",realm="None",result="no_such_endpoint"}`
+	for path, kind := range map[string]string{
+		"/oauth2/alpha/access_token": "token", "/oauth2/alpha/introspect": "introspect", "/oauth2/alpha/token/revoke": "revoke",
+		"/oauth2/access_token%3Fclient_id=reader&client_secret=" + testSecret: "token",
+	} {
+		sample := fmt.Sprintf(counter, kind)
+		before := 0.0
+		if strings.Contains(g.get("/metrics", "").Body, sample) {
+			before = g.metricOf(sample)
+		}
+		g.post(path, "reader", testSecret, url.Values{"client_secret": {testSecret}})
+		if got := g.metricOf(sample) - before; got != 1 {
+			t.Errorf("%s is counted %v times", path, got)
+		}
+		meant, _, _ := strings.Cut(path, "%3F")
+		line := fmt.Sprintf(`"event":"no_such_endpoint","endpoint":%q,"path":%q`, kind, meant)
+		if !strings.Contains(logged(), line) {
+			t.Errorf("the log has no line with %s", line)
+		}
+	}
+	if strings.Contains(logged(), "client_secret=") {
+		t.Error("the log holds a secret")
+	}
+}
