@@ -325,8 +325,8 @@ type WrapConfig struct {
 	// remembered, never an error. Zero or less remembers nothing. Default: 0.
 	NegativeAge time.Duration
 
-	// StaleFor extends MaxAge while the source can't be asked: facts that were found out
-	// less than MaxAge and StaleFor ago are used instead of the error. It is for services
+	// StaleFor extends MaxAge while the source is away: facts that were found out less than
+	// MaxAge and StaleFor ago are used instead of an [ErrOutage]. It is for services
 	// that should outlive an outage of their authorization server, and the price is that a
 	// revocation which happens at its beginning, or an outage that an attacker causes, holds
 	// a revoked token good for as long. Facts are never used at or beyond the token's expiry,
@@ -409,8 +409,8 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge ti
 		var err error
 		facts, err = s.ask(ctx, key, token, maxAge)
 		if err != nil {
-			// Who has gone away gets the error.
-			if ctx.Err() != nil {
+			// Who has gone away gets the error, and whose token is at fault.
+			if ctx.Err() != nil || !errors.Is(err, ErrOutage) {
 				return nil, err
 			}
 			if facts, ok = s.stale(key, maxAge); !ok {
@@ -653,7 +653,11 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token s
 	remaining := facts.Expiry.Sub(c.cfg.Now())
 	if !facts.Active || !immortal && remaining <= 0 {
 		a.facts = inactive
-		s.refuse(&a, key, h, asked)
+		most := s.cfg.NegativeAge
+		if !facts.notYet.IsZero() {
+			most = min(most, facts.notYet.Sub(begun))
+		}
+		s.refuse(&a, key, h, asked, most)
 		return a, nil
 	}
 	a.facts = facts

@@ -17,7 +17,7 @@ import (
 type negatives struct {
 	mu   sync.Mutex
 	most int
-	ring []negative     // grows to most, of 104 bytes each
+	ring []negative     // grows to most, of 112 bytes each
 	next int            // the slot to write next, once the ring has grown
 	at   map[uint64]int // slots by hash
 }
@@ -30,6 +30,7 @@ type negative struct {
 	global     uint64
 	forgets    uint64
 	asked      time.Duration
+	most       time.Duration // how long after that it holds
 }
 
 func (n *negatives) get(h uint64) (negative, bool) {
@@ -72,8 +73,8 @@ func (n *negatives) drop(h uint64) {
 	}
 }
 
-// refuse takes note that the source said no to the question of a.
-func (s *CachedSource) refuse(a *answer, key cacheKey, h uint64, asked time.Duration) {
+// refuse takes note that the source said no to the question of a, and remembers it for most.
+func (s *CachedSource) refuse(a *answer, key cacheKey, h uint64, asked, most time.Duration) {
 	c := s.cache
 	// What it said before is over, for those who would still use it as well. This raises
 	// the generation only where there is such an entry, so a flood of wrong tokens ends
@@ -90,8 +91,8 @@ func (s *CachedSource) refuse(a *answer, key cacheKey, h uint64, asked time.Dura
 		}
 		c.mu.RUnlock()
 	}
-	if s.cfg.NegativeAge > 0 {
-		c.negatives.add(negative{key: key, hash: h, generation: a.generation, global: a.global, forgets: a.forgets, asked: asked})
+	if most > 0 {
+		c.negatives.add(negative{key: key, hash: h, generation: a.generation, global: a.global, forgets: a.forgets, asked: asked, most: most})
 	}
 }
 
@@ -106,7 +107,7 @@ func (s *CachedSource) refused(key cacheKey, maxAge time.Duration) bool {
 	return ok && !c.closed.Load() &&
 		subtle.ConstantTimeCompare(n.key[:], key[:]) == 1 &&
 		n.generation == c.generations[h%generationShards].Load() && n.global == c.global.Load() &&
-		!c.forgotNegative(&n) && c.cfg.Elapsed()-n.asked < maxAge
+		!c.forgotNegative(&n) && c.cfg.Elapsed()-n.asked < min(maxAge, n.most)
 }
 
 // forgotNegative reports whether n is from before a call of ForgetClient or ForgetSource

@@ -19,7 +19,7 @@ type outage struct {
 	down atomic.Bool
 }
 
-var errDown = errors.New("the source is away")
+var errDown = fmt.Errorf("the registry does not answer: %w", introspect.ErrOutage)
 
 func (o *outage) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
 	facts, err := o.registry.Lookup(ctx, token)

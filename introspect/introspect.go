@@ -81,6 +81,9 @@ type Facts struct {
 
 	// verifiedBy is the key that a JWT was verified with; see [JWT.Revise].
 	verifiedBy string
+
+	// notYet is, of an inactive token that its source knows, when that may change.
+	notYet time.Time
 }
 
 // HasScope reports whether scope was granted. Scopes are compared as whole strings
@@ -141,6 +144,12 @@ type Coherent interface {
 // ErrBusy is returned when too many lookups are under way already. The token may be
 // good; the caller should answer 503 and have the client try again.
 var ErrBusy = errors.New("too many token lookups under way")
+
+// ErrOutage is what errors.Is finds in the error of a Source that is away, as far as it can
+// tell: whatever the token, there would have been no answer. Only then is there the grace
+// of [WrapConfig.StaleFor]. An error that a token can provoke must not be one, or who holds a
+// revoked token could go on with it.
+var ErrOutage = errors.New("token source is away")
 
 // ErrClosed is returned by lookups after the cache was closed.
 var ErrClosed = errors.New("token cache is closed")

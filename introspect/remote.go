@@ -2,22 +2,29 @@ package introspect
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"mime"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
+	"golang.org/x/net/http/httpproxy"
 )
 
 // Remote is a Source of tokens that a remote authorization server issued. It asks the
@@ -26,26 +33,58 @@ import (
 // A token is active if the server says so in an answer that makes sense, and if a bearer
 // may use it: one with cnf, or of another token_type than Bearer, is bound to a key that
 // the bearer would have to prove (RFC 9449 section 7.2, RFC 8705 section 3); one that the
-// server calls a refresh or ID token is none for resources. An answer that makes no
-// sense, such as "active":"true" or an exp of 1e308, is an error, never a "no" and never
-// a "yes": all that is known is that server and source don't understand each other.
+// server calls a refresh or ID token is none for resources. Answers are read liberally
+// where they are clear: a number may be a text, null is absent, an exp of 0 or less says
+// nothing. One that makes no sense, such as "active":"true" or an exp of 1e308, is an
+// error, never a "no" and never a "yes".
 //
-// After several failures in a row Remote leaves the server alone for a while; see
-// RemoteConfig.MaxFailures. It remembers no answers: put a [Cache] in front, with
-// [Cache.WrapWith] and [Remote.Name]. Cache-Control in answers means nothing here: servers
-// say no-store, and how late a revocation may arrive is for the cache's owner to say.
+// Whether the server is away and whether a token gets a sensible answer are two things,
+// because everybody may send tokens that make a server fail. An error is [ErrOutage] if
+// there was no connection, no answer in time, or status 429, 502, 503 or 504. After several
+// of these in a row Remote leaves the server alone for a while; see
+// RemoteConfig.MaxFailures. Every other answer is an error of that token alone, which is
+// remembered for a second and harms no other. A server that fails that way for everybody is
+// left alone, too, once it fails for tokens of two clients at least that it called active in
+// the last ten minutes; Remote keeps the last tokens of three clients for that.
 //
-// It is safe for concurrent use, and has no goroutine of its own. End it with [Remote.Close].
+// Remote remembers no other answers: put a [Cache] in front, with [Cache.WrapWith] and
+// [Remote.Name]. Cache-Control in answers means nothing here: servers say no-store, and how
+// late a revocation may arrive is for the cache's owner to say.
+//
+// It is safe for concurrent use. End it with [Remote.Close], which also ends the one
+// goroutine that it may have, while it asks about tokens that were active.
 type Remote struct {
+	*remoteServer
+	timeout time.Duration
+}
+
+// remoteServer is what all Remotes of one server share; see [Remote.WithTimeout].
+type remoteServer struct {
 	cfg           RemoteConfig
 	shown         string // the endpoint for error texts, without its query
 	authorization string // the header of client_secret_basic
 	client        *http.Client
 	circuit       circuit
 
+	good   remembered[struct{}]     // tokens that were active
+	faulty remembered[*RemoteError] // tokens that got no sensible answer
+
+	// A part of the requests that may be under way is kept for tokens that were active
+	// lately: others can be made up, and each may take the server long.
+	first, known lane
+
+	witnesses witnesses
+	ctx       context.Context // of asking about them; ends with Close
+	cancel    context.CancelFunc
+	checks    sync.WaitGroup
+	closing   sync.Mutex // so that no check begins when Close waits for the last one
+	closed    atomic.Bool
+}
+
+// lane is where requests wait for their turn.
+type lane struct {
 	slots   chan struct{} // requests under way
 	waiting chan struct{} // lookups that wait for a slot
-	closed  atomic.Bool
 }
 
 // RemoteConfig are the settings of a Remote. URL is needed, and ClientID and ClientSecret
@@ -72,17 +111,26 @@ type RemoteConfig struct {
 	// the connection can't be set, nor can Authorization with client_secret_basic.
 	Header http.Header
 
+	// HeaderFunc is called for each request and returns more of them, for credentials that
+	// change while the program runs. With an error, or a header that can't be set, nothing
+	// is sent, as if there were no connection. Its error must hold no secret.
+	HeaderFunc func() (http.Header, error)
+
 	// Issuer, if set, is what iss in the answers must be, byte for byte; tokens of another
 	// issuer are inactive. An answer without iss passes: the endpoint vouches for it.
-	// Default: iss is not checked.
+	// Default: iss is not checked, so the server may name any.
 	Issuer string
+
+	// Leeway is how far the server's clock may be ahead when nbf is checked, at most 60s. It
+	// never lengthens a token's life: the token is dead at exp. Default: 0.
+	Leeway time.Duration
 
 	// TLS is how connections are secured. Default: the system's certificate authorities.
 	TLS *tls.Config
 
-	// Proxy returns the proxy for a request, as in http.Transport. Default: none. The
-	// environment is not looked at, because with http the proxy reads all secrets and
-	// tokens; http.ProxyFromEnvironment is the function that does look.
+	// Proxy returns the proxy for a request, as in http.Transport. Default: for https what
+	// HTTPS_PROXY and NO_PROXY say when the Remote is made, because the proxy sees no more
+	// than the host; for http none, because it would read all secrets and tokens.
 	Proxy func(*http.Request) (*url.URL, error)
 
 	// Timeout bounds one request, from the connection to the last byte of the answer. Where
@@ -92,18 +140,25 @@ type RemoteConfig struct {
 	// MaxAnswer bounds the size of an answer in bytes; a larger one is an error. Default: 65536.
 	MaxAnswer int64
 
-	// MaxConcurrent bounds the requests that are under way at once. As many lookups again
-	// wait for a place, until their context ends or Timeout has passed; these, and whoever
-	// comes beyond that, end with ErrBusy. So a server that hangs holds at most twice as
-	// many lookups, and leaves places in the cache for other sources. Default: 64.
+	// MaxConcurrent bounds the requests that are under way at once. A quarter of them is
+	// kept for tokens that were active lately, so that made-up ones don't take all. As many
+	// lookups again wait for a place, until their context ends or Timeout has passed; these,
+	// and whoever comes beyond that, end with ErrBusy. So a server that hangs holds at most
+	// twice as many lookups, and leaves places in the cache for other sources. Default: 64.
 	MaxConcurrent int
 
 	// MaxFailures is after how many failures in a row the circuit opens: for OpenFor, or for
 	// as long as a Retry-After in the last answer says, at most 60s, no request is sent and
 	// lookups end with RemoteCircuitOpen at once. Then one request goes through as a probe.
-	// If it succeeds the circuit closes, else it is open as long again. Status 429 with
-	// Retry-After opens it at the first time. Every error but ErrBusy is a failure, except
-	// that the caller went away or gave the server less than half of Timeout. Default: 5.
+	// If it gets an answer the circuit closes, else it is open as long again. Status 429 with
+	// Retry-After opens it at the first time.
+	//
+	// A failure is an ErrOutage, except that the caller went away or gave the server less
+	// than half of Timeout or of 2s. Where there was a connection, the token may still be what the
+	// server stumbled over. So before the circuit opens for that, up to three other
+	// tokens that were active lately are asked about, and an answer about one of them keeps
+	// it closed. As many answers in a row that make no sense have the same done, and open it only
+	// if there are two such tokens or more. Default: 5.
 	MaxFailures int
 
 	// OpenFor is how long the circuit stays open. Default: 5s.
@@ -113,7 +168,7 @@ type RemoteConfig struct {
 	// time.Now.
 	Now func() time.Time
 
-	// OnRequest is called after each request that was sent: kind is RemoteActive,
+	// OnRequest is called after each request: kind is RemoteActive,
 	// RemoteInactive, RemoteCanceled or the Kind of the RemoteError. OnCircuit is called when
 	// the circuit changes, which begins closed: state is "open", "half_open" while the probe
 	// is under way, or "closed". Both must return at once, and OnCircuit must not call Lookup.
@@ -127,16 +182,18 @@ const (
 	RemoteTimeout = "timeout"
 	// RemoteRefused: no connection, or it broke before the answer was complete.
 	RemoteRefused = "refused"
-	// RemoteStatus: an answer with a status that has no kind of its own here.
+	// RemoteStatus: an answer with a status that has no kind of its own here. With 502, 503
+	// or 504 the server is away, with another it does not like this token.
 	RemoteStatus = "status"
-	// RemoteMalformed: an answer with status 200 that makes no sense.
+	// RemoteMalformed: an answer with status 2xx that makes no sense.
 	RemoteMalformed = "malformed"
 	// RemoteTooLarge: an answer of more than RemoteConfig.MaxAnswer bytes.
 	RemoteTooLarge = "too_large"
 	// RemoteRedirect: a redirect, which is never followed.
 	RemoteRedirect = "redirect"
 	// RemoteCredentials: status 401 or 403. The credentials in RemoteConfig are wrong, or
-	// may not ask. Somebody has to do something about it.
+	// may not ask, and somebody has to do something about it; or this token made the server
+	// say so.
 	RemoteCredentials = "credentials"
 	// RemoteThrottled: status 429.
 	RemoteThrottled = "throttled"
@@ -167,6 +224,9 @@ type RemoteError struct {
 	endpoint string
 	detail   string
 	cause    error
+	// outage: the server is away, by all that this request can tell. unreached: and the
+	// token has no part in it.
+	outage, unreached bool
 }
 
 func (e *RemoteError) Error() string {
@@ -183,11 +243,36 @@ func (e *RemoteError) Error() string {
 // Unwrap returns the context's error, or nil.
 func (e *RemoteError) Unwrap() error { return e.cause }
 
+// Is reports whether target is ErrOutage, and the error is one.
+func (e *RemoteError) Is(target error) bool { return target == ErrOutage && e.outage }
+
+// outcome is what it means to the circuit.
+func (e *RemoteError) outcome() circuitOutcome {
+	switch {
+	case e.Kind == RemoteThrottled && e.RetryAfter > 0:
+		return circuitSentAway
+	case e.unreached:
+		return circuitUnreached
+	case e.outage:
+		return circuitUnwell
+	}
+	return circuitFault
+}
+
 const (
 	// maxRetryAfter bounds what a server can ask of us, so that a mistake there ends here.
 	maxRetryAfter = time.Minute
 	// maxIdle is how long connections are kept for the next request.
 	maxIdle = 30 * time.Second
+	// maxDial bounds making a connection, which goes on when the request that wanted it is over.
+	maxDial = 5 * time.Second
+	// faultAge is for how long a token that got no sensible answer is not asked about again:
+	// long for a client that tries again at once, short for a server that stumbled.
+	faultAge = time.Second
+	// goodAge is for how long a token that was active is given the better places.
+	goodAge = time.Hour
+
+	defaultRemoteTimeout = 2 * time.Second
 )
 
 // NewRemote makes a source that asks the introspection endpoint of cfg. It sends nothing
@@ -197,12 +282,15 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 	if err != nil {
 		return nil, fmt.Errorf("remote token source: %w", err)
 	}
-	r := &Remote{
+	r := &Remote{&remoteServer{
 		cfg:     cfg,
-		shown:   endpoint.Scheme + "://" + endpoint.Host + endpoint.EscapedPath(),
-		slots:   make(chan struct{}, cfg.MaxConcurrent),
-		waiting: make(chan struct{}, cfg.MaxConcurrent),
+		shown:   shownURL(endpoint),
 		circuit: circuit{most: cfg.MaxFailures, pause: cfg.OpenFor, changed: cfg.OnCircuit},
+	}, cfg.Timeout}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	for i, lane := range []*lane{&r.first, &r.known} {
+		size := [...]int{cfg.MaxConcurrent - cfg.MaxConcurrent/4, cfg.MaxConcurrent / 4}[i]
+		lane.slots, lane.waiting = make(chan struct{}, size), make(chan struct{}, size)
 	}
 	if cfg.Auth == "client_secret_basic" {
 		var req http.Request
@@ -210,13 +298,13 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 		req.SetBasicAuth(url.QueryEscape(cfg.ClientID), url.QueryEscape(cfg.ClientSecret))
 		r.authorization = req.Header.Get("Authorization")
 	}
-	dialer := &net.Dialer{Timeout: cfg.Timeout}
+	dialer := &net.Dialer{Timeout: maxDial}
 	r.client = &http.Client{
 		Transport: &http.Transport{
 			Proxy:                  cfg.Proxy,
 			DialContext:            dialer.DialContext,
 			TLSClientConfig:        cfg.TLS.Clone(),
-			TLSHandshakeTimeout:    cfg.Timeout,
+			TLSHandshakeTimeout:    maxDial,
 			MaxIdleConnsPerHost:    cfg.MaxConcurrent,
 			IdleConnTimeout:        maxIdle,
 			MaxResponseHeaderBytes: 64 << 10,
@@ -225,11 +313,32 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 			ForceAttemptHTTP2:  true,
 			// Without pings, requests go on into a connection that a firewall has forgotten,
 			// for a quarter of an hour.
-			HTTP2: &http.HTTP2Config{SendPingTimeout: cfg.Timeout, PingTimeout: cfg.Timeout},
+			HTTP2: &http.HTTP2Config{SendPingTimeout: maxDial, PingTimeout: maxDial},
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return r, nil
+}
+
+// WithTimeout returns the same source with another Timeout. It shares all else, such as
+// connections and what is known of the server, and ends with r.
+func (r *Remote) WithTimeout(timeout time.Duration) *Remote {
+	return &Remote{r.remoteServer, cmp.Or(timeout, defaultRemoteTimeout)}
+}
+
+// shownURL is a URL without what may be a secret: user and query.
+func shownURL(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPath() }
+
+// proxyForHTTPS returns the one rule by which sources use a proxy: that of HTTPS_PROXY and
+// NO_PROXY for https, which it carries through unread, and none for http.
+func proxyForHTTPS() func(*http.Request) (*url.URL, error) {
+	fromEnvironment := httpproxy.FromEnvironment().ProxyFunc()
+	return func(r *http.Request) (*url.URL, error) {
+		if r.URL.Scheme != "https" {
+			return nil, nil
+		}
+		return fromEnvironment(r.URL)
+	}
 }
 
 // Check reports what NewRemote would refuse.
@@ -272,16 +381,17 @@ func (cfg *RemoteConfig) complete() (*url.URL, error) {
 		return nil, fmt.Errorf("%s needs ClientID and ClientSecret", cfg.Auth)
 	}
 	cfg.Header = cfg.Header.Clone()
-	for name, values := range cfg.Header {
-		if err := cfg.checkHeader(name, values); err != nil {
-			return nil, err
-		}
+	if err := cfg.checkHeader(cfg.Header); err != nil {
+		return nil, err
+	}
+	if cfg.Leeway < 0 || cfg.Leeway > maxLeeway {
+		return nil, fmt.Errorf("leeway of %v: accepted are 0 to %v", cfg.Leeway, maxLeeway)
 	}
 	for _, number := range []struct {
 		name    string
 		value   *int64
 		initial int64
-	}{{"MaxAnswer", &cfg.MaxAnswer, 64 << 10}, {"Timeout", (*int64)(&cfg.Timeout), int64(2 * time.Second)}, {"OpenFor", (*int64)(&cfg.OpenFor), int64(5 * time.Second)}} {
+	}{{"MaxAnswer", &cfg.MaxAnswer, 64 << 10}, {"Timeout", (*int64)(&cfg.Timeout), int64(defaultRemoteTimeout)}, {"OpenFor", (*int64)(&cfg.OpenFor), int64(5 * time.Second)}} {
 		if *number.value < 0 {
 			return nil, fmt.Errorf("%s is negative", number.name)
 		}
@@ -298,6 +408,9 @@ func (cfg *RemoteConfig) complete() (*url.URL, error) {
 	if cfg.MaxFailures == 0 {
 		cfg.MaxFailures = 5
 	}
+	if cfg.Proxy == nil {
+		cfg.Proxy = proxyForHTTPS()
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -310,23 +423,33 @@ func (cfg *RemoteConfig) complete() (*url.URL, error) {
 	return u, nil
 }
 
-// checkHeader refuses a header that would not be sent as it stands. The transport refuses
-// malformed ones as well, but with each request, and with the value in its error.
-func (cfg *RemoteConfig) checkHeader(name string, values []string) error {
-	switch canonical := http.CanonicalHeaderKey(name); canonical {
-	case "Accept", "Accept-Encoding", "Connection", "Content-Encoding", "Content-Length", "Content-Type", "Expect",
-		"Host", "Idempotency-Key", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
-		return fmt.Errorf("header %s can't be set", canonical)
-	case "Authorization":
-		if cfg.Auth == "client_secret_basic" {
-			return errors.New("header Authorization is taken by client_secret_basic")
+// checkHeader refuses headers that would not be sent as they stand. The transport refuses
+// malformed ones as well, but with the value in its error.
+func (cfg *RemoteConfig) checkHeader(header http.Header) error {
+	for name, values := range header {
+		switch canonical := http.CanonicalHeaderKey(name); canonical {
+		case "Accept", "Accept-Encoding", "Connection", "Content-Encoding", "Content-Length", "Content-Type", "Expect",
+			"Host", "Idempotency-Key", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+			return fmt.Errorf("header %s can't be set", canonical)
+		case "Authorization":
+			if cfg.Auth == "client_secret_basic" {
+				return errors.New("header Authorization is taken by client_secret_basic")
+			}
+		}
+		if err := wellFormedHeader(name, values); err != nil {
+			return err
 		}
 	}
-	if name == "" || strings.ContainsFunc(name, func(c rune) bool { return c <= ' ' || c >= 0x7f || strings.ContainsRune("\"(),/:;<=>?@[\\]{}", c) }) {
+	return nil
+}
+
+// wellFormedHeader refuses what can't be sent. Its errors hold no value.
+func wellFormedHeader(name string, values []string) error {
+	if !httpguts.ValidHeaderFieldName(name) {
 		return fmt.Errorf("header %q has no valid name", name)
 	}
 	for _, value := range values {
-		if strings.ContainsFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) {
+		if !httpguts.ValidHeaderFieldValue(value) {
 			return fmt.Errorf("header: the value of %s has a control character", name)
 		}
 	}
@@ -334,12 +457,13 @@ func (cfg *RemoteConfig) checkHeader(name string, values []string) error {
 }
 
 // Name is a name for [Cache.Wrap] that covers the settings by which one server may answer
-// differently: URL, ClientID, Header and Issuer. Remotes that differ in them never share
-// what a cache holds, and one with the same settings finds it again. TLS is not covered:
-// whose endpoint tells callers apart by their certificates joins something to the name.
+// differently: URL, ClientID, Header, Issuer and Leeway. Remotes that differ in them never
+// share what a cache holds, and one with the same settings finds it again. TLS and
+// HeaderFunc are not covered: whose endpoint tells callers apart by their certificates or by
+// what HeaderFunc returns joins something to the name.
 // It is a digest and shows nothing of the settings.
 func (r *Remote) Name() string {
-	parts := []string{"remote", r.cfg.URL, r.cfg.ClientID, r.cfg.Issuer}
+	parts := []string{"remote", r.cfg.URL, r.cfg.ClientID, r.cfg.Issuer, r.cfg.Leeway.String()}
 	var names []string
 	for name := range r.cfg.Header {
 		names = append(names, name)
@@ -352,9 +476,15 @@ func (r *Remote) Name() string {
 	return "remote " + hex.EncodeToString(digest[:])
 }
 
-// Close closes the idle connections. Lookups that come later work, and keep none.
+// Close closes the idle connections, and forgets the tokens that were kept. Lookups that
+// come later work, and keep none.
 func (r *Remote) Close() {
+	r.closing.Lock()
 	r.closed.Store(true)
+	r.closing.Unlock()
+	r.cancel()
+	r.checks.Wait()
+	r.witnesses.clear()
 	r.client.CloseIdleConnections()
 }
 
@@ -385,10 +515,15 @@ func (r *Remote) Lookup(ctx context.Context, token string) (*Facts, error) {
 	if wait, ok := r.circuit.asks(r.cfg.Now()); !ok {
 		return nil, r.fails(RemoteCircuitOpen, 0, "", wait)
 	}
-	if err := r.enter(ctx); err != nil {
+	id := IDOf(token)
+	if err, ok := r.faulty.get(id, r.cfg.Now(), faultAge); ok {
 		return nil, err
 	}
-	defer func() { <-r.slots }()
+	slots, err := r.enter(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { <-slots }()
 	turn, wait, ok := r.circuit.enter(r.cfg.Now())
 	if !ok {
 		return nil, r.fails(RemoteCircuitOpen, 0, "", wait)
@@ -396,66 +531,156 @@ func (r *Remote) Lookup(ctx context.Context, token string) (*Facts, error) {
 	// Whatever happens, the circuit hears of it: a probe that nobody ends would be the last.
 	outcome := circuitUnknown
 	var pause time.Duration
-	defer func() { r.circuit.leave(turn, r.cfg.Now(), outcome, pause) }()
+	defer func() { r.leave(id, turn, outcome, pause) }()
 
 	begin := time.Now()
-	facts, err := r.ask(ctx, token)
+	facts, failure := r.ask(ctx, token)
 	took := time.Since(begin)
-	if err == nil {
+	if failure == nil {
 		outcome = circuitWell
-		if facts.Active {
-			r.cfg.OnRequest(RemoteActive, took)
+		r.count(facts, took)
+		if facts.Active && !r.closed.Load() {
+			r.good.put(id, r.cfg.Now(), struct{}{})
+			r.witnesses.add(facts, token, r.cfg.Now())
 		} else {
-			r.cfg.OnRequest(RemoteInactive, took)
+			r.witnesses.drop(id)
 		}
 		return facts, nil
 	}
 	// A caller who goes away, or is in a greater hurry than the configuration, says nothing
 	// about the server: else five of them could close it for all.
-	if ctx.Err() != nil && (errors.Is(ctx.Err(), context.Canceled) || took < r.cfg.Timeout/2) {
+	if ctx.Err() != nil && (errors.Is(ctx.Err(), context.Canceled) || took < min(r.timeout, defaultRemoteTimeout)/2) {
 		r.cfg.OnRequest(RemoteCanceled, took)
 		return nil, ctx.Err()
 	}
-	outcome, pause = circuitUnwell, err.RetryAfter
-	if err.Kind == RemoteThrottled && pause > 0 {
-		outcome = circuitSentAway
+	outcome, pause = failure.outcome(), failure.RetryAfter
+	if outcome == circuitFault {
+		r.faulty.put(id, r.cfg.Now(), failure)
 	}
-	r.cfg.OnRequest(err.Kind, took)
-	return nil, err
+	r.cfg.OnRequest(failure.Kind, took)
+	return nil, failure
 }
 
-// enter takes a slot, or is ErrBusy.
-func (r *Remote) enter(ctx context.Context) error {
+// count tells OnRequest of an answer.
+func (r *Remote) count(facts *Facts, took time.Duration) {
+	if facts.Active {
+		r.cfg.OnRequest(RemoteActive, took)
+	} else {
+		r.cfg.OnRequest(RemoteInactive, took)
+	}
+}
+
+// leave tells the circuit how the request about a token ended, and has the witnesses asked
+// if they have to decide what that means.
+func (r *Remote) leave(id TokenID, turn int, outcome circuitOutcome, pause time.Duration) {
+	now := r.cfg.Now()
+	var beside []witness
+	if outcome == circuitUnwell || outcome == circuitFault {
+		beside = r.witnesses.beside(id, now)
+	}
+	if !r.circuit.leave(turn, now, outcome, pause, len(beside)) {
+		return
+	}
+	r.closing.Lock()
+	defer r.closing.Unlock()
+	if r.closed.Load() {
+		r.circuit.checked(turn, now, circuitUnknown, 0)
+		return
+	}
+	r.checks.Go(func() { r.check(turn, beside, pause) })
+}
+
+// check asks about witnesses, at once, and tells the circuit what came of it.
+func (r *Remote) check(turn int, beside []witness, pause time.Duration) {
+	outcome := circuitUnwell
+	// Whatever happens; see Lookup.
+	defer func() {
+		if r.ctx.Err() != nil {
+			outcome = circuitUnknown
+		}
+		r.circuit.checked(turn, r.cfg.Now(), outcome, pause)
+	}()
+	failures := make(chan *RemoteError, len(beside))
+	for _, w := range beside {
+		r.checks.Go(func() {
+			begin := time.Now()
+			facts, failure := r.ask(r.ctx, w.token)
+			switch took := time.Since(begin); {
+			case failure != nil && r.ctx.Err() != nil:
+				r.cfg.OnRequest(RemoteCanceled, took)
+			case failure != nil:
+				r.cfg.OnRequest(failure.Kind, took)
+			default:
+				r.count(facts, took)
+				if !facts.Active {
+					r.witnesses.drop(w.id)
+				}
+			}
+			failures <- failure
+		})
+	}
+	for range beside {
+		failure := <-failures
+		if failure == nil {
+			outcome = circuitWell
+			return // the others end by themselves
+		}
+		pause = max(pause, failure.RetryAfter)
+	}
+}
+
+// enter takes a place among the requests that are under way, and returns where to give it
+// back, or ErrBusy.
+func (r *Remote) enter(ctx context.Context, id TokenID) (chan struct{}, error) {
+	better, waiting := chan struct{}(nil), r.first.waiting // of nil nobody gets one
+	if _, ok := r.good.get(id, r.cfg.Now(), goodAge); ok && cap(r.known.slots) > 0 {
+		better, waiting = r.known.slots, r.known.waiting
+	}
 	select {
-	case r.slots <- struct{}{}:
-		return nil
+	case r.first.slots <- struct{}{}:
+		return r.first.slots, nil
 	default:
 	}
 	select {
-	case r.waiting <- struct{}{}:
-		defer func() { <-r.waiting }()
+	case better <- struct{}{}:
+		return better, nil
 	default:
-		return ErrBusy
 	}
-	timeout := time.NewTimer(r.cfg.Timeout)
+	select {
+	case waiting <- struct{}{}:
+		defer func() { <-waiting }()
+	default:
+		return nil, ErrBusy
+	}
+	timeout := time.NewTimer(r.timeout)
 	defer timeout.Stop()
 	select {
-	case r.slots <- struct{}{}:
-		return nil
+	case r.first.slots <- struct{}{}:
+		return r.first.slots, nil
+	case better <- struct{}{}:
+		return better, nil
 	case <-ctx.Done():
 	case <-timeout.C:
 	}
-	return ErrBusy
+	return nil, ErrBusy
 }
 
 func (r *Remote) fails(kind string, status int, detail string, retryAfter time.Duration) *RemoteError {
-	return &RemoteError{Kind: kind, Status: status, RetryAfter: retryAfter, endpoint: r.shown, detail: detail}
+	e := &RemoteError{Kind: kind, Status: status, RetryAfter: retryAfter, endpoint: r.shown, detail: detail}
+	switch {
+	case kind == RemoteTimeout, kind == RemoteRefused, kind == RemoteThrottled, kind == RemoteCircuitOpen,
+		status == http.StatusBadGateway, status == http.StatusServiceUnavailable, status == http.StatusGatewayTimeout:
+		e.outage = true
+	}
+	return e
 }
 
 // ask sends one request and understands the answer.
 func (r *Remote) ask(ctx context.Context, token string) (*Facts, *RemoteError) {
-	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
+	var connected atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
 	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}
 	if r.cfg.Auth == "client_secret_post" {
 		form.Set("client_id", r.cfg.ClientID)
@@ -463,10 +688,16 @@ func (r *Remote) ask(ctx context.Context, token string) (*Facts, *RemoteError) {
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.cfg.URL, strings.NewReader(form.Encode()))
 	if err != nil {
-		return nil, r.fails(RemoteRefused, 0, "the request can't be made", 0)
+		return nil, r.unsent("the request can't be made")
 	}
-	for name, values := range r.cfg.Header {
-		req.Header[http.CanonicalHeaderKey(name)] = values
+	more, err := r.moreHeader()
+	if err != nil {
+		return nil, r.unsent(err.Error())
+	}
+	for _, header := range []http.Header{r.cfg.Header, more} {
+		for name, values := range header {
+			req.Header[http.CanonicalHeaderKey(name)] = values
+		}
 	}
 	if r.authorization != "" {
 		req.Header.Set("Authorization", r.authorization)
@@ -486,26 +717,28 @@ func (r *Remote) ask(ctx context.Context, token string) (*Facts, *RemoteError) {
 
 	resp, err := r.client.Do(req)
 	if err != nil {
-		return nil, r.broken(err)
+		return nil, r.broken(err, connected.Load())
 	}
 	defer resp.Body.Close()
 	switch status := resp.StatusCode; {
-	case status == http.StatusOK:
+	case status >= 200 && status < 300:
 	case status >= 300 && status < 400:
 		return nil, r.fails(RemoteRedirect, status, "", 0)
+	case status == http.StatusBadRequest:
+		return nil, r.fails(RemoteStatus, status, strings.TrimPrefix(r.encodingHint(), "; "), 0)
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		return nil, r.fails(RemoteCredentials, status, "the server does not accept this client", 0)
+		return nil, r.fails(RemoteCredentials, status, "the server does not accept this client, or says so of this token"+r.encodingHint(), 0)
 	case status == http.StatusTooManyRequests:
 		return nil, r.fails(RemoteThrottled, status, "", r.retryAfter(resp))
 	default:
 		return nil, r.fails(RemoteStatus, status, "", r.retryAfter(resp))
 	}
-	if mediaType, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err != nil || mediaType != "application/json" {
-		return nil, r.fails(RemoteMalformed, 0, "the answer is not application/json", 0)
+	if !saysJSON(resp.Header.Get("Content-Type")) {
+		return nil, r.fails(RemoteMalformed, 0, "the answer's Content-Type is not one of JSON", 0)
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, min(r.cfg.MaxAnswer, 1<<62)+1))
 	if err != nil {
-		return nil, r.broken(err)
+		return nil, r.broken(err, true)
 	}
 	if int64(len(body)) > r.cfg.MaxAnswer {
 		return nil, r.fails(RemoteTooLarge, 0, fmt.Sprintf("more than %d bytes", r.cfg.MaxAnswer), 0)
@@ -520,17 +753,56 @@ func (r *Remote) ask(ctx context.Context, token string) (*Facts, *RemoteError) {
 	return facts, nil
 }
 
+// moreHeader is what HeaderFunc returns, if that can be sent.
+func (r *Remote) moreHeader() (http.Header, error) {
+	if r.cfg.HeaderFunc == nil {
+		return nil, nil
+	}
+	header, err := r.cfg.HeaderFunc()
+	if err != nil {
+		return nil, err
+	}
+	return header, r.cfg.checkHeader(header)
+}
+
+// unsent is the error of a request that could not even be made.
+func (r *Remote) unsent(detail string) *RemoteError {
+	e := r.fails(RemoteRefused, 0, detail, 0)
+	e.unreached = true
+	return e
+}
+
+// encodingHint says what to try with a server that takes the credentials of Basic as they
+// come, if that makes a difference for these.
+func (r *Remote) encodingHint() string {
+	if r.cfg.Auth != "client_secret_basic" || url.QueryEscape(r.cfg.ClientID) == r.cfg.ClientID && url.QueryEscape(r.cfg.ClientSecret) == r.cfg.ClientSecret {
+		return ""
+	}
+	return "; the ID or the secret has characters that are form-encoded before they are sent (RFC 6749 section 2.3.1): if this server does not decode them, try auth client_secret_post"
+}
+
+// saysJSON reports whether a Content-Type is one of JSON, or absent. A signed answer
+// (RFC 9701) is none: its type ends in +jwt.
+func saysJSON(contentType string) bool {
+	if contentType == "" {
+		return true
+	}
+	mediaType, _, err := mime.ParseMediaType(contentType)
+	return err == nil && (mediaType == "application/json" || mediaType == "text/json" || strings.HasSuffix(mediaType, "+json"))
+}
+
 // broken makes an error of one from the network. Only texts that are known to be harmless
 // go into it: net/http quotes malformed answers in its errors, and a server may answer
 // with the request that it got.
-func (r *Remote) broken(err error) *RemoteError {
+func (r *Remote) broken(err error, connected bool) *RemoteError {
 	var timeout net.Error
 	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
 		e := r.fails(RemoteTimeout, 0, "", 0)
-		e.cause = context.DeadlineExceeded
+		e.cause, e.unreached = context.DeadlineExceeded, !connected
 		return e
 	}
 	e := r.fails(RemoteRefused, 0, "the connection broke", 0)
+	e.unreached = !connected
 	var operation *net.OpError // dialing, reading, writing, TLS alerts
 	var name *net.DNSError
 	var certificate *tls.CertificateVerificationError
@@ -567,7 +839,7 @@ func (r *Remote) retryAfter(resp *http.Response) time.Duration {
 }
 
 // understand makes facts of an answer (RFC 7662 section 2.2). Members that are null are
-// taken as absent, except active and exp. Its errors name members, and quote nothing.
+// taken as absent. Its errors name members, and quote nothing.
 func (r *Remote) understand(body []byte) (*Facts, error) {
 	answer, ok := decodeObject(body)
 	if !ok {
@@ -579,40 +851,39 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 	case !active:
 		return inactive, nil
 	}
-	facts := &Facts{Active: true, Claims: string(bytes.TrimSpace(body))}
-
-	if value, present := answer["exp"]; present {
-		// Wrong, it must not become "for ever".
-		if facts.Expiry, ok = numericDate(value); !ok {
-			return nil, errors.New("exp is not a time")
-		}
-	}
 	for name, value := range answer {
 		if value == nil {
 			delete(answer, name)
 		}
 	}
+	facts := &Facts{Active: true, Claims: string(bytes.TrimSpace(body))}
+
 	var notBefore time.Time
-	for name, at := range map[string]*time.Time{"iat": &facts.IssuedAt, "nbf": &notBefore} {
+	for name, at := range map[string]*time.Time{"exp": &facts.Expiry, "iat": &facts.IssuedAt, "nbf": &notBefore} {
 		if value, present := answer[name]; present {
-			if *at, ok = numericDate(value); !ok {
+			// Wrong, exp must not become "for ever".
+			if *at, ok = answeredDate(value); !ok {
 				return nil, fmt.Errorf("%s is not a time", name)
 			}
 		}
 	}
+	for name, text := range map[string]*string{"client_id": &facts.ClientID, "sub": &facts.Subject} {
+		if value, present := answer[name]; present {
+			if *text, ok = answeredName(value); !ok {
+				return nil, fmt.Errorf("%s is not a string", name)
+			}
+		}
+	}
 	var tokenType, use, kind string
-	for name, text := range map[string]*string{
-		"client_id": &facts.ClientID, "sub": &facts.Subject, "iss": &facts.Issuer,
-		"token_type": &tokenType, "token_use": &use, "typ": &kind,
-	} {
+	for name, text := range map[string]*string{"iss": &facts.Issuer, "token_type": &tokenType, "token_use": &use, "typ": &kind} {
 		if value, present := answer[name]; present {
 			if *text, ok = value.(string); !ok {
 				return nil, fmt.Errorf("%s is not a string", name)
 			}
 		}
 	}
-	if value, present := answer["aud"]; present {
-		// Some servers send an empty list for a token without audience.
+	// Some servers send an empty list or text for a token without audience.
+	if value, present := answer["aud"]; present && value != "" {
 		if facts.Audience, ok = texts(value); !ok || slices.Contains(facts.Audience, "") {
 			return nil, errors.New("aud is not a name or a list of names")
 		}
@@ -626,7 +897,6 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 	_, bound := answer["cnf"]
 	switch {
 	case !facts.Expiry.IsZero() && !now.Before(facts.Expiry),
-		now.Before(notBefore),
 		bound,
 		hasType && !strings.EqualFold(tokenType, "Bearer"),
 		// Endpoints answer for refresh tokens too: Hydra, Cognito and Keycloak say so here.
@@ -635,8 +905,37 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 		r.cfg.Issuer != "" && facts.Issuer != "" && facts.Issuer != r.cfg.Issuer:
 		return inactive, nil
 	}
+	if usable := notBefore.Add(-r.cfg.Leeway); now.Before(usable) {
+		return &Facts{notYet: usable}, nil
+	}
 	if facts.Issuer == "" {
 		facts.Issuer = r.cfg.Issuer // for whom the endpoint is known to speak
 	}
 	return facts, nil
+}
+
+// answeredDate reads a NumericDate as servers send it: also as a text, and as a number that
+// is not above zero where they know of no time, which is the zero time.
+func answeredDate(value any) (time.Time, bool) {
+	if text, ok := value.(string); ok {
+		value = json.Number(text)
+	}
+	number, _ := value.(json.Number)
+	digits, negative := strings.CutPrefix(number.String(), "-")
+	at, ok := numericDate(json.Number(digits))
+	if negative || at.Equal(time.Unix(0, 0)) {
+		at = time.Time{}
+	}
+	return at, ok
+}
+
+// answeredName reads a name, which databases make a whole number of.
+func answeredName(value any) (string, bool) {
+	switch value := value.(type) {
+	case string:
+		return value, true
+	case json.Number:
+		return value.String(), !strings.ContainsAny(value.String(), ".eE")
+	}
+	return "", false
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -74,11 +75,11 @@ func (c *circuitTest) expectStates(want ...string) {
 // After five failures in a row the server has five seconds of rest; then one request
 // decides.
 func TestTheCircuit(t *testing.T) {
-	c := newCircuitTest(t, status(500))
+	c := newCircuitTest(t, status(503))
 	c.expect(4, "status")
 	c.server.answers(says(`{"active":false}`))
 	c.expect(1, "ok") // a "no" is an answer: it ends the row
-	c.server.answers(status(500))
+	c.server.answers(status(503))
 	c.expect(4, "status")
 	c.expectStates()
 	c.expect(1, "status")
@@ -103,14 +104,14 @@ func TestTheCircuit(t *testing.T) {
 	c.server.answers(says(`{"active":true}`))
 	c.expect(5, "ok")
 	c.expectStates("half_open", "closed")
-	c.server.answers(status(500))
+	c.server.answers(status(503))
 	c.expect(5, "status") // the row begins anew
 	c.expectStates("open")
 }
 
 // While the probe is under way, nobody else asks.
 func TestTheCircuitLetsOneThrough(t *testing.T) {
-	c := newCircuitTest(t, status(500))
+	c := newCircuitTest(t, status(503))
 	c.expect(5, "status")
 	c.asked(5)
 	arrived, open := make(chan struct{}), make(chan struct{})
@@ -137,7 +138,7 @@ func TestTheCircuitLetsOneThrough(t *testing.T) {
 
 // A probe whose caller goes away decides nothing, and the next one probes.
 func TestTheCircuitWhenTheProbeGoesAway(t *testing.T) {
-	c := newCircuitTest(t, status(500))
+	c := newCircuitTest(t, status(503))
 	c.expect(5, "status")
 	arrived := make(chan struct{})
 	c.server.answers(func(_ http.ResponseWriter, r *http.Request) {
@@ -181,7 +182,7 @@ func TestTheCircuitIgnoresLateAnswers(t *testing.T) {
 				close(slow)
 			}()
 			<-arrived
-			c.server.answers(status(500))
+			c.server.answers(status(503))
 			c.expect(5, "status")
 			c.clock.advance(4 * time.Second)
 			close(open)
@@ -216,7 +217,6 @@ func TestTheCircuitAndRetryAfter(t *testing.T) {
 		{"429 with nonsense", 429, "soon", 5, 5 * time.Second},
 		{"503 with seconds", 503, "7", 5, 7 * time.Second},
 		{"503 with an hour", 503, "3600", 5, time.Minute},
-		{"401, which says nothing about when", 401, "7", 5, 5 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			answer := status(c.status)
@@ -239,18 +239,339 @@ func TestTheCircuitAndRetryAfter(t *testing.T) {
 	}
 }
 
-// Every way to fail counts, and a "no" is none.
-func TestTheCircuitCountsEveryFailure(t *testing.T) {
+// Every outage counts, whatever it looks like, and a "no" is none.
+func TestTheCircuitCountsOutages(t *testing.T) {
+	hangUp := func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, _ := http.NewResponseController(w).Hijack()
+		conn.Close()
+	}
 	for name, answer := range map[string]http.HandlerFunc{
-		"credentials": status(403), "redirect": status(302, "Location", "/"), "malformed": says(`{"active":1}`), "too_large": says(fmt.Sprintf(`{"a":"%070000d"}`, 0)),
+		"502": status(502), "503": status(503), "504": status(504), "429": status(429), "hangs up": hangUp,
 	} {
 		c := newCircuitTest(t, answer)
-		c.expect(5, name)
+		for range 5 {
+			if facts, err := c.Lookup(t.Context(), remoteToken); !errors.Is(err, introspect.ErrOutage) {
+				t.Errorf("%s: %+v, %v; want an outage", name, facts, err)
+			}
+		}
 		c.expect(1, "circuit_open")
+		if _, err := c.Lookup(t.Context(), remoteToken); !errors.Is(err, introspect.ErrOutage) {
+			t.Errorf("%s: an open circuit is no outage: %v", name, err)
+		}
 	}
 	c := newCircuitTest(t, says(`{"active":false}`))
 	c.expect(20, "ok")
 	c.expectStates()
+
+	c = newCircuitTest(t, says(`{"active":false}`))
+	c.server.Close()
+	c.expect(5, "refused")
+	c.expect(1, "circuit_open")
+}
+
+// faultyAnswers are what a server may answer about a token that it does not like.
+func faultyAnswers() map[string]http.HandlerFunc {
+	answers := map[string]http.HandlerFunc{
+		"no JSON": says("junk"), "active is no boolean": says(`{"active":1}`), "too large": says(fmt.Sprintf(`{"a":"%070000d"}`, 0)), "a page": func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") },
+	}
+	for code := 301; code <= 505; code++ {
+		switch {
+		case code == 429, code >= 502 && code <= 504, code > 305 && code < 400, code > 431 && code < 500 && code != 451:
+			continue
+		}
+		answers[fmt.Sprint(code)] = status(code, "Retry-After", "60")
+	}
+	return answers
+}
+
+// Whatever a server answers about junk, as often as it likes: the junk alone fails, is not
+// asked about again for a second, and opens nothing.
+func TestJunkOpensNoCircuit(t *testing.T) {
+	for name, answer := range faultyAnswers() {
+		t.Run(name, func(t *testing.T) {
+			var c *circuitTest
+			c = newCircuitTest(t, func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasPrefix(r.PostFormValue("token"), "good") {
+					says(`{"active":true,"client_id":"`+r.PostFormValue("token")+`"}`)(w, r)
+				} else {
+					answer(w, r)
+				}
+			})
+			for i := range 40 {
+				c.clock.advance(250 * time.Millisecond)
+				facts, err := c.Lookup(t.Context(), fmt.Sprint("junk", i))
+				kindOf(t, facts, err)
+				if errors.Is(err, introspect.ErrOutage) {
+					t.Fatalf("a token that the server does not like is an outage: %v", err)
+				}
+				if facts, err := c.Lookup(t.Context(), fmt.Sprint("good", i%3)); err != nil || !facts.Active {
+					t.Fatalf("beside junk, after %d of it, a good token got %+v, %v", i+1, facts, err)
+				}
+			}
+			c.settle()
+			c.server.asked.Store(0)
+			c.expect(10, kindOf(t, nil, lookupError(c, remoteToken)))
+			c.asked(1)
+			c.clock.advance(time.Second)
+			lookupError(c, remoteToken)
+			c.settle()
+			c.asked(1)
+			c.expectStates()
+		})
+	}
+}
+
+func lookupError(c *circuitTest, token string) error {
+	_, err := c.Lookup(c.t.Context(), token)
+	return err
+}
+
+// settle waits until no witness is being asked.
+func (c *circuitTest) settle() { c.Remote.Settle() }
+
+// A server that makes no sense to anybody is away in effect. It is known to be by tokens
+// that it knew, of two clients: with those of one, its holder alone could say so.
+func TestWitnessesDecide(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		// knows are the tokens that were active, as client/token.
+		knows  []string
+		broken http.HandlerFunc
+		fails  func(token string) bool // of the tokens, then
+		want   []string                // the states of the circuit after five failures of junk
+	}{
+		{"500 to all", []string{"a/1", "b/1"}, status(500), all, []string{"open"}},
+		{"401 to all", []string{"a/1", "b/1", "c/1", "d/1"}, status(401), all, []string{"open"}},
+		{"a page to all", []string{"a/1", "b/1"}, says("<html>"), all, []string{"open"}},
+		{"500 to all, known by one client", []string{"a/1", "a/2", "a/3"}, status(500), all, nil},
+		{"500 to all, known by nobody", nil, status(500), all, nil},
+		{"500 to all but one", []string{"a/1", "b/1", "c/1"}, status(500), func(token string) bool { return token != "b/1" }, nil},
+		{"500 to all but an older one", []string{"a/1", "b/1", "c/1", "d/1"}, status(500), func(token string) bool { return token != "a/1" }, []string{"open"}},
+		{"503 to junk", []string{"a/1"}, status(503), func(token string) bool { return strings.HasPrefix(token, "junk") }, nil},
+		{"503 to all, known by one client", []string{"a/1"}, status(503), all, []string{"open"}},
+		{"503 to all, known by nobody", nil, status(503), all, []string{"open"}},
+		{"the connection breaks for junk", []string{"a/1"}, func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, _ := http.NewResponseController(w).Hijack()
+			conn.Close()
+		}, func(token string) bool { return strings.HasPrefix(token, "junk") }, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			broken := false
+			c := newCircuitTest(t, func(w http.ResponseWriter, r *http.Request) {
+				token := r.PostFormValue("token")
+				client, _, _ := strings.Cut(token, "/")
+				if broken && test.fails(token) {
+					test.broken(w, r)
+				} else {
+					says(`{"active":true,"client_id":"`+client+`"}`)(w, r)
+				}
+			})
+			for _, token := range test.knows {
+				if err := lookupError(c, token); err != nil {
+					t.Fatal(err)
+				}
+			}
+			broken = true
+			for i := range 5 {
+				c.expectStates()
+				lookupError(c, fmt.Sprint("junk", i))
+			}
+			c.settle()
+			c.expectStates(test.want...)
+			if test.want == nil {
+				return
+			}
+			// Half open, an answer that makes no sense does not close it.
+			c.clock.advance(5 * time.Second)
+			lookupError(c, "junk")
+			c.settle()
+			if test.knows != nil {
+				c.expectStates("half_open", "open")
+				c.clock.advance(5 * time.Second)
+			} else {
+				c.states = nil
+				c.clock.advance(5 * time.Second)
+			}
+			// But a token that the server knows does, and so do witnesses, where junk asks first.
+			broken = false
+			c.server.answers(func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasPrefix(r.PostFormValue("token"), "junk") {
+					test.broken(w, r)
+				} else {
+					says(`{"active":true}`)(w, r)
+				}
+			})
+			if test.knows != nil {
+				lookupError(c, "junk")
+				c.settle()
+			} else if err := lookupError(c, "good"); err != nil {
+				t.Error(err)
+			}
+			c.expectStates("half_open", "closed")
+		})
+	}
+}
+
+func all(string) bool { return true }
+
+// A server that is there, and fails for everybody from the first moment, is asked about each token.
+func TestAnAnswerClosesWithoutWitnesses(t *testing.T) {
+	c := newCircuitTest(t, status(503))
+	c.expect(5, "status")
+	c.expectStates("open")
+	c.clock.advance(5 * time.Second)
+	c.server.answers(status(404))
+	c.expect(1, "status")
+	c.expectStates("half_open", "closed")
+}
+
+// Witnesses are of the last ten minutes, and end with their tokens and with the source.
+func TestWitnessesEnd(t *testing.T) {
+	for name, end := range map[string]func(*circuitTest){
+		"of age":            func(c *circuitTest) { c.clock.advance(10 * time.Minute) },
+		"with their tokens": func(c *circuitTest) { c.clock.advance(time.Minute) },
+		"with the source":   func(c *circuitTest) { c.Close() },
+		"with their being no": func(c *circuitTest) {
+			c.server.answers(says(`{"active":false}`))
+			lookupError(c, "a")
+			lookupError(c, "b")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			answer := `{"active":true,"client_id":"%s"}`
+			if name == "with their tokens" {
+				answer = `{"active":true,"client_id":"%s","exp":` + at(start.Add(time.Minute)) + `}`
+			}
+			c := newCircuitTest(t, func(w http.ResponseWriter, r *http.Request) {
+				says(fmt.Sprintf(answer, r.PostFormValue("token")))(w, r)
+			})
+			for _, token := range []string{"a", "b"} {
+				if err := lookupError(c, token); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := c.Witnesses(); n != 2 {
+				t.Fatalf("%d witnesses, want 2", n)
+			}
+			end(c)
+			if n := c.Witnesses(); n != 0 {
+				t.Errorf("%d witnesses are left", n)
+			}
+		})
+	}
+}
+
+// Made-up tokens that take the server long leave places for those that it knows.
+func TestJunkLeavesPlaces(t *testing.T) {
+	open := make(chan struct{})
+	var under atomic.Int64
+	server := newAuthServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.PostFormValue("token"), "junk") {
+			under.Add(1)
+			<-open
+		}
+		says(`{"active":true}`)(w, r)
+	})
+	cfg := remoteConfig(server.URL)
+	cfg.MaxConcurrent, cfg.Timeout = 8, 20*time.Second
+	remote := newRemote(t, cfg)
+	if facts, err := remote.Lookup(t.Context(), "good"); err != nil || !facts.Active {
+		t.Fatal(facts, err)
+	}
+	results := make(chan error, 40)
+	for i := range 40 {
+		go func() {
+			_, err := remote.Lookup(t.Context(), fmt.Sprint("junk", i))
+			results <- err
+		}()
+	}
+	for range 40 - 2*6 {
+		if err := <-results; !errors.Is(err, introspect.ErrBusy) || errors.Is(err, introspect.ErrOutage) {
+			t.Fatalf("%v, want ErrBusy, which is no outage", err)
+		}
+	}
+	for range 10 {
+		if facts, err := remote.Lookup(t.Context(), "good"); err != nil || !facts.Active {
+			t.Errorf("beside junk that hangs, a token that was good: %+v, %v", facts, err)
+		}
+	}
+	close(open)
+	for range 12 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Junk that makes a server hang opens no circuit, as long as it answers about others.
+func TestJunkThatHangs(t *testing.T) {
+	c := newCircuitTest(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.PostFormValue("token") == "good" {
+			says(`{"active":true}`)(w, r)
+			return
+		}
+		<-r.Context().Done()
+	})
+	if err := lookupError(c, "good"); err != nil {
+		t.Fatal(err)
+	}
+	hasty := c.WithTimeout(10 * time.Millisecond)
+	for i := range 7 {
+		facts, err := hasty.Lookup(t.Context(), fmt.Sprint("junk", i))
+		if kind := kindOf(t, facts, err); kind != "timeout" {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+	c.settle()
+	c.expectStates()
+	if err := lookupError(c, "good"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A token that is revoked, and whose holder sends junk for which the server has no sensible
+// answer, is refused when its facts are too old, serve stale or not.
+func TestJunkKeepsNoRevokedTokenAlive(t *testing.T) {
+	for name, answer := range faultyAnswers() {
+		t.Run(name, func(t *testing.T) {
+			var revoked atomic.Bool
+			c := newCircuitTest(t, func(w http.ResponseWriter, r *http.Request) {
+				switch token := r.PostFormValue("token"); {
+				case strings.HasPrefix(token, "junk"):
+					answer(w, r)
+				case token == "revoked" && revoked.Load():
+					says(`{"active":false}`)(w, r)
+				case strings.HasPrefix(token, "mine") && revoked.Load():
+					answer(w, r) // of these the server says nothing sensible once they are revoked
+				default:
+					says(`{"active":true,"client_id":"attacker","exp":`+at(start.Add(24*time.Hour))+`}`)(w, r)
+				}
+			})
+			cache := newCache(t, c.clock.config())
+			s := cache.WrapWith(c.Name(), c.Remote, introspect.WrapConfig{MaxAge: 10 * time.Second, StaleFor: time.Hour})
+			for _, token := range []string{"revoked", "mine1", "mine2"} {
+				warm(t, cache, s, token)
+			}
+			revoked.Store(true)
+			refused := false
+			for i := range 60 {
+				c.clock.advance(250 * time.Millisecond)
+				s.Lookup(t.Context(), fmt.Sprint("junk", i))
+				s.Lookup(t.Context(), fmt.Sprint("mine", i%2+1))
+				c.settle()
+				facts, err := s.Lookup(t.Context(), "revoked")
+				refused = err == nil && !facts.Active
+				if good := err == nil && facts.Active; good != (i < 39) || good == refused {
+					t.Fatalf("%v after its revocation: %+v, %v", time.Duration(i+1)*250*time.Millisecond, facts, err)
+				}
+			}
+			// Nor one that the server has no sensible answer about any more.
+			if facts, err := s.Lookup(t.Context(), "mine1"); err == nil {
+				t.Errorf("a revoked token that the server fails about: %+v", facts)
+			}
+			c.expectStates()
+		})
+	}
 }
 
 // Callers who go away, or have no time, can't make the source leave the server alone.

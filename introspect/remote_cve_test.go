@@ -109,7 +109,7 @@ func TestCWE_613_NoTokenOutlivesItsExpiry(t *testing.T) {
 		t.Error("before its end the token is not good from memory")
 	}
 	clock.advance(1)
-	server.answers(status(500))
+	server.answers(status(503))
 	if facts, err := s.Lookup(t.Context(), remoteToken); err == nil {
 		t.Errorf("in an outage, at its end, active is %v", facts.Active)
 	}

@@ -9,3 +9,9 @@ func (r *Remote) InCircuit() int {
 	defer r.circuit.mu.Unlock()
 	return r.circuit.failures
 }
+
+// Settle waits until no witness is being asked.
+func (r *Remote) Settle() { r.checks.Wait() }
+
+// Witnesses is how many there are.
+func (r *Remote) Witnesses() int { return len(r.witnesses.beside(TokenID{}, r.cfg.Now())) }

@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -204,7 +205,7 @@ func TestRemoteRequests(t *testing.T) {
 }
 
 // Whatever a server does instead of answering, nobody is told "no" for it, it ends in
-// time, and it is not remembered.
+// time, and it is forgotten after a second.
 func TestRemoteFailures(t *testing.T) {
 	half := func(declared int, body string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -246,17 +247,13 @@ func TestRemoteFailures(t *testing.T) {
 		{"503", status(503, "Retry-After", "1"), "status", 503},
 		{"404", status(404), "status", 404},
 		{"400", status(400), "status", 400},
-		{"201", status(201, "Content-Type", "application/json"), "status", 201},
-		{"204", status(204), "status", 204},
+		{"201 without an answer", status(201, "Content-Type", "application/json"), "malformed", 0},
+		{"204", status(204), "malformed", 0},
 		{"401", status(401), "credentials", 401},
 		{"403", status(403), "credentials", 403},
 		{"429", status(429), "throttled", 429},
 		{"301", status(301, "Location", "/elsewhere"), "redirect", 301},
 		{"304", status(304), "redirect", 304},
-		{"no content type", func(w http.ResponseWriter, _ *http.Request) {
-			w.Header()["Content-Type"] = nil
-			io.WriteString(w, good)
-		}, "malformed", 0},
 		{"a page", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html")
 			io.WriteString(w, good)
@@ -286,6 +283,8 @@ func TestRemoteFailures(t *testing.T) {
 			if c.kind != "timeout" {
 				cfg.Timeout = 20 * time.Second // the others are not about time
 			}
+			var clock clocks
+			cfg.Now = clock.now
 			kinds := make(chan string, 10)
 			cfg.OnRequest = func(kind string, _ time.Duration) { kinds <- kind }
 			remote := newRemote(t, cfg)
@@ -310,6 +309,7 @@ func TestRemoteFailures(t *testing.T) {
 				if took := time.Since(begin); c.kind == "timeout" && took > 5*time.Second {
 					t.Errorf("it took %v", took)
 				}
+				clock.advance(time.Second)
 			}
 			if n := server.asked.Load(); n < 2 { // the transport repeats what broke on a connection used before
 				t.Errorf("the server was asked %d times, want again after a failure", n)
@@ -348,6 +348,164 @@ func TestRemoteFailures(t *testing.T) {
 			t.Errorf("%s: %v", kind, err)
 		}
 	})
+}
+
+// What is odd and clear becomes facts, and widens nothing.
+func TestRemoteReadsLiberally(t *testing.T) {
+	for _, c := range []struct {
+		name, contentType string
+		status            int
+		body              string
+		client, subject   string
+		audience          []string
+		expiry            time.Time
+	}{
+		{"as it should be", "application/json", 200, `{"active":true,"client_id":"c","sub":"s","aud":"a","exp":1893459600}`, "c", "s", []string{"a"}, start.Add(time.Hour)},
+		{"created", "application/json; charset=utf-8", 201, `{"active":true,"client_id":"c"}`, "c", "", nil, time.Time{}},
+		{"another type of JSON", "application/hal+json", 202, `{"active":true,"client_id":"c"}`, "c", "", nil, time.Time{}},
+		{"no type", "", 200, `{"active":true,"client_id":"c"}`, "c", "", nil, time.Time{}},
+		{"numbers as texts", "application/json", 200, `{"active":true,"exp":"1893459600"}`, "", "", nil, start.Add(time.Hour)},
+		{"an exponent", "application/json", 200, `{"active":true,"exp":1.8934596e+09}`, "", "", nil, start.Add(time.Hour)},
+		{"names as numbers", "application/json", 200, `{"active":true,"client_id":12345678901234567890,"sub":-7}`, "12345678901234567890", "-7", nil, time.Time{}},
+		{"nothing known", "application/json", 200, `{"active":true,"exp":-1,"sub":null,"aud":""}`, "", "", nil, time.Time{}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			server := newAuthServer(t, func(w http.ResponseWriter, _ *http.Request) {
+				if w.Header()["Content-Type"] = nil; c.contentType != "" {
+					w.Header().Set("Content-Type", c.contentType)
+				}
+				w.WriteHeader(c.status)
+				io.WriteString(w, c.body)
+			})
+			cfg := remoteConfig(server.URL)
+			cfg.Now = func() time.Time { return start }
+			facts, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !facts.Active || facts.ClientID != c.client || facts.Subject != c.subject || !slices.Equal(facts.Audience, c.audience) || !facts.Expiry.Equal(c.expiry) {
+				t.Errorf("%+v", facts)
+			}
+			if len(c.audience) == 0 && facts.HasAudience("") {
+				t.Error("without audience it names one")
+			}
+		})
+	}
+}
+
+// A token that is good in a second is refused for that second, and no longer. Leeway lets
+// it begin earlier, and end no later.
+func TestRemoteNotBefore(t *testing.T) {
+	for _, leeway := range []time.Duration{0, 30 * time.Second} {
+		var clock clocks
+		server := newAuthServer(t, says(`{"active":true,"nbf":`+at(start.Add(leeway+time.Second))+`,"exp":`+at(start.Add(leeway+time.Minute))+`}`))
+		cfg := remoteConfig(server.URL)
+		cfg.Now, cfg.Leeway = clock.now, leeway
+		s := cached(t, newCache(t, clock.config()), newRemote(t, cfg))
+		for range 3 {
+			if active(t, s, remoteToken) {
+				t.Errorf("leeway %v: good a second before its time", leeway)
+			}
+		}
+		clock.advance(time.Second - 1)
+		if active(t, s, remoteToken) || server.asked.Load() != 1 {
+			t.Errorf("leeway %v: a nanosecond before its time: good, or asked %d times", leeway, server.asked.Load())
+		}
+		clock.advance(1)
+		if !active(t, s, remoteToken) {
+			t.Errorf("leeway %v: refused when its time has come", leeway)
+		}
+		clock.advance(leeway + time.Minute - time.Second - 1)
+		if !active(t, s, remoteToken) {
+			t.Errorf("leeway %v: refused before its end", leeway)
+		}
+		clock.advance(1)
+		if active(t, s, remoteToken) {
+			t.Errorf("leeway %v: good at its end", leeway)
+		}
+	}
+}
+
+// A header may come from a file that changes. Without it nothing is sent, to anybody.
+func TestRemoteHeaderFunc(t *testing.T) {
+	var got atomic.Pointer[http.Header]
+	server := newAuthServer(t, func(w http.ResponseWriter, r *http.Request) {
+		got.Store(&r.Header)
+		says(`{"active":true}`)(w, r)
+	})
+	cfg := remoteConfig(server.URL)
+	cfg.Auth, cfg.ClientID, cfg.ClientSecret = "none", "", ""
+	cfg.Header = http.Header{"X-Tenant": {"blue"}}
+	value, wrong := "Bearer one", error(nil)
+	cfg.HeaderFunc = func() (http.Header, error) { return http.Header{"authorization": {value}}, wrong }
+	remote := newRemote(t, cfg)
+	for _, value = range []string{"Bearer one", "Bearer two"} {
+		if _, err := remote.Lookup(t.Context(), remoteToken); err != nil {
+			t.Fatal(err)
+		}
+		if h := *got.Load(); h.Get("Authorization") != value || h.Get("X-Tenant") != "blue" {
+			t.Errorf("sent %v, want %q", h, value)
+		}
+	}
+	server.asked.Store(0)
+	value = "Bearer " + remoteSecret + "\nX: y"
+	facts, err := remote.Lookup(t.Context(), remoteToken)
+	if kind := kindOf(t, facts, err); kind != "refused" || !errors.Is(err, introspect.ErrOutage) {
+		t.Errorf("a value that can't be sent: %s, %v", kind, err)
+	}
+	value, wrong = "", errors.New("{file./token} can't be read")
+	facts, err = remote.Lookup(t.Context(), remoteToken)
+	if kind := kindOf(t, facts, err); kind != "refused" || !errors.Is(err, introspect.ErrOutage) || !strings.Contains(err.Error(), "{file./token} can't be read") {
+		t.Errorf("no value: %s, %v", kind, err)
+	}
+	if n := server.asked.Load(); n != 0 {
+		t.Errorf("%d requests were sent without the header", n)
+	}
+}
+
+// Where a server may not decode what RFC 6749 has encoded, the error says what to try.
+func TestRemoteHintsAtEncoding(t *testing.T) {
+	for _, c := range []struct {
+		secret, auth string
+		status       int
+		hint         bool
+	}{
+		{"a+b/c=", "client_secret_basic", 401, true}, {"a@b", "client_secret_basic", 400, true}, {"a b", "", 403, true},
+		{"plain-secret_1.2~3", "", 401, false}, {"a+b/c=", "client_secret_post", 401, false}, {"a+b/c=", "client_secret_basic", 500, false},
+	} {
+		cfg := remoteConfig(newAuthServer(t, status(c.status)).URL)
+		cfg.ClientSecret, cfg.Auth = c.secret, c.auth
+		_, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+		if err == nil || strings.Contains(err.Error(), "auth client_secret_post") != c.hint || strings.Contains(err.Error(), c.secret) {
+			t.Errorf("%q, %s, %d: %v", c.secret, c.auth, c.status, err)
+		}
+	}
+}
+
+// One rule for proxies: the environment's for https, which it can't read, and none for http.
+func TestRemoteProxies(t *testing.T) {
+	var connected atomic.Pointer[string]
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		line := r.Method + " " + r.RequestURI
+		connected.Store(&line)
+		w.WriteHeader(http.StatusBadGateway)
+	}))
+	defer proxy.Close()
+	t.Setenv("HTTPS_PROXY", proxy.URL)
+	t.Setenv("HTTP_PROXY", proxy.URL)
+	t.Setenv("NO_PROXY", "direct.invalid")
+	for address, want := range map[string]string{
+		"https://as.invalid/introspect": "CONNECT as.invalid:443", "https://direct.invalid/introspect": "", "http://as.invalid/introspect": "", "http://127.0.0.1:1/introspect": "",
+	} {
+		connected.Store(new(string))
+		cfg := remoteConfig("")
+		cfg.URL, cfg.InsecureHTTP = address, true
+		facts, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+		kindOf(t, facts, err)
+		if got := *connected.Load(); got != want {
+			t.Errorf("%s: the proxy was asked %q, want %q", address, got, want)
+		}
+	}
 }
 
 // Over TLS, with HTTP/2 as servers have it.
@@ -398,15 +556,21 @@ func TestRemoteAnswers(t *testing.T) {
 
 		// exp is a time, and never "for ever".
 		{`{"active":true,"exp":` + hour + `}`, yes}, {`{"active":true,"exp":` + hour + `.25}`, yes},
-		{`{"active":true,"exp":` + now + `}`, no}, {`{"active":true,"exp":` + now + `.000000001}`, yes}, {`{"active":true,"exp":0}`, no},
-		{`{"active":true,"exp":"` + hour + `"}`, wrong}, {`{"active":true,"exp":1e308}`, wrong}, {`{"active":true,"exp":1e10}`, yes}, {`{"active":true,"exp":1.5e9}`, no}, {`{"active":true,"exp":1e12}`, wrong},
-		{`{"active":true,"exp":-1}`, wrong}, {`{"active":true,"exp":-0}`, wrong}, {`{"active":true,"exp":NaN}`, wrong}, {`{"active":true,"exp":null}`, wrong},
+		{`{"active":true,"exp":` + now + `}`, no}, {`{"active":true,"exp":` + now + `.000000001}`, yes}, {`{"active":true,"exp":0.5}`, no},
+		{`{"active":true,"exp":1e308}`, wrong}, {`{"active":true,"exp":1e10}`, yes}, {`{"active":true,"exp":1.5e9}`, no}, {`{"active":true,"exp":1e12}`, wrong},
+		{`{"active":true,"exp":NaN}`, wrong}, {`{"active":true,"exp":-1e308}`, wrong},
 		{`{"active":true,"exp":9223372036854775807}`, wrong}, {`{"active":true,"exp":99999999999999999999}`, wrong}, {`{"active":true,"exp":true}`, wrong},
 		{`{"active":true,"exp":[` + hour + `]}`, wrong}, {`{"active":true,"exp":""}`, wrong}, {`{"active":true,"exp":Infinity}`, wrong},
+		// A text is read as the number in it, and nothing else in it counts.
+		{`{"active":true,"exp":"` + hour + `"}`, yes}, {`{"active":true,"exp":"` + now + `"}`, no}, {`{"active":true,"exp":"1.5e9"}`, no}, {`{"active":true,"exp":"1e308"}`, wrong},
+		{`{"active":true,"exp":" ` + hour + `"}`, wrong}, {`{"active":true,"exp":"` + hour + `s"}`, wrong}, {`{"active":true,"exp":"2030-01-01"}`, wrong}, {`{"active":true,"exp":"-"}`, wrong},
+		// Where there is no time, servers write what is none.
+		{`{"active":true,"exp":null}`, yes}, {`{"active":true,"exp":0}`, yes}, {`{"active":true,"exp":-1}`, yes}, {`{"active":true,"exp":-0}`, yes}, {`{"active":true,"exp":"-1"}`, yes},
 
 		// nbf, without leeway; iat only informs.
-		{`{"active":true,"nbf":` + now + `}`, yes}, {`{"active":true,"nbf":` + now + `.1}`, no}, {`{"active":true,"nbf":"` + now + `"}`, wrong},
-		{`{"active":true,"iat":` + hour + `}`, yes}, {`{"active":true,"iat":"` + now + `"}`, wrong}, {`{"active":true,"iat":null,"nbf":null}`, yes},
+		{`{"active":true,"nbf":` + now + `}`, yes}, {`{"active":true,"nbf":` + now + `.1}`, no}, {`{"active":true,"nbf":"` + now + `"}`, yes}, {`{"active":true,"nbf":"` + hour + `"}`, no},
+		{`{"active":true,"nbf":"soon"}`, wrong}, {`{"active":true,"nbf":1e308}`, wrong}, {`{"active":true,"nbf":-1,"iat":0}`, yes},
+		{`{"active":true,"iat":` + hour + `}`, yes}, {`{"active":true,"iat":"` + now + `"}`, yes}, {`{"active":true,"iat":null,"nbf":null}`, yes}, {`{"active":true,"iat":{}}`, wrong},
 
 		// D-09: what is bound to a key is not for bearers.
 		{`{"active":true,"token_type":"Bearer"}`, yes}, {`{"active":true,"token_type":"BEARER"}`, yes}, {`{"active":true,"token_type":null}`, yes},
@@ -422,13 +586,14 @@ func TestRemoteAnswers(t *testing.T) {
 		{`{"active":true,"iss":"https://issuer.example"}`, yes}, {`{"active":true,"iss":"https://issuer.example/"}`, no}, {`{"active":true,"iss":["https://issuer.example"]}`, wrong},
 
 		{`{"active":true,"aud":"a"}`, yes}, {`{"active":true,"aud":["a","b"]}`, yes}, {`{"active":true,"aud":[]}`, yes}, {`{"active":true,"aud":null}`, yes},
-		{`{"active":true,"aud":[""]}`, wrong}, {`{"active":true,"aud":""}`, wrong}, {`{"active":true,"aud":["a",1]}`, wrong}, {`{"active":true,"aud":{"a":1}}`, wrong},
+		{`{"active":true,"aud":[""]}`, wrong}, {`{"active":true,"aud":["a",""]}`, wrong}, {`{"active":true,"aud":""}`, yes}, {`{"active":true,"aud":7}`, wrong}, {`{"active":true,"aud":["a",1]}`, wrong}, {`{"active":true,"aud":{"a":1}}`, wrong},
 
 		{`{"active":true,"scope":""}`, yes}, {`{"active":true,"scope":"a b"}`, yes}, {`{"active":true,"scope":["a","b"]}`, yes}, {`{"active":true,"scope":null}`, yes},
 		{`{"active":true,"scope":["a b"]}`, wrong}, {`{"active":true,"scope":"a\"b"}`, wrong}, {`{"active":true,"scope":"a\tb"}`, wrong}, {`{"active":true,"scope":7}`, wrong},
 		{`{"active":true,"scope":{"admin":true}}`, wrong}, {`{"active":true,"scope":["a",null]}`, wrong},
 
-		{`{"active":true,"client_id":7}`, wrong}, {`{"active":true,"sub":{}}`, wrong}, {`{"active":true,"sub":null}`, yes},
+		{`{"active":true,"client_id":7}`, yes}, {`{"active":true,"client_id":7.5}`, wrong}, {`{"active":true,"client_id":7e1}`, wrong}, {`{"active":true,"client_id":true}`, wrong},
+		{`{"active":true,"sub":{}}`, wrong}, {`{"active":true,"sub":null,"client_id":null,"iss":null,"token_use":null,"typ":null}`, yes},
 	} {
 		server := newAuthServer(t, says(c.body))
 		cfg := remoteConfig(server.URL)
@@ -444,7 +609,7 @@ func TestRemoteAnswers(t *testing.T) {
 			if facts.ID != introspect.IDOf(remoteToken) {
 				t.Errorf("%s: the facts are another token's", c.body)
 			}
-		case facts != introspect.Inactive():
+		case facts.ID != (introspect.TokenID{}) || facts.ClientID != "" || facts.Issuer != "" || !facts.Expiry.IsZero():
 			t.Errorf("%s: an inactive token has facts: %+v", c.body, facts)
 		}
 		if got != c.want {
@@ -482,6 +647,7 @@ func TestRemoteConfigIsChecked(t *testing.T) {
 		{"a Host that would not be sent", func(c *introspect.RemoteConfig) { c.Header = http.Header{"Host": {"x"}} }, "Host"},
 		{"a name that is none", func(c *introspect.RemoteConfig) { c.Header = http.Header{"X Y": {"x"}} }, "no valid name"},
 		{"two headers in one", func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {remoteSecret + "\r\nY: z"}} }, "control character"},
+		{"a leeway that is none", func(c *introspect.RemoteConfig) { c.Leeway = time.Hour }, "leeway"},
 		{"negative sizes", func(c *introspect.RemoteConfig) { c.MaxAnswer = -1 }, "MaxAnswer"},
 		{"negative times", func(c *introspect.RemoteConfig) { c.Timeout = -1 }, "Timeout"},
 		{"negative pauses", func(c *introspect.RemoteConfig) { c.OpenFor = -1 }, "OpenFor"},
@@ -532,6 +698,7 @@ func TestRemoteNames(t *testing.T) {
 		"another query":   func(c *introspect.RemoteConfig) { c.URL += "?realm=b" },
 		"another client":  func(c *introspect.RemoteConfig) { c.ClientID = "x" },
 		"another issuer":  func(c *introspect.RemoteConfig) { c.Issuer = "x" },
+		"a leeway":        func(c *introspect.RemoteConfig) { c.Leeway = 1 },
 		"a header":        func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {"a"}} },
 		"another value":   func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {"b"}} },
 		"two values":      func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {"a", "b"}} },
@@ -612,7 +779,7 @@ func TestRemoteIsBounded(t *testing.T) {
 		says(`{"active":true}`)(w, r)
 	})
 	cfg := remoteConfig(server.URL)
-	cfg.MaxConcurrent, cfg.Timeout = 4, 20*time.Second
+	cfg.MaxConcurrent, cfg.Timeout = 5, 20*time.Second // of which one is for tokens that were good
 	remote := newRemote(t, cfg)
 	results := make(chan error, 100)
 	for i := range 20 {
@@ -743,7 +910,7 @@ func FuzzAnswer(f *testing.F) {
 	for _, seed := range []string{
 		`{"active":true,"exp":1893459600,"scope":"a b","aud":["x"],"client_id":"c","iss":"i","token_type":"Bearer"}`,
 		`{"active":"true"}`, `{"active":true,"exp":1e308}`, `{"active":true,"active":false}`, `{"active":true,"cnf":{}}`, `{"active":true}x`, `[]`, ``,
-		`{"active":true,"exp":null}`, `{"active":true,"a":[[[{}]]],"nbf":1}`, `{"Active":true}`,
+		`{"active":true,"exp":null}`, `{"active":true,"exp":"1893459600","sub":7,"aud":""}`, `{"active":true,"exp":"-1"}`, `{"active":true,"exp":1.9e9}`, `{"active":true,"exp":"0x7p30"}`, `{"active":true,"a":[[[{}]]],"nbf":1}`, `{"Active":true}`,
 	} {
 		f.Add([]byte(seed))
 	}
@@ -769,8 +936,14 @@ func FuzzAnswer(f *testing.F) {
 		if !facts.Active {
 			return
 		}
-		exp, present := answer["exp"]
-		if seconds, ok := exp.(float64); present && !ok || facts.Expiry.IsZero() != !present || ok && (seconds < float64(start.Unix())-1 || !start.Before(facts.Expiry)) {
+		exp := answer["exp"]
+		seconds, ok := exp.(float64)
+		if text, isText := exp.(string); isText {
+			var err error
+			seconds, err = strconv.ParseFloat(text, 64)
+			ok = err == nil
+		}
+		if exp != nil && !ok || facts.Expiry.IsZero() != (seconds <= 0) || seconds > 0 && (seconds < float64(start.Unix())-1 || !start.Before(facts.Expiry)) {
 			t.Errorf("exp %v has become %v", exp, facts.Expiry)
 		}
 		for _, scope := range facts.Scopes {
