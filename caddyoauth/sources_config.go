@@ -110,11 +110,13 @@ type JWTSource struct {
 	// the issuer's metadata (RFC 8414, OpenID Connect Discovery).
 	JWKSURI string `json:"jwks_uri,omitempty"`
 
-	// A file with the keys, instead. It is read again when it changes.
+	// A file with the keys, instead: a JWK set, or in PEM public keys or certificates. It is
+	// read again every 5 seconds.
 	JWKSFile string `json:"jwks_file,omitempty"`
 
 	// The signature algorithms that are accepted, of RS256, RS384, RS512, PS256, PS384,
-	// PS512, ES256, ES384, ES512 and EdDSA. Default: RS256, PS256, ES256 and EdDSA.
+	// PS512, ES256, ES384, ES512, EdDSA and Ed25519, its newer name. Default: RS256, PS256,
+	// ES256, EdDSA and Ed25519.
 	Algorithms []string `json:"algorithms,omitempty"`
 
 	// Audiences of which a token must name one. Default: that of the route, if it has one.
@@ -250,9 +252,14 @@ func (s *JWTSource) Provision(caddy.Context) error {
 		}
 		collectors.sourceDuration.WithLabelValues(name, result).Observe(took.Seconds())
 	}
-	s.keys.OnKeys = func(n int) {
+	s.keys.OnKeys = func(n int, ignored []introspect.IgnoredKey) {
 		collectors.sourceUp.WithLabelValues(name).Set(1)
-		logger().Info("the issuer's keys are here", zap.Int("keys", n))
+		logger().Info("the issuer's keys are here", zap.Int("keys", n), zap.Stringers("ignored", ignored))
+	}
+	s.cfg.OnKeys = func(n int) {
+		if n == 0 {
+			logger().Error("none of the issuer's keys is for an algorithm that is accepted: its tokens are refused", zap.Strings("algorithms", s.Algorithms))
+		}
 	}
 	return nil
 }

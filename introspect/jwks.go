@@ -1,13 +1,19 @@
 package introspect
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"strings"
 
@@ -16,22 +22,37 @@ import (
 
 const (
 	maxKeys = 100
-	// maxTried keys are tried for one token. It matters for tokens without a kid.
-	maxTried = 4
-	// minModulus is the least size of an RSA key in bits (RFC 7518 section 3.3).
-	minModulus = 2048
+	// maxTried keys are tried for one token. It matters where no kid says which: with tokens
+	// without one, and with keys without one. Whoever makes up such tokens makes us try so
+	// many, at 0.1 ms each with RSA of 2048 bits, P-256 and Ed25519, and 1 to 5 ms with P-384,
+	// P-521 and RSA of 8192 bits, which only an issuer that publishes such keys brings about.
+	maxTried = 10
+	// minModulus is the least size of an RSA key in bits (RFC 7518 section 3.3), maxModulus
+	// the greatest: verifying takes four times as long with each doubling.
+	minModulus, maxModulus = 2048, 8192
+	// maxKeyText bounds what is repeated of a key that is ignored.
+	maxKeyText = 64
 )
 
 // asymmetric are the algorithms whose keys can be public. There are no others here:
-// with HMAC the public key of an issuer would be a secret to sign with.
+// with HMAC the public key of an issuer would be a secret to sign with. Ed25519 is the
+// name that RFC 9864 gives to what EdDSA means here.
 var asymmetric = []string{
-	"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+	"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519",
 }
 
 // keySet are the usable keys of an issuer. It is never changed.
 type keySet struct {
 	keys []publicKey
 	ids  map[string]struct{} // of keys
+}
+
+// IgnoredKey is a key that an issuer publishes and that is not used.
+type IgnoredKey struct {
+	// KeyID is its kid, shortened if it is long; empty if it has none.
+	KeyID string
+	// Reason is why, for people.
+	Reason string
 }
 
 // publicKey is a key that may verify signatures.
@@ -46,20 +67,59 @@ type publicKey struct {
 // fits reports whether the key is one for alg. A signature algorithm belongs to a key,
 // not to a token: a key for PS256 must not verify RS256, nor one curve another's hash.
 func (k *publicKey) fits(alg string) bool {
-	if k.alg != "" && k.alg != alg {
-		return false
-	}
 	switch public := k.public.(type) {
 	case *rsa.PublicKey:
-		return strings.HasPrefix(alg, "RS") || strings.HasPrefix(alg, "PS")
+		return (k.alg == "" || k.alg == alg) && (strings.HasPrefix(alg, "RS") || strings.HasPrefix(alg, "PS"))
 	case *ecdsa.PublicKey:
-		return alg == "ES256" && public.Curve == elliptic.P256() ||
-			alg == "ES384" && public.Curve == elliptic.P384() ||
-			alg == "ES512" && public.Curve == elliptic.P521()
+		return (k.alg == "" || k.alg == alg) &&
+			(alg == "ES256" && public.Curve == elliptic.P256() ||
+				alg == "ES384" && public.Curve == elliptic.P384() ||
+				alg == "ES512" && public.Curve == elliptic.P521())
 	case ed25519.PublicKey:
-		return alg == "EdDSA"
+		// Two names of one algorithm.
+		one := func(alg string) bool { return alg == "EdDSA" || alg == "Ed25519" }
+		return (k.alg == "" || one(k.alg)) && one(alg)
 	}
 	return false
+}
+
+// verifier is what go-jose verifies alg with: the key, or where it has no such algorithm, or
+// allows more than the RFC, what the standard library does with it.
+func (k *publicKey) verifier(alg string) any {
+	switch public := k.public.(type) {
+	case *rsa.PublicKey:
+		if strings.HasPrefix(alg, "PS") {
+			return pssVerifier{public}
+		}
+	case ed25519.PublicKey:
+		return ed25519Verifier(public)
+	}
+	return k.public
+}
+
+// pssVerifier wants the salt to be as long as the hash (RFC 7518 section 3.5).
+type pssVerifier struct{ public *rsa.PublicKey }
+
+// VerifyPayload implements jose.OpaqueVerifier.
+func (v pssVerifier) VerifyPayload(payload, signature []byte, alg jose.SignatureAlgorithm) error {
+	hash := map[jose.SignatureAlgorithm]crypto.Hash{"PS256": crypto.SHA256, "PS384": crypto.SHA384, "PS512": crypto.SHA512}[alg]
+	if hash == 0 {
+		return jose.ErrUnsupportedAlgorithm
+	}
+	digest := hash.New()
+	digest.Write(payload)
+	return rsa.VerifyPSS(v.public, hash, digest.Sum(nil), signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
+}
+
+// ed25519Verifier knows both names of the algorithm.
+type ed25519Verifier ed25519.PublicKey
+
+// VerifyPayload implements jose.OpaqueVerifier.
+func (v ed25519Verifier) VerifyPayload(payload, signature []byte, alg jose.SignatureAlgorithm) error {
+	if alg != "EdDSA" && alg != "Ed25519" || !ed25519.Verify(ed25519.PublicKey(v), payload, signature) {
+		return jose.ErrCryptoFailure
+	}
+	return nil
 }
 
 // has reports whether a key of this id is in the set.
@@ -71,6 +131,17 @@ func (s *keySet) has(id string) bool {
 	return ok
 }
 
+// fitting is how many keys are for one of algorithms.
+func (s *keySet) fitting(algorithms []string) int {
+	n := 0
+	for i := range s.keys {
+		if slices.ContainsFunc(algorithms, s.keys[i].fits) {
+			n++
+		}
+	}
+	return n
+}
+
 // verify returns the payload of jws and the key that signed it, nil if none did. known
 // is false if another set might have the key: this one has none of that kid, or the token
 // has no kid, and so may be signed with any key.
@@ -78,116 +149,248 @@ func (s *keySet) verify(jws *jose.JSONWebSignature, kid string) (payload []byte,
 	if s == nil {
 		return nil, nil, false
 	}
-	alg := jws.Signatures[0].Header.Algorithm
-	tried := 0
+	for i := range s.keys {
+		known = known || kid != "" && s.keys[i].kid == kid
+	}
+	// A token without kid may be signed with any key, a key without kid may have signed any
+	// token. Who has another name is another.
+	alg, tried := jws.Signatures[0].Header.Algorithm, 0
 	for i := range s.keys {
 		k := &s.keys[i]
-		if kid != "" {
-			if k.kid != kid {
-				continue
-			}
-			known = true
-		}
-		if !k.fits(alg) {
+		if !k.fits(alg) || known && k.kid != kid || kid != "" && k.kid != "" && k.kid != kid {
 			continue
 		}
 		if tried++; tried > maxTried {
 			break
 		}
-		if payload, err := jws.Verify(k.public); err == nil {
+		if payload, err := jws.Verify(k.verifier(alg)); err == nil {
 			return payload, k, true
 		}
 	}
 	return nil, nil, known
 }
 
-// parseKeys reads a JWK set and keeps the keys that can verify something.
-func parseKeys(data []byte) (*keySet, error) {
-	var document struct {
-		Keys []json.RawMessage `json:"keys"`
+// add makes a key one of the set, or tells why not.
+func (s *keySet) add(key publicKey, err error) (ignored []IgnoredKey) {
+	if err == nil {
+		err = key.complete()
 	}
-	if err := json.Unmarshal(data, &document); err != nil {
-		return nil, fmt.Errorf("parsing a JWK set: %w", err)
+	if err != nil {
+		return []IgnoredKey{{shorten(key.kid), strings.TrimPrefix(err.Error(), "go-jose/go-jose: ")}}
 	}
-	if len(document.Keys) > maxKeys {
-		return nil, fmt.Errorf("JWK set of %d keys: at most %d are accepted", len(document.Keys), maxKeys)
-	}
-	set := &keySet{ids: map[string]struct{}{}}
-	for _, raw := range document.Keys {
-		key, ok := parseKey(raw)
-		if !ok || !slices.ContainsFunc(asymmetric, key.fits) {
-			continue // RFC 7517 section 5: keys that are not understood are ignored
-		}
-		set.keys = append(set.keys, key)
-		set.ids[key.id] = struct{}{}
-	}
-	if len(set.keys) == 0 {
-		// It would make every token bad, and comes more often from a server that is starting,
-		// or from a proxy, than from an issuer that gives up.
-		return nil, fmt.Errorf("none of the %d keys of the JWK set can be used", len(document.Keys))
-	}
-	return set, nil
+	s.keys = append(s.keys, key)
+	s.ids[key.id] = struct{}{}
+	return nil
 }
 
-// parseKey reads one JWK. ok is false if it is not a public key for signatures.
-func parseKey(raw []byte) (key publicKey, ok bool) {
+func shorten(s string) string {
+	if len(s) > maxKeyText {
+		return strings.ToValidUTF8(s[:maxKeyText], "") + "…"
+	}
+	return s
+}
+
+// usable returns set, or an error if there is nothing in it.
+func (s *keySet) usable(ignored []IgnoredKey) (*keySet, []IgnoredKey, error) {
+	if len(s.keys) > 0 {
+		return s, ignored, nil
+	}
+	// It would make every token bad, and comes more often from a server that is starting,
+	// or from a proxy, than from an issuer that gives up.
+	reasons := make([]string, 0, 3)
+	for _, key := range ignored[:min(len(ignored), cap(reasons))] {
+		reasons = append(reasons, key.String())
+	}
+	return nil, nil, fmt.Errorf("none of %d keys can be used: %s", len(ignored), strings.Join(reasons, "; "))
+}
+
+func (k IgnoredKey) String() string {
+	if k.KeyID == "" {
+		return "one without kid: " + k.Reason
+	}
+	return fmt.Sprintf("kid %q: %s", k.KeyID, k.Reason)
+}
+
+// parseKeysFile reads a JWK set, or public keys and certificates in PEM, which have no kid.
+func parseKeysFile(data []byte) (*keySet, []IgnoredKey, error) {
+	const begin = "-----BEGIN "
+	if bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) || !bytes.Contains(data, []byte(begin)) {
+		return parseKeys(data)
+	}
+	set := &keySet{ids: map[string]struct{}{}}
+	var ignored []IgnoredKey
+	block, rest := pem.Decode(data)
+	for ; block != nil; block, rest = pem.Decode(rest) {
+		if len(set.keys)+len(ignored) == maxKeys {
+			return nil, nil, fmt.Errorf("more than %d keys", maxKeys)
+		}
+		var key publicKey
+		var err error
+		switch block.Type {
+		case "PUBLIC KEY":
+			key.public, err = x509.ParsePKIXPublicKey(block.Bytes)
+		case "RSA PUBLIC KEY":
+			key.public, err = x509.ParsePKCS1PublicKey(block.Bytes)
+		case "CERTIFICATE":
+			var certificate *x509.Certificate
+			if certificate, err = x509.ParseCertificate(block.Bytes); err == nil {
+				key.public = certificate.PublicKey
+			}
+		default:
+			err = fmt.Errorf("PEM of type %q is no public key and no certificate", shorten(block.Type))
+		}
+		ignored = append(ignored, set.add(key, err)...)
+	}
+	if bytes.Contains(rest, []byte(begin)) {
+		return nil, nil, errors.New("a PEM block is not complete") // the file is being written
+	}
+	return set.usable(ignored)
+}
+
+// parseKeys reads a JWK set and keeps the keys that can verify something.
+func parseKeys(data []byte) (*keySet, []IgnoredKey, error) {
+	var document map[string]json.RawMessage
+	if err := json.Unmarshal(data, &document); err != nil {
+		return nil, nil, fmt.Errorf("parsing a JWK set: %w", err)
+	}
+	var lists []string
+	for name, value := range jsonMembers(strings.TrimSpace(string(data))) {
+		if name == "keys" {
+			lists = append(lists, value)
+		}
+	}
+	if len(lists) != 1 || !strings.HasPrefix(lists[0], "[") {
+		return nil, nil, errors.New("a JWK set is an object with one list of keys")
+	}
+	set := &keySet{ids: map[string]struct{}{}}
+	var ignored []IgnoredKey
+	for raw := range jsonElements(lists[0]) {
+		if len(set.keys)+len(ignored) == maxKeys {
+			return nil, nil, fmt.Errorf("JWK set of more than %d keys", maxKeys)
+		}
+		// RFC 7517 section 5: keys that are not understood are ignored.
+		ignored = append(ignored, set.add(parseKey([]byte(raw)))...)
+	}
+	return set.usable(ignored)
+}
+
+// parseKey reads one JWK.
+func parseKey(raw []byte) (key publicKey, err error) {
 	jwk, ok := decodeObject(raw)
 	if !ok {
-		return key, false
+		return key, errors.New("it is no JSON object, or one that can be read in two ways")
+	}
+	if kid, present := jwk["kid"]; present {
+		if key.kid, ok = kid.(string); !ok {
+			return key, errors.New("its kid is no text")
+		}
 	}
 	// A secret that is published is no secret, and whoever read it can sign.
 	for _, name := range []string{"k", "d", "p", "q", "dp", "dq", "qi", "oth"} {
 		if _, private := jwk[name]; private {
-			return key, false
+			return key, errors.New("it has a private part")
 		}
 	}
 	if use, present := jwk["use"]; present && use != "sig" {
-		return key, false
+		return key, errors.New("its use is not sig")
 	}
 	if operations, present := jwk["key_ops"]; present {
 		list, _ := operations.([]any)
 		if !slices.Contains(list, any("verify")) {
-			return key, false
+			return key, errors.New("its key_ops lack verify")
 		}
 	}
 	if alg, present := jwk["alg"]; present {
-		if key.alg, ok = alg.(string); !ok || key.alg == "" {
-			return key, false
+		if key.alg, ok = alg.(string); !ok || !slices.Contains(asymmetric, key.alg) {
+			return key, errors.New("its alg is none for public keys that verify signatures")
 		}
 	}
-	if kid, present := jwk["kid"]; present {
-		if key.kid, ok = kid.(string); !ok {
-			return key, false
-		}
+	if jwk["kty"] == "RSA" {
+		// go-jose ends at 4096 bits, and cuts an exponent to 64.
+		key.public, err = rsaKey(jwk)
+		return key, err
 	}
 
 	// Only the key itself goes further: certificates in x5c are neither needed nor trusted,
 	// and one that Go can't parse must not cost the key.
 	material := map[string]any{}
-	for _, name := range []string{"kty", "n", "e", "crv", "x", "y"} {
+	for _, name := range []string{"kty", "crv", "x", "y"} {
 		if value, present := jwk[name]; present {
 			material[name] = value
 		}
 	}
 	data, err := json.Marshal(material)
 	if err != nil {
-		return key, false
+		return key, err
 	}
 	var parsed jose.JSONWebKey
-	if parsed.UnmarshalJSON(data) != nil {
-		return key, false
+	err = parsed.UnmarshalJSON(data)
+	key.public = parsed.Key
+	return key, err
+}
+
+// rsaKey reads the numbers of an RSA key (RFC 7518 section 6.3.1).
+func rsaKey(jwk map[string]any) (*rsa.PublicKey, error) {
+	var numbers [2]*big.Int
+	for i, name := range []string{"n", "e"} {
+		text, _ := jwk[name].(string)
+		data, err := base64.RawURLEncoding.DecodeString(text)
+		if err != nil || len(data) == 0 {
+			return nil, fmt.Errorf("its %s is no number", name)
+		}
+		numbers[i] = new(big.Int).SetBytes(data)
 	}
-	if public, ok := parsed.Key.(*rsa.PublicKey); ok {
+	modulus, exponent := numbers[0], numbers[1]
+	if exponent.BitLen() > 31 {
+		return nil, errors.New("its exponent is too large")
+	}
+	return &rsa.PublicKey{N: modulus, E: int(exponent.Int64())}, nil
+}
+
+// complete judges the key itself, and gives it its id.
+func (k *publicKey) complete() error {
+	if public, ok := k.public.(*rsa.PublicKey); ok {
+		switch bits := public.N.BitLen(); {
+		case bits < minModulus || bits > maxModulus:
+			return fmt.Errorf("RSA with %d bits: accepted are %d to %d", bits, minModulus, maxModulus)
 		// With an exponent of 1 every signature can be computed from what it signs.
-		if public.N.BitLen() < minModulus || public.E < 3 || public.E%2 == 0 || public.E > 1<<31-1 {
-			return key, false
+		case public.E < 3 || public.E%2 == 0:
+			return fmt.Errorf("RSA with an exponent of %d", public.E)
+		case madeByROCA(public.N):
+			return errors.New("RSA from a generator whose keys can be broken (ROCA, CVE-2017-15361)")
 		}
 	}
-	thumbprint, err := parsed.Thumbprint(crypto.SHA256)
-	if err != nil {
-		return key, false
+	if !slices.ContainsFunc(asymmetric, k.fits) {
+		if k.alg != "" {
+			return fmt.Errorf("it is no key for its alg, %s", k.alg)
+		}
+		return errors.New("there is no algorithm for such a key")
 	}
-	key.public = parsed.Key
-	key.id = string(thumbprint) + key.alg + " " + key.kid
-	return key, true
+	jwk := jose.JSONWebKey{Key: k.public}
+	thumbprint, err := jwk.Thumbprint(crypto.SHA256) // refuses weak Ed25519 keys
+	if err != nil {
+		return err
+	}
+	k.id = string(thumbprint) + k.alg + " " + k.kid
+	return nil
+}
+
+// madeByROCA reports whether n looks like a product of primes k*M + 65537^a mod M, M being
+// the product of many small primes: modulo each of these n is then a power of 65537. By
+// chance that happens to one in 2^27 moduli or fewer.
+func madeByROCA(n *big.Int) bool {
+	for _, prime := range []int64{11, 13, 17, 19, 37, 53, 61, 71, 73, 79, 97, 103, 107, 109, 127, 151, 157} {
+		rest := new(big.Int).Mod(n, big.NewInt(prime)).Int64()
+		power := int64(1)
+		for range prime {
+			if power == rest {
+				break
+			}
+			power = power * 65537 % prime
+		}
+		if power != rest {
+			return false
+		}
+	}
+	return true
 }

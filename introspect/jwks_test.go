@@ -2,11 +2,17 @@ package introspect_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -231,7 +237,7 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 			}
 			latest.Store(fmt.Sprint(err))
 		},
-		OnKeys: func(n int) {
+		OnKeys: func(n int, _ []introspect.IgnoredKey) {
 			if n != 1 {
 				t.Errorf("OnKeys(%d)", n)
 			}
@@ -258,6 +264,9 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 		"keys null":            body(`{"keys":null}`),
 		"keys as an object":    body(`{"keys":{"evil":` + evil.jwk(nil).json() + `}}`),
 		"only unusable keys":   body(jwks(evil.jwk(claims{"use": "enc"}))),
+		"two lists of keys":    body(`{"keys":[` + key.jwk(nil).json() + `],"keys":[` + evil.jwk(nil).json() + `]}`),
+		"keys in capitals":     body(`{"KEYS":[` + evil.jwk(nil).json() + `]}`),
+		"PEM":                  body(evil.pem()),
 		"half a set":           body(jwks(evil.jwk(nil))[:60]),
 		"more behind the set":  body(jwks(evil.jwk(nil)) + "{}"),
 		"too many keys":        body(jwks(tooMany...)),
@@ -446,22 +455,43 @@ func TestJWKSUnusableKeys(t *testing.T) {
 		{"RSA with a huge exponent", rs, claims{"e": b64("\x01" + strings.Repeat("\x00", 7) + "\x01")}, false},
 		{"RSA without a modulus", rs, claims{"n": nil}, false},
 		{"RSA with a huge modulus", rs, claims{"n": b64(strings.Repeat("\xff", 8<<10))}, false},
+		{"RSA with an exponent beyond 64 bits", rs, claims{"e": b64("\x01" + strings.Repeat("\x00", 5) + "\x01\x00\x01")}, false},
+		{"RSA with an exponent of other characters", rs, claims{"e": "A+AB"}, false},
+		{"RSA with a modulus as a number", rs, claims{"n": 65537}, false},
+		{"RSA with even more than a huge modulus", rs, claims{"n": b64("\x01" + strings.Repeat("\x00", 1023) + "\x01")}, false},
 		{"not on its curve", es, claims{"x": b64(strings.Repeat("x", 32))}, false},
+		{"beyond its field", es, claims{"x": b64(strings.Repeat("\xff", 32))}, false},
+		{"at infinity", es, claims{"x": b64(strings.Repeat("\x00", 32)), "y": b64(strings.Repeat("\x00", 32))}, false},
+		{"with a coordinate too long", es, claims{"x": b64("\x00" + string(must(base64.RawURLEncoding.DecodeString(es.jwk(nil)["x"].(string)))))}, false},
+		{"with a coordinate too short", es, claims{"x": b64(strings.Repeat("x", 31))}, false},
+		{"without a coordinate", es, claims{"y": nil}, false},
 		{"of another curve", es, claims{"crv": "P-384"}, false},
 		{"of another curve than its alg", signingKey{"x", "ES256", p384Key()}, nil, false},
 		{"of an unknown curve", es, claims{"crv": "secp256k1"}, false},
 		{"too short for its curve", ed, claims{"x": "AAAA"}, false},
+		{"as long as two", ed, claims{"x": b64(strings.Repeat("x", 64))}, false},
 		{"of low order", ed, claims{"x": b64("\x01" + strings.Repeat("\x00", 31))}, false},
 		{"for ECDH", ed, claims{"crv": "X25519"}, false},
 	} {
 		var keys atomic.Int64
+		var ignored atomic.Value
 		server := newKeyServer(t, jwks(keyFor("EdDSA").jwk(nil), c.key.jwk(c.change)))
-		j := newJWT(t, jwtSettings{JWKSURI: server.URL, OnKeys: func(n int) { keys.Store(int64(n)) }})
+		j := newJWT(t, jwtSettings{JWKSURI: server.URL, OnKeys: func(n int, others []introspect.IgnoredKey) {
+			keys.Store(int64(n))
+			ignored.Store(others)
+		}})
 		if got := mayPass(t, j, c.key.issue(goodClaims())); got != c.usable {
 			t.Errorf("a key %s: used %v", c.name, got)
 		}
 		if want := map[bool]int64{false: 1, true: 2}[c.usable]; keys.Load() != want {
 			t.Errorf("a key %s: %d keys", c.name, keys.Load())
+		}
+		others := ignored.Load().([]introspect.IgnoredKey)
+		switch kid, _ := c.key.jwk(c.change)["kid"].(string); {
+		case c.usable && len(others) > 0:
+			t.Errorf("a key %s is ignored: %v", c.name, others)
+		case !c.usable && (len(others) != 1 || others[0].KeyID != kid || others[0].Reason == "" || strings.Contains(others[0].Reason, "jose")):
+			t.Errorf("a key %s is ignored for %v", c.name, others)
 		}
 		server.Close()
 		j.Keys().Close()
@@ -592,6 +622,111 @@ func TestJWKSFile(t *testing.T) {
 	wants(t, newJWT(t, jwtSettings{KeysFile: t.TempDir()}), newer.issue(goodClaims()), "error")
 }
 
+// pem is the public key in PEM.
+func (k signingKey) pem() string {
+	return inPEM("PUBLIC KEY", must(x509.MarshalPKIXPublicKey(k.private.Public())))
+}
+
+func inPEM(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+}
+
+// A file may have the keys in PEM. They have no kid, so they are tried with every token.
+func TestJWKSFileInPEM(t *testing.T) {
+	rs, es, ed := keyFor("RS256"), keyFor("ES256"), keyFor("EdDSA")
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: start.Add(-time.Hour)}
+	certificate := inPEM("CERTIFICATE", must(x509.CreateCertificate(rand.Reader, template, template, es.private.Public(), es.private)))
+	p224 := must(ecdsa.GenerateKey(elliptic.P224(), rand.Reader))
+	foreign := signingKey{"x", "RS256", must(rsa.GenerateKey(rand.Reader, 2048))}
+	for _, c := range []struct {
+		name, file string
+		keys       []signingKey
+		ignored    int
+	}{
+		{"an RSA key", rs.pem(), []signingKey{rs}, 0},
+		{"an RSA key as PKCS 1 has it", inPEM("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(rs.private.Public().(*rsa.PublicKey))), []signingKey{rs}, 0},
+		{"a P-256 key", es.pem(), []signingKey{es}, 0},
+		{"an Ed25519 key", ed.pem(), []signingKey{ed}, 0},
+		{"an outdated certificate", certificate, []signingKey{es}, 0},
+		{"several, with text between", "# keys\n" + rs.pem() + "\nanother:\n" + certificate + ed.pem() + "\n", []signingKey{rs, es, ed}, 0},
+		{"one beside a private key", inPEM("PRIVATE KEY", must(x509.MarshalPKCS8PrivateKey(foreign.private))) + es.pem(), []signingKey{es}, 1},
+		{"one beside others of no use", signingKey{"", "", p224}.pem() + inPEM("PUBLIC KEY", []byte("x")) + es.pem(), []signingKey{es}, 2},
+		{"a private key alone", inPEM("PRIVATE KEY", must(x509.MarshalPKCS8PrivateKey(rs.private))), nil, 0},
+		{"half of a second key", es.pem() + ed.pem()[:60], nil, 0},
+		{"too many", strings.Repeat(ed.pem(), 101), nil, 0},
+		{"a JWK set with PEM in it", jwks(es.jwk(claims{"pem": rs.pem()})), []signingKey{es}, 0},
+	} {
+		path := filepath.Join(t.TempDir(), "keys.pem")
+		if err := os.WriteFile(path, []byte(c.file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ignored := make(chan int, 1)
+		j := newJWT(t, jwtSettings{KeysFile: path, OnKeys: func(_ int, others []introspect.IgnoredKey) { ignored <- len(others) }})
+		if c.keys == nil {
+			wants(t, j, es.issue(goodClaims()), "error")
+			continue
+		}
+		for _, key := range c.keys {
+			if !mayPass(t, j, key.issue(goodClaims())) || !mayPass(t, j, key.token(fmt.Sprintf(`{"alg":%q,"typ":"at+jwt"}`, key.alg), goodClaims().json())) {
+				t.Errorf("%s: a token with %s is refused", c.name, key.alg)
+			}
+		}
+		if mayPass(t, j, foreign.issue(goodClaims())) {
+			t.Errorf("%s: a token of another key is good", c.name)
+		}
+		if n := <-ignored; n != c.ignored {
+			t.Errorf("%s: %d keys are ignored, want %d", c.name, n, c.ignored)
+		}
+	}
+}
+
+// What becomes of keys is said once for each set, not with each fetch, and to each source
+// how many are for it.
+func TestJWKSAreToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		small := signingKey{strings.Repeat("k", 1000), "RS256", must(rsa.GenerateKey(rand.Reader, 1024))}
+		var set atomic.Value
+		set.Store(jwks(keyFor("EdDSA").jwk(nil), small.jwk(nil)))
+		var told []string
+		settings := overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks", Now: time.Now, OnKeys: func(n int, ignored []introspect.IgnoredKey) {
+			told = append(told, fmt.Sprint(n, ignored))
+		}}, network(func(*http.Request) (*http.Response, error) { return answering(200, nil, set.Load().(string)), nil }))
+		keys := newKeys(t, settings)
+		var fitting []int
+		_, err := introspect.NewJWT(introspect.JWTConfig{Keys: keys, Algorithms: []string{"ES256"}, Now: time.Now, OnKeys: func(n int) { fitting = append(fitting, n) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		want := fmt.Sprintf("1 [kid %q: RSA with 1024 bits: accepted are 2048 to 8192]", strings.Repeat("k", 64)+"…")
+		if !slices.Equal(told, []string{want}) || !slices.Equal(fitting, []int{0}) {
+			t.Errorf("told of %q, fitting %v", told, fitting)
+		}
+		set.Store(jwks(keyFor("EdDSA").jwk(nil), keyFor("ES256").jwk(nil)))
+		time.Sleep(time.Hour)
+		if len(told) != 2 || told[1] != "2 []" || !slices.Equal(fitting, []int{0, 1}) {
+			t.Errorf("after a change told of %q, fitting %v", told, fitting)
+		}
+		// A source that comes later hears of them, too.
+		late := make(chan int, 1)
+		if _, err := introspect.NewJWT(introspect.JWTConfig{Keys: keys, OnKeys: func(n int) { late <- n }}); err != nil {
+			t.Fatal(err)
+		}
+		if n := <-late; n != 2 {
+			t.Errorf("a late source: %d", n)
+		}
+	})
+}
+
+// Keys of the generator that CVE-2017-15361 is about are told by their remainders.
+func TestCVE_2017_15361_ROCA(t *testing.T) {
+	jwk := signingKey{"x", "RS256", rsaKey()}.jwk(nil)
+	jwk["n"] = b64(string(new(big.Int).Exp(big.NewInt(65537), big.NewInt(128), nil).Bytes()))
+	if n, err := introspect.ParseKeys([]byte(jwks(jwk))); n != 0 || !contains(err, "ROCA") {
+		t.Errorf("%d keys, %v", n, err)
+	}
+}
+
 // The file is looked at without anybody asking.
 func TestJWKSFileIsWatched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -705,6 +840,9 @@ func FuzzJWKS(f *testing.F) {
 	for _, alg := range []string{"RS256", "ES256", "EdDSA"} {
 		f.Add([]byte(jwks(keyFor(alg).jwk(nil))))
 	}
+	f.Add([]byte(keyFor("RS256").pem() + keyFor("ES256").pem()))
+	f.Add([]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n-----BEGIN X"))
+	f.Add([]byte(` {"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB","alg":"PS256"}],"keys":[{"kid":"\ud800"}],"KEYS":{}}`))
 	f.Add([]byte(`{"keys":[{"kty":"RSA","n":"","e":""},{"kty":"EC","crv":"P-256","x":"AA","y":""},{"kty":"OKP","crv":"Ed25519","x":null},null,1,[]]}`))
 	f.Fuzz(func(t *testing.T, set []byte) {
 		if n, err := introspect.ParseKeys(set); (n == 0) != (err != nil) {

@@ -43,8 +43,9 @@ type JWTConfig struct {
 	Keys *Keys
 
 	// Algorithms are the allowed signature algorithms, from RS256, RS384, RS512, PS256,
-	// PS384, PS512, ES256, ES384, ES512 and EdDSA (with Ed25519). None and HMAC are errors.
-	// Default: RS256, PS256, ES256, EdDSA.
+	// PS384, PS512, ES256, ES384, ES512, EdDSA (with Ed25519) and Ed25519, which is its
+	// newer name (RFC 9864). None and HMAC are errors. Default: RS256, PS256, ES256, EdDSA,
+	// Ed25519.
 	Algorithms []string
 
 	// Audience are the accepted audiences. A token must name at least one, byte for byte.
@@ -74,6 +75,10 @@ type JWTConfig struct {
 
 	// Now is the wall clock. Default: time.Now.
 	Now func() time.Time
+
+	// OnKeys is called with the number of keys that are for one of Algorithms, for each set
+	// that Keys find. If it is 0, no token can be good. It must return at once.
+	OnKeys func(n int)
 }
 
 const (
@@ -105,7 +110,7 @@ func (cfg JWTConfig) Check() error { return cfg.complete() }
 // complete checks the settings and puts the defaults in.
 func (cfg *JWTConfig) complete() error {
 	if len(cfg.Algorithms) == 0 {
-		cfg.Algorithms = []string{"RS256", "PS256", "ES256", "EdDSA"}
+		cfg.Algorithms = []string{"RS256", "PS256", "ES256", "EdDSA", "Ed25519"}
 	}
 	cfg.Algorithms = slices.Clone(cfg.Algorithms)
 	for _, alg := range cfg.Algorithms {
@@ -134,6 +139,9 @@ func (cfg *JWTConfig) complete() error {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.OnKeys == nil {
+		cfg.OnKeys = func(int) {}
 	}
 	return nil
 }
@@ -270,8 +278,9 @@ func (j *JWT) read(token string) (jws *jose.JSONWebSignature, kid string, ok boo
 	if typ, present := header["typ"]; !j.acceptsType(typ, present) {
 		return nil, "", false
 	}
-	if value, present := header["kid"]; present {
-		if kid, ok = value.(string); !ok || kid == "" {
+	// An empty one, which some serializers write, is none.
+	if value, present := header["kid"]; present && value != nil {
+		if kid, ok = value.(string); !ok {
 			return nil, "", false
 		}
 	}

@@ -14,9 +14,9 @@ func WithTransport(cfg KeysConfig, transport http.RoundTripper) KeysConfig {
 // Keys are those of j.
 func (j *JWT) Keys() *Keys { return j.cfg.Keys }
 
-// ParseKeys returns how many keys of a JWK set are usable.
+// ParseKeys returns how many keys of a file with keys are usable.
 func ParseKeys(data []byte) (int, error) {
-	set, err := parseKeys(data)
+	set, _, err := parseKeysFile(data)
 	if err != nil {
 		return 0, err
 	}

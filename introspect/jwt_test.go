@@ -187,7 +187,7 @@ type jwtSettings struct {
 	TLS                                  *tls.Config
 	Now                                  func() time.Time // default: start, for ever
 	OnFetch                              func(kind string, took time.Duration, err error)
-	OnKeys                               func(n int)
+	OnKeys                               func(n int, ignored []introspect.IgnoredKey)
 	Algorithms, Audience                 []string
 	Type                                 string
 	Leeway                               time.Duration
@@ -355,6 +355,7 @@ func TestJWTConfigIsChecked(t *testing.T) {
 		"leeway over a minute":          func(c *jwtSettings) { c.Leeway = 61 * time.Second },
 		"leeway below zero":             func(c *jwtSettings) { c.Leeway = -1 },
 		"refresh too often":             func(c *jwtSettings) { c.RefreshInterval = 9 * time.Second },
+		"algorithm Ed448":               func(c *jwtSettings) { c.Algorithms = []string{"Ed448"} },
 		"no pause between refreshes":    func(c *jwtSettings) { c.MinRefresh = time.Millisecond },
 		"a pause beyond the interval":   func(c *jwtSettings) { c.MinRefresh = time.Hour },
 		"a negative timeout":            func(c *jwtSettings) { c.Timeout = -1 },
@@ -767,8 +768,7 @@ func TestJWTForgedStructure(t *testing.T) {
 		"zip":                       key.token(head(`,"zip":"DEF"`), good),
 		"enc":                       key.token(head(`,"enc":"A256GCM"`), good),
 		"kid as a number":           key.token(`{"alg":"EdDSA","kid":1}`, good),
-		"kid null":                  key.token(`{"alg":"EdDSA","kid":null}`, good),
-		"kid empty":                 key.token(`{"alg":"EdDSA","kid":""}`, good),
+		"kid as a list":             key.token(`{"alg":"EdDSA","kid":["kid of EdDSA"]}`, good),
 		"alg twice":                 key.token(`{"alg":"none","alg":"EdDSA","kid":"kid of EdDSA"}`, good),
 		"kid twice":                 key.token(`{"alg":"EdDSA","kid":"x","kid":"kid of EdDSA"}`, good),
 		"alg in upper case":         key.token(`{"ALG":"EdDSA","kid":"kid of EdDSA"}`, good),
@@ -956,23 +956,134 @@ func TestJWTDiesAtItsExpiry(t *testing.T) {
 	}
 }
 
-// A token without kid is tried with the keys that fit, and with no more than four.
+// A token without kid is tried with the keys that fit, and with no more than ten. An empty
+// kid is none.
 func TestJWTWithoutKid(t *testing.T) {
 	var set []claims
 	var keys []signingKey
-	for i := range 6 {
+	for i := range 12 {
 		key := signingKey{"", "EdDSA", newEdKey()}
 		keys = append(keys, key)
 		set = append(set, key.jwk(claims{"kid": fmt.Sprint(i)}), keyFor("ES256").jwk(claims{"kid": fmt.Sprint("ec", i)}))
 	}
 	j := newJWT(t, jwtSettings{JWKSURI: newKeyServer(t, jwks(set...)).URL})
-	for i, key := range keys {
-		if got := mayPass(t, j, key.token(`{"alg":"EdDSA","typ":"at+jwt"}`, goodClaims().json())); got != (i < 4) {
-			t.Errorf("signed with key %d: %v", i, got)
+	for _, header := range []string{`{"alg":"EdDSA","typ":"at+jwt"}`, `{"alg":"EdDSA","typ":"at+jwt","kid":""}`, `{"alg":"EdDSA","typ":"at+jwt","kid":null}`} {
+		for i, key := range keys {
+			if got := mayPass(t, j, key.token(header, goodClaims().json())); got != (i < 10) {
+				t.Errorf("%s signed with key %d: %v", header, i, got)
+			}
+		}
+		if mayPass(t, j, signingKey{"", "EdDSA", newEdKey()}.token(header, goodClaims().json())) {
+			t.Errorf("%s signed with a foreign key: good", header)
 		}
 	}
-	if mayPass(t, j, signingKey{"", "EdDSA", newEdKey()}.token(`{"alg":"EdDSA","typ":"at+jwt"}`, goodClaims().json())) {
-		t.Error("signed with a foreign key: good")
+}
+
+// A key without kid may have signed any token, unless another one has the token's kid.
+func TestJWTKeysWithoutKid(t *testing.T) {
+	named, nameless, empty := signingKey{"named", "EdDSA", newEdKey()}, signingKey{"", "EdDSA", newEdKey()}, signingKey{"", "EdDSA", newEdKey()}
+	j := newJWT(t, jwtSettings{JWKSURI: newKeyServer(t, jwks(named.jwk(nil), nameless.jwk(claims{"kid": nil}), empty.jwk(nil))).URL})
+	for _, c := range []struct {
+		name string
+		key  signingKey
+		kid  string
+		want bool
+	}{
+		{"the named key", named, "named", true},
+		{"the named key under another name", named, "other", false},
+		{"the key without kid", nameless, "other", true},
+		{"the key with an empty kid", empty, "other", true},
+		{"the key without kid in the name of the other", nameless, "named", false},
+		{"a foreign key", signingKey{"", "EdDSA", newEdKey()}, "other", false},
+	} {
+		c.key.kid = c.kid
+		if got := mayPass(t, j, c.key.issue(goodClaims())); got != c.want {
+			t.Errorf("signed with %s: %v", c.name, got)
+		}
+	}
+}
+
+// RFC 7518 section 3.5: the salt is as long as the hash.
+func TestJWTSaltOfPSS(t *testing.T) {
+	j := newJWT(t, jwtSettings{
+		JWKSURI:    newKeyServer(t, jwks(keyFor("PS256").jwk(claims{"alg": nil}))).URL,
+		Algorithms: []string{"PS256", "PS384", "PS512"},
+	})
+	for alg, hash := range map[string]crypto.Hash{"PS256": crypto.SHA256, "PS384": crypto.SHA384, "PS512": crypto.SHA512} {
+		input := b64(fmt.Sprintf(`{"alg":%q,"kid":"kid of PS256","typ":"at+jwt"}`, alg)) + "." + b64(goodClaims().json())
+		digest := hash.New()
+		digest.Write([]byte(input))
+		for _, salt := range []int{rsa.PSSSaltLengthAuto, 0, 1, 20, 32, 48, 64, 100} {
+			if salt == 0 {
+				salt = rsa.PSSSaltLengthAuto // as long as there is room for
+			}
+			signature, err := rsa.SignPSS(rand.Reader, rsaKey().(*rsa.PrivateKey), hash, digest.Sum(nil), &rsa.PSSOptions{SaltLength: salt})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := mayPass(t, j, input+"."+b64(string(signature))); got != (salt == hash.Size()) {
+				t.Errorf("%s with a salt of %d bytes: %v", alg, salt, got)
+			}
+		}
+	}
+}
+
+// RFC 9864: Ed25519 is the newer name of EdDSA with that curve. The configuration's list goes
+// by name all the same.
+func TestJWTEd25519(t *testing.T) {
+	for _, alg := range []any{"EdDSA", "Ed25519", nil} {
+		server := newKeyServer(t, jwks(signingKey{"x", "EdDSA", edKey()}.jwk(claims{"alg": alg})))
+		for _, c := range []struct {
+			allowed        []string
+			eddsa, ed25519 bool
+		}{
+			{nil, true, true},
+			{[]string{"EdDSA"}, true, false},
+			{[]string{"Ed25519"}, false, true},
+			{[]string{"ES256"}, false, false},
+		} {
+			j := newJWT(t, jwtSettings{JWKSURI: server.URL, Algorithms: c.allowed})
+			for name, want := range map[string]bool{"EdDSA": c.eddsa, "Ed25519": c.ed25519, "Ed448": false, "ed25519": false} {
+				token := signingKey{"x", "EdDSA", edKey()}.token(fmt.Sprintf(`{"alg":%q,"kid":"x","typ":"at+jwt"}`, name), goodClaims().json())
+				if got := mayPass(t, j, token); got != want {
+					t.Errorf("key for %v, allowed %v, token with %s: %v", alg, c.allowed, name, got)
+				}
+				if mayPass(t, j, token[:len(token)-4]+"AAAA") {
+					t.Errorf("key for %v, allowed %v, forged token with %s: good", alg, c.allowed, name)
+				}
+			}
+		}
+	}
+}
+
+// RSA keys of 2048 to 8192 bits are used.
+func TestJWTSizesOfRSA(t *testing.T) {
+	mersenne := func(bits uint) *big.Int {
+		return new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), bits), big.NewInt(1))
+	}
+	// The primes are no secret, and at once there: to look for such takes many seconds.
+	p, q, one := mersenne(4253), mersenne(3217), big.NewInt(1)
+	n := new(big.Int).Mul(p, q)
+	private := new(big.Int).ModInverse(big.NewInt(65537), new(big.Int).Mul(new(big.Int).Sub(p, one), new(big.Int).Sub(q, one)))
+	jwk := claims{"kty": "RSA", "kid": "large", "n": b64(string(n.Bytes())), "e": "AQAB"}
+	j := newJWT(t, jwtSettings{JWKSURI: newKeyServer(t, jwks(jwk)).URL})
+	input := b64(`{"alg":"RS256","kid":"large","typ":"at+jwt"}`) + "." + b64(goodClaims().json())
+	digest := sha256.Sum256([]byte(input))
+	info := "\x00" + string(must(base64.StdEncoding.DecodeString("MDEwDQYJYIZIAWUDBAIBBQAEIA=="))) + string(digest[:])
+	size := (n.BitLen() + 7) / 8
+	padded := new(big.Int).SetBytes([]byte("\x00\x01" + strings.Repeat("\xff", size-2-len(info)) + info))
+	token := input + "." + b64(string(new(big.Int).Exp(padded, private, n).FillBytes(make([]byte, size))))
+	if !mayPass(t, j, token) {
+		t.Errorf("a genuine token with a key of %d bits is refused", n.BitLen())
+	}
+	if mayPass(t, j, token[:len(token)-4]+"AAAA") {
+		t.Error("a forged one is good")
+	}
+	for bits, want := range map[uint]int{2047: 0, 2048: 1, 4097: 1, 8192: 1, 8193: 0, 16384: 0} {
+		jwk["n"] = b64(string(mersenne(bits).Bytes()))
+		if got, _ := introspect.ParseKeys([]byte(jwks(jwk))); got != want {
+			t.Errorf("%d bits: %d keys are usable", bits, got)
+		}
 	}
 }
 

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -77,9 +79,11 @@ type KeysConfig struct {
 	// localhost or a loopback address. Redirects are not followed.
 	JWKSURI string
 
-	// KeysFile is the path of a file with the JWK set, for issuers that can't be reached. It
-	// is read anew every MinRefresh. Replace it by renaming; of a file that is written in
-	// place half may be read, which does no harm: what can't be parsed changes nothing.
+	// KeysFile is the path of a file with the keys, for issuers that can't be reached: a JWK
+	// set, or in PEM public keys and certificates, of which nothing but the key counts; such
+	// keys have no kid, so tokens of any kid are tried with them. It is read anew every
+	// MinRefresh. Replace it by renaming; of a file that is written in place half may be
+	// read, which does no harm: what can't be parsed changes nothing.
 	KeysFile string
 
 	// MinRefresh is the time after each fetch in which no other one begins, whatever
@@ -103,11 +107,12 @@ type KeysConfig struct {
 	Now func() time.Time
 
 	// OnFetch is called after each attempt to get something: kind is "discovery", "jwks" or
-	// "file", err is nil if it was got and made sense. OnKeys is called with the number of
-	// usable keys in each set that becomes the current one and differs from the one before.
-	// Both must return at once.
+	// "file", err is nil if it was got and made sense. OnKeys is called for each set that
+	// becomes the current one and differs from the one before: with the number of keys that
+	// can be used, by one source or another, and with those that no source uses. Both must
+	// return at once.
 	OnFetch func(kind string, took time.Duration, err error)
-	OnKeys  func(n int)
+	OnKeys  func(n int, ignored []IgnoredKey)
 
 	// transport, in tests, stands in for the network.
 	transport http.RoundTripper
@@ -221,7 +226,7 @@ func (cfg *KeysConfig) complete() error {
 		cfg.OnFetch = func(string, time.Duration, error) {}
 	}
 	if cfg.OnKeys == nil {
-		cfg.OnKeys = func(int) {}
+		cfg.OnKeys = func(int, []IgnoredKey) {}
 	}
 	return nil
 }
@@ -263,6 +268,9 @@ func (k *Keys) join(j *JWT) {
 	k.mu.Lock()
 	k.users[j] = struct{}{}
 	k.mu.Unlock()
+	if set := k.current.Load(); set != nil {
+		j.cfg.OnKeys(set.fitting(j.cfg.Algorithms))
+	}
 	select {
 	case k.joined <- struct{}{}:
 	default: // it will hear of both
@@ -401,7 +409,7 @@ func (k *Keys) fetch() (good time.Duration, err error) {
 			if err != nil {
 				return err
 			}
-			return k.accept(data)
+			return k.accept(data, parseKeysFile)
 		})
 	}
 	uri := k.cfg.JWKSURI
@@ -420,7 +428,7 @@ func (k *Keys) fetch() (good time.Duration, err error) {
 			return err
 		}
 		good = k.goodFor(header)
-		return k.accept(data)
+		return k.accept(data, parseKeys)
 	})
 	return good, err
 }
@@ -433,19 +441,25 @@ func (k *Keys) observed(kind string, f func() error) error {
 	return err
 }
 
-// accept makes the keys in data the current ones.
-func (k *Keys) accept(data []byte) error {
+// accept makes the keys that parse finds in data the current ones.
+func (k *Keys) accept(data []byte, parse func([]byte) (*keySet, []IgnoredKey, error)) error {
 	digest := sha256.Sum256(data)
 	if digest == k.digest {
 		return nil // they are
 	}
-	set, err := parseKeys(data)
+	set, ignored, err := parse(data)
 	if err != nil {
 		return err
 	}
 	k.digest = digest
 	k.current.Store(set)
-	k.cfg.OnKeys(len(set.keys))
+	k.cfg.OnKeys(len(set.keys), ignored)
+	k.mu.Lock()
+	users := slices.Collect(maps.Keys(k.users))
+	k.mu.Unlock()
+	for _, j := range users {
+		j.cfg.OnKeys(set.fitting(j.cfg.Algorithms))
+	}
 	return nil
 }
 
