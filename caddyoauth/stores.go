@@ -46,7 +46,9 @@ func (noStore) open(string, *openStore) (oauth.TokenStore, error) { return nil, 
 // revocation is on the disk before its caller gets an answer, and survives a crash.
 // Expired tokens leave by themselves.
 type BboltStore struct {
-	// The file. It is made with mode 0600, its folder with mode 0700. Default:
+	// The file. It is made with mode 0600, its folder with mode 0700. One that belongs to
+	// another user is refused, unless that is root, and so is a folder that everybody may
+	// write in, unless it is sticky. Default:
 	// `oauth/tokens.db` in Caddy's data directory. Placeholders are replaced when the
 	// configuration is loaded.
 	Path string `json:"path,omitempty"`

@@ -77,11 +77,16 @@ type write struct {
 }
 
 // OpenBbolt opens or creates the file at path, with mode 0600, in a folder that is
-// made with mode 0700 if it is not there. It waits up to a second for another process
-// that has the file open. now is the wall clock by which expired tokens are dropped.
+// made with mode 0700 if it is not there. On Unix a file that belongs to another user than
+// this one and root is refused, and so is a folder that everybody may write in. It waits up
+// to a second for another process that has the file open. now is the wall clock by which
+// expired tokens are dropped.
 func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, Unusable(path, err)
+	}
+	if err := checkFolder(path); err != nil {
+		return nil, err
 	}
 	// A link could make this process open, and chmod, whatever it points to.
 	switch info, err := os.Lstat(path); {
@@ -89,11 +94,7 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	case err != nil:
 		return nil, Unusable(path, err)
 	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("the token store %s is not a regular file; name the file itself", path)
-	case info.Mode().Perm()&0o077 != 0:
-		if err := os.Chmod(path, 0o600); err != nil {
-			return nil, Unusable(path, fmt.Errorf("it is open to other users, and making it private failed: %w", err))
-		}
+		return nil, notAFile(path)
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -103,8 +104,23 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 			err = damaged(path, r)
 		}
 	}()
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout, FreelistType: bolt.FreelistMapType})
+	// What was opened is judged, not what lay there a moment before.
+	var refusal error
+	open := func(path string, flag int, mode fs.FileMode) (*os.File, error) {
+		file, err := os.OpenFile(path, flag|noFollow, mode)
+		if err != nil {
+			return nil, err
+		}
+		if refusal = makePrivate(file); refusal != nil {
+			file.Close()
+			return nil, refusal
+		}
+		return file, nil
+	}
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout, FreelistType: bolt.FreelistMapType, OpenFile: open})
 	switch {
+	case refusal != nil:
+		return nil, refusal
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("the token store %s is in use by another process: stop the other one, or give each its own file with 'store bbolt <path>'", path)
 	case errors.As(err, new(*fs.PathError)):
@@ -130,6 +146,30 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	}
 	go b.commit()
 	return b, nil
+}
+
+// makePrivate refuses a file that is somebody else's, and takes it away from all others.
+func makePrivate(file *os.File) error {
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return Unusable(file.Name(), err)
+	case !info.Mode().IsRegular():
+		return notAFile(file.Name())
+	}
+	if err := checkOwner(file.Name(), info, os.Geteuid()); err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		if err := file.Chmod(0o600); err != nil {
+			return Unusable(file.Name(), fmt.Errorf("it is open to other users, and making it private failed: %w", err))
+		}
+	}
+	return nil
+}
+
+func notAFile(path string) error {
+	return fmt.Errorf("the token store %s is not a regular file; name the file itself", path)
 }
 
 // checkFile refuses a damaged file. bbolt has the lock on it.
