@@ -123,8 +123,9 @@ type JWTSource struct {
 	// Without any, tokens that were issued for somebody else are accepted.
 	Audience []string `json:"audience,omitempty"`
 
-	// The `typ` that tokens must have: `at+jwt` (RFC 9068), or `any` for issuers that don't
-	// set it; then audience is what tells access tokens from others. Default: `at+jwt`.
+	// The `typ` that headers must have: `at+jwt` (RFC 9068), or `any` for issuers that don't
+	// say what a token is; then claims that name another kind, and audience, are what tells
+	// access tokens from others. Default: `at+jwt`.
 	Type string `json:"typ,omitempty"`
 
 	// By how much the issuer's clock may be ahead, up to 1m. A token is dead at `exp` all the

@@ -55,10 +55,13 @@ type JWTConfig struct {
 
 	// Type is what the header's typ must be. "at+jwt" accepts at+jwt and application/at+jwt
 	// (RFC 9068). "any" is for issuers that don't follow it, such as Keycloak and Entra ID:
-	// it accepts JWT and no typ as well. Then an ID token can be told from an access token by
-	// its audience alone, so set Audience, to something that is no client's ID. What says
-	// plainly that it is no access token is refused: at_hash, c_hash, events, a typ claim of
-	// ID, Refresh, Offline or Logout, a token_use of id. Default: at+jwt.
+	// it accepts JWT, application/jwt, JOSE, Bearer and no typ as well. Then an ID token can
+	// often be told from an access token by its audience alone, so set Audience, to something
+	// that is no client's ID. What says that it is no access token is refused: by at_hash,
+	// c_hash, s_hash, events or token_introspection, or by another kind than access, Bearer
+	// or JWT in one of the claims typ, token_use, token_type, tokenName, tokenType, tok_type
+	// and purpose. Where the header says at+jwt, these may say what they like, but not that
+	// it is of another kind. Default: at+jwt.
 	Type string
 
 	// Leeway is how far the issuer's clock may be ahead when nbf and iat are checked, at
@@ -158,25 +161,25 @@ func (j *JWT) Close() { j.cfg.Keys.leave(j) }
 //
 // Lookup blocks only on a token whose key is unknown, until a fetch of the keys has ended.
 func (j *JWT) Lookup(ctx context.Context, token string) (*Facts, error) {
-	jws, kid, ok := j.read(token)
+	signed, ok := j.read(token)
 	if !ok {
 		return inactive, nil
 	}
 	set := j.set()
-	payload, key, known := set.verify(jws, kid)
+	payload, key, known := set.verify(signed.jws, signed.kid)
 	if !known {
 		if err := j.cfg.Keys.refresh(ctx); err != nil {
 			return nil, fmt.Errorf("fetching the keys of %s: %w", j.issuer(), err)
 		}
 		// The same keys would say the same.
 		if fresh := j.set(); fresh != set {
-			payload, key, _ = fresh.verify(jws, kid)
+			payload, key, _ = fresh.verify(signed.jws, signed.kid)
 		}
 	}
 	if key == nil {
 		return inactive, nil
 	}
-	facts, ok := j.judge(payload)
+	facts, ok := j.judge(payload, signed.access)
 	if !ok {
 		return inactive, nil
 	}
@@ -241,75 +244,88 @@ func outline(token string) bool {
 	return len(token) <= MaxTokenLength && strings.HasPrefix(token, "e") && strings.Count(token, ".") == 2
 }
 
-// read takes a token apart and judges all of it that needs no key. kid is empty if it
-// has none.
-func (j *JWT) read(token string) (jws *jose.JSONWebSignature, kid string, ok bool) {
+// signedToken is a token taken apart. What it says is not verified.
+type signedToken struct {
+	jws *jose.JSONWebSignature
+	// kid is empty if it has none.
+	kid string
+	// access: the header's typ says that it is an access token.
+	access bool
+}
+
+// read takes a token apart and judges all of it that needs no key.
+func (j *JWT) read(token string) (signed signedToken, ok bool) {
 	// What another issuer's tokens name as their key must not make us fetch.
 	if issuer, ok := UnverifiedIssuer(token); !ok || issuer != j.issuer() {
-		return nil, "", false
+		return signed, false
 	}
 	// Strict refuses set bits behind the last byte, which would make a second spelling of
 	// the token; it skips line breaks, which would make many.
 	if strings.ContainsAny(token, "\r\n") {
-		return nil, "", false
+		return signed, false
 	}
 	strict := base64.RawURLEncoding.Strict()
 	protected, rest, _ := strings.Cut(token, ".")
 	for part := range strings.SplitSeq(rest, ".") {
 		if _, err := strict.DecodeString(part); err != nil {
-			return nil, "", false
+			return signed, false
 		}
 	}
 	data, err := strict.DecodeString(protected)
 	if err != nil {
-		return nil, "", false
+		return signed, false
 	}
 	header, ok := decodeObject(data)
 	if !ok {
-		return nil, "", false
+		return signed, false
 	}
 	// None of them is of use in an access token: crit asks for what we don't know, b64
 	// changes what is signed (RFC 7797), zip and enc belong to encryption.
 	for _, name := range []string{"crit", "b64", "zip", "enc"} {
-		if _, ok := header[name]; ok {
-			return nil, "", false
+		// ForgeRock AM says in each header that nothing is compressed.
+		if value, present := header[name]; present && !(name == "zip" && value == "NONE") {
+			return signed, false
 		}
 	}
-	if typ, present := header["typ"]; !j.acceptsType(typ, present) {
-		return nil, "", false
+	typ, present := header["typ"]
+	if signed.access, ok = j.acceptsType(typ, present); !ok {
+		return signed, false
 	}
 	// An empty one, which some serializers write, is none.
 	if value, present := header["kid"]; present && value != nil {
-		if kid, ok = value.(string); !ok {
-			return nil, "", false
+		if signed.kid, ok = value.(string); !ok {
+			return signed, false
 		}
 	}
 	alg, ok := header["alg"].(string)
 	if !ok || !slices.Contains(j.cfg.Algorithms, alg) {
-		return nil, "", false
+		return signed, false
 	}
 	// go-jose reads the header itself; allowing this one algorithm makes sure that it read
 	// the same.
-	jws, err = jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
-	return jws, kid, err == nil
+	signed.jws, err = jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
+	return signed, err == nil
 }
 
-// acceptsType judges the header's typ (RFC 8725 section 3.11). As a media type it is the
-// same in upper and lower case.
-func (j *JWT) acceptsType(value any, present bool) bool {
+// acceptsType judges the header's typ (RFC 8725 section 3.11), and reports whether it is
+// that of access tokens. As a media type it is the same in upper and lower case.
+func (j *JWT) acceptsType(value any, present bool) (access, ok bool) {
 	if !present {
-		return j.cfg.Type == "any"
+		return false, j.cfg.Type == "any"
 	}
-	typ, ok := value.(string)
-	if !ok {
-		return false
+	typ, _ := value.(string)
+	switch strings.ToLower(typ) {
+	case "at+jwt", "application/at+jwt":
+		return true, true
+	case "jwt", "application/jwt", "jose", "bearer":
+		return false, j.cfg.Type == "any"
 	}
-	return strings.EqualFold(typ, "at+jwt") || strings.EqualFold(typ, "application/at+jwt") ||
-		j.cfg.Type == "any" && strings.EqualFold(typ, "JWT")
+	return false, false
 }
 
-// judge makes facts of a payload whose signature is good.
-func (j *JWT) judge(payload []byte) (*Facts, bool) {
+// judge makes facts of a payload whose signature is good. access tells that the header calls
+// it an access token. Members that are null are taken as absent, except cnf.
+func (j *JWT) judge(payload []byte, access bool) (*Facts, bool) {
 	claims, ok := decodeObject(payload)
 	if !ok || claims["iss"] != j.issuer() {
 		return nil, false
@@ -317,7 +333,7 @@ func (j *JWT) judge(payload []byte) (*Facts, bool) {
 	if _, bound := claims["cnf"]; bound {
 		return nil, false
 	}
-	if j.cfg.Type == "any" && otherKind(claims) {
+	if otherKind(claims, access) {
 		return nil, false
 	}
 
@@ -328,8 +344,8 @@ func (j *JWT) judge(payload []byte) (*Facts, bool) {
 	}
 	var issued time.Time
 	for _, name := range []string{"nbf", "iat"} {
-		value, present := claims[name]
-		if !present {
+		value := claims[name]
+		if value == nil {
 			continue
 		}
 		at, ok := numericDate(value)
@@ -342,10 +358,10 @@ func (j *JWT) judge(payload []byte) (*Facts, bool) {
 	}
 
 	var audience []string
-	if value, present := claims["aud"]; present {
-		// An empty list, or an empty name in it, must not look like a token without limits.
-		audience, ok = texts(value)
-		if !ok || len(audience) == 0 || slices.Contains(audience, "") {
+	// An empty list, or an empty text, is what some servers write where nobody asked for an
+	// audience. An empty name among others is a mistake, and nobody knows of what.
+	if value := claims["aud"]; value != nil && value != "" {
+		if audience, ok = texts(value); !ok || slices.Contains(audience, "") {
 			return nil, false
 		}
 	}
@@ -359,8 +375,8 @@ func (j *JWT) judge(payload []byte) (*Facts, bool) {
 	}
 	var names [3]string
 	for i, name := range []string{"sub", "client_id", "azp"} {
-		if value, present := claims[name]; present {
-			if names[i], ok = value.(string); !ok {
+		if value := claims[name]; value != nil {
+			if names[i], ok = nameText(value); !ok {
 				return nil, false
 			}
 		}
@@ -375,20 +391,15 @@ func (j *JWT) judge(payload []byte) (*Facts, bool) {
 	}, true
 }
 
-// otherKind reports whether claims are those of an ID token, a logout or security event
-// token, or a refresh token, of issuers that don't say so in the header: OpenID Connect
-// Core section 3.1.3.6, RFC 8417, Keycloak, Amazon Cognito.
-func otherKind(claims map[string]any) bool {
-	for _, name := range []string{"at_hash", "c_hash", "events"} {
-		if _, ok := claims[name]; ok {
-			return true
-		}
+// nameText is a name, which databases make a whole number of, as text.
+func nameText(value any) (string, bool) {
+	switch value := value.(type) {
+	case string:
+		return value, true
+	case json.Number:
+		return value.String(), !strings.ContainsAny(value.String(), ".eE")
 	}
-	switch claims["typ"] {
-	case "ID", "Refresh", "Offline", "Logout":
-		return true
-	}
-	return claims["token_use"] == "id"
+	return "", false
 }
 
 // numericDate reads a NumericDate (RFC 7519 section 2): seconds from 1970 to the year

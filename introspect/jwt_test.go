@@ -323,6 +323,14 @@ func TestJWTClaimsOfIssuers(t *testing.T) {
 		{"scp as a list", claims{"scope": nil, "scp": []string{"read"}}, "reporting", []string{"read"}},
 		{"scp as a string", claims{"scope": nil, "scp": "read write"}, "reporting", []string{"read", "write"}},
 		{"scope before scp", claims{"scp": "admin"}, "reporting", []string{"read", "write"}},
+		{"nulls", claims{"client_id": json.RawMessage("null"), "azp": json.RawMessage("null"), "sub": json.RawMessage("null"), "nbf": json.RawMessage("null"),
+			"iat": json.RawMessage("null"), "aud": json.RawMessage("null"), "scope": json.RawMessage("null"), "at_hash": json.RawMessage("null"), "typ": json.RawMessage("null")}, "", nil},
+		{"scope null, but not scp", claims{"scope": json.RawMessage("null"), "scp": "read"}, "reporting", []string{"read"}},
+		{"numbers for names", claims{"client_id": 42, "sub": json.RawMessage("12345678901234567890123")}, "42", []string{"read", "write"}},
+		{"one scope with a space", claims{"scope": []string{"read admin", "write"}}, "reporting", []string{"write"}},
+		{"one scope with an accent", claims{"scope": "lire \u00e9crire read"}, "reporting", []string{"lire", "read"}},
+		{"one scope with a line break", claims{"scope": "read\nadmin write"}, "reporting", []string{"write"}},
+		{"one scope with a tab, quotes, a backslash", claims{"scope": nil, "scp": []string{"read\tadmin", "\"read\"", "a\\b", "write"}}, "reporting", []string{"write"}},
 		{"an empty scope is no reason to look at scp", claims{"scope": "", "scp": "admin"}, "reporting", nil},
 		{"no scope", claims{"scope": nil}, "reporting", nil},
 	} {
@@ -582,24 +590,22 @@ func TestJWTForgedClaims(t *testing.T) {
 		{"expired half a second ago", claims{"exp": raw(fmt.Sprint(at(-time.Second), ".5"))}},
 		{"not before later", claims{"nbf": at(time.Minute + time.Second)}},
 		{"not before as text", claims{"nbf": fmt.Sprint(at(-time.Hour))}},
-		{"not before null", claims{"nbf": raw("null")}},
 		{"not before negative", claims{"nbf": -1}},
 		{"not before huge", claims{"nbf": raw("1e308")}},
 		{"issued later", claims{"iat": at(time.Minute + time.Second)}},
 		{"issued as text", claims{"iat": "0"}},
 		{"issued huge", claims{"iat": raw("1e308")}},
-		{"subject as a number", claims{"sub": 1}},
-		{"subject null", claims{"sub": raw("null")}},
 		{"client in a list", claims{"client_id": []string{"reporting"}}},
 		{"azp as an object", claims{"azp": claims{}}},
 		{"scope as a number", claims{"scope": 1}},
-		{"scope null", claims{"scope": raw("null")}},
 		{"scope in a list with a number", claims{"scope": []any{"read", 1}}},
-		{"two scopes in one", claims{"scope": []string{"read admin"}}},
-		{"scope with a line break", claims{"scope": "read\nadmin"}},
-		{"scp with a tab", claims{"scope": nil, "scp": []string{"read\tadmin"}}},
 		{"bound to a certificate", claims{"cnf": claims{"x5t#S256": "x"}}},
 		{"bound to a DPoP key", claims{"cnf": claims{"jkt": "x"}}},
+		{"subject as a broken number", claims{"sub": 1.5}},
+		{"subject as a number with an exponent", claims{"sub": raw("1e3")}},
+		{"subject as a boolean", claims{"sub": true}},
+		{"client in an object", claims{"client_id": claims{}}},
+		{"scope as an object", claims{"scope": claims{"read": true}}},
 		{"bound to nothing", claims{"cnf": raw("null")}},
 	} {
 		token := key.issue(goodClaims().with(c.claims))
@@ -654,7 +660,14 @@ func TestJWTTypes(t *testing.T) {
 		{`"typ":"secevent+jwt",`, false, false},
 		{`"typ":"oauth-authz-req+jwt",`, false, false},
 		{`"typ":"client-authentication+jwt",`, false, false},
-		{`"typ":"JOSE",`, false, false},
+		{`"typ":"JOSE",`, false, true},
+		{`"typ":"jose",`, false, true},
+		{`"typ":"Bearer",`, false, true},
+		{`"typ":"application/jwt",`, false, true},
+		{`"typ":"application/JOSE",`, false, false},
+		{`"typ":"JOSE+JSON",`, false, false},
+		{`"typ":"id_token",`, false, false},
+		{`"typ":"rt+jwt",`, false, false},
 	} {
 		token := key.token(`{`+c.typ+`"alg":"EdDSA","kid":"kid of EdDSA"}`, goodClaims().json())
 		if got := mayPass(t, strict, token); got != c.strict {
@@ -664,17 +677,58 @@ func TestJWTTypes(t *testing.T) {
 			t.Errorf("%s with any: %v", c.typ, got)
 		}
 	}
-	for _, other := range []claims{
-		{"at_hash": "x"}, {"c_hash": "x"}, {"events": claims{}}, {"typ": "ID"}, {"typ": "Refresh"},
-		{"typ": "Offline"}, {"typ": "Logout"}, {"token_use": "id"},
-	} {
-		if mayPass(t, anyType, key.issue(goodClaims().with(other))) {
-			t.Errorf("%v is taken for an access token", other)
+}
+
+// RFC 8725 section 3.11: so with a token that says by its claims of which kind it is.
+func TestJWTKinds(t *testing.T) {
+	strict := forgery(t, jwtSettings{})
+	anyType := forgery(t, jwtSettings{Type: "any"})
+	key := keyFor("EdDSA")
+	plain := func(c claims) string { return key.token(`{"alg":"EdDSA","kid":"kid of EdDSA","typ":"JWT"}`, c.json()) }
+	check := func(c claims, wantPlain, wantAccess bool) {
+		t.Helper()
+		c = goodClaims().with(c)
+		if got := mayPass(t, anyType, plain(c)); got != wantPlain {
+			t.Errorf("%v, header JWT: %v", c, got)
+		}
+		for name, j := range map[string]*introspect.JWT{"at+jwt": strict, "any": anyType} {
+			if got := mayPass(t, j, key.issue(c)); got != wantAccess {
+				t.Errorf("%v, header at+jwt, typ %s: %v", c, name, got)
+			}
 		}
 	}
-	for _, access := range []claims{{"typ": "Bearer"}, {"token_use": "access"}} {
-		if !mayPass(t, anyType, key.issue(goodClaims().with(access))) {
-			t.Errorf("%v is not taken for an access token", access)
+	for _, name := range []string{"typ", "token_use", "token_type", "tokenName", "tokenType", "tok_type", "purpose"} {
+		for _, kind := range []any{
+			"access_token", "access", "Access-Token", "AccessToken", "Bearer", "bearer", "AT", "at+jwt", "application/at+jwt", "JWT",
+			"urn:ietf:params:oauth:token-type:access_token", "", json.RawMessage("null"),
+		} {
+			check(claims{name: kind}, true, true)
+		}
+		// Another kind.
+		for _, kind := range []any{"refresh_token", "Refresh", "refresh-token", "RT", "Offline", "ID", "id_token", "id", "Logout", "logout_token", "code", "authorization_code", "session"} {
+			check(claims{name: kind}, false, false)
+		}
+		// Nobody knows what: not under a header that says nothing either.
+		for _, kind := range []any{"DPoP", "mac", "N_A", "verify-email", "RegistrationAccessToken", "nonce", "billing", "access_tokens", 1, true, []string{"access_token"}, claims{"kind": "access_token"}} {
+			check(claims{name: kind}, false, true)
+		}
+	}
+	// What only tokens of other kinds have.
+	for _, other := range []claims{{"at_hash": "x"}, {"c_hash": "x"}, {"s_hash": "x"}, {"events": claims{}}, {"token_introspection": claims{"active": true}}} {
+		check(other, false, false)
+	}
+	// One that says access does not make up for one that does not.
+	check(claims{"token_type": "Bearer", "tokenName": "refresh_token"}, false, false)
+	// The type may be of anything, but not of another token.
+	check(claims{"type": "service"}, true, true)
+	check(claims{"type": "access"}, true, true)
+	check(claims{"type": "refresh"}, false, false)
+	// As ForgeRock AM writes them: the access token and the refresh token of one grant.
+	am := claims{"tokenName": "access_token", "token_type": "Bearer", "grant_type": "client_credentials", "auth_level": 0, "realm": "/alpha", "cts": "OAUTH2_STATELESS_GRANT"}
+	for tokenName, want := range map[string]bool{"access_token": true, "refresh_token": false, "id_token": false} {
+		token := key.token(`{"typ":"JWT","zip":"NONE","kid":"kid of EdDSA","alg":"EdDSA"}`, goodClaims().with(am).with(claims{"tokenName": tokenName}).json())
+		if got := mayPass(t, anyType, token); got != want {
+			t.Errorf("%s of ForgeRock AM: %v", tokenName, got)
 		}
 	}
 }
@@ -757,6 +811,9 @@ func TestJWTForgedStructure(t *testing.T) {
 	if !mayPass(t, j, key.token(head(`,"x":{"y":[1]}`), good)) {
 		t.Fatal("a genuine token is refused")
 	}
+	if !mayPass(t, j, key.token(head(`,"zip":"NONE"`), good)) {
+		t.Error("zip NONE, which says that nothing is compressed, is refused")
+	}
 	deep := func(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }
 	for name, token := range map[string]string{
 		"crit":                      key.token(head(`,"crit":["exp"]`), good),
@@ -766,6 +823,14 @@ func TestJWTForgedStructure(t *testing.T) {
 		"b64 true":                  key.token(head(`,"b64":true`), good),
 		"b64 false":                 key.token(head(`,"b64":false`), good),
 		"zip":                       key.token(head(`,"zip":"DEF"`), good),
+		"zip none in lower case":    key.token(head(`,"zip":"none"`), good),
+		"zip none with a space":     key.token(head(`,"zip":"NONE "`), good),
+		"zip none in a list":        key.token(head(`,"zip":["NONE"]`), good),
+		"zip empty":                 key.token(head(`,"zip":""`), good),
+		"zip null":                  key.token(head(`,"zip":null`), good),
+		"zip twice":                 key.token(head(`,"zip":"NONE","zip":"DEF"`), good),
+		"zip none and deflated":     key.token(head(`,"zip":"NONE"`), string(must(base64.StdEncoding.DecodeString("q1YqSS0uUbJSUCpOLSlVqgUA")))),
+		"enc none":                  key.token(head(`,"enc":"NONE"`), good),
 		"enc":                       key.token(head(`,"enc":"A256GCM"`), good),
 		"kid as a number":           key.token(`{"alg":"EdDSA","kid":1}`, good),
 		"kid as a list":             key.token(`{"alg":"EdDSA","kid":["kid of EdDSA"]}`, good),
@@ -907,9 +972,16 @@ func TestCVE_2020_26160_CVE_2026_55669_Audience(t *testing.T) {
 			t.Errorf("audience %v is good", aud)
 		}
 	}
-	// Who does not check the audience here must not be told that there is none.
+	// Where no audience is asked for, none is no mistake; servers write that in several ways.
+	// A mistake must not look like it.
 	unchecked := forgery(t, jwtSettings{})
-	for _, aud := range []any{[]string{}, []string{""}, "", 0, false, claims{}, json.RawMessage("null")} {
+	for _, aud := range []any{[]string{}, "", json.RawMessage("null"), nil} {
+		facts, err := unchecked.Lookup(t.Context(), keyFor("EdDSA").issue(goodClaims().with(claims{"aud": aud})))
+		if err != nil || !facts.Active || len(facts.Audience) != 0 || facts.HasAudience("") {
+			t.Errorf("audience %v where it is not checked: %+v, %v", aud, facts, err)
+		}
+	}
+	for _, aud := range []any{[]string{""}, []string{"api", ""}, 0, false, claims{}, []any{nil}, []any{[]any{}}} {
 		if mayPass(t, unchecked, keyFor("EdDSA").issue(goodClaims().with(claims{"aud": aud}))) {
 			t.Errorf("audience %v is good where it is not checked", aud)
 		}
@@ -1158,6 +1230,14 @@ func FuzzJWT(f *testing.F) {
 		f.Add(token + "=")
 		f.Add(strings.ReplaceAll(token, ".", ".."))
 		f.Add(signingKey{"x", alg, keyFor(alg).private}.token(`{"alg":"none","jwk":{},"x5c":["AA=="],"crit":["b64"],"b64":false}`, `{"iss":"`+issuerName+`","exp":1e308}`))
+	}
+	for _, header := range []string{
+		`{"typ":"JWT","zip":"NONE","kid":"kid of EdDSA","alg":"EdDSA"}`, `{"alg":"Ed25519","kid":""}`, `{"alg":"EdDSA","kid":null,"typ":"JOSE"}`,
+	} {
+		token := keyFor("EdDSA").token(header, goodClaims().with(claims{"aud": []string{}, "sub": 7, "exp": json.RawMessage("4.1024448e9"), "tokenName": "access_token", "scope": json.RawMessage("null")}).json())
+		genuine[token] = true
+		f.Add(token)
+		f.Add(keyFor("EdDSA").token(header, goodClaims().with(claims{"tokenName": "refresh_token", "aud": []any{nil}, "nbf": json.RawMessage("1e-400")}).json()))
 	}
 	f.Add("e..")
 	f.Add("eyJ.a.b.c.d")

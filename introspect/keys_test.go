@@ -90,6 +90,9 @@ func TestKeysDiscoveryTriesBothPlaces(t *testing.T) {
 					},
 				}, network(func(r *http.Request) (*http.Response, error) {
 					asked = append(asked, r.URL.Path)
+					if err := r.Context().Err(); err != nil {
+						return nil, err
+					}
 					switch {
 					case r.URL.Path == "/keys":
 						return answering(200, nil, jwks(keyFor("EdDSA").jwk(nil))), nil

@@ -589,7 +589,7 @@ func TestRemoteAnswers(t *testing.T) {
 		{`{"active":true,"aud":[""]}`, wrong}, {`{"active":true,"aud":["a",""]}`, wrong}, {`{"active":true,"aud":""}`, yes}, {`{"active":true,"aud":7}`, wrong}, {`{"active":true,"aud":["a",1]}`, wrong}, {`{"active":true,"aud":{"a":1}}`, wrong},
 
 		{`{"active":true,"scope":""}`, yes}, {`{"active":true,"scope":"a b"}`, yes}, {`{"active":true,"scope":["a","b"]}`, yes}, {`{"active":true,"scope":null}`, yes},
-		{`{"active":true,"scope":["a b"]}`, wrong}, {`{"active":true,"scope":"a\"b"}`, wrong}, {`{"active":true,"scope":"a\tb"}`, wrong}, {`{"active":true,"scope":7}`, wrong},
+		{`{"active":true,"scope":["a b"]}`, yes}, {`{"active":true,"scope":"a\"b"}`, yes}, {`{"active":true,"scope":"a\tb"}`, yes}, {`{"active":true,"scope":7}`, wrong},
 		{`{"active":true,"scope":{"admin":true}}`, wrong}, {`{"active":true,"scope":["a",null]}`, wrong},
 
 		{`{"active":true,"client_id":7}`, yes}, {`{"active":true,"client_id":7.5}`, wrong}, {`{"active":true,"client_id":7e1}`, wrong}, {`{"active":true,"client_id":true}`, wrong},
