@@ -289,6 +289,17 @@ func texts(value any) ([]string, bool) {
 	return nil, false
 }
 
+// nameText is a name, which databases make a whole number of, as text.
+func nameText(value any) (string, bool) {
+	switch value := value.(type) {
+	case string:
+		return value, true
+	case json.Number:
+		return value.String(), !strings.ContainsAny(value.String(), ".eE")
+	}
+	return "", false
+}
+
 // maxDepth of JSON from an issuer. Real claims have four levels.
 const maxDepth = 32
 

@@ -391,17 +391,6 @@ func (j *JWT) judge(payload []byte, access bool) (*Facts, bool) {
 	}, true
 }
 
-// nameText is a name, which databases make a whole number of, as text.
-func nameText(value any) (string, bool) {
-	switch value := value.(type) {
-	case string:
-		return value, true
-	case json.Number:
-		return value.String(), !strings.ContainsAny(value.String(), ".eE")
-	}
-	return "", false
-}
-
 // numericDate reads a NumericDate (RFC 7519 section 2): seconds from 1970 to the year
 // 9999, with at most nine decimals. Some serializers write them with an exponent, as in
 // 1.7e+09; that is read digit by digit, never as a float. No sign: what is before 1970 is

@@ -700,7 +700,7 @@ func TestJWTKinds(t *testing.T) {
 	for _, name := range []string{"typ", "token_use", "token_type", "tokenName", "tokenType", "tok_type", "purpose"} {
 		for _, kind := range []any{
 			"access_token", "access", "Access-Token", "AccessToken", "Bearer", "bearer", "AT", "at+jwt", "application/at+jwt", "JWT",
-			"urn:ietf:params:oauth:token-type:access_token", "", json.RawMessage("null"),
+			"urn:ietf:params:oauth:token-type:access_token", json.RawMessage("null"),
 		} {
 			check(claims{name: kind}, true, true)
 		}
@@ -709,7 +709,7 @@ func TestJWTKinds(t *testing.T) {
 			check(claims{name: kind}, false, false)
 		}
 		// Nobody knows what: not under a header that says nothing either.
-		for _, kind := range []any{"DPoP", "mac", "N_A", "verify-email", "RegistrationAccessToken", "nonce", "billing", "access_tokens", 1, true, []string{"access_token"}, claims{"kind": "access_token"}} {
+		for _, kind := range []any{"DPoP", "mac", "N_A", "verify-email", "RegistrationAccessToken", "nonce", "billing", "access_tokens", "Bearer ", "", 1, true, []string{"access_token"}, claims{"kind": "access_token"}} {
 			check(claims{name: kind}, false, true)
 		}
 	}

@@ -11,7 +11,7 @@ var (
 	// RFC 6749, ForgeRock AM, Casdoor, Oracle, Curity.
 	kindMembers = []string{"typ", "token_use", "token_type", "tokenName", "tokenType", "tok_type", "purpose"}
 	// accessKinds are what they then call an access token, or any; see kindWord.
-	accessKinds = map[string]bool{"": true, "access": true, "at": true, "at+jwt": true, "bearer": true, "jwt": true}
+	accessKinds = map[string]bool{"access": true, "at": true, "at+jwt": true, "bearer": true, "jwt": true}
 	// otherKinds are what they call others.
 	otherKinds = map[string]bool{
 		"refresh": true, "rt": true, "offline": true, "id": true, "it": true, "logout": true, "session": true,
@@ -51,7 +51,7 @@ func otherKind(claims map[string]any, vouched bool) bool {
 // access-token, AccessToken and urn:ietf:params:oauth:token-type:access_token are access.
 func kindWord(value any) (word string, ok bool) {
 	word, ok = value.(string)
-	word = strings.NewReplacer("_", "", "-", "", " ", "").Replace(strings.ToLower(word))
+	word = strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(word))
 	word = strings.TrimPrefix(strings.TrimPrefix(word, "urn:ietf:params:oauth:tokentype:"), "application/")
 	return strings.TrimSuffix(word, "token"), ok
 }

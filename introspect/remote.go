@@ -869,19 +869,19 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 	}
 	for name, text := range map[string]*string{"client_id": &facts.ClientID, "sub": &facts.Subject} {
 		if value, present := answer[name]; present {
-			if *text, ok = answeredName(value); !ok {
+			if *text, ok = nameText(value); !ok {
 				return nil, fmt.Errorf("%s is not a string", name)
 			}
 		}
 	}
-	var tokenType, use, kind string
-	for name, text := range map[string]*string{"iss": &facts.Issuer, "token_type": &tokenType, "token_use": &use, "typ": &kind} {
+	for _, name := range []string{"iss", "token_type", "token_use", "typ"} {
 		if value, present := answer[name]; present {
-			if *text, ok = value.(string); !ok {
+			if _, ok = value.(string); !ok {
 				return nil, fmt.Errorf("%s is not a string", name)
 			}
 		}
 	}
+	facts.Issuer, _ = answer["iss"].(string)
 	// Some servers send an empty list or text for a token without audience.
 	if value, present := answer["aud"]; present && value != "" {
 		if facts.Audience, ok = texts(value); !ok || slices.Contains(facts.Audience, "") {
@@ -893,15 +893,11 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 	}
 
 	now := r.cfg.Now()
-	_, hasType := answer["token_type"]
 	_, bound := answer["cnf"]
 	switch {
 	case !facts.Expiry.IsZero() && !now.Before(facts.Expiry),
 		bound,
-		hasType && !strings.EqualFold(tokenType, "Bearer"),
-		// Endpoints answer for refresh tokens too: Hydra, Cognito and Keycloak say so here.
-		use != "" && use != "access_token" && use != "access",
-		kind == "Refresh" || kind == "Offline" || kind == "ID" || kind == "Logout",
+		otherKind(answer, false), // endpoints answer for refresh tokens too
 		r.cfg.Issuer != "" && facts.Issuer != "" && facts.Issuer != r.cfg.Issuer:
 		return inactive, nil
 	}
@@ -927,15 +923,4 @@ func answeredDate(value any) (time.Time, bool) {
 		at = time.Time{}
 	}
 	return at, ok
-}
-
-// answeredName reads a name, which databases make a whole number of.
-func answeredName(value any) (string, bool) {
-	switch value := value.(type) {
-	case string:
-		return value, true
-	case json.Number:
-		return value.String(), !strings.ContainsAny(value.String(), ".eE")
-	}
-	return "", false
 }

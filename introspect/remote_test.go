@@ -581,6 +581,8 @@ func TestRemoteAnswers(t *testing.T) {
 
 		// Nor is what is no access token.
 		{`{"active":true,"token_use":"access_token"}`, yes}, {`{"active":true,"token_use":"access"}`, yes}, {`{"active":true,"token_use":"refresh_token"}`, no},
+		{`{"active":true,"tokenName":"access_token"}`, yes}, {`{"active":true,"tokenName":"refresh_token"}`, no}, {`{"active":true,"purpose":"refresh_token"}`, no},
+		{`{"active":true,"type":"refresh"}`, no}, {`{"active":true,"type":"service"}`, yes}, {`{"active":true,"at_hash":"x"}`, no}, {`{"active":true,"typ":"Initial"}`, no},
 		{`{"active":true,"token_use":"id"}`, no}, {`{"active":true,"typ":"Bearer"}`, yes}, {`{"active":true,"typ":"Refresh"}`, no}, {`{"active":true,"typ":"Offline"}`, no},
 
 		{`{"active":true,"iss":"https://issuer.example"}`, yes}, {`{"active":true,"iss":"https://issuer.example/"}`, no}, {`{"active":true,"iss":["https://issuer.example"]}`, wrong},
