@@ -31,8 +31,25 @@ for it. The secret is read from the terminal or from standard input.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.AddCommand(generateSecretCommand(), hashSecretCommand())
+			cmd.Args = cobra.ArbitraryArgs // RunE judges them
+			cmd.RunE = helpOrUnknown
 		},
 	})
+}
+
+// helpOrUnknown is what 'caddy oauth' does itself. Alone it helps, as 'caddy' does. A word that
+// is no command of its own is an error: a script must not go on without its secret.
+func helpOrUnknown(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return cmd.Help()
+	}
+	var known []string
+	for _, c := range cmd.Commands() {
+		if c.IsAvailableCommand() {
+			known = append(known, c.Name())
+		}
+	}
+	return fmt.Errorf("unknown command %q for %q (known: %s)", args[0], cmd.CommandPath(), strings.Join(known, ", "))
 }
 
 func generateSecretCommand() *cobra.Command {

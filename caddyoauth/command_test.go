@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"io"
 	"net/url"
 	"os"
@@ -162,10 +163,20 @@ func TestHashSecretRefuses(t *testing.T) {
 }
 
 func TestOAuthCommandSaysWhatItCanDo(t *testing.T) {
-	for _, args := range [][]string{{"--help"}, {"hash-secret", "--help"}, {"generate-secret", "--help"}} {
+	for _, args := range [][]string{nil, {"--help"}, {"hash-secret", "--help"}, {"generate-secret", "--help"}} {
 		stdout, _, err := caddyCLI(t, "", args...)
 		if err != nil || !strings.Contains(stdout, "secret") || !strings.Contains(stdout, "Usage:") {
 			t.Errorf("caddy oauth %s: %v\n%s", strings.Join(args, " "), err, stdout)
+		}
+	}
+}
+
+// A command that does not exist is an error that names those that do.
+func TestOAuthCommandRefusesUnknownOnes(t *testing.T) {
+	for _, args := range [][]string{{"nonsense"}, {"generate-secrets"}, {"Hash-Secret"}, {"nonsense", "hash-secret"}, {""}} {
+		stdout, _, err := caddyCLI(t, "", args...)
+		if err == nil || !strings.Contains(err.Error(), `unknown command "`+args[0]+`" for "caddy oauth" (known: generate-secret, hash-secret)`) || stdout != "" {
+			t.Errorf("caddy oauth %q: %v, and prints %q", args, err, stdout)
 		}
 	}
 }
@@ -199,5 +210,12 @@ func TestCommandInAProcess(t *testing.T) {
 	}
 	if stdout, err = run(strings.NewReader("x"), "oauth", "hash-secret", "-a", "md5"); err == nil || stdout != "" {
 		t.Errorf("a bad algorithm ends with %v and prints %q", err, stdout)
+	}
+	var exit *exec.ExitError
+	if stdout, err = run(nil, "oauth", "nonsense"); !errors.As(err, &exit) || exit.ExitCode() != 1 || stdout != "" || !strings.Contains(string(exit.Stderr), "known: generate-secret, hash-secret") {
+		t.Errorf("an unknown command ends with %v and prints %q", err, stdout)
+	}
+	if stdout, err = run(nil, "oauth"); err != nil || !strings.Contains(stdout, "generate-secret") {
+		t.Errorf("the command alone ends with %v and prints %q", err, stdout)
 	}
 }
