@@ -29,7 +29,7 @@ func init() {
 // parseApp reads the global option
 //
 //	oauth {
-//		store bbolt [<path>]
+//		store bbolt [<path>] { ... }
 //		store memory
 //		store redis <host:port>... { ... }
 //		cache off
@@ -168,13 +168,25 @@ func parseStore(d *caddyfile.Dispenser, app *App) error {
 
 // UnmarshalCaddyfile reads
 //
-//	bbolt [<path>]
+//	bbolt [<path>] {
+//		lock_timeout <duration>
+//	}
 func (s *BboltStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the store's name
 	if d.NextArg() {
 		s.Path = d.Val()
 	}
-	return nothingMore(d)
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return parseOptions(d, "bbolt", map[string]func() error{
+		"lock_timeout": func() error {
+			if err := parseDurationInto(d, &s.LockTimeout); err != nil {
+				return err
+			}
+			return wrapErr(d, checkLockTimeout(s.LockTimeout))
+		},
+	})
 }
 
 // UnmarshalCaddyfile reads

@@ -1,13 +1,17 @@
 package caddyoauth_test
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/caddyserver/caddy/v2"
 )
 
 // recipes are the cookbook's, by their headings: for each block, in order, what it has to do.
-var recipes = map[string][]func(t *testing.T, g *gateway){
+var recipes = map[string][]func(t *testing.T, b docBlock){
 	"Let browsers call from another origin (CORS)": {corsRecipe},
+	"Update without two processes on one file":     {updateRecipe},
 }
 
 // Every block of the cookbook does what its recipe says, in a real Caddy. A recipe that nobody
@@ -34,7 +38,7 @@ func TestCookbook(t *testing.T) {
 				t.Fatalf("the recipe has %d blocks, %d of them are tried", len(blocks[heading]), len(tries))
 			}
 			for i, b := range blocks[heading] {
-				t.Run(b.String(), func(t *testing.T) { tries[i](t, startRecipe(t, b)) })
+				t.Run(b.String(), func(t *testing.T) { tries[i](t, b) })
 			}
 		})
 	}
@@ -43,18 +47,14 @@ func TestCookbook(t *testing.T) {
 	}
 }
 
-// startRecipe runs a block of the cookbook on a port of this machine, with the test's backend
-// in place of the one on port 9000.
-func startRecipe(t *testing.T, b docBlock) *gateway {
+// startSite runs the lines of a site in the cookbook, with the test's backend in place of the
+// one on port 9000.
+func startSite(t *testing.T, b docBlock) *gateway {
 	t.Helper()
-	text := strings.ReplaceAll(b.text, "127.0.0.1:9000", "BACKEND")
-	switch b.kind {
-	case "caddyfile site":
-		return startGateway(t, "store memory\n"+docClients, text)
-	default:
-		t.Fatalf("%v: a block of kind %q can't be tried", b, b.kind)
-		return nil
+	if b.kind != "caddyfile site" {
+		t.Fatalf("%v: the block is of kind %q", b, b.kind)
 	}
+	return startGateway(t, "store memory\n"+docClients, strings.ReplaceAll(b.text, "127.0.0.1:9000", "BACKEND"))
 }
 
 // preflight asks for leave to send a request with a token from origin.
@@ -63,7 +63,8 @@ func (g *gateway) preflight(path, origin, method string) answer {
 	return g.do(g.request("OPTIONS", path, "", "Origin", origin, "Access-Control-Request-Method", method, "Access-Control-Request-Headers", "authorization"))
 }
 
-func corsRecipe(t *testing.T, g *gateway) {
+func corsRecipe(t *testing.T, b docBlock) {
+	g := startSite(t, b)
 	const app = "https://app.example.com"
 	for _, path := range []string{"/api/x", "/oauth2/access_token"} {
 		a := g.preflight(path, app, "POST")
@@ -99,5 +100,32 @@ func corsRecipe(t *testing.T, g *gateway) {
 	a := g.do(g.request("GET", "/api/x", "", "Origin", app, "Authorization", "Bearer "+token))
 	if a.StatusCode != 200 || len(a.Header["Access-Control-Allow-Origin"]) != 1 || a.Body != "backend" {
 		t.Errorf("with a token: %d %q with %v", a.StatusCode, a.Body, a.Header)
+	}
+}
+
+func updateRecipe(t *testing.T, b docBlock) {
+	path := filepath.Join(t.TempDir(), "tokens.db")
+	release := holdInAnotherProcess(t, path)
+	g := &gateway{t: t, Backend: newBackend(t), Client: newClient(t)}
+	t.Cleanup(func() { caddy.Stop() })
+	loaded := make(chan error, 1)
+	go func() {
+		loaded <- g.load(strings.ReplaceAll(b.text, "/var/lib/caddy/tokens.db", path)+testClients, gatewaySite)
+	}()
+	// Until one that waits as long as is the default has given up, the other one waits.
+	if said := secondCaddyOn(t, path); !strings.Contains(said, "in use by another process") {
+		t.Errorf("without lock_timeout: %s", said)
+	}
+	select {
+	case err := <-loaded:
+		t.Fatalf("it did not wait: %v", err)
+	default:
+	}
+	release()
+	if err := <-loaded; err != nil {
+		t.Fatalf("when the old process has ended: %v", err)
+	}
+	if a := g.get("/x", g.token("reader")); a.StatusCode != 200 {
+		t.Errorf("with a token: %d", a.StatusCode)
 	}
 }

@@ -698,6 +698,7 @@ func TestREADMEHasEveryOption(t *testing.T) {
 		{"client", "client a {\nnonsense\n}", ""},
 		{"auth", "client a {\nauth nonsense\n}", ""},
 		{"grant_types", "client a {\ngrant_types nonsense\n}", ""},
+		{"bbolt", "store bbolt {\nnonsense\n}", ""},
 		{"redis", "store redis 127.0.0.1:6379 {\nnonsense\n}", ""},
 		{"redis tls", "store redis 127.0.0.1:6379 {\ntls {\nnonsense\n}\n}", ""},
 		{"oauth_server", "", "oauth_server {\nnonsense\n}"},
@@ -757,6 +758,20 @@ func TestREADMEHasTheErrors(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.message) {
 			t.Errorf("the README promises %q, and the error is: %v", c.message, err)
 		}
+	}
+
+	// A damaged store is met when it is opened.
+	damaged := filepath.Join(t.TempDir(), "tokens.db")
+	if err := os.WriteFile(damaged, []byte("no store"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config, err := adapt(t, formatted(caddyfileOf("store bbolt "+damaged+"\n"+testClients, "oauth_server")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const noStore = "is damaged, or is no token store"
+	if err := caddy.Load(config, true); err == nil || !strings.Contains(err.Error(), noStore) || !strings.Contains(readme, "`"+noStore+"`") {
+		t.Errorf("the README does not explain %q, or it is not what is said of a damaged file: %v", noStore, err)
 	}
 
 	// The locked store takes two who want it.

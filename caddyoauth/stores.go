@@ -1,6 +1,8 @@
 package caddyoauth
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,8 +24,9 @@ type storeOpener interface {
 	// poolKey names the thing that can't be opened twice. Configurations whose stores have
 	// the same key share one. It may make the folder that the store lies in.
 	poolKey() (string, error)
-	// open opens the store of that key. It may block for a second or two. A sharedStore
-	// tells owner what other gateways do to it.
+	// open opens the store of that key. It may block for as long as its settings say, a
+	// second or two if they say nothing. A sharedStore tells owner what other gateways do to
+	// it.
 	open(key string, owner *openStore) (oauth.TokenStore, error)
 }
 
@@ -53,7 +56,27 @@ type BboltStore struct {
 	// configuration is loaded.
 	Path string `json:"path,omitempty"`
 
+	// How long to wait for another process that has the file open, from a second to a minute:
+	// in an update the old process may need a while to end. Until then requests that need the
+	// store get 503, if the gateway listens at all. Default: `1s`.
+	LockTimeout caddy.Duration `json:"lock_timeout,omitempty"`
+
 	path string // with placeholders replaced and the default in place
+}
+
+// Bounds of lock_timeout. The lower one is also the default, and what the store waits at least.
+// The upper one is below what supervisors give a start, a minute and a half with systemd;
+// and a reload holds up the admin endpoint for as long.
+const (
+	minLockTimeout = time.Second
+	maxLockTimeout = time.Minute
+)
+
+func checkLockTimeout(timeout caddy.Duration) error {
+	if t := time.Duration(timeout); t < minLockTimeout || t > maxLockTimeout {
+		return fmt.Errorf("lock_timeout %v is not between %v and %v", t, minLockTimeout, maxLockTimeout)
+	}
+	return nil
 }
 
 // CaddyModule returns the Caddy module information.
@@ -66,6 +89,10 @@ func (BboltStore) CaddyModule() caddy.ModuleInfo {
 
 // Provision resolves the path.
 func (s *BboltStore) Provision(caddy.Context) error {
+	s.LockTimeout = cmp.Or(s.LockTimeout, caddy.Duration(minLockTimeout))
+	if err := checkLockTimeout(s.LockTimeout); err != nil {
+		return err
+	}
 	s.path = s.Path
 	if s.path == "" {
 		s.path = filepath.Join(caddy.AppDataDir(), "oauth", "tokens.db")
@@ -95,7 +122,13 @@ func (s *BboltStore) poolKey() (string, error) {
 }
 
 func (s *BboltStore) open(path string, _ *openStore) (oauth.TokenStore, error) {
-	return store.OpenBbolt(path, time.Now)
+	for begun := time.Now(); ; {
+		b, err := store.OpenBbolt(path, time.Now)
+		// A process that is told to end while it waits must not go on waiting.
+		if !errors.Is(err, store.ErrInUse) || caddy.Exiting() || time.Since(begun) >= time.Duration(s.LockTimeout) {
+			return b, err
+		}
+	}
 }
 
 // MemoryStore keeps tokens in memory, a million at most. They survive a reload of the

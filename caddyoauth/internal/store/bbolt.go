@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -76,11 +77,14 @@ type write struct {
 	err    chan error // has room for the one outcome
 }
 
+// ErrInUse is why a file can't be opened that another process has open.
+var ErrInUse = errors.New("is in use by another process")
+
 // OpenBbolt opens or creates the file at path, with mode 0600, in a folder that is
 // made with mode 0700 if it is not there. On Unix a file that belongs to another user than
 // this one and root is refused, and so is a folder that everybody may write in. It waits up
-// to a second for another process that has the file open. now is the wall clock by which
-// expired tokens are dropped.
+// to a second for another process that has the file open, and then returns ErrInUse. now is
+// the wall clock by which expired tokens are dropped.
 func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, Unusable(path, err)
@@ -101,7 +105,7 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 		// bbolt checks little of what it finds when it opens; a damaged file can make it
 		// panic, and one cut short can fault.
 		if r := recover(); r != nil {
-			err = damaged(path, r)
+			err = damaged(path, panicked())
 		}
 	}()
 	// What was opened is judged, not what lay there a moment before.
@@ -122,7 +126,7 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	case refusal != nil:
 		return nil, refusal
 	case errors.Is(err, berrors.ErrTimeout):
-		return nil, fmt.Errorf("the token store %s is in use by another process: stop the other one, or give each its own file with 'store bbolt <path>'", path)
+		return nil, fmt.Errorf("the token store %s %w: stop the other one, give each its own file with 'store bbolt <path>', or, where one follows the other, set a longer lock_timeout", path, ErrInUse)
 	case errors.As(err, new(*fs.PathError)):
 		return nil, Unusable(path, err)
 	case err != nil:
@@ -190,8 +194,24 @@ func Unusable(path string, err error) error {
 	return fmt.Errorf("the token store %s can't be used (%w): let the user that runs the gateway read and write the file and its folder, on a disk with room, or name another file with 'store bbolt <path>'", path, err)
 }
 
-func damaged(path string, r any) error {
-	return fmt.Errorf("the token store %s is damaged or no token store (%v): restore it, or move it away to begin with an empty one, which ends all tokens", path, r)
+// damaged is the error for a file that is not as we left it; finding says what is wrong.
+func damaged(path string, finding error) error {
+	return fmt.Errorf("the token store %s is damaged, or is no token store (%w): move it away, and the next start makes an empty one; then all tokens have ended, and clients fetch new ones. Don't put an old copy in its place, in which revoked tokens are still good", path, finding)
+}
+
+// panicked is what damaged says of a panic that the calling function has just recovered:
+// where it was. What bbolt panics with is about its insides, or is Go's own.
+func panicked() error {
+	callers := make([]uintptr, 64)
+	frames := runtime.CallersFrames(callers[:runtime.Callers(2, callers)])
+	for inside := false; ; {
+		frame, more := frames.Next()
+		ofRuntime := strings.HasPrefix(frame.Function, "runtime.")
+		if inside && !ofRuntime || !more {
+			return fmt.Errorf("%s can't read it", frame.Function)
+		}
+		inside = inside || ofRuntime
+	}
 }
 
 // Close implements oauth.TokenStore. Writes that wait are carried out first.
@@ -375,7 +395,7 @@ func (b *Bbolt) guarded(run func(func(*bolt.Tx) error) error, do func(*bolt.Tx) 
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file cut short faults in its mapping
 	defer func() {
 		if r := recover(); r != nil {
-			broken := damaged(b.path, r)
+			broken := damaged(b.path, panicked())
 			b.broken.Store(&broken)
 			err = broken
 		}
@@ -383,7 +403,7 @@ func (b *Bbolt) guarded(run func(func(*bolt.Tx) error) error, do func(*bolt.Tx) 
 	return closedError(run(func(tx *bolt.Tx) (err error) {
 		defer func() {
 			if r := recover(); r != nil {
-				err = damaged(b.path, r)
+				err = damaged(b.path, panicked())
 			}
 		}()
 		return do(tx)

@@ -198,10 +198,13 @@ func TestBboltFileInUse(t *testing.T) {
 		b.Close()
 		t.Fatal("the file was opened twice")
 	}
+	if !errors.Is(err, ErrInUse) {
+		t.Errorf("the error is not ErrInUse: %v", err)
+	}
 	if waited := time.Since(begun); waited > 2*time.Second {
 		t.Errorf("it took %v", waited)
 	}
-	for _, part := range []string{path, "in use by another process", "stop the other one", "store bbolt <path>"} {
+	for _, part := range []string{path, "in use by another process", "stop the other one", "store bbolt <path>", "longer lock_timeout"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("the message does not say %q: %v", part, err)
 		}
@@ -410,9 +413,7 @@ func honest(t *testing.T, path string, tokens []oauth.Token) (failed int) {
 		b, err := OpenBbolt(path, time.Now)
 		if err != nil {
 			failed = len(tokens)
-			if !strings.Contains(err.Error(), path) {
-				t.Errorf("the message does not name the file: %v", err)
-			}
+			saysWhatToDo(t, err, path)
 			return
 		}
 		for _, token := range tokens {
@@ -439,8 +440,23 @@ func honest(t *testing.T, path string, tokens []oauth.Token) (failed int) {
 	return failed
 }
 
-// B-21: a damaged file is an error that says what to do. It is never a panic, and never
-// a "no".
+// saysWhatToDo checks the message about a damaged file: it names the file and a way out, in
+// which revoked tokens stay revoked, and has nothing of what bbolt or Go panicked with.
+func saysWhatToDo(t *testing.T, err error, path string) {
+	t.Helper()
+	for _, part := range []string{path, "damaged, or is no token store (", "move it away", "all tokens have ended", "fetch new ones", "Don't put an old copy in its place"} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("the message does not say %q: %v", part, err)
+		}
+	}
+	for _, part := range []string{"restore", "panic", "runtime", "goroutine", "nil pointer", "invalid memory address", "index out of range", "assertion failed", "0x", "()"} {
+		if strings.Contains(err.Error(), part) {
+			t.Errorf("the message says %q: %v", part, err)
+		}
+	}
+}
+
+// A damaged file is an error that says what to do. It is never a panic, and never a "no".
 func TestBboltDamagedFile(t *testing.T) {
 	t.Run("not a bbolt file", func(t *testing.T) {
 		for _, size := range []int{1, 100, 100_000} {
@@ -453,11 +469,7 @@ func TestBboltDamagedFile(t *testing.T) {
 				b.Close()
 				t.Fatalf("%d bytes of garbage were opened", size)
 			}
-			for _, part := range []string{path, "damaged", "restore it"} {
-				if !strings.Contains(err.Error(), part) {
-					t.Errorf("%d bytes: the message does not say %q: %v", size, part, err)
-				}
-			}
+			saysWhatToDo(t, err, path)
 		}
 	})
 	t.Run("cut short", func(t *testing.T) {
@@ -520,8 +532,8 @@ func TestBboltDamagedFile(t *testing.T) {
 		for _, token := range tokens {
 			if _, err := b.Get(ctx, token.Key); err == nil || errors.Is(err, oauth.ErrNotFound) {
 				t.Fatalf("Get: %v, want an error that says that it could not find out", err)
-			} else if !strings.Contains(err.Error(), path) {
-				t.Fatalf("the message does not name the file: %v", err)
+			} else {
+				saysWhatToDo(t, err, path)
 			}
 		}
 		limited, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -679,7 +691,7 @@ func TestBboltOneFailureIsNotEverybodys(t *testing.T) {
 					return trouble
 				})
 			case 20:
-				errs[i] = b.write(ctx, func(*bolt.Tx) error { panic("a damaged page") })
+				errs[i] = b.write(ctx, func(*bolt.Tx) error { panic("a damaged page") }) // with what, is nobody's business
 			default:
 				errs[i] = b.Put(ctx, tokenOf(fmt.Sprint(i)))
 			}
@@ -697,8 +709,12 @@ func TestBboltOneFailureIsNotEverybodys(t *testing.T) {
 				t.Errorf("the write that failed: %v", err)
 			}
 		case 20:
-			if err == nil || !strings.Contains(err.Error(), path) {
-				t.Errorf("the write that panicked: %v", err)
+			if err == nil {
+				t.Fatal("the write that panicked succeeded")
+			}
+			saysWhatToDo(t, err, path)
+			if strings.Contains(err.Error(), "a damaged page") || !strings.Contains(err.Error(), "TestBboltOneFailureIsNotEverybodys") {
+				t.Errorf("the message does not say where it panicked, or with what: %v", err)
 			}
 		default:
 			if err != nil {
