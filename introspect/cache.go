@@ -598,7 +598,7 @@ func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string, maxA
 			// Somebody may have asked between this caller's look into the cache and now.
 			// Read before: within then says that none of the forgets until now was about it.
 			forgets := c.forgets.Load()
-			if e, ok := s.within(key, min(maxAge, s.cfg.MaxAge)); ok && e.answered >= begun {
+			if e, ok := s.within(key, min(maxAge, s.cfg.MaxAge)); ok {
 				return answer{e.facts, e.generation, e.global, forgets, e.asked, e.answered}, nil
 			}
 			return s.fill(ctx, key, h, token)
@@ -617,7 +617,8 @@ func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string, maxA
 			}
 			// The lookup had begun before a revocation that this caller may already know
 			// of, or its answer is older than this caller and than it allows. That flight is
-			// over, so the next began or begins after this call, and there is no third round.
+			// over. The next asks, unless a caller leads it that had looked into the cache before
+			// this answer was there; of those there is an end.
 		}
 	}
 }

@@ -904,6 +904,49 @@ func TestManyAskOnce(t *testing.T) {
 	}
 }
 
+// Who looked into the cache before the answer was in it, and comes to ask only after, does
+// not ask again.
+func TestWhoLookedTooEarlyDoesNotAskAgain(t *testing.T) {
+	clock := new(clocks)
+	cfg := clock.config()
+	var misses atomic.Int64
+	looked, goOn := make(chan struct{}), make(chan struct{})
+	cfg.OnMiss = func() { // between the look and the question
+		if misses.Add(1) == 2 {
+			close(looked)
+			<-goOn
+		}
+	}
+	c := newCache(t, cfg)
+	auth := newRegistry(clock.now)
+	auth.issue("token", start.Add(time.Hour))
+	asked, answer := make(chan struct{}, 2), make(chan struct{})
+	s := c.Wrap("auth", sourceFunc(func(ctx context.Context, token string) (*introspect.Facts, error) {
+		asked <- struct{}{}
+		<-answer
+		return auth.Lookup(ctx, token)
+	}), time.Minute)
+
+	var callers sync.WaitGroup
+	var first sync.WaitGroup
+	first.Go(func() { active(t, s, "token") })
+	<-asked
+	callers.Go(func() {
+		if !active(t, s, "token") {
+			t.Error("the second caller is refused")
+		}
+	})
+	<-looked
+	close(answer)
+	first.Wait()
+	clock.advance(time.Second)
+	close(goOn)
+	callers.Wait()
+	if n := auth.lookups.Load(); n != 1 {
+		t.Errorf("the source was asked %d times", n)
+	}
+}
+
 // B-23: errors are not cached.
 func TestErrorsAreNotRemembered(t *testing.T) {
 	cache := newCache(t, introspect.Config{})
