@@ -219,8 +219,8 @@ func (a *App) await(ctx context.Context) error {
 	return a.startErr
 }
 
-// reservePrefix makes every oauth_server remove headers that begin with prefix, so that
-// a route without oauth_protect can't be used to tell a backend who is calling.
+// reservePrefix makes every handler remove headers that begin with prefix, so that no
+// other route can be used to tell a backend who is calling.
 func (a *App) reservePrefix(prefix string) {
 	if !slices.Contains(a.prefixes, prefix) {
 		a.prefixes = append(a.prefixes, prefix)

@@ -639,12 +639,12 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 	}
 	routes := h.NewRoute(matcher, protect)
 	if matcher != nil {
-		routes = append(routes, h.NewRoute(nil, &Guard{HeaderPrefix: protect.HeaderPrefix, AllowAmbiguousPaths: protect.AllowAmbiguousPaths})...)
+		routes = append(routes, h.NewRoute(nil, &Guard{AllowAmbiguousPaths: protect.AllowAmbiguousPaths, KeepOverrideHeaders: protect.KeepOverrideHeaders})...)
 	}
 	return routes, nil
 }
 
-const protectOptions = "scopes, any_scope, audience, claim, max_age, header_prefix, keep_token, allow_ambiguous_paths, insecure_http, source"
+const protectOptions = "scopes, any_scope, audience, claim, max_age, header_prefix, keep_token, keep_override_headers, allow_ambiguous_paths, insecure_http, source"
 
 // parseProtect reads
 //
@@ -656,6 +656,7 @@ const protectOptions = "scopes, any_scope, audience, claim, max_age, header_pref
 //		max_age       <duration>
 //		header_prefix <prefix>
 //		keep_token
+//		keep_override_headers
 //		allow_ambiguous_paths
 //		insecure_http
 //		source        <name> ...
@@ -712,6 +713,8 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 			}
 		case "keep_token":
 			p.KeepToken, err = true, nothingMore(h.Dispenser)
+		case "keep_override_headers":
+			p.KeepOverrideHeaders, err = true, nothingMore(h.Dispenser)
 		case "allow_ambiguous_paths":
 			p.AllowAmbiguousPaths, err = true, nothingMore(h.Dispenser)
 		case "insecure_http":

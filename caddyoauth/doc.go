@@ -6,8 +6,8 @@
 //	oauth.stores.{bbolt,memory,redis}   where issued tokens live                         stores.go, redis.go
 //	oauth.sources.{local,introspect,jwt}   where accepted tokens come from               sources.go, sources_config.go
 //	http.handlers.oauth_server    the token, introspection and revocation endpoints      server.go
-//	http.handlers.oauth_protect   bearer tokens in front of a backend                    protect.go, identity.go
-//	http.handlers.oauth_guard     no way around oauth_protect beside its matcher         guard.go
+//	http.handlers.oauth_protect   bearer tokens in front of a backend                    protect.go, strip.go, identity.go
+//	http.handlers.oauth_guard     no way around oauth_protect beside its matcher         guard.go, early.go
 //	http.matchers.oauth_scope     routing by the scopes of the caller                    matcher.go
 //	admin.api.oauth               forgetting what is cached                              admin.go
 //	caddy oauth                   the command line                                       command.go

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -217,6 +219,90 @@ func FuzzMisdirected(f *testing.F) {
 		r = &http.Request{Method: "POST", URL: &url.URL{Path: path + "/orders"}}
 		if kind, _ := server.misdirected(r); kind != "" && !strings.ContainsAny(between, "?#&") {
 			t.Errorf("%q is taken for a request to the %s endpoint", path+"/orders", kind)
+		}
+	})
+}
+
+// Nothing that a caller sends becomes, in the most careless backend's environment, what only
+// we may say, and nothing else is lost. That backend turns every byte that is no letter or
+// digit into _, as lighttpd's mod_cgi and busybox's httpd do.
+func FuzzStrip(f *testing.F) {
+	for _, seed := range []string{
+		"X-OAuth-Client-Id", "X!OAuth#Client$Id", "x_oauth.scope", "X-Partner-Id\nX-OAuth", "Authorization\nPROXY^AUTHORIZATION\ndpop",
+		"X-Original-URL\nx~http~method", "Http2-Settings\nhttp2|settings", "X-Other\nX-Request-Id\nXOAuth-Client-Id", "X-OAuth-\nX-Oauth\n-X-OAuth-Id",
+	} {
+		f.Add(seed, "close, X-Team, upgrade", "h2c")
+		f.Add(seed, "keep-alive", "websocket")
+	}
+	environment := func(name string) string {
+		return strings.Map(func(c rune) rune {
+			if 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' {
+				return c
+			}
+			return '_'
+		}, "HTTP-"+strings.ToUpper(name))
+	}
+	prefixes := []string{"x-oauth-", "x-partner-"}
+	ours := func(variable string) bool {
+		return strings.HasPrefix(variable, "HTTP_X_OAUTH_") || strings.HasPrefix(variable, "HTTP_X_PARTNER_") ||
+			slices.Contains([]string{"HTTP_AUTHORIZATION", "HTTP_PROXY_AUTHORIZATION", "HTTP_DPOP", "HTTP_HTTP2_SETTINGS",
+				"HTTP_X_ORIGINAL_URL", "HTTP_X_REWRITE_URL", "HTTP_X_ORIGINAL_URI", "HTTP_X_SCRIPT_NAME", "HTTP_X_FORWARDED_PREFIX",
+				"HTTP_X_HTTP_METHOD_OVERRIDE", "HTTP_X_HTTP_METHOD", "HTTP_X_METHOD_OVERRIDE"}, variable)
+	}
+	f.Fuzz(func(t *testing.T, names, connection, upgrade string) {
+		sent := make(http.Header)
+		for name := range strings.SplitSeq(names, "\n") {
+			if isHTTPToken(name) {
+				sent.Add(name, "x")
+			}
+		}
+		sent.Del("Connection")
+		sent.Del("Upgrade")
+		check := func(what string, got http.Header) {
+			for name := range got {
+				if ours(environment(name)) {
+					t.Errorf("%s: %q arrives, and is %s", what, name, environment(name))
+				}
+			}
+			for name := range sent {
+				if !ours(environment(name)) && got[name] == nil {
+					t.Errorf("%s: %q is lost", what, name)
+				}
+			}
+		}
+		r := httptest.NewRequest("POST", "/", io.MultiReader(strings.NewReader("x")))
+		r.ContentLength = -1
+		r.Header, r.Trailer = sent.Clone(), make(http.Header)
+		r.Header["Connection"], r.Header["Upgrade"] = []string{connection}, []string{upgrade}
+		strip(r, prefixes, true)
+		if got := r.Header["Upgrade"]; got != nil && !strings.EqualFold(got[0], "websocket") {
+			t.Errorf("a switch to %q arrives", got)
+		}
+		for word := range strings.SplitSeq(strings.Join(r.Header["Connection"], ","), ",") {
+			switch word = strings.ToLower(strings.Trim(word, " \t")); {
+			case word == "" && r.Header["Connection"] == nil, word == "close", word == "keep-alive", word == "te":
+			case word == "upgrade" && r.Header["Upgrade"] != nil:
+			default:
+				t.Errorf("Connection names %q", word)
+			}
+		}
+		check("headers", r.Header)
+		// Trailers come with the end of the body.
+		maps.Copy(r.Trailer, sent)
+		io.Copy(io.Discard, r.Body)
+		check("trailers", r.Trailer)
+
+		// On all sites of the server identity goes, and no switch to another HTTP is left.
+		r.Header = sent.Clone()
+		r.Header["Upgrade"] = []string{upgrade}
+		stripServer(r, prefixes)
+		for name := range r.Header {
+			if v := environment(name); strings.HasPrefix(v, "HTTP_X_OAUTH_") || strings.HasPrefix(v, "HTTP_X_PARTNER_") || v == "HTTP_HTTP2_SETTINGS" {
+				t.Errorf("%q arrives at another site, and is %s", name, v)
+			}
+		}
+		if got := r.Header["Upgrade"]; got != nil && strings.Contains(strings.ToLower(got[0]), "h2c") {
+			t.Errorf("a switch to %q arrives at another site", got)
 		}
 	})
 }

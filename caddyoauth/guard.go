@@ -2,7 +2,6 @@ package caddyoauth
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
 
 	"github.com/caddyserver/caddy/v2"
@@ -15,23 +14,27 @@ func init() {
 }
 
 // Guard stands on the requests that the matcher of an `oauth_protect` leaves out, so
-// that they are no way around it. It removes identity headers, which only
-// `oauth_protect` may set, and refuses paths that a backend could read differently
-// from Caddy's matchers: `/public/..;/admin/` does not match `/admin/*`, and is just
-// that to some backends. It asks for no token, and leaves alone what an
-// `oauth_protect` before it has let in.
+// that they are no way around it. It removes the headers that `oauth_protect` removes,
+// credentials excepted: those that tell who is calling, whatever `header_prefix` they
+// belong to, and those that give another path or method. It refuses paths that a backend
+// could read differently from Caddy's matchers: `/public/..;/admin/` does not match
+// `/admin/*`, and is just that to some backends. It asks for no token. What an
+// `oauth_protect` before it has let in keeps its identity, and is judged by its path all
+// the same.
 //
 // In a Caddyfile every `oauth_protect` with a matcher brings its own guard.
 type Guard struct {
-	// What the names of identity headers begin with; ends with `-`. Default: `X-OAuth-`.
-	HeaderPrefix string `json:"header_prefix,omitempty"`
-
 	// Accepts paths that a backend could read differently. Default: false, and such
 	// requests are answered with 400.
 	AllowAmbiguousPaths bool `json:"allow_ambiguous_paths,omitempty"`
 
-	logger  *zap.Logger
-	headers identityHeaders
+	// Leaves `X-HTTP-Method-Override`, `X-Original-URL` and the like to an `oauth_protect`
+	// that keeps them. Requests without a token lose them all the same. Default: false, and
+	// they are removed.
+	KeepOverrideHeaders bool `json:"keep_override_headers,omitempty"`
+
+	app    *App
+	logger *zap.Logger
 }
 
 // CaddyModule returns the Caddy module information.
@@ -42,39 +45,42 @@ func (Guard) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision checks the prefix.
+// Provision finds the app, which knows all prefixes.
 func (g *Guard) Provision(ctx caddy.Context) error {
 	g.logger = ctx.Logger()
-	if g.HeaderPrefix == "" {
-		g.HeaderPrefix = defaultHeaderPrefix
+	app, err := configuredApp(ctx, "oauth_guard")
+	if err != nil {
+		return err
 	}
-	var err error
-	if g.headers, err = newIdentityHeaders(g.HeaderPrefix); err != nil {
-		return fmt.Errorf("oauth_guard: %w", err)
-	}
-	return nil
+	g.app = app
+	return app.stripEarly(ctx)
 }
 
 // ServeHTTP cleans the request and passes it on, or refuses it for its path.
 func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if err := guard(w, r, g.logger, g.AllowAmbiguousPaths, g.headers.prefixes); err != nil {
-		return err
+	if asksForTunnel(r) {
+		return refuseTunnel(w, r, g.logger)
+	}
+	_, letIn := FactsFromContext(r.Context())
+	switch {
+	case letIn && !g.KeepOverrideHeaders:
+		dropOverrides(r)
+	case !letIn && g.KeepOverrideHeaders:
+		setAside(r, strip(r, g.app.prefixes, false))
+	case !letIn:
+		strip(r, g.app.prefixes, false)
+		takeAside(r)
+	}
+	if ambiguousURL(r.URL, g.AllowAmbiguousPaths) {
+		return refuseAmbiguous(w, r, g.logger)
 	}
 	return next.ServeHTTP(w, r)
 }
 
 var errAmbiguousPath = errors.New("oauth: ambiguous_path")
 
-// guard is what happens to a request that nobody has let in and that needs no token.
-func guard(w http.ResponseWriter, r *http.Request, logger *zap.Logger, allowAmbiguousPaths bool, prefixes []string) error {
-	// In a route block an oauth_protect may have come before: then the headers are ours.
-	if _, ok := FactsFromContext(r.Context()); ok {
-		return nil
-	}
-	stripIdentity(r, false, prefixes)
-	if !ambiguousURL(r.URL, allowAmbiguousPaths) {
-		return nil
-	}
+// refuseAmbiguous refuses a request that needs no token for its path.
+func refuseAmbiguous(w http.ResponseWriter, r *http.Request, logger *zap.Logger) error {
 	answerBeforeBody(w, r)
 	w.Header().Set("Cache-Control", "no-store")
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {

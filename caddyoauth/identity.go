@@ -3,7 +3,6 @@ package caddyoauth
 import (
 	"context"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -23,7 +22,7 @@ const defaultHeaderPrefix = "X-OAuth-"
 
 // identityHeaders are the names of the headers that tell a backend who is calling.
 type identityHeaders struct {
-	// prefixes is the one prefix, folded; see foldedByte.
+	// prefixes is the one prefix, folded; see foldedBytes.
 	prefixes                                  []string
 	clientID, subject, scope, ofRealm, issuer string // canonical
 }
@@ -58,119 +57,6 @@ func newIdentityHeaders(prefix string) (identityHeaders, error) {
 		ofRealm:  http.CanonicalHeaderKey(prefix + "Realm"),
 		issuer:   http.CanonicalHeaderKey(prefix + "Issuer"),
 	}, nil
-}
-
-// foldedByte maps a byte of a header's name to what some backends make of it: CGI, WSGI
-// and PHP turn -, . and spaces into _, and case never counts.
-func foldedByte(c byte) byte {
-	switch {
-	case 'A' <= c && c <= 'Z':
-		return c + 'a' - 'A'
-	case c == '_', c == '.', c == ' ':
-		return '-'
-	}
-	return c
-}
-
-// hasFoldedPrefix reports whether a backend could take name for one that begins with
-// prefix, which is folded.
-func hasFoldedPrefix(name, prefix string) bool {
-	if len(name) < len(prefix) {
-		return false
-	}
-	for i := range len(prefix) {
-		if foldedByte(name[i]) != prefix[i] {
-			return false
-		}
-	}
-	return true
-}
-
-// foldedEqual reports whether a backend could take name for folded.
-func foldedEqual(name, folded string) bool {
-	return len(name) == len(folded) && hasFoldedPrefix(name, folded)
-}
-
-// isCredential reports whether a header's name is one that carries credentials, in any
-// spelling.
-func isCredential(name string) bool {
-	return foldedEqual(name, "authorization") || foldedEqual(name, "proxy-authorization") || foldedEqual(name, "dpop")
-}
-
-// stripIdentity removes from a request what its caller must not be able to say:
-// headers that begin with one of the prefixes in any spelling, the same in trailers,
-// and the words in Connection that would make the proxy drop ours; with credentials
-// also the headers that carry those. The prefixes are folded.
-func stripIdentity(r *http.Request, credentials bool, prefixes []string) {
-	for name := range r.Header {
-		if isIdentity(name, prefixes) || credentials && isCredential(name) {
-			delete(r.Header, name)
-		}
-	}
-
-	if lines := r.Header["Connection"]; lines != nil {
-		r.Header["Connection"] = safeConnection(lines, prefixes)
-		if len(r.Header["Connection"]) == 0 {
-			delete(r.Header, "Connection")
-		}
-	}
-
-	// Trailers arrive with the end of the body and are passed on after it.
-	if r.Body != nil && r.Body != http.NoBody && (r.Trailer != nil || r.ContentLength < 0) {
-		cleanTrailer(r.Trailer, prefixes)
-		r.Body = &trailerGuard{ReadCloser: r.Body, request: r, prefixes: prefixes}
-	}
-}
-
-// isIdentity reports whether a backend could take name for an identity header.
-func isIdentity(name string, prefixes []string) bool {
-	for _, prefix := range prefixes {
-		if hasFoldedPrefix(name, prefix) {
-			return true
-		}
-	}
-	return false
-}
-
-// safeConnection returns the lines of a Connection header without names that the
-// backend must see: a proxy removes whatever Connection lists.
-func safeConnection(lines []string, prefixes []string) []string {
-	var safe []string
-	for _, line := range lines {
-		for option := range strings.SplitSeq(line, ",") {
-			option = strings.Trim(option, " \t")
-			if option == "" || isIdentity(option, prefixes) || hasFoldedPrefix(option, "x-forwarded-") || isCredential(option) {
-				continue
-			}
-			safe = append(safe, option)
-		}
-	}
-	return safe
-}
-
-// trailerGuard is a request body that cleans the request's trailers as soon as they
-// have arrived, before anybody can pass them on.
-type trailerGuard struct {
-	io.ReadCloser
-	request  *http.Request
-	prefixes []string
-}
-
-func (g *trailerGuard) Read(p []byte) (int, error) {
-	n, err := g.ReadCloser.Read(p)
-	if err != nil {
-		cleanTrailer(g.request.Trailer, g.prefixes)
-	}
-	return n, err
-}
-
-// cleanTrailer deletes what a trailer must not carry.
-func cleanTrailer(trailer http.Header, prefixes []string) {
-	for name := range trailer {
-		if isIdentity(name, prefixes) || isCredential(name) {
-			delete(trailer, name)
-		}
-	}
 }
 
 // identify tells the backend, the rest of Caddy and the access log who is calling, and

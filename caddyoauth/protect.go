@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"slices"
@@ -27,8 +28,10 @@ func init() {
 // backend who is calling. Put it in front of `reverse_proxy` or any other handler; two
 // of them on one request mean that both must be content.
 //
-// It removes the caller's own copies of the identity headers from every request, then
-// sets, for those it lets in, `X-OAuth-Client-Id`, `X-OAuth-Subject`, `X-OAuth-Scope`,
+// It removes the caller's own copies of the identity headers from every request, also
+// before any other handler or matcher of the same server (listener) can read them, and
+// what could lead past it: switches to another protocol than WebSocket, and headers that
+// give another path or method. Then it sets, for those it lets in, `X-OAuth-Client-Id`, `X-OAuth-Subject`, `X-OAuth-Scope`,
 // `X-OAuth-Realm` or, for tokens from elsewhere, `X-OAuth-Issuer`, and these placeholders:
 //
 // Placeholder | Description
@@ -73,6 +76,13 @@ type Protect struct {
 	// `..`, `//`, encoded slashes, `;` and the like. With it, a matcher may protect less
 	// than it seems to. Default: false, and such requests are answered with 400.
 	AllowAmbiguousPaths bool `json:"allow_ambiguous_paths,omitempty"`
+
+	// Lets through `X-HTTP-Method-Override`, `X-HTTP-Method`, `X-Method-Override`,
+	// `X-Original-URL`, `X-Rewrite-URL`, `X-Original-URI`, `X-Script-Name` and
+	// `X-Forwarded-Prefix`, by which some backends go instead of the request's own method and
+	// path. Matchers and rules don't look at them. Of several `oauth_protect` on one request,
+	// each needs it. Default: false, and they are removed.
+	KeepOverrideHeaders bool `json:"keep_override_headers,omitempty"`
 
 	// Accepts tokens over plain HTTP from other machines, too, where anybody on the way
 	// can read them; see `oauth_server`. Default: false.
@@ -189,11 +199,14 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	p.lacksClaim = newRefusal(http.StatusForbidden, "insufficient_claims", p.challenge+`, error="insufficient_scope", error_description="the token lacks a claim"`)
 	p.insecure = newRefusal(http.StatusForbidden, "insecure_transport", "")
 	p.undeterminable = newRefusal(http.StatusServiceUnavailable, "temporarily_unavailable", "")
-	return nil
+	return app.stripEarly(ctx)
 }
 
 // ServeHTTP judges the request. Every way out that is not a call of next is a refusal.
 func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if asksForTunnel(r) {
+		return refuseTunnel(w, r, p.logger)
+	}
 	// A handler before this one may have let the request in already, and taken the token.
 	earlier, _ := r.Context().Value(bearerCtxKey{}).(*bearer)
 	authorization := r.Header["Authorization"]
@@ -204,7 +217,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if earlier != nil {
 		prefixes = p.headers.prefixes // what that handler has set is true
 	}
-	stripIdentity(r, true, prefixes)
+	overrides, aside := strip(r, prefixes, true), takeAside(r)
 
 	b, no := p.judge(r, earlier, authorization)
 	if no != nil {
@@ -214,10 +227,17 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if p.KeepToken && len(authorization) == 1 {
 		r.Header["Authorization"] = authorization
 	}
+	if p.KeepOverrideHeaders {
+		maps.Copy(r.Header, aside)
+		maps.Copy(r.Header, overrides)
+	}
 	err := next.ServeHTTP(w, p.headers.identify(r, b))
 	if err != nil {
-		// Error routes see these headers; the token was kept for the backend, not for them.
+		// Error routes see these headers, which were kept for the backend, not for them.
 		delete(r.Header, "Authorization")
+		if p.KeepOverrideHeaders {
+			dropOverrides(r)
+		}
 	}
 	return err
 }

@@ -660,10 +660,10 @@ func TestNoProbing(t *testing.T) {
 	}
 }
 
-// P-16: CONNECT, and what net/http would not send.
+// P-16: what net/http would not send. TestConnectIsNoTunnel has CONNECT.
 func TestOddRequestLinesNeedAToken(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect {\nscopes write\n}\nreverse_proxy BACKEND")
-	for _, line := range []string{"CONNECT localhost:443", "CONNECT /x", "OPTIONS /x", "TRACE /x", "get /x", "Get /x", "FOO /x", "!#$%&'*+-.^_`|~ /x", "PRI /x", "HEAD /x", strings.Repeat("X", 32) + " /x"} {
+	for _, line := range []string{"OPTIONS /x", "TRACE /x", "get /x", "Get /x", "FOO /x", "!#$%&'*+-.^_`|~ /x", "PRI /x", "HEAD /x", strings.Repeat("X", 32) + " /x"} {
 		t.Run(line, func(t *testing.T) {
 			checkRefusal(t, g.rawRequest(line), 401, "root", "")
 			// C-16: no method is too odd for the scope.

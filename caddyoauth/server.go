@@ -38,7 +38,7 @@ const (
 // Server serves the OAuth 2.0 endpoints of realms: token (RFC 6749 section 4.4),
 // introspection (RFC 7662), revocation (RFC 7009) and metadata (RFC 8414). Requests for
 // other paths go to the next handler, guarded: without the identity headers that only
-// `oauth_protect` may set, and not with a path that would be a way around it.
+// `oauth_protect` may set, and without what would be a way around it. See `oauth_guard`.
 //
 // Under the base path, a realm other than root after `/realms/root/realms/<realm>`:
 //
@@ -149,7 +149,7 @@ func (s *Server) Provision(ctx caddy.Context) error {
 	s.noSuchEndpoint = s.directions(realms)
 	s.site = siteOf(ctx)
 	app.addEndpoints(s.site, s.endpoints)
-	return nil
+	return app.stripEarly(ctx)
 }
 
 func checkBasePath(path string) error {
@@ -212,10 +212,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 			s.refuseMisdirected(w, r, kind, meant)
 			return nil
 		}
-		if err := guard(w, r, s.logger, s.AllowAmbiguousPaths || !s.app.judgesPaths, s.app.prefixes); err != nil {
-			return err
-		}
-		return next.ServeHTTP(w, r)
+		return s.passOn(w, r, next)
 	}
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -286,6 +283,22 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	}
 	s.answer(w, r, e, reply, out, err)
 	return nil
+}
+
+// passOn hands a request that is for no endpoint to the next handler, guarded.
+func (s *Server) passOn(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if asksForTunnel(r) {
+		return refuseTunnel(w, r, s.logger)
+	}
+	// In a route block an oauth_protect may have come before: then the headers are ours.
+	if _, letIn := FactsFromContext(r.Context()); !letIn {
+		// Only an oauth_protect behind us can tell whether they may pass.
+		setAside(r, strip(r, s.app.prefixes, false))
+	}
+	if ambiguousURL(r.URL, s.AllowAmbiguousPaths || !s.app.judgesPaths) {
+		return refuseAmbiguous(w, r, s.logger)
+	}
+	return next.ServeHTTP(w, r)
 }
 
 // answer is the one place that turns what the engine said into a status, headers and

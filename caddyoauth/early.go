@@ -1,0 +1,112 @@
+package caddyoauth
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+)
+
+// Matchers, and handlers such as map, vars, root and rewrite, run before ours and may read
+// any header. So what callers say of themselves goes before all of them: the first of our
+// handlers that is provisioned in a server puts an earlyStrip in front of all its routes.
+
+// earlyStrip strips every request of a server, then runs the routes that the server was
+// configured with.
+type earlyStrip struct {
+	app    *App
+	logger *zap.Logger
+
+	// routes are those of the configuration. Caddy goes on provisioning them in their place
+	// after we have taken them.
+	routes  caddyhttp.RouteList
+	compile sync.Once
+	chain   caddyhttp.Handler
+
+	// marks tells that there are error routes, which want to know what has been stripped.
+	marks bool
+}
+
+// strippedVar marks requests that an earlyStrip has seen. Caddy gives the same request to
+// its error routes, where identity headers may be ours by then.
+const strippedVar = "oauth.stripped"
+
+type stripped struct{}
+
+// stripEarly installs an earlyStrip in the server that a handler is being provisioned for,
+// if it has none yet. Without a server, as in tests, handlers strip for themselves alone,
+// which they do in any case.
+func (a *App) stripEarly(ctx caddy.Context) error {
+	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok {
+		return nil
+	}
+	if len(server.Routes) > 0 && len(server.Routes[0].Handlers) > 0 {
+		if _, there := server.Routes[0].Handlers[0].(*earlyStrip); there {
+			return nil
+		}
+	}
+	// Caddy forgets the source of a route's handlers once they are provisioned.
+	if !slices.ContainsFunc(server.Routes, func(r caddyhttp.Route) bool { return len(r.HandlersRaw) > 0 }) {
+		ctx.Logger().Warn("this server has oauth handlers in named routes or error routes only: whatever runs before them sees the identity headers that callers send; put an oauth_server or oauth_protect into the site itself")
+		return nil
+	}
+	early := &earlyStrip{app: a, logger: ctx.Logger(), routes: server.Routes}
+	if server.Errors != nil && len(server.Errors.Routes) > 0 {
+		// These are provisioned later, ours with them.
+		early.marks = true
+		server.Errors.Routes = slices.Insert(server.Errors.Routes, 0,
+			caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{&earlyErrorStrip{app: a, logger: ctx.Logger()}}})
+	}
+	// Caddy is in the middle of a loop over the routes, and compiles what it finds here when
+	// the loop is over. A longer list would lack the handlers of the rest: they go where the
+	// old one is.
+	route := caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{early}}
+	if err := route.ProvisionHandlers(ctx, nil); err != nil {
+		return fmt.Errorf("stripping headers early: %w", err)
+	}
+	server.Routes = caddyhttp.RouteList{route}
+	return nil
+}
+
+// ServeHTTP implements caddyhttp.MiddlewareHandler.
+func (e *earlyStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if asksForTunnel(r) {
+		return refuseTunnel(w, r, e.logger)
+	}
+	stripServer(r, e.app.prefixes)
+	if e.marks {
+		caddyhttp.SetVar(r.Context(), strippedVar, stripped{})
+	}
+	// At the end of a server's routes Caddy has one and the same handler for all requests.
+	e.compile.Do(func() { e.chain = e.routes.Compile(next) })
+	return e.chain.ServeHTTP(w, r)
+}
+
+// earlyErrorStrip is the same in front of a server's error routes, for requests that failed
+// before any route, such as those without a Host.
+type earlyErrorStrip struct {
+	app    *App
+	logger *zap.Logger
+}
+
+// ServeHTTP implements caddyhttp.MiddlewareHandler.
+func (e *earlyErrorStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if asksForTunnel(r) {
+		return refuseTunnel(w, r, e.logger)
+	}
+	if _, ok := caddyhttp.GetVar(r.Context(), strippedVar).(stripped); !ok {
+		stripServer(r, e.app.prefixes)
+	}
+	return next.ServeHTTP(w, r)
+}
+
+// Interface guards
+var (
+	_ caddyhttp.MiddlewareHandler = (*earlyStrip)(nil)
+	_ caddyhttp.MiddlewareHandler = (*earlyErrorStrip)(nil)
+)

@@ -1,0 +1,273 @@
+package caddyoauth
+
+import (
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+)
+
+// What a caller must not say to a backend, and must not have the proxy do: who it is, what
+// it has shown to us, another path than the one that was judged, another protocol.
+
+// foldedBytes maps a byte of a header's name to what the most careless backend makes of it:
+// case never counts, and what is no letter or digit is the same as any other that is none.
+// CGI, WSGI and PHP turn - into _; lighttpd's mod_cgi and busybox's httpd turn all of these.
+var foldedBytes = func() (folded [256]byte) {
+	for i := range folded {
+		switch c := byte(i); {
+		case 'A' <= c && c <= 'Z':
+			folded[i] = c + 'a' - 'A'
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
+			folded[i] = c
+		default:
+			folded[i] = '-'
+		}
+	}
+	return folded
+}()
+
+// hasFoldedPrefix reports whether a backend could take name for one that begins with
+// prefix, which is folded.
+func hasFoldedPrefix(name, prefix string) bool {
+	if len(name) < len(prefix) {
+		return false
+	}
+	for i := range len(prefix) {
+		if foldedBytes[name[i]] != prefix[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// isOneOf reports whether a backend could take name for one of names, which are folded.
+func isOneOf(name string, names []string) bool {
+	for _, folded := range names {
+		if len(name) == len(folded) && hasFoldedPrefix(name, folded) {
+			return true
+		}
+	}
+	return false
+}
+
+// isIdentity reports whether a backend could take name for an identity header.
+func isIdentity(name string, prefixes []string) bool {
+	for _, prefix := range prefixes {
+		if hasFoldedPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+var (
+	// credentialHeaders carry what a caller shows to us.
+	credentialHeaders = []string{"authorization", "proxy-authorization", "dpop"}
+
+	// settingsHeader belongs to a switch to HTTP/2 and to nothing else (RFC 7540 section 3.2.1).
+	settingsHeader = []string{"http2-settings"}
+
+	// overrideHeaders make some backends go by another path or method than the request's,
+	// which is what our matchers and rules have judged. They were meant for rewriting
+	// proxies and for clients that can send GET and POST only.
+	overrideHeaders = []string{
+		// The path: rewriting modules of IIS, and so older Symfony, Drupal, Zend, Yii,
+		// WordPress; nginx, as its auth_request is usually set up.
+		"x-original-url", "x-rewrite-url", "x-original-uri",
+		// What to cut off from the front of it: middleware for WSGI and others.
+		"x-script-name", "x-forwarded-prefix",
+		// The method: Rack and Rails, Symfony and Laravel, Express, ASP.NET, Jersey, Slim,
+		// Plack; OData and SharePoint; some of the former where they are told to.
+		"x-http-method-override", "x-http-method", "x-method-override",
+	}
+)
+
+// isOverride reports whether name is an override header that the caller may not set. Like
+// Caddy with X-Forwarded-For, it believes X-Forwarded-Prefix if it is of a trusted proxy.
+func isOverride(r *http.Request, name string) bool {
+	if !isOneOf(name, overrideHeaders) {
+		return false
+	}
+	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
+	return !trusted || !hasFoldedPrefix(name, "x-forwarded-")
+}
+
+// strip removes from a request, in headers and trailers, in any spelling, what begins with
+// one of the prefixes, which are folded, and, with credentials, what carries those. Of
+// switches to another protocol it lets only a WebSocket pass. It takes the override headers
+// away as well, and returns them: most callers drop them.
+func strip(r *http.Request, prefixes []string, credentials bool) (overrides http.Header) {
+	for name, values := range r.Header {
+		switch {
+		case isIdentity(name, prefixes), isOneOf(name, settingsHeader), credentials && isOneOf(name, credentialHeaders):
+			delete(r.Header, name)
+		case isOverride(r, name):
+			if overrides == nil {
+				overrides = make(http.Header)
+			}
+			overrides[name] = values
+			delete(r.Header, name)
+		}
+	}
+	if upgrade := r.Header["Upgrade"]; upgrade != nil && (len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket")) {
+		delete(r.Header, "Upgrade")
+	}
+	cleanConnection(r.Header)
+	guardTrailers(r, prefixes)
+	return overrides
+}
+
+// stripServer is strip for all sites of a server, those that have nothing to do with us
+// included: identity and switches to another HTTP go. Such a switch would carry requests
+// past Caddy, to whatever the backend serves.
+func stripServer(r *http.Request, prefixes []string) {
+	for name := range r.Header {
+		if isIdentity(name, prefixes) || isOneOf(name, settingsHeader) {
+			delete(r.Header, name)
+		}
+	}
+	if slices.ContainsFunc(r.Header["Upgrade"], leadsToHTTP) {
+		delete(r.Header, "Upgrade")
+	}
+	cleanConnection(r.Header)
+	guardTrailers(r, prefixes)
+}
+
+// leadsToHTTP reports whether a value of Upgrade has anything in it that some backend takes
+// for HTTP/2, or for TLS with another HTTP inside (RFC 2817).
+func leadsToHTTP(value string) bool {
+	value = strings.ToLower(value)
+	return strings.Contains(value, "h2") || strings.Contains(value, "http") || strings.Contains(value, "tls")
+}
+
+// cleanConnection leaves in Connection only what it is still needed for. A proxy removes
+// the headers that Connection names, and none that we or the operator have set must go.
+func cleanConnection(h http.Header) {
+	lines := h["Connection"]
+	harmless := func(word string) bool {
+		word = strings.Trim(word, " \t")
+		return strings.EqualFold(word, "keep-alive") || strings.EqualFold(word, "close") || strings.EqualFold(word, "te") ||
+			strings.EqualFold(word, "upgrade") && h["Upgrade"] != nil
+	}
+	if !slices.ContainsFunc(lines, func(line string) bool {
+		for word := range strings.SplitSeq(line, ",") {
+			if !harmless(word) {
+				return true
+			}
+		}
+		return false
+	}) {
+		return
+	}
+	var kept []string
+	for _, line := range lines {
+		for word := range strings.SplitSeq(line, ",") {
+			if harmless(word) {
+				kept = append(kept, strings.Trim(word, " \t"))
+			}
+		}
+	}
+	if h["Connection"] = kept; kept == nil {
+		delete(h, "Connection")
+	}
+}
+
+// guardTrailers sees to it that trailers carry no more than headers may. They arrive with
+// the end of the body and are passed on after it.
+func guardTrailers(r *http.Request, prefixes []string) {
+	if r.Body == nil || r.Body == http.NoBody || r.Trailer == nil && r.ContentLength >= 0 {
+		return
+	}
+	if _, guarded := r.Body.(*trailerGuard); guarded {
+		return // by the first handler, which takes all there is to take
+	}
+	cleanTrailer(r.Trailer, prefixes)
+	r.Body = &trailerGuard{ReadCloser: r.Body, request: r, prefixes: prefixes}
+}
+
+// trailerGuard is a request body that cleans the request's trailers as soon as they
+// have arrived, before anybody can pass them on.
+type trailerGuard struct {
+	io.ReadCloser
+	request  *http.Request
+	prefixes []string
+}
+
+func (g *trailerGuard) Read(p []byte) (int, error) {
+	n, err := g.ReadCloser.Read(p)
+	if err != nil {
+		cleanTrailer(g.request.Trailer, g.prefixes)
+	}
+	return n, err
+}
+
+// cleanTrailer deletes what a trailer must not carry.
+func cleanTrailer(trailer http.Header, prefixes []string) {
+	for name := range trailer {
+		if isIdentity(name, prefixes) || isOneOf(name, credentialHeaders) || isOneOf(name, overrideHeaders) || isOneOf(name, settingsHeader) {
+			delete(trailer, name)
+		}
+	}
+}
+
+// Override headers that were taken from a request before any oauth_protect has seen it are
+// kept beside it for one that wants them.
+const asideVar = "oauth.override_headers"
+
+type overridesAside http.Header
+
+func setAside(r *http.Request, overrides http.Header) {
+	if overrides != nil {
+		caddyhttp.SetVar(r.Context(), asideVar, overridesAside(overrides))
+	}
+}
+
+// dropOverrides removes override headers for good, those set aside included.
+func dropOverrides(r *http.Request) {
+	maps.DeleteFunc(r.Header, func(name string, _ []string) bool { return isOverride(r, name) })
+	takeAside(r)
+}
+
+// takeAside returns what was set aside, which is then there no more.
+func takeAside(r *http.Request) http.Header {
+	aside, ok := caddyhttp.GetVar(r.Context(), asideVar).(overridesAside)
+	if ok {
+		caddyhttp.SetVar(r.Context(), asideVar, nil)
+	}
+	return http.Header(aside)
+}
+
+// asksForTunnel reports whether a request is a CONNECT that is not for a WebSocket (RFC 8441,
+// RFC 9220). Nobody could judge what goes through a tunnel. What is worse, Caddy's proxy sends
+// the body of a CONNECT that came over HTTP/2 as it is, and a backend that makes nothing of
+// CONNECT takes it for the next request.
+func asksForTunnel(r *http.Request) bool {
+	protocol := r.Header[":protocol"] // how net/http hands on the one of HTTP/2
+	if r.Method != http.MethodConnect {
+		return protocol != nil
+	}
+	switch r.ProtoMajor {
+	case 2:
+		return len(protocol) != 1 || protocol[0] != "websocket"
+	case 3:
+		return r.Proto != "websocket"
+	}
+	return true
+}
+
+// refuseTunnel answers a request that asksForTunnel. It is no error for Caddy, whose error
+// routes may well hold a proxy.
+func refuseTunnel(w http.ResponseWriter, r *http.Request, logger *zap.Logger) error {
+	answerBeforeBody(w, r)
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusNotImplemented) // RFC 9220 section 3
+	if c := logger.Check(zap.DebugLevel, "request refused"); c != nil {
+		c.Write(zap.String("reason", "tunnel"))
+	}
+	return nil
+}

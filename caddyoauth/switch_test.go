@@ -1,0 +1,345 @@
+package caddyoauth_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/h2c"
+	"golang.org/x/net/http2/hpack"
+	"golang.org/x/net/websocket"
+)
+
+// switchingBackend is a backend that takes h2c upgrades, as Hypercorn does: it does not
+// insist that Connection names HTTP2-Settings, nor that there are any. It returns its
+// address, and what has reached it.
+func switchingBackend(t testing.TB) (address string, seen func() []string) {
+	t.Helper()
+	var mu sync.Mutex
+	var requests []string
+	record := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		requests = append(requests, fmt.Sprintf("%s %s %s client=%q", r.Proto, r.Method, r.RequestURI, r.Header.Get("X-OAuth-Client-Id")))
+		fmt.Fprint(w, "backend")
+	})
+	upgrading := h2c.NewHandler(record, new(http2.Server))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(strings.ToLower(strings.Join(r.Header["Upgrade"], ",")), "h2c") {
+			r.Header["Upgrade"] = []string{"h2c"}
+			r.Header["Connection"] = []string{"Upgrade, HTTP2-Settings"}
+			r.Header["Http2-Settings"] = []string{"AAMAAABkAARAAAAAAAIAAAAA"}
+		}
+		upgrading.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	return server.Listener.Addr().String(), func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return requests
+	}
+}
+
+// smuggle asks for a switch to HTTP/2, and if it takes place, sends a request of its own
+// in there. It returns the status of the first answer.
+func smuggle(t testing.TB, conn net.Conn, request string) int {
+	t.Helper()
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatal(err)
+	}
+	reader := bufio.NewReader(conn)
+	res, err := http.ReadResponse(reader, nil)
+	if err != nil {
+		t.Fatalf("%q: no answer: %v", request, err)
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		io.Copy(io.Discard, res.Body)
+		res.Body.Close()
+		return res.StatusCode
+	}
+	var block bytes.Buffer
+	fields := hpack.NewEncoder(&block)
+	for _, f := range [][2]string{{":method", "DELETE"}, {":scheme", "http"}, {":path", "/admin/secret"}, {":authority", "localhost"}, {"x-oauth-client-id", "root-admin"}} {
+		fields.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+	}
+	io.WriteString(conn, http2.ClientPreface)
+	framer := http2.NewFramer(conn, reader)
+	framer.WriteSettings()
+	framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 3, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true})
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			t.Fatalf("%q: the switch took place, and then: %v", request, err)
+		}
+		if frame.Header().StreamID == 3 && frame.Header().Flags.Has(http2.FlagDataEndStream) {
+			return res.StatusCode
+		}
+	}
+}
+
+// openSites are ways on which a request reaches a backend that has protected paths, too.
+// The request of each needs no token, but for the first.
+var openSites = map[string]string{
+	"a protected route":                     "oauth_server\noauth_protect\nreverse_proxy SWITCHING",
+	"what a matcher leaves out":             "oauth_protect /admin/*\nreverse_proxy SWITCHING",
+	"what oauth_server passes on":           "oauth_server\nhandle /admin/* {\noauth_protect\n}\nreverse_proxy SWITCHING",
+	"an open handle beside a protected one": "handle /admin/* {\noauth_protect\nreverse_proxy SWITCHING\n}\nhandle {\nreverse_proxy SWITCHING\n}",
+	"an error page":                         "oauth_protect /admin/*\nerror 500\nhandle_errors {\nreverse_proxy SWITCHING\n}",
+}
+
+// A switch to another HTTP would be a way around everything: what comes after it is
+// judged by nobody.
+func TestNoSwitchToAnotherHTTP(t *testing.T) {
+	settings := base64.RawURLEncoding.EncodeToString([]byte{0, 3, 0, 0, 0, 100, 0, 4, 0x40, 0, 0, 0, 0, 2, 0, 0, 0, 0})
+	upgrades := map[string]string{
+		"h2c":                       "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: " + settings + "\r\n",
+		"settings in Connection":    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: " + settings + "\r\n",
+		"without settings":          "Connection: Upgrade\r\nUpgrade: h2c\r\n",
+		"other case":                "connection: uPGRADE\r\nupgrade: H2C\r\nhttp2-settings: " + settings + "\r\n",
+		"after websocket":           "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n",
+		"before websocket":          "Connection: Upgrade\r\nUpgrade: h2c, websocket\r\n",
+		"a line after websocket":    "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
+		"a line before websocket":   "Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",
+		"several lines":             "Connection: keep-alive\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n",
+		"a draft's name":            "Connection: Upgrade\r\nUpgrade: h2c-14\r\n",
+		"a parameter":               "Connection: Upgrade\r\nUpgrade: h2c;x\r\n",
+		"settings in other letters": "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2!Settings: " + settings + "\r\n",
+	}
+	for site, lines := range openSites {
+		t.Run(site, func(t *testing.T) {
+			address, seen := switchingBackend(t)
+			g := startGateway(t, "store memory\n"+testClients, strings.ReplaceAll(lines, "SWITCHING", address))
+			authorization := ""
+			if site == "a protected route" {
+				authorization = "Authorization: Bearer " + g.token("reader") + "\r\n"
+			}
+			for name, upgrade := range upgrades {
+				before := len(seen())
+				status := smuggle(t, g.rawConn(""), "GET /health HTTP/1.1\r\nHost: localhost\r\n"+authorization+upgrade+"\r\n")
+				if status != 200 {
+					t.Errorf("%s: answered %d, want 200", name, status)
+				}
+				for _, request := range seen()[before:] {
+					if strings.Contains(request, "/admin/") || strings.Contains(request, "root-admin") {
+						t.Errorf("%s: reached the backend: %s", name, request)
+					}
+				}
+				if n := len(seen()) - before; n != 1 {
+					t.Errorf("%s: %d requests reached the backend, want the one that was asked", name, n)
+				}
+			}
+		})
+	}
+}
+
+// Without the gateway's handlers the attack works, so the test above shows something.
+func TestSwitchToAnotherHTTPWorksWithoutUs(t *testing.T) {
+	address, seen := switchingBackend(t)
+	g := startGateway(t, "store memory\n"+testClients, "reverse_proxy "+address)
+	smuggle(t, g.rawConn(""), "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+	if got := strings.Join(seen(), "\n"); !strings.Contains(got, `DELETE /admin/secret client="root-admin"`) {
+		t.Errorf("the backend saw\n%s", got)
+	}
+}
+
+// The body of a CONNECT that came over HTTP/2 or HTTP/3 goes to the backend as it is, without
+// framing, so a backend that makes nothing of CONNECT takes it for the next request.
+func TestConnectIsNoTunnel(t *testing.T) {
+	const smuggled = "DELETE /admin/secret HTTP/1.1\r\nHost: localhost\r\nX-OAuth-Client-Id: root-admin\r\n\r\n"
+	for site, lines := range openSites {
+		for _, proto := range []string{"h2", "h3"} {
+			t.Run(site+", "+proto, func(t *testing.T) {
+				address, seen := switchingBackend(t)
+				g := startTLS(t, proto, "store memory\n"+testClients, strings.ReplaceAll(lines, "SWITCHING", address))
+				connect := g.request("CONNECT", "", "")
+				if site == "a protected route" {
+					connect.Header.Set("Authorization", "Bearer "+g.token("reader"))
+				}
+				connect.Body, connect.ContentLength = io.NopCloser(strings.NewReader(smuggled)), -1
+				if a := g.do(connect); a.StatusCode != 501 {
+					t.Errorf("answered %d, want 501", a.StatusCode)
+				}
+				if got := seen(); len(got) != 0 {
+					t.Errorf("reached the backend: %q", got)
+				}
+			})
+		}
+		t.Run(site+", h1", func(t *testing.T) {
+			address, seen := switchingBackend(t)
+			g := startGateway(t, "store memory\n"+testClients, strings.ReplaceAll(lines, "SWITCHING", address))
+			for _, target := range []string{"localhost", "localhost:80", "/health"} {
+				chunk := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(smuggled), smuggled)
+				if a := readRaw(t, g.rawConn("CONNECT "+target+" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"+chunk), "POST"); a.StatusCode != 501 {
+					t.Errorf("CONNECT %s: answered %d, want 501", target, a.StatusCode)
+				}
+			}
+			if got := seen(); len(got) != 0 {
+				t.Errorf("reached the backend: %q", got)
+			}
+		})
+	}
+}
+
+// The same without the gateway's handlers, so the test above shows something.
+func TestConnectSmugglesWithoutUs(t *testing.T) {
+	address, seen := switchingBackend(t)
+	g := startTLS(t, "h2", "store memory\n"+testClients, "reverse_proxy "+address)
+	connect := g.request("CONNECT", "", "")
+	connect.Body, connect.ContentLength = io.NopCloser(strings.NewReader("DELETE /admin/secret HTTP/1.1\r\nHost: localhost\r\nX-OAuth-Client-Id: root-admin\r\n\r\n")), -1
+	g.do(connect)
+	waitUntil(t, "the backend reads on", func() bool { return len(seen()) > 1 })
+	if got := strings.Join(seen(), "\n"); !strings.Contains(got, `DELETE /admin/secret client="root-admin"`) {
+		t.Errorf("the backend saw\n%s", got)
+	}
+}
+
+// A WebSocket is the one switch of protocol that takes place, over HTTP/1.1.
+func TestWebSocketPasses(t *testing.T) {
+	address := echoingBackend(t)
+	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect /api/*\nreverse_proxy "+address)
+	for _, upgrade := range []string{"websocket", "WebSocket"} {
+		for path, authorization := range map[string]string{"/api/x": "Authorization: Bearer " + g.token("reader") + "\r\n", "/open": ""} {
+			conn := g.rawConn("GET " + path + " HTTP/1.1\r\nHost: localhost\r\n" + authorization + "Origin: http://localhost\r\n" +
+				"Connection: keep-alive, Upgrade\r\nUpgrade: " + upgrade + "\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n")
+			reader := bufio.NewReader(conn)
+			res, err := http.ReadResponse(reader, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if res.StatusCode != 101 || res.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
+				t.Fatalf("%s of %s: %d %v", upgrade, path, res.StatusCode, res.Header)
+			}
+			checkEcho(t, conn, reader)
+		}
+	}
+	if res := readRaw(t, g.rawConn("GET /api/x HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"), "GET"); res.StatusCode != 401 {
+		t.Errorf("without a token: %d", res.StatusCode)
+	}
+}
+
+// And by an extended CONNECT over HTTP/2 (RFC 8441), where net/http is told to have it. No
+// other protocol passes that way.
+func TestWebSocketOverHTTP2(t *testing.T) {
+	address := freeAddress(t)
+	config := filepath.Join(t.TempDir(), "Caddyfile")
+	text := "{\nadmin off\npersist_config off\nauto_https off\nservers {\nprotocols h1 h2c\n}\noauth {\nstore memory\n" + testClients + "}\n}\nhttp://" + address +
+		" {\noauth_server\noauth_protect /api/*\nreverse_proxy " + echoingBackend(t) + "\n}\n"
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestCalledAsCaddy$", "--", "run", "--config", config, "--adapter", "caddyfile")
+	// net/http reads it once, when the process starts.
+	cmd.Env = append(os.Environ(), calledAsCaddy+"=1", "GODEBUG=http2xconnect=1", "XDG_DATA_HOME="+t.TempDir(), "XDG_CONFIG_HOME="+t.TempDir())
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	waitUntil(t, "the gateway listens", func() bool {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	transport := &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}}
+	t.Cleanup(transport.CloseIdleConnections)
+	g := &gateway{t: t, URL: "http://" + address, Client: newClient(t)}
+	token := g.token("reader")
+	for _, tt := range []struct {
+		protocol, path, token string
+		status                int
+	}{
+		{"websocket", "/api/x", token, 200},
+		{"websocket", "/open", "", 200},
+		{"websocket", "/api/x", "", 401},
+		{"WebSocket", "/api/x", token, 501},
+		{"connect-udp", "/api/x", token, 501},
+		{"h2c", "/open", "", 501},
+	} {
+		t.Run(tt.protocol+" "+tt.path+" "+strconv.Itoa(tt.status), func(t *testing.T) {
+			out, in := io.Pipe()
+			defer in.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			r, err := http.NewRequestWithContext(ctx, "CONNECT", g.URL+tt.path, out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header[":protocol"] = []string{tt.protocol}
+			r.Header.Set("Sec-WebSocket-Version", "13")
+			r.Header.Set("Origin", "http://localhost")
+			if tt.token != "" {
+				r.Header.Set("Authorization", "Bearer "+tt.token)
+			}
+			res, err := transport.RoundTrip(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			if res.StatusCode != tt.status {
+				t.Fatalf("answered %d, want %d", res.StatusCode, tt.status)
+			}
+			if tt.status == 200 {
+				checkEcho(t, in, res.Body)
+			}
+		})
+	}
+}
+
+// Over HTTP/3 likewise (RFC 9220).
+func TestOtherTunnelsOverHTTP3(t *testing.T) {
+	g := startTLS(t, "h3", "store memory\n"+testClients, "oauth_server\noauth_protect /api/*\nreverse_proxy BACKEND")
+	for _, protocol := range []string{"connect-udp", "webtransport", "h2c"} {
+		r := g.request("CONNECT", "/api/x", "", "Authorization", "Bearer "+g.token("reader"))
+		r.Proto = protocol
+		if a := g.do(r); a.StatusCode != 501 {
+			t.Errorf("%s: answered %d, want 501", protocol, a.StatusCode)
+		}
+	}
+	if n := g.Backend.count(); n != 0 {
+		t.Errorf("%d requests reached the backend", n)
+	}
+}
+
+// echoingBackend is a WebSocket server that sends back what it gets.
+func echoingBackend(t testing.TB) (address string) {
+	t.Helper()
+	server := httptest.NewServer(websocket.Handler(func(c *websocket.Conn) { io.Copy(c, c) }))
+	t.Cleanup(server.Close)
+	return server.Listener.Addr().String()
+}
+
+// checkEcho sends a frame over an open WebSocket and waits for it to come back.
+func checkEcho(t testing.TB, w io.Writer, r io.Reader) {
+	t.Helper()
+	// A text frame, masked with zeros (RFC 6455 section 5.2), and the same unmasked.
+	if _, err := io.WriteString(w, "\x81\x85\x00\x00\x00\x00hello"); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 7)
+	if _, err := io.ReadFull(r, got); err != nil || string(got) != "\x81\x05hello" {
+		t.Errorf("the WebSocket brought %q, %v", got, err)
+	}
+}
