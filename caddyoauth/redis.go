@@ -295,6 +295,14 @@ func parseWord(d *caddyfile.Dispenser, word *string) error {
 	return nil
 }
 
+// parseWords reads the arguments of an option, one or more.
+func parseWords(d *caddyfile.Dispenser, words *[]string) (err error) {
+	if *words, err = atLeastOne(d); err == nil && slices.Contains(*words, "") {
+		err = d.ArgErr()
+	}
+	return err
+}
+
 // parseSecretReference reads the one argument of an option, which refers to a secret. No error
 // repeats it.
 func parseSecretReference(d *caddyfile.Dispenser, reference *string) error {

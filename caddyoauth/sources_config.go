@@ -66,6 +66,15 @@ type IntrospectSource struct {
 	// What `iss` of an answer must be, if it has one. Default: anything.
 	Issuer string `json:"issuer,omitempty"`
 
+	// The claims that name the client; of several the first that is there counts. Dots lead
+	// into objects. Default: `client_id` and `azp`, which must agree where both are there; without
+	// either, `appid` or `cid`.
+	ClientClaim []string `json:"client_claim,omitempty"`
+
+	// The claims that have the scopes; of several the first that is there counts: a string with
+	// spaces, a list, or an object with scopes as names. Default: `scope`, `scp`.
+	ScopeClaim []string `json:"scope_claim,omitempty"`
+
 	// Headers of each request to the server. Values may have placeholders, such as
 	// `{env.NAME}`. Default: none.
 	Headers map[string]string `json:"headers,omitempty"`
@@ -128,6 +137,15 @@ type JWTSource struct {
 	// access tokens from others. Default: `at+jwt`.
 	Type string `json:"typ,omitempty"`
 
+	// The claims that name the client; of several the first that is there counts. Dots lead
+	// into objects. Default: `client_id` and `azp`, which must agree where both are there; without
+	// either, `appid` or `cid`.
+	ClientClaim []string `json:"client_claim,omitempty"`
+
+	// The claims that have the scopes; of several the first that is there counts: a string with
+	// spaces, a list, or an object with scopes as names. Default: `scope`, `scp`.
+	ScopeClaim []string `json:"scope_claim,omitempty"`
+
 	// By how much the issuer's clock may be ahead, up to 1m. A token is dead at `exp` all the
 	// same. Default: 0.
 	Leeway caddy.Duration `json:"leeway,omitempty"`
@@ -187,7 +205,7 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 		return err
 	}
 	// What the source is, and so what may be remembered in its name.
-	s.key = sourceKey("introspect", s.SourceName(), []any{s.cfg.URL, s.ClientID, s.cfg.ClientSecret, s.Auth, s.Issuer, s.cfg.Header, trust, s.Timeout})
+	s.key = sourceKey("introspect", s.SourceName(), []any{s.cfg.URL, s.ClientID, s.cfg.ClientSecret, s.Auth, s.Issuer, s.ClientClaim, s.ScopeClaim, s.cfg.Header, trust, s.Timeout})
 	logger := caddy.Log().Named("oauth.sources.introspect").With(zap.String("url", s.SourceName()))
 	name := s.SourceName()
 	s.cfg.OnRequest = func(result string, took time.Duration) {
@@ -239,7 +257,7 @@ func (s *JWTSource) Provision(caddy.Context) error {
 	}
 	// What the keys are, and beyond it what the source accepts by them.
 	s.keysKey = sourceKey("keys", s.keys.Issuer, []any{s.keys.JWKSURI, s.keys.KeysFile, s.keys.Header, trust})
-	s.key = sourceKey("jwt", s.keys.Issuer, []any{s.keysKey, s.Algorithms, s.Audience, s.Type, s.Leeway, s.RefreshInterval})
+	s.key = sourceKey("jwt", s.keys.Issuer, []any{s.keysKey, s.Algorithms, s.Audience, s.Type, s.ClientClaim, s.ScopeClaim, s.Leeway, s.RefreshInterval})
 	name := s.SourceName()
 	// The keys outlive this configuration, and its logger.
 	logger := func() *zap.Logger {
@@ -348,7 +366,7 @@ func checkEndpoint(endpoint string) error {
 
 // settings are those that refer to nothing.
 func (s *IntrospectSource) settings() introspect.RemoteConfig {
-	cfg := introspect.RemoteConfig{URL: s.URL, ClientID: s.ClientID, Auth: s.Auth, Issuer: s.Issuer, Timeout: time.Duration(s.Timeout)}
+	cfg := introspect.RemoteConfig{URL: s.URL, ClientID: s.ClientID, Auth: s.Auth, Issuer: s.Issuer, ClientClaims: s.ClientClaim, ScopeClaims: s.ScopeClaim, Timeout: time.Duration(s.Timeout)}
 	if s.ClientID == "" {
 		cfg.Auth = "none"
 	} else {
@@ -404,7 +422,8 @@ func (s *JWTSource) settings() (introspect.KeysConfig, introspect.JWTConfig) {
 	return introspect.KeysConfig{
 			Issuer: s.Issuer, JWKSURI: s.JWKSURI, KeysFile: s.JWKSFile, Discovery: s.JWKSURI == "" && s.JWKSFile == "",
 		}, introspect.JWTConfig{
-			Algorithms: s.Algorithms, Audience: s.Audience, Type: s.Type, Leeway: time.Duration(s.Leeway),
+			Algorithms: s.Algorithms, Audience: s.Audience, Type: s.Type, ClientClaims: s.ClientClaim, ScopeClaims: s.ScopeClaim,
+			Leeway:          time.Duration(s.Leeway),
 			RefreshInterval: time.Duration(s.RefreshInterval),
 		}
 }
@@ -531,6 +550,8 @@ func (s *LocalSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //		client_secret    {env.NAME}|{file./path}
 //		auth             client_secret_basic|client_secret_post
 //		issuer           <issuer>
+//		client_claim     <name>...
+//		scope_claim      <name>...
 //		header           <name> <value>
 //		timeout          <duration>
 //		max_age          <duration>
@@ -552,6 +573,8 @@ func (s *IntrospectSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"client_secret":    func() error { return parseSecretReference(d, &s.ClientSecret) },
 		"auth":             func() error { return parseWord(d, &s.Auth) },
 		"issuer":           func() error { return parseWord(d, &s.Issuer) },
+		"client_claim":     func() error { return parseWords(d, &s.ClientClaim) },
+		"scope_claim":      func() error { return parseWords(d, &s.ScopeClaim) },
 		"header":           func() error { return parseHeader(d, &s.Headers) },
 		"timeout":          func() error { return parseDurationInto(d, &s.Timeout) },
 		"max_age":          func() error { return parseDurationInto(d, &s.MaxAge) },
@@ -575,6 +598,8 @@ func (s *IntrospectSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //		algorithms       <name>...
 //		audience         <audience>...
 //		typ              at+jwt|any
+//		client_claim     <name>...
+//		scope_claim      <name>...
 //		leeway           <duration>
 //		refresh_interval <duration>
 //		header           <name> <value>
@@ -591,17 +616,16 @@ func (s *JWTSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return err
 	}
 	if err := parseOptions(d, "jwt", map[string]func() error{
-		"jwks_uri":  func() error { return parseWord(d, &s.JWKSURI) },
-		"jwks_file": func() error { return parseWord(d, &s.JWKSFile) },
-		"algorithms": func() (err error) {
-			s.Algorithms, err = atLeastOne(d)
-			return err
-		},
+		"jwks_uri":   func() error { return parseWord(d, &s.JWKSURI) },
+		"jwks_file":  func() error { return parseWord(d, &s.JWKSFile) },
+		"algorithms": func() error { return parseWords(d, &s.Algorithms) },
 		"audience": func() (err error) {
 			s.Audience, err = parseAudience(d)
 			return err
 		},
 		"typ":              func() error { return parseWord(d, &s.Type) },
+		"client_claim":     func() error { return parseWords(d, &s.ClientClaim) },
+		"scope_claim":      func() error { return parseWords(d, &s.ScopeClaim) },
 		"leeway":           func() error { return parseDurationInto(d, &s.Leeway) },
 		"refresh_interval": func() error { return parseDurationInto(d, &s.RefreshInterval) },
 		"header":           func() error { return parseHeader(d, &s.Headers) },

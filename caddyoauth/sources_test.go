@@ -242,6 +242,39 @@ func TestClaimRules(t *testing.T) {
 	}
 }
 
+// Where the client and the scopes of a token are is said for each source, and what one route
+// makes of a token is not what another makes of it.
+func TestChosenClaims(t *testing.T) {
+	f := newForeign(t)
+	const members = `"sub":"robot","client_id":"id","azp":"id","app":{"v1.0":"orders"},"scope":"read","roles":["Orders.Read"],"exp":4102444800`
+	f.knows("opaque", `{"active":true,`+members+`}`)
+	signed := f.signs(t, `{"iss":"https://issuer.example.com","aud":"api",`+members+`}`)
+	plain := "source introspect " + f.URL + "/introspect {\nclient_id gateway\nclient_secret {env.OAUTH_TEST_SECRET}\n"
+	jwt := "source jwt https://issuer.example.com {\njwks_uri " + f.URL + "/keys\n"
+	const chosen = "client_claim app.v1.0 sub\nscope_claim roles\n"
+	const rule = "scopes Orders.Read\nclaim client_id orders\nclaim scope Orders.Read\n"
+	g := startGateway(t, "", "oauth_protect /chosen/* {\n"+plain+chosen+"}\n"+jwt+chosen+"}\n"+rule+"}\n"+
+		"oauth_protect /default/* {\n"+plain+"}\n"+jwt+"}\n}\n@orders oauth_scope Orders.Read\nrequest_header @orders X-May orders\n"+
+		"request_header X-Said \"{http.auth.user.id} {http.auth.user.scope}\"\nreverse_proxy BACKEND")
+	for _, token := range []string{"opaque", signed} {
+		for range 2 { // the second time from the cache
+			for path, want := range map[string]string{"/chosen/x": "orders|Orders.Read|orders|orders Orders.Read", "/default/x": "id|read||id read"} {
+				if a := g.get(path, token); a.StatusCode != 200 {
+					t.Fatalf("%s with %.10s: %d", path, token, a.StatusCode)
+				}
+				h := g.Backend.last(t).Header
+				if got := h.Get("X-OAuth-Client-Id") + "|" + h.Get("X-OAuth-Scope") + "|" + h.Get("X-May") + "|" + h.Get("X-Said"); got != want {
+					t.Errorf("%s with %.10s: the backend is told %q, want %q", path, token, got, want)
+				}
+			}
+		}
+	}
+	f.knows("two", `{"active":true,"client_id":"a","azp":"b"}`)
+	if a := g.get("/default/x", "two"); a.StatusCode == 200 {
+		t.Error("a token passes of which nobody can say whose it is")
+	}
+}
+
 // B-11 for foreign tokens: one question serves all routes, and each judges for itself.
 func TestForeignFactsAreSharedAndDecisionsAreNot(t *testing.T) {
 	f := newForeign(t)

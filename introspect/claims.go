@@ -2,8 +2,10 @@ package introspect
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"strconv"
@@ -229,30 +231,92 @@ func skipSpace(s string) string {
 // looked through on each request. A token with more scopes or audiences is refused.
 const maxNames = 1000
 
-// scopesOf returns the scopes in scope (RFC 9068) or, where that is absent, in scp (Entra
-// ID, Okta): a string with spaces, or a list.
-func scopesOf(claims map[string]any) ([]string, bool) {
-	value := claims["scope"]
-	if value == nil {
-		value = claims["scp"]
+// clientClaims name the client, where no configuration says which: client_id is the name of
+// RFC 7662 and RFC 9068, azp that of OpenID Connect (Keycloak, Entra ID v2, Auth0, Google).
+// Where a token has both, they must agree. appid (Entra ID v1) and cid (Okta) are the names
+// of one vendor each, and other issuers may mean something else by them, so they count only
+// where neither of the others is there.
+var clientClaims = [][]string{{"client_id", "azp"}, {"appid", "cid"}}
+
+// clientOf returns the client that claims name: by the first of names that is there or, without
+// names, by clientClaims. It fails if the claim is neither a string nor a whole number, or if
+// two claims that count name different clients.
+func clientOf(claims string, names []string) (client string, ok bool) {
+	ways := clientClaims
+	if len(names) > 0 {
+		ways = nil
+		for _, name := range names {
+			ways = append(ways, []string{name})
+		}
 	}
-	if value == nil {
+	for _, equals := range ways {
+		for _, name := range equals {
+			value, _ := findClaim(claims, name)
+			if value == "" {
+				continue
+			}
+			text := value
+			switch {
+			case value[0] == '"':
+				text = stringText(value)
+			case value[0] < '0' || value[0] > '9' || strings.ContainsAny(value, ".eE"): // not what databases make of a name
+				return "", false
+			}
+			if client != "" && text != "" && text != client {
+				return "", false
+			}
+			client = cmp.Or(client, text)
+		}
+		if client != "" {
+			break
+		}
+	}
+	return client, true
+}
+
+// scopeClaims have the scopes, where no configuration says which: RFC 7662 and RFC 9068;
+// Entra ID and Okta.
+var scopeClaims = []string{"scope", "scp"}
+
+// scopesOf returns the scopes in the first of names that is there or, without names, of
+// scopeClaims: a string with spaces, a list of strings, or, where a configuration asks for it, an object
+// with scopes as names. A scope of other characters than RFC 6749 section 3.3 has is left out.
+func scopesOf(claims string, names []string) (scopes []string, ok bool) {
+	objects := len(names) > 0
+	if !objects {
+		names = scopeClaims
+	}
+	var value string
+	for _, name := range names {
+		if value, ok = findClaim(claims, name); ok {
+			break
+		}
+	}
+	if !ok {
 		return nil, true
 	}
-	line, isLine := value.(string)
-	if isLine && strings.Count(line, " ") >= maxNames {
+	var candidates iter.Seq[string]
+	switch {
+	case value[0] == '"':
+		candidates = strings.SplitSeq(stringText(value), " ")
+	case value[0] == '[':
+		for element := range jsonElements(value) {
+			if element[0] != '"' {
+				return nil, false
+			}
+		}
+		candidates = claimValues(value)
+	case value[0] == '{' && objects:
+		candidates = claimValues(value)
+	default:
 		return nil, false
 	}
-	list, ok := texts(value)
-	if !ok {
-		return nil, false
-	}
-	if isLine {
-		list = strings.Split(line, " ")
-	}
-	seen := make(map[string]bool, len(list))
-	var scopes []string
-	for _, scope := range list {
+	seen := make(map[string]bool)
+	n := 0
+	for scope := range candidates {
+		if n++; n > maxNames {
+			return nil, false
+		}
 		if scope == "" || seen[scope] || strings.ContainsFunc(scope, noScopeCharacter) {
 			continue
 		}
@@ -266,6 +330,14 @@ func scopesOf(claims map[string]any) ([]string, bool) {
 // one is left out: with a space in it, it would be two scopes as soon as somebody joins
 // them.
 func noScopeCharacter(c rune) bool { return c < 0x21 || c > 0x7e || c == '"' || c == '\\' }
+
+// checkClaimNames judges the names of a configuration.
+func checkClaimNames(setting string, names []string) error {
+	if slices.Contains(names, "") {
+		return fmt.Errorf("%s has an empty name", setting)
+	}
+	return nil
+}
 
 // texts returns a string as a list of one, and a list of strings, at most maxNames.
 func texts(value any) ([]string, bool) {

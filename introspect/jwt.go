@@ -64,6 +64,15 @@ type JWTConfig struct {
 	// it is of another kind. Default: at+jwt.
 	Type string
 
+	// ClientClaims are the claims that name the client: the first that is there counts. Dots
+	// lead into objects, as in [Facts.ClaimValues]. Default: client_id and azp, which must agree
+	// where both are there; without either, appid or cid.
+	ClientClaims []string
+
+	// ScopeClaims are the claims that have the scopes: the first that is there counts. It is a
+	// string with spaces, a list, or an object with scopes as names. Default: scope, scp.
+	ScopeClaims []string
+
 	// Leeway is how far the issuer's clock may be ahead when nbf and iat are checked, at
 	// most 60s. It never lengthens a token's life: the token is dead at exp. Default: 0.
 	Leeway time.Duration
@@ -124,6 +133,10 @@ func (cfg *JWTConfig) complete() error {
 	cfg.Audience = slices.Clone(cfg.Audience)
 	if slices.Contains(cfg.Audience, "") {
 		return errors.New("an audience is empty")
+	}
+	cfg.ClientClaims, cfg.ScopeClaims = slices.Clone(cfg.ClientClaims), slices.Clone(cfg.ScopeClaims)
+	if err := errors.Join(checkClaimNames("ClientClaims", cfg.ClientClaims), checkClaimNames("ScopeClaims", cfg.ScopeClaims)); err != nil {
+		return err
 	}
 	if cfg.Type == "" {
 		cfg.Type = "at+jwt"
@@ -369,25 +382,24 @@ func (j *JWT) judge(payload []byte, access bool) (*Facts, bool) {
 		return nil, false
 	}
 
-	scopes, ok := scopesOf(claims)
+	text := string(bytes.TrimSpace(payload))
+	client, ok := clientOf(text, j.cfg.ClientClaims)
 	if !ok {
 		return nil, false
 	}
-	var names [3]string
-	for i, name := range []string{"sub", "client_id", "azp"} {
-		if value := claims[name]; value != nil {
-			if names[i], ok = nameText(value); !ok {
-				return nil, false
-			}
-		}
+	scopes, ok := scopesOf(text, j.cfg.ScopeClaims)
+	if !ok {
+		return nil, false
 	}
-	subject, client, authorized := names[0], names[1], names[2]
-	if client == "" {
-		client = authorized // Keycloak, Entra ID, Auth0: OpenID Connect's name for it
+	subject := ""
+	if value := claims["sub"]; value != nil {
+		if subject, ok = nameText(value); !ok {
+			return nil, false
+		}
 	}
 	return &Facts{
 		Active: true, ClientID: client, Subject: subject, Issuer: j.issuer(),
-		Scopes: scopes, Audience: audience, IssuedAt: issued, Expiry: expiry, Claims: string(bytes.TrimSpace(payload)),
+		Scopes: scopes, Audience: audience, IssuedAt: issued, Expiry: expiry, Claims: text,
 	}, true
 }
 

@@ -189,6 +189,7 @@ type jwtSettings struct {
 	OnFetch                              func(kind string, took time.Duration, err error)
 	OnKeys                               func(n int, ignored []introspect.IgnoredKey)
 	Algorithms, Audience                 []string
+	ClientClaims, ScopeClaims            []string
 	Type                                 string
 	Leeway                               time.Duration
 
@@ -218,7 +219,7 @@ func (s jwtSettings) keys() (*introspect.Keys, error) {
 func (s jwtSettings) source(keys *introspect.Keys) (*introspect.JWT, error) {
 	return introspect.NewJWT(introspect.JWTConfig{
 		Keys: keys, Algorithms: s.Algorithms, Audience: s.Audience, Type: s.Type, Leeway: s.Leeway,
-		RefreshInterval: s.RefreshInterval, Now: s.Now,
+		RefreshInterval: s.RefreshInterval, Now: s.Now, ClientClaims: s.ClientClaims, ScopeClaims: s.ScopeClaims,
 	})
 }
 
@@ -317,7 +318,13 @@ func TestJWTClaimsOfIssuers(t *testing.T) {
 	}{
 		{"RFC 9068", nil, "reporting", []string{"read", "write"}},
 		{"azp", claims{"client_id": nil, "azp": "billing"}, "billing", []string{"read", "write"}},
-		{"client_id before azp", claims{"azp": "billing"}, "reporting", []string{"read", "write"}},
+		{"client_id and azp agree", claims{"azp": "reporting"}, "reporting", []string{"read", "write"}},
+		{"appid of Entra ID v1", claims{"client_id": nil, "appid": "billing"}, "billing", []string{"read", "write"}},
+		{"cid of Okta", claims{"client_id": nil, "cid": "billing"}, "billing", []string{"read", "write"}},
+		{"azp before what vendors call it", claims{"client_id": nil, "azp": "billing", "appid": "a", "cid": "b"}, "billing", []string{"read", "write"}},
+		{"a customer's ID beside client_id", claims{"cid": 17}, "reporting", []string{"read", "write"}},
+		{"client_id empty or null", claims{"client_id": "", "azp": json.RawMessage("null"), "cid": "billing"}, "billing", []string{"read", "write"}},
+		{"a name that only options can choose", claims{"client_id": nil, "client": "billing"}, "", []string{"read", "write"}},
 		{"no client", claims{"client_id": nil}, "", []string{"read", "write"}},
 		{"scope as a list", claims{"scope": []string{"read", "write"}}, "reporting", []string{"read", "write"}},
 		{"scp as a list", claims{"scope": nil, "scp": []string{"read"}}, "reporting", []string{"read"}},
@@ -337,6 +344,55 @@ func TestJWTClaimsOfIssuers(t *testing.T) {
 		facts, err := j.Lookup(t.Context(), key.issue(goodClaims().with(c.changes)))
 		if err != nil || !facts.Active || facts.ClientID != c.client || !slices.Equal(facts.Scopes, c.scopes) {
 			t.Errorf("%s: %+v, %v", c.name, facts, err)
+		}
+	}
+}
+
+// A configuration says which claims name the client and the scopes.
+func TestJWTChosenClaims(t *testing.T) {
+	key := keyFor("EdDSA")
+	server := newKeyServer(t, jwks(key.jwk(nil)))
+	for _, c := range []struct {
+		name            string
+		clients, scopes []string
+		changes         claims
+		client          string
+		want            []string
+	}{
+		{"client of Oracle", []string{"client"}, nil, claims{"client": "billing"}, "billing", []string{"read", "write"}},
+		{"the subject", []string{"sub"}, nil, nil, "alice", []string{"read", "write"}},
+		{"the first that is there", []string{"cid", "azp", "client_id"}, nil, claims{"azp": "billing"}, "billing", []string{"read", "write"}},
+		{"none that is there", []string{"cid", "appid"}, nil, nil, "", []string{"read", "write"}},
+		{"inside an object", []string{"kubernetes.io.serviceaccount.name"}, nil, claims{"kubernetes.io": claims{"serviceaccount": claims{"name": "loader"}}}, "loader", []string{"read", "write"}},
+		{"roles of Entra ID", nil, []string{"roles"}, claims{"roles": []string{"Orders.Read", "Orders.Write"}}, "reporting", []string{"Orders.Read", "Orders.Write"}},
+		{"permissions of Auth0", nil, []string{"permissions", "scope"}, claims{"permissions": []string{"read:orders"}}, "reporting", []string{"read:orders"}},
+		{"the next name", nil, []string{"permissions", "scope"}, nil, "reporting", []string{"read", "write"}},
+		{"an empty list is there", nil, []string{"permissions", "scope"}, claims{"permissions": []string{}}, "reporting", nil},
+		{"roles of a client of Keycloak", nil, []string{"resource_access.com.example.orders.roles"}, claims{"resource_access": claims{"com.example.orders": claims{"roles": []string{"writer"}}}}, "reporting", []string{"writer"}},
+		{"roles of Zitadel", nil, []string{"urn:zitadel:iam:org:project:roles"}, claims{"urn:zitadel:iam:org:project:roles": claims{"admin": claims{"1": "x"}, "gone": nil}}, "reporting", []string{"admin"}},
+		{"a line under another name", nil, []string{"scopes"}, claims{"scopes": "a b a"}, "reporting", []string{"a", "b"}},
+	} {
+		j := newJWT(t, jwtSettings{ClientClaims: c.clients, ScopeClaims: c.scopes, JWKSURI: server.URL})
+		facts, err := j.Lookup(t.Context(), key.issue(goodClaims().with(c.changes)))
+		if err != nil || !facts.Active || facts.ClientID != c.client || !slices.Equal(facts.Scopes, c.want) {
+			t.Errorf("%s: %+v, %v", c.name, facts, err)
+		}
+		if got := facts.ClaimValues("client_id"); c.client != "" && !slices.Equal(got, []string{c.client}) || !slices.Equal(facts.ClaimValues("scope"), c.want) {
+			t.Errorf("%s: rules see the client %q and the scopes %q", c.name, got, facts.ClaimValues("scope"))
+		}
+	}
+	for name, changes := range map[string]claims{
+		"client in a list":     {"client": []string{"billing"}},
+		"client an object":     {"client": claims{"billing": true}},
+		"roles a number":       {"roles": 7},
+		"too many roles":       {"roles": slices.Repeat([]string{"r"}, 1001)},
+		"roles a boolean":      {"roles": true},
+		"client a boolean":     {"client": true},
+		"five thousand spaces": {"roles": strings.Repeat(" ", 5000)},
+	} {
+		j := newJWT(t, jwtSettings{ClientClaims: []string{"client"}, ScopeClaims: []string{"roles"}, JWKSURI: server.URL})
+		if mayPass(t, j, key.issue(goodClaims().with(changes))) {
+			t.Errorf("%s: good", name)
 		}
 	}
 }
@@ -599,6 +655,9 @@ func TestJWTForgedClaims(t *testing.T) {
 		{"azp as an object", claims{"azp": claims{}}},
 		{"scope as a number", claims{"scope": 1}},
 		{"scope in a list with a number", claims{"scope": []any{"read", 1}}},
+		{"two clients", claims{"azp": "billing"}},
+		{"two clients of vendors", claims{"client_id": nil, "appid": "a", "cid": "b"}},
+		{"client as a boolean", claims{"client_id": true}},
 		{"bound to a certificate", claims{"cnf": claims{"x5t#S256": "x"}}},
 		{"bound to a DPoP key", claims{"cnf": claims{"jkt": "x"}}},
 		{"subject as a broken number", claims{"sub": 1.5}},

@@ -121,6 +121,15 @@ type RemoteConfig struct {
 	// Default: iss is not checked, so the server may name any.
 	Issuer string
 
+	// ClientClaims are the claims that name the client: the first that is there counts. Dots
+	// lead into objects, as in [Facts.ClaimValues]. Default: client_id and azp, which must agree
+	// where both are there; without either, appid or cid.
+	ClientClaims []string
+
+	// ScopeClaims are the claims that have the scopes: the first that is there counts. It is a
+	// string with spaces, a list, or an object with scopes as names. Default: scope, scp.
+	ScopeClaims []string
+
 	// Leeway is how far the server's clock may be ahead when nbf is checked, at most 60s. It
 	// never lengthens a token's life: the token is dead at exp. Default: 0.
 	Leeway time.Duration
@@ -380,6 +389,10 @@ func (cfg *RemoteConfig) complete() (*url.URL, error) {
 	if cfg.Auth != "none" && (cfg.ClientID == "" || cfg.ClientSecret == "") {
 		return nil, fmt.Errorf("%s needs ClientID and ClientSecret", cfg.Auth)
 	}
+	cfg.ClientClaims, cfg.ScopeClaims = slices.Clone(cfg.ClientClaims), slices.Clone(cfg.ScopeClaims)
+	if err := errors.Join(checkClaimNames("ClientClaims", cfg.ClientClaims), checkClaimNames("ScopeClaims", cfg.ScopeClaims)); err != nil {
+		return nil, err
+	}
 	cfg.Header = cfg.Header.Clone()
 	if err := cfg.checkHeader(cfg.Header); err != nil {
 		return nil, err
@@ -457,13 +470,14 @@ func wellFormedHeader(name string, values []string) error {
 }
 
 // Name is a name for [Cache.Wrap] that covers the settings by which one server may answer
-// differently: URL, ClientID, Header, Issuer and Leeway. Remotes that differ in them never
-// share what a cache holds, and one with the same settings finds it again. TLS and
-// HeaderFunc are not covered: whose endpoint tells callers apart by their certificates or by
-// what HeaderFunc returns joins something to the name.
+// differently, or be understood differently: URL, ClientID, Header, Issuer, ClientClaims,
+// ScopeClaims and Leeway. Remotes that differ in them never share what a cache holds, and one
+// with the same settings finds it again. TLS and HeaderFunc are not covered: whose endpoint
+// tells callers apart by their certificates or by what HeaderFunc returns joins something to
+// the name.
 // It is a digest and shows nothing of the settings.
 func (r *Remote) Name() string {
-	parts := []string{"remote", r.cfg.URL, r.cfg.ClientID, r.cfg.Issuer, r.cfg.Leeway.String()}
+	parts := []string{"remote", r.cfg.URL, r.cfg.ClientID, r.cfg.Issuer, SourceName(r.cfg.ClientClaims...), SourceName(r.cfg.ScopeClaims...), r.cfg.Leeway.String()}
 	var names []string
 	for name := range r.cfg.Header {
 		names = append(names, name)
@@ -867,11 +881,9 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 			}
 		}
 	}
-	for name, text := range map[string]*string{"client_id": &facts.ClientID, "sub": &facts.Subject} {
-		if value, present := answer[name]; present {
-			if *text, ok = nameText(value); !ok {
-				return nil, fmt.Errorf("%s is not a string", name)
-			}
+	if value, present := answer["sub"]; present {
+		if facts.Subject, ok = nameText(value); !ok {
+			return nil, errors.New("sub is not a string")
 		}
 	}
 	for _, name := range []string{"iss", "token_type", "token_use", "typ"} {
@@ -888,8 +900,11 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 			return nil, errors.New("aud is not a name or a list of names")
 		}
 	}
-	if facts.Scopes, ok = scopesOf(answer); !ok {
-		return nil, errors.New("scope is not a list of scopes")
+	if facts.ClientID, ok = clientOf(facts.Claims, r.cfg.ClientClaims); !ok {
+		return nil, errors.New("the client is not a name, or two claims name different ones")
+	}
+	if facts.Scopes, ok = scopesOf(facts.Claims, r.cfg.ScopeClaims); !ok {
+		return nil, errors.New("scope is not a list of scopes, or a too long one")
 	}
 
 	now := r.cfg.Now()

@@ -594,7 +594,7 @@ func TestRemoteAnswers(t *testing.T) {
 		{`{"active":true,"scope":["a b"]}`, yes}, {`{"active":true,"scope":"a\"b"}`, yes}, {`{"active":true,"scope":"a\tb"}`, yes}, {`{"active":true,"scope":7}`, wrong},
 		{`{"active":true,"scope":{"admin":true}}`, wrong}, {`{"active":true,"scope":["a",null]}`, wrong},
 
-		{`{"active":true,"client_id":7}`, yes}, {`{"active":true,"client_id":7.5}`, wrong}, {`{"active":true,"client_id":7e1}`, wrong}, {`{"active":true,"client_id":true}`, wrong},
+		{`{"active":true,"client_id":7}`, yes}, {`{"active":true,"client_id":7.5}`, wrong}, {`{"active":true,"client_id":7e1}`, wrong}, {`{"active":true,"client_id":true}`, wrong}, {`{"active":true,"client_id":["a"]}`, wrong}, {`{"active":true,"client_id":"a","azp":"b"}`, wrong},
 		{`{"active":true,"sub":{}}`, wrong}, {`{"active":true,"sub":null,"client_id":null,"iss":null,"token_use":null,"typ":null}`, yes},
 	} {
 		server := newAuthServer(t, says(c.body))
@@ -705,6 +705,9 @@ func TestRemoteNames(t *testing.T) {
 		"another value":   func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {"b"}} },
 		"two values":      func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {"a", "b"}} },
 		"another, joined": func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {"ab"}} },
+		"a client claim":  func(c *introspect.RemoteConfig) { c.ClientClaims = []string{"sub"} },
+		"a scope claim":   func(c *introspect.RemoteConfig) { c.ScopeClaims = []string{"sub"} },
+		"scope claims":    func(c *introspect.RemoteConfig) { c.ScopeClaims = []string{"sub", "scope"} },
 		"two headers":     func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {"a"}, "Y": {"b"}} },
 	} {
 		cfg := remoteConfig("https://as.example")
