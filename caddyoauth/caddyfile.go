@@ -310,7 +310,7 @@ func parseRealm(d *caddyfile.Dispenser, app *App) error {
 	return nil
 }
 
-var realmOptions = []string{"issuer", "no_openid_configuration", "token_lifetime", "token_format", "default_scopes", "client"}
+var realmOptions = []string{"issuer", "no_openid_configuration", "token_lifetime", "token_format", "limit", "default_scopes", "client"}
 
 // parseRealmOption reads one of
 //
@@ -318,6 +318,7 @@ var realmOptions = []string{"issuer", "no_openid_configuration", "token_lifetime
 //	no_openid_configuration
 //	token_lifetime <duration>
 //	token_format   opaque
+//	limit          tokens <n> <duration>
 //	default_scopes <scope>...
 //	client <id> {
 //		<client settings>
@@ -329,7 +330,7 @@ func parseRealmOption(d *caddyfile.Dispenser, realm *Realm, once onceOnly) (know
 	if !slices.Contains(realmOptions, option) {
 		return false, nil
 	}
-	if option != "client" {
+	if option != "client" && option != "limit" {
 		if err := once.check(d); err != nil {
 			return true, err
 		}
@@ -350,12 +351,53 @@ func parseRealmOption(d *caddyfile.Dispenser, realm *Realm, once onceOnly) (know
 		if realm.TokenFormat != tokenOpaque {
 			return true, d.Errf("token_format '%s' is not known (known: %s)", realm.TokenFormat, tokenOpaque)
 		}
+	case "limit":
+		once[option] = true
+		err = parseLimit(d, &realm.Limits)
 	case "default_scopes":
 		realm.DefaultScopes, err = parseScopes(d)
 	case "client":
 		err = parseClient(d, realm)
 	}
 	return true, err
+}
+
+// parseLimit reads limit <name> <n> <duration>.
+func parseLimit(d *caddyfile.Dispenser, limits **Limits) error {
+	if *limits == nil {
+		*limits = new(Limits)
+	}
+	if !d.NextArg() {
+		return d.ArgErr()
+	}
+	name, known := d.Val(), (*limits).byName()
+	limit := known[name]
+	if limit == nil {
+		return d.Errf("there is no limit '%s' (known: %s)", name, strings.Join(sortedKeys(known), ", "))
+	}
+	if *limit != nil {
+		return d.Errf("limit %s is there twice", name)
+	}
+	var number, per string
+	if !d.AllArgs(&number, &per) {
+		return d.Errf("limit %s takes a number and a duration, such as 600 1m", name)
+	}
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		return d.Errf("limit %s: '%s' is not a number", name, number)
+	}
+	duration, err := caddy.ParseDuration(per)
+	if err != nil {
+		return d.Errf("limit %s: '%s' is not a duration, such as 30s, 5m or 1h", name, per)
+	}
+	*limit = &Limit{Count: n, Per: caddy.Duration(duration)}
+	if err := (*limit).check(); err != nil {
+		return d.Errf("limit %s: %v", name, err)
+	}
+	if d.NextBlock(d.Nesting()) {
+		return d.Errf("limit %s takes no block", name)
+	}
+	return nil
 }
 
 func parseLifetime(d *caddyfile.Dispenser) (caddy.Duration, error) {
@@ -382,7 +424,7 @@ func parseScopes(d *caddyfile.Dispenser) ([]string, error) {
 	return scopes, nil
 }
 
-const clientOptions = "secret, secret_hash, scopes, default_scopes, audience, grant_types, auth, token_lifetime, introspect, disabled"
+const clientOptions = "secret, secret_hash, scopes, default_scopes, audience, grant_types, auth, token_lifetime, limit, introspect, disabled"
 
 // parseClient reads
 //
@@ -395,6 +437,7 @@ const clientOptions = "secret, secret_hash, scopes, default_scopes, audience, gr
 //		grant_types    client_credentials|none
 //		auth           client_secret_basic|client_secret_post...
 //		token_lifetime <duration>
+//		limit          tokens <n> <duration>
 //		introspect     own|audience [<audience>...]|realm
 //		disabled
 //	}
@@ -419,7 +462,7 @@ func parseClient(d *caddyfile.Dispenser, realm *Realm) error {
 	once := make(onceOnly)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		option := d.Val()
-		if option != "secret" && option != "secret_hash" {
+		if option != "secret" && option != "secret_hash" && option != "limit" {
 			if err := once.check(d); err != nil {
 				return err
 			}
@@ -448,6 +491,8 @@ func parseClient(d *caddyfile.Dispenser, realm *Realm) error {
 			}
 		case "token_lifetime":
 			client.TokenLifetime, err = parseLifetime(d)
+		case "limit":
+			err = parseLimit(d, &client.Limits)
 		case "introspect":
 			if !d.NextArg() {
 				return d.ArgErr()

@@ -633,6 +633,32 @@ func (g *gateway) restart(oauth, site string) {
 	}
 }
 
+// A client that has fetched as many tokens as it may is told to slow down, in every store; its
+// own limit counts before the realm's, and the realm's before the root's. Nobody else notices.
+func TestTokenLimits(t *testing.T) {
+	form := url.Values{"grant_type": {"client_credentials"}}
+	for name, store := range stores(t) {
+		t.Run(name, func(t *testing.T) {
+			g := startGateway(t, store+"limit tokens 2 1h\n"+readerIs+strings.Replace(writerIs, "{\n", "{\nlimit tokens 3 1h\n", 1)+
+				"realm alpha {\n"+readerIs+"}\nrealm beta {\nlimit tokens 1 24h\n"+readerIs+"}\n", "oauth_server")
+			for _, c := range []struct {
+				realm, client, scope string
+				may                  int
+			}{{"", "reader", "read", 2}, {"", "writer", "write", 3}, {"/realms/root/realms/alpha", "reader", "read", 2}, {"/realms/root/realms/beta", "reader", "read", 1}} {
+				form.Set("scope", c.scope)
+				for range c.may {
+					wantToken(t, g.post("/oauth2"+c.realm+"/token", c.client, testSecret, form), c.scope)
+				}
+				a := g.post("/oauth2"+c.realm+"/token", c.client, testSecret, form)
+				wantE(t, a, 429, "slow_down", testSecret)
+				if a := g.post("/oauth2"+c.realm+"/introspect", c.client, testSecret, url.Values{"token": {"x"}}); a.StatusCode != 200 {
+					t.Errorf("%s%s may still ask about tokens: %d", c.client, c.realm, a.StatusCode)
+				}
+			}
+		})
+	}
+}
+
 // A reload may move the store. Tokens stay where they are, and those in a file end with that:
 // while nobody has it open, nobody could end the tokens of a client that is removed.
 func TestReloadMovesTheStore(t *testing.T) {

@@ -122,6 +122,8 @@ func observe(operation string, start time.Time, err error) {
 	switch {
 	case errors.Is(err, oauth.ErrNotFound):
 		result = "not_found"
+	case errors.Is(err, oauth.ErrClientFull):
+		result = "refused"
 	case err != nil:
 		result = "error"
 	}

@@ -22,7 +22,7 @@ var Outage atomic.Pointer[func(ctx context.Context, method string) error]
 
 // StoreErrors are the errors that the contract of a store knows, by name.
 var StoreErrors = map[string]error{
-	"closed": oauth.ErrClosed, "full": oauth.ErrFull, "not found": oauth.ErrNotFound,
+	"closed": oauth.ErrClosed, "full": oauth.ErrFull, "client full": oauth.ErrClientFull, "not found": oauth.ErrNotFound,
 }
 
 // OutageStore is the store in memory, in a form that tests can break.

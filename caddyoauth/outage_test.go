@@ -50,6 +50,16 @@ func storeFailures() map[string]error {
 	}
 }
 
+// A store that has no room for this client, but for others, is no outage: the client has to slow
+// down.
+func TestNoMoreThanAShareOfTheStore(t *testing.T) {
+	g := startGateway(t, "store outage\n"+testClients, "oauth_server")
+	repair := breakStore(t, fmt.Errorf("canary: %w", caddyoauth.StoreErrors["client full"]), "Put")
+	wantE(t, g.fetch("reader"), 429, "slow_down", "canary")
+	repair()
+	g.token("reader")
+}
+
 // T-12, T-10: no token is given out that the store has not taken.
 func TestNoTokenWithoutAStore(t *testing.T) {
 	for _, cache := range []string{"", "cache off"} {

@@ -40,6 +40,9 @@ type Realm struct {
 	// Default: false.
 	NoOpenIDConfiguration bool `json:"no_openid_configuration,omitempty"`
 
+	// What each client may do in a time.
+	Limits *Limits `json:"limits,omitempty"`
+
 	// What a client gets that asks for no scope and has no default of its own. Each must
 	// be among the client's scopes. Default: none, and such a request is refused.
 	DefaultScopes []string `json:"default_scopes,omitempty"`
@@ -81,6 +84,9 @@ type Client struct {
 	// How long its tokens live, in whole seconds, at most a year. Default: the realm's.
 	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
 
+	// What it may do in a time. Default: the realm's, for each limit that it does not have.
+	Limits *Limits `json:"limits,omitempty"`
+
 	// Whose tokens it may ask about at the introspection endpoint: `own`; `audience`, its
 	// own and those for `introspect_audience`; or `realm`, all of its realm. Default: `own`.
 	Introspect string `json:"introspect,omitempty"`
@@ -94,6 +100,23 @@ type Client struct {
 	// authenticate, its tokens are refused at once, and those tokens stay refused when
 	// it is enabled again. Default: false.
 	Disabled bool `json:"disabled,omitempty"`
+}
+
+// Limits are what one client may do in a time. Each gateway counts for itself, anew after a
+// reload.
+type Limits struct {
+	// How many tokens it may fetch. More are refused with 429 `slow_down`. Default: no limit.
+	Tokens *Limit `json:"tokens,omitempty"`
+}
+
+// Limit is a number in a time. As many are allowed at once, and what was used comes back
+// evenly over that time.
+type Limit struct {
+	// How many, from 1 to 1000000.
+	Count int `json:"count,omitempty"`
+
+	// In how long, from `1s` to `24h`.
+	Per caddy.Duration `json:"per,omitempty"`
 }
 
 // ClientSecret is one secret of a client: a reference to it, or its hash.
@@ -168,6 +191,10 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*realm
 	if err := checkScopes("default_scopes", defaultScopes); err != nil {
 		return nil, err
 	}
+	limits := rc.Limits.or(root.Limits)
+	if err := limits.check(); err != nil {
+		return nil, err
+	}
 	if len(rc.Clients) == 0 {
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
@@ -175,7 +202,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*realm
 	r := &realm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration}
 	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client)}
 	for _, id := range sortedKeys(rc.Clients) {
-		client, err := rc.Clients[id].provision(id, lifetime, defaultScopes, logger)
+		client, err := rc.Clients[id].provision(id, lifetime, defaultScopes, limits, logger)
 		if err != nil {
 			return nil, fmt.Errorf("client %q: %w", id, err)
 		}
@@ -228,7 +255,7 @@ func realmPath(name string) string {
 }
 
 // provision checks the client's settings and makes what the engine uses of them.
-func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []string, logger *zap.Logger) (*oauth.Client, error) {
+func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []string, limits Limits, logger *zap.Logger) (*oauth.Client, error) {
 	if err := checkClientID(id); err != nil {
 		return nil, err
 	}
@@ -260,6 +287,10 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 	if err := checkLifetime(lifetime); err != nil {
 		return nil, err
 	}
+	limits = cc.Limits.or(&limits)
+	if err := limits.check(); err != nil {
+		return nil, err
+	}
 	introspect, introspectAudience, err := cc.introspects(id)
 	if err != nil {
 		return nil, err
@@ -268,6 +299,9 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 		ID: id, Scopes: cc.Scopes, DefaultScopes: defaults, Audience: cc.Audience,
 		GrantTypes: grants, Auth: auth, TokenLifetime: time.Duration(lifetime),
 		Introspect: introspect, IntrospectAudience: introspectAudience, Disabled: cc.Disabled,
+	}
+	if tokens := limits.Tokens; tokens != nil {
+		c.TokenLimit = oauth.Limit{Count: tokens.Count, Per: time.Duration(tokens.Per)}
 	}
 	now, alive := time.Now(), 0
 	for i := range cc.Secrets {
@@ -288,6 +322,44 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 		logger.Warn("all secrets of a client are past their date: it can't authenticate", zap.String("client_id", id))
 	}
 	return c, nil
+}
+
+// or returns the limits, with others where there are none.
+func (l *Limits) or(others *Limits) Limits {
+	var all Limits
+	for name, limit := range all.byName() {
+		for _, limits := range []*Limits{l, others} {
+			if limits != nil && *limit == nil {
+				*limit = *limits.byName()[name]
+			}
+		}
+	}
+	return all
+}
+
+// byName are the limits there are, by the names that they have in a configuration.
+func (l *Limits) byName() map[string]**Limit { return map[string]**Limit{"tokens": &l.Tokens} }
+
+func (l *Limits) check() error {
+	for name, limit := range l.byName() {
+		if *limit == nil {
+			continue
+		}
+		if err := (*limit).check(); err != nil {
+			return fmt.Errorf("limit %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (l *Limit) check() error {
+	switch per := time.Duration(l.Per); {
+	case l.Count < 1 || l.Count > 1_000_000:
+		return fmt.Errorf("%d is not between 1 and 1000000", l.Count)
+	case per < time.Second || per > 24*time.Hour:
+		return fmt.Errorf("%s is not between 1s and 24h", per)
+	}
+	return nil
 }
 
 func (cc *Client) checkDefaultScopes(whose string, defaults []string) error {

@@ -131,7 +131,8 @@ func (s *BboltStore) open(path string, _ *openStore) (oauth.TokenStore, error) {
 	}
 }
 
-// MemoryStore keeps tokens in memory, a million at most. They survive a reload of the
+// MemoryStore keeps tokens in memory, a million at most, and a quarter of that for one client;
+// revoked ones count until they would have expired. They survive a reload of the
 // configuration and are gone after a restart. There is one such store in a process.
 type MemoryStore struct{}
 

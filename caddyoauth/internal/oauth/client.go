@@ -40,10 +40,13 @@ type Client struct {
 	// IntrospectAudience is what a token's audience must hold one of, with Introspect
 	// IntrospectAudience.
 	IntrospectAudience []string
+	// TokenLimit is how many tokens it may fetch; zero for as many as it likes.
+	TokenLimit Limit
 	// Disabled: it can't authenticate, and its tokens are not valid.
 	Disabled bool
 
 	guesses guessLimit
+	fetches *rate.Limiter // by TokenLimit; nil without one
 }
 
 // authenticate finds the client that a request's credentials prove, or refuses with
@@ -145,6 +148,20 @@ func (c *Client) mayIntrospect(facts *introspect.Facts) (scopes []string, ok boo
 		return intersect(facts.Scopes, c.Scopes), true
 	}
 	return nil, false
+}
+
+// Limit is how much a client may do: Count at once, and as much again in each Per, evenly.
+type Limit struct {
+	Count int
+	Per   time.Duration
+}
+
+// limiter returns nil if there is no limit.
+func (l Limit) limiter() *rate.Limiter {
+	if l.Count == 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(float64(l.Count)/l.Per.Seconds()), l.Count)
 }
 
 // guessLimit bounds how often a client may ask about tokens that turn out not to be

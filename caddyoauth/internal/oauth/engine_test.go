@@ -430,3 +430,40 @@ func TestGuessesAreLimited(t *testing.T) {
 		}
 	}
 }
+
+// A client fetches as many tokens as its limit says, and more as time goes by. What was refused
+// for another reason does not count, and other clients are not concerned.
+func TestTokenLimit(t *testing.T) {
+	limited := newClient("limited", quickSecret(t, "s"))
+	limited.TokenLimit = Limit{Count: 3, Per: time.Minute}
+	e := newEngine(t, nil, limited, newClient("free", quickSecret(t, "s")))
+	fetch := func(id, scope string) Code {
+		form := url.Values{"grant_type": {GrantClientCredentials}, "scope": {scope}}
+		_, _, err := e.Token(t.Context(), request(t, id, "s", form))
+		return codeOf(err)
+	}
+	for range 10 {
+		if code := fetch("limited", "unknown"); code != CodeInvalidScope {
+			t.Fatalf("a scope that it does not have: %q", code)
+		}
+	}
+	for i, c := range []struct {
+		advance time.Duration
+		want    Code
+	}{
+		{0, ""}, {0, ""}, {0, ""}, {0, CodeTooManyRequests}, {19 * time.Second, CodeTooManyRequests},
+		{time.Second, ""}, {0, CodeTooManyRequests}, {time.Hour, ""}, {0, ""}, {0, ""}, {0, CodeTooManyRequests},
+	} {
+		e.advance(c.advance)
+		puts := e.store.puts.Load()
+		if code := fetch("limited", "a"); code != c.want {
+			t.Errorf("request %d: %q, want %q", i, code, c.want)
+		}
+		if n := e.store.puts.Load() - puts; (n == 1) != (c.want == "") {
+			t.Errorf("request %d: %d tokens were stored", i, n)
+		}
+		if code := fetch("free", "a"); code != "" {
+			t.Errorf("another client: %q", code)
+		}
+	}
+}

@@ -100,6 +100,7 @@ func New(cfg Settings) *Server {
 	s := &Server{cfg: cfg}
 	for _, c := range cfg.Clients {
 		c.guesses = newGuessLimit()
+		c.fetches = c.TokenLimit.limiter()
 	}
 	s.lookup = cfg.Cache.Wrap(SourceName(cfg.Realm), s, cfg.MaxAge)
 	s.work = heaviest(cfg.Clients)
@@ -186,7 +187,11 @@ func (s *Server) Token(ctx context.Context, req Request) (*TokenResponse, Outcom
 	if err != nil {
 		return nil, out, err
 	}
-	issued := s.cfg.Now().Truncate(time.Millisecond) // as exact as the token itself
+	now := s.cfg.Now()
+	if client.fetches != nil && !client.fetches.AllowN(now, 1) {
+		return nil, out, &Error{Code: CodeTooManyRequests, Description: "the client fetches too many tokens", Reason: "token_limit"}
+	}
+	issued := now.Truncate(time.Millisecond) // as exact as the token itself
 	token, key, err := s.mint(agreed, issued.Add(client.TokenLifetime))
 	if err != nil {
 		return nil, out, err
@@ -201,6 +206,9 @@ func (s *Server) Token(ctx context.Context, req Request) (*TokenResponse, Outcom
 		Audience:         client.Audience,
 		IssuedAt:         issued,
 	})
+	if errors.Is(err, ErrClientFull) {
+		return nil, out, &Error{Code: CodeTooManyRequests, Description: "the client has too many tokens", Reason: "store_share"}
+	}
 	if err != nil {
 		return nil, out, fmt.Errorf("storing a token: %w", err)
 	}

@@ -50,6 +50,8 @@ var (
 	ErrClosed = errors.New("token store is closed")
 	// ErrFull: the store has no room for another token.
 	ErrFull = errors.New("token store is full")
+	// ErrClientFull: the store has room, but not for another token of this client.
+	ErrClientFull = errors.New("the client has its share of the token store")
 	// ErrUnreachable: the store lies elsewhere and does not answer now. It may later.
 	ErrUnreachable = errors.New("token store can't be reached")
 )

@@ -13,7 +13,8 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// maxMemoryTokens bounds a Memory store; Put answers ErrFull beyond it.
+// maxMemoryTokens bounds a Memory store; Put answers ErrFull beyond it. One client may have
+// a quarter of that, so that none shuts out all others; beyond it Put answers ErrClientFull.
 const maxMemoryTokens = 1_000_000
 
 // Memory keeps tokens in memory: quick, and gone with the process. It is bounded by
@@ -28,8 +29,10 @@ type Memory struct {
 	// expiries orders the keys of tokens, and of some that were revoked meanwhile, by
 	// expiry.
 	expiries keyHeap
-	clients  clientTable
-	secrets  map[string][]byte
+	// holders are the clients that have keys in expiries, of which there are no more.
+	holders map[oauth.ClientRef]*holder
+	clients clientTable
+	secrets map[string][]byte
 }
 
 // NewMemory makes an empty store. now is the wall clock by which expired tokens are
@@ -39,6 +42,7 @@ func NewMemory(now func() time.Time) *Memory {
 		now:     now,
 		max:     maxMemoryTokens,
 		tokens:  make(map[oauth.Key]oauth.Token),
+		holders: make(map[oauth.ClientRef]*holder),
 		clients: make(clientTable),
 		secrets: make(map[string][]byte),
 	}
@@ -55,15 +59,28 @@ func (m *Memory) Put(_ context.Context, t oauth.Token) error {
 	// grows and nobody has to sweep.
 	now := m.now().UnixMilli()
 	for i := 0; i < 4 && len(m.expiries) > 0 && m.expiries[0].ExpiryMilli <= now; i++ {
-		delete(m.tokens, heap.Pop(&m.expiries).(oauth.Key))
+		over := heap.Pop(&m.expiries).(heldKey)
+		delete(m.tokens, over.Key)
+		if over.holder.keys--; over.holder.keys == 0 {
+			delete(m.holders, over.holder.client)
+		}
 	}
+	client := oauth.ClientRef{Realm: t.Realm, ClientID: t.ClientID}
+	h := m.holders[client]
 	// The heap, not the map: it keeps the keys of revoked tokens until they expire.
-	if len(m.expiries) >= m.max {
+	switch {
+	case h != nil && h.keys >= m.max/4:
+		return oauth.ErrClientFull
+	case len(m.expiries) >= m.max:
 		return oauth.ErrFull
+	case h == nil:
+		h = &holder{client: client}
+		m.holders[client] = h
 	}
+	h.keys++
 	t.Scopes, t.Audience = slices.Clone(t.Scopes), slices.Clone(t.Audience)
 	m.tokens[t.Key] = t
-	heap.Push(&m.expiries, t.Key)
+	heap.Push(&m.expiries, heldKey{t.Key, h})
 	return nil
 }
 
@@ -134,17 +151,28 @@ func (m *Memory) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true
-	m.tokens, m.expiries, m.clients, m.secrets = nil, nil, nil, nil
+	m.tokens, m.expiries, m.holders, m.clients, m.secrets = nil, nil, nil, nil, nil
 	return nil
 }
 
+// holder is a client and how many keys in the heap are of its tokens.
+type holder struct {
+	client oauth.ClientRef
+	keys   int
+}
+
+type heldKey struct {
+	oauth.Key
+	holder *holder
+}
+
 // keyHeap is a heap of keys, the next to expire first.
-type keyHeap []oauth.Key
+type keyHeap []heldKey
 
 func (h keyHeap) Len() int           { return len(h) }
 func (h keyHeap) Less(i, j int) bool { return h[i].ExpiryMilli < h[j].ExpiryMilli }
 func (h keyHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *keyHeap) Push(k any)        { *h = append(*h, k.(oauth.Key)) }
+func (h *keyHeap) Push(k any)        { *h = append(*h, k.(heldKey)) }
 func (h *keyHeap) Pop() any {
 	old := *h
 	k := old[len(old)-1]

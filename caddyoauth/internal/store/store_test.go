@@ -583,6 +583,52 @@ func TestMemoryIsBounded(t *testing.T) {
 	present(t, m, more)
 }
 
+// No client takes the room of others: a quarter is its share, whatever it does with its tokens
+// until they expire. A client of the same ID in another realm is another client.
+func TestMemoryLeavesRoomForOthers(t *testing.T) {
+	now := time.Unix(1000, 0)
+	m := NewMemory(func() time.Time { return now })
+	m.max = 12
+	of := func(realm, client string, n int) oauth.Token {
+		token := tokenUntil(fmt.Sprint(realm, client, n), time.Unix(2000+int64(n), 0))
+		token.Realm, token.ClientID = realm, client
+		return token
+	}
+	for n := range 3 {
+		put(t, m, of("root", "greedy", n))
+	}
+	for n := range 2 {
+		more := of("root", "greedy", 3+n)
+		if err := m.Put(ctx, more); !errors.Is(err, oauth.ErrClientFull) {
+			t.Errorf("one more than its share: %v, want ErrClientFull", err)
+		}
+		absent(t, m, more.Key)
+		if err := m.Revoke(ctx, of("root", "greedy", n).Key); err != nil { // which frees nothing yet
+			t.Fatal(err)
+		}
+	}
+	for n := range 3 {
+		put(t, m, of("alpha", "greedy", n))
+		put(t, m, of("root", "modest", n))
+		put(t, m, of("root", "other", n))
+	}
+	if err := m.Put(ctx, of("root", "late", 0)); !errors.Is(err, oauth.ErrFull) {
+		t.Errorf("a store full of many clients: %v, want ErrFull", err)
+	}
+	now = time.Unix(2001, 0) // two of each are over
+	put(t, m, of("root", "greedy", 5), of("root", "greedy", 6))
+	if err := m.Put(ctx, of("root", "greedy", 7)); !errors.Is(err, oauth.ErrClientFull) {
+		t.Errorf("its share once more: %v, want ErrClientFull", err)
+	}
+	now = time.Unix(3000, 0)
+	for n := range 3 {
+		put(t, m, of("root", "last", 2000+n))
+	}
+	if len(m.holders) != 1 || m.holders[oauth.ClientRef{Realm: "root", ClientID: "last"}].keys != 3 {
+		t.Errorf("%d clients are remembered as holders, want one with its 3 tokens", len(m.holders))
+	}
+}
+
 // FuzzRecord: no bytes make the decoder panic, and what it accepts is a token of the
 // key it was asked for, which goes out as it came in.
 func FuzzRecord(f *testing.F) {
