@@ -86,7 +86,8 @@ func benchmarkIssuer(b *testing.B) (url, token string) {
 
 // BenchmarkProtectWarmHit is the cost that oauth_protect adds to a request whose token
 // is cached: "protected" less "floor". The floor is the same loop with a handler that
-// only calls the next one; both make what Caddy makes anew for each request. Tokens from
+// only calls the next one; both make what Caddy makes anew for each request. What a server
+// has removed before is "early". Tokens from
 // elsewhere are beside those issued here: alone on their route, and with all others.
 func BenchmarkProtectWarmHit(b *testing.B) {
 	ctx, app := benchmarkApp(b)
@@ -135,6 +136,7 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 		token   string
 	}{
 		{"floor", passOn{}, reply.AccessToken}, {"protected", protect, reply.AccessToken},
+		{"early", &earlyStrip{app: app}, reply.AccessToken},
 		{"introspected", introspected, opaque}, {"jwt", verified, jwt},
 		{"protected-of-three", all, reply.AccessToken}, {"introspected-of-three", all, opaque}, {"jwt-of-three", all, jwt},
 	} {

@@ -265,7 +265,7 @@ func FuzzStrip(f *testing.F) {
 				}
 			}
 			for name := range sent {
-				if !ours(environment(name)) && got[name] == nil {
+				if !ours(environment(name)) && got[name] == nil && (what == "headers" || !hasOddByte(name)) {
 					t.Errorf("%s: %q is lost", what, name)
 				}
 			}
@@ -297,6 +297,9 @@ func FuzzStrip(f *testing.F) {
 		r.Header["Upgrade"] = []string{upgrade}
 		stripServer(r, prefixes)
 		for name := range r.Header {
+			if strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.") != "" {
+				t.Errorf("%q arrives at another site", name)
+			}
 			if v := environment(name); strings.HasPrefix(v, "HTTP_X_OAUTH_") || strings.HasPrefix(v, "HTTP_X_PARTNER_") || v == "HTTP_HTTP2_SETTINGS" {
 				t.Errorf("%q arrives at another site, and is %s", name, v)
 			}

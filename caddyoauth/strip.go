@@ -45,6 +45,18 @@ func hasFoldedPrefix(name, prefix string) bool {
 	return true
 }
 
+// hasOddByte reports whether a header's name has a sign that some backends take for - and
+// nobody uses. Caddy itself drops names with _ and . for the same reason, unless it is told
+// to expect them.
+func hasOddByte(name string) bool {
+	for i := range len(name) {
+		if c := name[i]; foldedBytes[c] == '-' && c != '-' && c != '_' && c != '.' {
+			return true
+		}
+	}
+	return false
+}
+
 // isOneOf reports whether a backend could take name for one of names, which are folded.
 func isOneOf(name string, names []string) bool {
 	for _, folded := range names {
@@ -124,10 +136,14 @@ func strip(r *http.Request, prefixes []string, credentials bool) (overrides http
 
 // stripServer is strip for all sites of a server, those that have nothing to do with us
 // included: identity and switches to another HTTP go. Such a switch would carry requests
-// past Caddy, to whatever the backend serves.
+// past Caddy, to whatever the backend serves. Names with an odd sign go, whatever they say:
+// Remote!User would be the Remote-User that an operator sets from the token.
 func stripServer(r *http.Request, prefixes []string) {
 	for name := range r.Header {
-		if isIdentity(name, prefixes) || isOneOf(name, settingsHeader) {
+		if strings.HasPrefix(name, ":") {
+			continue // of HTTP/2, and not a header
+		}
+		if isIdentity(name, prefixes) || isOneOf(name, settingsHeader) || hasOddByte(name) {
 			delete(r.Header, name)
 		}
 	}
@@ -209,7 +225,7 @@ func (g *trailerGuard) Read(p []byte) (int, error) {
 // cleanTrailer deletes what a trailer must not carry.
 func cleanTrailer(trailer http.Header, prefixes []string) {
 	for name := range trailer {
-		if isIdentity(name, prefixes) || isOneOf(name, credentialHeaders) || isOneOf(name, overrideHeaders) || isOneOf(name, settingsHeader) {
+		if isIdentity(name, prefixes) || hasOddByte(name) || isOneOf(name, credentialHeaders) || isOneOf(name, overrideHeaders) || isOneOf(name, settingsHeader) {
 			delete(trailer, name)
 		}
 	}

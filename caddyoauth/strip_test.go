@@ -60,7 +60,6 @@ func TestStricterRuleJudgesThePathOfEverybody(t *testing.T) {
 var overrideHeaders = []string{
 	"X-Original-URL", "X-Rewrite-URL", "X-Original-URI", "X-Script-Name", "X-Forwarded-Prefix",
 	"X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override",
-	"x!original!url", "X~HTTP~Method~Override", "x-http*method",
 }
 
 // overrides counts those that arrived.
@@ -71,6 +70,37 @@ func overrides(h http.Header) (n int) {
 		}
 	}
 	return n
+}
+
+// In other signs they go altogether, and so does what would be somebody else's header: the
+// operator's own, or the proxy's.
+func TestNamesWithOddSigns(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, `
+		oauth_server
+		oauth_protect /api/* {
+			keep_override_headers
+		}
+		request_header Remote-User operator
+		reverse_proxy BACKEND`)
+	token := g.token("reader")
+	for _, sign := range "!#$%&'*+^`|~" {
+		var lines []string
+		for _, name := range []string{"Remote-User", "X-Forwarded-For", "X-Original-URL", "X-HTTP-Method-Override", "Content-Type", "-Any"} {
+			lines = append(lines, strings.ReplaceAll(name, "-", string(sign))+": odd")
+		}
+		for _, path := range []string{"/api/x", "/open"} {
+			g.rawRequest("GET "+path, append(lines, "X-Plain: 1", "Authorization: Bearer "+token)...)
+			got := g.Backend.last(t).Header
+			for name, values := range got {
+				if slices.Contains(values, "odd") {
+					t.Errorf("%s: the backend was told %s", path, name)
+				}
+			}
+			if got.Get("Remote-User") != "operator" || got.Get("X-Plain") != "1" {
+				t.Errorf("%s: the backend was told %v", path, got)
+			}
+		}
+	}
 }
 
 // What is judged is the method and the path of the request, so no header may put another in

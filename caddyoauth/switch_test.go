@@ -149,6 +149,25 @@ func TestNoSwitchToAnotherHTTP(t *testing.T) {
 	}
 }
 
+// TLS makes no difference to those who speak HTTP/1.1 inside.
+func TestNoSwitchToAnotherHTTPOverTLS(t *testing.T) {
+	address, seen := switchingBackend(t)
+	g := startTLS(t, "h1", "store memory\n"+testClients, "oauth_protect /admin/*\nreverse_proxy "+address)
+	config := g.Client.Transport.(*http.Transport).TLSClientConfig.Clone()
+	config.NextProtos = []string{"http/1.1"}
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(g.URL, "https://"), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if status := smuggle(t, conn, "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"); status != 200 {
+		t.Errorf("answered %d, want 200", status)
+	}
+	if got := seen(); len(got) != 1 || strings.Contains(got[0], "admin") {
+		t.Errorf("reached the backend: %q", got)
+	}
+}
+
 // Without the gateway's handlers the attack works, so the test above shows something.
 func TestSwitchToAnotherHTTPWorksWithoutUs(t *testing.T) {
 	address, seen := switchingBackend(t)
