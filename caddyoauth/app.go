@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
@@ -71,6 +72,9 @@ type App struct {
 	judgesPaths bool
 	// endpoints are the paths of all endpoints, by site and path; complete likewise.
 	endpoints map[caddy.Module]map[string]bool
+
+	// ordered are the servers whose routes checkOrder has been through.
+	ordered map[*caddyhttp.Server]bool
 
 	// What Start sets, before it closes ready.
 	before   context.Context // of the configuration that was in force then; nil if none was

@@ -3,6 +3,7 @@ package caddyoauth_test
 import (
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,7 +11,35 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
+
+func init() {
+	caddy.RegisterModule(TestSeen{})
+	httpcaddyfile.RegisterHandlerDirective("test_seen", func(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+		seen := new(TestSeen)
+		h.Next()
+		h.AllArgs(&seen.Text)
+		return seen, nil
+	})
+	httpcaddyfile.RegisterDirectiveOrder("test_seen", httpcaddyfile.Before, "map")
+}
+
+// TestSeen is a handler of somebody else that runs before all others, and answers with what it
+// knows of the caller in X-Seen.
+type TestSeen struct {
+	Text string `json:"text,omitempty"`
+}
+
+func (TestSeen) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.test_seen", New: func() caddy.Module { return new(TestSeen) }}
+}
+
+func (s TestSeen) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	w.Header().Set("X-Seen", r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).ReplaceAll(s.Text, ""))
+	return next.ServeHTTP(w, r)
+}
 
 // earlyReaders are directives that run before oauth_protect, each made to answer with what
 // it knows of the caller in X-Seen, or with another path.
@@ -31,11 +60,12 @@ var earlyReaders = map[string]string{
 // A caller's word about itself decides nothing, wherever it is read: before any other
 // handler and any matcher of the server it is gone.
 func TestNothingReadsAForgedIdentity(t *testing.T) {
+	// On a way that leads to an oauth_protect, Caddy's own directives may not read it at all.
+	const protected = "handle /api/* {\noauth_protect {\nheader_prefix X-Partner-\n}\nreverse_proxy BACKEND\n}\n"
 	sites := map[string]string{
-		"a protected site":                   "oauth_server\noauth_protect\noauth_protect /partners/* {\nheader_prefix X-Partner-\n}\nREADER\nreverse_proxy BACKEND",
-		"a protected handle":                 "READER\nhandle /api/* {\noauth_protect {\nheader_prefix X-Partner-\n}\nreverse_proxy BACKEND\n}\nhandle {\nreverse_proxy BACKEND\n}",
-		"a handle that reads, and no server": "handle /api/* {\nroute {\nREADER\noauth_protect {\nheader_prefix X-Partner-\n}\n}\nreverse_proxy BACKEND\n}\nhandle {\nroute {\nREADER\n}\nreverse_proxy BACKEND\n}",
-		"the server alone":                   "READER\noauth_server\nhandle /api/* {\noauth_protect {\nheader_prefix X-Partner-\n}\n}\nreverse_proxy BACKEND",
+		"an open handle beside a protected one": protected + "handle {\nREADER\nreverse_proxy BACKEND\n}",
+		"with the server":                       protected + "handle {\nREADER\noauth_server\nreverse_proxy BACKEND\n}",
+		"in a route":                            protected + "handle {\nroute {\nREADER\n}\nreverse_proxy BACKEND\n}",
 	}
 	for site, lines := range sites {
 		for _, reader := range slices.Sorted(maps.Keys(earlyReaders)) {
@@ -51,6 +81,23 @@ func TestNothingReadsAForgedIdentity(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// Handlers of others may read it on the way to an oauth_protect, too.
+func TestNobodyElsesHandlerReadsAForgedIdentity(t *testing.T) {
+	for site, lines := range map[string]string{
+		"a protected site":    "oauth_server\noauth_protect\noauth_protect /partners/* {\nheader_prefix X-Partner-\n}\nreverse_proxy BACKEND",
+		"a protected handle":  "handle /api/* {\noauth_protect {\nheader_prefix X-Partner-\n}\nreverse_proxy BACKEND\n}\nhandle {\nreverse_proxy BACKEND\n}",
+		"the server in front": "oauth_server\nhandle /api/* {\noauth_protect {\nheader_prefix X-Partner-\n}\n}\nreverse_proxy BACKEND",
+	} {
+		g := startGateway(t, "store memory\n"+testClients, "test_seen <{header.X-OAuth-Client-Id}{header.X-Partner-Client-Id}>\n"+lines)
+		for _, path := range []string{"/api/x", "/open"} {
+			a := g.do(g.request("GET", path, "", "X-OAuth-Client-Id", "bob", "X-Partner-Client-Id", "bob", "Authorization", "Bearer x"))
+			if seen := a.Header.Get("X-Seen"); seen != "<>" {
+				t.Errorf("%s, %s: seen %q", site, path, seen)
+			}
 		}
 	}
 }
@@ -73,7 +120,7 @@ func TestForgedIdentityChoosesNoFiles(t *testing.T) {
 		"vars":    "vars who {header.X-OAuth-Client-Id}\nroot " + folder + "/{vars.who}",
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := startGateway(t, "store memory\n"+testClients, "oauth_server /oauth2/*\nroute {\n"+line+"\noauth_protect {\nallow_ambiguous_paths\n}\nfile_server\n}")
+			g := startGateway(t, "store memory\n"+testClients, "oauth_server /oauth2/* {\nallow_ambiguous_paths\n}\nhandle /api/* {\noauth_protect\n}\nhandle {\n"+line+"\nfile_server\n}")
 			a := g.do(g.request("GET", "/f", "", "Authorization", "Bearer "+g.token("reader"), "X-OAuth-Client-Id", "bob"))
 			if a.StatusCode != 200 || a.Body != "nobody's" {
 				t.Errorf("%d %q", a.StatusCode, a.Body)
@@ -85,7 +132,7 @@ func TestForgedIdentityChoosesNoFiles(t *testing.T) {
 // Every way in which our handlers come to stand in a server leads to the same.
 func TestEarlyStripIsInstalled(t *testing.T) {
 	const head = "{\nadmin off\npersist_config off\nauto_https off\ngrace_period 1s\n%s\noauth {\nstore memory\n" + testClients + "}\n}\n"
-	const reader = "header X-Seen <{header.X-OAuth-Client-Id}>\n"
+	const reader = "test_seen <{header.X-OAuth-Client-Id}>\n"
 	for name, config := range map[string]string{
 		"a site beside":        fmt.Sprintf(head, "") + "http://a.test:0 {\nbind 127.0.0.1\noauth_protect\nrespond ok\n}\nhttp://localhost:0 {\nbind 127.0.0.1\n" + reader + "respond ok\n}\n",
 		"metrics":              fmt.Sprintf(head, "metrics") + ":0 {\nbind 127.0.0.1\n" + reader + "oauth_protect /api/*\nrespond ok\n}\n",
@@ -130,10 +177,9 @@ func TestEarlyStripKeepsTheRoutes(t *testing.T) {
 		"apps": {
 			"oauth": {"store": {"store": "memory"}, "realms": {"root": {"clients": {"reader": {"secrets": [{"hash": "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0"}], "scopes": ["read"], "default_scopes": ["read"]}}}}},
 			"http": {"grace_period": "1s", "metrics": {}, "servers": {"srv0": {"listen": ["127.0.0.1:0"], "routes": [
-				{"handle": [{"handler": "headers", "response": {"set": {"X-First": ["<{http.request.header.X-OAuth-Client-Id}>"]}}}]},
+				{"handle": [{"handler": "test_seen", "text": "<{http.request.header.X-OAuth-Client-Id}>"}]},
 				{"group": "g", "match": [{"path": ["/a"]}], "handle": [{"handler": "headers", "response": {"set": {"X-Group": ["one"]}}}]},
 				{"group": "g", "handle": [{"handler": "headers", "response": {"set": {"X-Group": ["two"]}}}]},
-				{"match": [{"header": {"X-OAuth-Client-Id": ["bob"]}}], "handle": [{"handler": "static_response", "body": "bob"}]},
 				{"match": [{"path": ["/end"]}], "handle": [{"handler": "headers", "response": {"set": {"X-End": ["1"]}}}], "terminal": true},
 				{"handle": [{"handler": "oauth_server"}, {"handler": "headers", "response": {"set": {"X-Behind": ["1"]}}}]},
 				{"match": [{"path": ["/api/*"]}], "handle": [{"handler": "oauth_protect"}]},
@@ -147,8 +193,8 @@ func TestEarlyStripKeepsTheRoutes(t *testing.T) {
 	}
 	for path, want := range map[string][4]string{"/a": {"200", "one", "1", "last"}, "/b": {"200", "two", "1", "last"}, "/end": {"200", "two", "", ""}, "/api/x": {"401", "two", "1", ""}} {
 		a := g.do(g.request("GET", path, "", "X-OAuth-Client-Id", "bob"))
-		if got := [4]string{fmt.Sprint(a.StatusCode), a.Header.Get("X-Group"), a.Header.Get("X-Behind"), a.Body}; got != want || a.Header.Get("X-First") != "<>" {
-			t.Errorf("%s: %q, first %q; want %q", path, got, a.Header.Get("X-First"), want)
+		if got := [4]string{fmt.Sprint(a.StatusCode), a.Header.Get("X-Group"), a.Header.Get("X-Behind"), a.Body}; got != want || a.Header.Get("X-Seen") != "<>" {
+			t.Errorf("%s: %q, first %q; want %q", path, got, a.Header.Get("X-Seen"), want)
 		}
 	}
 	if a := g.get("/api/x", g.token("reader")); a.StatusCode != 200 || a.Body != "last" {

@@ -16,7 +16,8 @@ func init() {
 
 // MatchScope matches requests that `oauth_protect` has let in with a token that has at
 // least one of the scopes. A request without a token never matches. Use it on
-// directives that come after `oauth_protect`: on earlier ones nobody is known yet.
+// directives that come after `oauth_protect`: on earlier ones nobody is known yet, and it is
+// refused.
 type MatchScope []string
 
 // CaddyModule returns the Caddy module information.

@@ -510,7 +510,8 @@ func (s *Server) metadata(r *realm) ([]byte, error) {
 	})
 }
 
-// configuredApp returns the app that a handler belongs to.
+// configuredApp returns the app that a handler belongs to. The first handler of a server has
+// the order of its routes checked.
 func configuredApp(ctx caddy.Context, handler string) (*App, error) {
 	app, err := ctx.AppIfConfigured("oauth")
 	if err != nil {
@@ -519,7 +520,11 @@ func configuredApp(ctx caddy.Context, handler string) (*App, error) {
 		}
 		return nil, fmt.Errorf("%s: %w", handler, err)
 	}
-	return app.(*App), nil
+	a := app.(*App)
+	if err := a.checkOrder(ctx); err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
 // Interface guards

@@ -1,0 +1,441 @@
+package caddyoauth
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+)
+
+// Handlers and matchers that run before oauth_protect know nobody: an identity placeholder or
+// header is empty there, so that `root * /srv/{http.auth.user.id}` is /srv/ with the files of
+// all. What can be seen to be so when the configuration is loaded is refused.
+
+// checkOrder walks through the routes of the server that a handler is being provisioned for, in
+// the order in which they run, and returns an error if something in them wants to know the
+// caller before an oauth_protect can have told. The first handler of the app that is provisioned
+// in a server does it for all of them.
+func (a *App) checkOrder(ctx caddy.Context) error {
+	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok || a.ordered[server] {
+		return nil
+	}
+	if a.ordered == nil {
+		a.ordered = make(map[*caddyhttp.Server]bool)
+	}
+	a.ordered[server] = true
+
+	w := orderWalk{prefixes: []string{strings.ToLower(defaultHeaderPrefix)}, named: make(map[string][]sourceRoute)}
+	for name, s := range serversOf(ctx) {
+		if s == server {
+			w.server = name
+		}
+		w.collectPrefixes(sourceOf(s.Routes))
+		for _, route := range s.NamedRoutes {
+			w.collectPrefixes(sourceOf(caddyhttp.RouteList{*route}))
+		}
+	}
+	for name, route := range server.NamedRoutes {
+		w.named[name] = sourceOf(caddyhttp.RouteList{*route})
+	}
+	w.routes(sourceOf(server.Routes), "", knowledge{})
+	for _, warning := range w.warnings {
+		a.logger.Warn(warning, zap.String("server", w.server))
+	}
+	return errors.Join(w.errs...)
+}
+
+// sourceRoute is a route as the configuration has it.
+type sourceRoute struct {
+	Group    string            `json:"group,omitempty"`
+	Match    []caddy.ModuleMap `json:"match,omitempty"`
+	Handle   []json.RawMessage `json:"handle,omitempty"`
+	Terminal bool              `json:"terminal,omitempty"`
+}
+
+// sourceOf returns routes as the configuration has them. Of what is loaded already Caddy has
+// forgotten the source, so that is made again.
+func sourceOf(routes caddyhttp.RouteList) []sourceRoute {
+	var source []sourceRoute
+	for _, route := range routes {
+		s := sourceRoute{Group: route.Group, Terminal: route.Terminal, Match: slices.Clone([]caddy.ModuleMap(route.MatcherSetsRaw)), Handle: slices.Clone(route.HandlersRaw)}
+		for _, set := range route.MatcherSets {
+			s.Match = append(s.Match, sourceOfMatchers(set))
+		}
+		for _, handler := range route.Handlers {
+			if early, ok := handler.(*earlyStrip); ok { // in place of all routes of a server
+				return append(source, sourceOf(early.routes)...)
+			}
+			// A module that can't be written again is none of Caddy's own, and is not looked into.
+			var ignored []caddyconfig.Warning
+			var config any = handler
+			if subroute, ok := handler.(*caddyhttp.Subroute); ok {
+				config = map[string]any{"routes": sourceOf(subroute.Routes)}
+			}
+			s.Handle = append(s.Handle, caddyconfig.JSONModuleObject(config, "handler", caddy.GetModuleName(handler), &ignored))
+		}
+		source = append(source, s)
+	}
+	return source
+}
+
+func sourceOfMatchers(set caddyhttp.MatcherSet) caddy.ModuleMap {
+	source := make(caddy.ModuleMap)
+	for _, matcher := range set {
+		var config any = matcher
+		if not, ok := matcher.(*caddyhttp.MatchNot); ok {
+			var sets []caddy.ModuleMap
+			for _, inner := range not.MatcherSets {
+				sets = append(sets, sourceOfMatchers(inner))
+			}
+			config = sets
+		}
+		var ignored []caddyconfig.Warning
+		source[caddy.GetModuleName(matcher)] = caddyconfig.JSON(config, &ignored)
+	}
+	return source
+}
+
+// serversOf are the servers of the http app that a module is being provisioned for.
+func serversOf(ctx caddy.Context) map[string]*caddyhttp.Server {
+	for _, module := range ctx.Modules() {
+		if app, ok := module.(*caddyhttp.App); ok {
+			return app.Servers
+		}
+	}
+	return nil
+}
+
+// orderWalk is a walk through the routes of a server.
+type orderWalk struct {
+	server   string
+	prefixes []string // of identity headers, folded
+	named    map[string][]sourceRoute
+	// aliases are placeholders that a map makes of an identity. Their values are made where
+	// they are used.
+	aliases []string
+
+	errs     []error
+	warnings []string
+}
+
+// knowledge is what can be known of a request on its way.
+type knowledge struct {
+	// protected: an oauth_protect may have run.
+	protected bool
+	// authenticated: a handler may have run that sets {http.auth.user.*} as well.
+	authenticated bool
+	// early are the uses of an identity so far, all of them before any oauth_protect.
+	early []*earlyUse
+}
+
+// earlyUse is a use of an identity that comes too early, if an oauth_protect comes after it.
+type earlyUse struct {
+	site, where, text, trouble string
+	// certain is false for modules of others: who knows when they look.
+	certain, reported bool
+}
+
+// with adds what a part of the way contributes.
+func (k knowledge) with(more knowledge) knowledge {
+	return knowledge{k.protected || more.protected, k.authenticated || more.authenticated, append(slices.Clip(k.early), more.early...)}
+}
+
+// routes walks through a list of routes, and returns what may be known behind it.
+func (w *orderWalk) routes(list []sourceRoute, site string, before knowledge) knowledge {
+	type part struct {
+		group string
+		knowledge
+	}
+	var parts []part
+	upTo := func(group string) knowledge {
+		k := before
+		for _, p := range parts {
+			if p.group == "" || p.group != group { // of a group one route runs
+				k = k.with(p.knowledge)
+			}
+		}
+		return k
+	}
+	for _, route := range list {
+		site := site
+		matching := upTo(route.Group)
+		known := len(matching.early)
+		for _, set := range route.Match {
+			var hosts []string
+			if json.Unmarshal(set["host"], &hosts) == nil && len(hosts) > 0 {
+				site = strings.Join(hosts, ", ")
+			}
+			matching = w.matchers(set, site, matching)
+		}
+		// Matchers look at a request whether it then matches or not.
+		parts = append(parts, part{"", knowledge{early: matching.early[known:]}})
+		after, looked := matching, len(matching.early)
+		for _, handler := range route.Handle {
+			after = w.handler(handler, site, after)
+		}
+		if !route.Terminal { // or nothing comes behind it
+			parts = append(parts, part{route.Group, knowledge{after.protected, after.authenticated, after.early[looked:]}})
+		}
+	}
+	return upTo("")
+}
+
+// matchers looks at a set of matchers.
+func (w *orderWalk) matchers(set caddy.ModuleMap, site string, k knowledge) knowledge {
+	for _, name := range sortedKeys(set) {
+		raw := set[name]
+		where := "the matcher " + name
+		switch name {
+		case "not":
+			var sets []caddy.ModuleMap
+			if json.Unmarshal(raw, &sets) == nil {
+				for _, inner := range sets {
+					k = w.matchers(inner, site, k)
+				}
+			}
+			continue
+		case "oauth_scope":
+			var scopes []string
+			_ = json.Unmarshal(raw, &scopes) // what is no list of scopes does not load
+			k = w.use(k, earlyUse{site, where, strings.Join(scopes, " "), "no token is known yet", true, false})
+		case "header", "header_regexp":
+			var fields map[string]json.RawMessage
+			_ = json.Unmarshal(raw, &fields) // likewise
+			for _, field := range sortedKeys(fields) {
+				if isIdentity(field, w.prefixes) {
+					k = w.use(k, earlyUse{site, where, field, isEmpty(field), true, false})
+				}
+			}
+		case "expression":
+			for text := range stringsIn(raw) {
+				for _, prefix := range w.prefixes {
+					for _, quote := range []string{`"`, `'`, "`"} {
+						if strings.Contains(strings.ToLower(text), quote+prefix) {
+							k = w.use(k, earlyUse{site, where, text, isEmpty("the header"), true, false})
+						}
+					}
+				}
+			}
+		}
+		k = w.placeholders(raw, where, site, isCaddys("http.matchers."+name), k)
+	}
+	return k
+}
+
+// directives are the names that Caddyfiles have for handlers, where they differ.
+var directives = map[string]string{
+	"vars": "root, vars", "rewrite": "rewrite, uri, method, try_files", "headers": "header, request_header",
+	"static_response": "redir, respond", "authentication": "basic_auth", "reverse_proxy": "forward_auth",
+}
+
+// handler looks at a handler, and returns what may be known behind it.
+func (w *orderWalk) handler(raw json.RawMessage, site string, k knowledge) knowledge {
+	var handler struct {
+		Handler      string
+		Routes       []sourceRoute
+		Name         string
+		Destinations []string
+		Early        bool
+		Response     struct {
+			Deferred bool
+			Require  any
+		}
+		HandleResponse []any `json:"handle_response"`
+	}
+	if json.Unmarshal(raw, &handler) != nil {
+		// Of another shape than Caddy's own of that name: its name is all that counts.
+		var name struct{ Handler string }
+		_ = json.Unmarshal(raw, &name) // what has none does not load
+		handler.Handler = name.Handler
+	}
+	scan := raw
+	switch handler.Handler {
+	case "subroute":
+		return w.routes(handler.Routes, site, k)
+	case "invoke":
+		route := w.named[handler.Name]
+		delete(w.named, handler.Name) // one that invokes itself, and one that was looked at
+		defer func() { w.named[handler.Name] = route }()
+		return w.routes(route, site, k)
+	case "oauth_protect":
+		if !k.protected {
+			for _, u := range k.early {
+				w.report(u)
+			}
+		}
+		k.protected = true
+		return k
+	case "authentication":
+		k.authenticated = true
+	case "map":
+		return w.mapping(raw, handler.Destinations, site, k)
+	case "headers":
+		if handler.Response.Deferred || handler.Response.Require != nil {
+			scan = without(raw, "response")
+		}
+	case "log_append":
+		if !handler.Early {
+			return k
+		}
+	case "reverse_proxy":
+		if len(handler.HandleResponse) == 0 {
+			return k // nothing runs behind it
+		}
+	case "tracing", "intercept":
+		return k // they look when the answer is there
+	}
+	where := "the handler " + handler.Handler
+	if names := directives[handler.Handler]; names != "" {
+		where += " (in a Caddyfile " + names + ")"
+	}
+	return w.placeholders(scan, where, site, isCaddys("http.handlers."+handler.Handler), k)
+}
+
+// mapping looks at a map. Its values are made where they are used, so what it makes of an
+// identity is one, too.
+func (w *orderWalk) mapping(raw json.RawMessage, destinations []string, site string, k knowledge) knowledge {
+	ofIdentity := false
+	for text := range stringsIn(without(raw, "destinations")) {
+		ofIdentity = ofIdentity || w.identityIn(text, false) != ""
+	}
+	for _, d := range destinations {
+		d = strings.Trim(d, "{}") // without braces once it is loaded
+		if ofIdentity {
+			w.aliases = append(w.aliases, d)
+		}
+		if strings.HasPrefix(d, "http.auth.user.") {
+			k = w.use(k, earlyUse{site, "the handler map", "{" + d + "}", "it would overrule what the token says", true, false})
+		}
+	}
+	return k
+}
+
+// without is a JSON object without a member.
+func without(raw json.RawMessage, member string) json.RawMessage {
+	var object map[string]json.RawMessage
+	_ = json.Unmarshal(raw, &object) // what is none does not load
+	delete(object, member)
+	rest, _ := json.Marshal(object)
+	return rest
+}
+
+// placeholders looks for an identity in all text of a module's configuration.
+func (w *orderWalk) placeholders(raw json.RawMessage, where, site string, certain bool, k knowledge) knowledge {
+	for text := range stringsIn(raw) {
+		if identity := w.identityIn(text, k.authenticated); identity != "" {
+			k = w.use(k, earlyUse{site, where, text, isEmpty("{" + identity + "}"), certain, false})
+		}
+	}
+	return k
+}
+
+// identityIn returns the first placeholder in text that stands for the caller. With
+// authenticated, those that another handler may have set don't count.
+func (w *orderWalk) identityIn(text string, authenticated bool) string {
+	for {
+		_, rest, opened := strings.Cut(text, "{")
+		if !opened {
+			return ""
+		}
+		text = rest
+		name, _, closed := strings.Cut(rest, "}")
+		if !closed {
+			return ""
+		}
+		header, isHeader := strings.CutPrefix(name, "http.request.header.")
+		switch {
+		case strings.HasPrefix(name, "http.auth.user.") && !authenticated,
+			isHeader && isIdentity(header, w.prefixes),
+			slices.Contains(w.aliases, name):
+			return name
+		}
+	}
+}
+
+// use notes a use of an identity, if nobody can be known there.
+func (w *orderWalk) use(k knowledge, u earlyUse) knowledge {
+	if !k.protected {
+		k.early = append(slices.Clip(k.early), &u)
+	}
+	return k
+}
+
+func isEmpty(what string) string { return "nobody is known yet, and " + what + " is empty" }
+
+// report makes an error of a use that an oauth_protect comes after.
+func (w *orderWalk) report(u *earlyUse) {
+	if u.reported {
+		return
+	}
+	u.reported = true
+	place := "server " + w.server
+	if u.site != "" {
+		place += ", site " + u.site
+	}
+	// As Caddyfiles have it, to be found there.
+	short := strings.NewReplacer("{http.request.header.", "{header.").Replace
+	text := fmt.Sprintf("%s: '%s' in %s comes before oauth_protect: %s; put both into a route block, oauth_protect first",
+		place, short(u.text), u.where, short(u.trouble))
+	if !u.certain {
+		w.warnings = append(w.warnings, text)
+		return
+	}
+	w.errs = append(w.errs, errors.New(text))
+}
+
+// collectPrefixes finds the prefixes of identity headers in routes.
+func (w *orderWalk) collectPrefixes(routes []sourceRoute) {
+	for _, route := range routes {
+		for _, raw := range route.Handle {
+			var handler struct {
+				Handler      string
+				Routes       []sourceRoute
+				HeaderPrefix string `json:"header_prefix"`
+			}
+			if json.Unmarshal(raw, &handler) != nil {
+				continue
+			}
+			if handler.Handler == "oauth_protect" && handler.HeaderPrefix != "" {
+				w.prefixes = append(w.prefixes, strings.ToLower(handler.HeaderPrefix))
+			}
+			w.collectPrefixes(handler.Routes)
+		}
+	}
+}
+
+// isCaddys reports whether a module is part of Caddy itself.
+func isCaddys(id string) bool {
+	info, err := caddy.GetModule(id)
+	if err != nil {
+		return false
+	}
+	t := reflect.TypeOf(info.New())
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return strings.HasPrefix(t.PkgPath(), "github.com/caddyserver/caddy/v2/")
+}
+
+// stringsIn yields all text in a JSON value, the names of members included, in order.
+func stringsIn(raw json.RawMessage) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		decoder := json.NewDecoder(strings.NewReader(string(raw)))
+		for {
+			token, err := decoder.Token()
+			if err != nil {
+				return
+			}
+			if text, ok := token.(string); ok && !yield(text) {
+				return
+			}
+		}
+	}
+}

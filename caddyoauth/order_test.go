@@ -1,0 +1,139 @@
+package caddyoauth_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// orderSites are the ways in which a site's routes stand in the JSON: those of a site without
+// a name are the server's own, and loaded one after the other.
+var orderSites = map[string]string{"without a name": ":8080", "with a name": "http://api.example.com"}
+
+// ordered is what validating a Caddyfile with these lines in its site says.
+func ordered(t *testing.T, address, lines string) string {
+	t.Helper()
+	config, err := adapt(t, formatted("{\nadmin off\npersist_config off\nskip_install_trust\nauto_https off\noauth {\nstore memory\n"+testClients+"\n}\n}\n"+
+		"&(protected) {\noauth_protect\nrespond ok\n}\n"+
+		"&(loop) {\ninvoke loop\n}\n&(late) {\nroot /srv/{http.auth.user.id}\nrespond ok\n}\n"+
+		"http://open.example.com {\nrewrite * /{header.X-OAuth-Client-Id}{uri}\nrespond {header.X-OAuth-Client-Id}\n}\n"+
+		"http://other.example.com {\noauth_protect {\nheader_prefix X-Who-\n}\n}\n"+address+" {\n"+lines+"\n}\n"))
+	if err != nil {
+		t.Fatalf("%s: %v", lines, err)
+	}
+	if err := validate(config); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// What wants to know the caller before oauth_protect can have told is refused, with its place.
+func TestIdentityTooEarlyIsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		lines string
+		want  []string // in the error
+	}{
+		"root, a header": {"root * /srv/{header.X-OAuth-Client-Id}\noauth_protect\nfile_server",
+			[]string{"'/srv/{header.X-OAuth-Client-Id}'", "root, vars", "{header.X-OAuth-Client-Id} is empty"}},
+		"root, a placeholder":        {"root * /srv/{http.auth.user.id}\noauth_protect\nfile_server", []string{"'/srv/{http.auth.user.id}'", "{http.auth.user.id} is empty"}},
+		"root for a part":            {"root /a/* /srv/{http.auth.user.id}\noauth_protect /a/*\nfile_server", []string{"'/srv/{http.auth.user.id}'"}},
+		"vars":                       {"vars tenant {http.auth.user.tenant}\noauth_protect\nrespond {vars.tenant}", []string{"{http.auth.user.tenant}"}},
+		"the name of a variable":     {"vars {http.auth.user.id} x\noauth_protect\nrespond ok", []string{"{http.auth.user.id}"}},
+		"rewrite":                    {"rewrite /data/* /tenants/{header.X-OAuth-Client-Id}{uri}\noauth_protect\nrespond ok", []string{"'/tenants/{header.X-OAuth-Client-Id}{http.request.uri}'", "rewrite, uri, method, try_files"}},
+		"uri":                        {"uri replace /me /{http.auth.user.id}\noauth_protect\nrespond ok", []string{"'/{http.auth.user.id}'", "uri"}},
+		"method":                     {"method {http.auth.user.method}\noauth_protect\nrespond ok", []string{"method"}},
+		"redir":                      {"redir /me /users/{http.auth.user.id}\noauth_protect\nrespond ok", []string{"'/users/{http.auth.user.id}'", "redir, respond"}},
+		"try_files":                  {"try_files /{http.auth.user.id}{path} /index.html\noauth_protect\nrespond ok", []string{"matcher file", "{http.auth.user.id}"}},
+		"header at once":             {"header X-User {http.auth.user.id}\noauth_protect\nrespond ok", []string{"header, request_header"}},
+		"request_body":               {"request_body {\nset {http.auth.user.id}\n}\noauth_protect\nrespond ok", []string{"handler request_body"}},
+		"forward_auth":               {"forward_auth 127.0.0.1:9 {\nuri /check?user={http.auth.user.id}\n}\noauth_protect\nrespond ok", []string{"forward_auth", "/check?user={http.auth.user.id}"}},
+		"forward_auth's headers":     {"forward_auth 127.0.0.1:9 {\nuri /check\nheader_up X-User {header.X-OAuth-Client-Id}\n}\noauth_protect\nrespond ok", []string{"forward_auth"}},
+		"log_append early":           {"log_append <user {http.auth.user.id}\noauth_protect\nrespond ok", []string{"log_append"}},
+		"a map, used too early":      {"map {http.auth.user.id} {tenant} {\na one\ndefault two\n}\nroot * /srv/{tenant}\noauth_protect\nfile_server", []string{"'/srv/{tenant}'"}},
+		"a map over the token":       {"map {host} {http.auth.user.groups} {\ndefault admins\n}\noauth_protect\nrespond ok", []string{"handler map", "{http.auth.user.groups}", "overrule"}},
+		"the prefix of another":      {"root * /srv/{header.X-Who-Client-Id}\noauth_protect\nfile_server", []string{"{header.X-Who-Client-Id}"}},
+		"another spelling":           {"root * /srv/{header.x_oauth-client-id}\noauth_protect\nfile_server", []string{"{header.x_oauth-client-id}"}},
+		"its own matcher":            {"@a header X-OAuth-Client-Id alice\noauth_protect @a\nrespond ok", []string{"matcher header", "'X-Oauth-Client-Id'"}},
+		"its own matcher, negated":   {"@a not header X-OAuth-Client-Id *\noauth_protect @a\nrespond ok", []string{"matcher header"}},
+		"a pattern of a header":      {"@a header_regexp X-OAuth-Client-Id ^a\nroot @a /srv\noauth_protect\nrespond ok", []string{"matcher header_regexp"}},
+		"a matcher of vars":          {"@a vars {http.auth.user.id} alice\nrewrite @a /alice{uri}\noauth_protect\nrespond ok", []string{"matcher vars", "{http.auth.user.id}"}},
+		"a path":                     {"@a path /users/{http.auth.user.id}/*\noauth_protect @a\nrespond ok", []string{"matcher path"}},
+		"an expression":              {"@a expression {http.auth.user.id} == 'alice'\nrewrite @a /x\noauth_protect\nrespond ok", []string{"matcher expression"}},
+		"a header in an expression":  {"@a expression header({'X-OAuth-Client-Id':'alice'})\nrewrite @a /x\noauth_protect\nrespond ok", []string{"matcher expression"}},
+		"a scope":                    {"@a oauth_scope admin\nrewrite @a /x\noauth_protect\nrespond ok", []string{"matcher oauth_scope", "'admin'"}},
+		"in a handle":                {"handle /a/* {\nroot * /srv/{http.auth.user.id}\noauth_protect\nfile_server\n}", []string{"'/srv/{http.auth.user.id}'"}},
+		"before a handle":            {"root * /srv/{http.auth.user.id}\nhandle /a/* {\noauth_protect\nfile_server\n}\nhandle {\nrespond open\n}", []string{"'/srv/{http.auth.user.id}'"}},
+		"in a route":                 {"route {\nroot * /srv/{http.auth.user.id}\noauth_protect\nfile_server\n}", []string{"'/srv/{http.auth.user.id}'"}},
+		"before a named route":       {"root * /srv/{http.auth.user.id}\ninvoke protected", []string{"'/srv/{http.auth.user.id}'"}},
+		"the matcher of a handle":    {"@a header X-OAuth-Client-Id alice\nhandle @a {\nrespond alice\n}\nhandle {\noauth_protect\nrespond ok\n}", []string{"matcher header"}},
+		"a header, after basic_auth": {"route {\nbasic_auth {\nu $2a$10$kVgX/6erEKdQ8SKSIdW7zOo3TCo5RVGdC9HUwfb8zBtnxPOsaT32W\n}\nrewrite * /{header.X-OAuth-Client-Id}{uri}\noauth_protect\nrespond ok\n}", []string{"{header.X-OAuth-Client-Id}"}},
+	} {
+		for kind, address := range orderSites {
+			got := ordered(t, address, c.lines)
+			want := c.want
+			if kind == "with a name" {
+				want = append(want, "site api.example.com")
+			}
+			for _, w := range append(want, "server srv", "before oauth_protect") {
+				if !strings.Contains(got, w) {
+					t.Errorf("%s, in a site %s: the error lacks %q: %q", name, kind, w, got)
+				}
+			}
+		}
+	}
+}
+
+// What comes after oauth_protect, on its way or at its time, is accepted, and so is what is no
+// matter of it.
+func TestIdentityInItsPlaceIsAccepted(t *testing.T) {
+	for name, lines := range map[string]string{
+		"after it":                            "oauth_protect\nrequest_header X-User {http.auth.user.id}\nreverse_proxy 127.0.0.1:9",
+		"in a route, in the written order":    "route {\noauth_protect\nroot * /srv/{http.auth.user.id}\nrewrite * /{header.X-OAuth-Client-Id}{uri}\nfile_server\n}",
+		"in a handle after it":                "oauth_protect\nhandle /a/* {\nroot * /srv/{http.auth.user.id}\nfile_server\n}",
+		"in a handle_path after it":           "oauth_protect\nhandle_path /a/* {\nrewrite * /{http.auth.user.id}{uri}\nfile_server\n}",
+		"a scope after it":                    "oauth_protect\n@admin oauth_scope admin\nrequest_header @admin X-Role admin\n@other header X-OAuth-Client-Id a\nrespond @other ok",
+		"the matcher of a second one":         "@a header X-OAuth-Client-Id a\nroute {\noauth_protect\noauth_protect @a {\nscopes read\n}\nrespond ok\n}",
+		"in handle_errors":                    "oauth_protect\nhandle_errors {\nrewrite * /{http.auth.user.id}\nrespond {header.X-OAuth-Client-Id}\n}",
+		"log_append":                          "log_append user {http.auth.user.id}\noauth_protect\nrespond ok",
+		"a header of the answer":              "header >X-User {http.auth.user.id}\noauth_protect\nrespond ok",
+		"a deferred header":                   "header {\nX-User {http.auth.user.id}\ndefer\n}\noauth_protect\nrespond ok",
+		"a span":                              "tracing {\nspan x\nspan_attributes {\nuser {http.auth.user.id}\n}\n}\noauth_protect\nrespond ok",
+		"header_up":                           "oauth_protect /a/*\nreverse_proxy 127.0.0.1:9 {\nheader_up Remote-User {header.X-OAuth-Client-Id}\n}",
+		"a proxy for open paths, before":      "route {\nreverse_proxy /public/* 127.0.0.1:9 {\nheader_up Remote-User {header.X-OAuth-Client-Id}\n}\noauth_protect\nreverse_proxy 127.0.0.1:9 {\nheader_up Remote-User {header.X-OAuth-Client-Id}\n}\n}",
+		"a map, used after it":                "map {http.auth.user.id} {tenant} {\na one\ndefault two\n}\noauth_protect\nrespond {tenant}",
+		"the way of another handle":           "handle /a/* {\nroot * /srv/{http.auth.user.id}\nfile_server\n}\nhandle {\noauth_protect\nrespond ok\n}",
+		"ways of handles with others between": "handle /a/* {\noauth_protect\nrespond ok\n}\nhandle /b/* {\nrequest_header X-User {header.X-OAuth-Client-Id}\nrespond ok\n}\nhandle {\noauth_protect\nrespond ok\n}",
+		"after it, for a part":                "route {\noauth_protect /a/*\nroot /a/* /srv/{http.auth.user.id}\noauth_protect /b/*\nfile_server\n}",
+		"a named route after it":              "oauth_protect\ninvoke late",
+		"after a named route":                 "route {\ninvoke protected\nroot * /srv/{http.auth.user.id}\noauth_protect\nfile_server\n}",
+		"without any oauth_protect":           "root * /srv/{http.auth.user.id}\nfile_server",
+		"basic_auth's user":                   "route {\nbasic_auth {\nu $2a$10$kVgX/6erEKdQ8SKSIdW7zOo3TCo5RVGdC9HUwfb8zBtnxPOsaT32W\n}\nrewrite * /{http.auth.user.id}{uri}\noauth_protect\nrespond ok\n}",
+		"a path that looks alike":             "@a path /X-OAuth-docs/*\nrewrite @a /x-oauth-docs{uri}\noauth_protect\nrespond ok",
+		"a name for the access log":           "vars http.auth.user.id nobody\noauth_protect\nrespond ok",
+		"what has braces and no end":          "respond /x \"{http.auth.user.id\"\noauth_protect\nrespond ok",
+		"a route that invokes itself":         "invoke loop\ninvoke late",
+	} {
+		for kind, address := range orderSites {
+			if got := ordered(t, address, lines); got != "" {
+				t.Errorf("%s, in a site %s: %s", name, kind, got)
+			}
+		}
+	}
+}
+
+// Of a module that is not Caddy's own nobody here knows when it looks.
+func TestIdentityInModulesOfOthersIsWarnedOf(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	g := startCaddyfile(t, strings.Replace(caddyfileOf("store memory\n"+testClients, "route {\ntest_user tenant={header.X-OAuth-Client-Id}\noauth_protect\nrespond ok\n}"), "{\n", "{\nlog {\noutput file "+log+"\n}\n", 1))
+	if a := g.get("/x", ""); a.StatusCode != 401 {
+		t.Errorf("%d", a.StatusCode)
+	}
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), `"level":"warn"`) || !strings.Contains(string(text), "'{header.X-OAuth-Client-Id}' in the handler test_user comes before oauth_protect") {
+		t.Errorf("the log has no warning: %s", text)
+	}
+}
