@@ -48,6 +48,23 @@ func TestTLSThatEndsAtABalancer(t *testing.T) {
 	}
 }
 
+// What the example of a deployment shows in comments, for those behind a balancer, is a
+// configuration.
+func TestDeploymentBehindABalancer(t *testing.T) {
+	text := readDocument(t, "examples/deploy/Caddyfile")
+	before, after, found := strings.Cut(text, "\t# servers {\n")
+	lines, after, _ := strings.Cut(after, "\t# }\n")
+	if !found || !strings.Contains(lines, "trusted_proxies_strict") {
+		t.Fatal("the Caddyfile shows no trusted_proxies")
+	}
+	text = before + "\tservers {\n" + strings.ReplaceAll(lines, "\t# ", "\t") + "\t}\n" + after
+	checkFormat(t, text)
+	config := string(adaptDocument(t, text))
+	if !strings.Contains(config, `"trusted_proxies":{"ranges":["192.0.2.10"],"source":"static"}`) {
+		t.Errorf("the servers are configured as %s", config)
+	}
+}
+
 // A unix socket is this machine's, unless Caddy trusts who speaks there, and that says http.
 func TestForwardedOverAUnixSocket(t *testing.T) {
 	for servers, status := range map[string]int{"": 200, "trusted_proxies_unix": 403} {

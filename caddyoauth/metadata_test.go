@@ -113,14 +113,15 @@ func TestMetadataOfMethods(t *testing.T) {
 func TestMetadataWithoutTheNameOfOpenID(t *testing.T) {
 	root, alpha := "/oauth2/.well-known/openid-configuration", "/oauth2"+alphaSuffix+"/.well-known/openid-configuration"
 	explicit := "/oauth2/realms/root/.well-known/openid-configuration"
+	inserted := "/.well-known/openid-configuration/oauth2" // RFC 8414 section 5
 	const off = "no_openid_configuration\n"
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server")
 	for name, c := range map[string]struct {
 		root, alpha string
 		status      map[string]int
 	}{
-		"for one realm": {"", off, map[string]int{root: 200, explicit: 200, alpha: 404}},
-		"for all":       {off, "", map[string]int{root: 404, explicit: 404, alpha: 404}},
+		"for one realm": {"", off, map[string]int{root: 200, explicit: 200, alpha: 404, inserted + alphaSuffix: 404}},
+		"for all":       {off, "", map[string]int{root: 404, explicit: 404, alpha: 404, inserted: 404, inserted + alphaSuffix: 404}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := g.load("store memory\nissuer "+testIssuer+"\n"+c.root+testClients+"realm alpha {\n"+c.alpha+testClients+"}\n", "oauth_server\nrespond next 200"); err != nil {

@@ -155,6 +155,9 @@ func TestEndpointsOverEveryProtocol(t *testing.T) {
 			for _, cases := range [][]endpointCase{transportCases(), tokenCases(), clientAuthCases()} {
 				runCases(t, g, cases)
 			}
+			for _, body := range []string{"", "client_secret=" + testSecret, strings.Repeat("x", 1<<20)} {
+				wantNoEndpoint(t, g.do(g.request("POST", "/oauth2/beta/token", body)), "/oauth2/access_token")
+			}
 		})
 	}
 }

@@ -33,11 +33,12 @@ type Realm struct {
 	// What tokens look like. Accepted: `opaque`. Default: `opaque`.
 	TokenFormat string `json:"token_format,omitempty"`
 
-	// Answers 404 at `/.well-known/openid-configuration` under the base path, where the RFC
-	// 8414 document stands as it does in ForgeRock AM. Libraries that look for OpenID Connect
-	// there, such as Spring's `issuer-uri`, stop at a document without `jwks_uri`, and go on
-	// to RFC 8414's own place when there is none. Counts for all realms if it is set for root.
-	// Default: false.
+	// Answers 404 where OpenID Connect has its metadata: at `/.well-known/openid-configuration`
+	// under the base path, where ForgeRock AM has the RFC 8414 document and it is without this,
+	// and at the same name followed by the path of the issuer. Libraries that look there first,
+	// such as Spring's `issuer-uri`, stop at a document without `jwks_uri`, and go on to RFC
+	// 8414's own place when there is none. Counts for all realms if it is set for root. Default:
+	// false.
 	NoOpenIDConfiguration bool `json:"no_openid_configuration,omitempty"`
 
 	// What each client may do in a time.

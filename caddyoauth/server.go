@@ -194,9 +194,11 @@ func (s *Server) layOut(r *realm) error {
 	}
 	s.endpoints[wellKnown] = meta
 	if r.noOpenIDConfiguration {
-		// Not left to the next handler: whatever else answers here, libraries that look for
-		// OpenID Connect go on to RFC 8414 only when they are told that there is none.
+		// Not left to the next handler: libraries that look for OpenID Connect, in both of its
+		// places (RFC 8414 section 5), go on to our own only when they are told that there is
+		// none.
 		meta = &endpoint{realm: r, kind: endpointMetadata}
+		s.endpoints["/.well-known/openid-configuration"+strings.TrimSuffix(r.issuer.Path, "/")] = meta
 	}
 	for _, base := range bases {
 		s.endpoints[base+"/.well-known/openid-configuration"] = meta
