@@ -7,9 +7,11 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 
 	"github.com/caddyoauth/gateway/introspect"
 )
@@ -59,8 +61,12 @@ const (
 // usedSource is a TokenSource of this configuration, on one route or more.
 type usedSource struct {
 	module TokenSource
-	// lookup is set by the app's Start.
+	// These are set by the app's Start.
 	lookup *introspect.CachedSource
+	issuer string          // whose tokens it knows, if the configuration says so
+	taken  map[string]bool // the issuers of all sources and realms
+
+	warn sync.Once // of the first token that is of one of the others
 }
 
 // openSources holds the open sources by their key, so that keys that were fetched, and
@@ -86,6 +92,9 @@ func (a *App) useSource(module TokenSource) *usedSource {
 	// With other bounds on memory it is another use of the same source.
 	memory := module.Memory()
 	key := fmt.Sprintf("%s\x00%d %d %d", module.SourceKey(), memory.MaxAge, memory.NegativeAge, memory.StaleFor)
+	if remote, ok := module.(*IntrospectSource); ok {
+		key += fmt.Sprintf(" %d", remote.Timeout) // or with more patience
+	}
 	if used := a.sources[key]; used != nil {
 		return used
 	}
@@ -119,9 +128,45 @@ func (a *App) openAllSources() error {
 			memory = introspect.WrapConfig{}
 		}
 		memory.OnStale = collectors.staleAnswers.Inc
-		used.lookup = a.opened.cache.WrapWith(foreignName(key), pooled.Source, memory)
+		source := pooled.Source
+		if remote, ok := used.module.(*IntrospectSource); ok {
+			source = source.(*introspect.Remote).WithTimeout(time.Duration(remote.Timeout))
+		}
+		used.lookup = a.opened.cache.WrapWith(foreignName(key), source, memory)
 	}
+	a.shareOutIssuers()
 	return nil
+}
+
+// shareOutIssuers tells the sources which issuers their tokens can't be of. An answer may
+// name any issuer, and the backend believes it.
+func (a *App) shareOutIssuers() {
+	taken := make(map[string]bool)
+	for _, realm := range a.realms {
+		taken[realm.settings.Issuer] = true
+	}
+	for _, used := range a.sources {
+		if s, ok := used.module.(interface{ issuer() string }); ok {
+			used.issuer = s.issuer()
+			taken[used.issuer] = true
+		}
+	}
+	delete(taken, "")
+	for _, used := range a.sources {
+		used.taken = taken
+	}
+}
+
+// own returns facts if the source may say that, or else inactive ones.
+func (u *usedSource) own(facts *introspect.Facts) *introspect.Facts {
+	if !facts.Active || facts.Issuer == u.issuer || !u.taken[facts.Issuer] {
+		return facts
+	}
+	u.warn.Do(func() {
+		caddy.Log().Named("oauth.sources").Warn("a token is refused, because its source says that it is of an issuer that another source, or a realm, stands for; if the source speaks for that issuer, give it the option issuer",
+			zap.String("source", u.module.SourceName()), zap.String("issuer", facts.Issuer))
+	})
+	return introspect.Inactive()
 }
 
 // loadOrOpen returns what pool has under key, opened if nobody uses it yet.
@@ -188,6 +233,9 @@ func (s routeSource) cached() (*introspect.CachedSource, string) {
 func (s routeSource) ask(ctx context.Context, token string, maxAge time.Duration) (known, error) {
 	source, realm := s.cached()
 	facts, err := source.LookupWithin(ctx, token, maxAge)
+	if err == nil && s.source != nil {
+		facts = s.source.own(facts)
+	}
 	return known{facts, realm}, err
 }
 
@@ -234,6 +282,9 @@ func findOut(ctx context.Context, app *App, sources []routeSource, token string,
 	for _, s := range perhaps {
 		source, realm := s.cached()
 		if facts, ok := source.Remembered(token, maxAge); ok {
+			if s.source != nil {
+				facts = s.source.own(facts)
+			}
 			return known{facts, realm}, nil
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -63,7 +64,8 @@ type IntrospectSource struct {
 	// Default: `client_secret_basic`.
 	Auth string `json:"auth,omitempty"`
 
-	// What `iss` of an answer must be, if it has one. Default: anything.
+	// What `iss` of an answer must be, if it has one. Default: anything but the issuer of
+	// another source, or of a realm here.
 	Issuer string `json:"issuer,omitempty"`
 
 	// The claims that name the client; of several the first that is there counts. Dots lead
@@ -75,8 +77,14 @@ type IntrospectSource struct {
 	// spaces, a list, or an object with scopes as names. Default: `scope`, `scp`.
 	ScopeClaim []string `json:"scope_claim,omitempty"`
 
-	// Headers of each request to the server. Values may have placeholders, such as
-	// `{env.NAME}`. Default: none.
+	// By how much the server's clock may be ahead, up to 1m, when it says that a token is not
+	// good yet (`nbf`). A token is dead at `exp` all the same. Default: 0.
+	Leeway caddy.Duration `json:"leeway,omitempty"`
+
+	// Headers of each request to the server. A value is `{env.NAME}` or `{file./path}`, alone or
+	// behind `Bearer`, `Basic`, `Token`, `ApiKey` or `Key`, and is looked up for each request; plain text is
+	// accepted in headers that are known to hold no secret, such as `User-Agent` and
+	// `X-Tenant`. Default: none.
 	Headers map[string]string `json:"headers,omitempty"`
 
 	// How the server is connected to. Default: the system's certificate authorities.
@@ -153,8 +161,13 @@ type JWTSource struct {
 	// How often the keys are fetched. Default: `15m`.
 	RefreshInterval caddy.Duration `json:"refresh_interval,omitempty"`
 
-	// Headers of each request for keys; as in the source introspect. Default: none.
+	// Headers of each request for keys; as in the source introspect. They go to the host of
+	// `jwks_uri`, or without it to that of the issuer. Default: none.
 	Headers map[string]string `json:"headers,omitempty"`
+
+	// Further hosts that get the headers, over https, when the issuer's metadata names them as the place of
+	// the keys: with the port where the URL has one. Default: none.
+	HeaderHosts []string `json:"header_hosts,omitempty"`
 
 	// How the issuer is connected to. Default: the system's certificate authorities.
 	TLS *TLSClient `json:"tls,omitempty"`
@@ -192,7 +205,7 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 			return fmt.Errorf("client_secret: %w", err)
 		}
 	}
-	if s.cfg.Header, err = resolveHeaders(replace, s.Headers); err != nil {
+	if s.cfg.HeaderFunc, err = headers(s.Headers); err != nil {
 		return err
 	}
 	var trust string
@@ -204,21 +217,30 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 	if err := errors.Join(checkEndpoint(s.cfg.URL), s.cfg.Check()); err != nil {
 		return err
 	}
-	// What the source is, and so what may be remembered in its name.
-	s.key = sourceKey("introspect", s.SourceName(), []any{s.cfg.URL, s.ClientID, s.cfg.ClientSecret, s.Auth, s.Issuer, s.ClientClaim, s.ScopeClaim, s.cfg.Header, trust, s.Timeout})
-	logger := caddy.Log().Named("oauth.sources.introspect").With(zap.String("url", s.SourceName()))
-	name := s.SourceName()
+	// What the source is, and so what may be remembered in its name. Not how long an answer
+	// may take: another timeout does not make what the server said, or its health, unknown.
+	s.key = sourceKey("introspect", s.SourceName(), []any{s.cfg.URL, s.ClientID, s.cfg.ClientSecret, s.Auth, s.Issuer, s.ClientClaim, s.ScopeClaim, s.Leeway, s.Headers, trust})
+	name, client := s.SourceName(), s.ClientID
+	// The source outlives this configuration, and its logger.
+	logger := func() *zap.Logger {
+		return caddy.Log().Named("oauth.sources.introspect").With(zap.String("url", name))
+	}
+	var refused rarely
 	s.cfg.OnRequest = func(result string, took time.Duration) {
 		collectors.sourceDuration.WithLabelValues(name, result).Observe(took.Seconds())
+		if result == introspect.RemoteCredentials && refused.now(time.Now()) {
+			logger().Error("the server refuses the gateway's own credentials with 401 or 403, or answers so to a token: if it does so to all, check client_id, client_secret and header; nobody's tokens of this server are known then",
+				zap.String("client_id", client))
+		}
 	}
 	s.cfg.OnCircuit = func(state string) {
 		up := 0.0
 		switch state {
 		case "closed":
 			up = 1
-			logger.Info("the server answers again")
+			logger().Info("the server answers again")
 		case "open":
-			logger.Error("the server can't be asked: answering 503 for its tokens without asking, until it can")
+			logger().Error("the server can't be asked: answering 503 for its tokens without asking, until it can")
 		}
 		collectors.sourceUp.WithLabelValues(name).Set(up)
 	}
@@ -240,7 +262,7 @@ func (s *JWTSource) Provision(caddy.Context) error {
 			return fmt.Errorf("%s: %w", text.name, err)
 		}
 	}
-	if s.keys.Header, err = resolveHeaders(replace, s.Headers); err != nil {
+	if s.keys.HeaderFunc, err = headers(s.Headers); err != nil {
 		return err
 	}
 	var trust string
@@ -256,7 +278,7 @@ func (s *JWTSource) Provision(caddy.Context) error {
 		return err
 	}
 	// What the keys are, and beyond it what the source accepts by them.
-	s.keysKey = sourceKey("keys", s.keys.Issuer, []any{s.keys.JWKSURI, s.keys.KeysFile, s.keys.Header, trust})
+	s.keysKey = sourceKey("keys", s.keys.Issuer, []any{s.keys.JWKSURI, s.keys.KeysFile, s.Headers, s.HeaderHosts, trust})
 	s.key = sourceKey("jwt", s.keys.Issuer, []any{s.keysKey, s.Algorithms, s.Audience, s.Type, s.ClientClaim, s.ScopeClaim, s.Leeway, s.RefreshInterval})
 	name := s.SourceName()
 	// The keys outlive this configuration, and its logger.
@@ -292,6 +314,20 @@ func (s *IntrospectSource) SourceName() string {
 // SourceName implements TokenSource.
 func (s *JWTSource) SourceName() string { return s.keys.Issuer }
 
+// issuer is whose tokens the source knows, if its configuration says so.
+func (s *IntrospectSource) issuer() string { return s.cfg.Issuer }
+
+// issuer is whose tokens the source knows.
+func (s *JWTSource) issuer() string { return s.keys.Issuer }
+
+// rarely is for log lines that whoever sends tokens can cause: one a minute.
+type rarely struct{ last atomic.Int64 }
+
+func (r *rarely) now(now time.Time) bool {
+	last := r.last.Load()
+	return (last == 0 || now.Unix()-last >= 60) && r.last.CompareAndSwap(last, now.Unix())
+}
+
 // SourceKey implements TokenSource.
 func (s *IntrospectSource) SourceKey() string { return s.key }
 
@@ -308,17 +344,27 @@ func sourceKey(kind, place string, settings []any) string {
 	return kind + " " + place + " (" + hex.EncodeToString(digest[:8]) + ")"
 }
 
-// resolveHeaders resolves the values of headers. No error holds one.
-func resolveHeaders(replace *caddy.Replacer, configured map[string]string) (http.Header, error) {
-	header := make(http.Header)
-	for name, value := range configured {
-		resolved, err := replace.ReplaceOrErr(value, true, true)
-		if err != nil || resolved == "" {
-			return nil, fmt.Errorf("header %s: %s is not set, empty, or can't be read", name, value)
-		}
-		header.Set(name, resolved)
+// headers returns what resolves the values of headers, for each request anew: a file may
+// change, such as the token that Kubernetes gives a pod. An error means that it can't be done
+// now. No error holds a value.
+func headers(configured map[string]string) (func() (http.Header, error), error) {
+	if len(configured) == 0 {
+		return nil, nil
 	}
-	return header, nil
+	resolve := func() (http.Header, error) {
+		replace := caddy.NewReplacer()
+		header := make(http.Header)
+		for name, value := range configured {
+			resolved, err := replace.ReplaceOrErr(value, true, true)
+			if err != nil || resolved == "" {
+				return nil, fmt.Errorf("header %s: %s is not set, empty, or can't be read", name, value)
+			}
+			header.Set(name, resolved)
+		}
+		return header, nil
+	}
+	_, err := resolve()
+	return resolve, err
 }
 
 // Recognizes implements TokenSource.
@@ -343,6 +389,11 @@ func (s *IntrospectSource) check() error {
 		return fmt.Errorf("auth %q is not known (known: %s, %s)", s.Auth, oauth.AuthBasic, oauth.AuthPost)
 	case s.Timeout < 0 || s.MaxAge < 0 || s.NegativeMaxAge < 0 || s.ServeStale < 0:
 		return errors.New("durations are greater than zero")
+	case s.Leeway < 0 || s.Leeway > caddy.Duration(time.Minute):
+		return errors.New("leeway is at most 1m")
+	}
+	if err := checkQuery("the endpoint", s.URL); err != nil {
+		return err
 	}
 	if !strings.Contains(s.URL, "{") { // else it is judged when it is known
 		if err := checkEndpoint(s.URL); err != nil {
@@ -352,7 +403,15 @@ func (s *IntrospectSource) check() error {
 			return err
 		}
 	}
-	return checkHeaders(s.Headers)
+	reserved := http.Header{}
+	for name := range s.Headers {
+		reserved.Set(name, "")
+	}
+	own := introspect.RemoteConfig{URL: "https://localhost", Auth: "none", Header: reserved}
+	if s.ClientID != "" {
+		own.Auth, own.ClientID, own.ClientSecret = s.Auth, s.ClientID, "-"
+	}
+	return cmp.Or(own.Check(), checkHeaders(s.Headers))
 }
 
 // checkEndpoint says more plainly than what comes after it which URLs are good.
@@ -366,7 +425,7 @@ func checkEndpoint(endpoint string) error {
 
 // settings are those that refer to nothing.
 func (s *IntrospectSource) settings() introspect.RemoteConfig {
-	cfg := introspect.RemoteConfig{URL: s.URL, ClientID: s.ClientID, Auth: s.Auth, Issuer: s.Issuer, ClientClaims: s.ClientClaim, ScopeClaims: s.ScopeClaim, Timeout: time.Duration(s.Timeout)}
+	cfg := introspect.RemoteConfig{URL: s.URL, ClientID: s.ClientID, Auth: s.Auth, Issuer: s.Issuer, ClientClaims: s.ClientClaim, ScopeClaims: s.ScopeClaim, Leeway: time.Duration(s.Leeway), Timeout: time.Duration(s.Timeout)}
 	if s.ClientID == "" {
 		cfg.Auth = "none"
 	} else {
@@ -396,6 +455,17 @@ func (s *JWTSource) check() error {
 			return err
 		}
 	}
+	if err := checkQuery("jwks_uri", s.JWKSURI); err != nil {
+		return err
+	}
+	for _, host := range s.HeaderHosts {
+		if u, err := url.Parse("https://" + host); err != nil || u.Host != host || host == "" {
+			return errors.New("header_hosts: each is a host, with a port where the URL has one, and nothing else")
+		}
+	}
+	if len(s.HeaderHosts) > 0 && len(s.Headers) == 0 {
+		return errors.New("header_hosts needs a header that they get")
+	}
 	return errors.Join(checkAudience(s.Audience), checkHeaders(s.Headers))
 }
 
@@ -420,7 +490,7 @@ func checkJWT(keys introspect.KeysConfig, cfg introspect.JWTConfig) error {
 // settings are those that refer to nothing.
 func (s *JWTSource) settings() (introspect.KeysConfig, introspect.JWTConfig) {
 	return introspect.KeysConfig{
-			Issuer: s.Issuer, JWKSURI: s.JWKSURI, KeysFile: s.JWKSFile, Discovery: s.JWKSURI == "" && s.JWKSFile == "",
+			Issuer: s.Issuer, JWKSURI: s.JWKSURI, KeysFile: s.JWKSFile, Discovery: s.JWKSURI == "" && s.JWKSFile == "", HeaderHosts: s.HeaderHosts,
 		}, introspect.JWTConfig{
 			Algorithms: s.Algorithms, Audience: s.Audience, Type: s.Type, ClientClaims: s.ClientClaim, ScopeClaims: s.ScopeClaim,
 			Leeway:          time.Duration(s.Leeway),
@@ -428,17 +498,42 @@ func (s *JWTSource) settings() (introspect.KeysConfig, introspect.JWTConfig) {
 		}
 }
 
-// secretHeader is a header whose value is never written into a configuration.
-var secretHeader = regexp.MustCompile(`(?i)authorization|cookie|key|token|secret|password`)
+// headerReference is a value that may stand in any header: a reference to a secret, alone or
+// behind the word that says what it is.
+var headerReference = regexp.MustCompile(`^(?i:(Bearer|Basic|Token|ApiKey|Key) +)?\{(env|file)\.[^{}]+\}$`)
 
-// checkHeaders refuses what no request can carry, and secrets that stand in the configuration.
+// openHeaders are those whose values are no secrets, so they may stand in a configuration.
+// Nobody can tell from its name which other header is one.
+var openHeaders = []string{
+	"Accept-Api-Version", "Accept-Language", "From", "Origin", "Prefer", "Referer", "User-Agent", "X-Client-Name", "X-Correlation-Id",
+	"X-Forwarded-Host", "X-Forwarded-Proto", "X-Realm", "X-Request-Id", "X-Requested-By", "X-Requested-With", "X-Tenant", "X-Tenant-Id",
+}
+
+// checkHeaders refuses what no request can carry, and what may be a secret that stands in
+// the configuration. No error holds a value.
 func checkHeaders(headers map[string]string) error {
 	for _, name := range sortedKeys(headers) {
-		if !httpguts.ValidHeaderFieldName(name) {
+		switch {
+		case !httpguts.ValidHeaderFieldName(name):
 			return fmt.Errorf("header %q has no valid name", name)
+		case !headerReference.MatchString(headers[name]) && !slices.Contains(openHeaders, http.CanonicalHeaderKey(name)):
+			return fmt.Errorf("header %s: %w; behind Bearer, Basic, Token, ApiKey or Key, if need be. As itself a value may stand in %s",
+				name, errLiteralSecret, strings.Join(openHeaders, ", "))
 		}
-		if secretHeader.MatchString(name) && !strings.Contains(headers[name], "{env.") && !strings.Contains(headers[name], "{file.") {
-			return fmt.Errorf("header %s: %w", name, errLiteralSecret)
+	}
+	return nil
+}
+
+// secretParameter is a parameter of a query whose value is a secret.
+var secretParameter = regexp.MustCompile(`(?i)key$|token$|secret|passw|pwd|credential|signature|^(sig|auth|code)$`)
+
+// checkQuery refuses a secret that stands in the query of a URL. No error holds it.
+func checkQuery(what, uri string) error {
+	_, query, _ := strings.Cut(uri, "?")
+	for parameter := range strings.SplitSeq(query, "&") {
+		name, value, _ := strings.Cut(parameter, "=")
+		if value != "" && secretParameter.MatchString(name) && !secretReference.MatchString(value) {
+			return fmt.Errorf("%s has a parameter %q in its query: %w", what, name, errLiteralSecret)
 		}
 	}
 	return nil
@@ -552,6 +647,7 @@ func (s *LocalSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //		issuer           <issuer>
 //		client_claim     <name>...
 //		scope_claim      <name>...
+//		leeway           <duration>
 //		header           <name> <value>
 //		timeout          <duration>
 //		max_age          <duration>
@@ -575,6 +671,7 @@ func (s *IntrospectSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"issuer":           func() error { return parseWord(d, &s.Issuer) },
 		"client_claim":     func() error { return parseWords(d, &s.ClientClaim) },
 		"scope_claim":      func() error { return parseWords(d, &s.ScopeClaim) },
+		"leeway":           func() error { return parseDurationInto(d, &s.Leeway) },
 		"header":           func() error { return parseHeader(d, &s.Headers) },
 		"timeout":          func() error { return parseDurationInto(d, &s.Timeout) },
 		"max_age":          func() error { return parseDurationInto(d, &s.MaxAge) },
@@ -603,6 +700,7 @@ func (s *IntrospectSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //		leeway           <duration>
 //		refresh_interval <duration>
 //		header           <name> <value>
+//		header_hosts     <host>...
 //		max_age          <duration>
 //		tls {
 //			<settings of TLSClient>
@@ -629,7 +727,11 @@ func (s *JWTSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"leeway":           func() error { return parseDurationInto(d, &s.Leeway) },
 		"refresh_interval": func() error { return parseDurationInto(d, &s.RefreshInterval) },
 		"header":           func() error { return parseHeader(d, &s.Headers) },
-		"max_age":          func() error { return parseDurationInto(d, &s.MaxAge) },
+		"header_hosts": func() (err error) {
+			s.HeaderHosts, err = atLeastOne(d)
+			return err
+		},
+		"max_age": func() error { return parseDurationInto(d, &s.MaxAge) },
 		"tls": func() error {
 			s.TLS = new(TLSClient)
 			return s.TLS.parse(d)

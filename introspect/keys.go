@@ -97,8 +97,17 @@ type KeysConfig struct {
 
 	// Header is sent with each request, for issuers that want an API key. It goes to the
 	// host of JWKSURI, or with Discovery to the host of Issuer, and to no other host that a
-	// document names.
+	// document names, unless HeaderHosts has it.
 	Header http.Header
+
+	// HeaderFunc is called for each request that Header goes with, and returns more of them,
+	// for credentials that change while the program runs. With an error, or a header that
+	// can't be sent, nothing is sent. Its error must hold no secret.
+	HeaderFunc func() (http.Header, error)
+
+	// HeaderHosts are further hosts that are sent Header, over https, when a document names
+	// them: with a port where the URL has one. Default: none.
+	HeaderHosts []string
 
 	// TLS is how connections are secured. Default: the system's certificate authorities.
 	TLS *tls.Config
@@ -143,7 +152,7 @@ func NewKeys(cfg KeysConfig) (*Keys, error) {
 	}
 	if cfg.transport == nil {
 		cfg.transport = &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
+			Proxy:                  proxyForHTTPS(),
 			TLSClientConfig:        cfg.TLS.Clone(),
 			ForceAttemptHTTP2:      true,
 			MaxResponseHeaderBytes: 64 << 10,
@@ -234,18 +243,19 @@ func (cfg *KeysConfig) complete() error {
 // endpoint parses a URL that keys may come from: whoever can change what it answers can
 // sign tokens, so it must be https, or must not leave this host.
 func endpoint(s string) (*url.URL, error) {
+	// No text of the URL but what place leaves of it: the rest may be secret.
 	u, err := url.Parse(s)
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, errors.New("the URL can't be parsed")
 	case u.Host == "" || u.Opaque != "":
-		return nil, fmt.Errorf("%q is not a URL with a host", s)
+		return nil, errors.New("it is not a URL with a host")
 	case u.User != nil:
 		return nil, errors.New("the URL must not have a user name or password")
 	case u.Fragment != "":
-		return nil, fmt.Errorf("%q must not have a fragment", s)
+		return nil, fmt.Errorf("%q must not have a fragment", place(u))
 	case u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())):
-		return nil, fmt.Errorf("%q must be https, or http to a loopback address", s)
+		return nil, fmt.Errorf("%q must be https, or http to a loopback address", place(u))
 	}
 	return u, nil
 }
@@ -523,9 +533,9 @@ func (k *Keys) get(ctx context.Context, uri string) ([]byte, http.Header, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	if own, err := url.Parse(cmp.Or(k.cfg.JWKSURI, k.cfg.Issuer)); err == nil && own.Scheme == req.URL.Scheme && own.Host == req.URL.Host {
-		for name, values := range k.cfg.Header {
-			req.Header[http.CanonicalHeaderKey(name)] = values
+	if k.sendsHeader(req.URL) {
+		if err := k.setHeader(req.Header); err != nil {
+			return nil, nil, fmt.Errorf("asking %s: %w", place(req.URL), err)
 		}
 	}
 	req.Header.Set("Accept", "application/jwk-set+json, application/json")
@@ -554,6 +564,34 @@ func (k *Keys) get(ctx context.Context, uri string) ([]byte, http.Header, error)
 		return nil, nil, fmt.Errorf("reading %s: %w", place(req.URL), err)
 	}
 	return data, resp.Header, nil
+}
+
+// sendsHeader reports whether Header goes to u.
+func (k *Keys) sendsHeader(u *url.URL) bool {
+	own, err := url.Parse(cmp.Or(k.cfg.JWKSURI, k.cfg.Issuer))
+	return err == nil && own.Scheme == u.Scheme && own.Host == u.Host ||
+		u.Scheme == "https" && slices.ContainsFunc(k.cfg.HeaderHosts, func(host string) bool { return strings.EqualFold(host, u.Host) })
+}
+
+// setHeader puts Header, and what HeaderFunc returns, into header.
+func (k *Keys) setHeader(header http.Header) error {
+	for name, values := range k.cfg.Header {
+		header[http.CanonicalHeaderKey(name)] = values
+	}
+	if k.cfg.HeaderFunc == nil {
+		return nil
+	}
+	more, err := k.cfg.HeaderFunc()
+	if err != nil {
+		return err
+	}
+	for name, values := range more {
+		if err := wellFormedHeader(name, values); err != nil {
+			return err
+		}
+		header[http.CanonicalHeaderKey(name)] = values
+	}
+	return nil
 }
 
 // place is u for error texts: without user and query, which may be secret.

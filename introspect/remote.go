@@ -293,7 +293,7 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 	}
 	r := &Remote{&remoteServer{
 		cfg:     cfg,
-		shown:   shownURL(endpoint),
+		shown:   place(endpoint),
 		circuit: circuit{most: cfg.MaxFailures, pause: cfg.OpenFor, changed: cfg.OnCircuit},
 	}, cfg.Timeout}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
@@ -334,9 +334,6 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 func (r *Remote) WithTimeout(timeout time.Duration) *Remote {
 	return &Remote{r.remoteServer, cmp.Or(timeout, defaultRemoteTimeout)}
 }
-
-// shownURL is a URL without what may be a secret: user and query.
-func shownURL(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPath() }
 
 // proxyForHTTPS returns the one rule by which sources use a proxy: that of HTTPS_PROXY and
 // NO_PROXY for https, which it carries through unread, and none for http.
