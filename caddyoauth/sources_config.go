@@ -81,10 +81,10 @@ type IntrospectSource struct {
 	// good yet (`nbf`). A token is dead at `exp` all the same. Default: 0.
 	Leeway caddy.Duration `json:"leeway,omitempty"`
 
-	// Headers of each request to the server. A value is `{env.NAME}` or `{file./path}`, alone or
-	// behind `Bearer`, `Basic`, `Token`, `ApiKey` or `Key`, and is looked up for each request; plain text is
-	// accepted in headers that are known to hold no secret, such as `User-Agent` and
-	// `X-Tenant`. Default: none.
+	// Headers of each request to the server. A value is `{env.NAME}` or `{file./path}`, alone
+	// or behind `Bearer`, `Basic`, `Token`, `ApiKey` or `Key`, and is looked up for each
+	// request; plain text is accepted in headers that are known to hold no secret, such as
+	// `User-Agent` and `X-Tenant`. Default: none.
 	Headers map[string]string `json:"headers,omitempty"`
 
 	// How the server is connected to. Default: the system's certificate authorities.
@@ -100,9 +100,9 @@ type IntrospectSource struct {
 	// For how long the answer "not active" is remembered. Default: `5s`.
 	NegativeMaxAge caddy.Duration `json:"negative_max_age,omitempty"`
 
-	// For how much longer than `max_age` an answer is used while the server can't be asked;
-	// never beyond the token's expiry, nor beyond a route's own `max_age`.
-	// Default: not at all.
+	// For how much longer than `max_age` an answer is used while the server is away: no
+	// connection, no answer in time, 429, 502, 503 or 504; never beyond the token's expiry,
+	// nor beyond a route's own `max_age`. Default: not at all.
 	ServeStale caddy.Duration `json:"serve_stale,omitempty"`
 
 	key string
@@ -165,8 +165,8 @@ type JWTSource struct {
 	// `jwks_uri`, or without it to that of the issuer. Default: none.
 	Headers map[string]string `json:"headers,omitempty"`
 
-	// Further hosts that get the headers, over https, when the issuer's metadata names them as the place of
-	// the keys: with the port where the URL has one. Default: none.
+	// Further hosts that get the headers, over https, when the issuer's metadata names them as
+	// the place of the keys: with the port where the URL has one. Default: none.
 	HeaderHosts []string `json:"header_hosts,omitempty"`
 
 	// How the issuer is connected to. Default: the system's certificate authorities.
