@@ -1,16 +1,34 @@
 package caddyoauth_test
 
 import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/fcgi"
+	"net/http/httptest"
+	"net/url"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
+	"golang.org/x/net/websocket"
 )
 
 // recipes are the cookbook's, by their headings: for each block, in order, what it has to do.
 var recipes = map[string][]func(t *testing.T, b docBlock){
-	"Let browsers call from another origin (CORS)": {corsRecipe},
+	"Let browsers call from another origin (CORS)": {corsRecipe, corsOfTheBackendRecipe},
+	"Ask for another scope to write":               {methodsRecipe},
+	"Put one backend under two prefixes":           {prefixesRecipe},
+	"Give the backend an API key for each client":  {apiKeysRecipe},
+	"Put a token in front of PHP":                  {phpRecipe},
+	"Let browsers open WebSockets":                 {webSocketRecipe},
+	"Log more about the caller":                    {logRecipe},
 	"Update without two processes on one file":     {updateRecipe},
 }
 
@@ -47,14 +65,55 @@ func TestCookbook(t *testing.T) {
 	}
 }
 
-// startSite runs the lines of a site in the cookbook, with the test's backend in place of the
-// one on port 9000.
-func startSite(t *testing.T, b docBlock) *gateway {
+// startRecipe runs the lines of a site in the cookbook, with the test's backend in place of the
+// one on port 9000, changed by pairs of old and new, and with a token endpoint if it has none.
+func startRecipe(t *testing.T, b docBlock, pairs ...string) *gateway {
 	t.Helper()
 	if b.kind != "caddyfile site" {
 		t.Fatalf("%v: the block is of kind %q", b, b.kind)
 	}
-	return startGateway(t, "store memory\n"+docClients, strings.ReplaceAll(b.text, "127.0.0.1:9000", "BACKEND"))
+	site := changed(t, b.text, append(pairs, "127.0.0.1:9000", "BACKEND")...)
+	if !strings.Contains(site, "oauth_server") {
+		site = "oauth_server\n" + site
+	}
+	return startGateway(t, "store memory\n"+docClients, site)
+}
+
+// changed replaces pairs of old and new in a block, each of which must be there. BACKEND need
+// not be.
+func changed(t *testing.T, text string, pairs ...string) string {
+	t.Helper()
+	for i := 0; i < len(pairs); i += 2 {
+		if !strings.Contains(text, pairs[i]) && pairs[i+1] != "BACKEND" {
+			t.Fatalf("the block has no %q", pairs[i])
+		}
+	}
+	return strings.NewReplacer(pairs...).Replace(text)
+}
+
+// tokenAt fetches a token for the client that documents may count on.
+func (g *gateway) tokenAt(path string, scopes ...string) string {
+	g.t.Helper()
+	a := g.post(path, "myClient", testSecret, url.Values{"grant_type": {"client_credentials"}, "scope": {strings.Join(scopes, " ")}})
+	token, _ := a.json(g.t)["access_token"].(string)
+	if token == "" {
+		g.t.Fatalf("no token at %s: %d %s", path, a.StatusCode, a.Body)
+	}
+	return token
+}
+
+// send sends a request with a token, or without one if it is empty, and checks the status.
+func (g *gateway) send(want int, method, path, token string, headers ...string) answer {
+	g.t.Helper()
+	r := g.request(method, path, "", headers...)
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	a := g.do(r)
+	if a.StatusCode != want {
+		g.t.Errorf("%s %s, token %t, headers %q: %d, want %d", method, path, token != "", headers, a.StatusCode, want)
+	}
+	return a
 }
 
 // preflight asks for leave to send a request with a token from origin.
@@ -64,7 +123,7 @@ func (g *gateway) preflight(path, origin, method string) answer {
 }
 
 func corsRecipe(t *testing.T, b docBlock) {
-	g := startSite(t, b)
+	g := startRecipe(t, b)
 	const app = "https://app.example.com"
 	for _, path := range []string{"/api/x", "/oauth2/access_token"} {
 		a := g.preflight(path, app, "POST")
@@ -91,6 +150,11 @@ func corsRecipe(t *testing.T, b docBlock) {
 		t.Error("a request without a token has reached the backend")
 	}
 
+	// A backend that answers to origins itself adds no second answer.
+	g.Backend.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+		fmt.Fprint(w, "backend")
+	})
 	issued := g.do(g.request("POST", "/oauth2/access_token", "grant_type=client_credentials&scope=read&client_id=myClient&client_secret="+testSecret,
 		"Origin", app, "Content-Type", "application/x-www-form-urlencoded"))
 	token, _ := issued.json(t)["access_token"].(string)
@@ -100,6 +164,270 @@ func corsRecipe(t *testing.T, b docBlock) {
 	a := g.do(g.request("GET", "/api/x", "", "Origin", app, "Authorization", "Bearer "+token))
 	if a.StatusCode != 200 || len(a.Header["Access-Control-Allow-Origin"]) != 1 || a.Body != "backend" {
 		t.Errorf("with a token: %d %q with %v", a.StatusCode, a.Body, a.Header)
+	}
+}
+
+func corsOfTheBackendRecipe(t *testing.T, b docBlock) {
+	g := startRecipe(t, b)
+	if a := g.preflight("/x", "https://app.example.com", "DELETE"); a.StatusCode != 200 || g.Backend.count() != 1 {
+		t.Errorf("a preflight: %d, and the backend had %d requests", a.StatusCode, g.Backend.count())
+	}
+	got := g.Backend.last(t)
+	if got.Method != "OPTIONS" {
+		t.Errorf("the backend had %s", got.Method)
+	}
+	checkNoIdentity(t, got.Header, "X-OAuth-")
+	g.send(200, "OPTIONS", "/x", "", "Origin", "https://app.example.com", "Access-Control-Request-Method", "GET", "X-OAuth-Client-Id", "admin")
+	checkNoIdentity(t, g.Backend.last(t).Header, "X-OAuth-")
+	g.send(401, "OPTIONS", "/x", "")
+	g.send(401, "OPTIONS", "/x", "", "Origin", "https://app.example.com")
+	g.send(401, "OPTIONS", "/x", "", "Access-Control-Request-Method", "GET")
+	for _, method := range []string{"GET", "POST", "DELETE"} {
+		g.send(401, method, "/x", "", "Origin", "https://app.example.com", "Access-Control-Request-Method", "GET")
+	}
+	g.send(400, "OPTIONS", "/x/..;/admin", "", "Origin", "https://app.example.com", "Access-Control-Request-Method", "GET")
+	if n := g.Backend.count(); n != 2 {
+		t.Errorf("%d requests reached the backend, want the two preflights", n)
+	}
+	g.send(200, "GET", "/x", g.tokenAt("/oauth2/access_token", "read"))
+}
+
+func methodsRecipe(t *testing.T, b docBlock) {
+	g := startRecipe(t, b)
+	reader, writer := g.tokenAt("/oauth2/access_token", "read"), g.tokenAt("/oauth2/access_token", "read", "write")
+	for _, path := range []string{"/api", "/api/x", "/API/x"} {
+		for _, method := range []string{"GET", "HEAD"} {
+			g.send(401, method, path, "")
+			g.send(200, method, path, reader)
+			g.send(200, method, path, writer)
+			g.send(403, method, path, g.tokenAt("/oauth2/access_token", "write"))
+		}
+		for _, method := range []string{"POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "get", "NONSENSE"} {
+			g.send(401, method, path, "")
+			g.send(403, method, path, reader)
+			g.send(200, method, path, writer)
+		}
+	}
+	g.send(200, "GET", "/health", "")
+	g.send(200, "POST", "/apiary", "")
+}
+
+func prefixesRecipe(t *testing.T, b docBlock) {
+	g := startRecipe(t, b)
+	ours := g.tokenAt("/oauth2/access_token", "read")
+	theirs := g.tokenAt("/oauth2/realms/root/realms/alpha/access_token", "read")
+	g.send(200, "GET", "/internal/x?a=b", ours)
+	if got := g.Backend.last(t); got.RequestURI != "/x?a=b" || got.Header.Get("X-OAuth-Realm") != "root" || got.Header.Get("X-Forwarded-Prefix") != "" {
+		t.Errorf("below /internal the backend had %s with %v", got.RequestURI, got.Header)
+	}
+	g.send(200, "GET", "/partners/x", theirs)
+	if got := g.Backend.last(t); got.RequestURI != "/x" || got.Header.Get("X-OAuth-Realm") != "alpha" || got.Header.Get("X-Forwarded-Prefix") != "/partners" {
+		t.Errorf("below /partners the backend had %s with %v", got.RequestURI, got.Header)
+	}
+	g.send(401, "GET", "/internal/x", theirs)
+	g.send(401, "GET", "/partners/x", ours)
+	g.send(403, "GET", "/internal/x", g.tokenAt("/oauth2/access_token", "write"))
+	for _, path := range []string{"/x", "/internal", "/partners", "/internals/x"} {
+		g.send(404, "GET", path, ours)
+	}
+	g.send(400, "GET", "/partners/..;/internal/x", theirs)
+	g.send(400, "GET", "/partners/%2e%2e/internal/x", theirs)
+	if n := g.Backend.count(); n != 2 {
+		t.Errorf("%d requests reached the backend, want 2", n)
+	}
+}
+
+func apiKeysRecipe(t *testing.T, b docBlock) {
+	key := filepath.Join(t.TempDir(), "key")
+	write := func(content string) {
+		t.Helper()
+		if err := os.WriteFile(key, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("the key\n")
+	g := startRecipe(t, b, "/run/secrets/backend-key-my-client", key)
+	token := g.tokenAt("/oauth2/access_token", "read")
+	backendGets := func(want string) {
+		t.Helper()
+		g.send(200, "GET", "/x", token, "X-Api-Key", "the caller's own")
+		if got := g.Backend.last(t).Header["X-Api-Key"]; !slices.Equal(got, []string{want}) {
+			t.Errorf("the backend had the keys %q, want %q", got, want)
+		}
+	}
+	backendGets("the key")
+	write("the next key")
+	backendGets("the next key")
+	g.send(401, "GET", "/x", "", "X-Api-Key", "the next key")
+	write("\n")
+	g.send(403, "GET", "/x", token, "X-Api-Key", "the next key")
+	if err := os.Remove(key); err != nil {
+		t.Fatal(err)
+	}
+	g.send(403, "GET", "/x", token, "X-Api-Key", "the next key")
+	if n := g.Backend.count(); n != 2 {
+		t.Errorf("%d requests reached the backend, want 2", n)
+	}
+
+	// A client that the table does not have.
+	g = startRecipe(t, b, "/run/secrets/backend-key-my-client", key, "myClient {file", "another {file")
+	g.send(403, "GET", "/x", g.tokenAt("/oauth2/access_token", "read"))
+}
+
+func phpRecipe(t *testing.T, b docBlock) {
+	root := t.TempDir()
+	for name, content := range map[string]string{"index.php": "<?php secret source", "assets/app.css": "css", "private/file": "private"} {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A front controller, as PHP would run it.
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go fcgi.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		env := fcgi.ProcessEnv(r)
+		fmt.Fprintf(w, "route=%s user=%s scope=%s client=%s auth=%s", r.URL.RequestURI(), env["REMOTE_USER"], r.Header.Get("X-Oauth-Scope"), r.Header.Get("X-Oauth-Client-Id"), r.Header.Get("Authorization"))
+	}))
+	g := startRecipe(t, b, "/srv/app/public", root, "unix//run/php/php-fpm.sock", listener.Addr().String())
+	token := g.tokenAt("/oauth2/access_token", "read")
+	says := func(path, token, want string, headers ...string) {
+		t.Helper()
+		if a := g.send(200, "GET", path, token, headers...); a.Body != want {
+			t.Errorf("%s: %q, want %q", path, a.Body, want)
+		}
+	}
+	says("/orders/1?a=b", token, "route=/orders/1?a=b user=myClient scope=read client=myClient auth=")
+	says("/", token, "route=/ user=myClient scope=read client=myClient auth=")
+	says("/private/file", token, "private")
+	says("/health", "", "route=/health user= scope= client= auth=")
+	says("/health", "", "route=/health user= scope= client= auth=", "X-OAuth-Client-Id", "admin", "X_OAuth_Scope", "admin", "X.OAuth.Scope", "admin", "Remote-User", "admin")
+	says("/assets/app.css", "", "css")
+	for _, path := range []string{"/", "/orders", "/private/file", "/private", "/healthy"} {
+		g.send(401, "GET", path, "")
+	}
+	for _, path := range []string{"/index.php", "/index.php/private/x", "/INDEX.PHP/private/x", "/assets/x.php/private", "/assets/x.php"} {
+		if a := g.send(404, "GET", path, token); strings.Contains(a.Body, "route=") || strings.Contains(a.Body, "source") {
+			t.Errorf("%s: %s", path, a.Body)
+		}
+	}
+	for _, path := range []string{"/assets/x.php/private", "/assets/x.php"} {
+		g.send(404, "GET", path, "")
+	}
+	for _, path := range []string{"/health/../private", "/assets/..;/private", "/assets/%2e%2e/private", "/health//private", "/assets/x.php%2fprivate"} {
+		g.send(400, "GET", path, "")
+	}
+}
+
+func webSocketRecipe(t *testing.T, b docBlock) {
+	logFile := filepath.Join(t.TempDir(), "log")
+	saw := make(chan received, 1)
+	echo := httptest.NewServer(websocket.Server{
+		Handshake: func(config *websocket.Config, r *http.Request) error {
+			saw <- received{Header: r.Header.Clone()}
+			config.Protocol = config.Protocol[:1] // one of those that were named
+			return nil
+		},
+		Handler: func(ws *websocket.Conn) { io.Copy(ws, ws) },
+	})
+	t.Cleanup(echo.Close)
+	text := changed(t, b.text,
+		"\tlog {\n\t\tformat filter {", "\tadmin off\n\tpersist_config off\n\tauto_https off\n\tlog {\n\t\tlevel DEBUG\n\t\toutput file "+logFile+"\n\t\tformat filter {",
+		"\toauth {", "\toauth {\n\t\tstore memory",
+		"chat.example.com {", ":0 {\n\tbind 127.0.0.1\n\toauth_server",
+		"127.0.0.1:9000", echo.Listener.Addr().String())
+	g := startCaddyfile(t, text)
+	token := g.tokenAt("/oauth2/access_token", "read")
+	dial := func(protocols ...string) (*websocket.Conn, error) {
+		config, err := websocket.NewConfig("ws"+strings.TrimPrefix(g.URL, "http")+"/chat", "https://app.example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.Protocol = protocols
+		return websocket.DialConfig(config)
+	}
+
+	ws, err := dial("chat", "bearer."+token)
+	if err != nil {
+		t.Fatalf("with a token: %v", err)
+	}
+	if got := <-saw; got.Header.Get("Sec-WebSocket-Protocol") != "chat" || got.Header.Get("X-OAuth-Client-Id") != "myClient" || got.Header.Get("Authorization") != "" {
+		t.Errorf("the backend had %v", got.Header)
+	}
+	var heard string
+	if err := websocket.Message.Send(ws, "hello"); err != nil {
+		t.Error(err)
+	}
+	if err := websocket.Message.Receive(ws, &heard); err != nil || heard != "hello" {
+		t.Errorf("the backend answered %q, %v", heard, err)
+	}
+	ws.Close()
+	for what, protocols := range map[string][]string{
+		"no token": {"chat"}, "a wrong one": {"chat", "bearer." + token + "x"}, "the token alone": {"bearer." + token}, "an empty one": {"chat", "bearer."},
+		"one in front": {"bearer." + token, "chat"}, "two": {"chat", "bearer." + token, "bearer." + token},
+	} {
+		if ws, err := dial(protocols...); err == nil {
+			ws.Close()
+			t.Errorf("%s: let in", what)
+		}
+	}
+	// Without a WebSocket the token counts in its own header only.
+	g.send(401, "GET", "/chat", "", "Sec-WebSocket-Protocol", "chat, bearer."+token)
+	// An answer that the backend does not give is an error, which is logged elsewhere.
+	echo.Close()
+	if _, err := dial("chat", "bearer."+token); err == nil {
+		t.Error("there is no backend, and a connection")
+	}
+
+	if err := caddy.Stop(); err != nil { // writes the log to its end
+		t.Fatal(err)
+	}
+	log, err := os.ReadFile(logFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(log, []byte(`"http.log.access`)) || !bytes.Contains(log, []byte(`"http.log.error`)) {
+		t.Errorf("the log lacks a kind of line:\n%s", log)
+	}
+	if bytes.Contains(log, []byte(token)) {
+		t.Error("the token is in the log")
+	}
+}
+
+func logRecipe(t *testing.T, b docBlock) {
+	logFile := filepath.Join(t.TempDir(), "log")
+	site := changed(t, b.text, "127.0.0.1:9000", "BACKEND")
+	g := startCaddyfile(t, withGlobals("log {\noutput file "+logFile+"\n}", "store memory\n"+docClients, "oauth_server\n"+site))
+	g.send(200, "GET", "/good", g.tokenAt("/oauth2/access_token", "read", "write"))
+	g.send(401, "GET", "/bad", "")
+	if err := caddy.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.ReadFile(logFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := map[string]map[string]any{}
+	for line := range bytes.Lines(log) {
+		var fields map[string]any
+		if err := json.Unmarshal(line, &fields); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		if request, ok := fields["request"].(map[string]any); ok {
+			lines[request["uri"].(string)] = fields
+		}
+	}
+	if f := lines["/good"]; f["scope"] != "read write" || f["refused"] != nil || f["user_id"] != "myClient" || f["client"] != "myClient" || f["realm"] != "root" {
+		t.Errorf("a request that was let in has %v", f)
+	}
+	if f := lines["/bad"]; f["refused"] != "missing_token" || f["scope"] != nil {
+		t.Errorf("a request that was refused has %v", f)
 	}
 }
 
