@@ -331,3 +331,27 @@ func TestClaimsInMatchers(t *testing.T) {
 		}
 	}
 }
+
+// A claim's text is one value or a list of such, by what it is in the JSON.
+func TestClaimsInPlaceholders(t *testing.T) {
+	f := newForeign(t)
+	g := startGateway(t, "", "oauth_protect {\n"+f.introspect("")+"}\n"+tellBackend)
+	for i, c := range []struct{ groups, want string }{
+		{`"a"`, "a"}, {`["a"]`, "a"}, {`["a","b"]`, "a,b"}, {`[1,true,"x"]`, "1,true,x"}, {`3`, "3"}, {`null`, ""}, {`[]`, ""},
+		{`"Doe, Jane"`, "Doe, Jane"}, // one value, which nobody who wants one can take for two
+		{`["x,admin"]`, ""}, {`["a","x,admin","b"]`, "a,b"}, {`["x,admin","y,admin"]`, ""}, {`[","]`, ""},
+		{`{"a":true,"x,admin":true}`, "a"}, {`{"x,admin":{}}`, ""},
+		{`["admins "]`, ""}, {`"admins "`, ""}, {`[" admins","b"]`, "b"}, {`["a b"]`, "a b"},
+		{`"a\u0085b"`, ""}, {`["a\nb","c"]`, "c"}, {`["a\u0000","c"]`, "c"}, {`["größe"]`, "größe"},
+	} {
+		token := "t-" + string(rune('a'+i))
+		f.knows(token, `{"active":true,"client_id":"c","groups":`+c.groups+`}`)
+		if a := g.get("/x", token); a.StatusCode != 200 {
+			t.Errorf("%s: %d", c.groups, a.StatusCode)
+			continue
+		}
+		if got := toldBackend(g.Backend.last(t).Header)["Groups"]; got != c.want {
+			t.Errorf("groups of %s became %q, want %q", c.groups, got, c.want)
+		}
+	}
+}

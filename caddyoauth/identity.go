@@ -117,14 +117,8 @@ func (b *bearer) placeholder(name string) (any, bool) {
 		}
 		return b.facts.Expiry.UTC().Format(time.RFC3339), true
 	}
-	// Every claim, several values with a comma between. A claim that is not there is empty,
-	// not what a handler before us may have said.
-	values := b.facts.ClaimValues(name)
-	if len(values) > 1 {
-		// One value with a comma in it must not look like two.
-		values = slices.DeleteFunc(slices.Clone(values), func(v string) bool { return strings.Contains(v, ",") })
-	}
-	return strings.Join(values, ","), true
+	// A claim that is not there is empty, not what a handler before us may have said.
+	return b.facts.ClaimText(name), true
 }
 
 // logIdentity adds the client and its realm to the request's access log line.

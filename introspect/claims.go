@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -30,11 +31,32 @@ import (
 // client_id, sub, iss, aud and scope come from the fields of their meaning; scope has a
 // value for each scope.
 func (f *Facts) ClaimValues(name string) []string {
-	one := func(s string) []string {
+	values, _ := f.claim(name)
+	return values
+}
+
+// ClaimText is a claim as one text, as in a header: the values of a list or an object have
+// commas between them. What would be read as something else there is left out: one of
+// several with a comma in it, also if it is alone in its list, and any with a control
+// character, or with a space at an end, which is lost on the way.
+func (f *Facts) ClaimText(name string) string {
+	values, several := f.claim(name)
+	odd := func(v string) bool {
+		return several && strings.Contains(v, ",") || v != strings.TrimSpace(v) || strings.ContainsFunc(v, unicode.IsControl)
+	}
+	if slices.ContainsFunc(values, odd) {
+		values = slices.DeleteFunc(slices.Clone(values), odd)
+	}
+	return strings.Join(values, ",")
+}
+
+// claim returns the values of a claim, and whether it is one that can have several.
+func (f *Facts) claim(name string) (values []string, several bool) {
+	one := func(s string) ([]string, bool) {
 		if s == "" {
-			return nil
+			return nil, false
 		}
-		return []string{s}
+		return []string{s}, false
 	}
 	switch name {
 	case "client_id":
@@ -44,19 +66,19 @@ func (f *Facts) ClaimValues(name string) []string {
 	case "iss":
 		return one(f.Issuer)
 	case "aud":
-		return f.Audience
+		return f.Audience, true
 	case "scope":
-		return f.Scopes
+		return f.Scopes, true
 	}
 	value, _ := findClaim(f.Claims, name)
-	var values []string
+	several = strings.HasPrefix(value, "[") || strings.HasPrefix(value, "{")
 	for v := range claimValues(value) {
 		if len(values) == maxNames {
-			return nil
+			return nil, several
 		}
 		values = append(values, v)
 	}
-	return values
+	return values, several
 }
 
 // findClaim returns the JSON text of the claim that name leads to in object, which is not
