@@ -28,6 +28,7 @@ var recipes = map[string][]func(t *testing.T, b docBlock){
 	"Give the backend an API key for each client":  {apiKeysRecipe},
 	"Put a token in front of PHP":                  {phpRecipe},
 	"Let browsers open WebSockets":                 {webSocketRecipe},
+	"See the clients' addresses behind a balancer": {balancerRecipe},
 	"Log more about the caller":                    {logRecipe},
 	"Update without two processes on one file":     {updateRecipe},
 }
@@ -406,10 +407,38 @@ func logRecipe(t *testing.T, b docBlock) {
 	g := startCaddyfile(t, withGlobals("log {\noutput file "+logFile+"\n}", "store memory\n"+docClients, "oauth_server\n"+site))
 	g.send(200, "GET", "/good", g.tokenAt("/oauth2/access_token", "read", "write"))
 	g.send(401, "GET", "/bad", "")
-	if err := caddy.Stop(); err != nil {
+	lines := accessLog(t, logFile)
+	if f := lines["/good"]; f["scope"] != "read write" || f["refused"] != nil || f["user_id"] != "myClient" || f["client"] != "myClient" || f["realm"] != "root" {
+		t.Errorf("a request that was let in has %v", f)
+	}
+	if f := lines["/bad"]; f["refused"] != "missing_token" || f["scope"] != nil {
+		t.Errorf("a request that was refused has %v", f)
+	}
+}
+
+func balancerRecipe(t *testing.T, b docBlock) {
+	logFile := filepath.Join(t.TempDir(), "log")
+	g := startCaddyfile(t, changed(t, b.text, "10.0.0.0/8", "127.0.0.0/8", "127.0.0.1:9000", "BACKEND", "http://api.example.com {", ":0 {\n\tbind 127.0.0.1",
+		"\toauth {", "\tadmin off\n\tpersist_config off\n\tauto_https off\n\tlog {\n\t\toutput file "+logFile+"\n\t}\n\toauth {\n\t\tstore memory"))
+	token := g.tokenAt("/oauth2/access_token", "read")
+	// A client at 192.0.2.7, who says that it is somebody else, through a balancer.
+	g.send(200, "GET", "/good", token, "X-Forwarded-For", "198.51.100.1, 192.0.2.7", "X-Forwarded-Proto", "https")
+	if got := g.Backend.last(t).Header.Get("X-Forwarded-For"); !strings.Contains(got, "192.0.2.7") {
+		t.Errorf("the backend had X-Forwarded-For %q", got)
+	}
+	g.send(403, "GET", "/plain", token, "X-Forwarded-For", "192.0.2.7", "X-Forwarded-Proto", "http")
+	if f, _ := accessLog(t, logFile)["/good"]["request"].(map[string]any); f["client_ip"] != "192.0.2.7" {
+		t.Errorf("the log has %v", f)
+	}
+}
+
+// accessLog ends Caddy and returns what the access log has about each URI.
+func accessLog(t *testing.T, file string) map[string]map[string]any {
+	t.Helper()
+	if err := caddy.Stop(); err != nil { // writes the log to its end
 		t.Fatal(err)
 	}
-	log, err := os.ReadFile(logFile)
+	log, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -419,16 +448,11 @@ func logRecipe(t *testing.T, b docBlock) {
 		if err := json.Unmarshal(line, &fields); err != nil {
 			t.Fatalf("%s: %v", line, err)
 		}
-		if request, ok := fields["request"].(map[string]any); ok {
+		if request, ok := fields["request"].(map[string]any); ok && fields["logger"] == "http.log.access" {
 			lines[request["uri"].(string)] = fields
 		}
 	}
-	if f := lines["/good"]; f["scope"] != "read write" || f["refused"] != nil || f["user_id"] != "myClient" || f["client"] != "myClient" || f["realm"] != "root" {
-		t.Errorf("a request that was let in has %v", f)
-	}
-	if f := lines["/bad"]; f["refused"] != "missing_token" || f["scope"] != nil {
-		t.Errorf("a request that was refused has %v", f)
-	}
+	return lines
 }
 
 func updateRecipe(t *testing.T, b docBlock) {

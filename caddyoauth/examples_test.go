@@ -288,7 +288,7 @@ func checkCommand(t *testing.T, command string) {
 		// startFleet does it.
 	case command == "go install github.com/caddyserver/xcaddy/cmd/xcaddy@latest":
 	case command == "xcaddy build "+caddyVersion+" --with "+module+"/caddyoauth":
-	case command == "xcaddy build --with "+module+"/caddyoauth --replace "+module+"=.":
+	case command == "xcaddy build "+caddyVersion+" --with "+module+"/caddyoauth --replace "+module+"=.":
 	case strings.HasPrefix(command, "sudo "), strings.HasPrefix(command, "docker "):
 		// For a server. What it takes from the repository is there.
 		for _, word := range words {
