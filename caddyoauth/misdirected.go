@@ -37,7 +37,8 @@ var endpointNames = map[string]endpointKind{
 // Below the base path, what ends like an endpoint is taken for a request to one, whatever
 // stands between: another realm, another spelling. Elsewhere it is, if it may carry a secret
 // and has `oauth2` in its path, or what the base path ends with. A backend's own
-// `/api/token` is left alone.
+// `/api/token` is left alone. The path of an issuer itself is what some take for the token
+// endpoint's.
 func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) {
 	meant = r.URL.Path
 	// A library that escapes the `?` puts the query into the path.
@@ -45,22 +46,27 @@ func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) 
 		meant = meant[:i]
 	}
 	meant = path.Clean(strings.ReplaceAll(meant, `\`, "/"))
+	base := path.Clean(s.BasePath + "/")
+	rest, inBase := cutBase(meant, base)
 	dir, last := path.Split(meant)
 	last, _, _ = strings.Cut(last, ";")
 	last = strings.ToLower(strings.TrimFunc(last, func(c rune) bool { return c != '_' && !unicode.IsLetter(c) && !unicode.IsDigit(c) }))
 	kind = endpointNames[last]
-	if kind == "" || s.app.servesElse(s.endpoints, s.site, r.URL.Path) {
+	switch {
+	case kind == "" && !(inBase && (rest == "" || strings.HasPrefix(rest, "/realms/"))):
 		return "", ""
-	}
-	base := path.Clean(s.BasePath + "/")
-	if base != "/" && len(dir) > len(base) && strings.EqualFold(dir[:len(base)+1], base+"/") {
+	case s.app.servesElse(s.endpoints, s.site, r.URL.Path):
+		return "", ""
+	case kind != "" && inBase:
 		return kind, meant
-	}
-	if !mayCarrySecret(r) {
+	case !mayCarrySecret(r):
 		return "", ""
+	case kind == "":
+		return endpointToken, meant
 	}
 	for segment := range strings.SplitSeq(strings.Trim(dir, "/"), "/") {
 		segment, _, _ = strings.Cut(segment, ";")
+		segment = strings.TrimSpace(segment)
 		if strings.EqualFold(segment, "oauth2") || base != "/" && strings.EqualFold(segment, path.Base(base)) {
 			return kind, meant
 		}
@@ -71,6 +77,16 @@ func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) 
 		return kind, meant
 	}
 	return "", ""
+}
+
+// cutBase returns what follows the base path in a path that is there or below, in whatever
+// case. Nothing is below the base path `/`, since everything would be.
+func cutBase(path, base string) (rest string, ok bool) {
+	if base == "/" || len(path) < len(base) || !strings.EqualFold(path[:len(base)], base) {
+		return "", false
+	}
+	rest = path[len(base):]
+	return rest, rest == "" || rest[0] == '/'
 }
 
 // mayCarrySecret reports whether a request can have a form in its body, or has one where it

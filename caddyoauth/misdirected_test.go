@@ -51,12 +51,13 @@ func TestMisdirectedRequestsReachNoBackend(t *testing.T) {
 				"/oauth2/./token", "/oauth2/x/../token", "/oauth2/v1/token", "/oauth2/access_token/access_token", "/oauth2/introspect/token", "/oauth2/token/introspect",
 				"/oauth2/access_token%20", "/oauth2/access_token%0A", "/oauth2/access_token%22", "/oauth2/access_token.", "/oauth2/access_token;jsessionid=1",
 				"/oauth2%5Caccess_token", `/oauth2/access_token%3Fgrant_type=client_credentials`, "/oauth2/access_token%3Fto=https://x.example/y", "/oauth2/%61lpha/access%5Ftoken", "/%6Fauth2/alpha/revoke",
-				"/am/oauth2/access_token", "/am/oauth2/realms/root/realms/alpha/access_token", "/x/OAUTH2/v1/token", "/x/y/oauth2/introspect", "/sso/oauth2/token/revoke", "/sso/oauth2;v=1/revoke",
+				"/am/oauth2/access_token", "/am/oauth2/realms/root/realms/alpha/access_token", "/x/OAUTH2/v1/token", "/x/y/oauth2/introspect", "/sso/oauth2/token/revoke", "/sso/oauth2;v=1/revoke", "/oauth2%20/token",
+				"/oauth2", "/oauth2/", "/OAuth2", "/oauth2/realms/root/realms/alpha", "/oauth2/realms/root/", "/oauth2/realms/root/realms/beta",
 			},
 			[]string{
 				"/api/token", "/api/revoke", "/token", "/revoke", "/access_token", "/introspect", "/login/oauth/access_token", "/realms/x/protocol/openid-connect/token",
-				"/oauth2", "/oauth2/", "/oauth2/tokens", "/oauth2/access_tokens", "/oauth2/access_token/x", "/oauth2/token-exchange", "/oauth2/authorize", "/oauth2/callback",
-				"/oauth2x/access_token", "/myoauth2/token", "/oauth2/../api/token", "/", "/oauth2/realms/root/realms/alpha",
+				"/oauth2x", "/oauth2/tokens", "/oauth2/access_tokens", "/oauth2/access_token/x", "/oauth2/token-exchange", "/oauth2/authorize", "/oauth2/callback",
+				"/oauth2x/access_token", "/myoauth2/token", "/oauth2/../api/token", "/",
 			},
 		}, {
 			"a base path of one's own", "oauth_server {\nbase_path /am/login\n}\nreverse_proxy BACKEND", "/am/login/access_token",
@@ -111,7 +112,7 @@ func TestMisdirectedRequestsReachNoBackend(t *testing.T) {
 
 	// A page about such a path may be read.
 	g := startGateway(t, "store memory\n"+endpointOptions(), site)
-	for _, path := range []string{"/docs/oauth2/token", "/docs/oauth2/introspect?lang=en"} {
+	for _, path := range []string{"/docs/oauth2/token", "/docs/oauth2/introspect?lang=en", "/oauth2", "/oauth2/", "/oauth2/realms/root/realms/alpha"} {
 		if a := g.get(path, ""); a.Body != "backend" {
 			t.Errorf("GET %s: %d %s", path, a.StatusCode, a.Body)
 		}

@@ -53,9 +53,10 @@ const (
 // at the end of the former makes no difference, but for the metadata.
 //
 // A request that only looks like one to an endpoint is answered with 404, and its secret
-// reaches no backend: below the base path, whatever ends with the name of an endpoint; and
-// elsewhere what ends so, may carry a secret, and has `oauth2` or the end of the base path as
-// a part of its path. An `oauth_server` with a matcher leaves out what a backend serves itself.
+// reaches no backend. It looks so below the base path, if it ends with the name of an
+// endpoint; elsewhere, if it does so, may carry a secret, and has `oauth2` or the end of the
+// base path as a part of its path; and at the base path itself, if it may carry a secret. An
+// `oauth_server` with a matcher leaves out what a backend serves itself.
 //
 // Give it no matcher, or one for hosts only: with one for paths, the metadata is not
 // served, and other requests are not guarded.
