@@ -141,23 +141,33 @@ func (b *bench) prepare(ctx context.Context) error {
 	secret, line, _ := strings.Cut(strings.TrimSpace(string(lines)), "\n")
 	b.generated = credentials{id: "generated", secret: secret, line: line}
 
-	secret = rand.Text()
-	hash := command(ctx, b.binary, "oauth", "hash-secret")
-	hash.Stdin = strings.NewReader(secret)
-	if lines, err = hash.Output(); err != nil {
-		return fmt.Errorf("hashing a secret: %w", err)
+	if b.chosen, err = b.hashed(ctx, "chosen"); err != nil {
+		return err
 	}
-	b.chosen = credentials{id: "chosen", secret: secret, line: strings.TrimSpace(string(lines))}
-
 	b.clients = []credentials{b.generated, b.chosen}
 	for i := range b.cfg.firsts() {
-		first := b.chosen
-		first.id = fmt.Sprintf("first%d", i)
+		first, err := b.hashed(ctx, fmt.Sprintf("first%d", i))
+		if err != nil {
+			return err
+		}
 		b.clients = append(b.clients, first)
 	}
 	b.report.Machine = machineOf(b.folder)
 	b.bar.step()
 	return nil
+}
+
+// hashed makes a client with a secret of its own behind a slow hash. What the gateway remembers
+// belongs to the hash.
+func (b *bench) hashed(ctx context.Context, id string) (credentials, error) {
+	secret := rand.Text()
+	hash := command(ctx, b.binary, "oauth", "hash-secret")
+	hash.Stdin = strings.NewReader(secret)
+	line, err := hash.Output()
+	if err != nil {
+		return credentials{}, fmt.Errorf("hashing a secret: %w", err)
+	}
+	return credentials{id: id, secret: secret, line: strings.TrimSpace(string(line))}, nil
 }
 
 // build builds the program as xcaddy does, without what only debuggers read.
