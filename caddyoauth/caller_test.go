@@ -284,13 +284,21 @@ func TestChallengesLeadToAGoodToken(t *testing.T) {
 	rule := func(matcher, lines string) string {
 		return "oauth_protect " + matcher + " {\n" + f.introspect("") + lines + "\n}\n"
 	}
+	// As in a site, with the rules' own matchers, and the one for a part first.
+	const site = "@write not method GET\n"
 	g := startGateway(t, "", "route /two {\n"+rule("", "scopes read")+rule("", "scopes write")+"respond ok\n}\n"+
 		"route /any {\n"+rule("", "any_scope a b read\nscopes read")+rule("", "any_scope c write")+"respond ok\n}\n"+
-		"route /three {\n"+rule("", "scopes read")+rule("", "any_scope a b")+rule("", "scopes write")+"respond ok\n}\n")
+		"route /three {\n"+rule("", "scopes read")+rule("", "any_scope a b")+rule("", "scopes write")+"respond ok\n}\n"+
+		"route /nested {\n"+rule("", "scopes read")+"route {\n"+rule("", "scopes write")+rule("", "scopes a")+"respond ok\n}\n}\n"+
+		"handle /either/a {\n"+rule("", "scopes a")+"respond ok\n}\nhandle /either/* {\n"+rule("", "scopes b")+"respond ok\n}\n"+
+		site+rule("@write", "scopes write")+rule("/part/*", "scopes a")+rule("/part/not/me", "scopes b")+rule("/x* ", "scopes read")+"respond ok")
 	for _, c := range []struct{ path, token, scope string }{
-		{"/two", "", "read"}, {"/two", "write", "read"}, {"/two", "read", "read write"}, {"/two", "read write", "OK"},
-		{"/any", "read", "c read write"}, {"/any", "read write", "OK"},
-		{"/three", "read a write", "OK"}, {"/three", "read", "a b read"},
+		{"/two", "", "read write"}, {"/two", "write", "read write"}, {"/two", "read", "read write"}, {"/two", "read write", "OK"},
+		{"/any", "read", "c read write"}, {"/any", "read write", "OK"}, {"/any", "a", "a c read write"}, {"/any", "write", "a b read write"},
+		{"/three", "read a write", "OK"}, {"/three", "read", "a b read write"}, {"/three", "", "a b read write"}, {"/three", "a", "a read write"},
+		{"/nested", "write", "read"}, {"/nested", "read", "a read write"}, {"/nested", "read a write", "OK"},
+		{"/either/a", "", "a"}, {"/either/b", "", "b"},
+		{"/part/x", "read", "a"}, {"/part/x", "a", "OK"}, {"/part/not/me", "a", "a b"},
 	} {
 		a := g.get(c.path, "t-"+strings.ReplaceAll(c.token, " ", "-"))
 		if c.scope == "OK" {
@@ -330,6 +338,38 @@ func TestClaimsInMatchers(t *testing.T) {
 			t.Errorf("%s by a path matcher: %d; the manual says %d", c.token, a.StatusCode, c.globs)
 		}
 	}
+}
+
+// Which rules are on a request's way depends on its method, on groups, and on what ends there.
+func TestChallengesNameTheRulesOnTheWay(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, "oauth_server\n@write not method GET\noauth_protect @write {\nscopes write\n}\noauth_protect /part/* {\nscopes a\n}\nrespond ok")
+	refused := func(method, path, scope string) {
+		t.Helper()
+		a := g.do(g.request(method, path, "", "Authorization", "Bearer "+g.token("reader")))
+		if params := checkRefusal(t, a, 403, "root", "insufficient_scope"); params["scope"] != scope {
+			t.Errorf("%s %s: the challenge names %q, want %q", method, path, params["scope"], scope)
+		}
+	}
+	refused("GET", "/part/x", "a")
+	refused("POST", "/part/x", "a write")
+	refused("POST", "/x", "write")
+	rule := func(scope string) string { return `{"handler": "oauth_protect", "scopes": ["` + scope + `"]}` }
+	if err := g.loadJSON([]byte(`{"admin": {"disabled": true, "config": {"persist": false}}, "apps": {
+		"oauth": {"store": {"store": "memory"}, "realms": {"root": {"clients": {"reader": {"secrets": [{"hash": "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0"}], "scopes": ["read"], "default_scopes": ["read"]}}}}},
+		"http": {"grace_period": "1s", "servers": {"srv0": {"listen": ["127.0.0.1:0"], "routes": [
+			{"handle": [{"handler": "oauth_server"}]},
+			{"group": "g", "handle": [` + rule("a") + `, ` + rule("b") + `]},
+			{"group": "g", "handle": [` + rule("not-c") + `]},
+			{"group": "h", "match": [{"path": ["/h"]}], "handle": [` + rule("d") + `]},
+			{"group": "h", "handle": [` + rule("e") + `]},
+			{"match": [{"path": ["/end"]}], "handle": [` + rule("f") + `], "terminal": true},
+			{"handle": [` + rule("g") + `]}
+		]}}}}}`)); err != nil {
+		t.Fatal(err)
+	}
+	refused("GET", "/x", "a b e g")
+	refused("GET", "/h", "a b d g")
+	refused("GET", "/end", "a b e f")
 }
 
 // A claim's text is one value or a list of such, by what it is in the JSON.

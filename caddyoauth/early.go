@@ -73,6 +73,16 @@ func (a *App) stripEarly(ctx caddy.Context) error {
 	return nil
 }
 
+// configuredRoutes are the routes that a server was configured with.
+func configuredRoutes(server *caddyhttp.Server) caddyhttp.RouteList {
+	if len(server.Routes) > 0 && len(server.Routes[0].Handlers) > 0 {
+		if early, ok := server.Routes[0].Handlers[0].(*earlyStrip); ok {
+			return early.routes
+		}
+	}
+	return server.Routes
+}
+
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (e *earlyStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if asksForTunnel(r) {

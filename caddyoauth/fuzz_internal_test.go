@@ -340,7 +340,8 @@ func FuzzChallenge(f *testing.F) {
 			return
 		}
 		want := slices.Compact(slices.Sorted(slices.Values(list)))
-		for _, no := range []*refusal{p.missingToken, p.malformed, p.invalidToken, p.insufficient} {
+		insufficient := p.lacksScope(httptest.NewRequest("GET", "/", nil), &bearer{facts: introspect.Inactive()})
+		for _, no := range []*refusal{p.missingToken, p.malformed, p.invalidToken, insufficient} {
 			scheme, params, err := ParseChallenge(no.challenge)
 			if err != nil {
 				t.Errorf("%s: %v", no.code, err)
@@ -349,7 +350,7 @@ func FuzzChallenge(f *testing.F) {
 			if scheme != "Bearer" || params["realm"] != p.label {
 				t.Errorf("%s: scheme %q, realm %q", no.code, scheme, params["realm"])
 			}
-			if no == p.insufficient && params["scope"] != strings.Join(want, " ") {
+			if no == insufficient && params["scope"] != strings.Join(want, " ") {
 				t.Errorf("the challenge asks for %q, the route for %q", params["scope"], want)
 			}
 			if strings.ContainsAny(no.challenge, "\r\n\x00") {

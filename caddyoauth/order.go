@@ -37,7 +37,7 @@ func (a *App) checkOrder(ctx caddy.Context) error {
 		if s == server {
 			w.server = name
 		}
-		w.collectPrefixes(sourceOf(s.Routes))
+		w.collectPrefixes(sourceOf(configuredRoutes(s)))
 		for _, route := range s.NamedRoutes {
 			w.collectPrefixes(sourceOf(caddyhttp.RouteList{*route}))
 		}
@@ -45,7 +45,7 @@ func (a *App) checkOrder(ctx caddy.Context) error {
 	for name, route := range server.NamedRoutes {
 		w.named[name] = sourceOf(caddyhttp.RouteList{*route})
 	}
-	w.routes(sourceOf(server.Routes), "", knowledge{})
+	w.routes(sourceOf(configuredRoutes(server)), "", knowledge{})
 	for _, warning := range w.warnings {
 		a.logger.Warn(warning, zap.String("server", w.server))
 	}
@@ -70,9 +70,6 @@ func sourceOf(routes caddyhttp.RouteList) []sourceRoute {
 			s.Match = append(s.Match, sourceOfMatchers(set))
 		}
 		for _, handler := range route.Handlers {
-			if early, ok := handler.(*earlyStrip); ok { // in place of all routes of a server
-				return append(source, sourceOf(early.routes)...)
-			}
 			// A module that can't be written again is none of Caddy's own, and is not looked into.
 			var ignored []caddyconfig.Warning
 			var config any = handler

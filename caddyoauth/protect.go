@@ -104,8 +104,9 @@ type Protect struct {
 	maxAge  time.Duration // without a limit of its own, more than any source has
 	headers identityHeaders
 
-	challenge string   // what challenges of this route begin with
-	needed    []string // scopes that a token with all of them passes with, sorted
+	challenge string // what challenges of this route begin with
+	// beside are the routes among which this handler stands; complete when all are loaded.
+	beside caddyhttp.RouteList
 
 	allowed        prometheus.Counter
 	missingToken   *refusal
@@ -174,7 +175,7 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	app.reservePrefix(p.headers.prefixes[0])
 	app.judgesPaths = app.judgesPaths || !p.AllowAmbiguousPaths
 
-	p.needed = sortedSet(slices.Concat(p.Scopes, p.AnyScope))
+	p.beside = routesBeside(ctx)
 	p.challenge = `Bearer realm="` + p.label + `"`
 	newRefusal := func(status int, code, challenge string) *refusal {
 		return &refusal{
@@ -194,7 +195,7 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 		return &no
 	}
 	p.tooLong, p.unfit, p.nameless = because("token_too_long"), because("unfit_for_headers"), because("names_nobody")
-	p.insufficient = newRefusal(http.StatusForbidden, "insufficient_scope", p.scopeChallenge(p.needed))
+	p.insufficient = newRefusal(http.StatusForbidden, "insufficient_scope", "") // its challenge depends on the request
 	// Which claim is nobody's business; RFC 6750 has no other code for too little.
 	p.lacksClaim = newRefusal(http.StatusForbidden, "insufficient_claims", p.challenge+`, error="insufficient_scope", error_description="the token lacks a claim"`)
 	p.insecure = newRefusal(http.StatusForbidden, "insecure_transport", "")
@@ -293,7 +294,7 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 	// The refusals where we know whom we refuse.
 	if !p.scopesSuffice(facts) {
 		logIdentity(r.Context(), b)
-		return nil, p.lacksScope(earlier)
+		return nil, p.lacksScope(r, b)
 	}
 	if !p.claimsSuffice(facts) {
 		logIdentity(r.Context(), b)
@@ -388,35 +389,86 @@ func (c ClaimRule) check() error {
 	return nil
 }
 
-// lacksScope is the refusal of a token with too few scopes. Its challenge also names the
-// scopes that earlier rules on the request asked for: a client that fetches a token with
-// what the challenge names must not fail there the next time.
-func (p *Protect) lacksScope(earlier *bearer) *refusal {
-	if earlier == nil {
-		return p.insufficient
+// lacksScope is the refusal of a token with too few scopes. Its challenge names the scopes
+// that the whole request needs, as far as can be told: those of rules before this one, and
+// of rules behind it among the same routes. A client that fetches a token with what the
+// challenge names must not fail at another rule the next time.
+func (p *Protect) lacksScope(r *http.Request, b *bearer) *refusal {
+	needed := p.scopesFor(b.facts)
+	for e := b.earlier; e != nil; e = e.earlier {
+		needed = append(needed, e.rule.scopesFor(e.facts)...)
 	}
-	needed := slices.Clone(p.needed)
-	for ; earlier != nil; earlier = earlier.earlier {
-		needed = append(needed, earlier.rule.Scopes...)
-		for _, s := range earlier.rule.AnyScope {
-			if earlier.facts.HasScope(s) {
-				needed = append(needed, s)
-			}
-		}
+	for _, rule := range p.rulesBehind(r) {
+		needed = append(needed, rule.scopesFor(b.facts)...)
 	}
 	no := *p.insufficient
-	no.challenge = p.scopeChallenge(sortedSet(needed))
+	no.challenge = p.scopeChallenge(needed)
 	return &no
 }
 
-func (p *Protect) scopeChallenge(needed []string) string {
-	return p.challenge + `, error="insufficient_scope", error_description="the token lacks a scope", scope="` + strings.Join(needed, " ") + `"`
+// scopesFor are the scopes that the bearer of a token needs for this rule: of alternatives
+// those that it has, and if it has none all of them, as a challenge can't say "one of".
+func (p *Protect) scopesFor(facts *introspect.Facts) []string {
+	alternatives := p.AnyScope
+	if slices.ContainsFunc(alternatives, facts.HasScope) {
+		alternatives = slices.DeleteFunc(slices.Clone(alternatives), func(s string) bool { return !facts.HasScope(s) })
+	}
+	return slices.Concat(p.Scopes, alternatives)
 }
 
-// sortedSet sorts list and removes what is there twice.
-func sortedSet(list []string) []string {
-	slices.Sort(list)
-	return slices.Compact(list)
+func (p *Protect) scopeChallenge(needed []string) string {
+	slices.Sort(needed)
+	return p.challenge + `, error="insufficient_scope", error_description="the token lacks a scope", scope="` + strings.Join(slices.Compact(needed), " ") + `"`
+}
+
+// rulesBehind are the rules that the request would meet next, among the routes where this
+// one stands.
+func (p *Protect) rulesBehind(r *http.Request) []*Protect {
+	var rules []*Protect
+	var groups []string // of each one route runs
+	behind := false
+	for i := range p.beside {
+		route := &p.beside[i]
+		if behind {
+			if slices.Contains(groups, route.Group) {
+				continue
+			}
+			if matches, err := route.MatcherSets.AnyMatchWithError(r); err != nil || !matches {
+				continue
+			}
+		}
+		for _, handler := range route.Handlers {
+			rule, ok := handler.(*Protect)
+			if ok && behind {
+				rules = append(rules, rule)
+			}
+			behind = behind || rule == p
+		}
+		if behind && route.Terminal {
+			break
+		}
+		if behind && route.Group != "" {
+			groups = append(groups, route.Group)
+		}
+	}
+	return rules
+}
+
+// routesBeside are the routes among which the handler stands that is being provisioned.
+func routesBeside(ctx caddy.Context) caddyhttp.RouteList {
+	modules := ctx.Modules()
+	if len(modules) < 2 {
+		return nil
+	}
+	switch parent := modules[len(modules)-2].(type) {
+	case *caddyhttp.Subroute:
+		return parent.Routes
+	case *caddyhttp.App:
+		if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+			return configuredRoutes(server)
+		}
+	}
+	return nil
 }
 
 // refuse is the one place that turns a refusal into headers and an error for Caddy,
