@@ -54,7 +54,8 @@ const (
 	// PerhapsMine is for tokens of which only asking can tell. Such sources are asked one after
 	// the other, about tokens that no source claims.
 	PerhapsMine
-	// Mine is for tokens that say so. No other source is asked.
+	// Mine is for tokens that say so. No other source is asked, but those of the same
+	// SourceName that say Mine, too.
 	Mine
 )
 
@@ -221,6 +222,12 @@ func (s routeSource) recognizes(token string) Recognition {
 	return NotMine
 }
 
+// isRival reports whether s and other go by one name: two jwt sources of one issuer, with
+// different audiences perhaps.
+func (s routeSource) isRival(other routeSource) bool {
+	return s.source != nil && other.source != nil && s.source.module.SourceName() == other.source.module.SourceName()
+}
+
 // cached is the source with the cache in front, and the realm that its tokens are of.
 func (s routeSource) cached() (*introspect.CachedSource, string) {
 	if s.realm != nil {
@@ -239,17 +246,22 @@ func (s routeSource) ask(ctx context.Context, token string, maxAge time.Duration
 	return known{facts, realm}, err
 }
 
-// minted reports whether a realm of this gateway issued token.
-func (a *App) minted(token string) bool {
-	if !strings.HasPrefix(token, "coa_") {
-		return false
-	}
+// minted reports whether a realm of this gateway issued token. An error means that nobody
+// can tell yet.
+func (a *App) minted(token string) (_ bool, unsure error) {
 	for _, r := range a.realms {
-		if r.engine != nil && r.engine.Minted(token) {
-			return true
+		if r.engine == nil {
+			continue // the app opened no store: nothing is issued here
+		}
+		minted, err := r.engine.Minted(token)
+		if minted {
+			return true, nil
+		}
+		if err != nil {
+			unsure = err
 		}
 	}
-	return false
+	return false, unsure
 }
 
 // known is what a route found out about a token.
@@ -265,21 +277,48 @@ func findOut(ctx context.Context, app *App, sources []routeSource, token string,
 	if len(sources) == 1 && (sources[0].realm != nil || !strings.HasPrefix(token, "coa_")) {
 		return sources[0].ask(ctx, token, maxAge) // which screens it, too
 	}
-	var perhaps []routeSource
-	for _, s := range sources {
+	var few [4]routeSource // more than most routes have, without memory from the heap
+	perhaps := few[:0]
+	for i, s := range sources {
 		switch s.recognizes(token) {
 		case Mine:
-			return s.ask(ctx, token, maxAge)
+			// Its rivals, of the same name and with other demands, are behind it: those before
+			// have said no.
+			mine := append(few[:0], s)
+			for _, rival := range sources[i+1:] {
+				if rival.isRival(s) && rival.recognizes(token) == Mine {
+					mine = append(mine, rival)
+				}
+			}
+			return askEach(ctx, mine, token, maxAge)
 		case PerhapsMine:
 			perhaps = append(perhaps, s)
 		}
 	}
+	far := func(s routeSource) bool { return !s.near }
+	if !slices.ContainsFunc(perhaps, far) {
+		return askEach(ctx, perhaps, token, maxAge)
+	}
 	// Nobody elsewhere has to know the tokens that were issued here, good or not.
-	if app.minted(token) {
-		perhaps = slices.DeleteFunc(perhaps, func(s routeSource) bool { return !s.near })
+	minted, unsure := app.minted(token)
+	if minted || unsure != nil {
+		perhaps = slices.DeleteFunc(perhaps, far)
+	}
+	k, err := askEach(ctx, perhaps, token, maxAge)
+	if err == nil && !k.facts.Active {
+		err = unsure // who may know it was not asked
+	}
+	return k, err
+}
+
+// askEach asks sources one after the other, so that nobody is shown a token that the one
+// before knows.
+func askEach(ctx context.Context, sources []routeSource, token string, maxAge time.Duration) (known, error) {
+	if len(sources) == 1 {
+		return sources[0].ask(ctx, token, maxAge)
 	}
 	// A source that has found it good is the one that it belongs to.
-	for _, s := range perhaps {
+	for _, s := range sources {
 		source, realm := s.cached()
 		if facts, ok := source.Remembered(token, maxAge); ok {
 			if s.source != nil {
@@ -288,9 +327,8 @@ func findOut(ctx context.Context, app *App, sources []routeSource, token string,
 			return known{facts, realm}, nil
 		}
 	}
-	// One after the other, so that nobody is shown a token that the one before knows.
 	var unsure error
-	for _, s := range perhaps {
+	for _, s := range sources {
 		k, err := s.ask(ctx, token, maxAge)
 		if err == nil && k.facts.Active {
 			return k, nil

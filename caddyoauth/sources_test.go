@@ -576,3 +576,30 @@ func TestKeysOutliveWhatIsAcceptedByThem(t *testing.T) {
 		}
 	}
 }
+
+// Several sources of one issuer on a route are each tried, and none beside them.
+func TestSeveralSourcesOfOneIssuer(t *testing.T) {
+	f := newForeign(t)
+	source := func(more string) string {
+		return "source jwt https://issuer.example.com {\njwks_uri " + f.URL + "/keys\n" + more + "\n}\n"
+	}
+	g := startGateway(t, "", "oauth_protect {\n"+source("audience app-a")+f.introspect("")+source("audience app-b\ntyp any")+source("audience app-c\nalgorithms ES256")+
+		"source jwt https://other.example.com {\njwks_uri "+f.URL+"/keys\n}\n}\nreverse_proxy BACKEND")
+	token := func(audience string) string {
+		return f.signs(t, `{"iss":"https://issuer.example.com","aud":"`+audience+`","client_id":"`+audience+`","exp":4102444800}`)
+	}
+	for range 2 { // the second time from the cache
+		for audience, want := range map[string]int{"app-a": 200, "app-b": 200, "app-c": 401, "app-d": 401} {
+			if a := g.get("/x", token(audience)); a.StatusCode != want {
+				t.Errorf("%s: %d, want %d", audience, a.StatusCode, want)
+			}
+		}
+	}
+	if a := g.get("/x", token("app-b")); a.StatusCode != 200 || g.Backend.last(t).Header.Get("X-OAuth-Client-Id") != "app-b" {
+		t.Errorf("app-b: %d", a.StatusCode)
+	}
+	f.knows(token("app-d"), activeForeign)
+	if a := g.get("/x", token("app-d")); a.StatusCode != 401 || f.asked.Load() != 0 {
+		t.Errorf("a token of the issuer, for nobody here: %d, and the introspection endpoint was asked %d times", a.StatusCode, f.asked.Load())
+	}
+}

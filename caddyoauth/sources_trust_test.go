@@ -11,10 +11,13 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
 // What another route has found out by another source does not overrule the issuer of a token.
@@ -97,6 +100,57 @@ func TestTokensIssuedHereAreShownToNobody(t *testing.T) {
 	for _, s := range seen {
 		if s == token {
 			t.Errorf("a live token of realm root was sent to %s", as.URL)
+		}
+	}
+}
+
+// While a gateway that has just started can't tell its own tokens from others, because its
+// Redis hangs, what looks like one is sent to nobody, and nobody is told that it is bad.
+func TestTokensThatMayBeOursAreHeldBack(t *testing.T) {
+	redis := redistest.Start(t)
+	there, _ := startGatewayProcess(t, at(redis.Addr)+testClients)
+	ours := there.token("reader")
+	shown := make(chan string, 100) // to the server elsewhere
+	answer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token := r.PostFormValue("token")
+		if r.TLS != nil {
+			shown <- token
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Write([]byte(`{"active":` + strconv.FormatBool(token == "theirs") + `,"client_id":"c"}`))
+	})
+	as, near := httptest.NewTLSServer(answer), httptest.NewServer(answer)
+	defer as.Close()
+	defer near.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: as.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	far := "source introspect " + as.URL + "/introspect {\ntls {\nca " + ca + "\n}\n}\n"
+	redis.Pause()
+	defer redis.Resume()
+	here := startGateway(t, at(redis.Addr)+testClients, "metrics /metrics\noauth_server\nroute /far {\noauth_protect {\n"+far+
+		"}\nreverse_proxy BACKEND\n}\nroute /both {\noauth_protect {\n"+far+"source introspect "+near.URL+
+		"\n}\nreverse_proxy BACKEND\n}\nroute /jwt {\noauth_protect {\nsource jwt https://issuer.example.com {\njwks_uri "+near.URL+"\n}\n}\nreverse_proxy BACKEND\n}\n")
+	for token, want := range map[string]map[string]int{
+		ours:                             {"/far": 503, "/both": 503, "/jwt": 401},
+		"coa_" + strings.Repeat("A", 60): {"/far": 503, "/both": 503, "/jwt": 401},
+		"coa_other-form":                 {"/far": 401, "/both": 401, "/jwt": 401},
+		"theirs":                         {"/far": 200, "/both": 200, "/jwt": 401},
+	} {
+		for path, want := range want {
+			if a := here.get(path, token); a.StatusCode != want {
+				t.Errorf("Redis hangs, %s gets %.10s: %d, want %d", path, token, a.StatusCode, want)
+			}
+		}
+	}
+	redis.Resume()
+	here.linked()
+	waitUntil(t, "the gateway knows its tokens", func() bool { return here.get("/far", ours).StatusCode == 401 })
+	close(shown)
+	for token := range shown {
+		if strings.HasPrefix(token, "coa_A") || token == ours {
+			t.Errorf("%.10s was sent to %s", token, as.URL)
 		}
 	}
 }

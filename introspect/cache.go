@@ -356,6 +356,7 @@ func (c *Cache) WrapWith(name string, src Source, cfg WrapConfig) *CachedSource 
 	c.entriesLive(max(sum(max(cfg.MaxAge, 0), max(cfg.StaleFor, 0)), cfg.NegativeAge))
 	s.screen, _ = src.(Screener)
 	s.revise, _ = src.(Reviser)
+	s.doubt, _ = src.(Doubter)
 	s.told, _ = src.(Coherent)
 	return s
 }
@@ -373,6 +374,7 @@ type CachedSource struct {
 	src    Source
 	screen Screener // nil if src can't
 	revise Reviser  // nil if src can't
+	doubt  Doubter  // nil if src doesn't
 	told   Coherent // nil if src can't say
 	cfg    WrapConfig
 	name   [sha256.Size]byte
@@ -506,6 +508,9 @@ func (s *CachedSource) within(key cacheKey, maxAge time.Duration) (*entry, bool)
 	if !now.Before(e.until) {
 		return nil, false
 	}
+	if s.doubt != nil && s.doubt.Doubts(e.facts) {
+		return nil, false
+	}
 	return e, true
 }
 
@@ -522,6 +527,9 @@ func (s *CachedSource) stale(key cacheKey, maxAge time.Duration) (*Facts, bool) 
 	now, elapsed := s.cache.clocks()
 	// The entry's bound is that of the configuration that stored it, which may be gone.
 	if elapsed >= e.grace || elapsed-e.asked >= min(maxAge, sum(s.cfg.MaxAge, s.cfg.StaleFor)) || !now.Before(e.until) {
+		return nil, false
+	}
+	if s.doubt != nil && s.doubt.Doubts(e.facts) {
 		return nil, false
 	}
 	return e.facts, true

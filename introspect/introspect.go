@@ -131,6 +131,15 @@ type Reviser interface {
 	Revise(facts *Facts) *Facts
 }
 
+// Doubter is an optional ability of a Source: to call for a new lookup of what it found out
+// earlier, by what it has learned since.
+type Doubter interface {
+	// Doubts reports whether facts from the cache are to be found out anew, as if they were
+	// not there. It is called on every answer from memory, so it must be cheap and must not
+	// block.
+	Doubts(facts *Facts) bool
+}
+
 // Coherent is an optional ability of a Source: to learn of revocations that happen
 // elsewhere, and to tell the cache with [Cache.Forget] and [Cache.Flush]. It is for
 // sources that others change too.

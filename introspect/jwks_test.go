@@ -359,17 +359,55 @@ func TestJWKSWithdrawnKeyKillsCachedTokens(t *testing.T) {
 			}
 			time.Sleep(2 * time.Second)
 			synctest.Wait()
-			if active(t, s, token) {
-				t.Errorf("%s: alive after the refresh", name)
-			}
 			if _, held := s.Held(token); !held {
 				t.Errorf("%s: the cache does not hold the token, so this shows nothing", name)
+			}
+			if active(t, s, token) {
+				t.Errorf("%s: alive after the refresh", name)
 			}
 			if !active(t, s, stays) {
 				t.Errorf("%s: a token with another key is dead", name)
 			}
 		})
 	}
+}
+
+// Replicas of an issuer that publish different keys: a token that is cached is refused for no
+// longer than a token would be whose key is new.
+func TestJWKSReplicasDisagree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two := keyFor("EdDSA"), keyFor("ES256")
+		var lags atomic.Bool
+		var fetches atomic.Int64
+		j := newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
+			fetches.Add(1)
+			if lags.Load() {
+				return answering(200, nil, jwks(two.jwk(nil))), nil
+			}
+			return answering(200, nil, jwks(one.jwk(nil))), nil
+		})))
+		cache := newCache(t, introspect.Config{})
+		s := cache.Wrap("jwt", j, time.Hour)
+		token := one.issue(goodClaims().with(claims{"iat": nil}))
+		warm(t, cache, s, token)
+		lags.Store(true)
+		time.Sleep(15*time.Minute + time.Second)
+		lags.Store(false)
+		synctest.Wait()
+		if active(t, s, token) {
+			t.Error("good by a key that the issuer does not seem to have")
+		}
+		before := fetches.Load()
+		time.Sleep(5 * time.Second)
+		for range 10 {
+			if !active(t, s, token) {
+				t.Error("refused five seconds after the fetch, and nobody has asked again")
+			}
+		}
+		if n := fetches.Load() - before; n != 1 {
+			t.Errorf("%d fetches", n)
+		}
+	})
 }
 
 // After a restart of the source, which may not know its keys yet, the cache is no

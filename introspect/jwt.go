@@ -210,14 +210,19 @@ func (j *JWT) set() *keySet { return j.cfg.Keys.current.Load() }
 // request's way and looks no closer.
 func (j *JWT) Screen(token string) bool { return outline(token) }
 
-// Revise refuses facts that were verified with a key which is not in the current set,
-// although they may be cached: who withdraws a key wants its tokens dead. A key that
-// comes with another kid or alg than before is another key.
+// Doubts reports whether facts were verified with a key that is not in the current set.
+// Who withdraws a key wants its tokens dead, so they are looked up anew: that fetches the
+// keys, if the last time is MinRefresh ago, and settles it. For the set may be that of a
+// replica which lags behind, and the next may have the key again. A key that comes with
+// another kid or alg than before is another key.
+func (j *JWT) Doubts(facts *Facts) bool { return !j.set().has(facts.verifiedBy) }
+
+// Revise refuses facts that are in doubt, for who has them from elsewhere than a lookup.
 func (j *JWT) Revise(facts *Facts) *Facts {
-	if j.set().has(facts.verifiedBy) {
-		return facts
+	if j.Doubts(facts) {
+		return inactive
 	}
-	return inactive
+	return facts
 }
 
 // Coherent reports whether keys are known. As long as they are not, nobody can say

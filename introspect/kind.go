@@ -50,8 +50,10 @@ func otherKind(claims map[string]any, vouched bool) bool {
 // kindWord is the name of a kind without what differs from server to server: access_token,
 // access-token, AccessToken and urn:ietf:params:oauth:token-type:access_token are access.
 func kindWord(value any) (word string, ok bool) {
-	word, ok = value.(string)
-	word = strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(word))
+	if word, ok = value.(string); !ok {
+		return "", false
+	}
+	word = strings.ReplaceAll(strings.ReplaceAll(strings.ToLower(word), "_", ""), "-", "")
 	word = strings.TrimPrefix(strings.TrimPrefix(word, "urn:ietf:params:oauth:tokentype:"), "application/")
-	return strings.TrimSuffix(word, "token"), ok
+	return strings.TrimSuffix(word, "token"), true
 }

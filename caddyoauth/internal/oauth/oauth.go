@@ -345,15 +345,18 @@ func (s *Server) Screen(token string) bool {
 	return ok
 }
 
-// Minted reports whether token carries this realm's mark, whether or not it is good. Before
-// the first Share nobody can tell, and it is false.
-func (s *Server) Minted(token string) bool {
-	agreed := s.agreed.Load()
-	if agreed == nil {
-		return false
+// Minted reports whether token carries this realm's mark, whether or not it is good. Of a
+// token that has the form of one nobody can tell before the first Share; that is the error.
+func (s *Server) Minted(token string) (bool, error) {
+	if len(token) != tokenLength || token[:len(tokenPrefix)] != tokenPrefix {
+		return false, nil
+	}
+	agreed, err := s.agreement()
+	if err != nil {
+		return false, err
 	}
 	expiry, _ := s.verify(agreed, token)
-	return expiry != 0
+	return expiry != 0, nil
 }
 
 // Coherent reports whether the cache may answer. See [introspect.Coherent].
