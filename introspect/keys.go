@@ -89,7 +89,7 @@ type KeysConfig struct {
 	// MinRefresh is the time after each fetch in which no other one begins, whatever
 	// arrives: 1s to 1m. A token with an unknown kid causes a fetch and waits for it; within
 	// MinRefresh of the last fetch it gets its answer at once. It bounds how late a new key
-	// is known. Until there are keys at all it is 250ms. Default: 5s.
+	// is known. Until there are keys at all it is 250ms, and tokens wait for it. Default: 5s.
 	MinRefresh time.Duration
 
 	// Timeout bounds one fetch, with discovery, whose requests share it. Default: 5s.
@@ -309,11 +309,12 @@ func (k *Keys) interval() time.Duration {
 }
 
 // refresh waits for a fetch of the keys and returns how it ended. Within MinRefresh of
-// the last one it returns how that ended, and asks for no other.
+// the last one it returns how that ended, and asks for no other, unless there are no keys
+// at all.
 func (k *Keys) refresh(ctx context.Context) error {
 	k.mu.Lock()
 	if k.flight == nil {
-		if k.cfg.Now().Sub(k.ended) < k.leastPause() {
+		if k.cfg.Now().Sub(k.ended) < k.cfg.MinRefresh && k.current.Load() != nil {
 			defer k.mu.Unlock()
 			return k.failure
 		}
@@ -384,7 +385,9 @@ func (k *Keys) keep() {
 }
 
 // rest waits until the next fetch is asked for, or due because good, or what a source
-// wants, is over.
+// wants, is over. As long as there are no keys at all, those who ask wait for an attempt
+// that comes firstPause after the last one: often the issuer has started just after this
+// program, or is served by it.
 func (k *Keys) rest(good time.Duration) {
 	for begin := time.Now(); ; {
 		timer := time.NewTimer(min(good, k.interval()) - time.Since(begin))
@@ -394,10 +397,24 @@ func (k *Keys) rest(good time.Duration) {
 			continue
 		case <-k.ctx.Done():
 		case <-k.wake:
+			timer.Stop()
+			if k.current.Load() == nil {
+				k.waitFor(firstPause - time.Since(begin))
+			}
 		case <-timer.C:
 		}
 		timer.Stop()
 		return
+	}
+}
+
+// waitFor returns after d, or when the keys are closed.
+func (k *Keys) waitFor(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-k.ctx.Done():
 	}
 }
 
