@@ -40,12 +40,14 @@ import (
 //
 // Whether the server is away and whether a token gets a sensible answer are two things,
 // because everybody may send tokens that make a server fail. An error is [ErrOutage] if
-// there was no connection, no answer in time, or status 429, 502, 503 or 504. After several
-// of these in a row Remote leaves the server alone for a while; see
-// RemoteConfig.MaxFailures. Every other answer is an error of that token alone, which is
-// remembered for a second and harms no other. A server that fails that way for everybody is
-// left alone, too, once it fails for tokens of two clients at least that it called active in
-// the last ten minutes; Remote keeps the last tokens of three clients for that.
+// there was no connection, no answer in time, or status 429, 502, 503 or 504; but where
+// there was a connection, only if up to three other tokens that were active lately get no answer
+// either, if there are such. After several failures in a row Remote leaves the server alone
+// for a while; see RemoteConfig.MaxFailures. Every other answer is an error of that token
+// alone, which is remembered for a second and harms no other. A server that fails that way
+// for everybody is left alone, too, once it fails for tokens of two clients at least that
+// it called active in the last ten minutes; Remote keeps the last tokens of three clients
+// for all this.
 //
 // Remote remembers no other answers: put a [Cache] in front, with [Cache.WrapWith] and
 // [Remote.Name]. Cache-Control in answers means nothing here: servers say no-store, and how
@@ -162,12 +164,13 @@ type RemoteConfig struct {
 	// If it gets an answer the circuit closes, else it is open as long again. Status 429 with
 	// Retry-After opens it at the first time.
 	//
-	// A failure is an ErrOutage, except that the caller went away or gave the server less
-	// than half of Timeout or of 2s. Where there was a connection, the token may still be what the
-	// server stumbled over. So before the circuit opens for that, up to three other
-	// tokens that were active lately are asked about, and an answer about one of them keeps
-	// it closed. As many answers in a row that make no sense have the same done, and open it only
-	// if there are two such tokens or more. Default: 5.
+	// A failure is no connection, no answer, or status 429, 502, 503 or 504, except that the
+	// caller went away or gave the server less than half of Timeout or of 2s. Where there was
+	// a connection, the token may still be what the server stumbled over. So up to three
+	// other tokens that were active lately are asked about then, at most once a second, and
+	// an answer about one of them ends the row. As many answers in a row that make no sense
+	// have the same done, and open the circuit only if there are two such tokens or more.
+	// Default: 5.
 	MaxFailures int
 
 	// OpenFor is how long the circuit stays open. Default: 5s.
@@ -541,11 +544,12 @@ func (r *Remote) Lookup(ctx context.Context, token string) (*Facts, error) {
 	}
 	// Whatever happens, the circuit hears of it: a probe that nobody ends would be the last.
 	outcome := circuitUnknown
-	var pause time.Duration
-	defer func() { r.leave(id, turn, outcome, pause) }()
+	var failure *RemoteError
+	defer func() { r.leave(id, turn, outcome, failure) }()
 
 	begin := time.Now()
-	facts, failure := r.ask(ctx, token)
+	var facts *Facts
+	facts, failure = r.ask(ctx, token)
 	took := time.Since(begin)
 	if failure == nil {
 		outcome = circuitWell
@@ -564,7 +568,7 @@ func (r *Remote) Lookup(ctx context.Context, token string) (*Facts, error) {
 		r.cfg.OnRequest(RemoteCanceled, took)
 		return nil, ctx.Err()
 	}
-	outcome, pause = failure.outcome(), failure.RetryAfter
+	outcome = failure.outcome()
 	if outcome == circuitFault {
 		r.faulty.put(id, r.cfg.Now(), failure)
 	}
@@ -582,14 +586,21 @@ func (r *Remote) count(facts *Facts, took time.Duration) {
 }
 
 // leave tells the circuit how the request about a token ended, and has the witnesses asked
-// if they have to decide what that means.
-func (r *Remote) leave(id TokenID, turn int, outcome circuitOutcome, pause time.Duration) {
-	now := r.cfg.Now()
+// if they have to decide what that means. A failure of this token alone is no outage.
+func (r *Remote) leave(id TokenID, turn int, outcome circuitOutcome, failure *RemoteError) {
+	now, pause := r.cfg.Now(), time.Duration(0)
+	if failure != nil {
+		pause = failure.RetryAfter
+	}
 	var beside []witness
 	if outcome == circuitUnwell || outcome == circuitFault {
 		beside = r.witnesses.beside(id, now)
 	}
-	if !r.circuit.leave(turn, now, outcome, pause, len(beside)) {
+	check, outage := r.circuit.leave(turn, now, outcome, pause, len(beside))
+	if outcome == circuitUnwell {
+		failure.outage = outage
+	}
+	if !check {
 		return
 	}
 	r.closing.Lock()
@@ -635,6 +646,9 @@ func (r *Remote) check(turn int, beside []witness, pause time.Duration) {
 		if failure == nil {
 			outcome = circuitWell
 			return // the others end by themselves
+		}
+		if failure.outcome() == circuitFault {
+			outcome = circuitFault
 		}
 		pause = max(pause, failure.RetryAfter)
 	}

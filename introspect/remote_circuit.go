@@ -25,9 +25,10 @@ type circuit struct {
 	until    time.Time // when the pause is over; zero if closed
 	probing  bool
 	// checking: witnesses are being asked, and answered tells whether meanwhile somebody
-	// else got an answer. vouched is when a witness last had one.
-	checking, answered bool
-	vouched            time.Time
+	// else got an answer. decisive: they were asked because of answers that make no sense.
+	// vouched is when a witness last had an answer. away: they had none, nor anybody since.
+	checking, answered, decisive, away bool
+	vouched                            time.Time
 	// turn counts the changes. How a request ended counts only in the turn in which it
 	// began: when the circuit opens, 63 others may be about to fail as well.
 	turn int
@@ -89,12 +90,19 @@ func (c *circuit) enter(now time.Time) (turn int, wait time.Duration, ok bool) {
 
 // leave tells how the request of that turn ended. pause, if not 0, is how long the server
 // wants to be left alone. witnesses is how many there are beside the token that was asked
-// about. If leave returns true, they have to be asked, and checked be called.
-func (c *circuit) leave(turn int, now time.Time, outcome circuitOutcome, pause time.Duration, witnesses int) (check bool) {
+// about. If check is true, they have to be asked, and checked be called. outage is whether
+// the server is away, by all that is known, and not only for that token.
+func (c *circuit) leave(turn int, now time.Time, outcome circuitOutcome, pause time.Duration, witnesses int) (check, outage bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	switch outcome {
+	case circuitUnreached, circuitSentAway:
+		outage = true
+	case circuitUnwell:
+		outage = witnesses == 0 || c.away || !c.until.IsZero()
+	}
 	if turn != c.turn {
-		return false
+		return false, outage
 	}
 	switch outcome {
 	case circuitUnknown:
@@ -103,7 +111,7 @@ func (c *circuit) leave(turn int, now time.Time, outcome circuitOutcome, pause t
 			c.changeLocked("open")
 		}
 	case circuitWell:
-		c.failures, c.faults, c.answered = 0, 0, true
+		c.failures, c.faults, c.answered, c.away = 0, 0, true, false
 		c.closeLocked()
 	case circuitSentAway:
 		c.openLocked(now, pause)
@@ -112,29 +120,29 @@ func (c *circuit) leave(turn int, now time.Time, outcome circuitOutcome, pause t
 			c.openLocked(now, pause)
 		}
 	case circuitUnwell:
-		if c.failures++; !c.probing && c.failures < c.most {
-			return false
+		c.failures++
+		switch {
+		case witnesses > 0 && (c.probing || !c.away):
+			return c.checkLocked(now, pause, false), outage
+		case c.probing || c.failures >= c.most:
+			c.openLocked(now, pause)
 		}
-		if witnesses > 0 {
-			return c.checkLocked(now, pause)
-		}
-		c.openLocked(now, pause)
 	case circuitFault:
 		if c.faults++; !c.probing && c.faults < c.most {
-			return false
+			return false, outage
 		}
 		c.faults = 0
 		if witnesses >= enoughWitnesses {
-			return c.checkLocked(now, pause)
+			return c.checkLocked(now, pause, true), outage
 		}
 		// Nobody can tell whose fault it is. The server is there, though.
 		c.closeLocked()
 	}
-	return false
+	return false, outage
 }
 
 // checkLocked reports whether the witnesses have to be asked.
-func (c *circuit) checkLocked(now time.Time, pause time.Duration) bool {
+func (c *circuit) checkLocked(now time.Time, pause time.Duration, decisive bool) bool {
 	if c.checking {
 		if c.probing { // that check is of an earlier turn, and will not end this one
 			c.openLocked(now, pause)
@@ -145,12 +153,13 @@ func (c *circuit) checkLocked(now time.Time, pause time.Duration) bool {
 		c.failures = 0
 		return false
 	}
-	c.checking, c.answered = true, false
+	c.checking, c.answered, c.decisive = true, false, decisive
 	return true
 }
 
 // checked tells what came of asking the witnesses: circuitWell if one of them got an
-// answer, circuitUnwell if none did, or circuitUnknown.
+// answer; circuitFault if one got at least an answer that makes no sense, and
+// circuitUnwell if none got any; or circuitUnknown.
 func (c *circuit) checked(turn int, now time.Time, outcome circuitOutcome, pause time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -159,11 +168,14 @@ func (c *circuit) checked(turn int, now time.Time, outcome circuitOutcome, pause
 		return
 	}
 	switch {
-	case outcome == circuitWell || c.answered:
-		c.failures, c.faults, c.vouched = 0, 0, now
+	case outcome == circuitWell || c.answered, outcome == circuitFault && !c.decisive:
+		c.failures, c.faults, c.vouched, c.away = 0, 0, now, false
 		c.closeLocked()
-	case outcome == circuitUnwell:
-		c.openLocked(now, pause)
+	case outcome == circuitUnwell || outcome == circuitFault:
+		c.away = true
+		if c.probing || c.decisive || c.failures >= c.most {
+			c.openLocked(now, pause)
+		}
 	case c.probing:
 		c.probing = false
 		c.changeLocked("open")

@@ -425,6 +425,73 @@ func TestAnAnswerClosesWithoutWitnesses(t *testing.T) {
 	c.expectStates("half_open", "closed")
 }
 
+// A token about which the server fails says nothing about others by failing once more.
+func TestATokenIsNotItsOwnWitness(t *testing.T) {
+	var broken atomic.Bool
+	c := newCircuitTest(t, func(w http.ResponseWriter, r *http.Request) {
+		if broken.Load() {
+			w.WriteHeader(500)
+			return
+		}
+		says(`{"active":true,"client_id":"`+r.PostFormValue("token")+`"}`)(w, r)
+	})
+	for _, token := range []string{"a", "b"} {
+		if err := lookupError(c, token); err != nil {
+			t.Fatal(err)
+		}
+	}
+	broken.Store(true)
+	for range 20 {
+		lookupError(c, "a")
+		c.settle()
+		c.clock.advance(time.Second)
+	}
+	c.expectStates()
+}
+
+// A probe that fails while witnesses are still being asked because of earlier failures opens
+// the circuit again: their answer will not be about it.
+func TestAProbeDuringAnEarlierCheck(t *testing.T) {
+	open, arrived := make(chan struct{}), make(chan struct{}, 1)
+	var junk atomic.Int64
+	var hang atomic.Bool
+	c := newCircuitTest(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.PostFormValue("token"), "junk") {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(int(junk.Load()))
+			return
+		}
+		if hang.Load() {
+			arrived <- struct{}{}
+			<-open
+		}
+		says(`{"active":true}`)(w, r)
+	})
+	if err := lookupError(c, "good"); err != nil {
+		t.Fatal(err)
+	}
+	hang.Store(true)
+	junk.Store(503)
+	lookupError(c, "junk0")
+	<-arrived // a witness is being asked
+	junk.Store(429)
+	lookupError(c, "junk1")
+	c.expectStates("open")
+	junk.Store(503)
+	c.clock.advance(time.Second)
+	lookupError(c, "junk2")
+	c.expectStates("half_open", "open")
+	hang.Store(false)
+	close(open)
+	c.settle()
+	c.expectStates()
+	c.clock.advance(time.Second)
+	if err := lookupError(c, "good"); err != nil {
+		t.Error(err)
+	}
+	c.expectStates("half_open", "closed")
+}
+
 // Witnesses are of the last ten minutes, and end with their tokens and with the source.
 func TestWitnessesEnd(t *testing.T) {
 	for name, end := range map[string]func(*circuitTest){
@@ -500,6 +567,53 @@ func TestJunkLeavesPlaces(t *testing.T) {
 		if err := <-results; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A revoked token about which a server breaks down has no grace while it answers about
+// others; once it answers about none, all have.
+func TestOneTokensOutageIsNone(t *testing.T) {
+	var down, revoked atomic.Bool
+	c := newCircuitTest(t, func(w http.ResponseWriter, r *http.Request) {
+		token := r.PostFormValue("token")
+		if down.Load() || token == "revoked" && revoked.Load() {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		says(`{"active":true,"client_id":"`+token+`","exp":`+at(start.Add(24*time.Hour))+`}`)(w, r)
+	})
+	cache := newCache(t, c.clock.config())
+	s := cache.WrapWith(c.Name(), c.Remote, introspect.WrapConfig{MaxAge: 10 * time.Second, StaleFor: time.Hour})
+	warm(t, cache, s, "revoked")
+	warm(t, cache, s, "other")
+	revoked.Store(true)
+	for range 20 {
+		c.clock.advance(10 * time.Second)
+		if facts, err := s.Lookup(t.Context(), "revoked"); err == nil {
+			t.Fatalf("a revoked token, while others get their answers: %+v", facts)
+		}
+		c.settle()
+	}
+	c.expectStates()
+	down.Store(true)
+	c.clock.advance(10 * time.Second)
+	s.Lookup(t.Context(), "other")
+	c.settle()
+	for range 20 {
+		c.clock.advance(10 * time.Second)
+		if !active(t, s, "other") {
+			t.Error("in an outage a token has no grace")
+		}
+		c.settle()
+	}
+	down.Store(false)
+	c.clock.advance(10 * time.Second)
+	if !active(t, s, "other") {
+		t.Error("after the outage")
+	}
+	c.clock.advance(10 * time.Second)
+	if facts, err := s.Lookup(t.Context(), "revoked"); err == nil {
+		t.Errorf("a revoked token, after the outage: %+v", facts)
 	}
 }
 
