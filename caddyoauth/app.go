@@ -70,8 +70,8 @@ type App struct {
 	// judgesPaths: some oauth_protect refuses ambiguous paths. Like prefixes it is complete
 	// when the last handler has been provisioned, so before any request.
 	judgesPaths bool
-	// endpoints are the paths of all endpoints, by site and path; complete likewise.
-	endpoints map[caddy.Module]map[string]bool
+	// servers are all oauth_server; complete likewise.
+	servers []*Server
 
 	// ordered are the servers whose routes checkOrder has been through.
 	ordered map[*caddyhttp.Server]bool
@@ -229,36 +229,6 @@ func (a *App) reservePrefix(prefix string) {
 	if !slices.Contains(a.prefixes, prefix) {
 		a.prefixes = append(a.prefixes, prefix)
 	}
-}
-
-// addEndpoints records that an oauth_server serves these paths in its site.
-func (a *App) addEndpoints(site caddy.Module, endpoints map[string]*endpoint) {
-	if a.endpoints == nil {
-		a.endpoints = make(map[caddy.Module]map[string]bool)
-	}
-	if a.endpoints[site] == nil {
-		a.endpoints[site] = make(map[string]bool)
-	}
-	for path := range endpoints {
-		a.endpoints[site][path] = true
-	}
-}
-
-// servesElse reports whether a path is, or with a prefix of it taken away would be, one that
-// another oauth_server of the site serves than the one with these endpoints. What is in no
-// site may belong to any.
-func (a *App) servesElse(own map[string]*endpoint, site caddy.Module, path string) bool {
-	for other, endpoints := range a.endpoints {
-		if site != nil && other != nil && site != other {
-			continue
-		}
-		for p := range endpoints {
-			if own[p] == nil && strings.HasSuffix(path, p) {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // Start opens the store, and lets waiting requests go.

@@ -9,6 +9,7 @@ import (
 	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
@@ -55,7 +56,7 @@ func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) 
 	switch {
 	case kind == "" && !(inBase && (rest == "" || strings.HasPrefix(rest, "/realms/"))):
 		return "", ""
-	case s.app.servesElse(s.endpoints, s.site, r.URL.Path):
+	case s.servedElsewhere(r.URL.Path):
 		return "", ""
 	case kind != "" && inBase:
 		return kind, meant
@@ -135,14 +136,42 @@ func (s *Server) directions(realms []*realm) *oauth.Error {
 	return &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "no endpoint is at this path; the token endpoint is at " + at + "/access_token"}
 }
 
-// siteOf tells the sites of a Caddyfile apart: the handler that holds all of a site's. It is
-// nil where there is none such, as for a site without a host.
-func siteOf(ctx caddy.Context) caddy.Module {
+// servedElsewhere reports whether a path is, or with a prefix of it taken away would be, one
+// that another oauth_server of the site serves, which the request may come to yet.
+func (s *Server) servedElsewhere(path string) bool {
+	for _, other := range s.app.servers {
+		if other == s || !s.site.meets(other.site) {
+			continue
+		}
+		for p := range other.endpoints {
+			if s.endpoints[p] == nil && strings.HasSuffix(path, p) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// site is where a handler stands: in which of Caddy's servers, and in which of its handlers
+// there, directly below the server. A Caddyfile makes one of each site with a host. Without it,
+// the handler stands in the server itself, or in one of several that make up the site.
+type site struct {
+	server  *caddyhttp.Server
+	handler caddy.Module
+}
+
+func siteOf(ctx caddy.Context) site {
+	server, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	// The http app comes first, and the handler that is being provisioned last.
 	if modules := ctx.Modules(); len(modules) > 2 {
-		return modules[1]
+		return site{server, modules[1]}
 	}
-	return nil
+	return site{server, nil}
+}
+
+// meets reports whether one request may come to handlers at both.
+func (a site) meets(b site) bool {
+	return a.server == b.server && (a.handler == b.handler || a.handler == nil || b.handler == nil)
 }
 
 // contradicts reports whether a realm parameter, which ForgeRock AM has beside the realm in

@@ -133,7 +133,10 @@ func TestMisdirectedBetweenServers(t *testing.T) {
 	g := startGateway(t, options, servers)
 	hosts := strings.Replace(caddyfileOf(options, ""), ":0 {\nbind 127.0.0.1\n\n}\n",
 		"http://one.example:0 {\nbind 127.0.0.1\n"+servers+"\n}\nhttp://two.example:0 {\nbind 127.0.0.1\noauth_server\nreverse_proxy BACKEND\n}\n", 1)
-	for name, caddyfile := range map[string]string{"a site without a host": caddyfileOf(options, servers), "two sites": hosts} {
+	// The second site is the server on which the port is fixed, so that the first is srv0.
+	port := freePort(t)
+	ports := caddyfileOf(options, servers) + fmt.Sprintf(":%d {\nbind 127.0.0.1\noauth_server\nreverse_proxy BACKEND\n}\n", port)
+	for name, caddyfile := range map[string]string{"a site without a host": caddyfileOf(options, servers), "two sites": hosts, "two ports": ports} {
 		t.Run(name, func(t *testing.T) {
 			if err := g.loadCaddyfile(caddyfile); err != nil {
 				t.Fatal(err)
@@ -151,8 +154,15 @@ func TestMisdirectedBetweenServers(t *testing.T) {
 					t.Errorf("%s: %d %s", path, a.StatusCode, a.Body)
 				}
 			}
-			if name == "two sites" {
-				wantNoEndpoint(t, post("two.example", "/am/oauth2/access_token"), "/oauth2/access_token")
+			if name != "a site without a host" {
+				first := g.URL
+				if name == "two ports" {
+					g.URL = fmt.Sprint("http://127.0.0.1:", port)
+				}
+				for _, path := range []string{"/am/oauth2/access_token", "/b/oauth2/realms/root/realms/beta/access_token"} {
+					wantNoEndpoint(t, post("two.example", path), "/oauth2/access_token")
+				}
+				g.URL = first
 			}
 			if n := g.Backend.count(); n != 0 {
 				t.Errorf("%d requests reached the backend", n)

@@ -83,8 +83,8 @@ type Server struct {
 	logger *zap.Logger
 	// endpoints by path. Nothing is matched by prefix.
 	endpoints map[string]*endpoint
-	// site is what this handler has in common with the others of its site; see siteOf.
-	site caddy.Module
+	// site is where this handler stands.
+	site site
 	// noSuchEndpoint answers what misdirected finds.
 	noSuchEndpoint *oauth.Error
 }
@@ -149,7 +149,7 @@ func (s *Server) Provision(ctx caddy.Context) error {
 	}
 	s.noSuchEndpoint = s.directions(realms)
 	s.site = siteOf(ctx)
-	app.addEndpoints(s.site, s.endpoints)
+	app.servers = append(app.servers, s)
 	return app.stripEarly(ctx)
 }
 
