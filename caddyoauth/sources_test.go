@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -238,6 +240,36 @@ func TestClaimRules(t *testing.T) {
 		}
 		if want == 403 && a.Header.Get("WWW-Authenticate") != `Bearer realm="root", error="insufficient_scope", error_description="the token lacks a claim"` {
 			t.Errorf("challenge %q", a.Header.Get("WWW-Authenticate"))
+		}
+	}
+}
+
+// Placeholders find what rules find: names with dots in them, and the names in an object.
+func TestClaimsWithDots(t *testing.T) {
+	f := newForeign(t)
+	const members = `"client_id":"a","exp":4102444800,"kubernetes.io":{"serviceaccount":{"name":"loader"}},"resource_access":{"com.example.orders":{"roles":["writer","reader"]}},` +
+		`"https://example.com/app_metadata":{"tier":"gold"},"urn:zitadel:iam:org:project:roles":{"admin":{"1":"x"},"gone":null}`
+	f.knows("opaque", `{"active":true,`+members+`}`)
+	names := map[string]string{
+		"kubernetes.io.serviceaccount.name": "loader", "resource_access.com.example.orders.roles": "writer,reader",
+		"https://example.com/app_metadata.tier": "gold", "urn:zitadel:iam:org:project:roles": "admin", "kubernetes.io.serviceaccount.uid": "",
+	}
+	rules, headers := "", ""
+	for i, name := range slices.Sorted(maps.Keys(names)) {
+		headers += fmt.Sprintf("request_header X-%d {http.auth.user.%s}\n", i, name)
+		if value, _, _ := strings.Cut(names[name], ","); value != "" {
+			rules += "claim " + name + " other " + value + "\n"
+		}
+	}
+	g := startGateway(t, "", "oauth_protect {\n"+f.introspect("")+f.jwtSource()+rules+"}\n"+headers+"reverse_proxy BACKEND")
+	for _, token := range []string{"opaque", f.signs(t, `{"iss":"https://issuer.example.com","aud":"api",`+members+`}`)} {
+		if a := g.get("/x", token); a.StatusCode != 200 {
+			t.Fatalf("%.10s: %d", token, a.StatusCode)
+		}
+		for i, name := range slices.Sorted(maps.Keys(names)) {
+			if got := g.Backend.last(t).Header.Get(fmt.Sprint("X-", i)); got != names[name] {
+				t.Errorf("%.10s: %s is %q, want %q", token, name, got, names[name])
+			}
 		}
 	}
 }
