@@ -93,7 +93,7 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 	ctx, app := benchmarkApp(b)
 	issuer, jwt := benchmarkIssuer(b)
 	const local = `{"source":"local"}`
-	remote := `{"source":"introspect","url":"` + issuer + `/introspect"}`
+	remote := `{"source":"introspect","url":"` + issuer + `/introspect","issuer":"https://issuer.example.com"}`
 	signed := `{"source":"jwt","issuer":"https://issuer.example.com","jwks_uri":"` + issuer + `/keys"}`
 	route := func(sources ...string) *Protect {
 		p := &Protect{Scopes: []string{"read"}}
