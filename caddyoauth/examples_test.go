@@ -481,6 +481,13 @@ func startStory(t *testing.T, text string) (logFile string) {
 	if err := caddy.Load(raw, true); err != nil {
 		t.Fatalf("loading: %v", err)
 	}
+	// An issuer that is part of the story may have started a moment after the gateway asked it.
+	if strings.Contains(text, "source jwt") {
+		waitUntil(t, "the issuer's keys are here", func() bool {
+			log, err := os.ReadFile(logFile)
+			return err == nil && bytes.Contains(log, []byte("the issuer's keys are here"))
+		})
+	}
 	return logFile
 }
 
