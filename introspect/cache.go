@@ -712,12 +712,15 @@ func (c *Cache) keep(h uint64, e *entry, ttl, kept time.Duration) {
 	} else {
 		c.latest(h).Store(nil)
 	}
-	// What grows is put in anew: ristretto makes no room for it, and may not even count it.
-	if old, ok := c.items.Get(h); ok && old != nil && (old.size < e.size || e.size > b.most) {
-		c.items.Del(h)
-	}
 	if e.size > b.most {
+		// With what ristretto has yet to apply: an older answer must not come back.
+		c.items.Del(h)
+		c.items.Wait()
 		return
+	}
+	// What grows is put in anew: ristretto makes no room for it, and may not even count it.
+	if old, ok := c.items.Get(h); ok && old != nil && old.size < e.size {
+		c.items.Del(h)
 	}
 	c.items.SetWithTTL(h, e, max(e.size, b.least), max(ttl, kept))
 	if kept > 0 || !recent {

@@ -1318,6 +1318,21 @@ func TestLargeTokens(t *testing.T) {
 		}
 	}
 
+	// What is too large takes the place of what came just before it, which the cache may not
+	// have finished to store.
+	for i := range 500 {
+		token := fmt.Sprint("token", i)
+		for _, claims = range []int{2, 2 << 20} {
+			if _, err := s.LookupWithin(context.Background(), token, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		asked, claims = 0, 2
+		if active(t, s, token); asked != 1 {
+			t.Fatal("an older answer came back")
+		}
+	}
+
 	// Small ones come first, then each of them grows.
 	before := heap()
 	for _, claims = range []int{2, 50 << 10} {
