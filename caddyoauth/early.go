@@ -86,7 +86,8 @@ func configuredRoutes(server *caddyhttp.Server) caddyhttp.RouteList {
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (e *earlyStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if asksForTunnel(r) {
-		return refuseTunnel(w, r, e.logger)
+		refuseTunnel(w, r, e.logger)
+		return nil
 	}
 	stripServer(r, e.app.prefixes)
 	if e.marks {
@@ -107,7 +108,8 @@ type earlyErrorStrip struct {
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (e *earlyErrorStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if asksForTunnel(r) {
-		return refuseTunnel(w, r, e.logger)
+		refuseTunnel(w, r, e.logger)
+		return nil
 	}
 	if _, ok := caddyhttp.GetVar(r.Context(), strippedVar).(stripped); !ok {
 		stripServer(r, e.app.prefixes)

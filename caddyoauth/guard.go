@@ -59,7 +59,8 @@ func (g *Guard) Provision(ctx caddy.Context) error {
 // ServeHTTP cleans the request and passes it on, or refuses it for its path.
 func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if asksForTunnel(r) {
-		return refuseTunnel(w, r, g.logger)
+		refuseTunnel(w, r, g.logger)
+		return nil
 	}
 	_, letIn := FactsFromContext(r.Context())
 	switch {

@@ -206,7 +206,8 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 // ServeHTTP judges the request. Every way out that is not a call of next is a refusal.
 func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if asksForTunnel(r) {
-		return refuseTunnel(w, r, p.logger)
+		refuseTunnel(w, r, p.logger)
+		return nil
 	}
 	// A handler before this one may have let the request in already, and taken the token.
 	earlier, _ := r.Context().Value(bearerCtxKey{}).(*bearer)

@@ -291,7 +291,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 // passOn hands a request that is for no endpoint to the next handler, guarded.
 func (s *Server) passOn(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if asksForTunnel(r) {
-		return refuseTunnel(w, r, s.logger)
+		refuseTunnel(w, r, s.logger)
+		return nil
 	}
 	// In a route block an oauth_protect may have come before: then the headers are ours.
 	if _, letIn := FactsFromContext(r.Context()); !letIn {
