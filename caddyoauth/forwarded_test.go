@@ -1,6 +1,7 @@
 package caddyoauth_test
 
 import (
+	"context"
 	"net"
 	"net/http"
 	"net/url"
@@ -73,7 +74,9 @@ func TestForwardedOverAUnixSocket(t *testing.T) {
 			caddyfile := caddyfileOf("store memory\n"+testClients, "") + "http:// {\nbind unix/" + socket + "\noauth_server\n}\n"
 			startCaddyfile(t, strings.Replace(caddyfile, "{\n", "{\nservers {\n"+servers+"\n}\n", 1))
 			client := newClient(t)
-			client.Transport.(*http.Transport).Dial = func(string, string) (net.Conn, error) { return net.Dial("unix", socket) }
+			client.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", socket)
+			}
 			for said, want := range map[string]int{"https": 200, "http": status} {
 				g := &gateway{t: t, URL: "http://gateway", Client: client}
 				r := g.posting("/oauth2/token", "reader", testSecret, url.Values{"grant_type": {"client_credentials"}})
