@@ -37,7 +37,7 @@ type TokenSource interface {
 	OpenSource() (introspect.Source, error)
 
 	// Memory is how the cache may use what the source said. A MaxAge of zero is the app's own,
-	// which is also the most.
+	// which is also the most. StaleFor helps against errors that are introspect.ErrOutage.
 	Memory() introspect.WrapConfig
 
 	// Recognizes says, from the token alone and in microseconds, whether it can be this

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -79,6 +80,7 @@ func TestKeysDiscoveryTriesBothPlaces(t *testing.T) {
 	for _, c := range []struct{ name, good string }{{"RFC 8414", oauth}, {"OpenID Connect", openid}} {
 		for _, hangs := range []bool{false, true} {
 			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex
 				var asked []string
 				good := c.good
 				j := newJWT(t, overNetwork(jwtSettings{
@@ -89,7 +91,10 @@ func TestKeysDiscoveryTriesBothPlaces(t *testing.T) {
 						}
 					},
 				}, network(func(r *http.Request) (*http.Response, error) {
+					mu.Lock()
 					asked = append(asked, r.URL.Path)
+					good := good
+					mu.Unlock()
 					if err := r.Context().Err(); err != nil {
 						return nil, err
 					}
@@ -105,19 +110,26 @@ func TestKeysDiscoveryTriesBothPlaces(t *testing.T) {
 					return answering(404, nil, ""), nil
 				})))
 				wants(t, j, keyFor("EdDSA").issue(goodClaims().with(claims{"iss": "https://issuer.example", "iat": nil})), "active")
+				// after lets the time pass, and returns what was asked for in it.
+				after := func(pause time.Duration) []string {
+					mu.Lock()
+					asked = nil
+					mu.Unlock()
+					time.Sleep(pause)
+					synctest.Wait()
+					mu.Lock()
+					defer mu.Unlock()
+					return asked
+				}
 				// From then on it is asked for where it was.
-				asked = nil
-				time.Sleep(15*time.Minute + 2*time.Second)
-				synctest.Wait()
-				if len(asked) != 2 || asked[0] != good || asked[1] != "/keys" {
+				if asked := after(15*time.Minute + 2*time.Second); len(asked) != 2 || asked[0] != good || asked[1] != "/keys" {
 					t.Errorf("%s, the other hangs %v: asked for %v", c.name, hangs, asked)
 				}
 				// It may move.
+				mu.Lock()
 				good = map[string]string{oauth: openid, openid: oauth}[good]
-				asked = nil
-				time.Sleep(15*time.Minute + 4*time.Second)
-				synctest.Wait()
-				if len(asked) != 3 || asked[1] != good {
+				mu.Unlock()
+				if asked := after(15*time.Minute + 4*time.Second); len(asked) != 3 || asked[1] != good {
 					t.Errorf("%s, the other hangs %v: asked for %v after it moved", c.name, hangs, asked)
 				}
 			})
