@@ -374,3 +374,50 @@ func TestSecureOrLocalBelievesTheConnectionOnly(t *testing.T) {
 		}
 	}
 }
+
+// What a header says of a name from elsewhere is visible ASCII in one word of a list, and the
+// name can be had back from it, so two names are never one.
+func FuzzHeaderText(f *testing.F) {
+	for _, seed := range []string{"", "jane", "CN=Jane,OU=staff", "CN=Jane%2COU=staff", "größe", "%", "%%2C", "\xff", "a b", "\u0085"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		text := headerText(name)
+		if strings.ContainsFunc(text, func(c rune) bool { return c < ' ' || c > '~' || c == ',' }) {
+			t.Errorf("%q became %q", name, text)
+		}
+		if back, err := url.PathUnescape(text); err != nil || back != name {
+			t.Errorf("%q became %q, and that %q (%v)", name, text, back, err)
+		}
+	})
+}
+
+// Whatever stands in routes, the walk through them ends, and finds nothing too early where no
+// oauth_protect comes after it.
+func FuzzOrder(f *testing.F) {
+	for _, seed := range []string{
+		`[{"handle":[{"handler":"vars","root":"/srv/{http.auth.user.id}"},{"handler":"oauth_protect"}]}]`,
+		`[{"group":"g","match":[{"header":{"X-OAuth-Client-Id":["a"]}}],"handle":[{"handler":"subroute","routes":[{"handle":[{"handler":"oauth_protect"}]}]}],"terminal":true}]`,
+		`[{"handle":[{"handler":"map","source":"{http.auth.user.id}","destinations":["{t}"]},{"handler":"rewrite","uri":"{t}"},{"handler":"invoke","name":"loop"},{"handler":"oauth_protect"}]}]`,
+		`[{"match":[{"not":[{"not":[{"expression":"{http.request.header.X-OAuth-Client-Id}"}]}]}],"handle":[null,7,{"handler":{}},{"handler":"headers","response":7},{"handler":"oauth_protect"}]}]`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, config []byte) {
+		var routes []sourceRoute
+		if json.Unmarshal(config, &routes) != nil {
+			return
+		}
+		loop := []sourceRoute{{Handle: []json.RawMessage{json.RawMessage(`{"handler":"invoke","name":"loop"}`)}}}
+		w := orderWalk{prefixes: []string{"x-oauth-"}, named: map[string][]sourceRoute{"loop": loop}}
+		w.collectPrefixes(routes)
+		w.routes(routes, "", knowledge{})
+		protects := false
+		for text := range stringsIn(config) {
+			protects = protects || text == "oauth_protect"
+		}
+		if said := len(w.errs) + len(w.warnings); said > 0 && !protects {
+			t.Errorf("%s: %d findings, and no oauth_protect", config, said)
+		}
+	})
+}
