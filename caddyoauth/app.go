@@ -107,9 +107,9 @@ type CacheSettings struct {
 	MaxTokens int64 `json:"max_tokens,omitempty"`
 
 	// How many bytes the cached tokens may take together, 1 MiB or more; a token issued here
-	// takes about 0.7 KiB, one from elsewhere its claims besides. The process takes up to
-	// twice as much, and 43 bytes for each of `max_tokens`. Default: 128 MiB, or 1 KiB for each
-	// of `max_tokens` if that is more.
+	// takes about 0.7 KiB, one from elsewhere its claims besides. The process takes two and a
+	// half times as much at the most, and 43 bytes for each of `max_tokens`. Default: 128 MiB,
+	// or 1 KiB for each of `max_tokens` if that is more.
 	MaxSize int64 `json:"max_size,omitempty"`
 
 	// For how long facts are used without asking their source again. Tokens issued here

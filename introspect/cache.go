@@ -124,8 +124,8 @@ type Config struct {
 
 	// MaxSize bounds the memory of the cached tokens in bytes, with all that is known about
 	// each: about 0.7 KiB, and its Claims. A token that would take a ninth of it is not
-	// cached. Go's runtime takes up to as much again before it collects what is dropped.
-	// Default: 128 MiB, or 1 KiB for each of MaxTokens if that is more.
+	// cached. The process takes more, up to two and a half times as much, as Go collects what
+	// is dropped now and then. Default: 128 MiB, or 1 KiB for each of MaxTokens if that is more.
 	MaxSize int64
 
 	// MaxAgeNoExpiry bounds how long facts without Expiry are used without asking their
@@ -719,8 +719,11 @@ func (c *Cache) keep(h uint64, e *entry, ttl, kept time.Duration) {
 		return
 	}
 	// What grows is put in anew: ristretto makes no room for it, and may not even count it.
-	if old, ok := c.items.Get(h); ok && old != nil && old.size < e.size {
-		c.items.Del(h)
+	// GetTTL is asked first, since Get is a use, which would make each new token look wanted.
+	if _, held := c.items.GetTTL(h); held {
+		if old, ok := c.items.Get(h); ok && old != nil && old.size < e.size {
+			c.items.Del(h)
+		}
 	}
 	c.items.SetWithTTL(h, e, max(e.size, b.least), max(ttl, kept))
 	if kept > 0 || !recent {
