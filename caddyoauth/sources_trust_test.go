@@ -26,7 +26,7 @@ func TestTheSourceThatClaimsATokenDecides(t *testing.T) {
 	jwt := f.signs(t, `{"iss":"https://issuer.example.com","aud":"other","sub":"machine","client_id":"signed","exp":4102444800}`)
 	f.knows(jwt, activeForeign)
 	g := startGateway(t, "", "route /one {\noauth_protect {\n"+f.introspect("")+"}\nreverse_proxy BACKEND\n}\nroute /two {\noauth_protect {\n"+f.jwtSource()+f.introspect("")+"}\nreverse_proxy BACKEND\n}\n")
-	time.Sleep(300 * time.Millisecond) // the keys arrive
+	waitUntil(t, "the keys are here", func() bool { return g.get("/two", f.jwt(t, "")).StatusCode == 200 })
 	cold := g.get("/two", jwt).StatusCode
 	one := g.get("/one", jwt).StatusCode
 	warm := g.get("/two", jwt).StatusCode

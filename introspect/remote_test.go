@@ -821,11 +821,13 @@ func TestRemoteIsBounded(t *testing.T) {
 			<-r.Context().Done()
 		})
 		cfg := remoteConfig(server.URL)
-		cfg.MaxConcurrent, cfg.Timeout = 1, time.Second
+		cfg.MaxConcurrent, cfg.Timeout = 1, 20*time.Second
 		remote := newRemote(t, cfg)
 		first := make(chan error)
+		waits, hangUp := context.WithCancel(t.Context())
+		defer hangUp()
 		go func() {
-			_, err := remote.Lookup(t.Context(), "first")
+			_, err := remote.Lookup(waits, "first")
 			first <- err
 		}()
 		for server.asked.Load() == 0 {
@@ -836,6 +838,7 @@ func TestRemoteIsBounded(t *testing.T) {
 		if _, err := remote.Lookup(ctx, "second"); !errors.Is(err, introspect.ErrBusy) {
 			t.Errorf("%v, want ErrBusy", err)
 		}
+		hangUp()
 		<-first
 	})
 }
@@ -885,14 +888,13 @@ func TestRemoteClose(t *testing.T) {
 	left := func(want int) {
 		t.Helper()
 		var n int
-		for range 1000 {
+		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 			mu.Lock()
 			n = len(connections)
 			mu.Unlock()
 			if n == want {
 				return
 			}
-			time.Sleep(time.Millisecond)
 		}
 		t.Errorf("%d connections, want %d", n, want)
 	}
