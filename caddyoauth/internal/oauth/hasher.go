@@ -15,7 +15,8 @@ import (
 const (
 	// hashWait is how long a request waits for its turn at a slow hash.
 	hashWait = 2 * time.Second
-	// hashQueue bounds the requests that wait for a hash, and hashShare those from one address.
+	// hashQueue bounds the requests that wait for a hash, and hashShare those from one address, of
+	// which one client has half: the address may be a balancer's.
 	hashQueue = 2048
 	hashShare = hashQueue / 4
 
@@ -100,8 +101,9 @@ type flightKey struct {
 
 // row is what waits from one address.
 type row struct {
-	requests int    // at most Hasher.share
-	turn     uint64 // of the client that left it last
+	requests int                       // at most Hasher.share
+	clients  map[[sha256.Size]byte]int // requests for each client ID that is claimed; no entry is zero
+	turn     uint64                    // of the client that left it last
 }
 
 // errHashesBusy tells the client to come back; it says nothing of its credentials.
@@ -137,22 +139,24 @@ func (h *Hasher) check(ctx context.Context, key flightKey, a attempt, from, clie
 func (h *Hasher) join(key flightKey, a attempt, from, client string) (f *flight, leave func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	claimed := sha256.Sum256([]byte(client))
 	r := h.rows[from]
-	if h.waiting >= h.queue || r != nil && r.requests >= h.share {
+	if h.waiting >= h.queue || r != nil && (r.requests >= h.share || r.clients[claimed] >= h.share/2) {
 		return nil, nil
 	}
 	if r == nil {
-		r = new(row)
+		r = &row{clients: make(map[[sha256.Size]byte]int)}
 		h.rows[from] = r
 	}
 	f = h.flights[key]
 	if f == nil {
-		f = &flight{flightKey: key, attempt: a, row: r, client: sha256.Sum256([]byte(client)), started: make(chan struct{}), done: make(chan struct{})}
+		f = &flight{flightKey: key, attempt: a, row: r, client: claimed, started: make(chan struct{}), done: make(chan struct{})}
 		h.flights[key] = f
 		h.enqueue(f)
 	}
 	h.waiting++
 	r.requests++
+	r.clients[claimed]++
 	f.requests++
 	h.dispatch()
 	return f, func() {
@@ -161,6 +165,9 @@ func (h *Hasher) join(key flightKey, a attempt, from, client string) (f *flight,
 		h.waiting--
 		if r.requests--; r.requests == 0 {
 			delete(h.rows, from)
+		}
+		if r.clients[claimed]--; r.clients[claimed] == 0 {
+			delete(r.clients, claimed)
 		}
 		f.requests--
 		if i := slices.Index(h.line, f); i >= 0 && f.requests == 0 {

@@ -226,7 +226,7 @@ func TestQueueForSlowHashes(t *testing.T) {
 			n++
 			key := nothing(n)
 			go func() {
-				_, err := h.check(ctx, key, attempt{}, from, "")
+				_, err := h.check(ctx, key, attempt{}, from, string(key.sent[:]))
 				answers <- err
 			}()
 			synctest.Wait()
@@ -256,6 +256,18 @@ func TestQueueForSlowHashes(t *testing.T) {
 				t.Errorf("one who waited: %v", err)
 			}
 		}
+		// One client of an address has half of that: whoever guesses at it leaves room for others.
+		h.queue, h.share = 10, 4
+		release = h.hold()
+		for i, want := range []bool{true, true, false} {
+			if f, _ := h.join(nothing(100+i), attempt{}, "balancer", "victim"); (f != nil) != want {
+				t.Errorf("request %d for one client has room: %v, want %v", i, f != nil, want)
+			}
+		}
+		if f, _ := h.join(nothing(200), attempt{}, "balancer", "other"); f == nil {
+			t.Error("another client of the address has no room")
+		}
+		release()
 		if h := NewHasher(); h.slots < 1 || h.share < 100 || h.queue < 4*h.share {
 			t.Errorf("the real one has %d slots, a queue of %d, shares of %d", h.slots, h.queue, h.share)
 		}
