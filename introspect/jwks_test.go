@@ -756,12 +756,14 @@ func TestJWKSAreToldOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		want := fmt.Sprintf("1 [kid %q: RSA with 1024 bits: accepted are 2048 to 8192]", strings.Repeat("k", 64)+"…")
 		if !slices.Equal(told, []string{want}) || !slices.Equal(fitting, []int{0}) {
 			t.Errorf("told of %q, fitting %v", told, fitting)
 		}
 		set.Store(jwks(keyFor("EdDSA").jwk(nil), keyFor("ES256").jwk(nil)))
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		if len(told) != 2 || told[1] != "2 []" || !slices.Equal(fitting, []int{0, 1}) {
 			t.Errorf("after a change told of %q, fitting %v", told, fitting)
 		}
