@@ -1258,15 +1258,20 @@ func TestResize(t *testing.T) {
 func TestCacheIsBoundedInBytes(t *testing.T) {
 	const size = 4 << 20
 	for _, c := range []struct {
-		name           string
-		tokens, claims int
-	}{{"five thousand tokens with 5 KiB of claims", 5000, 5 << 10}, {"five hundred with 64 KiB of {}", 500, 64 << 10}, {"as small as they can be", 20_000, 2}} {
+		name   string
+		tokens int
+		claim  string
+	}{
+		{"five thousand tokens with 5 KiB of claims", 5000, `"` + strings.Repeat("x", 5<<10) + `"`},
+		{"150 with 64 KiB of {}", 150, "[" + strings.Repeat("{},", 21_000) + "0]"},
+		{"as small as they can be", 10_000, "0"},
+	} {
 		t.Run(c.name, func(t *testing.T) {
 			asked := 0
 			remote := newRemote(t, remoteConfig("https://as.example"))
 			s := newCache(t, introspect.Config{MaxSize: size}).Wrap("src", sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
 				asked++
-				facts, err := remote.Understand([]byte(`{"active":true,"client_id":"` + token + `","sub":"` + token + `","x":[` + strings.Repeat("{},", c.claims/3) + `0]}`))
+				facts, err := remote.Understand([]byte(`{"active":true,"client_id":"` + token + `","sub":"` + token + `","x":` + c.claim + `}`))
 				facts.ID = introspect.IDOf(token)
 				return facts, err
 			}), time.Hour)
@@ -1282,7 +1287,7 @@ func TestCacheIsBoundedInBytes(t *testing.T) {
 			if grown := heap() - before; grown > size+size/4 {
 				t.Errorf("the cache has grown by %d bytes, want at most about %d", grown, size)
 			}
-			if asked > c.tokens && c.claims <= 5<<10 {
+			if asked > c.tokens && len(c.claim) < 8<<10 {
 				t.Errorf("the source was asked %d times about %d tokens", asked, c.tokens)
 			}
 			runtime.KeepAlive(s)
