@@ -631,3 +631,19 @@ func TestSeveralSourcesOfOneIssuer(t *testing.T) {
 		t.Errorf("a token of the issuer, for nobody here: %d, and the introspection endpoint was asked %d times", a.StatusCode, f.asked.Load())
 	}
 }
+
+// Servers write an empty list where nobody asked for an audience: then a token has none.
+func TestEmptyAudience(t *testing.T) {
+	f := newForeign(t)
+	f.knows("opaque", `{"active":true,"exp":4102444800,"client_id":"remote","aud":[]}`)
+	jwt := f.signs(t, `{"iss":"https://issuer.example.com","aud":[],"client_id":"signed","exp":4102444800}`)
+	sources := f.introspect("") + "source jwt https://issuer.example.com {\njwks_uri " + f.URL + "/keys\n}\n"
+	g := startGateway(t, "", "route /any {\noauth_protect {\n"+sources+"}\nreverse_proxy BACKEND\n}\nroute /api {\noauth_protect {\naudience api\n"+sources+"}\nreverse_proxy BACKEND\n}\n")
+	for name, token := range map[string]string{"introspected": "opaque", "signed": jwt} {
+		for path, want := range map[string]int{"/any": 200, "/api": 401} {
+			if a := g.get(path, token); a.StatusCode != want {
+				t.Errorf("%s at %s: %d, want %d", name, path, a.StatusCode, want)
+			}
+		}
+	}
+}

@@ -750,6 +750,7 @@ func TestJWKSAreToldOnce(t *testing.T) {
 			told = append(told, fmt.Sprint(n, ignored))
 		}}, network(func(*http.Request) (*http.Response, error) { return answering(200, nil, set.Load().(string)), nil }))
 		keys := newKeys(t, settings)
+		synctest.Wait()
 		var fitting []int
 		_, err := introspect.NewJWT(introspect.JWTConfig{Keys: keys, Algorithms: []string{"ES256"}, Now: time.Now, OnKeys: func(n int) { fitting = append(fitting, n) }})
 		if err != nil {
