@@ -150,6 +150,12 @@ func corsRecipe(t *testing.T, b docBlock) {
 	if g.Backend.count() > 0 {
 		t.Error("a request without a token has reached the backend")
 	}
+	deferred := b
+	deferred.text = changed(t, b.text, "header Access-Control-Allow-Origin", "header >Access-Control-Allow-Origin")
+	if a := startRecipe(t, deferred).get("/api/x", ""); a.StatusCode != 401 || a.Header.Get("Access-Control-Allow-Origin") != "" {
+		t.Errorf("deferred, a refusal has %v", a.Header)
+	}
+	g = startRecipe(t, b)
 
 	// A backend that answers to origins itself adds no second answer.
 	g.Backend.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -236,6 +242,10 @@ func prefixesRecipe(t *testing.T, b docBlock) {
 	if n := g.Backend.count(); n != 2 {
 		t.Errorf("%d requests reached the backend, want 2", n)
 	}
+
+	// What the recipe warns of.
+	g = startGateway(t, "store memory\n"+docClients, "uri strip_prefix /partners\noauth_protect /partners/* alpha\nreverse_proxy BACKEND")
+	g.send(200, "GET", "/partners/x", "")
 }
 
 func apiKeysRecipe(t *testing.T, b docBlock) {
