@@ -30,7 +30,10 @@ func openRedis(t testing.TB, address string, cache *introspect.Cache) *store.Red
 		Revoked: func(string, introspect.TokenID) {}, Flush: func() {},
 		Lost: func(error) {}, Regained: func() {}, Changed: func() {}, Evicting: func(string, string) {},
 	}
-	if cache != nil {
+	if cache == nil {
+		// Nothing goes wrong with this one, but the machine may be busy.
+		cfg.DialTimeout, cfg.Timeout = 20*time.Second, 20*time.Second
+	} else {
 		cfg.Revoked = func(realm string, id introspect.TokenID) { cache.Forget(oauth.SourceName(realm), id) }
 		cfg.Flush = cache.Flush
 	}
