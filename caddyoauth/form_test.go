@@ -207,7 +207,7 @@ func TestMetricsAreNamedAndBounded(t *testing.T) {
 		"realm":     regexp.MustCompile(`^[a-z0-9_-]+$|^External$|^None$`), // those of other tests, too
 		"endpoint":  regexp.MustCompile(`^(token|introspect|revoke)$`),
 		"operation": regexp.MustCompile(`^(put|get|revoke)$`),
-		"source":    regexp.MustCompile(`^https?://[a-z0-9.:/_-]+$`), // from the configuration
+		"source":    regexp.MustCompile(`^https?://[A-Za-z0-9.:/_-]+$`), // from the configuration
 		"result":    regexp.MustCompile(`^[a-z_]+$`),
 	}
 	ours := 0
