@@ -317,14 +317,16 @@ func askEach(ctx context.Context, sources []routeSource, token string, maxAge ti
 	if len(sources) == 1 {
 		return sources[0].ask(ctx, token, maxAge)
 	}
-	// A source that has found it good is the one that it belongs to.
+	// A source that has found it good is the one that it belongs to, unless it may not say so.
 	for _, s := range sources {
 		source, realm := s.cached()
 		if facts, ok := source.Remembered(token, maxAge); ok {
 			if s.source != nil {
 				facts = s.source.own(facts)
 			}
-			return known{facts, realm}, nil
+			if facts.Active {
+				return known{facts, realm}, nil
+			}
 		}
 	}
 	var unsure error

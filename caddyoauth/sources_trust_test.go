@@ -35,6 +35,19 @@ func TestTheSourceThatClaimsATokenDecides(t *testing.T) {
 	}
 }
 
+// What a source may not say stands in nobody's way: a token that the source behind it stands for
+// passes the second time as it did the first.
+func TestASourceThatMayNotSaySoStandsInNobodysWay(t *testing.T) {
+	f := newForeign(t)
+	f.knows("opaque", `{"active":true,"exp":4102444800,"client_id":"c","iss":"https://as.example.com"}`)
+	g := startGateway(t, "", "oauth_protect {\n"+f.introspect("")+f.introspect("issuer https://as.example.com")+"}\nreverse_proxy BACKEND")
+	for i := range 3 {
+		if a := g.get("/x", "opaque"); a.StatusCode != 200 {
+			t.Errorf("request %d: %d, want 200", i+1, a.StatusCode)
+		}
+	}
+}
+
 // Two routes, one server: the max_age of one is not that of the other.
 func TestEachUseOfASourceHasItsMaxAge(t *testing.T) {
 	f := newForeign(t)
