@@ -141,7 +141,10 @@ const (
 	maxKeysSize = 256 << 10
 )
 
-var errKeysClosed = errors.New("the keys are closed")
+var (
+	errKeysClosed = errors.New("the keys are closed")
+	errKeysSize   = fmt.Errorf("more than %d bytes", maxKeysSize)
+)
 
 // NewKeys starts to fetch the keys. It does not wait for them, so it succeeds while the
 // issuer is down. An error here means that the configuration is wrong. End them with
@@ -535,7 +538,7 @@ func (k *Keys) readMetadata(ctx context.Context, from string) (string, error) {
 	}
 	if document["issuer"] != k.cfg.Issuer {
 		// RFC 8414 section 3.3: or another tenant of that host could answer for this one.
-		return "", fmt.Errorf("%s is the metadata of %q", from, document["issuer"])
+		return "", fmt.Errorf("%s is the metadata of %.256q", from, document["issuer"])
 	}
 	uri, _ := document["jwks_uri"].(string)
 	if _, err := endpoint(uri); err != nil {
@@ -558,11 +561,7 @@ func (k *Keys) get(ctx context.Context, uri string) ([]byte, http.Header, error)
 	req.Header.Set("Accept", "application/jwk-set+json, application/json")
 	resp, err := k.client.Do(req)
 	if err != nil {
-		var whole *url.Error // has the whole URL in its text
-		if errors.As(err, &whole) {
-			err = whole.Err
-		}
-		return nil, nil, fmt.Errorf("asking %s: %w", place(req.URL), err)
+		return nil, nil, fmt.Errorf("asking %s: %s", place(req.URL), networkTrouble(err))
 	}
 	defer resp.Body.Close()
 	switch {
@@ -577,8 +576,11 @@ func (k *Keys) get(ctx context.Context, uri string) ([]byte, http.Header, error)
 		return nil, nil, fmt.Errorf("%s answered %d", place(req.URL), resp.StatusCode)
 	}
 	data, err := readKeys(resp.Body)
-	if err != nil {
+	switch {
+	case errors.Is(err, errKeysSize):
 		return nil, nil, fmt.Errorf("reading %s: %w", place(req.URL), err)
+	case err != nil:
+		return nil, nil, fmt.Errorf("reading %s: %s", place(req.URL), networkTrouble(err))
 	}
 	return data, resp.Header, nil
 }
@@ -653,7 +655,7 @@ func readKeysFile(path string) ([]byte, error) {
 func readKeys(r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxKeysSize+1))
 	if err == nil && len(data) > maxKeysSize {
-		err = fmt.Errorf("more than %d bytes", maxKeysSize)
+		err = errKeysSize
 	}
 	return data, err
 }

@@ -3,6 +3,8 @@ package introspect_test
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -145,7 +147,7 @@ func TestKeysDiscoveryFailsOnce(t *testing.T) {
 			failures = append(failures, err)
 		}}, network(func(r *http.Request) (*http.Response, error) {
 			if r.URL.Path == "/.well-known/openid-configuration" {
-				return nil, errors.New("no route to host")
+				return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("no route to host")}
 			}
 			return answering(404, nil, ""), nil
 		})))
@@ -181,6 +183,51 @@ func TestKeysRedirect(t *testing.T) {
 			synctest.Wait()
 			if !contains(failure, "not followed") || !contains(failure, want) || contains(failure, "canary") {
 				t.Errorf("Location %q: %v", location, failure)
+			}
+		})
+	}
+}
+
+// A server may answer with the request that it got, in what is no HTTP or behind an answer.
+// What it got holds secrets, and net/http quotes it.
+func TestKeysErrorsQuoteNoAnswer(t *testing.T) {
+	for name, answer := range map[string]func(request []byte) string{
+		"no HTTP":         func(request []byte) string { return string(request) },
+		"a header's line": func(request []byte) string { return "HTTP/1.1 200 OK\r\n" + string(request) },
+		"a line behind it": func(request []byte) string {
+			return "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + string(request)
+		},
+		"a status of its own": func(request []byte) string { return "HTTP/1.1 canary\r\n\r\n" },
+		"another issuer": func([]byte) string {
+			return "HTTP/1.1 200 OK\r\n\r\n{\"issuer\":\"" + strings.Repeat("x", 1000) + "canary\"}"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			listener, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer listener.Close()
+			go func() {
+				for {
+					conn, err := listener.Accept()
+					if err != nil {
+						return
+					}
+					request := make([]byte, 64<<10)
+					n, _ := conn.Read(request)
+					io.WriteString(conn, answer(request[:n]))
+					conn.Close()
+				}
+			}()
+			failures := make(chan error, 100)
+			settings := jwtSettings{JWKSURI: "http://" + listener.Addr().String() + "/jwks?api_key=canary", OnFetch: func(_ string, _ time.Duration, err error) { failures <- err }}
+			if name == "another issuer" {
+				settings.JWKSURI, settings.Discovery, settings.Issuer = "", true, "http://"+listener.Addr().String()
+			}
+			newJWT(t, settings)
+			if err := <-failures; !contains(err, listener.Addr().String()) || contains(err, "canary") || contains(err, "User-Agent") {
+				t.Error(err)
 			}
 		})
 	}

@@ -75,6 +75,9 @@ type remoteServer struct {
 	// lately: others can be made up, and each may take the server long.
 	first, known lane
 
+	// patience is the longest timeout that anybody has had: who is in a greater hurry than
+	// others must not decide for them that the server is away.
+	patience  atomic.Int64
 	witnesses witnesses
 	ctx       context.Context // of asking about them; ends with Close
 	cancel    context.CancelFunc
@@ -299,6 +302,7 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 		shown:   place(endpoint),
 		circuit: circuit{most: cfg.MaxFailures, pause: cfg.OpenFor, changed: cfg.OnCircuit},
 	}, cfg.Timeout}
+	r.patience.Store(int64(cfg.Timeout))
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	for i, lane := range []*lane{&r.first, &r.known} {
 		size := [...]int{cfg.MaxConcurrent - cfg.MaxConcurrent/4, cfg.MaxConcurrent / 4}[i]
@@ -335,7 +339,13 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 // WithTimeout returns the same source with another Timeout. It shares all else, such as
 // connections and what is known of the server, and ends with r.
 func (r *Remote) WithTimeout(timeout time.Duration) *Remote {
-	return &Remote{r.remoteServer, cmp.Or(timeout, defaultRemoteTimeout)}
+	timeout = cmp.Or(timeout, defaultRemoteTimeout)
+	for {
+		longest := r.patience.Load()
+		if int64(timeout) <= longest || r.patience.CompareAndSwap(longest, int64(timeout)) {
+			return &Remote{r.remoteServer, timeout}
+		}
+	}
 }
 
 // proxyForHTTPS returns the one rule by which sources use a proxy: that of HTTPS_PROXY and
@@ -622,11 +632,12 @@ func (r *Remote) check(turn int, beside []witness, pause time.Duration) {
 		}
 		r.circuit.checked(turn, r.cfg.Now(), outcome, pause)
 	}()
+	patient := &Remote{r.remoteServer, time.Duration(r.patience.Load())}
 	failures := make(chan *RemoteError, len(beside))
 	for _, w := range beside {
 		r.checks.Go(func() {
 			begin := time.Now()
-			facts, failure := r.ask(r.ctx, w.token)
+			facts, failure := patient.ask(r.ctx, w.token)
 			switch took := time.Since(begin); {
 			case failure != nil && r.ctx.Err() != nil:
 				r.cfg.OnRequest(RemoteCanceled, took)
@@ -816,35 +827,49 @@ func saysJSON(contentType string) bool {
 	return err == nil && (mediaType == "application/json" || mediaType == "text/json" || strings.HasSuffix(mediaType, "+json"))
 }
 
-// broken makes an error of one from the network. Only texts that are known to be harmless
-// go into it: net/http quotes malformed answers in its errors, and a server may answer
-// with the request that it got.
+// broken makes an error of one from the network.
 func (r *Remote) broken(err error, connected bool) *RemoteError {
-	var timeout net.Error
-	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
+	if outOfTime(err) {
 		e := r.fails(RemoteTimeout, 0, "", 0)
 		e.cause, e.unreached = context.DeadlineExceeded, !connected
 		return e
 	}
-	e := r.fails(RemoteRefused, 0, "the connection broke", 0)
+	e := r.fails(RemoteRefused, 0, networkTrouble(err), 0)
 	e.unreached = !connected
+	if errors.Is(err, context.Canceled) {
+		e.cause = context.Canceled
+	}
+	return e
+}
+
+func outOfTime(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// networkTrouble says of an error from the network what is known to be harmless: net/http
+// quotes malformed answers in its errors, and a server may answer with the request that it
+// got, which holds secrets.
+func networkTrouble(err error) string {
 	var operation *net.OpError // dialing, reading, writing, TLS alerts
 	var name *net.DNSError
 	var certificate *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
 	switch {
 	case errors.Is(err, context.Canceled):
-		e.detail, e.cause = "canceled", context.Canceled
+		return "canceled"
+	case outOfTime(err):
+		return "no answer in time"
 	case errors.As(err, &certificate):
-		e.detail = certificate.Error()
+		return certificate.Error()
 	case errors.As(err, &operation):
-		e.detail = operation.Error()
+		return operation.Error()
 	case errors.As(err, &name):
-		e.detail = name.Error()
+		return name.Error()
 	case errors.As(err, &record):
-		e.detail = "the server does not speak TLS"
+		return "the server does not speak TLS"
 	}
-	return e
+	return "the connection broke"
 }
 
 // retryAfter is what the answer's Retry-After says (RFC 9110 section 10.2.3), within bounds.

@@ -643,6 +643,39 @@ func TestJunkThatHangs(t *testing.T) {
 	}
 }
 
+// Of several users of a server, one who is in a hurry does not decide that it is away: it may
+// be in time for the others.
+func TestTheHastyDecideNothing(t *testing.T) {
+	open := make(chan struct{})
+	c := newCircuitTest(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.PostFormValue("token") != "good" {
+			<-open
+		}
+		says(`{"active":true,"client_id":"`+r.PostFormValue("token")+`"}`)(w, r)
+	})
+	hasty := c.WithTimeout(10 * time.Millisecond)
+	if err := lookupError(c, "good"); err != nil {
+		t.Fatal(err)
+	}
+	slow := c.server.answer.Load()
+	c.server.answers(func(w http.ResponseWriter, r *http.Request) {
+		<-open
+		(*slow)(w, r)
+	})
+	for i := range 5 {
+		facts, err := hasty.Lookup(t.Context(), fmt.Sprint("other", i))
+		if kind := kindOf(t, facts, err); kind != "timeout" {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+	close(open)
+	c.settle()
+	c.expectStates()
+	if err := lookupError(c, "another"); err != nil {
+		t.Error(err)
+	}
+}
+
 // A token that is revoked, and whose holder sends junk for which the server has no sensible
 // answer, is refused when its facts are too old, serve stale or not.
 func TestJunkKeepsNoRevokedTokenAlive(t *testing.T) {
