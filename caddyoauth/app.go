@@ -82,8 +82,9 @@ type App struct {
 	startErr error
 	opened   *openStore
 
-	// tokenKey is the key that the store had last; agree alone touches it.
-	tokenKey []byte
+	// tokenKey and generations are what the store had last; agree alone touches them.
+	tokenKey    []byte
+	generations map[oauth.ClientRef]uint64
 	// unfollow ends keepAgreeing, which closes following when it is over.
 	unfollow  context.CancelFunc
 	following chan struct{}
@@ -311,11 +312,11 @@ func (a *App) agree(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading the token key: %w", err)
 	}
-	generations, err := a.opened.store.Admit(ctx, a.activeClients())
+	generations, err := a.opened.store.Admit(ctx, a.activeClients(), a.generations)
 	if err != nil {
 		return fmt.Errorf("loading the state of clients: %w", err)
 	}
-	a.tokenKey = tokenKey
+	a.tokenKey, a.generations = tokenKey, generations
 	for _, r := range a.realms {
 		shared := oauth.Shared{Key: tokenKey, Generations: make(map[string]uint64)}
 		for id := range r.settings.Clients {
@@ -418,7 +419,8 @@ func (a *App) Stop() error {
 // with it. Nothing can be done if the process dies before.
 //
 // A store that other gateways use keeps the tokens of the clients that the next configuration
-// has. It may be the same store, reached in another way.
+// has, which may reach the same store in another way, and of those that another gateway has
+// all the time.
 func (a *App) leave(ctx context.Context, next *App) error {
 	if a.opened == nil || a.opened.store == nil || next != nil && next.opened == a.opened {
 		return nil
@@ -427,7 +429,7 @@ func (a *App) leave(ctx context.Context, next *App) error {
 	if next != nil && a.opened.coherent != nil {
 		stay = next.activeClients()
 	}
-	return a.opened.store.Retire(ctx, stay)
+	return a.opened.store.Leave(ctx, stay)
 }
 
 // Cleanup gives back the store, if this instance took it.

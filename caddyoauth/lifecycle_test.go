@@ -796,6 +796,40 @@ func TestFleetMemberThatLeaves(t *testing.T) {
 	}
 }
 
+// A gateway of a fleet that turns away from the store altogether ends no token of the clients
+// that another one has all the time, neither there nor for itself when it comes back.
+func TestFleetMemberThatLeavesOthersBehind(t *testing.T) {
+	redis := redistest.Start(t)
+	store := at(redis.Addr)
+	here := startGateway(t, store+testClients, fleetSite)
+	there, _ := startGatewayProcess(t, store+testClients)
+	here.linked()
+	token := there.token("reader")
+	for name, elsewhere := range map[string]string{
+		"only foreign tokens": caddyfileOf("", "oauth_protect {\nsource introspect https://127.0.0.1:1\n}\nreverse_proxy BACKEND"),
+		"another store":       caddyfileOf("store memory\n"+writerIs, gatewaySite),
+		"nothing of ours":     "{\nadmin off\npersist_config off\nauto_https off\ngrace_period 1s\n}\n:0 {\nbind 127.0.0.1\nrespond x\n}\n",
+	} {
+		if err := here.loadCaddyfile(elsewhere); err != nil {
+			t.Fatal(err)
+		}
+		waitUntil(t, "the gateway that stays has said so", func() bool {
+			return !strings.Contains(redis.CLI("hget", "caddy-oauth:realm:root:clients", "reader"), "left")
+		})
+		if a := there.get("/x", token); a.StatusCode != 200 {
+			t.Errorf("%s: where it was issued, the token gets %d", name, a.StatusCode)
+		}
+		if err := here.load(store+testClients, fleetSite); err != nil {
+			t.Fatal(err)
+		}
+		for where, g := range map[string]*gateway{"there": there, "here": here} {
+			if a := g.get("/x", token); a.StatusCode != 200 {
+				t.Errorf("%s, back again: %s the token gets %d", name, where, a.StatusCode)
+			}
+		}
+	}
+}
+
 // 'caddy validate' beside a running server opens nothing and harms nothing, whatever
 // it finds.
 func TestValidateBesideARunningServer(t *testing.T) {

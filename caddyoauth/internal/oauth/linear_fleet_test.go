@@ -51,7 +51,7 @@ func newNode(t testing.TB, address, plain string) *realm {
 	s := openRedis(t, address, cache)
 	t.Cleanup(func() { s.Close() })
 	ref := oauth.ClientRef{Realm: "root", ClientID: "reader"}
-	generations, err := s.Admit(context.Background(), []oauth.ClientRef{ref})
+	generations, err := s.Admit(context.Background(), []oauth.ClientRef{ref}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,7 +77,7 @@ func newRealmAt(t testing.TB, s oauth.TokenStore, cfg introspect.Config, maxAge 
 		t.Fatal(err)
 	}
 	ref := oauth.ClientRef{Realm: "root", ClientID: "reader"}
-	generations, err := s.Admit(context.Background(), []oauth.ClientRef{ref})
+	generations, err := s.Admit(context.Background(), []oauth.ClientRef{ref}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

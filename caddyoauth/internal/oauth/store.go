@@ -88,13 +88,20 @@ type TokenStore interface {
 
 	// Admit returns the current generation of each client, creating those that the store
 	// has not met. Tokens carry the generation of their client, and count only while
-	// it is current.
-	Admit(ctx context.Context, clients []ClientRef) (map[ClientRef]uint64, error)
+	// it is current. held is what Admit returned to the caller last, nil for one that begins:
+	// it is why another caller's Leave ends nothing of a client that is here.
+	Admit(ctx context.Context, clients []ClientRef, held map[ClientRef]uint64) (map[ClientRef]uint64, error)
 
 	// Retire says that the clients named in active are all there are. Every other client
 	// that the store knows as active passes to its next generation, durably: should it
 	// come back one day, its old tokens stay dead.
 	Retire(ctx context.Context, active []ClientRef) error
+
+	// Leave says, durably, that the caller has no use for the store any more, and of the
+	// clients in it only for those in stay. Every other active client passes to its next
+	// generation when somebody begins with it, unless somebody who holds it, and so has
+	// had it all the time, says so before.
+	Leave(ctx context.Context, stay []ClientRef) error
 
 	// Secret returns the secret kept under name. If there is none it keeps fresh and
 	// returns that; of several callers at once, on one node or many, all get the same.

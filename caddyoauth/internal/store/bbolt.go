@@ -483,17 +483,13 @@ func (b *Bbolt) Revoke(ctx context.Context, key oauth.Key) error {
 }
 
 // Admit implements oauth.TokenStore.
-func (b *Bbolt) Admit(ctx context.Context, clients []oauth.ClientRef) (map[oauth.ClientRef]uint64, error) {
+func (b *Bbolt) Admit(ctx context.Context, clients []oauth.ClientRef, held map[oauth.ClientRef]uint64) (map[oauth.ClientRef]uint64, error) {
 	// Written by the committer, perhaps after a caller that gave up has returned.
 	var generations map[oauth.ClientRef]uint64
-	err := b.write(ctx, func(tx *bolt.Tx) error {
-		table, err := readClients(tx)
-		if err != nil {
-			return err
-		}
-		g, changed := table.admit(clients)
+	err := b.updateClients(ctx, func(table clientTable) clientTable {
+		g, changed := table.admit(clients, held)
 		generations = g
-		return writeClients(tx, changed)
+		return changed
 	})
 	if err != nil {
 		return nil, err
@@ -503,12 +499,23 @@ func (b *Bbolt) Admit(ctx context.Context, clients []oauth.ClientRef) (map[oauth
 
 // Retire implements oauth.TokenStore.
 func (b *Bbolt) Retire(ctx context.Context, active []oauth.ClientRef) error {
+	return b.updateClients(ctx, func(table clientTable) clientTable { return table.retire(active) })
+}
+
+// Leave implements oauth.TokenStore.
+func (b *Bbolt) Leave(ctx context.Context, stay []oauth.ClientRef) error {
+	return b.updateClients(ctx, func(table clientTable) clientTable { return table.leave(stay) })
+}
+
+// updateClients changes what is kept of clients. change gets the states there are and
+// returns those that become different.
+func (b *Bbolt) updateClients(ctx context.Context, change func(clientTable) clientTable) error {
 	return b.write(ctx, func(tx *bolt.Tx) error {
 		table, err := readClients(tx)
 		if err != nil {
 			return err
 		}
-		return writeClients(tx, table.retire(active))
+		return writeClients(tx, change(table))
 	})
 }
 

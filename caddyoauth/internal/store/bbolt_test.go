@@ -610,7 +610,7 @@ func TestBboltRecordsThatAreWrong(t *testing.T) {
 			t.Fatal(err)
 		}
 		// To begin anew at generation 1 would bring tokens back.
-		if got, err := b.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "a"}}); err == nil {
+		if got, err := b.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "a"}}, nil); err == nil {
 			t.Errorf("a client's state %q: %v", state, got)
 		}
 		if err := b.Retire(ctx, nil); err == nil {
@@ -651,7 +651,7 @@ func TestBboltCallersMayLeave(t *testing.T) {
 	for what, call := range map[string]func() error{
 		"Put":    func() error { return b.Put(short, token) },
 		"Revoke": func() error { return b.Revoke(short, token.Key) },
-		"Admit":  func() error { _, err := b.Admit(short, []oauth.ClientRef{ref}); return err },
+		"Admit":  func() error { _, err := b.Admit(short, []oauth.ClientRef{ref}, nil); return err },
 		"Retire": func() error { return b.Retire(short, []oauth.ClientRef{ref}) },
 		"Secret": func() error { _, err := b.Secret(short, "name", []byte("x")); return err },
 	} {

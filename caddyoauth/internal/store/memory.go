@@ -111,13 +111,13 @@ func (m *Memory) Revoke(_ context.Context, key oauth.Key) error {
 }
 
 // Admit implements oauth.TokenStore.
-func (m *Memory) Admit(_ context.Context, clients []oauth.ClientRef) (map[oauth.ClientRef]uint64, error) {
+func (m *Memory) Admit(_ context.Context, clients []oauth.ClientRef, held map[oauth.ClientRef]uint64) (map[oauth.ClientRef]uint64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		return nil, oauth.ErrClosed
 	}
-	generations, changed := m.clients.admit(clients)
+	generations, changed := m.clients.admit(clients, held)
 	maps.Copy(m.clients, changed)
 	return generations, nil
 }
@@ -130,6 +130,17 @@ func (m *Memory) Retire(_ context.Context, active []oauth.ClientRef) error {
 		return oauth.ErrClosed
 	}
 	maps.Copy(m.clients, m.clients.retire(active))
+	return nil
+}
+
+// Leave implements oauth.TokenStore.
+func (m *Memory) Leave(_ context.Context, stay []oauth.ClientRef) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return oauth.ErrClosed
+	}
+	maps.Copy(m.clients, m.clients.leave(stay))
 	return nil
 }
 

@@ -231,7 +231,7 @@ func (r *Redis) Revoke(ctx context.Context, key oauth.Key) error {
 }
 
 // Admit implements oauth.TokenStore. It is atomic for each realm.
-func (r *Redis) Admit(ctx context.Context, clients []oauth.ClientRef) (map[oauth.ClientRef]uint64, error) {
+func (r *Redis) Admit(ctx context.Context, clients []oauth.ClientRef, held map[oauth.ClientRef]uint64) (map[oauth.ClientRef]uint64, error) {
 	byRealm := make(map[string][]oauth.ClientRef)
 	for _, ref := range clients {
 		byRealm[ref.Realm] = append(byRealm[ref.Realm], ref)
@@ -239,7 +239,7 @@ func (r *Redis) Admit(ctx context.Context, clients []oauth.ClientRef) (map[oauth
 	generations := make(map[oauth.ClientRef]uint64, len(clients))
 	for realm, refs := range byRealm {
 		err := r.updateClients(ctx, realm, func(table clientTable) clientTable {
-			admitted, changed := table.admit(refs)
+			admitted, changed := table.admit(refs, held)
 			for ref, generation := range admitted {
 				generations[ref] = generation
 			}
@@ -254,13 +254,23 @@ func (r *Redis) Admit(ctx context.Context, clients []oauth.ClientRef) (map[oauth
 
 // Retire implements oauth.TokenStore. It is atomic for each realm.
 func (r *Redis) Retire(ctx context.Context, active []oauth.ClientRef) error {
+	return r.updateRealms(ctx, func(table clientTable) clientTable { return table.retire(active) })
+}
+
+// Leave implements oauth.TokenStore. It is atomic for each realm.
+func (r *Redis) Leave(ctx context.Context, stay []oauth.ClientRef) error {
+	return r.updateRealms(ctx, func(table clientTable) clientTable { return table.leave(stay) })
+}
+
+// updateRealms changes what is kept of the clients of every realm; see updateClients.
+func (r *Redis) updateRealms(ctx context.Context, change func(clientTable) clientTable) error {
 	var realms []string
 	err := r.do(ctx, func(ctx context.Context, c rueidis.Client) (err error) {
 		realms, err = c.Do(ctx, c.B().Smembers().Key(r.cfg.Prefix+"realms").Build()).AsStrSlice()
 		return err
 	})
 	for i := 0; i < len(realms) && err == nil; i++ {
-		err = r.updateClients(ctx, realms[i], func(table clientTable) clientTable { return table.retire(active) })
+		err = r.updateClients(ctx, realms[i], change)
 	}
 	return err
 }

@@ -512,7 +512,7 @@ func TestRedisAnswersSomethingElse(t *testing.T) {
 	})
 	t.Run("a client's state that is none", func(t *testing.T) {
 		server.CLI("hset", r.clientsKey("root"), "c", "{}")
-		_, err := r.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "c"}})
+		_, err := r.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "c"}}, nil)
 		mustFail("admitting", err)
 		mustFail("retiring", r.Retire(ctx, nil))
 		server.CLI("hset", r.clientsKey("root"), "c", `{"generation":1}`)
@@ -533,7 +533,7 @@ func TestRedisAnswersSomethingElse(t *testing.T) {
 		if secret, err := fresh.Secret(ctx, "s", []byte("second")); err != nil || string(secret) != "first" {
 			t.Errorf("the secret: %q, %v", secret, err)
 		}
-		_, err := fresh.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "new"}})
+		_, err := fresh.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "new"}}, nil)
 		mustFail("admitting", err)
 		if !strings.Contains(fmt.Sprint(err), "OOM") {
 			t.Errorf("admitting: %v", err)

@@ -377,15 +377,16 @@ func allCalls(s oauth.TokenStore, token oauth.Token) map[string]error {
 	calls["Put"] = s.Put(ctx, token)
 	_, calls["Get"] = s.Get(ctx, token.Key)
 	calls["Revoke"] = s.Revoke(ctx, token.Key)
-	_, calls["Admit"] = s.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "a"}})
+	_, calls["Admit"] = s.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "a"}}, nil)
 	calls["Retire"] = s.Retire(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "a"}})
+	calls["Leave"] = s.Leave(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "a"}})
 	_, calls["Secret"] = s.Secret(ctx, "name", []byte("x"))
 	return calls
 }
 
 func admit(t testing.TB, s oauth.TokenStore, refs ...oauth.ClientRef) map[oauth.ClientRef]uint64 {
 	t.Helper()
-	got, err := s.Admit(ctx, refs)
+	got, err := s.Admit(ctx, refs, nil)
 	if err != nil {
 		t.Errorf("admitting: %v", err)
 		return nil
@@ -416,8 +417,9 @@ func testGenerations(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	}
 	for _, c := range []struct {
 		name string
-		// steps are "admit <clients>" or "retire <clients that stay>"; an admitted client
-		// is followed by the generation it must have.
+		// steps are "admit <clients>", by one that begins, "hold <clients>", by the one that
+		// admitted last, and "retire <clients that stay>" or "leave <clients that stay>"; an
+		// admitted client is followed by the generation it must have.
 		steps []string
 	}{
 		{"a new client begins at 1", []string{"admit r/a=1"}},
@@ -431,17 +433,31 @@ func testGenerations(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		{"a configuration that never came into force changes nothing", []string{"admit r/a=1", "admit r/a=1 r/new=1", "retire r/a", "admit r/a=1 r/new=2"}},
 		{"a client that was retired and admitted is active again", []string{"admit r/a=1 r/b=1", "retire r/b", "admit r/a=2", "retire r/a", "admit r/a=2 r/b=2"}},
 		{"a client may be named twice", []string{"admit r/a=1 r/a=1", "retire r/a r/a", "admit r/a=1"}},
+		{"a client that was left has the next generation for one that begins", []string{"admit r/a=1 r/b=1", "leave r/b", "admit r/a=2 r/b=1", "admit r/a=2"}},
+		{"and keeps it for one that has had it all the time", []string{"admit r/a=1 s/b=1", "leave", "hold r/a=1", "admit r/a=1 s/b=2"}},
+		{"which comes too late when another has begun", []string{"admit r/a=1", "leave", "admit r/a=2", "leave", "admit r/a=3", "hold r/a=3"}},
+		{"to be left twice is to be left once", []string{"admit r/a=1", "leave", "leave", "admit r/a=2"}},
+		{"to be left and retired is to be retired", []string{"admit r/a=1 r/b=1", "leave", "retire r/b", "leave", "admit r/a=2 r/b=2"}},
+		{"one that was retired can't be held", []string{"admit r/a=1", "retire", "leave", "hold r/a=2"}},
 		{"nobody at all", []string{"admit", "retire", "admit r/a=1"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := open(t)
+			var held map[oauth.ClientRef]uint64
 			for i, step := range c.steps {
 				verb, rest, _ := strings.Cut(step, " ")
-				if verb == "retire" {
-					if err := s.Retire(ctx, refs(rest)); err != nil {
+				if verb == "retire" || verb == "leave" {
+					end := s.Retire
+					if verb == "leave" {
+						end = s.Leave
+					}
+					if err := end(ctx, refs(rest)); err != nil {
 						t.Fatalf("step %d, %s: %v", i, step, err)
 					}
 					continue
+				}
+				if verb == "admit" {
+					held = nil
 				}
 				var clients []oauth.ClientRef
 				want := map[oauth.ClientRef]uint64{}
@@ -452,9 +468,11 @@ func testGenerations(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 					clients = append(clients, ref(name))
 					want[ref(name)] = generation
 				}
-				if got := admit(t, s, clients...); !maps.Equal(got, want) {
-					t.Fatalf("step %d, %s: %v", i, step, got)
+				got, err := s.Admit(ctx, clients, held)
+				if err != nil || !maps.Equal(got, want) {
+					t.Fatalf("step %d, %s: %v, %v", i, step, got, err)
 				}
+				held = got
 			}
 		})
 	}
