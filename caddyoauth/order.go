@@ -222,9 +222,25 @@ func (w *orderWalk) matchers(set caddy.ModuleMap, site string, k knowledge) know
 				}
 			}
 		}
+		if slices.Contains(globs, name) {
+			w.patterns(raw, where, site, k)
+		}
 		k = w.placeholders(raw, where, site, isCaddys("http.matchers."+name), k)
 	}
 	return k
+}
+
+// globs are the matchers that take what a placeholder stands for as a pattern.
+var globs = []string{"path", "host", "header", "query"}
+
+// patterns warns of identities in patterns: a token with the subject * would match everything.
+func (w *orderWalk) patterns(raw json.RawMessage, where, site string, k knowledge) {
+	for text := range stringsIn(raw) {
+		if identity := w.identityIn(text, k.authenticated); identity != "" {
+			w.warn(w.place(site) + asWritten(fmt.Sprintf(": '%s' in %s is a pattern, which a caller whose {%s} is * always matches; compare in an expression",
+				text, where, identity)))
+		}
+	}
 }
 
 // directives are the names that Caddyfiles have for handlers, where they differ.
@@ -373,19 +389,34 @@ func (w *orderWalk) report(u *earlyUse) {
 		return
 	}
 	u.reported = true
-	place := "server " + w.server
-	if u.site != "" {
-		place += ", site " + u.site
-	}
-	// As Caddyfiles have it, to be found there.
-	short := strings.NewReplacer("{http.request.header.", "{header.").Replace
-	text := fmt.Sprintf("%s: '%s' in %s comes before oauth_protect: %s; put both into a route block, oauth_protect first",
-		place, short(u.text), u.where, short(u.trouble))
+	text := w.place(u.site) + asWritten(fmt.Sprintf(": '%s' in %s comes before oauth_protect: %s; put both into a route block, oauth_protect first",
+		u.text, u.where, u.trouble))
 	if !u.certain {
-		w.warnings = append(w.warnings, text)
+		w.warn(text)
 		return
 	}
 	w.errs = append(w.errs, errors.New(text))
+}
+
+// place says where something is.
+func (w *orderWalk) place(site string) string {
+	place := "server " + w.server
+	if site != "" {
+		place += ", site " + site
+	}
+	return place
+}
+
+// warn keeps a warning, once: a named route may be walked through several times.
+func (w *orderWalk) warn(text string) {
+	if !slices.Contains(w.warnings, text) {
+		w.warnings = append(w.warnings, text)
+	}
+}
+
+// asWritten has placeholders as Caddyfiles have them, to be found there.
+func asWritten(text string) string {
+	return strings.ReplaceAll(text, "{http.request.header.", "{header.")
 }
 
 // collectPrefixes finds the prefixes of identity headers in routes.

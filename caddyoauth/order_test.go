@@ -137,3 +137,32 @@ func TestIdentityInModulesOfOthersIsWarnedOf(t *testing.T) {
 		t.Errorf("the log has no warning: %s", text)
 	}
 }
+
+// A token can say what it likes, and some matchers take that as a pattern.
+func TestIdentityInAPatternIsWarnedOf(t *testing.T) {
+	for name, c := range map[string]struct{ lines, want string }{
+		"a path":               {"@o path /users/{http.auth.user.subject}/*", "'/users/{http.auth.user.subject}/*' in the matcher path is a pattern"},
+		"a path, negated":      {"@o not path /users/{http.auth.user.subject}/*", "in the matcher path is a pattern"},
+		"a header":             {"@o header X-Owner {http.auth.user.id}", "'{http.auth.user.id}' in the matcher header is a pattern"},
+		"a query":              {"@o query owner={header.X-OAuth-Client-Id}", "'{header.X-OAuth-Client-Id}' in the matcher query is a pattern"},
+		"a host":               {"@o host {http.auth.user.id}.example.com", "in the matcher host is a pattern"},
+		"an expression":        {"@o expression `{path.1} == {http.auth.user.subject}`", ""},
+		"a path of the caller": {"@o path /users/{query.user}", ""},
+	} {
+		log := filepath.Join(t.TempDir(), "log")
+		config, err := adapt(t, formatted(strings.Replace(caddyfileOf("store memory\n"+testClients, "oauth_protect\n"+c.lines+"\nrespond @o ok"), "{\n", "{\nlog {\noutput file "+log+"\n}\n", 1)))
+		if err == nil {
+			err = validate(config)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		text, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if warned := strings.Contains(string(text), "is a pattern"); warned != (c.want != "") || !strings.Contains(string(text), c.want) {
+			t.Errorf("%s: the log should have a warning %q: %s", name, c.want, text)
+		}
+	}
+}
