@@ -86,7 +86,7 @@ func sourceOf(routes caddyhttp.RouteList) []sourceRoute {
 func sourceOfMatchers(set caddyhttp.MatcherSet) caddy.ModuleMap {
 	source := make(caddy.ModuleMap)
 	for _, matcher := range set {
-		var config any = matcher
+		config := matcher
 		if not, ok := matcher.(*caddyhttp.MatchNot); ok {
 			var sets []caddy.ModuleMap
 			for _, inner := range not.MatcherSets {

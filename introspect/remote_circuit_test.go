@@ -290,8 +290,7 @@ func faultyAnswers() map[string]http.HandlerFunc {
 func TestJunkOpensNoCircuit(t *testing.T) {
 	for name, answer := range faultyAnswers() {
 		t.Run(name, func(t *testing.T) {
-			var c *circuitTest
-			c = newCircuitTest(t, func(w http.ResponseWriter, r *http.Request) {
+			c := newCircuitTest(t, func(w http.ResponseWriter, r *http.Request) {
 				if strings.HasPrefix(r.PostFormValue("token"), "good") {
 					says(`{"active":true,"client_id":"`+r.PostFormValue("token")+`"}`)(w, r)
 				} else {
@@ -328,7 +327,7 @@ func lookupError(c *circuitTest, token string) error {
 }
 
 // settle waits until no witness is being asked.
-func (c *circuitTest) settle() { c.Remote.Settle() }
+func (c *circuitTest) settle() { c.Settle() }
 
 // A server that makes no sense to anybody is away in effect. It is known to be by tokens
 // that it knew, of two clients: with those of one, its holder alone could say so.
@@ -706,14 +705,13 @@ func TestJunkKeepsNoRevokedTokenAlive(t *testing.T) {
 				warm(t, cache, s, token)
 			}
 			revoked.Store(true)
-			refused := false
 			for i := range 60 {
 				c.clock.advance(250 * time.Millisecond)
 				s.Lookup(t.Context(), fmt.Sprint("junk", i))
 				s.Lookup(t.Context(), fmt.Sprint("mine", i%2+1))
 				c.settle()
 				facts, err := s.Lookup(t.Context(), "revoked")
-				refused = err == nil && !facts.Active
+				refused := err == nil && !facts.Active
 				if good := err == nil && facts.Active; good != (i < 39) || good == refused {
 					t.Fatalf("%v after its revocation: %+v, %v", time.Duration(i+1)*250*time.Millisecond, facts, err)
 				}
