@@ -133,7 +133,7 @@ func (s *Server) directions(realms []*realm) *oauth.Error {
 	if named.issuer != nil {
 		at = s.publicBase(named)
 	}
-	return &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "no endpoint is at this path; the token endpoint is at " + at + "/access_token"}
+	return &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "there is no endpoint at this path; the token endpoint is at " + at + "/access_token"}
 }
 
 // servedElsewhere reports whether a path is, or with a prefix of it taken away would be, one

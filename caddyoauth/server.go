@@ -446,7 +446,7 @@ func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *endpoi
 	}
 	switch {
 	case e.metadata == nil:
-		refuse(http.StatusNotFound, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "there is no OpenID Connect here, and no metadata by its name"})
+		refuse(http.StatusNotFound, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "there is no OpenID Connect here, and no metadata under its name"})
 		return
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		h.Set("Allow", "GET, HEAD")

@@ -229,7 +229,7 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 	s.cfg.OnRequest = func(result string, took time.Duration) {
 		collectors.sourceDuration.WithLabelValues(name, result).Observe(took.Seconds())
 		if result == introspect.RemoteCredentials && refused.now(time.Now()) {
-			logger().Error("the server refuses the gateway's own credentials with 401 or 403, or answers so to a token: if it does so to all, check client_id, client_secret and header; nobody's tokens of this server are known then",
+			logger().Error("the server answered 401 or 403, to a token or to the gateway's own credentials: if it does so for all tokens, and they get 503, check client_id, client_secret and header",
 				zap.String("client_id", client))
 		}
 	}
@@ -444,7 +444,7 @@ func (s *JWTSource) check() error {
 	}
 	for _, reference := range placeholders.FindAllString(s.Issuer, -1) {
 		if !strings.HasPrefix(reference, "{env.") && !strings.HasPrefix(reference, "{file.") {
-			return fmt.Errorf("issuer %s: %s stands for nothing when the configuration is loaded, and an issuer is no template: each tenant is an issuer of its own, so write a source for each", s.Issuer, reference)
+			return fmt.Errorf("issuer %s: %s has no value when the configuration is loaded, and an issuer is no template: each tenant is an issuer of its own, so write a source for each", s.Issuer, reference)
 		}
 	}
 	if entraTemplate.MatchString(s.Issuer) {
@@ -517,7 +517,7 @@ func checkHeaders(headers map[string]string) error {
 		case !httpguts.ValidHeaderFieldName(name):
 			return fmt.Errorf("header %q has no valid name", name)
 		case !headerReference.MatchString(headers[name]) && !slices.Contains(openHeaders, http.CanonicalHeaderKey(name)):
-			return fmt.Errorf("header %s: %w; behind Bearer, Basic, Token, ApiKey or Key, if need be. As itself a value may stand in %s",
+			return fmt.Errorf("header %s: %w. It may follow Bearer, Basic, Token, ApiKey or Key. Literal values are accepted only in %s",
 				name, errLiteralSecret, strings.Join(openHeaders, ", "))
 		}
 	}

@@ -93,7 +93,7 @@ func TestRefusedCredentialsAreLoggedOnce(t *testing.T) {
 	for i := range 10 {
 		g.get("/x", fmt.Sprint("junk", i))
 	}
-	if n := strings.Count(logged(), "the server refuses the gateway's own credentials"); n != 1 {
+	if n := strings.Count(logged(), "the server answered 401 or 403"); n != 1 {
 		t.Errorf("ten answers of 401 made %d lines, want 1", n)
 	}
 }

@@ -237,7 +237,7 @@ func parseKeysFile(data []byte) (*keySet, []IgnoredKey, error) {
 				key.public = certificate.PublicKey
 			}
 		default:
-			err = fmt.Errorf("PEM of type %q is no public key and no certificate", shorten(block.Type))
+			err = fmt.Errorf("PEM of type %q is neither a public key nor a certificate", shorten(block.Type))
 		}
 		ignored = append(ignored, set.add(key, err)...)
 	}
@@ -302,7 +302,7 @@ func parseKey(raw []byte) (key publicKey, err error) {
 	}
 	if alg, present := jwk["alg"]; present {
 		if key.alg, ok = alg.(string); !ok || !slices.Contains(asymmetric, key.alg) {
-			return key, errors.New("its alg is none for public keys that verify signatures")
+			return key, errors.New("its alg is not one by which a public key verifies signatures")
 		}
 	}
 	if jwk["kty"] == "RSA" {

@@ -940,7 +940,7 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 		return nil, errors.New("the client is not a name, or two claims name different ones")
 	}
 	if facts.Scopes, ok = scopesOf(facts.Claims, r.cfg.ScopeClaims); !ok {
-		return nil, errors.New("scope is not a list of scopes, or a too long one")
+		return nil, errors.New("scope is not a list of scopes, or is too long")
 	}
 
 	now := r.cfg.Now()

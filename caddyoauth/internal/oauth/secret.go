@@ -450,7 +450,7 @@ func CheckSecret(secret string) error {
 	case strings.HasPrefix(secret, secretPrefix) && strings.Contains(secret, "\nsecret_hash "):
 		return errors.New("there are the two lines that 'caddy oauth generate-secret' prints: the first is the secret, the second belongs in the client's block in the Caddyfile")
 	case strings.HasPrefix(secret, "secret_hash "):
-		return errors.New("there is a line for the Caddyfile, not what stands behind its word secret_hash")
+		return errors.New("there is a whole line for the Caddyfile: keep only the hash, without the word secret_hash")
 	case strings.Trim(secret, "\r\n") != secret:
 		return errors.New("the secret begins or ends with an empty line: remove it; only one line end is dropped")
 	case strings.ContainsAny(secret, "\r\n"):
