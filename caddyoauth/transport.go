@@ -51,8 +51,9 @@ func allSecure(lines []string) bool {
 }
 
 // clientNetwork names the caller in the queue for slow hashes: the address that Caddy
-// holds for the client's, or its /64 for IPv6, where one machine has as many addresses
-// as it likes.
+// holds for the client's, or its /48 for IPv6: a site has up to that many addresses for the
+// asking (RFC 6177), and a home a /56 of them. Who has a neighbor there that guesses shares a
+// turn with it; with smaller networks all the world would.
 func clientNetwork(r *http.Request) string {
 	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	addr, err := netip.ParseAddr(ip)
@@ -64,7 +65,7 @@ func clientNetwork(r *http.Request) string {
 		addr = peer.Addr()
 	}
 	if addr = addr.Unmap(); addr.Is6() {
-		if network, err := addr.WithZone("").Prefix(64); err == nil {
+		if network, err := addr.WithZone("").Prefix(48); err == nil {
 			return network.String()
 		}
 	}

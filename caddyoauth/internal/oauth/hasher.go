@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"fmt"
 	"maps"
 	"runtime"
 	"slices"
@@ -83,12 +84,14 @@ type flight struct {
 	requests int // without any it leaves the line
 
 	// Where it waits.
-	row          *row              // of the address that it began with
+	from         string            // the address that it began with
 	client       [sha256.Size]byte // the client ID that is claimed
 	turn, within uint64            // among addresses, and among the clients of its row
 
 	started, done chan struct{}
-	right         *Secret // what matched; set before done is closed
+	// Set before done is closed.
+	right *Secret // what matched
+	err   error   // nobody can tell
 }
 
 // flightKey names a computation by what was sent, and to whom. Nothing in it depends on
@@ -128,7 +131,7 @@ func (h *Hasher) check(ctx context.Context, key flightKey, a attempt, from, clie
 	}
 	select {
 	case <-f.done:
-		return f.right, nil
+		return f.right, f.err
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -150,7 +153,7 @@ func (h *Hasher) join(key flightKey, a attempt, from, client string) (f *flight,
 	}
 	f = h.flights[key]
 	if f == nil {
-		f = &flight{flightKey: key, attempt: a, row: r, client: claimed, started: make(chan struct{}), done: make(chan struct{})}
+		f = &flight{flightKey: key, attempt: a, from: from, client: claimed, started: make(chan struct{}), done: make(chan struct{})}
 		h.flights[key] = f
 		h.enqueue(f)
 	}
@@ -181,9 +184,11 @@ func (h *Hasher) join(key flightKey, a attempt, from, client string) (f *flight,
 // last flight; an address without any is treated as if it had just had one, so that
 // newcomers don't overtake for ever. Likewise for the client among those of its address.
 func (h *Hasher) enqueue(f *flight) {
-	f.turn, f.within = h.turn, f.row.turn
+	// By the address, not by its row, which ends with its requests though others may want
+	// its flights: an address could begin anew as often as it likes.
+	f.turn, f.within = h.turn, h.rows[f.from].turn
 	for _, other := range h.line {
-		if other.row != f.row {
+		if other.from != f.from {
 			continue
 		}
 		f.turn = max(f.turn, other.turn)
@@ -202,12 +207,15 @@ func (h *Hasher) dispatch() {
 	for h.running < h.slots && len(h.line) > 0 {
 		next := slices.MinFunc(h.line, func(a, b *flight) int { return cmp.Compare(a.turn, b.turn) })
 		for _, f := range h.line {
-			if f.row == next.row && f.within < next.within {
+			if f.from == next.from && f.within < next.within {
 				f.turn, next.turn = next.turn, f.turn
 				next = f
 			}
 		}
-		h.turn, next.row.turn = next.turn, next.within
+		h.turn = next.turn
+		if r := h.rows[next.from]; r != nil {
+			r.turn = next.within
+		}
 		h.line = slices.DeleteFunc(h.line, func(f *flight) bool { return f == next })
 		h.running++
 		close(next.started)
@@ -215,15 +223,21 @@ func (h *Hasher) dispatch() {
 	}
 }
 
-// run computes a flight and lets the next one go.
+// run computes a flight and lets the next one go. A panic is the end of the flight, as it
+// would be of the request if that computed the hash itself, and not of the process.
 func (h *Hasher) run(f *flight) {
+	defer func() {
+		if r := recover(); r != nil {
+			f.right, f.err = nil, fmt.Errorf("checking a secret: panic: %v", r)
+		}
+		h.mu.Lock()
+		h.running--
+		delete(h.flights, f.flightKey)
+		h.dispatch()
+		h.mu.Unlock()
+		close(f.done)
+	}()
 	f.right = h.compute(f.attempt)
-	h.mu.Lock()
-	h.running--
-	delete(h.flights, f.flightKey)
-	h.dispatch()
-	h.mu.Unlock()
-	close(f.done)
 }
 
 // compute does the work of an attempt: for each reading the hashes of its candidates and,

@@ -325,6 +325,58 @@ func TestTurnsAtSlowHashes(t *testing.T) {
 	}
 }
 
+// Nor do two addresses together, one of which holds the flights of the other, that begins anew
+// each time.
+func TestTurnsOfAnAddressThatBeginsAnew(t *testing.T) {
+	h := NewHasher()
+	h.hold()
+	for i := range 20 {
+		_, leave := h.join(nothing(i), attempt{}, "begins", fmt.Sprint(i))
+		h.join(nothing(i), attempt{}, "holds", fmt.Sprint(i))
+		leave()
+	}
+	honest, _ := h.join(nothing(100), attempt{}, "honest", "honest")
+	before := 0
+	for _, f := range h.line {
+		if f != honest && f.turn <= honest.turn {
+			before++
+		}
+	}
+	if before > 1 {
+		t.Errorf("%d hashes of one address come before the first of another", before)
+	}
+}
+
+// A panic in a computation is an answer for all who wait for it, and says nothing of their
+// credentials; the next computation goes on.
+func TestPanicInASlowHash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHasher()
+		bad := attempt{readings: []reading{{secret: "x", candidates: []*Secret{{}}}}} // a Secret without a digest
+		release := h.hold()
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() {
+				right, err := h.check(t.Context(), nothing(1), bad, "192.0.2.1", "c")
+				if right != nil || codeOf(err) != "outage" {
+					t.Errorf("the answer is %v, %v", right, err)
+				}
+			})
+		}
+		all.Go(func() {
+			if _, err := h.check(t.Context(), nothing(2), attempt{}, "192.0.2.1", "d"); err != nil {
+				t.Errorf("another one: %v", err)
+			}
+		})
+		synctest.Wait()
+		release()
+		all.Wait()
+		if h.waiting != 0 || len(h.rows) != 0 || len(h.line) != 0 || len(h.flights) != 0 || h.running != 0 {
+			t.Errorf("left over: %d waiting, %d rows, %d in line, %d flights, %d running", h.waiting, len(h.rows), len(h.line), len(h.flights), h.running)
+		}
+	})
+}
+
 // What was remembered outlives a reload that leaves the hash as it is, whether the hash
 // stands in the configuration or was made of a secret that it refers to; a reload that
 // changes either begins anew.
