@@ -55,21 +55,22 @@ func (m *Memory) Put(_ context.Context, t oauth.Token) error {
 	if m.closed {
 		return oauth.ErrClosed
 	}
+	client := oauth.ClientRef{Realm: t.Realm, ClientID: t.ClientID}
 	// Each Put drops up to four expired tokens, so the store shrinks faster than it
-	// grows and nobody has to sweep.
+	// grows and nobody has to sweep; and all of them before it refuses a client, which may
+	// have nothing else.
 	now := m.now().UnixMilli()
-	for i := 0; i < 4 && len(m.expiries) > 0 && m.expiries[0].ExpiryMilli <= now; i++ {
+	for i := 0; (i < 4 || m.hasShare(client)) && len(m.expiries) > 0 && m.expiries[0].ExpiryMilli <= now; i++ {
 		over := heap.Pop(&m.expiries).(heldKey)
 		delete(m.tokens, over.Key)
 		if over.holder.keys--; over.holder.keys == 0 {
 			delete(m.holders, over.holder.client)
 		}
 	}
-	client := oauth.ClientRef{Realm: t.Realm, ClientID: t.ClientID}
 	h := m.holders[client]
 	// The heap, not the map: it keeps the keys of revoked tokens until they expire.
 	switch {
-	case h != nil && h.keys >= m.max/4:
+	case m.hasShare(client):
 		return oauth.ErrClientFull
 	case len(m.expiries) >= m.max:
 		return oauth.ErrFull
@@ -82,6 +83,12 @@ func (m *Memory) Put(_ context.Context, t oauth.Token) error {
 	m.tokens[t.Key] = t
 	heap.Push(&m.expiries, heldKey{t.Key, h})
 	return nil
+}
+
+// hasShare reports whether there is no room for another token of client.
+func (m *Memory) hasShare(client oauth.ClientRef) bool {
+	h := m.holders[client]
+	return h != nil && h.keys >= m.max/4
 }
 
 // Get implements oauth.TokenStore.

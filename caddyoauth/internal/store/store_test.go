@@ -647,6 +647,24 @@ func TestMemoryLeavesRoomForOthers(t *testing.T) {
 	}
 }
 
+// A client whose share is of expired tokens alone gets another, however many of others expired
+// before.
+func TestMemoryShareOfExpiredTokens(t *testing.T) {
+	now := time.Unix(1000, 0)
+	m := NewMemory(func() time.Time { return now })
+	m.max = 80
+	for n := range 60 {
+		token := tokenUntil(fmt.Sprint(n), time.Unix(2000+int64(n), 0))
+		token.ClientID = []string{"one", "two", "three"}[n/20]
+		put(t, m, token)
+	}
+	now = time.Unix(3000, 0)
+	token := tokenUntil("new", time.Unix(4000, 0))
+	token.ClientID = "three"
+	put(t, m, token)
+	present(t, m, token)
+}
+
 // FuzzRecord: no bytes make the decoder panic, and what it accepts is a token of the
 // key it was asked for, which goes out as it came in.
 func FuzzRecord(f *testing.F) {
