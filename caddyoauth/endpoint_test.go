@@ -577,7 +577,7 @@ func TestRealmParameter(t *testing.T) {
 		"alpha": {"realm=/alpha", "realm=alpha", "realm=/alpha/", "realm=%2falpha", "realm=", "realm=alpha&realm=/alpha"},
 	}
 	bad := map[string][]string{
-		"root":  {"realm=/alpha", "realm=alpha", "realm=/nobody", "%72ealm=/alpha", "realm=/&realm=/alpha", "realm=/ROOT", "realm=/root/alpha", "x=%zz&realm=/alpha"},
+		"root":  {"realm=/alpha", "realm=alpha", "realm=/nobody", "%72ealm=/alpha", "realm=/&realm=/alpha", "realm=/ROOT", "realm=/root/alpha", "x=%zz&realm=/alpha", "realm=/alpha%zz", "realm=/alpha;x=1"},
 		"alpha": {"realm=/", "realm=root", "realm=/beta", "realm=/Alpha", "realm=/root/alpha"},
 	}
 	as := call{}.as("reader", testSecret)
@@ -596,8 +596,8 @@ func TestRealmParameter(t *testing.T) {
 				if !strings.Contains(a.Body, "realm parameter") {
 					t.Errorf("with %s the answer is %s", query, a.Body)
 				}
-				if strings.Contains(query, "&") {
-					continue // twice in a body is a repeated parameter
+				if strings.ContainsAny(query, "&;") || strings.HasSuffix(query, "%zz") {
+					continue // in a body repeated, or not well-formed, whatever it is
 				}
 				c.query, c.body = "", "FORM&"+query
 				wantE(t, c.send(g, e), 400, "invalid_request", "alpha", "beta", "nobody")

@@ -109,6 +109,7 @@ func mayCarrySecret(r *http.Request) bool {
 func (s *Server) refuseMisdirected(w http.ResponseWriter, r *http.Request, kind endpointKind, meant string) {
 	collectors.requests.WithLabelValues(noEndpoint, string(kind), "no_such_endpoint").Inc()
 	if c := s.logger.Check(zap.InfoLevel, "no endpoint at this path"); c != nil {
+		meant, _, _ = strings.Cut(meant, ";") // what follows may be parameters, too
 		c.Write(zap.String("event", "no_such_endpoint"), zap.String("endpoint", string(kind)), zap.String("path", meant))
 	}
 	h := w.Header()
@@ -183,6 +184,16 @@ func (e *endpoint) contradicts(asked ...string) bool {
 		}
 	}
 	return false
+}
+
+// contradictedBy reports whether a query does, or has the parameter in a form that url.Values
+// leaves out.
+func (e *endpoint) contradictedBy(query string) bool {
+	if query == "" {
+		return false
+	}
+	values, err := url.ParseQuery(query)
+	return err != nil && strings.Contains(query, "realm") || e.contradicts(values["realm"]...)
 }
 
 var errOtherRealm = &oauth.Error{

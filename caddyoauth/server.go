@@ -241,7 +241,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		s.refuse(w, r, e, http.StatusTooEarly, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "send it again after the TLS handshake", Reason: "early_data"})
 		return nil
 	}
-	if r.URL.RawQuery != "" && e.contradicts(r.URL.Query()["realm"]...) {
+	if e.contradictedBy(r.URL.RawQuery) {
 		s.refuse(w, r, e, http.StatusBadRequest, errOtherRealm)
 		return nil
 	}
@@ -452,7 +452,7 @@ func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *endpoi
 		h.Set("Allow", "GET, HEAD")
 		refuse(http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be GET"})
 		return
-	case r.URL.RawQuery != "" && e.contradicts(r.URL.Query()["realm"]...):
+	case e.contradictedBy(r.URL.RawQuery):
 		refuse(http.StatusBadRequest, errOtherRealm)
 		return
 	}
