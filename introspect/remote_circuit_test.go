@@ -757,12 +757,16 @@ func TestTheCircuitCountsTheCachesDeadline(t *testing.T) {
 	remote := newRemote(t, cfg)
 	cache := newCache(t, introspect.Config{LookupTimeout: 100 * time.Millisecond})
 	s := cache.Wrap(remote.Name(), remote, time.Minute)
-	for range 5 {
-		if _, err := s.Lookup(t.Context(), remoteToken); !errors.Is(err, context.DeadlineExceeded) {
+	open := func() bool { state := states.Load(); return state != nil && *state == "open" }
+	// On a busy machine a question may come so late that the server has too little time for it
+	// to count.
+	for range 20 {
+		if _, err := s.Lookup(t.Context(), remoteToken); !open() && !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v, want the deadline's error", err)
 		}
+		if open() {
+			return
+		}
 	}
-	if states.Load() == nil || *states.Load() != "open" {
-		t.Error("a server that hangs has not opened the circuit")
-	}
+	t.Error("a server that hangs has not opened the circuit")
 }
