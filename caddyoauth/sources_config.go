@@ -197,8 +197,13 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 	replace := caddy.NewReplacer()
 	var err error
 	s.cfg = s.settings()
-	if s.cfg.URL, err = replace.ReplaceOrErr(s.URL, true, true); err != nil {
-		return fmt.Errorf("url: %w", err)
+	for _, text := range []struct {
+		name, configured string
+		resolved         *string
+	}{{"url", s.URL, &s.cfg.URL}, {"client_id", s.ClientID, &s.cfg.ClientID}, {"issuer", s.Issuer, &s.cfg.Issuer}} {
+		if *text.resolved, err = replace.ReplaceOrErr(text.configured, true, true); err != nil {
+			return fmt.Errorf("%s: %w", text.name, err)
+		}
 	}
 	if s.ClientSecret != "" {
 		if s.cfg.ClientSecret, err = resolveSecret(s.ClientSecret); err != nil {
@@ -219,8 +224,8 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 	}
 	// What the source is, and so what may be remembered in its name. Not how long an answer
 	// may take: another timeout does not make what the server said, or its health, unknown.
-	s.key = sourceKey("introspect", s.SourceName(), []any{s.cfg.URL, s.ClientID, s.cfg.ClientSecret, s.Auth, s.Issuer, s.ClientClaim, s.ScopeClaim, s.Leeway, s.Headers, trust})
-	name, client := s.SourceName(), s.ClientID
+	s.key = sourceKey("introspect", s.SourceName(), []any{s.cfg.URL, s.cfg.ClientID, s.cfg.ClientSecret, s.Auth, s.cfg.Issuer, s.ClientClaim, s.ScopeClaim, s.Leeway, s.Headers, trust})
+	name, client := s.SourceName(), s.cfg.ClientID
 	// The source outlives this configuration, and its logger.
 	logger := func() *zap.Logger {
 		return caddy.Log().Named("oauth.sources.introspect").With(zap.String("url", name))

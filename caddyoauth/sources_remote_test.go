@@ -154,6 +154,27 @@ func TestReloadKeepsASourceWhoseTimeoutChanges(t *testing.T) {
 	}
 }
 
+// A reference that stands for the gateway's ID or the issuer is looked up, as that in the URL
+// is: taken literally it would refuse every token. One that leads nowhere does not load.
+func TestReferencesInASourceAreLookedUp(t *testing.T) {
+	f := newForeign(t)
+	f.knows("opaque", activeForeign)
+	t.Setenv("OAUTH_TEST_GATEWAY", "gateway")
+	t.Setenv("OAUTH_TEST_ISSUER", "https://as.example.com")
+	site := func(id, issuer string) string {
+		return "oauth_protect {\nsource introspect " + f.URL + " {\nclient_id " + id + "\nclient_secret {env.OAUTH_TEST_SECRET}\nissuer " + issuer + "\n}\n}\nreverse_proxy BACKEND"
+	}
+	g := startGateway(t, "", site("{env.OAUTH_TEST_GATEWAY}", "{env.OAUTH_TEST_ISSUER}"))
+	if a := g.get("/x", "opaque"); a.StatusCode != 200 {
+		t.Errorf("with references: %d, want 200", a.StatusCode)
+	}
+	for _, site := range []string{site("{env.OAUTH_TEST_NOWHERE}", "https://as.example.com"), site("gateway", "{env.OAUTH_TEST_NOWHERE}")} {
+		if err := g.load("", site); err == nil || !strings.Contains(err.Error(), "OAUTH_TEST_NOWHERE") {
+			t.Errorf("a reference that leads nowhere: %v", err)
+		}
+	}
+}
+
 // The credential in a header is read from its file for each request: Kubernetes changes it
 // every hour. It goes to the hosts that the configuration names, and to no other.
 func TestHeadersFollowTheirFiles(t *testing.T) {
