@@ -675,16 +675,16 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token s
 		c.negatives.drop(h)
 	}
 
-	ttl, kept, until := min(s.cfg.MaxAge, remaining), time.Duration(0), facts.Expiry
+	ttl, kept := min(s.cfg.MaxAge, remaining), time.Duration(0)
 	if immortal {
 		ttl = min(s.cfg.MaxAge, c.cfg.MaxAgeNoExpiry)
-		until = begun.Add(ttl)
 	} else if s.cfg.StaleFor > 0 {
-		longest := sum(max(s.cfg.MaxAge, 0), s.cfg.StaleFor)
-		kept = min(longest, remaining)
-		if end := begun.Add(longest); end.Before(until) {
-			until = end
-		}
+		kept = min(sum(max(s.cfg.MaxAge, 0), s.cfg.StaleFor), remaining)
+	}
+	// Without its reading of the monotonic clock, which would be all that is compared.
+	until := begun.Round(0).Add(max(ttl, kept))
+	if !immortal && facts.Expiry.Before(until) {
+		until = facts.Expiry
 	}
 	// ttl is positive: to ristretto zero means for ever, and less than zero would leave
 	// an older entry in place.

@@ -399,6 +399,50 @@ func TestClocksThatJump(t *testing.T) {
 	}
 }
 
+// While the machine sleeps a token may be revoked elsewhere, so what was found out before has
+// no more than its age by the wall clock.
+func TestMaxAgeAfterASleep(t *testing.T) {
+	for name, expiry := range map[string]time.Time{"with an expiry": start.Add(24 * time.Hour), "without": {}} {
+		var clock clocks
+		asked := 0
+		cache := newCache(t, clock.config())
+		s := cache.Wrap("reg", sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
+			asked++
+			return factsOf(token, expiry), nil
+		}), 20*time.Second)
+		warm(t, cache, s, "token")
+		clock.wall.Add(int64(20*time.Second - 1))
+		active(t, s, "token")
+		if asked != 1 {
+			t.Errorf("%s: within max_age asked %d times, want 1", name, asked)
+		}
+		clock.wall.Add(1)
+		active(t, s, "token")
+		if asked != 2 {
+			t.Errorf("%s: after a sleep of max_age asked %d times, want 2", name, asked)
+		}
+	}
+}
+
+// The system's own clock has two readings in one, and a comparison takes the one that stands
+// still during a sleep, where both have it.
+func TestASleepIsSeenByTheWallClock(t *testing.T) {
+	cache := newCache(t, introspect.Config{})
+	for name, cfg := range map[string]introspect.WrapConfig{"without an expiry": {MaxAge: time.Minute}, "in an outage": {MaxAge: time.Minute, StaleFor: time.Hour}} {
+		var expiry time.Time
+		if cfg.StaleFor > 0 {
+			expiry = time.Unix(time.Now().Unix()+86400, 0)
+		}
+		s := cache.WrapWith(name, sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
+			return factsOf(token, expiry), nil
+		}), cfg)
+		active(t, s, "token")
+		if until := s.Until("token"); until != until.Round(0) {
+			t.Errorf("%s: an entry counts until %v, by the monotonic clock", name, until)
+		}
+	}
+}
+
 // B-07: "no" is not remembered: a token that turns up later, here or from another
 // node, is good at once.
 func TestNoIsNeverRemembered(t *testing.T) {

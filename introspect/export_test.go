@@ -18,5 +18,10 @@ func (s *CachedSource) Held(token string) (time.Duration, bool) {
 	return s.cache.items.GetTTL(s.cache.cfg.hash(key))
 }
 
+// Until is when the latest entry for token stops counting by the wall clock.
+func (s *CachedSource) Until(token string) time.Time {
+	return s.cache.latest(s.cache.cfg.hash(keyOf(s.name, IDOf(token)))).Load().until
+}
+
 // UnderWay is the number of lookups that have a place.
 func (s *CachedSource) UnderWay() int { return len(s.slots) }
