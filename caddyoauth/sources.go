@@ -283,7 +283,8 @@ func findOut(ctx context.Context, app *App, sources []routeSource, token string,
 		switch s.recognizes(token) {
 		case Mine:
 			// Its rivals, of the same name and with other demands, are behind it: those before
-			// have said no.
+			// have said no. The first that accepts the token speaks for it, whatever is in the
+			// cache: what each makes of it may differ.
 			mine := append(few[:0], s)
 			for _, rival := range sources[i+1:] {
 				if rival.isRival(s) && rival.recognizes(token) == Mine {
@@ -297,18 +298,38 @@ func findOut(ctx context.Context, app *App, sources []routeSource, token string,
 	}
 	far := func(s routeSource) bool { return !s.near }
 	if !slices.ContainsFunc(perhaps, far) {
-		return askEach(ctx, perhaps, token, maxAge)
+		return recallOrAsk(ctx, perhaps, token, maxAge)
 	}
 	// Nobody elsewhere has to know the tokens that were issued here, good or not.
 	minted, unsure := app.minted(token)
 	if minted || unsure != nil {
 		perhaps = slices.DeleteFunc(perhaps, far)
 	}
-	k, err := askEach(ctx, perhaps, token, maxAge)
+	k, err := recallOrAsk(ctx, perhaps, token, maxAge)
 	if err == nil && !k.facts.Active {
 		err = unsure // who may know it was not asked
 	}
 	return k, err
+}
+
+// recallOrAsk is askEach for sources of which only asking can tell: one that has found the
+// token good is the one that it belongs to, unless it may not say so. Those before it need
+// not be asked again, and may be away.
+func recallOrAsk(ctx context.Context, sources []routeSource, token string, maxAge time.Duration) (known, error) {
+	if len(sources) > 1 {
+		for _, s := range sources {
+			source, realm := s.cached()
+			if facts, ok := source.Remembered(token, maxAge); ok {
+				if s.source != nil {
+					facts = s.source.own(facts)
+				}
+				if facts.Active {
+					return known{facts, realm}, nil
+				}
+			}
+		}
+	}
+	return askEach(ctx, sources, token, maxAge)
 }
 
 // askEach asks sources one after the other, so that nobody is shown a token that the one
@@ -316,18 +337,6 @@ func findOut(ctx context.Context, app *App, sources []routeSource, token string,
 func askEach(ctx context.Context, sources []routeSource, token string, maxAge time.Duration) (known, error) {
 	if len(sources) == 1 {
 		return sources[0].ask(ctx, token, maxAge)
-	}
-	// A source that has found it good is the one that it belongs to, unless it may not say so.
-	for _, s := range sources {
-		source, realm := s.cached()
-		if facts, ok := source.Remembered(token, maxAge); ok {
-			if s.source != nil {
-				facts = s.source.own(facts)
-			}
-			if facts.Active {
-				return known{facts, realm}, nil
-			}
-		}
 	}
 	var unsure error
 	for _, s := range sources {

@@ -48,6 +48,28 @@ func TestASourceThatMayNotSaySoStandsInNobodysWay(t *testing.T) {
 	}
 }
 
+// Which of two sources of an issuer speaks for a token that both accept does not depend on what
+// another route has put into the cache.
+func TestTheFirstOfTwoSourcesOfAnIssuerDecides(t *testing.T) {
+	f := newForeign(t)
+	source := func(audience, claim string) string {
+		return "source jwt https://issuer.example.com {\njwks_uri " + f.URL + "/keys\naudience " + audience + "\nscope_claim " + claim + "\n}\n"
+	}
+	jwt := f.signs(t, `{"iss":"https://issuer.example.com","aud":["a","b"],"client_id":"c","exp":4102444800,"scp":"read","roles":"admin"}`)
+	g := startGateway(t, "", "route /both {\noauth_protect {\n"+source("a", "scp")+source("b", "roles")+"scopes admin\n}\nreverse_proxy BACKEND\n}\nroute /b {\noauth_protect {\n"+source("b", "roles")+"}\nreverse_proxy BACKEND\n}\n")
+	waitUntil(t, "the keys are here", func() bool {
+		return g.get("/b", f.signs(t, `{"iss":"https://issuer.example.com","aud":"b","client_id":"c","exp":4102444800}`)).StatusCode == 200
+	})
+	if a := g.get("/b", jwt); a.StatusCode != 200 {
+		t.Fatal(a.StatusCode)
+	}
+	for i := range 2 {
+		if a := g.get("/both", jwt); a.StatusCode != 403 {
+			t.Errorf("request %d, of which only the second source says that it is admin: %d, want 403", i+1, a.StatusCode)
+		}
+	}
+}
+
 // Two routes, one server: the max_age of one is not that of the other.
 func TestEachUseOfASourceHasItsMaxAge(t *testing.T) {
 	f := newForeign(t)
