@@ -13,7 +13,8 @@
 //	caddy oauth                   the command line                                       command.go
 //
 // and their Caddyfile syntax (caddyfile.go), with their metrics (metrics.go) and what they
-// make of connections and paths (transport.go, path.go). The rules of OAuth are in internal/oauth,
+// make of connections and paths (transport.go, path.go), of requests that miss an endpoint
+// (misdirected.go), and of identities that are used too early (order.go). The rules of OAuth are in internal/oauth,
 // the stores in internal/store, the cache and its sources in package introspect.
 //
 // A realm is an authorization server. Its settings are parsed in Provision; its
