@@ -432,10 +432,23 @@ func (a *App) leave(ctx context.Context, next *App) error {
 	return a.opened.store.Leave(ctx, stay)
 }
 
+// withdraw takes back what a configuration that never came into force has said in the store of
+// the one that goes on. It has admitted clients that this one does not have, and perhaps served
+// them until another app failed: those tokens must not be good when such a client comes back.
+func (a *App) withdraw() error {
+	inForce, goesOn := caddy.ActiveContext().Context, activeApp()
+	if inForce != a.before || goesOn == nil || goesOn.opened != a.opened || a.opened.store == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	return a.opened.store.Leave(ctx, goesOn.activeClients())
+}
+
 // Cleanup gives back the store, if this instance took it.
 func (a *App) Cleanup() error {
 	a.stopFollowing() // Stop is not called after a failed Start
-	err := a.closeSources()
+	err := errors.Join(a.withdraw(), a.closeSources())
 	if key := a.held; key != "" {
 		a.held = ""
 		_, storeErr := openStores.Delete(key)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -771,6 +772,70 @@ func TestRefusedConfigurationsEndNothing(t *testing.T) {
 			g.restart(store+testClients, gatewaySite)
 			if a := g.get("/x", token); a.StatusCode != 200 {
 				t.Errorf("the token of before: %d", a.StatusCode)
+			}
+		})
+	}
+}
+
+// lateApp is an app that does not start.
+type lateApp struct{}
+
+// lateStart is its Start.
+var lateStart func() error
+
+func (lateApp) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "oauth_test_late", New: func() caddy.Module { return lateApp{} }}
+}
+func (lateApp) Start() error { return lateStart() }
+func (lateApp) Stop() error  { return nil }
+
+func init() { caddy.RegisterModule(lateApp{}) }
+
+// A configuration that serves before another app of it fails may have issued a token to a client
+// that the one which goes on does not have. That is not good, also when the client comes later.
+func TestRefusedConfigurationThatServed(t *testing.T) {
+	for name, store := range stores(t) {
+		t.Run(name, func(t *testing.T) {
+			g := startGateway(t, store+testClients, gatewaySite)
+			if err := g.load(store+readerIs, gatewaySite); err != nil {
+				t.Fatal(err)
+			}
+			reader := g.token("reader")
+			config, err := adapt(t, formatted(strings.Replace(caddyfileOf(store+testClients, "oauth_server"), ":0 {", "http://"+freeAddress(t)+" {", 1)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			refused := bytes.Replace(config, []byte(`"apps":{`), []byte(`"apps":{"oauth_test_late":{},`), 1)
+			_, address, _ := strings.Cut(string(config), `"listen":["`)
+			address, _, _ = strings.Cut(address, `"`)
+			other := &gateway{t: t, URL: "http://" + address, Client: &http.Client{Timeout: time.Second}}
+			var token string
+			lateStart = func() error {
+				r := other.posting("/oauth2/access_token", "writer", testSecret, url.Values{"grant_type": {"client_credentials"}, "scope": {"write"}})
+				if a, err := other.try(r); err == nil && a.StatusCode == 200 {
+					token = a.json(t)["access_token"].(string)
+				}
+				return errors.New("does not start")
+			}
+			for range 30 { // apps start in any order; this one comes last in a third
+				if err := caddy.Load(refused, true); err == nil || !strings.Contains(err.Error(), "does not start") {
+					t.Fatal(err)
+				}
+				if token != "" {
+					break
+				}
+			}
+			if token == "" {
+				t.Fatal("the refused configuration never served")
+			}
+			if err := g.load(store+testClients, gatewaySite); err != nil {
+				t.Fatal(err)
+			}
+			if a := g.get("/x", token); a.StatusCode != 401 {
+				t.Errorf("the token of the refused configuration: %d", a.StatusCode)
+			}
+			if a := g.get("/x", reader); a.StatusCode != 200 {
+				t.Errorf("a token of the client that stayed: %d", a.StatusCode)
 			}
 		})
 	}
