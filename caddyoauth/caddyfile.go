@@ -18,7 +18,7 @@ import (
 
 func init() {
 	httpcaddyfile.RegisterGlobalOption("oauth", parseApp)
-	httpcaddyfile.RegisterHandlerDirective("oauth_server", parseServer)
+	httpcaddyfile.RegisterDirective("oauth_server", parseServerRoute)
 	httpcaddyfile.RegisterDirective("oauth_protect", parseProtectRoutes)
 	// The server first, so that the token endpoint never needs a token; both before
 	// request_header, which may then use {http.auth.user.*}.
@@ -615,6 +615,31 @@ func checkRealmArgument(h httpcaddyfile.Helper, directive string, known map[stri
 
 const serverOptions = "base_path, insecure_http, allow_ambiguous_paths"
 
+// parseServerRoute makes the route of an oauth_server.
+func parseServerRoute(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
+	h.Next() // the directive's name, which ExtractMatcherSet goes back to
+	matcher, err := h.ExtractMatcherSet()
+	if err != nil {
+		return nil, err
+	}
+	server, err := parseServer(h)
+	if err != nil {
+		return nil, err
+	}
+	return newRoute(h, matcher, server), nil
+}
+
+// newRoute makes the route of a handler. In a named route it has a matcher in any case: of
+// a named route in which nothing has one, Caddy keeps the first handler and drops the others
+// without a word, the one that protects the rest among them.
+func newRoute(h httpcaddyfile.Helper, matcher caddy.ModuleMap, handler caddyhttp.MiddlewareHandler) []httpcaddyfile.ConfigValue {
+	// Caddy reads named routes first, and sets this option when it is done with them.
+	if matcher == nil && h.Option("named_routes") == nil {
+		matcher = caddy.ModuleMap{} // matches everything
+	}
+	return h.NewRoute(matcher, handler)
+}
+
 // parseServer reads
 //
 //	oauth_server [<matcher>] [<realm>...] {
@@ -622,7 +647,7 @@ const serverOptions = "base_path, insecure_http, allow_ambiguous_paths"
 //		insecure_http
 //		allow_ambiguous_paths
 //	}
-func parseServer(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+func parseServer(h httpcaddyfile.Helper) (*Server, error) {
 	h.Next() // the directive's name
 	known, err := realmsOf(h)
 	if err != nil {
@@ -682,7 +707,7 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 	if err != nil {
 		return nil, err
 	}
-	routes := h.NewRoute(matcher, protect)
+	routes := newRoute(h, matcher, protect)
 	if matcher != nil {
 		routes = append(routes, h.NewRoute(nil, &Guard{AllowAmbiguousPaths: protect.AllowAmbiguousPaths, KeepOverrideHeaders: protect.KeepOverrideHeaders})...)
 	}

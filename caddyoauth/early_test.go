@@ -260,3 +260,29 @@ func TestNamedRoutesAloneAreWarnedOf(t *testing.T) {
 		t.Errorf("a warning without a reason:\n%s", text)
 	}
 }
+
+// Of a named route in which no directive has a matcher, Caddy keeps the first handler alone. Where
+// one of ours is in it, all are kept: a route must not lose what protects it.
+func TestNamedRoutesKeepWhatProtectsThem(t *testing.T) {
+	const head = "{\nadmin off\npersist_config off\nauto_https off\ngrace_period 1s\noauth {\nstore memory\n" + testClients + "}\n}\n"
+	for name, sites := range map[string]string{
+		"behind another directive": "&(protected) {\nheader X-Frame-Options DENY\noauth_protect\n}\n:0 {\nbind 127.0.0.1\noauth_server\ninvoke protected\nreverse_proxy BACKEND\n}\n",
+		"in front of a backend":    "&(protected) {\noauth_protect\nreverse_proxy BACKEND\n}\n:0 {\nbind 127.0.0.1\noauth_server\ninvoke protected\n}\n",
+		"with the server":          "&(all) {\nheader X-Frame-Options DENY\noauth_server\noauth_protect\nreverse_proxy BACKEND\n}\n:0 {\nbind 127.0.0.1\ninvoke all\n}\n",
+		"one in the other":         "&(rule) {\nheader X-Frame-Options DENY\noauth_protect\n}\n&(all) {\nheader X-Test all\ninvoke rule\nreverse_proxy BACKEND\noauth_server\n}\n:0 {\nbind 127.0.0.1\ninvoke all\n}\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := startCaddyfile(t, head+sites)
+			if a := g.do(g.request("GET", "/x", "")); a.StatusCode != 401 || g.Backend.count() != 0 {
+				t.Errorf("without a token: %d, %d requests at the backend", a.StatusCode, g.Backend.count())
+			}
+			a := g.do(g.request("GET", "/x", "", "Authorization", "Bearer "+g.token("reader")))
+			if a.StatusCode != 200 || g.Backend.count() != 1 {
+				t.Fatalf("with a token: %d, %d requests at the backend", a.StatusCode, g.Backend.count())
+			}
+			if client := g.Backend.last(t).Header.Get("X-Oauth-Client-Id"); client != "reader" {
+				t.Errorf("the client is %q", client)
+			}
+		})
+	}
+}
