@@ -147,16 +147,13 @@ func (k knowledge) with(more knowledge) knowledge {
 
 // routes walks through a list of routes, and returns what may be known behind it.
 func (w *orderWalk) routes(list []sourceRoute, site string, before knowledge) knowledge {
-	type part struct {
-		group string
-		knowledge
-	}
-	var parts []part
+	// What the routes so far contribute: those of a group apart, since of them one runs.
+	reached, groups := before, make(map[string]knowledge)
 	upTo := func(group string) knowledge {
-		k := before
-		for _, p := range parts {
-			if p.group == "" || p.group != group { // of a group one route runs
-				k = k.with(p.knowledge)
+		k := reached
+		for _, name := range sortedKeys(groups) {
+			if name != group {
+				k = k.with(groups[name])
 			}
 		}
 		return k
@@ -173,13 +170,19 @@ func (w *orderWalk) routes(list []sourceRoute, site string, before knowledge) kn
 			matching = w.matchers(set, site, matching)
 		}
 		// Matchers look at a request whether it then matches or not.
-		parts = append(parts, part{"", knowledge{early: matching.early[known:]}})
+		reached = reached.with(knowledge{early: matching.early[known:]})
 		after, looked := matching, len(matching.early)
 		for _, handler := range route.Handle {
 			after = w.handler(handler, site, after)
 		}
-		if !route.Terminal { // or nothing comes behind it
-			parts = append(parts, part{route.Group, knowledge{after.protected, after.authenticated, after.early[looked:]}})
+		if route.Terminal {
+			continue // nothing comes behind it
+		}
+		more := knowledge{after.protected, after.authenticated, after.early[looked:]}
+		if route.Group == "" {
+			reached = reached.with(more)
+		} else {
+			groups[route.Group] = groups[route.Group].with(more)
 		}
 	}
 	return upTo("")

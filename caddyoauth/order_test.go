@@ -1,10 +1,12 @@
 package caddyoauth_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // orderSites are the ways in which a site's routes stand in the JSON: those of a site without
@@ -164,5 +166,21 @@ func TestIdentityInAPatternIsWarnedOf(t *testing.T) {
 		if warned := strings.Contains(string(text), "is a pattern"); warned != (c.want != "") || !strings.Contains(string(text), c.want) {
 			t.Errorf("%s: the log should have a warning %q: %s", name, c.want, text)
 		}
+	}
+}
+
+// A site of thousands of routes loads without delay, also if they name an identity that nobody
+// asks a token for.
+func TestOrderOfManyRoutes(t *testing.T) {
+	var lines strings.Builder
+	for i := range 2000 {
+		fmt.Fprintf(&lines, "rewrite /old/%d /new/{http.auth.user.id}/%d\nredir /gone/%d /{http.auth.user.id}\n", i, i, i)
+	}
+	start := time.Now()
+	if got := ordered(t, ":8080", "oauth_server\n"+lines.String()); got != "" {
+		t.Error(got)
+	}
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("it took %s", took)
 	}
 }
