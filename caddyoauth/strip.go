@@ -126,12 +126,21 @@ func strip(r *http.Request, prefixes []string, credentials bool) (overrides http
 			delete(r.Header, name)
 		}
 	}
-	if upgrade := r.Header["Upgrade"]; upgrade != nil && (len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket")) {
+	if !opensWebSocket(r) {
 		delete(r.Header, "Upgrade")
 	}
 	cleanConnection(r.Header)
 	guardTrailers(r, prefixes)
 	return overrides
+}
+
+// opensWebSocket reports whether a request's Upgrade is for a WebSocket and nothing else. Such
+// a request is a GET without a body (RFC 6455 section 4.1): a backend that takes what follows
+// the header for what follows the switch, and then makes no switch, would find another
+// request there.
+func opensWebSocket(r *http.Request) bool {
+	upgrade := r.Header["Upgrade"]
+	return len(upgrade) == 1 && strings.EqualFold(upgrade[0], "websocket") && r.Method == http.MethodGet && r.ContentLength == 0
 }
 
 // stripServer is strip for all sites of a server, those that have nothing to do with us

@@ -324,6 +324,27 @@ func TestWebSocketPasses(t *testing.T) {
 	}
 }
 
+// What opens a WebSocket is a GET without a body. With anything else no switch is asked for.
+func TestNoSwitchWithABody(t *testing.T) {
+	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect /api/*\nreverse_proxy BACKEND")
+	for path, authorization := range map[string]string{"/api/x": "Authorization: Bearer " + g.token("reader") + "\r\n", "/open": ""} {
+		for request, want := range map[string]string{
+			"GET " + path + " HTTP/1.1\r\nUpgrade: websocket\r\n\r\n":                                                     "websocket",
+			"GET " + path + " HTTP/1.1\r\nUpgrade: websocket\r\nContent-Length: 4\r\n\r\nbody":                            "",
+			"GET " + path + " HTTP/1.1\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n": "",
+			"POST " + path + " HTTP/1.1\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n":                               "",
+		} {
+			request = strings.Replace(request, "\r\n", "\r\nHost: localhost\r\nConnection: Upgrade\r\n"+authorization, 1)
+			if res := readRaw(t, g.rawConn(request), "GET"); res.StatusCode != 200 {
+				t.Fatalf("%q: %d", request, res.StatusCode)
+			}
+			if upgrade := g.Backend.last(t).Header.Get("Upgrade"); upgrade != want {
+				t.Errorf("%q: the backend saw Upgrade: %s", request, upgrade)
+			}
+		}
+	}
+}
+
 // And by an extended CONNECT over HTTP/2 (RFC 8441), where net/http is told to have it. No
 // other protocol passes that way.
 func TestWebSocketOverHTTP2(t *testing.T) {
