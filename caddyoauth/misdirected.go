@@ -23,12 +23,15 @@ import (
 // capitals.
 const noEndpoint = "None"
 
-// endpointNames are what the paths of the endpoints end with.
+// endpointNames are what the paths of the endpoints end with, here or at other servers.
 var endpointNames = map[string]endpointKind{
-	"access_token": endpointToken,
-	"token":        endpointToken,
-	"introspect":   endpointIntrospect,
-	"revoke":       endpointRevoke,
+	"access_token":  endpointToken,
+	"token":         endpointToken,
+	"introspect":    endpointIntrospect,
+	"introspection": endpointIntrospect,
+	"tokeninfo":     endpointIntrospect, // of ForgeRock AM
+	"revoke":        endpointRevoke,
+	"revocation":    endpointRevoke,
 }
 
 // misdirected reports for which kind of endpoint a request was meant that is at none, and
@@ -74,7 +77,7 @@ func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) 
 	}
 	// Everything is below the base path `/`. There, names that anything may have count only
 	// where an endpoint could be.
-	if base == "/" && (dir == "/" || strings.HasPrefix(dir, "/realms/") || last != "token" && last != "revoke") {
+	if base == "/" && (dir == "/" || strings.HasPrefix(dir, "/realms/") || last == "access_token" || last == "introspect") {
 		return kind, meant
 	}
 	return "", ""

@@ -61,12 +61,12 @@ func TestMisdirectedRequestsReachNoBackend(t *testing.T) {
 			},
 		}, {
 			"a base path of one's own", "oauth_server {\nbase_path /am/login\n}\nreverse_proxy BACKEND", "/am/login/access_token",
-			[]string{"/am/login/alpha/access_token", "/AM/LOGIN/token", "/login/access_token", "/x/Login/token", "/oauth2/access_token", "/oauth2/realms/root/realms/alpha/token"},
+			[]string{"/am/login/alpha/access_token", "/AM/LOGIN/token", "/login/access_token", "/x/Login/token", "/oauth2/access_token", "/am/login/tokeninfo", "/am/login/introspection", "/oauth2/revocation", "/oauth2/realms/root/realms/alpha/token"},
 			[]string{"/am/token", "/am/access_token", "/api/token"},
 		}, {
 			"no base path", "oauth_server {\nbase_path /\n}\nreverse_proxy BACKEND", "/access_token",
 			[]string{"/Access_Token", "//token", "/x/access_token", "/x/introspect", "/realms/alpha/token", "/realms/root/realms/beta/revoke", "/oauth2/token"},
-			[]string{"/api/token", "/api/revoke", "/"},
+			[]string{"/api/token", "/api/revoke", "/api/revocation", "/api/tokeninfo", "/"},
 		}, {
 			"one realm", "oauth_server alpha\nreverse_proxy BACKEND", "/oauth2/realms/root/realms/alpha/access_token",
 			[]string{"/oauth2/access_token", "/oauth2/realms/root/access_token", "/oauth2/alpha/access_token"},
