@@ -33,6 +33,7 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 	}
 	t.Setenv("OAUTH_TEST_EMPTY", "")
 	t.Setenv("OAUTH_TEST_SECRET", leakedSecret)
+	t.Setenv("OAUTH_TEST_URL", "redis://:"+leakedSecret+"@redis.example.com:6379")
 	clientWith := func(lines string) string {
 		return "client a {\n" + lines + "\nscopes read\n}"
 	}
@@ -75,7 +76,9 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 		{"an issuer without a scheme", "issuer auth.example.com\n" + goodClient, []string{`realm "root"`, "auth.example.com", "host"}},
 		{"an issuer with a query", "issuer https://auth.example.com/?a=b\n" + goodClient, []string{`realm "root"`, "query"}},
 		{"an issuer with a fragment", "issuer https://auth.example.com/#a\n" + goodClient, []string{`realm "root"`, "fragment"}},
-		{"an issuer with credentials", "issuer https://me:pass@auth.example.com/\n" + goodClient, []string{`realm "root"`, "user"}},
+		{"an issuer with credentials", "issuer https://me:" + leakedSecret + "@auth.example.com/\n" + goodClient, []string{`realm "root"`, "user"}},
+		{"a URL of a Redis in a variable", "store redis {env.OAUTH_TEST_URL}\n" + goodClient, []string{"host:port", "not a URL", "password"}},
+		{"a password as the address of a Redis", "store redis {env.OAUTH_TEST_SECRET}\n" + goodClient, []string{"{env.OAUTH_TEST_SECRET}", "host:port"}},
 		{"an issuer from a variable that is not set", "issuer {env.OAUTH_TEST_UNSET}\n" + goodClient, []string{`realm "root"`, "issuer"}},
 		{"two realms with one issuer", "realm alpha {\nissuer https://auth.example.com\n" + goodClient + "}\nrealm beta {\nissuer https://auth.example.com\n" + goodClient + "}",
 			[]string{`"alpha"`, `"beta"`, "https://auth.example.com", "each needs its own"}},
@@ -118,6 +121,8 @@ func TestJSONThatIsRefused(t *testing.T) {
 		{"an unknown field", `{"tokens":1}`, []string{"tokens"}},
 		{"an unknown field of a client", clientWith(`"scope":"x"`), []string{"scope"}},
 		{"an unknown store", `{"store":{"store":"redis"},` + realms + `}`, []string{"token store", "redis"}},
+		{"a URL of a Redis", `{"store":{"store":"redis","addresses":["redis://:hunter2@h:6379"]},` + realms + `}`, []string{"host:port", "not a URL"}},
+		{"a password before the address of a Redis", `{"store":{"store":"redis","addresses":["hunter2@h:6379"]},` + realms + `}`, []string{"host:port", "not a URL"}},
 		{"a store without a name", `{"store":{},` + realms + `}`, []string{"token store"}},
 		{"a cache for less than no tokens", `{"cache":{"max_tokens":-1},` + realms + `}`, []string{"cache", "max_tokens", "turn it off"}},
 		{"a cache without room", `{"cache":{"max_size":1048575},` + realms + `}`, []string{"cache", "max_size", "1MiB", "turn it off"}},

@@ -232,7 +232,9 @@ func (rc *Realm) resolveIssuer(name string, root *Realm) (string, *url.URL, erro
 	switch {
 	case err != nil:
 		return "", nil, fmt.Errorf("issuer %q is not a URL", issuer)
-	case u.Host == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(issuer, "#"):
+	case u.User != nil: // not repeated: there may be a password in it
+		return "", nil, errors.New("issuer has a user in it: it is published, and must have a host, and no user, query or fragment")
+	case u.Host == "" || u.RawQuery != "" || u.ForceQuery || strings.Contains(issuer, "#"):
 		return "", nil, fmt.Errorf("issuer %q must have a host, and no user, query or fragment", issuer)
 	case u.Scheme != "https" && !(u.Scheme == "http" && isLoopbackHost(u.Hostname())):
 		return "", nil, fmt.Errorf("issuer %q must be an https URL (RFC 8414 section 2); http is accepted for loopback hosts only", issuer)

@@ -113,11 +113,11 @@ func (s *RedisStore) Provision(caddy.Context) error {
 	replace := caddy.NewReplacer()
 	for _, address := range s.Addresses {
 		resolved, err := replace.ReplaceOrErr(address, true, true)
-		if err == nil {
-			err = checkAddress(resolved)
-		}
 		if err != nil {
-			return fmt.Errorf("address %s: %w", address, err)
+			return fmt.Errorf("addresses: %w", err)
+		}
+		if err := checkAddress(address, resolved); err != nil {
+			return err
 		}
 		s.cfg.Addresses = append(s.cfg.Addresses, resolved)
 	}
@@ -182,10 +182,14 @@ func (s *RedisStore) check() error {
 	return nil
 }
 
-func checkAddress(address string) error {
+// checkAddress checks what an address as configured has become with its placeholders replaced.
+func checkAddress(configured, address string) error {
+	if strings.ContainsAny(configured+address, "/@") { // not repeated: there may be a password in it
+		return errors.New("an address is host:port, such as 127.0.0.1:6379, and not a URL; what a URL says besides is said by username, password, db and tls")
+	}
 	host, port, err := net.SplitHostPort(address)
 	if n, portErr := strconv.Atoi(port); err != nil || host == "" || portErr != nil || n < 1 || n > 65535 {
-		return errors.New("it is not host:port, such as 127.0.0.1:6379")
+		return fmt.Errorf("address '%s': it is not host:port, such as 127.0.0.1:6379", configured)
 	}
 	return nil
 }
@@ -250,8 +254,8 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	s.Addresses = d.RemainingArgs()
 	for _, address := range s.Addresses {
 		// With a placeholder in it, it is judged when it is known.
-		if err := checkAddress(address); err != nil && !strings.Contains(address, "{") {
-			return d.Errf("address '%s': %v", address, err)
+		if err := checkAddress(address, address); err != nil && !strings.Contains(address, "{") {
+			return d.WrapErr(err)
 		}
 	}
 	if err := parseOptions(d, "redis", map[string]func() error{
