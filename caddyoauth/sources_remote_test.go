@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -276,6 +277,95 @@ func TestQueriesAreInNoLog(t *testing.T) {
 		}
 		if err := caddy.Validate(&cfg); err == nil || strings.Contains(err.Error(), "canary") {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A server may answer with the request that it got, in any form. No log, at any level, then has
+// the token or a secret.
+func TestWhatAServerEchoesIsInNoLog(t *testing.T) {
+	t.Setenv("OAUTH_TEST_SECRET", "canary-client-secret-Xh2kQ9")
+	t.Setenv("OAUTH_TEST_KEY", "canary-api-key")
+	modes := []func(echo string) string{
+		func(echo string) string { return echo },
+		func(echo string) string { return "HTTP/1.1 200 OK\r\n" + echo },
+		func(echo string) string { return "HTTP/1.1 200 " + echo },
+		func(echo string) string {
+			return "HTTP/1.1 302 Found\r\nLocation: https://u:p@127.0.0.1:1/?" + strings.Join(strings.Fields(echo), "") + "\r\n\r\n"
+		},
+		func(echo string) string { return "HTTP/1.1 503 " + strings.Join(strings.Fields(echo), "") + "\r\n\r\n" },
+		func(echo string) string { return "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n" + echo },
+		func(echo string) string {
+			return "HTTP/1.1 200 OK\r\nContent-Type: " + strings.Join(strings.Fields(echo), "") + "\r\n\r\n{}"
+		},
+		func(echo string) string { return "HTTP/1.1 200 OK\r\n\r\n{\"active\":" + fmt.Sprintf("%q", echo) + "}" },
+		func(echo string) string {
+			return "HTTP/1.1 200 OK\r\n\r\n{\"active\":true,\"exp\":" + fmt.Sprintf("%q", echo) + "}"
+		},
+		func(echo string) string { return "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + echo },
+		func(echo string) string {
+			return "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + echo + "\r\n\r\n"
+		},
+		func(echo string) string {
+			return "HTTP/1.1 101 Switching\r\nUpgrade: " + strings.Join(strings.Fields(echo), "") + "\r\n\r\n"
+		},
+		func(echo string) string {
+			return "HTTP/1.1 429 No\r\nRetry-After: " + strings.Join(strings.Fields(echo), "") + "\r\n\r\n"
+		},
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			request := make([]byte, 64<<10)
+			n, _ := conn.Read(request)
+			var mode int
+			_, path, _ := strings.Cut(strings.TrimPrefix(string(request[:n]), "POST"), "/")
+			_, number, _ := strings.Cut(path, "/")
+			fmt.Sscan(strings.SplitN(number, "?", 2)[0], &mode)
+			io.WriteString(conn, modes[mode](string(request[:n])))
+			conn.Close()
+		}
+	}()
+	url := "http://" + listener.Addr().String()
+	file := filepath.Join(t.TempDir(), "log")
+	logged := func() string {
+		text, _ := os.ReadFile(file)
+		return string(text)
+	}
+	var sources strings.Builder
+	for i := range modes {
+		fmt.Fprintf(&sources, `source introspect %[1]s/asked/%[2]d?api_key={env.OAUTH_TEST_KEY} {
+client_id gateway
+client_secret {env.OAUTH_TEST_SECRET}
+auth client_secret_post
+header X-Key {env.OAUTH_TEST_KEY}
+}
+source jwt https://issuer%[2]d.example.com {
+jwks_uri %[1]s/keys/%[2]d?api_key={env.OAUTH_TEST_KEY}
+header X-Key {env.OAUTH_TEST_KEY}
+}
+`, url, i)
+	}
+	g := startCaddyfile(t, logTo(file, caddyfileOf("", "oauth_protect {\n"+sources.String()+"}\nreverse_proxy BACKEND")))
+	if a := g.get("/x", "canary-token"); a.StatusCode != 503 {
+		t.Errorf("what no source can tell is answered with %d, want 503", a.StatusCode)
+	}
+	for i := range modes {
+		for _, trouble := range []string{fmt.Sprint(url, "/asked/", i), fmt.Sprintf("https://issuer%d.example.com", i)} {
+			waitUntil(t, "the failure is logged", func() bool { return strings.Contains(logged(), trouble) })
+		}
+	}
+	for line := range strings.SplitSeq(logged(), "\n") {
+		if strings.Contains(line, "canary") {
+			t.Error(line)
 		}
 	}
 }

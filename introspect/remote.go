@@ -76,7 +76,8 @@ type remoteServer struct {
 	first, known lane
 
 	// patience is the longest timeout that anybody has had: who is in a greater hurry than
-	// others must not decide for them that the server is away.
+	// others must not decide for them that the server is away. It counts up to
+	// defaultRemoteTimeout, which is as long as a cache waits.
 	patience  atomic.Int64
 	witnesses witnesses
 	ctx       context.Context // of asking about them; ends with Close
@@ -632,7 +633,7 @@ func (r *Remote) check(turn int, beside []witness, pause time.Duration) {
 		}
 		r.circuit.checked(turn, r.cfg.Now(), outcome, pause)
 	}()
-	patient := &Remote{r.remoteServer, time.Duration(r.patience.Load())}
+	patient := &Remote{r.remoteServer, max(r.timeout, min(time.Duration(r.patience.Load()), defaultRemoteTimeout))}
 	failures := make(chan *RemoteError, len(beside))
 	for _, w := range beside {
 		r.checks.Go(func() {
