@@ -52,7 +52,7 @@ func (a *App) stripEarly(ctx caddy.Context) error {
 	}
 	// Caddy forgets the source of a route's handlers once they are provisioned.
 	if !slices.ContainsFunc(server.Routes, func(r caddyhttp.Route) bool { return len(r.HandlersRaw) > 0 }) {
-		ctx.Logger().Warn("this server has oauth handlers in named routes or error routes only: whatever runs before them sees the identity headers that callers send; put an oauth_server or oauth_protect into the site itself")
+		ctx.Logger().Warn("this server has oauth handlers in named routes or error routes only: whatever runs before them, or without them, sees the identity headers that callers send; put an oauth_server or oauth_protect into the site itself")
 		return nil
 	}
 	early := &earlyStrip{app: a, logger: ctx.Logger(), routes: server.Routes}
