@@ -102,7 +102,7 @@ type IntrospectSource struct {
 
 	// For how much longer than `max_age` an answer is used while the server is away: no
 	// connection, no answer in time, 429, 502, 503 or 504; never beyond the token's expiry,
-	// nor beyond a route's own `max_age`. Default: not at all.
+	// not without one, nor beyond a route's own `max_age`. Default: not at all.
 	ServeStale caddy.Duration `json:"serve_stale,omitempty"`
 
 	key string
@@ -158,7 +158,8 @@ type JWTSource struct {
 	// same. Default: 0.
 	Leeway caddy.Duration `json:"leeway,omitempty"`
 
-	// How often the keys are fetched. Default: `15m`.
+	// How often the keys are fetched, `10s` or more; of sources that share them the smallest
+	// counts. Default: `15m`.
 	RefreshInterval caddy.Duration `json:"refresh_interval,omitempty"`
 
 	// Headers of each request for keys; as in the source introspect. They go to the host of
