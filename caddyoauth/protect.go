@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/caddyoauth/gateway/introspect"
 )
@@ -98,6 +99,7 @@ type Protect struct {
 	SourcesRaw []json.RawMessage `json:"sources,omitempty" caddy:"namespace=oauth.sources inline_key=source"`
 
 	logger  *zap.Logger
+	trouble *zap.Logger // for what every request may cause; see thinned
 	app     *App
 	label   string // of challenges, logs and metrics: the realm, if tokens of one are accepted
 	sources []routeSource
@@ -143,6 +145,7 @@ func (Protect) CaddyModule() caddy.ModuleInfo {
 // Provision finds the realm and makes the refusals.
 func (p *Protect) Provision(ctx caddy.Context) error {
 	p.logger = ctx.Logger()
+	p.trouble = thinned(p.logger)
 	app, err := configuredApp(ctx, "oauth_protect")
 	if err != nil {
 		return err
@@ -277,7 +280,7 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 	}
 	if err != nil {
 		if r.Context().Err() == nil {
-			p.logger.Error("token could not be checked", zap.String("realm", p.label), zap.Error(err))
+			p.trouble.Error("token could not be checked", zap.String("realm", p.label), zap.Error(err))
 		}
 		return nil, p.undeterminable
 	}
@@ -492,6 +495,14 @@ func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, no *refusal) er
 		c.Write(zap.String("realm", p.label), zap.String("reason", no.reason))
 	}
 	return caddyhttp.Error(no.status, no.err)
+}
+
+// thinned writes ten lines of one message a second, and of the rest every thousandth: a
+// caller whose tokens make another server fail must not fill the disk.
+func thinned(logger *zap.Logger) *zap.Logger {
+	return logger.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(core, time.Second, 10, 1000)
+	}))
 }
 
 type tokenVerdict int

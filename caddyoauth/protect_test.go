@@ -642,6 +642,31 @@ func TestStoreThatCannotAnswer(t *testing.T) {
 	}
 }
 
+// Whoever sends tokens that nobody can check must not fill the disk with log lines.
+func TestOutagesDoNotFloodTheLog(t *testing.T) {
+	logs := filepath.Join(t.TempDir(), "log")
+	g := startCaddyfile(t, strings.Replace(caddyfileOf("store memory\ncache off\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND"),
+		"{\n", "{\nlog {\noutput file "+logs+"\ninclude http.handlers.oauth_protect\n}\n", 1))
+	token := g.token("reader")
+	if err := caddyoauth.CloseStore(); err != nil {
+		t.Fatal(err)
+	}
+	const requests = 400
+	begin := time.Now()
+	for range requests {
+		if a := g.get("/x", token); a.StatusCode != 503 {
+			t.Fatal(a.StatusCode)
+		}
+	}
+	// Ten in each second that has begun, and they are written before the answer.
+	most := 10 * (int(time.Since(begin)/time.Second) + 2)
+	text, err := os.ReadFile(logs)
+	lines := strings.Count(string(text), "token could not be checked")
+	if err != nil || lines < 10 || lines > most && most < requests {
+		t.Errorf("%d lines about %d requests in %v: %v", lines, requests, time.Since(begin), err)
+	}
+}
+
 // P-17: without a token nobody learns what is there.
 func TestNoProbing(t *testing.T) {
 	root := t.TempDir()
