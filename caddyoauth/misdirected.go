@@ -101,6 +101,10 @@ func mayCarrySecret(r *http.Request) bool {
 	default:
 		return true
 	}
+	// As 'curl -X GET -d …' sends it.
+	if isForm(r.Header["Content-Type"]) {
+		return true
+	}
 	if r.URL.RawQuery == "" {
 		return false
 	}

@@ -95,6 +95,7 @@ func TestMisdirectedRequestsReachNoBackend(t *testing.T) {
 				for _, method := range []string{"GET", "HEAD", "OPTIONS"} {
 					wantNoEndpoint(t, g.do(g.request(method, path+inQuery, "")), c.tokenEndpoint)
 				}
+				wantNoEndpoint(t, g.do(g.request("GET", path, form.Encode(), "Content-Type", "application/x-www-form-urlencoded")), c.tokenEndpoint)
 				if t.Failed() {
 					t.Fatalf("at %s", path)
 				}
