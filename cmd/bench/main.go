@@ -1,4 +1,4 @@
-// Command bench measures the gateway on this machine, and prints tables for the README:
+// Command bench measures the gateway on this machine, and prints the tables of docs/performance.md:
 //
 //	go run ./cmd/bench
 //
@@ -21,7 +21,7 @@ import (
 	"time"
 )
 
-const usage = `Measures the gateway on this machine, and prints tables for the README:
+const usage = `Measures the gateway on this machine, and prints the tables of docs/performance.md:
 
 	go run ./cmd/bench [--quick] [--json <file>|-] [--plot <file>.svg] [--redis <host:port>]
 
