@@ -18,24 +18,24 @@ import (
 )
 
 func init() {
-	caddy.RegisterModule(AdminAPI{})
+	caddy.RegisterModule(adminAPI{})
 }
 
-// AdminAPI is what the app adds to Caddy's admin endpoint: POST /oauth/forget, by which an
+// adminAPI is what the app adds to Caddy's admin endpoint: POST /oauth/forget, by which an
 // authorization server that revokes a token can have it forgotten here. The admin
 // endpoint itself decides who may call it.
-type AdminAPI struct{}
+type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
-func (AdminAPI) CaddyModule() caddy.ModuleInfo {
+func (adminAPI) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
 		ID:  "admin.api.oauth",
-		New: func() caddy.Module { return new(AdminAPI) },
+		New: func() caddy.Module { return new(adminAPI) },
 	}
 }
 
 // Routes implements caddy.AdminRouter.
-func (AdminAPI) Routes() []caddy.AdminRoute {
+func (adminAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{{Pattern: "/oauth/forget", Handler: caddy.AdminHandlerFunc(forget)}}
 }
 
@@ -109,13 +109,13 @@ func forget(w http.ResponseWriter, r *http.Request) error {
 func (a *App) sourceNames(name string) []string {
 	var names []string
 	for _, key := range sortedKeys(a.sources) {
-		if name == "" || a.sources[key].module.SourceName() == name {
+		if name == "" || a.sources[key].module.Label() == name {
 			names = append(names, foreignName(a.sources[key].module.SourceKey()))
 		}
 	}
 	for _, realm := range sortedKeys(a.realms) {
 		if name == "" || realm == name {
-			names = append(names, oauth.SourceName(realm))
+			names = append(names, oauth.CacheName(realm))
 		}
 	}
 	return names
@@ -125,11 +125,11 @@ func (a *App) sourceNames(name string) []string {
 func (a *App) knownSources() []string {
 	known := sortedKeys(a.realms)
 	for _, key := range sortedKeys(a.sources) {
-		known = append(known, a.sources[key].module.SourceName())
+		known = append(known, a.sources[key].module.Label())
 	}
 	slices.Sort(known)
 	return slices.Compact(known)
 }
 
 // Interface guards
-var _ caddy.AdminRouter = (*AdminAPI)(nil)
+var _ caddy.AdminRouter = (*adminAPI)(nil)

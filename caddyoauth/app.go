@@ -64,7 +64,7 @@ type App struct {
 	usesStore bool
 
 	// realms are those that are served, by name.
-	realms map[string]*realm
+	realms map[string]*servedRealm
 	// prefixes are what identity headers begin with anywhere in this configuration, folded.
 	prefixes []string
 	// judgesPaths: some oauth_protect refuses ambiguous paths. Like prefixes it is complete
@@ -184,7 +184,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if root == nil {
 		root = new(Realm)
 	}
-	a.realms = make(map[string]*realm)
+	a.realms = make(map[string]*servedRealm)
 	issuers := make(map[string]string)
 	for _, name := range servedRealms(a.Realms) {
 		own := a.Realms[name]
@@ -482,7 +482,7 @@ func (a *App) activeClients() []oauth.ClientRef {
 
 // realm returns the realm of that name, or, for no name, the only one there is, else
 // root. The error says which realms exist.
-func (a *App) realm(name string) (*realm, error) {
+func (a *App) realm(name string) (*servedRealm, error) {
 	name, err := chooseRealm(a.Realms, name)
 	if err != nil {
 		return nil, err
@@ -548,7 +548,7 @@ func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (_ *ope
 			err = fmt.Errorf("opening the token store panicked: %v", r)
 		}
 	}()
-	cache, err := introspect.NewCache(introspect.Config{
+	cache, err := introspect.NewCache(introspect.CacheConfig{
 		MaxTokens: bounds.MaxTokens,
 		MaxSize:   bounds.MaxSize,
 		OnHit:     collectors.cacheHits.Inc,

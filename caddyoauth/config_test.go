@@ -429,7 +429,7 @@ var modules = map[string]caddy.Module{
 	"oauth.sources.local":         new(caddyoauth.LocalSource),
 	"oauth.sources.introspect":    new(caddyoauth.IntrospectSource),
 	"oauth.sources.jwt":           new(caddyoauth.JWTSource),
-	"admin.api.oauth":             new(caddyoauth.AdminAPI),
+	"admin.api.oauth":             nil, // its type is not exported
 	"http.handlers.oauth_server":  new(caddyoauth.Server),
 	"http.handlers.oauth_protect": new(caddyoauth.Protect),
 	"http.handlers.oauth_guard":   new(caddyoauth.Guard),
@@ -441,6 +441,9 @@ func TestModules(t *testing.T) {
 		info, err := caddy.GetModule(id)
 		if err != nil {
 			t.Error(err)
+			continue
+		}
+		if module == nil {
 			continue
 		}
 		if got, want := reflect.TypeOf(info.New()), reflect.TypeOf(module); got != want {
@@ -475,8 +478,8 @@ func TestModulesDeclareWhatTheyAre(t *testing.T) {
 				methods = append(methods, [2]string{of, n.Name.Name})
 				if n.Name.Name == "CaddyModule" {
 					isModule[of] = true
-					if id := moduleID(n); modules[id] == nil {
-						t.Errorf("%s: the ID of %s is not a literal of a module we know: %q", name, of, id)
+					if _, known := modules[moduleID(n)]; !known {
+						t.Errorf("%s: the ID of %s is not a literal of a module we know: %q", name, of, moduleID(n))
 					}
 				}
 			case *ast.ValueSpec: // _ I = (*T)(nil)

@@ -341,7 +341,7 @@ func FuzzChallenge(f *testing.F) {
 		}
 		want := slices.Compact(slices.Sorted(slices.Values(list)))
 		insufficient := p.lacksScope(httptest.NewRequest("GET", "/", nil), &bearer{facts: introspect.Inactive()})
-		for _, no := range []*refusal{p.missingToken, p.malformed, p.invalidToken, insufficient} {
+		for _, no := range []*rejection{p.missingToken, p.malformed, p.invalidToken, insufficient} {
 			scheme, params, err := ParseChallenge(no.challenge)
 			if err != nil {
 				t.Errorf("%s: %v", no.code, err)

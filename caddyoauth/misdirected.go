@@ -130,7 +130,7 @@ func (s *Server) refuseMisdirected(w http.ResponseWriter, r *http.Request, kind 
 // directions is the refusal that tells a client where the token endpoint is: of root, or of
 // the first realm that is served. The path is escaped, which leaves only characters that an
 // error_description may have.
-func (s *Server) directions(realms []*realm) *oauth.Error {
+func (s *Server) directions(realms []*servedRealm) *oauth.Error {
 	named := realms[0]
 	for _, r := range realms {
 		if r.name == rootRealm {
@@ -184,7 +184,7 @@ func (a site) meets(b site) bool {
 
 // contradicts reports whether a realm parameter, which ForgeRock AM has beside the realm in
 // the path, asks for another realm than e's. Its tokens would not be what the client wants.
-func (e *endpoint) contradicts(asked ...string) bool {
+func (e *route) contradicts(asked ...string) bool {
 	for _, realm := range asked {
 		if realm != "" && cmp.Or(strings.Trim(realm, "/"), rootRealm) != e.realm.name {
 			return true
@@ -195,7 +195,7 @@ func (e *endpoint) contradicts(asked ...string) bool {
 
 // contradictedBy reports whether a query does, or has the parameter in a form that url.Values
 // leaves out.
-func (e *endpoint) contradictedBy(query string) bool {
+func (e *route) contradictedBy(query string) bool {
 	if query == "" {
 		return false
 	}

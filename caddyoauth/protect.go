@@ -111,21 +111,21 @@ type Protect struct {
 	beside caddyhttp.RouteList
 
 	allowed        prometheus.Counter
-	missingToken   *refusal
-	malformed      *refusal
-	invalidToken   *refusal
-	tooLong        *refusal
-	unfit          *refusal
-	nameless       *refusal
-	insufficient   *refusal
-	lacksClaim     *refusal
-	ambiguous      *refusal
-	insecure       *refusal
-	undeterminable *refusal
+	missingToken   *rejection
+	malformed      *rejection
+	invalidToken   *rejection
+	tooLong        *rejection
+	unfit          *rejection
+	nameless       *rejection
+	insufficient   *rejection
+	lacksClaim     *rejection
+	ambiguous      *rejection
+	insecure       *rejection
+	undeterminable *rejection
 }
 
-// refusal is a way to say no, made when the configuration is loaded.
-type refusal struct {
+// rejection is a way to say no, made when the configuration is loaded.
+type rejection struct {
 	status    int
 	code      string // for {http.oauth.error}
 	reason    string // for the log: code, or what callers need not know
@@ -180,8 +180,8 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 
 	p.beside = routesBeside(ctx)
 	p.challenge = `Bearer realm="` + p.label + `"`
-	newRefusal := func(status int, code, challenge string) *refusal {
-		return &refusal{
+	newRefusal := func(status int, code, challenge string) *rejection {
+		return &rejection{
 			status: status, code: code, reason: code, challenge: challenge, err: errors.New("oauth: " + code),
 			count: collectors.checks.WithLabelValues(p.label, code),
 		}
@@ -192,7 +192,7 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	p.ambiguous = newRefusal(http.StatusBadRequest, "ambiguous_path", "") // no token would help
 	p.invalidToken = newRefusal(http.StatusUnauthorized, "invalid_token", p.challenge+`, error="invalid_token", error_description="the token is not valid here"`)
 	// To callers these are one: none of them tells anything of the token's state.
-	because := func(reason string) *refusal {
+	because := func(reason string) *rejection {
 		no := *p.invalidToken
 		no.reason = reason
 		return &no
@@ -249,7 +249,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // judge decides whether the request may pass: the facts of its token come from the
 // cache or its source, the decision is made here, for this request and this route.
-func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string) (*bearer, *refusal) {
+func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string) (*bearer, *rejection) {
 	if !p.InsecureHTTP && !secureOrLocal(r) {
 		return nil, p.insecure
 	}
@@ -274,7 +274,7 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 	}
 
 	err := p.app.await(r.Context())
-	var found known
+	var found finding
 	if err == nil {
 		found, err = findOut(r.Context(), p.app, p.sources, token, p.maxAge)
 	}
@@ -332,7 +332,7 @@ func (p *Protect) provisionSources(ctx caddy.Context) error {
 			source.realm = realm
 		case TokenSource:
 			source.source = p.app.useSource(module)
-			source.near = strings.HasPrefix(module.SourceName(), "http:") // for loopback only
+			source.near = strings.HasPrefix(module.Label(), "http:") // for loopback only
 		default:
 			return fmt.Errorf("%T is not a source of tokens", module)
 		}
@@ -397,7 +397,7 @@ func (c ClaimRule) check() error {
 // that the whole request needs, as far as can be told: those of rules before this one, and
 // of rules behind it among the same routes. A client that fetches a token with what the
 // challenge names must not fail at another rule the next time.
-func (p *Protect) lacksScope(r *http.Request, b *bearer) *refusal {
+func (p *Protect) lacksScope(r *http.Request, b *bearer) *rejection {
 	needed := p.scopesFor(b.facts)
 	for e := b.earlier; e != nil; e = e.earlier {
 		needed = append(needed, e.rule.scopesFor(e.facts)...)
@@ -477,7 +477,7 @@ func routesBeside(ctx caddy.Context) caddyhttp.RouteList {
 
 // refuse is the one place that turns a refusal into headers and an error for Caddy,
 // which answers with the status and an empty body unless handle_errors says otherwise.
-func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, no *refusal) error {
+func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, no *rejection) error {
 	no.count.Inc()
 	answerBeforeBody(w, r)
 	h := w.Header()

@@ -141,8 +141,8 @@ type ClientSecret struct {
 	Until time.Time `json:"until,omitzero"`
 }
 
-// realm is a Realm ready for requests.
-type realm struct {
+// servedRealm is a Realm ready for requests.
+type servedRealm struct {
 	name   string
 	issuer *url.URL // of settings.Issuer; nil if there is none
 	// noOpenIDConfiguration: the metadata is not where OpenID Connect has it.
@@ -150,11 +150,11 @@ type realm struct {
 	app                   *App
 	settings              oauth.Settings
 	// engine is nil until the app's Start; use await.
-	engine *oauth.Server
+	engine *oauth.Engine
 }
 
 // await returns the realm's engine, waiting for it while the app starts.
-func (r *realm) await(ctx context.Context) (*oauth.Server, error) {
+func (r *servedRealm) await(ctx context.Context) (*oauth.Engine, error) {
 	if err := r.app.await(ctx); err != nil {
 		return nil, err
 	}
@@ -170,7 +170,7 @@ var realmName = regexp.MustCompile(`^[a-z0-9_-]+$`)
 
 // provision checks the realm's settings, with those of root where it has none, and
 // makes what the request path uses of them.
-func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*realm, error) {
+func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*servedRealm, error) {
 	if !realmName.MatchString(name) {
 		return nil, errors.New("a realm's name consists of lower-case letters, digits, - and _")
 	}
@@ -200,7 +200,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*realm
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
-	r := &realm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration}
+	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration}
 	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client)}
 	for _, id := range sortedKeys(rc.Clients) {
 		client, err := rc.Clients[id].provision(id, lifetime, defaultScopes, limits, logger)

@@ -214,7 +214,7 @@ func (s *RedisStore) open(key string, owner *openStore) (oauth.TokenStore, error
 	cfg := s.cfg
 	cfg.Revoked = func(realm string, id introspect.TokenID) {
 		collectors.invalidations.Inc()
-		owner.cache.Forget(oauth.SourceName(realm), id)
+		owner.cache.Forget(oauth.CacheName(realm), id)
 	}
 	cfg.Flush = func() {
 		collectors.flushes.Inc()

@@ -82,16 +82,16 @@ type Server struct {
 	app    *App
 	logger *zap.Logger
 	// endpoints by path. Nothing is matched by prefix.
-	endpoints map[string]*endpoint
+	endpoints map[string]*route
 	// site is where this handler stands.
 	site site
 	// noSuchEndpoint answers what misdirected finds.
 	noSuchEndpoint *oauth.Error
 }
 
-// endpoint is one path of one realm.
-type endpoint struct {
-	realm *realm
+// route is one path of one realm.
+type route struct {
+	realm *servedRealm
 	kind  endpointKind
 	// metadata is the document, ready to send; nil where there shall be none.
 	metadata []byte
@@ -135,8 +135,8 @@ func (s *Server) Provision(ctx caddy.Context) error {
 	if len(names) == 0 {
 		names = sortedKeys(app.realms)
 	}
-	s.endpoints = make(map[string]*endpoint)
-	var realms []*realm
+	s.endpoints = make(map[string]*route)
+	var realms []*servedRealm
 	for _, name := range names {
 		r, err := app.realm(name)
 		if err != nil {
@@ -161,14 +161,14 @@ func checkBasePath(path string) error {
 }
 
 // layOut adds the endpoints of a realm.
-func (s *Server) layOut(r *realm) error {
+func (s *Server) layOut(r *servedRealm) error {
 	bases := []string{s.BasePath + realmPath(r.name)}
 	if r.name == rootRealm {
 		bases = append(bases, s.BasePath+"/realms/root") // AM's explicit form
 	}
-	post := func(kind endpointKind) *endpoint {
+	post := func(kind endpointKind) *route {
 		labels := prometheus.Labels{"realm": r.name, "endpoint": string(kind)}
-		return &endpoint{realm: r, kind: kind, requests: collectors.requests.MustCurryWith(labels)}
+		return &route{realm: r, kind: kind, requests: collectors.requests.MustCurryWith(labels)}
 	}
 	token, introspection, revocation := post(endpointToken), post(endpointIntrospect), post(endpointRevoke)
 	for _, base := range bases {
@@ -186,7 +186,7 @@ func (s *Server) layOut(r *realm) error {
 	if err != nil {
 		return err
 	}
-	meta := &endpoint{realm: r, kind: endpointMetadata, metadata: document}
+	meta := &route{realm: r, kind: endpointMetadata, metadata: document}
 	// Where the document stands is made of the issuer's path alone, so issuers that differ
 	// in their host need handlers of their own.
 	wellKnown := "/.well-known/oauth-authorization-server" + strings.TrimSuffix(r.issuer.Path, "/")
@@ -198,7 +198,7 @@ func (s *Server) layOut(r *realm) error {
 		// Not left to the next handler: libraries that look for OpenID Connect, in both of its
 		// places (RFC 8414 section 5), go on to our own only when they are told that there is
 		// none.
-		meta = &endpoint{realm: r, kind: endpointMetadata}
+		meta = &route{realm: r, kind: endpointMetadata}
 		s.endpoints["/.well-known/openid-configuration"+strings.TrimSuffix(r.issuer.Path, "/")] = meta
 	}
 	for _, base := range bases {
@@ -307,7 +307,7 @@ func (s *Server) passOn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 
 // answer is the one place that turns what the engine said into a status, headers and
 // JSON, a log line and a count.
-func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *endpoint, reply any, out oauth.Outcome, err error) {
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply any, out oauth.Outcome, err error) {
 	if err == nil {
 		s.logOutcome(e, out)
 		writeJSON(w, http.StatusOK, reply)
@@ -338,14 +338,14 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *endpoint, rep
 }
 
 // refuse answers what never reached the engine.
-func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e *endpoint, status int, refusal *oauth.Error) {
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e *route, status int, refusal *oauth.Error) {
 	s.logRefusal(e, refusal, "")
 	answerBeforeBody(w, r)
 	writeError(w, status, refusal)
 }
 
 // logOutcome writes the event line of a request that was answered, and counts it.
-func (s *Server) logOutcome(e *endpoint, out oauth.Outcome) {
+func (s *Server) logOutcome(e *route, out oauth.Outcome) {
 	result := "ok"
 	switch {
 	case out.NotPermitted:
@@ -386,7 +386,7 @@ func (s *Server) logOutcome(e *endpoint, out oauth.Outcome) {
 // logRefusal writes the event line of a request that was refused, and counts it. The
 // client is named only if it is registered: what else stands in its place may be
 // anything, a mistyped secret included.
-func (s *Server) logRefusal(e *endpoint, refusal *oauth.Error, clientID string) {
+func (s *Server) logRefusal(e *route, refusal *oauth.Error, clientID string) {
 	e.requests.WithLabelValues(string(refusal.Code)).Inc()
 	if c := s.logger.Check(zap.InfoLevel, string(e.kind)+" request refused"); c != nil {
 		c.Write(zap.String("event", string(e.kind)+"_refused"), zap.String("realm", e.realm.name), zap.String("client_id", clientID),
@@ -437,7 +437,7 @@ func readBody(w http.ResponseWriter, r *http.Request) (string, error) {
 }
 
 // serveMetadata answers with the realm's metadata document.
-func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *endpoint) {
+func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *route) {
 	h := w.Header()
 	refuse := func(status int, refusal *oauth.Error) {
 		h.Set("Cache-Control", "no-store")
@@ -466,7 +466,7 @@ func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *endpoi
 }
 
 // publicBase is what the URLs of the endpoints of a realm with an issuer begin with.
-func (s *Server) publicBase(r *realm) string {
+func (s *Server) publicBase(r *servedRealm) string {
 	path := s.BasePath + realmPath(r.name)
 	// Usually the issuer ends with the path that we serve under, behind whatever a proxy
 	// in front adds. If not, the endpoints stand at the issuer's host.
@@ -478,7 +478,7 @@ func (s *Server) publicBase(r *realm) string {
 
 // metadata makes a realm's document (RFC 8414 section 2). It advertises what is served
 // and nothing else, with URLs made of the configured issuer alone.
-func (s *Server) metadata(r *realm) ([]byte, error) {
+func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 	base := s.publicBase(r)
 	methods := []string{}
 	for _, c := range r.settings.Clients {

@@ -23,9 +23,9 @@ import (
 // A module is provisioned with its configuration, where it may open nothing and ask nobody.
 // All methods are called after that, and are safe for concurrent use.
 type TokenSource interface {
-	// SourceName is what people know the source by, such as its URL, in metrics and for the
+	// Label is what people know the source by, such as its URL, in metrics and for the
 	// admin endpoint. It comes from the configuration and holds no secret.
-	SourceName() string
+	Label() string
 
 	// SourceKey tells the source from all others. Two with the same key are one: they share one open source
 	// and what the cache remembers, on all routes and across reloads. So all that decides
@@ -38,7 +38,7 @@ type TokenSource interface {
 
 	// Memory is how the cache may use what the source said. A MaxAge of zero is the app's own,
 	// which is also the most. StaleFor helps against errors that are introspect.ErrOutage.
-	Memory() introspect.WrapConfig
+	Memory() introspect.SourceConfig
 
 	// Recognizes says, from the token alone and in microseconds, whether it can be this
 	// source's.
@@ -55,7 +55,7 @@ const (
 	// the other, about tokens that no source claims.
 	PerhapsMine
 	// Mine is for tokens that say so. No other source is asked, but those of the same
-	// SourceName that say Mine, too.
+	// Label that say Mine, too.
 	Mine
 )
 
@@ -126,7 +126,7 @@ func (a *App) openAllSources() error {
 			memory.MaxAge = own
 		}
 		if a.Cache.Disabled {
-			memory = introspect.WrapConfig{}
+			memory = introspect.SourceConfig{}
 		}
 		memory.OnStale = collectors.staleAnswers.Inc
 		source := pooled.Source
@@ -165,7 +165,7 @@ func (u *usedSource) own(facts *introspect.Facts) *introspect.Facts {
 	}
 	u.warn.Do(func() {
 		caddy.Log().Named("oauth.sources").Warn("a token is refused, because its source says that it is of an issuer that another source, or a realm, stands for; if the source speaks for that issuer, give it the option issuer",
-			zap.String("source", u.module.SourceName()), zap.String("issuer", facts.Issuer))
+			zap.String("source", u.module.Label()), zap.String("issuer", facts.Issuer))
 	})
 	return introspect.Inactive()
 }
@@ -189,7 +189,7 @@ func loadOrOpen[T caddy.Destructor](pool *caddy.UsagePool, key string, open func
 }
 
 // foreignName is what the cache knows a source by.
-func foreignName(key string) string { return introspect.SourceName("foreign", key) }
+func foreignName(key string) string { return introspect.CacheName("foreign", key) }
 
 // closeSources gives back what openAllSources took.
 func (a *App) closeSources() error {
@@ -204,7 +204,7 @@ func (a *App) closeSources() error {
 
 // routeSource is one of the sources of a route: a realm of this gateway, or a usedSource.
 type routeSource struct {
-	realm  *realm
+	realm  *servedRealm
 	source *usedSource
 	// near: it is on this machine, and may be this gateway itself.
 	near bool
@@ -225,7 +225,7 @@ func (s routeSource) recognizes(token string) Recognition {
 // isRival reports whether s and other go by one name: two jwt sources of one issuer, with
 // different audiences perhaps.
 func (s routeSource) isRival(other routeSource) bool {
-	return s.source != nil && other.source != nil && s.source.module.SourceName() == other.source.module.SourceName()
+	return s.source != nil && other.source != nil && s.source.module.Label() == other.source.module.Label()
 }
 
 // cached is the source with the cache in front, and the realm that its tokens are of.
@@ -237,13 +237,13 @@ func (s routeSource) cached() (*introspect.CachedSource, string) {
 }
 
 // ask asks the source, by way of the cache.
-func (s routeSource) ask(ctx context.Context, token string, maxAge time.Duration) (known, error) {
+func (s routeSource) ask(ctx context.Context, token string, maxAge time.Duration) (finding, error) {
 	source, realm := s.cached()
 	facts, err := source.LookupWithin(ctx, token, maxAge)
 	if err == nil && s.source != nil {
 		facts = s.source.own(facts)
 	}
-	return known{facts, realm}, err
+	return finding{facts, realm}, err
 }
 
 // minted reports whether a realm of this gateway issued token. An error means that nobody
@@ -264,8 +264,8 @@ func (a *App) minted(token string) (_ bool, unsure error) {
 	return false, unsure
 }
 
-// known is what a route found out about a token.
-type known struct {
+// finding is what a route found out about a token.
+type finding struct {
 	facts *introspect.Facts
 	// realm is the realm that issued the token; empty for tokens from elsewhere.
 	realm string
@@ -273,7 +273,7 @@ type known struct {
 
 // findOut asks the sources that the token can belong to. An error means that one of them
 // could not be asked, and none of the others knows the token.
-func findOut(ctx context.Context, app *App, sources []routeSource, token string, maxAge time.Duration) (known, error) {
+func findOut(ctx context.Context, app *App, sources []routeSource, token string, maxAge time.Duration) (finding, error) {
 	if len(sources) == 1 && (sources[0].realm != nil || !strings.HasPrefix(token, "coa_")) {
 		return sources[0].ask(ctx, token, maxAge) // which screens it, too
 	}
@@ -315,7 +315,7 @@ func findOut(ctx context.Context, app *App, sources []routeSource, token string,
 // recallOrAsk is askEach for sources of which only asking can tell: one that has found the
 // token good is the one that it belongs to, unless it may not say so. Those before it need
 // not be asked again, and may be away.
-func recallOrAsk(ctx context.Context, sources []routeSource, token string, maxAge time.Duration) (known, error) {
+func recallOrAsk(ctx context.Context, sources []routeSource, token string, maxAge time.Duration) (finding, error) {
 	if len(sources) > 1 {
 		for _, s := range sources {
 			source, realm := s.cached()
@@ -324,7 +324,7 @@ func recallOrAsk(ctx context.Context, sources []routeSource, token string, maxAg
 					facts = s.source.own(facts)
 				}
 				if facts.Active {
-					return known{facts, realm}, nil
+					return finding{facts, realm}, nil
 				}
 			}
 		}
@@ -334,7 +334,7 @@ func recallOrAsk(ctx context.Context, sources []routeSource, token string, maxAg
 
 // askEach asks sources one after the other, so that nobody is shown a token that the one
 // before knows.
-func askEach(ctx context.Context, sources []routeSource, token string, maxAge time.Duration) (known, error) {
+func askEach(ctx context.Context, sources []routeSource, token string, maxAge time.Duration) (finding, error) {
 	if len(sources) == 1 {
 		return sources[0].ask(ctx, token, maxAge)
 	}
@@ -346,5 +346,5 @@ func askEach(ctx context.Context, sources []routeSource, token string, maxAge ti
 		}
 		unsure = errors.Join(unsure, err)
 	}
-	return known{facts: introspect.Inactive()}, unsure
+	return finding{facts: introspect.Inactive()}, unsure
 }

@@ -225,8 +225,8 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 	}
 	// What the source is, and so what may be remembered in its name. Not how long an answer
 	// may take: another timeout does not make what the server said, or its health, unknown.
-	s.key = sourceKey("introspect", s.SourceName(), []any{s.cfg.URL, s.cfg.ClientID, s.cfg.ClientSecret, s.Auth, s.cfg.Issuer, s.ClientClaim, s.ScopeClaim, s.Leeway, s.Headers, trust})
-	name, client := s.SourceName(), s.cfg.ClientID
+	s.key = sourceKey("introspect", s.Label(), []any{s.cfg.URL, s.cfg.ClientID, s.cfg.ClientSecret, s.Auth, s.cfg.Issuer, s.ClientClaim, s.ScopeClaim, s.Leeway, s.Headers, trust})
+	name, client := s.Label(), s.cfg.ClientID
 	// The source outlives this configuration, and its logger.
 	logger := func() *zap.Logger {
 		return caddy.Log().Named("oauth.sources.introspect").With(zap.String("url", name))
@@ -286,7 +286,7 @@ func (s *JWTSource) Provision(caddy.Context) error {
 	// What the keys are, and beyond it what the source accepts by them.
 	s.keysKey = sourceKey("keys", s.keys.Issuer, []any{s.keys.JWKSURI, s.keys.KeysFile, s.Headers, s.HeaderHosts, trust})
 	s.key = sourceKey("jwt", s.keys.Issuer, []any{s.keysKey, s.Algorithms, s.Audience, s.Type, s.ClientClaim, s.ScopeClaim, s.Leeway, s.RefreshInterval})
-	name := s.SourceName()
+	name := s.Label()
 	// The keys outlive this configuration, and its logger.
 	logger := func() *zap.Logger {
 		return caddy.Log().Named("oauth.sources.jwt").With(zap.String("issuer", name))
@@ -311,14 +311,14 @@ func (s *JWTSource) Provision(caddy.Context) error {
 	return nil
 }
 
-// SourceName implements TokenSource. It has no query, which may hold a secret.
-func (s *IntrospectSource) SourceName() string {
+// Label implements TokenSource. It has no query, which may hold a secret.
+func (s *IntrospectSource) Label() string {
 	endpoint, _, _ := strings.Cut(s.cfg.URL, "?")
 	return endpoint
 }
 
-// SourceName implements TokenSource.
-func (s *JWTSource) SourceName() string { return s.keys.Issuer }
+// Label implements TokenSource.
+func (s *JWTSource) Label() string { return s.keys.Issuer }
 
 // issuer is whose tokens the source knows, if its configuration says so.
 func (s *IntrospectSource) issuer() string { return s.cfg.Issuer }
@@ -546,15 +546,15 @@ func checkQuery(what, uri string) error {
 }
 
 // Memory implements TokenSource.
-func (s *IntrospectSource) Memory() introspect.WrapConfig {
-	return introspect.WrapConfig{
-		MaxAge: time.Duration(s.MaxAge), NegativeAge: time.Duration(cmp.Or(s.NegativeMaxAge, caddy.Duration(introspect.NegativeAge))), StaleFor: time.Duration(s.ServeStale),
+func (s *IntrospectSource) Memory() introspect.SourceConfig {
+	return introspect.SourceConfig{
+		MaxAge: time.Duration(s.MaxAge), NegativeAge: time.Duration(cmp.Or(s.NegativeMaxAge, caddy.Duration(introspect.DefaultNegativeAge))), StaleFor: time.Duration(s.ServeStale),
 	}
 }
 
 // Memory implements TokenSource.
-func (s *JWTSource) Memory() introspect.WrapConfig {
-	return introspect.WrapConfig{MaxAge: time.Duration(s.MaxAge)}
+func (s *JWTSource) Memory() introspect.SourceConfig {
+	return introspect.SourceConfig{MaxAge: time.Duration(s.MaxAge)}
 }
 
 // OpenSource implements TokenSource.

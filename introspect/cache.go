@@ -26,7 +26,7 @@ import (
 // the generation first and deletes second, so a fill that began before the revocation
 // is never believed after it, in whatever order ristretto applies the two.
 //
-// That a source said no is remembered only where [WrapConfig] asks for it, apart from
+// That a source said no is remembered only where [SourceConfig] asks for it, apart from
 // the facts; see negatives.
 //
 // Memory is bounded by Config.MaxSize for the entries, 4 bytes for each of ten counters per
@@ -34,7 +34,7 @@ import (
 // generations. Create a Cache with [NewCache] and end it with [Cache.Close]. It is
 // safe for concurrent use.
 type Cache struct {
-	cfg  Config
+	cfg  CacheConfig
 	seed maphash.Seed
 	// clocks reads Config.Now and Config.Elapsed.
 	clocks func() (time.Time, time.Duration)
@@ -117,8 +117,8 @@ const (
 	revokingMask   = nextGeneration - 1 // a million at once in one shard, which no server has
 )
 
-// Config are the settings of a Cache. The zero value of each field is its default.
-type Config struct {
+// CacheConfig are the settings of a Cache. The zero value of each field is its default.
+type CacheConfig struct {
 	// MaxTokens bounds the number of cached tokens. Default: 100000.
 	MaxTokens int64
 
@@ -175,7 +175,7 @@ type entry struct {
 	asked      time.Duration // Config.Elapsed when the source was asked
 	answered   time.Duration // and when it had answered
 	deadline   time.Duration // Config.Elapsed when it stops counting for everybody
-	grace      time.Duration // likewise, where its source can't be asked; see WrapConfig.StaleFor
+	grace      time.Duration // likewise, where its source can't be asked; see SourceConfig.StaleFor
 	// until is when it stops counting by Config.Now: after a suspend only that has gone on.
 	until time.Time
 	size  int64 // what it takes in memory, about
@@ -199,7 +199,7 @@ func sizeOf(f *Facts) int64 {
 }
 
 // NewCache makes an empty cache and starts ristretto's two goroutines, which Close ends.
-func NewCache(cfg Config) (*Cache, error) {
+func NewCache(cfg CacheConfig) (*Cache, error) {
 	if cfg.MaxLookups == 0 {
 		cfg.MaxLookups = 256
 	}
@@ -309,11 +309,11 @@ func (c *Cache) Flush() {
 // arrive. A maxAge of zero or less keeps nothing; parallel lookups are shared all
 // the same.
 func (c *Cache) Wrap(name string, src Source, maxAge time.Duration) *CachedSource {
-	return c.WrapWith(name, src, WrapConfig{MaxAge: maxAge})
+	return c.WrapWith(name, src, SourceConfig{MaxAge: maxAge})
 }
 
-// WrapConfig are the settings of a CachedSource.
-type WrapConfig struct {
+// SourceConfig are the settings of a CachedSource.
+type SourceConfig struct {
 	// MaxAge bounds how long facts are used without asking the source again; see
 	// [Cache.Wrap]. Zero or less keeps nothing. Default: 0.
 	MaxAge time.Duration
@@ -321,7 +321,7 @@ type WrapConfig struct {
 	// NegativeAge bounds how long a token that the source called no good is refused without
 	// asking again. It spares the source a client that goes on with a dead token, and in
 	// return a token that is issued, or becomes good, after somebody tried it is refused for
-	// as long. [NegativeAge] suits sources that answer over the network. Only "no" is
+	// as long. [DefaultNegativeAge] suits sources that answer over the network. Only "no" is
 	// remembered, never an error. Zero or less remembers nothing. Default: 0.
 	NegativeAge time.Duration
 
@@ -340,13 +340,13 @@ type WrapConfig struct {
 	OnStale func()
 }
 
-// NegativeAge is the WrapConfig.NegativeAge that suits sources which answer over the
-// network: short for whoever waits for a token to become good, long for a client that
-// tries again ten times a second.
-const NegativeAge = 5 * time.Second
+// DefaultNegativeAge is the NegativeAge that suits sources which answer over the network:
+// short for whoever waits for a token to become good, long for a client that tries again
+// ten times a second.
+const DefaultNegativeAge = 5 * time.Second
 
 // WrapWith is [Cache.Wrap] with more settings.
-func (c *Cache) WrapWith(name string, src Source, cfg WrapConfig) *CachedSource {
+func (c *Cache) WrapWith(name string, src Source, cfg SourceConfig) *CachedSource {
 	if cfg.OnStale == nil {
 		cfg.OnStale = func() {}
 	}
@@ -376,7 +376,7 @@ type CachedSource struct {
 	revise Reviser  // nil if src can't
 	doubt  Doubter  // nil if src doesn't
 	told   Coherent // nil if src can't say
-	cfg    WrapConfig
+	cfg    SourceConfig
 	name   [sha256.Size]byte
 	// slots bounds the lookups under way: a source that hangs must not take the places of
 	// the others.
@@ -734,9 +734,9 @@ func (c *Cache) keep(h uint64, e *entry, ttl, kept time.Duration) {
 	}
 }
 
-// SourceName joins the parts of a source's name unambiguously, for [Cache.Wrap]: no
+// CacheName joins the parts of a source's name unambiguously, for [Cache.Wrap]: no
 // two different lists of parts make the same name.
-func SourceName(parts ...string) string {
+func CacheName(parts ...string) string {
 	var b []byte
 	for _, p := range parts {
 		b = binary.AppendUvarint(b, uint64(len(p)))

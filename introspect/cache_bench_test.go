@@ -14,7 +14,7 @@ import (
 // benchmarkTokens are issued by a registry behind a cache that holds them all.
 func benchmarkTokens(b *testing.B, n int, maxAge time.Duration) (*introspect.CachedSource, []string) {
 	reg := newRegistry(time.Now)
-	cache := newCache(b, introspect.Config{})
+	cache := newCache(b, introspect.CacheConfig{})
 	s := cache.Wrap("reg", reg, maxAge)
 	tokens := make([]string, n)
 	for i := range tokens {
@@ -108,7 +108,7 @@ func BenchmarkForeignMemory(b *testing.B) {
 			remote := newRemote(b, remoteConfig("https://as.example"))
 			for b.Loop() {
 				before := heap()
-				cache := newCache(b, introspect.Config{})
+				cache := newCache(b, introspect.CacheConfig{})
 				s := cache.Wrap("src", sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
 					facts, err := remote.Understand([]byte(`{"active":true,"client_id":"` + token + `","scope":"read",` + c.claims + `}`))
 					facts.ID = introspect.IDOf(token)

@@ -39,7 +39,7 @@ type remembering struct {
 	stale int
 }
 
-func newRemembering(t *testing.T, cfg introspect.WrapConfig, config ...func(*introspect.Config)) *remembering {
+func newRemembering(t *testing.T, cfg introspect.SourceConfig, config ...func(*introspect.CacheConfig)) *remembering {
 	r := &remembering{t: t}
 	c := r.clock.config()
 	for _, change := range config {
@@ -80,7 +80,7 @@ func (r *remembering) expectWithin(what, token string, maxAge time.Duration, wan
 // A "no" is remembered where that is asked for, for as long as the source and the caller
 // allow, and until somebody says that it is over.
 func TestNoIsRememberedForAWhile(t *testing.T) {
-	r := newRemembering(t, introspect.WrapConfig{MaxAge: time.Minute, NegativeAge: 5 * time.Second})
+	r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: 5 * time.Second})
 	r.expect("at first", "token", "no", 1)
 	r.expect("again", "token", "no", 0)
 	r.clock.advance(5*time.Second - 1)
@@ -129,7 +129,7 @@ func TestNoIsRememberedForAWhile(t *testing.T) {
 
 // What was not a "no" is not remembered as one.
 func TestAnErrorIsNoNo(t *testing.T) {
-	r := newRemembering(t, introspect.WrapConfig{MaxAge: time.Minute, NegativeAge: time.Hour})
+	r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: time.Hour})
 	r.reg.issue("token", start.Add(time.Hour))
 	r.reg.down.Store(true)
 	r.expect("down", "token", "error", 1)
@@ -140,7 +140,7 @@ func TestAnErrorIsNoNo(t *testing.T) {
 
 // A "yes" ends the "no" before it, also when ristretto then loses the facts.
 func TestAYesEndsANo(t *testing.T) {
-	r := newRemembering(t, introspect.WrapConfig{MaxAge: time.Minute, NegativeAge: time.Hour})
+	r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: time.Hour})
 	r.expect("not issued yet", "token", "no", 1)
 	r.reg.issue("token", start.Add(time.Hour))
 	r.expectWithin("a caller that wants it fresh", "token", 0, "yes", 1)
@@ -151,7 +151,7 @@ func TestAYesEndsANo(t *testing.T) {
 // A "no" ends the "yes" before it, for callers who would still use it as well.
 func TestANoEndsAYes(t *testing.T) {
 	for _, age := range []time.Duration{0, 5 * time.Second} {
-		r := newRemembering(t, introspect.WrapConfig{MaxAge: time.Minute, NegativeAge: age})
+		r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: age})
 		r.reg.issue("token", start.Add(time.Hour))
 		r.expect("issued", "token", "yes", 1)
 		r.reg.revoke("token")
@@ -175,10 +175,10 @@ func TestALateNoIsNotBelieved(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				cache := newCache(t, introspect.Config{})
+				cache := newCache(t, introspect.CacheConfig{})
 				reg := newRegistry(time.Now)
 				slow := &gate{Source: reg, open: make(chan struct{})}
-				s := cache.WrapWith("reg", slow, introspect.WrapConfig{MaxAge: time.Minute, NegativeAge: time.Minute})
+				s := cache.WrapWith("reg", slow, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: time.Minute})
 				go active(t, s, "token") // reads "no", and waits
 				synctest.Wait()
 				reg.issue("token", time.Now().Add(time.Hour))
@@ -208,8 +208,8 @@ func TestALateNoIsNotBelieved(t *testing.T) {
 // B-08: a flood of wrong tokens pushes out nothing that is in use, and its memory has a bound.
 func TestAFloodOfNegatives(t *testing.T) {
 	reg := newRegistry(time.Now)
-	cache := newCache(t, introspect.Config{MaxTokens: 1500, MaxNegatives: 1000})
-	s := cache.WrapWith("reg", reg, introspect.WrapConfig{MaxAge: time.Hour, NegativeAge: time.Hour})
+	cache := newCache(t, introspect.CacheConfig{MaxTokens: 1500, MaxNegatives: 1000})
+	s := cache.WrapWith("reg", reg, introspect.SourceConfig{MaxAge: time.Hour, NegativeAge: time.Hour})
 	hot := make([]string, 1000)
 	for i := range hot {
 		hot[i] = fmt.Sprintf("hot %d", i)
@@ -247,7 +247,7 @@ func TestAFloodOfNegatives(t *testing.T) {
 
 // B-10, for negatives: tokens whose hashes are equal keep each to its own.
 func TestNegativesThatCollide(t *testing.T) {
-	r := newRemembering(t, introspect.WrapConfig{MaxAge: time.Minute, NegativeAge: time.Minute}, func(c *introspect.Config) {
+	r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: time.Minute}, func(c *introspect.CacheConfig) {
 		*c = introspect.WithHash(*c, func([]byte) uint64 { return 7 })
 		c.MaxNegatives = 2
 	})
@@ -264,8 +264,8 @@ func TestNegativesThatCollide(t *testing.T) {
 // A source that is not coherent, has no say about what is remembered.
 func TestNegativesOfAnIncoherentSource(t *testing.T) {
 	src := &told{registry: newRegistry(time.Now)}
-	cache := newCache(t, introspect.Config{})
-	s := cache.WrapWith("reg", src, introspect.WrapConfig{MaxAge: time.Minute, NegativeAge: time.Minute})
+	cache := newCache(t, introspect.CacheConfig{})
+	s := cache.WrapWith("reg", src, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: time.Minute})
 	for range 3 {
 		active(t, s, "token")
 	}
@@ -288,7 +288,7 @@ func (s *told) Coherent() bool { return s.coherent.Load() }
 // While its source can't be asked, facts are good for StaleFor longer, and no moment
 // beyond that or the token's own end.
 func TestStaleFacts(t *testing.T) {
-	r := newRemembering(t, introspect.WrapConfig{MaxAge: time.Minute, StaleFor: time.Hour})
+	r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, StaleFor: time.Hour})
 	r.reg.issue("token", start.Add(24*time.Hour))
 	r.reg.issue("short", start.Add(30*time.Minute))
 	r.expect("fresh", "token", "yes", 1)
@@ -322,7 +322,7 @@ func TestStaleFacts(t *testing.T) {
 
 // By the wall clock too: while the machine sleeps nothing else goes on.
 func TestStaleFactsAfterASleep(t *testing.T) {
-	r := newRemembering(t, introspect.WrapConfig{MaxAge: time.Minute, StaleFor: time.Hour})
+	r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, StaleFor: time.Hour})
 	r.reg.issue("token", start.Add(24*time.Hour))
 	r.expect("fresh", "token", "yes", 1)
 	r.reg.down.Store(true)
@@ -332,7 +332,7 @@ func TestStaleFactsAfterASleep(t *testing.T) {
 
 // Without StaleFor an outage is an error as soon as facts are older than MaxAge.
 func TestStaleIsOffByDefault(t *testing.T) {
-	for name, cfg := range map[string]introspect.WrapConfig{"by default": {MaxAge: time.Minute}, "where nothing is kept": {StaleFor: time.Hour}} {
+	for name, cfg := range map[string]introspect.SourceConfig{"by default": {MaxAge: time.Minute}, "where nothing is kept": {StaleFor: time.Hour}} {
 		t.Run(name, func(t *testing.T) {
 			r := newRemembering(t, cfg)
 			r.reg.issue("token", start.Add(24*time.Hour))
@@ -365,7 +365,7 @@ func TestStaleFactsThatAreOver(t *testing.T) {
 	} {
 		for _, negativeAge := range []time.Duration{0, time.Second} {
 			t.Run(fmt.Sprint(name, negativeAge), func(t *testing.T) {
-				r := newRemembering(t, introspect.WrapConfig{MaxAge: time.Minute, StaleFor: time.Hour, NegativeAge: negativeAge})
+				r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, StaleFor: time.Hour, NegativeAge: negativeAge})
 				r.reg.issue("token", start.Add(24*time.Hour))
 				r.expect("fresh", "token", "yes", 1)
 				r.clock.advance(2 * time.Minute)
@@ -389,7 +389,7 @@ func TestANoTakesBackWhatIsNotApplied(t *testing.T) {
 		cfg.MaxTokens = 100
 		reg := &outage{registry: newRegistry(clock.now)}
 		cache := newCache(t, cfg)
-		s := cache.WrapWith("reg", reg, introspect.WrapConfig{MaxAge: time.Minute, StaleFor: time.Hour})
+		s := cache.WrapWith("reg", reg, introspect.SourceConfig{MaxAge: time.Minute, StaleFor: time.Hour})
 		reg.issue("token", start.Add(24*time.Hour))
 		if !active(t, s, "token") {
 			t.Fatal("not active")
@@ -419,7 +419,7 @@ func TestFactsWithoutExpiry(t *testing.T) {
 		{"where the source's own age is smaller", 7 * time.Second, 0, 7 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := newRemembering(t, introspect.WrapConfig{MaxAge: c.maxAge, StaleFor: time.Hour}, func(cfg *introspect.Config) { cfg.MaxAgeNoExpiry = c.most })
+			r := newRemembering(t, introspect.SourceConfig{MaxAge: c.maxAge, StaleFor: time.Hour}, func(cfg *introspect.CacheConfig) { cfg.MaxAgeNoExpiry = c.most })
 			src := sourceFunc(func(context.Context, string) (*introspect.Facts, error) {
 				r.reg.lookups.Add(1)
 				if r.reg.down.Load() {
@@ -427,7 +427,7 @@ func TestFactsWithoutExpiry(t *testing.T) {
 				}
 				return factsOf("token", time.Time{}), nil
 			})
-			r.CachedSource = r.cache.WrapWith("src", src, introspect.WrapConfig{MaxAge: c.maxAge, StaleFor: time.Hour})
+			r.CachedSource = r.cache.WrapWith("src", src, introspect.SourceConfig{MaxAge: c.maxAge, StaleFor: time.Hour})
 			r.expect("fresh", "token", "yes", 1)
 			if ttl, held := r.Held("token"); !held || ttl <= 0 || ttl > c.kept {
 				t.Errorf("held: %v, for %v", held, ttl)
@@ -444,7 +444,7 @@ func TestFactsWithoutExpiry(t *testing.T) {
 		})
 	}
 	t.Run("cache off", func(t *testing.T) {
-		cache := newCache(t, introspect.Config{})
+		cache := newCache(t, introspect.CacheConfig{})
 		s := cache.Wrap("src", sourceFunc(func(context.Context, string) (*introspect.Facts, error) { return factsOf("token", time.Time{}), nil }), 0)
 		if !active(t, s, "token") {
 			t.Error("not active")

@@ -87,8 +87,8 @@ var start = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func (c *clocks) now() time.Time { return start.Add(time.Duration(c.wall.Load())) }
 
-func (c *clocks) config() introspect.Config {
-	return introspect.Config{Now: c.now, Elapsed: func() time.Duration { return time.Duration(c.elapsed.Load()) }}
+func (c *clocks) config() introspect.CacheConfig {
+	return introspect.CacheConfig{Now: c.now, Elapsed: func() time.Duration { return time.Duration(c.elapsed.Load()) }}
 }
 
 func (c *clocks) advance(d time.Duration) {
@@ -96,7 +96,7 @@ func (c *clocks) advance(d time.Duration) {
 	c.elapsed.Add(int64(d))
 }
 
-func newCache(t testing.TB, cfg introspect.Config) *introspect.Cache {
+func newCache(t testing.TB, cfg introspect.CacheConfig) *introspect.Cache {
 	t.Helper()
 	c, err := introspect.NewCache(cfg)
 	if err != nil {
@@ -140,7 +140,7 @@ func TestARevokedTokenIsDeadAtOnce(t *testing.T) {
 		rounds = 1000
 	}
 	reg := newRegistry(time.Now)
-	cache := newCache(t, introspect.Config{MaxTokens: 1000})
+	cache := newCache(t, introspect.CacheConfig{MaxTokens: 1000})
 	src := cache.Wrap("reg", reg, time.Minute)
 
 	var current atomic.Pointer[string]
@@ -212,7 +212,7 @@ func TestALateAnswerDoesNotResurrect(t *testing.T) {
 			{"Forget", func(_ *introspect.Cache, s *introspect.CachedSource) { s.Forget(introspect.IDOf("token")) }},
 			{"Flush", func(c *introspect.Cache, _ *introspect.CachedSource) { c.Flush() }},
 		} {
-			cache := newCache(t, introspect.Config{})
+			cache := newCache(t, introspect.CacheConfig{})
 			reg := newRegistry(time.Now)
 			reg.issue("token", time.Now().Add(time.Hour))
 			slow := &gate{Source: reg, open: make(chan struct{})}
@@ -243,7 +243,7 @@ func TestALateAnswerDoesNotResurrect(t *testing.T) {
 func TestALateJoinerAsksAnew(t *testing.T) {
 	for _, flush := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			cache := newCache(t, introspect.Config{})
+			cache := newCache(t, introspect.CacheConfig{})
 			reg := newRegistry(time.Now)
 			reg.issue("token", time.Now().Add(time.Hour))
 			slow := &gate{Source: reg, open: make(chan struct{})}
@@ -427,8 +427,8 @@ func TestMaxAgeAfterASleep(t *testing.T) {
 // The system's own clock has two readings in one, and a comparison takes the one that stands
 // still during a sleep, where both have it.
 func TestASleepIsSeenByTheWallClock(t *testing.T) {
-	cache := newCache(t, introspect.Config{})
-	for name, cfg := range map[string]introspect.WrapConfig{"without an expiry": {MaxAge: time.Minute}, "in an outage": {MaxAge: time.Minute, StaleFor: time.Hour}} {
+	cache := newCache(t, introspect.CacheConfig{})
+	for name, cfg := range map[string]introspect.SourceConfig{"without an expiry": {MaxAge: time.Minute}, "in an outage": {MaxAge: time.Minute, StaleFor: time.Hour}} {
 		var expiry time.Time
 		if cfg.StaleFor > 0 {
 			expiry = time.Unix(time.Now().Unix()+86400, 0)
@@ -447,7 +447,7 @@ func TestASleepIsSeenByTheWallClock(t *testing.T) {
 // node, is good at once.
 func TestNoIsNeverRemembered(t *testing.T) {
 	reg, other := newRegistry(time.Now), newRegistry(time.Now)
-	cache := newCache(t, introspect.Config{})
+	cache := newCache(t, introspect.CacheConfig{})
 	s, wrong := cache.Wrap("reg", reg, time.Minute), cache.Wrap("other", other, time.Minute)
 	for range 3 {
 		if active(t, s, "token") || active(t, wrong, "token") {
@@ -490,7 +490,7 @@ func TestAFloodOfRandomTokens(t *testing.T) {
 			if c.screened {
 				src = screened{reg}
 			}
-			cache := newCache(t, introspect.Config{MaxTokens: 1500})
+			cache := newCache(t, introspect.CacheConfig{MaxTokens: 1500})
 			s := cache.Wrap("reg", src, time.Hour)
 			hot := make([]string, 1000)
 			for i := range hot {
@@ -534,7 +534,7 @@ func TestAFloodOfGoodTokensHasABoundInMemory(t *testing.T) {
 		return factsOf(token, time.Now().Add(time.Hour)), nil
 	})
 	var evicted atomic.Int64
-	cache := newCache(t, introspect.Config{MaxTokens: 1000, OnEvict: func() { evicted.Add(1) }})
+	cache := newCache(t, introspect.CacheConfig{MaxTokens: 1000, OnEvict: func() { evicted.Add(1) }})
 	s := cache.Wrap("src", src, time.Hour)
 	before := heap()
 	for i := range 30_000 {
@@ -575,7 +575,7 @@ func heap() int64 {
 // not affected.
 func TestLookupsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cfg := introspect.Config{MaxLookups: 4, LookupTimeout: 2 * time.Second}
+		cfg := introspect.CacheConfig{MaxLookups: 4, LookupTimeout: 2 * time.Second}
 		cache := newCache(t, cfg)
 		reg := newRegistry(time.Now)
 		reg.issue("hot", time.Now().Add(time.Hour))
@@ -638,7 +638,7 @@ func TestLookupsAreBounded(t *testing.T) {
 // one does not break the others.
 func TestHashesThatCollide(t *testing.T) {
 	reg := newRegistry(time.Now)
-	cache := newCache(t, introspect.WithHash(introspect.Config{}, func([]byte) uint64 { return 7 }))
+	cache := newCache(t, introspect.WithHash(introspect.CacheConfig{}, func([]byte) uint64 { return 7 }))
 	s := cache.Wrap("reg", reg, time.Minute)
 	const tokens = 50
 	for i := range tokens {
@@ -704,7 +704,7 @@ func TestReviseIsAppliedToEveryAnswer(t *testing.T) {
 			original := reg.issue("token", time.Now().Add(time.Hour))
 			src, strict := &narrowing{registry: reg}, &narrowing{registry: reg}
 			strict.scopes.Store(&[]string{"read"})
-			cache := newCache(t, introspect.Config{})
+			cache := newCache(t, introspect.CacheConfig{})
 			// Two configurations that share their entries.
 			s, s2 := cache.Wrap("reg", src, maxAge), cache.Wrap("reg", strict, maxAge)
 			scopes := func(s *introspect.CachedSource) string {
@@ -746,7 +746,7 @@ func TestReviseIsAppliedToEveryAnswer(t *testing.T) {
 // and are looked up at the same time.
 func TestSourcesDoNotMix(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cache := newCache(t, introspect.Config{})
+		cache := newCache(t, introspect.CacheConfig{})
 		good, bad := newRegistry(time.Now), newRegistry(time.Now)
 		good.issue("token", time.Now().Add(time.Hour))
 		slow := &gate{Source: good, open: make(chan struct{})}
@@ -770,13 +770,13 @@ func TestSourcesDoNotMix(t *testing.T) {
 }
 
 // B-12: different parts make different names, wherever the bounds between them lie.
-func TestSourceNamesAreUnambiguous(t *testing.T) {
+func TestCacheNamesAreUnambiguous(t *testing.T) {
 	names := map[string][]string{}
 	for _, parts := range [][]string{
 		nil, {""}, {"", ""}, {"abc"}, {"a", "bc"}, {"ab", "c"}, {"", "abc"}, {"abc", ""}, {"a", "b", "c"},
 		{"\x01a"}, {"a\x01b"}, {"\x00"}, {"\x00", ""}, {strings.Repeat("x", 128)}, {strings.Repeat("x", 127), "x"},
 	} {
-		name := introspect.SourceName(parts...)
+		name := introspect.CacheName(parts...)
 		if other, taken := names[name]; taken {
 			t.Errorf("%q and %q make one name", parts, other)
 		}
@@ -785,7 +785,7 @@ func TestSourceNamesAreUnambiguous(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		part := rapid.OneOf(rapid.StringN(0, 3, -1), rapid.StringMatching(`[\x00-\x03ab]{0,3}`), rapid.StringMatching(`x{125,131}`))
 		a, b := rapid.SliceOfN(part, 0, 4).Draw(t, "a"), rapid.SliceOfN(part, 0, 4).Draw(t, "b")
-		if !slices.Equal(a, b) && introspect.SourceName(a...) == introspect.SourceName(b...) {
+		if !slices.Equal(a, b) && introspect.CacheName(a...) == introspect.CacheName(b...) {
 			t.Fatalf("%q and %q make one name", a, b)
 		}
 	})
@@ -798,7 +798,7 @@ func TestGuessesAllLookAlike(t *testing.T) {
 	good := strings.Repeat("t", 40)
 	reg.issue(good, time.Now().Add(time.Hour))
 	reg.issue("revoked", time.Now().Add(time.Hour))
-	cache := newCache(t, introspect.Config{})
+	cache := newCache(t, introspect.CacheConfig{})
 	s := cache.Wrap("reg", reg, time.Minute)
 	warm(t, cache, s, good)
 	warm(t, cache, s, "revoked")
@@ -828,7 +828,7 @@ func TestASlowSource(t *testing.T) {
 		t.Run("B-22 "+c.name, func(t *testing.T) {
 			// The bubble ends when all goroutines in it have: a leak fails the test.
 			synctest.Test(t, func(t *testing.T) {
-				cache := newCache(t, introspect.Config{MaxLookups: 8})
+				cache := newCache(t, introspect.CacheConfig{MaxLookups: 8})
 				src := sourceFunc(func(ctx context.Context, _ string) (*introspect.Facts, error) {
 					var deadline <-chan struct{}
 					if c.obeys {
@@ -882,7 +882,7 @@ func lookingUp() int {
 // B-22: a caller's own deadline is kept too.
 func TestACallersDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cache := newCache(t, introspect.Config{})
+		cache := newCache(t, introspect.CacheConfig{})
 		s := cache.Wrap("src", &gateForever{}, time.Minute)
 		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 		defer cancel()
@@ -908,7 +908,7 @@ func TestManyAskOnce(t *testing.T) {
 	for name, maxAge := range map[string]time.Duration{"cache on": time.Minute, "cache off": 0} {
 		t.Run("B-23 "+name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				cache := newCache(t, introspect.Config{})
+				cache := newCache(t, introspect.CacheConfig{})
 				reg := newRegistry(time.Now)
 				reg.issue("token", time.Now().Add(time.Hour))
 				slow := &gate{Source: reg, open: make(chan struct{})}
@@ -993,7 +993,7 @@ func TestWhoLookedTooEarlyDoesNotAskAgain(t *testing.T) {
 
 // B-23: errors are not cached.
 func TestErrorsAreNotRemembered(t *testing.T) {
-	cache := newCache(t, introspect.Config{})
+	cache := newCache(t, introspect.CacheConfig{})
 	outage := errors.New("the source is away")
 	answers := []func() (*introspect.Facts, error){
 		func() (*introspect.Facts, error) { return nil, outage },
@@ -1024,7 +1024,7 @@ func TestErrorsAreNotRemembered(t *testing.T) {
 // nobody else.
 func TestAPanicIsOneLookupsFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cache := newCache(t, introspect.Config{})
+		cache := newCache(t, introspect.CacheConfig{})
 		open := make(chan struct{})
 		s := cache.Wrap("src", sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
 			<-open
@@ -1063,7 +1063,7 @@ func TestCloseDuringHeavyTraffic(t *testing.T) {
 		for i := range 200 {
 			reg.issue(fmt.Sprint(i), time.Now().Add(time.Hour))
 		}
-		cache := newCache(t, introspect.Config{MaxTokens: 100})
+		cache := newCache(t, introspect.CacheConfig{MaxTokens: 100})
 		s := cache.Wrap("reg", reg, time.Minute)
 		var traffic sync.WaitGroup
 		var begun sync.WaitGroup
@@ -1113,7 +1113,7 @@ func TestCloseDuringHeavyTraffic(t *testing.T) {
 // B-24: a lookup that is under way when the cache is closed still has its answer.
 func TestCloseLetsLookupsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cache := newCache(t, introspect.Config{})
+		cache := newCache(t, introspect.CacheConfig{})
 		reg := newRegistry(time.Now)
 		reg.issue("token", time.Now().Add(time.Hour))
 		slow := &gate{Source: reg, open: make(chan struct{})}
@@ -1137,7 +1137,7 @@ func TestFactsAreSharedAndNotChanged(t *testing.T) {
 	want := fmt.Sprintf("%+v", *original)
 	src := &narrowing{registry: reg}
 	src.scopes.Store(&[]string{"read"})
-	cache := newCache(t, introspect.Config{})
+	cache := newCache(t, introspect.CacheConfig{})
 	s := cache.Wrap("reg", src, time.Minute)
 	var readers sync.WaitGroup
 	for w := range 8 {
@@ -1227,7 +1227,7 @@ func TestTheCacheDoesNotShow(t *testing.T) {
 // Flush: entries stop counting at once, and later ones count again.
 func TestFlush(t *testing.T) {
 	reg := newRegistry(time.Now)
-	cache := newCache(t, introspect.Config{})
+	cache := newCache(t, introspect.CacheConfig{})
 	s := cache.Wrap("reg", reg, time.Minute)
 	reg.issue("token", time.Now().Add(time.Hour))
 	warm(t, cache, s, "token")
@@ -1252,7 +1252,7 @@ func TestResize(t *testing.T) {
 	src := sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
 		return factsOf(token, time.Now().Add(time.Hour)), nil
 	})
-	cache := newCache(t, introspect.Config{MaxTokens: 1000})
+	cache := newCache(t, introspect.CacheConfig{MaxTokens: 1000})
 	s := cache.Wrap("src", src, time.Hour)
 	next := 0
 	fill := func(n int) {
@@ -1313,7 +1313,7 @@ func TestCacheIsBoundedInBytes(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			asked := 0
 			remote := newRemote(t, remoteConfig("https://as.example"))
-			s := newCache(t, introspect.Config{MaxSize: size}).Wrap("src", sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
+			s := newCache(t, introspect.CacheConfig{MaxSize: size}).Wrap("src", sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
 				asked++
 				facts, err := remote.Understand([]byte(`{"active":true,"client_id":"` + token + `","sub":"` + token + `","x":` + c.claim + `}`))
 				facts.ID = introspect.IDOf(token)
@@ -1351,7 +1351,7 @@ func TestLargeTokens(t *testing.T) {
 		facts.Claims = `{"x":"` + strings.Repeat("x", claims) + `"}`
 		return facts, nil
 	})
-	cache := newCache(t, introspect.Config{MaxSize: size})
+	cache := newCache(t, introspect.CacheConfig{MaxSize: size})
 	s := cache.Wrap("src", src, time.Hour)
 	for _, c := range []struct {
 		claims int
@@ -1438,7 +1438,7 @@ func TestEntriesAreSharedUnderOneName(t *testing.T) {
 	old, next, off := newRegistry(time.Now), newRegistry(time.Now), newRegistry(time.Now)
 	facts := old.issue("token", time.Now().Add(time.Hour))
 	next.tokens, off.tokens = old.tokens, old.tokens
-	cache := newCache(t, introspect.Config{})
+	cache := newCache(t, introspect.CacheConfig{})
 	a, b, c := cache.Wrap("reg", old, time.Minute), cache.Wrap("reg", next, time.Minute), cache.Wrap("reg", off, 0)
 	warm(t, cache, a, "token")
 	if got, err := b.Lookup(context.Background(), "token"); got != facts || err != nil {
@@ -1462,7 +1462,7 @@ func TestHitsAndMissesAreCounted(t *testing.T) {
 	var hits, misses atomic.Int64
 	reg := newRegistry(time.Now)
 	reg.issue("hot a", time.Now().Add(time.Hour))
-	cache := newCache(t, introspect.Config{OnHit: func() { hits.Add(1) }, OnMiss: func() { misses.Add(1) }})
+	cache := newCache(t, introspect.CacheConfig{OnHit: func() { hits.Add(1) }, OnMiss: func() { misses.Add(1) }})
 	s := cache.Wrap("reg", screened{reg}, time.Minute)
 	warm(t, cache, s, "hot a")  // a miss
 	active(t, s, "hot a")       // a hit
@@ -1492,7 +1492,7 @@ func TestIDs(t *testing.T) {
 // to what the cache still holds: one would find the token dead, the next alive.
 func TestARevocationUnderWayAsksTheSource(t *testing.T) {
 	reg := newRegistry(time.Now)
-	c := newCache(t, introspect.Config{})
+	c := newCache(t, introspect.CacheConfig{})
 	s := c.Wrap("registry", reg, time.Minute)
 	for _, token := range []string{"revoked", "other"} {
 		reg.issue(token, time.Now().Add(time.Hour))

@@ -28,7 +28,7 @@ func (t table) Lookup(_ context.Context, token string) (*introspect.Facts, error
 // A program that protects itself puts a cache in front of its source, asks for each
 // request, and decides from the facts each time anew.
 func Example() {
-	cache, err := introspect.NewCache(introspect.Config{MaxTokens: 10_000})
+	cache, err := introspect.NewCache(introspect.CacheConfig{MaxTokens: 10_000})
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -65,7 +65,7 @@ func Example() {
 // A revocation reaches the source first. Once Forget has returned, no lookup that
 // begins later is answered from before.
 func ExampleCachedSource_Forget() {
-	cache, err := introspect.NewCache(introspect.Config{})
+	cache, err := introspect.NewCache(introspect.CacheConfig{})
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -89,8 +89,8 @@ func ExampleCachedSource_Forget() {
 }
 
 // The parts of a source's name are joined so that no two lists of parts make one name.
-func ExampleSourceName() {
-	fmt.Println(introspect.SourceName("local", "a", "bc") == introspect.SourceName("local", "ab", "c"))
+func ExampleCacheName() {
+	fmt.Println(introspect.CacheName("local", "a", "bc") == introspect.CacheName("local", "ab", "c"))
 	// Output: false
 }
 
@@ -124,14 +124,14 @@ func ExampleRemote() {
 		return
 	}
 	defer source.Close()
-	cache, err := introspect.NewCache(introspect.Config{})
+	cache, err := introspect.NewCache(introspect.CacheConfig{})
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
 	defer cache.Close()
-	tokens := cache.WrapWith(source.Name(), source, introspect.WrapConfig{
-		MaxAge: time.Minute, NegativeAge: introspect.NegativeAge,
+	tokens := cache.WrapWith(source.Name(), source, introspect.SourceConfig{
+		MaxAge: time.Minute, NegativeAge: introspect.DefaultNegativeAge,
 	})
 
 	mayRead := func(token string) string {

@@ -3,7 +3,7 @@ package introspect
 import "time"
 
 // WithHash returns cfg with another hash of keys.
-func WithHash(cfg Config, hash func(key []byte) uint64) Config {
+func WithHash(cfg CacheConfig, hash func(key []byte) uint64) CacheConfig {
 	cfg.hash = func(k cacheKey) uint64 { return hash(k[:]) }
 	return cfg
 }

@@ -19,7 +19,7 @@ func (s *clientSource) Lookup(_ context.Context, token string) (*Facts, error) {
 }
 
 func TestForgetClientAndSource(t *testing.T) {
-	c, err := NewCache(Config{MaxTokens: 1000})
+	c, err := NewCache(CacheConfig{MaxTokens: 1000})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestForgetClientAndSource(t *testing.T) {
 
 // A lookup that was under way during ForgetClient is no answer for those who come later.
 func TestForgetClientDuringALookup(t *testing.T) {
-	c, err := NewCache(Config{MaxTokens: 1000})
+	c, err := NewCache(CacheConfig{MaxTokens: 1000})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -75,9 +75,9 @@ type Facts struct {
 	// knows the fields above and nothing more.
 	Claims string
 
-	// ClientGeneration is the client's generation when the token was issued. A source
-	// whose clients have generations refuses, in Revise, facts of an older one.
-	ClientGeneration uint64
+	// Revision belongs to the source that found the facts out: what it wants to see again
+	// when it is asked to revise them. It means nothing to anybody else.
+	Revision uint64
 
 	// verifiedBy is the key that a JWT was verified with; see [JWT.Revise].
 	verifiedBy string
@@ -156,7 +156,7 @@ var ErrBusy = errors.New("too many token lookups under way")
 
 // ErrOutage is what errors.Is finds in the error of a Source that is away, as far as it can
 // tell: whatever the token, there would have been no answer. Only then is there the grace
-// of [WrapConfig.StaleFor]. An error that a token can provoke must not be one, or who holds a
+// of [SourceConfig.StaleFor]. An error that a token can provoke must not be one, or who holds a
 // revoked token could go on with it.
 var ErrOutage = errors.New("token source is away")
 

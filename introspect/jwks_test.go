@@ -362,7 +362,7 @@ func TestJWKSWithdrawnKeyKillsCachedTokens(t *testing.T) {
 			j := newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks", Now: time.Now}, network(func(*http.Request) (*http.Response, error) {
 				return answering(200, nil, set.Load().(string)), nil
 			})))
-			cache := newCache(t, introspect.Config{})
+			cache := newCache(t, introspect.CacheConfig{})
 			s := cache.Wrap("jwt", j, time.Hour)
 			token, stays := key.issue(goodClaims().with(claims{"iat": nil})), other.issue(goodClaims().with(claims{"iat": nil}))
 			warm(t, cache, s, token)
@@ -405,7 +405,7 @@ func TestJWKSReplicasDisagree(t *testing.T) {
 			}
 			return answering(200, nil, jwks(one.jwk(nil))), nil
 		})))
-		cache := newCache(t, introspect.Config{})
+		cache := newCache(t, introspect.CacheConfig{})
 		s := cache.Wrap("jwt", j, time.Hour)
 		token := one.issue(goodClaims().with(claims{"iat": nil}))
 		warm(t, cache, s, token)

@@ -53,7 +53,7 @@ func ExampleJWT() {
 		return
 	}
 	defer source.Close()
-	cache, err := introspect.NewCache(introspect.Config{})
+	cache, err := introspect.NewCache(introspect.CacheConfig{})
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -1317,7 +1317,7 @@ func BenchmarkJWTHit(b *testing.B) {
 	key := keyFor("RS256")
 	j := newJWT(b, jwtSettings{JWKSURI: newKeyServer(b, jwks(key.jwk(nil))).URL, Now: time.Now})
 	token := key.issue(goodClaims().with(claims{"iat": nil, "exp": time.Now().Add(time.Hour).Unix()}))
-	cache := newCache(b, introspect.Config{})
+	cache := newCache(b, introspect.CacheConfig{})
 	plain := newRegistry(time.Now)
 	plain.issue(token, time.Now().Add(time.Hour))
 	for name, src := range map[string]introspect.Source{"jwt": j, "plain": plain} {

@@ -488,16 +488,16 @@ func wellFormedHeader(name string, values []string) error {
 // the name.
 // It is a digest and shows nothing of the settings.
 func (r *Remote) Name() string {
-	parts := []string{"remote", r.cfg.URL, r.cfg.ClientID, r.cfg.Issuer, SourceName(r.cfg.ClientClaims...), SourceName(r.cfg.ScopeClaims...), r.cfg.Leeway.String()}
+	parts := []string{"remote", r.cfg.URL, r.cfg.ClientID, r.cfg.Issuer, CacheName(r.cfg.ClientClaims...), CacheName(r.cfg.ScopeClaims...), r.cfg.Leeway.String()}
 	var names []string
 	for name := range r.cfg.Header {
 		names = append(names, name)
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		parts = append(parts, name, SourceName(r.cfg.Header[name]...))
+		parts = append(parts, name, CacheName(r.cfg.Header[name]...))
 	}
-	digest := sha256.Sum256([]byte(SourceName(parts...)))
+	digest := sha256.Sum256([]byte(CacheName(parts...)))
 	return "remote " + hex.EncodeToString(digest[:])
 }
 

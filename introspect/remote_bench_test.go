@@ -18,8 +18,8 @@ func BenchmarkRemoteHit(b *testing.B) {
 	remote := newRemote(b, remoteConfig(server.URL))
 	token := fmt.Sprintf("coa_%056d", 1)
 	b.Run("remote", func(b *testing.B) {
-		cache := newCache(b, introspect.Config{})
-		s := cache.WrapWith(remote.Name(), remote, introspect.WrapConfig{MaxAge: time.Hour, NegativeAge: introspect.NegativeAge, StaleFor: time.Hour})
+		cache := newCache(b, introspect.CacheConfig{})
+		s := cache.WrapWith(remote.Name(), remote, introspect.SourceConfig{MaxAge: time.Hour, NegativeAge: introspect.DefaultNegativeAge, StaleFor: time.Hour})
 		warm(b, cache, s, token)
 		b.ReportAllocs()
 		for b.Loop() {
@@ -37,8 +37,8 @@ func BenchmarkRemoteHit(b *testing.B) {
 
 // A token that is remembered as no good.
 func BenchmarkNegativeHit(b *testing.B) {
-	cache := newCache(b, introspect.Config{})
-	s := cache.WrapWith("reg", newRegistry(time.Now), introspect.WrapConfig{MaxAge: time.Hour, NegativeAge: time.Hour})
+	cache := newCache(b, introspect.CacheConfig{})
+	s := cache.WrapWith("reg", newRegistry(time.Now), introspect.SourceConfig{MaxAge: time.Hour, NegativeAge: time.Hour})
 	b.ReportAllocs()
 	for b.Loop() {
 		if facts, err := s.Lookup(context.Background(), "token"); err != nil || facts.Active {

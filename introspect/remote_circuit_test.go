@@ -583,7 +583,7 @@ func TestOneTokensOutageIsNone(t *testing.T) {
 		says(`{"active":true,"client_id":"`+token+`","exp":`+at(start.Add(24*time.Hour))+`}`)(w, r)
 	})
 	cache := newCache(t, c.clock.config())
-	s := cache.WrapWith(c.Name(), c.Remote, introspect.WrapConfig{MaxAge: 10 * time.Second, StaleFor: time.Hour})
+	s := cache.WrapWith(c.Name(), c.Remote, introspect.SourceConfig{MaxAge: 10 * time.Second, StaleFor: time.Hour})
 	warm(t, cache, s, "revoked")
 	warm(t, cache, s, "other")
 	revoked.Store(true)
@@ -700,7 +700,7 @@ func TestJunkKeepsNoRevokedTokenAlive(t *testing.T) {
 				}
 			})
 			cache := newCache(t, c.clock.config())
-			s := cache.WrapWith(c.Name(), c.Remote, introspect.WrapConfig{MaxAge: 10 * time.Second, StaleFor: time.Hour})
+			s := cache.WrapWith(c.Name(), c.Remote, introspect.SourceConfig{MaxAge: 10 * time.Second, StaleFor: time.Hour})
 			for _, token := range []string{"revoked", "mine1", "mine2"} {
 				warm(t, cache, s, token)
 			}
@@ -755,7 +755,7 @@ func TestTheCircuitCountsTheCachesDeadline(t *testing.T) {
 	var states atomic.Pointer[string]
 	cfg.OnCircuit = func(state string) { states.Store(&state) }
 	remote := newRemote(t, cfg)
-	cache := newCache(t, introspect.Config{LookupTimeout: 100 * time.Millisecond})
+	cache := newCache(t, introspect.CacheConfig{LookupTimeout: 100 * time.Millisecond})
 	s := cache.Wrap(remote.Name(), remote, time.Minute)
 	open := func() bool { state := states.Load(); return state != nil && *state == "open" }
 	// On a busy machine a question may come so late that the server has too little time for it

@@ -21,14 +21,14 @@ import (
 // cached puts a cache in front of a remote source, with all that it can remember.
 func cached(t *testing.T, cache *introspect.Cache, remote *introspect.Remote) *introspect.CachedSource {
 	t.Helper()
-	return cache.WrapWith(remote.Name(), remote, introspect.WrapConfig{MaxAge: 5 * time.Minute, NegativeAge: introspect.NegativeAge, StaleFor: time.Hour})
+	return cache.WrapWith(remote.Name(), remote, introspect.SourceConfig{MaxAge: 5 * time.Minute, NegativeAge: introspect.DefaultNegativeAge, StaleFor: time.Hour})
 }
 
 // Oathkeeper: a cached token skipped the scope check of the next rule. What is cached here
 // is what the token says, all of it, and whoever asks judges for himself.
 func TestCVE_2021_32701_ScopesAreJudgedOnEveryHit(t *testing.T) {
 	server := newAuthServer(t, says(`{"active":true,"scope":"read","aud":"a"}`))
-	cache := newCache(t, introspect.Config{})
+	cache := newCache(t, introspect.CacheConfig{})
 	s := cached(t, cache, newRemote(t, remoteConfig(server.URL)))
 	warm(t, cache, s, remoteToken)
 	for _, route := range []struct {
@@ -54,7 +54,7 @@ func TestCVE_2026_33496_TheKeyCoversTheEndpoint(t *testing.T) {
 	yes, no := newAuthServer(t, says(`{"active":true}`)), newAuthServer(t, says(`{"active":false}`))
 	for name, yesFirst := range map[string]bool{"yes first": true, "no first": false} {
 		t.Run(name, func(t *testing.T) {
-			cache := newCache(t, introspect.Config{})
+			cache := newCache(t, introspect.CacheConfig{})
 			good, bad := cached(t, cache, newRemote(t, remoteConfig(yes.URL))), cached(t, cache, newRemote(t, remoteConfig(no.URL)))
 			for range 3 {
 				for _, first := range []bool{yesFirst, !yesFirst} {
@@ -74,7 +74,7 @@ func TestCVE_2026_71326_SharedLookupsDoNotSwapIdentities(t *testing.T) {
 		time.Sleep(5 * time.Millisecond) // so that they are under way together
 		says(fmt.Sprintf(`{"active":true,"sub":%q}`, r.URL.Path+" "+r.PostFormValue("token")))(w, r)
 	})
-	cache := newCache(t, introspect.Config{})
+	cache := newCache(t, introspect.CacheConfig{})
 	var all sync.WaitGroup
 	for i := range 60 {
 		path, token := []string{"/a", "/ab", "/abc"}[i%3], []string{"bcd", "cd", "d"}[i%3]
@@ -153,7 +153,7 @@ func TestCVE_2026_26998_AnswersHaveABound(t *testing.T) {
 // when another has filled the cache.
 func TestHeimdall3452_HitsAreCheckedLikeFreshAnswers(t *testing.T) {
 	server := newAuthServer(t, says(`{"active":true,"iss":"https://other.example","aud":["a"],"scope":"read","exp":`+at(time.Now().Add(time.Hour))+`}`))
-	cache := newCache(t, introspect.Config{})
+	cache := newCache(t, introspect.CacheConfig{})
 	lenient := cached(t, cache, newRemote(t, remoteConfig(server.URL)))
 	cfg := remoteConfig(server.URL)
 	cfg.Issuer = "https://issuer.example"
@@ -276,7 +276,7 @@ func TestKong_NegativesEnd(t *testing.T) {
 		t.Errorf("100 requests with a dead token caused %d questions, want 1", n)
 	}
 	server.answers(says(`{"active":true}`))
-	clock.advance(introspect.NegativeAge)
+	clock.advance(introspect.DefaultNegativeAge)
 	if !active(t, s, remoteToken) {
 		t.Error("the no has not ended")
 	}

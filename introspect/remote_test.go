@@ -288,8 +288,8 @@ func TestRemoteFailures(t *testing.T) {
 			kinds := make(chan string, 10)
 			cfg.OnRequest = func(kind string, _ time.Duration) { kinds <- kind }
 			remote := newRemote(t, cfg)
-			cache := newCache(t, introspect.Config{LookupTimeout: 30 * time.Second})
-			s := cache.WrapWith(remote.Name(), remote, introspect.WrapConfig{MaxAge: time.Minute, NegativeAge: time.Minute})
+			cache := newCache(t, introspect.CacheConfig{LookupTimeout: 30 * time.Second})
+			s := cache.WrapWith(remote.Name(), remote, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: time.Minute})
 			for range 2 {
 				begin := time.Now()
 				facts, err := s.Lookup(t.Context(), remoteToken)
@@ -743,8 +743,8 @@ func TestRemoteIsAskedOnce(t *testing.T) {
 	remote := newRemote(t, cfg)
 	var missed sync.WaitGroup
 	missed.Add(callers)
-	cache := newCache(t, introspect.Config{LookupTimeout: 20 * time.Second, OnMiss: missed.Done})
-	s := cache.WrapWith(remote.Name(), remote, introspect.WrapConfig{MaxAge: time.Minute, NegativeAge: introspect.NegativeAge, StaleFor: time.Minute})
+	cache := newCache(t, introspect.CacheConfig{LookupTimeout: 20 * time.Second, OnMiss: missed.Done})
+	s := cache.WrapWith(remote.Name(), remote, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: introspect.DefaultNegativeAge, StaleFor: time.Minute})
 
 	ctx, hangUp := context.WithCancel(t.Context())
 	leader := make(chan error)

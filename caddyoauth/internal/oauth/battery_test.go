@@ -39,7 +39,7 @@ func TestBatteryClocks(t *testing.T) {
 			clock := make(chan struct{}, 1)
 			locked := func(do func()) { clock <- struct{}{}; do(); <-clock }
 			now := func() (t time.Time) { locked(func() { t = wall }); return t }
-			cfg := introspect.Config{Now: now, Elapsed: func() (d time.Duration) { locked(func() { d = elapsed }); return d }}
+			cfg := introspect.CacheConfig{Now: now, Elapsed: func() (d time.Duration) { locked(func() { d = elapsed }); return d }}
 			r := newRealmAt(t, open(t, now), cfg, 30*time.Minute, now)
 
 			type token struct {
@@ -109,7 +109,7 @@ func TestARevocationByAClockThatIsWrong(t *testing.T) {
 	wall := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	now := func() time.Time { return wall }
 	for _, maxAge := range []time.Duration{time.Hour, 0} {
-		r := newRealmAt(t, store.NewMemory(now), introspect.Config{Now: now}, maxAge, now)
+		r := newRealmAt(t, store.NewMemory(now), introspect.CacheConfig{Now: now}, maxAge, now)
 		token := r.issue()
 		if !r.check(token) {
 			t.Fatal("a new token does not pass")

@@ -51,7 +51,7 @@ type Client struct {
 
 // authenticate finds the client that a request's credentials prove, or refuses with
 // the one answer for all failures, after the same work for all of them.
-func (s *Server) authenticate(ctx context.Context, req Request, out *Outcome) (*Client, error) {
+func (s *Engine) authenticate(ctx context.Context, req Request, out *Outcome) (*Client, error) {
 	creds := req.Credentials
 	client := s.clientOf(creds.ClientIDs)
 	if client != nil {
@@ -90,7 +90,7 @@ func (s *Server) authenticate(ctx context.Context, req Request, out *Outcome) (*
 // clientOf returns the client that the first of the readings names which names any. If
 // both do, the RFC's is the one that counts: a client whose ID could be taken for another's
 // has to encode it.
-func (s *Server) clientOf(readings []string) *Client {
+func (s *Engine) clientOf(readings []string) *Client {
 	for _, id := range readings {
 		if client := s.cfg.Clients[id]; client != nil {
 			return client
@@ -103,7 +103,7 @@ func (s *Server) clientOf(readings []string) *Client {
 // valid now. Success ends early. Failure costs, for each reading, the realm's whole
 // workload, which is at least what the dearest client's secrets cost, so that neither the
 // answer nor its time tells what was wrong.
-func (s *Server) check(ctx context.Context, candidates []*Secret, creds Credentials, from string) (bool, error) {
+func (s *Engine) check(ctx context.Context, candidates []*Secret, creds Credentials, from string) (bool, error) {
 	now := s.cfg.Now()
 	a := attempt{work: s.work, now: now}
 	fast := false

@@ -59,7 +59,7 @@ func (m *mapStore) Revoke(_ context.Context, key Key) error {
 
 // engine is a realm with a clock that the test sets.
 type engine struct {
-	*Server
+	*Engine
 	store *mapStore
 	nanos atomic.Int64
 }
@@ -72,7 +72,7 @@ func newEngine(t testing.TB, change func(*Settings), clients ...*Client) *engine
 	t.Helper()
 	e := &engine{store: &mapStore{tokens: make(map[Key]Token)}}
 	e.nanos.Store(time.Date(2026, 1, 2, 3, 4, 5, 678901234, time.UTC).UnixNano())
-	cache, err := introspect.NewCache(introspect.Config{MaxTokens: 1000, Now: e.now})
+	cache, err := introspect.NewCache(introspect.CacheConfig{MaxTokens: 1000, Now: e.now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func newEngine(t testing.TB, change func(*Settings), clients ...*Client) *engine
 	if change != nil {
 		change(&cfg)
 	}
-	e.Server = New(cfg)
+	e.Engine = New(cfg)
 	e.Share(Shared{Key: []byte("a key of thirty-two random bytes")})
 	return e
 }
@@ -191,7 +191,7 @@ func TestTokenLivesAsLongAsItSaid(t *testing.T) {
 			{issued.Add(24 * time.Hour), false},
 		} {
 			e.nanos.Store(c.at.UnixNano())
-			for _, src := range []introspect.Source{e.Tokens(), e.Tokens(), e.Server} {
+			for _, src := range []introspect.Source{e.Tokens(), e.Tokens(), e.Engine} {
 				if got := active(t, src, token); got != c.want {
 					t.Errorf("max age %v, %v after the issue: active is %t", maxAge, c.at.Sub(issued), got)
 				}
@@ -214,7 +214,7 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 		if text == token {
 			return
 		}
-		if e.Screen(text) || active(t, e.Tokens(), text) || active(t, e.Server, text) {
+		if e.Screen(text) || active(t, e.Tokens(), text) || active(t, e.Engine, text) {
 			t.Errorf("%s is accepted: %q", what, text)
 		}
 		r := request(t, "c", "s", url.Values{"token": {"x"}})

@@ -129,9 +129,9 @@ func FuzzScope(f *testing.F) {
 
 // tokenServer is a realm that can mint and verify; its clock stands at 2020, and its
 // tokens are the same in every process that takes part in the fuzzing.
-func tokenServer(t testing.TB, realm string) *Server {
+func tokenServer(t testing.TB, realm string) *Engine {
 	t.Helper()
-	cache, err := introspect.NewCache(introspect.Config{MaxTokens: 1})
+	cache, err := introspect.NewCache(introspect.CacheConfig{MaxTokens: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -98,7 +98,7 @@ type flight struct {
 // whether that is right, or on who is registered: if only failures of known clients shared
 // a computation, two requests at once would tell them from others.
 type flightKey struct {
-	server *Server
+	server *Engine
 	sent   [sha256.Size]byte // of Credentials
 }
 

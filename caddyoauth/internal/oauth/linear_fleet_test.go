@@ -34,7 +34,7 @@ func openRedis(t testing.TB, address string, cache *introspect.Cache) *store.Red
 		// Nothing goes wrong with this one, but the machine may be busy.
 		cfg.DialTimeout, cfg.Timeout = 20*time.Second, 20*time.Second
 	} else {
-		cfg.Revoked = func(realm string, id introspect.TokenID) { cache.Forget(oauth.SourceName(realm), id) }
+		cfg.Revoked = func(realm string, id introspect.TokenID) { cache.Forget(oauth.CacheName(realm), id) }
 		cfg.Flush = cache.Flush
 	}
 	return store.OpenRedis(cfg)
@@ -43,7 +43,7 @@ func openRedis(t testing.TB, address string, cache *introspect.Cache) *store.Red
 // newNode is a gateway of a fleet: a Server with a store and a cache of its own.
 func newNode(t testing.TB, address, plain string) *realm {
 	t.Helper()
-	cache, err := introspect.NewCache(introspect.Config{MaxTokens: 10_000})
+	cache, err := introspect.NewCache(introspect.CacheConfig{MaxTokens: 10_000})
 	if err != nil {
 		t.Fatal(err)
 	}

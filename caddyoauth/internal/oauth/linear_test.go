@@ -50,16 +50,16 @@ var cacheSizes = []struct {
 // realm is a Server with one client, and what that client can do.
 type realm struct {
 	t      testing.TB
-	server *oauth.Server
+	server *oauth.Engine
 	client oauth.Credentials
 }
 
 func newRealm(t testing.TB, s oauth.TokenStore, cacheTokens int64, maxAge time.Duration) *realm {
 	t.Helper()
-	return newRealmAt(t, s, introspect.Config{MaxTokens: cacheTokens}, maxAge, time.Now)
+	return newRealmAt(t, s, introspect.CacheConfig{MaxTokens: cacheTokens}, maxAge, time.Now)
 }
 
-func newRealmAt(t testing.TB, s oauth.TokenStore, cfg introspect.Config, maxAge time.Duration, now func() time.Time) *realm {
+func newRealmAt(t testing.TB, s oauth.TokenStore, cfg introspect.CacheConfig, maxAge time.Duration, now func() time.Time) *realm {
 	t.Helper()
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {

@@ -60,13 +60,13 @@ type Settings struct {
 	Random io.Reader
 }
 
-// Server is the authorization server of one realm. It is safe for concurrent use and
+// Engine is the authorization server of one realm. It is safe for concurrent use and
 // owns nothing that needs closing.
 //
 // It is an [introspect.Source] for the tokens that it issued: Screen judges a token by
 // computation, Lookup reads the store, Revise applies what the configuration says of
 // the token's client now.
-type Server struct {
+type Engine struct {
 	cfg    Settings
 	lookup *introspect.CachedSource
 	// agreed is nil until the first Share.
@@ -90,25 +90,25 @@ type agreement struct {
 }
 
 // New makes the server of a realm. Until Share is called all it says is ErrUnreachable.
-func New(cfg Settings) *Server {
+func New(cfg Settings) *Engine {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
 	if cfg.Random == nil {
 		cfg.Random = rand.Reader
 	}
-	s := &Server{cfg: cfg}
+	s := &Engine{cfg: cfg}
 	for _, c := range cfg.Clients {
 		c.guesses = newGuessLimit()
 		c.fetches = c.TokenLimit.limiter()
 	}
-	s.lookup = cfg.Cache.Wrap(SourceName(cfg.Realm), s, cfg.MaxAge)
+	s.lookup = cfg.Cache.Wrap(CacheName(cfg.Realm), s, cfg.MaxAge)
 	s.work = heaviest(cfg.Clients)
 	return s
 }
 
 // Share tells the server what the store says now. It may be called while requests run.
-func (s *Server) Share(shared Shared) {
+func (s *Engine) Share(shared Shared) {
 	// A key of the realm's own: a token of one realm is garbage to every other.
 	derive := hmac.New(sha256.New, shared.Key)
 	io.WriteString(derive, "opaque token v1\x00"+s.cfg.Realm)
@@ -119,19 +119,19 @@ func (s *Server) Share(shared Shared) {
 }
 
 // agreement returns what was shared last.
-func (s *Server) agreement() (*agreement, error) {
+func (s *Engine) agreement() (*agreement, error) {
 	if a := s.agreed.Load(); a != nil {
 		return a, nil
 	}
 	return nil, fmt.Errorf("%w: not once since the start", ErrUnreachable)
 }
 
-// SourceName is what the cache knows the tokens of a realm by; see [introspect.Cache.Wrap].
-func SourceName(realm string) string { return introspect.SourceName("local", realm) }
+// CacheName is what the cache knows the tokens of a realm by; see [introspect.Cache.Wrap].
+func CacheName(realm string) string { return introspect.CacheName("local", realm) }
 
 // Tokens is how everybody else asks about the realm's tokens: this server with the
 // cache in front.
-func (s *Server) Tokens() *introspect.CachedSource { return s.lookup }
+func (s *Engine) Tokens() *introspect.CachedSource { return s.lookup }
 
 // TokenResponse is a successful answer of the token endpoint (RFC 6749 section 5.1),
 // its members in the order of the wire form.
@@ -162,7 +162,7 @@ type Outcome struct {
 // grant, the scope. The token is in the store, durably, before Token returns.
 //
 // The error is an *Error, or tells that the store or the random source failed.
-func (s *Server) Token(ctx context.Context, req Request) (*TokenResponse, Outcome, error) {
+func (s *Engine) Token(ctx context.Context, req Request) (*TokenResponse, Outcome, error) {
 	var out Outcome
 	grant := req.Form.Get("grant_type")
 	if grant == "" {
@@ -239,7 +239,7 @@ type Introspection struct {
 // Introspect answers an introspection request. A token that is not good, or that the
 // caller may not ask about, is inactive, and the two look alike. A caller that keeps
 // asking about tokens that are no good is refused for a while (RFC 7662 section 4).
-func (s *Server) Introspect(ctx context.Context, req Request) (*Introspection, Outcome, error) {
+func (s *Engine) Introspect(ctx context.Context, req Request) (*Introspection, Outcome, error) {
 	var out Outcome
 	caller, err := s.authenticate(ctx, req, &out)
 	if err != nil {
@@ -285,7 +285,7 @@ func (s *Server) Introspect(ctx context.Context, req Request) (*Introspection, O
 // revoked already is a success; one of another client is refused and stays as it is.
 // When Revoke returns nil the revocation is durable and no request that begins later
 // passes with the token. Outcome.TokenID is zero if there was nothing to revoke.
-func (s *Server) Revoke(ctx context.Context, req Request) (out Outcome, err error) {
+func (s *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err error) {
 	client, err := s.authenticate(ctx, req, &out)
 	if err != nil {
 		return out, err
@@ -336,7 +336,7 @@ func (s *Server) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 
 // Screen reports whether token carries this realm's mark and has not expired. See
 // [introspect.Screener].
-func (s *Server) Screen(token string) bool {
+func (s *Engine) Screen(token string) bool {
 	agreed, err := s.agreement()
 	if err != nil {
 		return true // it may be: Lookup says that nobody knows
@@ -347,7 +347,7 @@ func (s *Server) Screen(token string) bool {
 
 // Minted reports whether token carries this realm's mark, whether or not it is good. Of a
 // token that has the form of one nobody can tell before the first Share; that is the error.
-func (s *Server) Minted(token string) (bool, error) {
+func (s *Engine) Minted(token string) (bool, error) {
 	if len(token) != tokenLength || token[:len(tokenPrefix)] != tokenPrefix {
 		return false, nil
 	}
@@ -360,13 +360,13 @@ func (s *Server) Minted(token string) (bool, error) {
 }
 
 // Coherent reports whether the cache may answer. See [introspect.Coherent].
-func (s *Server) Coherent() bool {
+func (s *Engine) Coherent() bool {
 	// Revise knows no generations before the first Share.
 	return s.agreed.Load() != nil && (s.cfg.Coherent == nil || s.cfg.Coherent())
 }
 
 // Lookup reads the facts of a token from the store. See [introspect.Source].
-func (s *Server) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
+func (s *Engine) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
 	agreed, err := s.agreement()
 	if err != nil {
 		return nil, err
@@ -384,22 +384,22 @@ func (s *Server) Lookup(ctx context.Context, token string) (*introspect.Facts, e
 		return nil, err
 	}
 	return &introspect.Facts{
-		Active:           true,
-		ID:               key.ID,
-		ClientID:         record.ClientID,
-		Subject:          record.ClientID,
-		Issuer:           s.cfg.Issuer,
-		Scopes:           record.Scopes,
-		Audience:         record.Audience,
-		IssuedAt:         record.IssuedAt,
-		Expiry:           key.Expiry(),
-		ClientGeneration: record.ClientGeneration,
+		Active:   true,
+		ID:       key.ID,
+		ClientID: record.ClientID,
+		Subject:  record.ClientID,
+		Issuer:   s.cfg.Issuer,
+		Scopes:   record.Scopes,
+		Audience: record.Audience,
+		IssuedAt: record.IssuedAt,
+		Expiry:   key.Expiry(),
+		Revision: record.ClientGeneration,
 	}, nil
 }
 
 // get reads a record and checks that it is what was asked for: a store that mixes up
 // its answers must not hand one token's rights to another.
-func (s *Server) get(ctx context.Context, key Key) (Token, error) {
+func (s *Engine) get(ctx context.Context, key Key) (Token, error) {
 	record, err := s.cfg.Store.Get(ctx, key)
 	if err != nil {
 		return Token{}, err
@@ -413,10 +413,10 @@ func (s *Server) get(ctx context.Context, key Key) (Token, error) {
 // Revise applies the client's state of now: a client that is gone, disabled, or of a
 // later generation has no tokens, and one whose scopes or audience were narrowed has
 // tokens as narrow. See [introspect.Reviser].
-func (s *Server) Revise(facts *introspect.Facts) *introspect.Facts {
+func (s *Engine) Revise(facts *introspect.Facts) *introspect.Facts {
 	client := s.cfg.Clients[facts.ClientID]
 	agreed := s.agreed.Load()
-	if client == nil || client.Disabled || agreed == nil || agreed.generations[client.ID] != facts.ClientGeneration {
+	if client == nil || client.Disabled || agreed == nil || agreed.generations[client.ID] != facts.Revision {
 		return introspect.Inactive()
 	}
 	scopesHold := containsAll(client.Scopes, facts.Scopes)

@@ -42,7 +42,7 @@ var tokenEncoding = base64.RawURLEncoding.Strict()
 
 // mint makes a token that expires at expiry. An error means that there was no
 // randomness to be had.
-func (s *Server) mint(a *agreement, expiry time.Time) (token string, key Key, err error) {
+func (s *Engine) mint(a *agreement, expiry time.Time) (token string, key Key, err error) {
 	var raw [tokenBytes]byte
 	milli := expiry.UnixMilli()
 	if milli < 0 || milli > maxTokenExpiry {
@@ -62,7 +62,7 @@ func (s *Server) mint(a *agreement, expiry time.Time) (token string, key Key, er
 
 // verify reports whether this realm minted token and its time is not over, and when
 // that will be, or was; zero if it is none of ours. It costs one MAC, no I/O and no memory.
-func (s *Server) verify(a *agreement, token string) (expiryMilli int64, ok bool) {
+func (s *Engine) verify(a *agreement, token string) (expiryMilli int64, ok bool) {
 	if len(token) != tokenLength || token[:len(tokenPrefix)] != tokenPrefix {
 		return 0, false
 	}
@@ -86,7 +86,7 @@ func (s *Server) verify(a *agreement, token string) (expiryMilli int64, ok bool)
 }
 
 // key is where the record of a token lies, in the store and in this realm.
-func (s *Server) key(token string, expiryMilli int64) Key {
+func (s *Engine) key(token string, expiryMilli int64) Key {
 	return Key{Realm: s.cfg.Realm, ExpiryMilli: expiryMilli, ID: introspect.IDOf(token)}
 }
 
