@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -70,24 +69,6 @@ type usedSource struct {
 	warn sync.Once // of the first token that is of one of the others
 }
 
-// openSources holds the open sources by their key, so that keys that were fetched, and
-// what is known of a server's health, survive a reload.
-var openSources = caddy.NewUsagePool()
-
-// openSource is a source in openSources.
-type openSource struct{ introspect.Source }
-
-// Destruct ends the source.
-func (s openSource) Destruct() error {
-	switch source := s.Source.(type) {
-	case interface{ Close() }:
-		source.Close()
-	case io.Closer:
-		return source.Close()
-	}
-	return nil
-}
-
 // useSource makes the app open the source in Start. Handlers call it in Provision.
 func (a *App) useSource(module TokenSource) *usedSource {
 	// With other bounds on memory it is another use of the same source.
@@ -107,57 +88,6 @@ func (a *App) useSource(module TokenSource) *usedSource {
 	return used
 }
 
-// openAllSources opens the sources that handlers use, with the cache in front.
-func (a *App) openAllSources() error {
-	for _, use := range sortedKeys(a.sources) {
-		used := a.sources[use]
-		key := used.module.SourceKey()
-		pooled, err := loadOrOpen(openSources, key, func() (openSource, error) {
-			source, err := used.module.OpenSource()
-			return openSource{source}, err
-		})
-		if err != nil {
-			return fmt.Errorf("source %s: %w", key, err)
-		}
-		a.heldSources = append(a.heldSources, key)
-		memory := used.module.Memory()
-		// Zero is the app's own; more than that no source may have.
-		if own := time.Duration(a.Cache.MaxAge); memory.MaxAge == 0 || memory.MaxAge > own {
-			memory.MaxAge = own
-		}
-		if a.Cache.Disabled {
-			memory = introspect.SourceConfig{}
-		}
-		memory.OnStale = collectors.staleAnswers.Inc
-		source := pooled.Source
-		if remote, ok := used.module.(*IntrospectSource); ok {
-			source = source.(*introspect.Remote).WithTimeout(time.Duration(remote.Timeout))
-		}
-		used.lookup = a.opened.cache.WrapWith(foreignName(key), source, memory)
-	}
-	a.shareOutIssuers()
-	return nil
-}
-
-// shareOutIssuers tells the sources which issuers their tokens can't be of. An answer may
-// name any issuer, and the backend believes it.
-func (a *App) shareOutIssuers() {
-	taken := make(map[string]bool)
-	for _, realm := range a.realms {
-		taken[realm.settings.Issuer] = true
-	}
-	for _, used := range a.sources {
-		if s, ok := used.module.(interface{ issuer() string }); ok {
-			used.issuer = s.issuer()
-			taken[used.issuer] = true
-		}
-	}
-	delete(taken, "")
-	for _, used := range a.sources {
-		used.taken = taken
-	}
-}
-
 // own returns facts if the source may say that, or else inactive ones.
 func (u *usedSource) own(facts *introspect.Facts) *introspect.Facts {
 	if !facts.Active || facts.Issuer == u.issuer || !u.taken[facts.Issuer] {
@@ -170,37 +100,8 @@ func (u *usedSource) own(facts *introspect.Facts) *introspect.Facts {
 	return introspect.Inactive()
 }
 
-// loadOrOpen returns what pool has under key, opened if nobody uses it yet.
-func loadOrOpen[T caddy.Destructor](pool *caddy.UsagePool, key string, open func() (T, error)) (T, error) {
-	pooled, _, err := pool.LoadOrNew(key, func() (_ caddy.Destructor, err error) {
-		// A panic would leave the pool's lock taken, and every later load waiting for it.
-		defer func() {
-			if r := recover(); r != nil {
-				err = fmt.Errorf("opening the source panicked: %v", r)
-			}
-		}()
-		return open()
-	})
-	if err != nil {
-		var none T
-		return none, err
-	}
-	return pooled.(T), nil
-}
-
 // foreignName is what the cache knows a source by.
 func foreignName(key string) string { return introspect.CacheName("foreign", key) }
-
-// closeSources gives back what openAllSources took.
-func (a *App) closeSources() error {
-	var errs []error
-	for _, key := range a.heldSources {
-		_, err := openSources.Delete(key)
-		errs = append(errs, err)
-	}
-	a.heldSources = nil
-	return errors.Join(errs...)
-}
 
 // routeSource is one of the sources of a route: a realm of this gateway, or a usedSource.
 type routeSource struct {
