@@ -200,6 +200,24 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return nil
 }
 
+// appFor returns the app of the configuration that a handler is provisioned in. It also
+// checks the order of the server's routes, once for each server: any handler may be the
+// first that Caddy provisions there.
+func appFor(ctx caddy.Context, handler string) (*App, error) {
+	app, err := ctx.AppIfConfigured("oauth")
+	if err != nil {
+		if errors.Is(err, caddy.ErrNotConfigured) {
+			return nil, fmt.Errorf("%s needs the oauth app: add an 'oauth' block to the global options", handler)
+		}
+		return nil, fmt.Errorf("%s: %w", handler, err)
+	}
+	a := app.(*App)
+	if err := a.checkOrder(ctx); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
 // reservePrefix makes every handler remove headers that begin with prefix, so that no
 // other route can be used to tell a backend who is calling.
 func (a *App) reservePrefix(prefix string) {

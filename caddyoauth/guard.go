@@ -48,7 +48,7 @@ func (Guard) CaddyModule() caddy.ModuleInfo {
 // Provision finds the app, which knows all prefixes.
 func (g *Guard) Provision(ctx caddy.Context) error {
 	g.logger = ctx.Logger()
-	app, err := configuredApp(ctx, "oauth_guard")
+	app, err := appFor(ctx, "oauth_guard")
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ var errAmbiguousPath = errors.New("oauth: ambiguous_path")
 
 // refuseAmbiguous refuses a request that needs no token for its path.
 func refuseAmbiguous(w http.ResponseWriter, r *http.Request, logger *zap.Logger) error {
-	answerBeforeBody(w, r)
+	dontAwaitBody(w, r)
 	w.Header().Set("Cache-Control", "no-store")
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.oauth.error", "ambiguous_path")

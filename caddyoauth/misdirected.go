@@ -123,7 +123,7 @@ func (s *Server) refuseMisdirected(w http.ResponseWriter, r *http.Request, kind 
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
 	h.Set("Pragma", "no-cache")
-	answerBeforeBody(w, r)
+	dontAwaitBody(w, r)
 	writeError(w, http.StatusNotFound, s.noSuchEndpoint)
 }
 

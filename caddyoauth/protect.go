@@ -146,7 +146,7 @@ func (Protect) CaddyModule() caddy.ModuleInfo {
 func (p *Protect) Provision(ctx caddy.Context) error {
 	p.logger = ctx.Logger()
 	p.trouble = thinned(p.logger)
-	app, err := configuredApp(ctx, "oauth_protect")
+	app, err := appFor(ctx, "oauth_protect")
 	if err != nil {
 		return err
 	}
@@ -479,7 +479,7 @@ func routesBeside(ctx caddy.Context) caddyhttp.RouteList {
 // which answers with the status and an empty body unless handle_errors says otherwise.
 func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, no *rejection) error {
 	no.count.Inc()
-	answerBeforeBody(w, r)
+	dontAwaitBody(w, r)
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	if no.challenge != "" {

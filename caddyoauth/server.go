@@ -2,16 +2,10 @@ package caddyoauth
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"mime"
 	"net/http"
-	"net/url"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -25,15 +19,6 @@ import (
 func init() {
 	caddy.RegisterModule(Server{})
 }
-
-const (
-	// maxBody bounds the body of a request to an endpoint, before anything is parsed.
-	maxBody = 64 << 10
-	// bodyTimeout bounds how long such a body may take to arrive.
-	bodyTimeout = 10 * time.Second
-	// retryAfter is what we tell clients to wait, in seconds, when we could not find out.
-	retryAfter = "5"
-)
 
 // Server serves the OAuth 2.0 endpoints of realms: token (RFC 6749 section 4.4),
 // introspection (RFC 7662), revocation (RFC 7009) and metadata (RFC 8414). Requests for
@@ -118,7 +103,7 @@ func (Server) CaddyModule() caddy.ModuleInfo {
 // Provision finds the realms and lays out the paths.
 func (s *Server) Provision(ctx caddy.Context) error {
 	s.logger = ctx.Logger()
-	app, err := configuredApp(ctx, "oauth_server")
+	app, err := appFor(ctx, "oauth_server")
 	if err != nil {
 		return err
 	}
@@ -305,45 +290,6 @@ func (s *Server) passOn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	return next.ServeHTTP(w, r)
 }
 
-// answer is the one place that turns what the engine said into a status, headers and
-// JSON, a log line and a count.
-func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply any, out oauth.Outcome, err error) {
-	if err == nil {
-		s.logOutcome(e, out)
-		writeJSON(w, http.StatusOK, reply)
-		return
-	}
-	var refusal *oauth.Error
-	if !errors.As(err, &refusal) {
-		// Not the caller's doing, and not the caller's business.
-		refusal = &oauth.Error{Code: oauth.CodeUnavailable, Description: "try again later", Reason: "outage"}
-		if r.Context().Err() == nil {
-			s.logger.Error("request could not be answered", zap.String("endpoint", string(e.kind)), zap.String("realm", e.realm.name), zap.Error(err))
-		}
-	}
-	status := http.StatusBadRequest
-	switch refusal.Code {
-	case oauth.CodeInvalidClient:
-		status = http.StatusUnauthorized
-		w.Header().Set("WWW-Authenticate", `Basic realm="`+e.realm.name+`"`)
-	case oauth.CodeTooManyRequests:
-		status = http.StatusTooManyRequests
-		w.Header().Set("Retry-After", retryAfter)
-	case oauth.CodeUnavailable:
-		status = http.StatusServiceUnavailable
-		w.Header().Set("Retry-After", retryAfter)
-	}
-	s.logRefusal(e, refusal, out.ClientID)
-	writeError(w, status, refusal)
-}
-
-// refuse answers what never reached the engine.
-func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e *route, status int, refusal *oauth.Error) {
-	s.logRefusal(e, refusal, "")
-	answerBeforeBody(w, r)
-	writeError(w, status, refusal)
-}
-
 // logOutcome writes the event line of a request that was answered, and counts it.
 func (s *Server) logOutcome(e *route, out oauth.Outcome) {
 	result := "ok"
@@ -392,143 +338,6 @@ func (s *Server) logRefusal(e *route, refusal *oauth.Error, clientID string) {
 		c.Write(zap.String("event", string(e.kind)+"_refused"), zap.String("realm", e.realm.name), zap.String("client_id", clientID),
 			zap.String("error", string(refusal.Code)), zap.String("reason", cmp.Or(refusal.Reason, refusal.Description)))
 	}
-}
-
-func writeError(w http.ResponseWriter, status int, e *oauth.Error) {
-	writeJSON(w, status, struct {
-		Error       oauth.Code `json:"error"`
-		Description string     `json:"error_description"`
-	}{e.Code, e.Description})
-}
-
-func writeJSON(w http.ResponseWriter, status int, v any) {
-	body, err := json.Marshal(v)
-	if err != nil { // no type that comes here can fail
-		http.Error(w, "", http.StatusInternalServerError)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	w.Write(body)
-}
-
-// isForm reports whether the one content type is that of a form.
-func isForm(types []string) bool {
-	if len(types) != 1 {
-		return false
-	}
-	mediaType, _, err := mime.ParseMediaType(types[0])
-	return err == nil && mediaType == "application/x-www-form-urlencoded"
-}
-
-// readBody reads the whole body, within maxBody and bodyTimeout.
-func readBody(w http.ResponseWriter, r *http.Request) (string, error) {
-	if r.ContentLength > maxBody {
-		return "", &http.MaxBytesError{Limit: maxBody}
-	}
-	// A caller that sends a byte a minute must not keep a goroutine for as long. Some
-	// writers have no deadlines; then the server's own timeouts are all there is.
-	control := http.NewResponseController(w)
-	if control.SetReadDeadline(time.Now().Add(bodyTimeout)) == nil {
-		defer control.SetReadDeadline(time.Time{})
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	return string(body), err
-}
-
-// serveMetadata answers with the realm's metadata document.
-func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *route) {
-	h := w.Header()
-	refuse := func(status int, refusal *oauth.Error) {
-		h.Set("Cache-Control", "no-store")
-		answerBeforeBody(w, r)
-		writeError(w, status, refusal)
-	}
-	switch {
-	case e.metadata == nil:
-		refuse(http.StatusNotFound, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "there is no OpenID Connect here, and no metadata under its name"})
-		return
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		h.Set("Allow", "GET, HEAD")
-		refuse(http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be GET"})
-		return
-	case e.contradictedBy(r.URL.RawQuery):
-		refuse(http.StatusBadRequest, errOtherRealm)
-		return
-	}
-	h.Set("Content-Type", "application/json")
-	h.Set("Cache-Control", "public, max-age=300")
-	h.Set("Access-Control-Allow-Origin", "*") // it is public, and a page may want to read it
-	w.WriteHeader(http.StatusOK)
-	if r.Method == http.MethodGet {
-		w.Write(e.metadata)
-	}
-}
-
-// publicBase is what the URLs of the endpoints of a realm with an issuer begin with.
-func (s *Server) publicBase(r *servedRealm) string {
-	path := s.BasePath + realmPath(r.name)
-	// Usually the issuer ends with the path that we serve under, behind whatever a proxy
-	// in front adds. If not, the endpoints stand at the issuer's host.
-	if strings.HasSuffix(strings.TrimSuffix(r.issuer.Path, "/"), path) {
-		return strings.TrimSuffix(r.settings.Issuer, "/")
-	}
-	return (&url.URL{Scheme: r.issuer.Scheme, Host: r.issuer.Host, Path: path}).String()
-}
-
-// metadata makes a realm's document (RFC 8414 section 2). It advertises what is served
-// and nothing else, with URLs made of the configured issuer alone.
-func (s *Server) metadata(r *servedRealm) ([]byte, error) {
-	base := s.publicBase(r)
-	methods := []string{}
-	for _, c := range r.settings.Clients {
-		for _, m := range c.Auth {
-			if !c.Disabled && !slices.Contains(methods, string(m)) {
-				methods = append(methods, string(m))
-			}
-		}
-	}
-	slices.Sort(methods)
-	return json.Marshal(struct {
-		Issuer                string   `json:"issuer"`
-		TokenEndpoint         string   `json:"token_endpoint"`
-		IntrospectionEndpoint string   `json:"introspection_endpoint"`
-		RevocationEndpoint    string   `json:"revocation_endpoint"`
-		GrantTypes            []string `json:"grant_types_supported"`
-		// Empty is the truth where there is no authorization endpoint; RFC 8414 requires the
-		// member all the same.
-		ResponseTypes            []string `json:"response_types_supported"`
-		TokenAuthMethods         []string `json:"token_endpoint_auth_methods_supported"`
-		IntrospectionAuthMethods []string `json:"introspection_endpoint_auth_methods_supported"`
-		RevocationAuthMethods    []string `json:"revocation_endpoint_auth_methods_supported"`
-	}{
-		Issuer:                   r.settings.Issuer,
-		TokenEndpoint:            base + "/access_token",
-		IntrospectionEndpoint:    base + "/introspect",
-		RevocationEndpoint:       base + "/token/revoke",
-		GrantTypes:               []string{oauth.GrantClientCredentials},
-		ResponseTypes:            []string{},
-		TokenAuthMethods:         methods,
-		IntrospectionAuthMethods: methods,
-		RevocationAuthMethods:    methods,
-	})
-}
-
-// configuredApp returns the app that a handler belongs to. The first handler of a server has
-// the order of its routes checked.
-func configuredApp(ctx caddy.Context, handler string) (*App, error) {
-	app, err := ctx.AppIfConfigured("oauth")
-	if err != nil {
-		if errors.Is(err, caddy.ErrNotConfigured) {
-			return nil, fmt.Errorf("%s needs the oauth app: add an 'oauth' block to the global options", handler)
-		}
-		return nil, fmt.Errorf("%s: %w", handler, err)
-	}
-	a := app.(*App)
-	if err := a.checkOrder(ctx); err != nil {
-		return nil, err
-	}
-	return a, nil
 }
 
 // Interface guards

@@ -288,7 +288,7 @@ func asksForTunnel(r *http.Request) bool {
 // refuseTunnel answers a request that asksForTunnel. It is no error for Caddy, whose error
 // routes may well hold a proxy.
 func refuseTunnel(w http.ResponseWriter, r *http.Request, logger *zap.Logger) {
-	answerBeforeBody(w, r)
+	dontAwaitBody(w, r)
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusNotImplemented) // RFC 9220 section 3
 	if c := logger.Check(zap.DebugLevel, "request refused"); c != nil {

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
@@ -70,28 +69,4 @@ func clientNetwork(r *http.Request) string {
 		}
 	}
 	return addr.String()
-}
-
-// drainTimeout bounds how long a refusal waits for the rest of a body.
-const drainTimeout = 2 * time.Second
-
-// answerBeforeBody lets a refusal go out though the request's body may be still on its
-// way. net/http reads on for a while before it answers, to keep the connection; what a
-// caller holds back, or sends a byte a minute, would hold the answer back as long.
-func answerBeforeBody(w http.ResponseWriter, r *http.Request) {
-	if r.ProtoMajor != 1 || r.ContentLength == 0 {
-		return
-	}
-	// Errors mean an odd writer: then it waits.
-	control := http.NewResponseController(w)
-	if r.Header.Get("Expect") == "" {
-		_ = control.SetReadDeadline(time.Now().Add(drainTimeout))
-		return
-	}
-	// The caller waits to be asked for the body (100-continue), and won't be. Full duplex
-	// means not reading on at all, so this connection must end: what is left of a body
-	// would be taken for the next request, which lets one caller of a proxy in front of
-	// us speak for another.
-	_ = control.EnableFullDuplex()
-	w.Header().Set("Connection", "close")
 }

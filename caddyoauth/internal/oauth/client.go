@@ -51,9 +51,9 @@ type Client struct {
 
 // authenticate finds the client that a request's credentials prove, or refuses with
 // the one answer for all failures, after the same work for all of them.
-func (s *Engine) authenticate(ctx context.Context, req Request, out *Outcome) (*Client, error) {
+func (e *Engine) authenticate(ctx context.Context, req Request, out *Outcome) (*Client, error) {
 	creds := req.Credentials
-	client := s.clientOf(creds.ClientIDs)
+	client := e.clientOf(creds.ClientIDs)
 	if client != nil {
 		out.ClientID = client.ID
 	}
@@ -77,7 +77,7 @@ func (s *Engine) authenticate(ctx context.Context, req Request, out *Outcome) (*
 		reason = "wrong_secret"
 		candidates = client.Secrets
 	}
-	ok, err := s.check(ctx, candidates, creds, req.From)
+	ok, err := e.check(ctx, candidates, creds, req.From)
 	if err != nil {
 		return nil, err
 	}
@@ -90,9 +90,9 @@ func (s *Engine) authenticate(ctx context.Context, req Request, out *Outcome) (*
 // clientOf returns the client that the first of the readings names which names any. If
 // both do, the RFC's is the one that counts: a client whose ID could be taken for another's
 // has to encode it.
-func (s *Engine) clientOf(readings []string) *Client {
+func (e *Engine) clientOf(readings []string) *Client {
 	for _, id := range readings {
-		if client := s.cfg.Clients[id]; client != nil {
+		if client := e.cfg.Clients[id]; client != nil {
 			return client
 		}
 	}
@@ -103,9 +103,9 @@ func (s *Engine) clientOf(readings []string) *Client {
 // valid now. Success ends early. Failure costs, for each reading, the realm's whole
 // workload, which is at least what the dearest client's secrets cost, so that neither the
 // answer nor its time tells what was wrong.
-func (s *Engine) check(ctx context.Context, candidates []*Secret, creds Credentials, from string) (bool, error) {
-	now := s.cfg.Now()
-	a := attempt{work: s.work, now: now}
+func (e *Engine) check(ctx context.Context, candidates []*Secret, creds Credentials, from string) (bool, error) {
+	now := e.cfg.Now()
+	a := attempt{work: e.work, now: now}
 	fast := false
 	for _, secret := range creds.Secrets {
 		r := reading{secret: secret, candidates: candidates}
@@ -119,7 +119,7 @@ func (s *Engine) check(ctx context.Context, candidates []*Secret, creds Credenti
 			quickDummy.quick(r.secret)
 		}
 		for _, c := range r.candidates {
-			if c.validAt(now) && (c.quick(r.secret) || s.cfg.Hasher.remembers(c, r.secret, now)) {
+			if c.validAt(now) && (c.quick(r.secret) || e.cfg.Hasher.remembers(c, r.secret, now)) {
 				fast = true
 			}
 		}
@@ -128,12 +128,12 @@ func (s *Engine) check(ctx context.Context, candidates []*Secret, creds Credenti
 	if fast {
 		return true, nil
 	}
-	if len(s.work) == 0 {
+	if len(e.work) == 0 {
 		return false, nil // no slow hashes in this realm: failing is quick for everybody
 	}
-	right, err := s.cfg.Hasher.check(ctx, flightKey{s, creds.mac()}, a, from, creds.ClientIDs[0])
+	right, err := e.cfg.Hasher.check(ctx, flightKey{e, creds.mac()}, a, from, creds.ClientIDs[0])
 	// Whoever shares the answer may have come after the secret's end.
-	return right != nil && right.validAt(s.cfg.Now()), err
+	return right != nil && right.validAt(e.cfg.Now()), err
 }
 
 // mayIntrospect reports whether the client may see facts, and which of the scopes.

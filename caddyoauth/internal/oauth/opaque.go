@@ -42,7 +42,7 @@ var tokenEncoding = base64.RawURLEncoding.Strict()
 
 // mint makes a token that expires at expiry. An error means that there was no
 // randomness to be had.
-func (s *Engine) mint(a *agreement, expiry time.Time) (token string, key Key, err error) {
+func (e *Engine) mint(a *agreement, expiry time.Time) (token string, key Key, err error) {
 	var raw [tokenBytes]byte
 	milli := expiry.UnixMilli()
 	if milli < 0 || milli > maxTokenExpiry {
@@ -50,20 +50,20 @@ func (s *Engine) mint(a *agreement, expiry time.Time) (token string, key Key, er
 	}
 	raw[0] = tokenVersion
 	putExpiry(raw[1:], milli)
-	if _, err := io.ReadFull(s.cfg.Random, raw[tokenRandom:tokenTag]); err != nil {
+	if _, err := io.ReadFull(e.cfg.Random, raw[tokenRandom:tokenTag]); err != nil {
 		return "", Key{}, fmt.Errorf("reading random bytes for a token: %w", err)
 	}
 	t := a.taggers.Get().(*tagger)
 	copy(raw[tokenTag:], t.tag(raw[:tokenTag]))
 	a.taggers.Put(t)
 	token = tokenPrefix + tokenEncoding.EncodeToString(raw[:])
-	return token, s.key(token, milli), nil
+	return token, e.key(token, milli), nil
 }
 
 // verify reports whether this realm minted token and its time is not over, and when
 // that will be, or was; zero if it is none of ours. It costs one MAC, no I/O and no memory.
-func (s *Engine) verify(a *agreement, token string) (expiryMilli int64, ok bool) {
-	if len(token) != tokenLength || token[:len(tokenPrefix)] != tokenPrefix {
+func (e *Engine) verify(a *agreement, token string) (expiryMilli int64, ok bool) {
+	if !HasForm(token) {
 		return 0, false
 	}
 	var raw [tokenBytes]byte
@@ -82,12 +82,12 @@ func (s *Engine) verify(a *agreement, token string) (expiryMilli int64, ok bool)
 		return 0, false
 	}
 	expiryMilli = getExpiry(raw[1:])
-	return expiryMilli, s.cfg.Now().UnixMilli() < expiryMilli
+	return expiryMilli, e.cfg.Now().UnixMilli() < expiryMilli
 }
 
 // key is where the record of a token lies, in the store and in this realm.
-func (s *Engine) key(token string, expiryMilli int64) Key {
-	return Key{Realm: s.cfg.Realm, ExpiryMilli: expiryMilli, ID: introspect.IDOf(token)}
+func (e *Engine) key(token string, expiryMilli int64) Key {
+	return Key{Realm: e.cfg.Realm, ExpiryMilli: expiryMilli, ID: introspect.IDOf(token)}
 }
 
 // tagger computes a realm's tags. It is pooled, with the memory that its MAC reads from

@@ -1,12 +1,3 @@
-// Package oauth holds the rules of the authorization server: who may have a token,
-// what it says, who may ask about it, who may end it. It parses what arrives, decides,
-// mints, and asks a [TokenStore] to remember.
-//
-// It knows no Caddy, no HTTP server and no database driver. The wall clock and the
-// randomness of tokens come in through [Settings], so the rules can be tested like
-// arithmetic.
-// Every failure that a caller may learn of is an [*Error]; every other error means
-// "we could not find out".
 package oauth
 
 import (
@@ -97,30 +88,30 @@ func New(cfg Settings) *Engine {
 	if cfg.Random == nil {
 		cfg.Random = rand.Reader
 	}
-	s := &Engine{cfg: cfg}
+	e := &Engine{cfg: cfg}
 	for _, c := range cfg.Clients {
 		c.guesses = newGuessLimit()
 		c.fetches = c.TokenLimit.limiter()
 	}
-	s.lookup = cfg.Cache.Wrap(CacheName(cfg.Realm), s, cfg.MaxAge)
-	s.work = heaviest(cfg.Clients)
-	return s
+	e.lookup = cfg.Cache.Wrap(CacheName(cfg.Realm), e, cfg.MaxAge)
+	e.work = heaviest(cfg.Clients)
+	return e
 }
 
 // Share tells the server what the store says now. It may be called while requests run.
-func (s *Engine) Share(shared Shared) {
+func (e *Engine) Share(shared Shared) {
 	// A key of the realm's own: a token of one realm is garbage to every other.
 	derive := hmac.New(sha256.New, shared.Key)
-	io.WriteString(derive, "opaque token v1\x00"+s.cfg.Realm)
+	io.WriteString(derive, "opaque token v1\x00"+e.cfg.Realm)
 	realmKey := derive.Sum(nil)
 	a := &agreement{generations: maps.Clone(shared.Generations)}
 	a.taggers.New = func() any { return &tagger{mac: hmac.New(sha256.New, realmKey)} }
-	s.agreed.Store(a)
+	e.agreed.Store(a)
 }
 
 // agreement returns what was shared last.
-func (s *Engine) agreement() (*agreement, error) {
-	if a := s.agreed.Load(); a != nil {
+func (e *Engine) agreement() (*agreement, error) {
+	if a := e.agreed.Load(); a != nil {
 		return a, nil
 	}
 	return nil, fmt.Errorf("%w: not once since the start", ErrUnreachable)
@@ -131,7 +122,7 @@ func CacheName(realm string) string { return introspect.CacheName("local", realm
 
 // Tokens is how everybody else asks about the realm's tokens: this server with the
 // cache in front.
-func (s *Engine) Tokens() *introspect.CachedSource { return s.lookup }
+func (e *Engine) Tokens() *introspect.CachedSource { return e.lookup }
 
 // TokenResponse is a successful answer of the token endpoint (RFC 6749 section 5.1),
 // its members in the order of the wire form.
@@ -162,13 +153,13 @@ type Outcome struct {
 // grant, the scope. The token is in the store, durably, before Token returns.
 //
 // The error is an *Error, or tells that the store or the random source failed.
-func (s *Engine) Token(ctx context.Context, req Request) (*TokenResponse, Outcome, error) {
+func (e *Engine) Token(ctx context.Context, req Request) (*TokenResponse, Outcome, error) {
 	var out Outcome
 	grant := req.Form.Get("grant_type")
 	if grant == "" {
 		return nil, out, invalidRequest("grant_type is missing")
 	}
-	client, err := s.authenticate(ctx, req, &out)
+	client, err := e.authenticate(ctx, req, &out)
 	if err != nil {
 		return nil, out, err
 	}
@@ -183,22 +174,22 @@ func (s *Engine) Token(ctx context.Context, req Request) (*TokenResponse, Outcom
 		return nil, out, err
 	}
 
-	agreed, err := s.agreement()
+	agreed, err := e.agreement()
 	if err != nil {
 		return nil, out, err
 	}
-	now := s.cfg.Now()
+	now := e.cfg.Now()
 	if client.fetches != nil && !client.fetches.AllowN(now, 1) {
 		return nil, out, &Error{Code: CodeTooManyRequests, Description: "the client fetches too many tokens", Reason: "token_limit"}
 	}
 	issued := now.Truncate(time.Millisecond) // as exact as the token itself
-	token, key, err := s.mint(agreed, issued.Add(client.TokenLifetime))
+	token, key, err := e.mint(agreed, issued.Add(client.TokenLifetime))
 	if err != nil {
 		return nil, out, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	err = s.cfg.Store.Put(ctx, Token{
+	err = e.cfg.Store.Put(ctx, Token{
 		Key:              key,
 		ClientID:         client.ID,
 		ClientGeneration: agreed.generations[client.ID],
@@ -239,9 +230,9 @@ type Introspection struct {
 // Introspect answers an introspection request. A token that is not good, or that the
 // caller may not ask about, is inactive, and the two look alike. A caller that keeps
 // asking about tokens that are no good is refused for a while (RFC 7662 section 4).
-func (s *Engine) Introspect(ctx context.Context, req Request) (*Introspection, Outcome, error) {
+func (e *Engine) Introspect(ctx context.Context, req Request) (*Introspection, Outcome, error) {
 	var out Outcome
-	caller, err := s.authenticate(ctx, req, &out)
+	caller, err := e.authenticate(ctx, req, &out)
 	if err != nil {
 		return nil, out, err
 	}
@@ -251,11 +242,11 @@ func (s *Engine) Introspect(ctx context.Context, req Request) (*Introspection, O
 	}
 	// What carries our mark and is not expired is always looked up: callers of a resource
 	// server must not be able to use up its answers for good tokens with made-up ones.
-	now := s.cfg.Now()
-	if !s.Screen(token) && !caller.guesses.mayAsk(now) {
+	now := e.cfg.Now()
+	if !e.Screen(token) && !caller.guesses.mayAsk(now) {
 		return nil, out, &Error{Code: CodeTooManyRequests, Description: "too many inquiries about tokens that are not active"}
 	}
-	facts, err := s.lookup.Lookup(ctx, token)
+	facts, err := e.lookup.Lookup(ctx, token)
 	if err != nil {
 		return nil, out, fmt.Errorf("looking up a token: %w", err)
 	}
@@ -285,8 +276,8 @@ func (s *Engine) Introspect(ctx context.Context, req Request) (*Introspection, O
 // revoked already is a success; one of another client is refused and stays as it is.
 // When Revoke returns nil the revocation is durable and no request that begins later
 // passes with the token. Outcome.TokenID is zero if there was nothing to revoke.
-func (s *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err error) {
-	client, err := s.authenticate(ctx, req, &out)
+func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err error) {
+	client, err := e.authenticate(ctx, req, &out)
 	if err != nil {
 		return out, err
 	}
@@ -294,25 +285,25 @@ func (s *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 	if token == "" {
 		return out, invalidRequest("token is missing")
 	}
-	agreed, err := s.agreement()
+	agreed, err := e.agreement()
 	if err != nil {
 		return out, err
 	}
-	expiry, inTime := s.verify(agreed, token)
+	expiry, inTime := e.verify(agreed, token)
 	if expiry == 0 {
 		return out, nil
 	}
 	// One whose time is over is revoked too: a clock that went wrong may be set back, and
 	// the token would be good again.
-	key := s.key(token, expiry)
+	key := e.key(token, expiry)
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	// The store, not the cache: a revocation must not be decided by what was.
-	record, err := s.get(ctx, key)
+	record, err := e.get(ctx, key)
 	if errors.Is(err, ErrNotFound) {
 		// Another revocation may have come so far and not yet to the cache; or it was
 		// given up by its caller, then carried out by the store after a lookup.
-		s.lookup.Forget(key.ID)
+		e.lookup.Forget(key.ID)
 		return out, nil
 	}
 	if err != nil {
@@ -324,8 +315,8 @@ func (s *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 		}
 		return out, &Error{Code: CodeInvalidGrant, Description: "the token was issued to another client"}
 	}
-	done := s.lookup.Revoking(key.ID)
-	err = s.cfg.Store.Revoke(ctx, key)
+	done := e.lookup.Revoking(key.ID)
+	err = e.cfg.Store.Revoke(ctx, key)
 	done() // whatever the store said: it may have done it
 	if err != nil {
 		return out, fmt.Errorf("revoking a token: %w", err)
@@ -336,47 +327,58 @@ func (s *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 
 // Screen reports whether token carries this realm's mark and has not expired. See
 // [introspect.Screener].
-func (s *Engine) Screen(token string) bool {
-	agreed, err := s.agreement()
+func (e *Engine) Screen(token string) bool {
+	agreed, err := e.agreement()
 	if err != nil {
 		return true // it may be: Lookup says that nobody knows
 	}
-	_, ok := s.verify(agreed, token)
+	_, ok := e.verify(agreed, token)
 	return ok
 }
 
-// Minted reports whether token carries this realm's mark, whether or not it is good. Of a
-// token that has the form of one nobody can tell before the first Share; that is the error.
-func (s *Engine) Minted(token string) (bool, error) {
-	if len(token) != tokenLength || token[:len(tokenPrefix)] != tokenPrefix {
+// HasForm reports whether token has the form of the tokens that are issued here. It says
+// nothing of which realm issued it, or whether any did.
+func HasForm(token string) bool {
+	return len(token) == tokenLength && token[:len(tokenPrefix)] == tokenPrefix
+}
+
+// Recognizes reports whether token has our form, carries this realm's mark and has not
+// expired. Before the first Share nobody can tell, so whatever has our form counts: a
+// lookup then says that nobody knows.
+func (e *Engine) Recognizes(token string) bool { return HasForm(token) && e.Screen(token) }
+
+// Minted reports whether this realm issued token, whether or not the token is still good.
+// Before the first Share nobody can tell of a token that has our form, which is the error.
+func (e *Engine) Minted(token string) (bool, error) {
+	if !HasForm(token) {
 		return false, nil
 	}
-	agreed, err := s.agreement()
+	agreed, err := e.agreement()
 	if err != nil {
 		return false, err
 	}
-	expiry, _ := s.verify(agreed, token)
+	expiry, _ := e.verify(agreed, token)
 	return expiry != 0, nil
 }
 
 // Coherent reports whether the cache may answer. See [introspect.Coherent].
-func (s *Engine) Coherent() bool {
+func (e *Engine) Coherent() bool {
 	// Revise knows no generations before the first Share.
-	return s.agreed.Load() != nil && (s.cfg.Coherent == nil || s.cfg.Coherent())
+	return e.agreed.Load() != nil && (e.cfg.Coherent == nil || e.cfg.Coherent())
 }
 
 // Lookup reads the facts of a token from the store. See [introspect.Source].
-func (s *Engine) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
-	agreed, err := s.agreement()
+func (e *Engine) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
+	agreed, err := e.agreement()
 	if err != nil {
 		return nil, err
 	}
-	expiry, ok := s.verify(agreed, token)
+	expiry, ok := e.verify(agreed, token)
 	if !ok {
 		return introspect.Inactive(), nil
 	}
-	key := s.key(token, expiry)
-	record, err := s.get(ctx, key)
+	key := e.key(token, expiry)
+	record, err := e.get(ctx, key)
 	if errors.Is(err, ErrNotFound) {
 		return introspect.Inactive(), nil
 	}
@@ -388,7 +390,7 @@ func (s *Engine) Lookup(ctx context.Context, token string) (*introspect.Facts, e
 		ID:       key.ID,
 		ClientID: record.ClientID,
 		Subject:  record.ClientID,
-		Issuer:   s.cfg.Issuer,
+		Issuer:   e.cfg.Issuer,
 		Scopes:   record.Scopes,
 		Audience: record.Audience,
 		IssuedAt: record.IssuedAt,
@@ -399,12 +401,12 @@ func (s *Engine) Lookup(ctx context.Context, token string) (*introspect.Facts, e
 
 // get reads a record and checks that it is what was asked for: a store that mixes up
 // its answers must not hand one token's rights to another.
-func (s *Engine) get(ctx context.Context, key Key) (Token, error) {
-	record, err := s.cfg.Store.Get(ctx, key)
+func (e *Engine) get(ctx context.Context, key Key) (Token, error) {
+	record, err := e.cfg.Store.Get(ctx, key)
 	if err != nil {
 		return Token{}, err
 	}
-	if record.ID != key.ID || record.Realm != s.cfg.Realm {
+	if record.ID != key.ID || record.Realm != e.cfg.Realm {
 		return Token{}, errors.New("the store returned another token's record")
 	}
 	return record, nil
@@ -413,19 +415,19 @@ func (s *Engine) get(ctx context.Context, key Key) (Token, error) {
 // Revise applies the client's state of now: a client that is gone, disabled, or of a
 // later generation has no tokens, and one whose scopes or audience were narrowed has
 // tokens as narrow. See [introspect.Reviser].
-func (s *Engine) Revise(facts *introspect.Facts) *introspect.Facts {
-	client := s.cfg.Clients[facts.ClientID]
-	agreed := s.agreed.Load()
+func (e *Engine) Revise(facts *introspect.Facts) *introspect.Facts {
+	client := e.cfg.Clients[facts.ClientID]
+	agreed := e.agreed.Load()
 	if client == nil || client.Disabled || agreed == nil || agreed.generations[client.ID] != facts.Revision {
 		return introspect.Inactive()
 	}
 	scopesHold := containsAll(client.Scopes, facts.Scopes)
 	audienceHolds := containsAll(client.Audience, facts.Audience)
-	if scopesHold && audienceHolds && facts.Issuer == s.cfg.Issuer {
+	if scopesHold && audienceHolds && facts.Issuer == e.cfg.Issuer {
 		return facts
 	}
 	revised := *facts
-	revised.Issuer = s.cfg.Issuer
+	revised.Issuer = e.cfg.Issuer
 	revised.Scopes = intersect(facts.Scopes, client.Scopes)
 	revised.Audience = intersect(facts.Audience, client.Audience)
 	if len(facts.Audience) > 0 && len(revised.Audience) == 0 {

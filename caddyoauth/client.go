@@ -1,0 +1,375 @@
+package caddyoauth
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// Client is a program that fetches tokens, or asks about them. Every client is
+// confidential: it has a secret.
+type Client struct {
+	// The secrets it may authenticate with, several while one replaces another. At least
+	// one, unless the client is disabled.
+	Secrets []ClientSecret `json:"secrets,omitempty"`
+
+	// What it may ask for: visible ASCII characters other than `"`, `\` and `,`. A token
+	// request for anything else is refused, and a token
+	// issued earlier loses a scope that is taken away here. Default: none, so that the
+	// client can have no token.
+	Scopes []string `json:"scopes,omitempty"`
+
+	// What it gets when it asks for no scope; must be among its scopes. Default: the
+	// realm's.
+	DefaultScopes []string `json:"default_scopes,omitempty"`
+
+	// The resource servers its tokens are meant for, recorded in each token and compared
+	// byte for byte by routes that require an audience: visible ASCII characters other
+	// than `"` and `\`. Default: none.
+	Audience []string `json:"audience,omitempty"`
+
+	// The grant types it may use: `client_credentials`, or `none` for a client that only
+	// introspects and revokes. Default: `client_credentials`.
+	GrantTypes []string `json:"grant_types,omitempty"`
+
+	// How it may authenticate: `client_secret_basic`, `client_secret_post`. Default: both.
+	Auth []string `json:"auth,omitempty"`
+
+	// How long its tokens live, in whole seconds, at most a year. Default: the realm's.
+	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
+
+	// What it may do in a time. Default: the realm's, for each limit that it does not have.
+	Limits *Limits `json:"limits,omitempty"`
+
+	// Whose tokens it may ask about at the introspection endpoint: `own`; `audience`, its
+	// own and those for `introspect_audience`; or `realm`, all of its realm. Default: `own`.
+	Introspect string `json:"introspect,omitempty"`
+
+	// With `introspect` `audience`: what a token's audience must hold one of for the client to
+	// see it, compared byte for byte: visible ASCII characters other than `"` and `\`. Default:
+	// its client ID.
+	IntrospectAudience []string `json:"introspect_audience,omitempty"`
+
+	// Keeps the client in the configuration but out of the gateway: it can't
+	// authenticate, its tokens are refused at once, and those tokens stay refused when
+	// it is enabled again. Default: false.
+	Disabled bool `json:"disabled,omitempty"`
+}
+
+// Limits are what one client may do in a time. Each gateway counts for itself, anew after a
+// reload.
+type Limits struct {
+	// How many tokens it may fetch. More are refused with 429 `slow_down`. Default: no limit.
+	Tokens *Limit `json:"tokens,omitempty"`
+}
+
+// Limit is a number in a time. As many are allowed at once, and what was used comes back
+// evenly over that time.
+type Limit struct {
+	// How many, from 1 to 1000000.
+	Count int `json:"count,omitempty"`
+
+	// In how long, from `1s` to `24h`.
+	Per caddy.Duration `json:"per,omitempty"`
+}
+
+// ClientSecret is one secret of a client: a reference to it, or its hash.
+type ClientSecret struct {
+	// Where the secret is: exactly `{env.NAME}` or `{file./path}`. The secret itself is
+	// refused here, since the configuration is dumped, saved and logged in many places. So is
+	// what hardly is the secret that was meant: with a byte order mark, several lines, or a
+	// space at an end; of a file one line end is dropped. A secret of less than 32 characters
+	// that was not generated here is taken for one that can be guessed, and is hashed with
+	// Argon2id when the configuration is loaded.
+	Secret string `json:"secret,omitempty"`
+
+	// The secret's hash: `$argon2id$…` (m×t of 32768 KiB to m=262144, t=10, p=4); `$2b$…`,
+	// `$2a$…` or `$2y$…` (bcrypt, cost 10 to 14); `$pbkdf2-sha256$…` (600000 to 2000000 rounds)
+	// or `$pbkdf2-sha512$…` (210000 to 1000000), as Ory Hydra, Authelia and passlib write them;
+	// or `$sha256$…` for generated secrets. `caddy oauth hash-secret` and `caddy oauth
+	// generate-secret` make one. May be `{env.NAME}` or `{file./path}`, too.
+	Hash string `json:"hash,omitempty"`
+
+	// When the secret stops being accepted, without a reload. Default: never.
+	Until time.Time `json:"until,omitzero"`
+}
+
+// provision checks the client's settings and makes what the engine uses of them.
+func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []string, limits Limits, logger *zap.Logger) (*oauth.Client, error) {
+	if err := checkClientID(id); err != nil {
+		return nil, err
+	}
+	if err := checkScopes("scopes", cc.Scopes); err != nil {
+		return nil, err
+	}
+	if err := checkScopes("default_scopes", cc.DefaultScopes); err != nil {
+		return nil, err
+	}
+	defaults, whose := cc.DefaultScopes, "its default scope"
+	if len(defaults) == 0 && len(cc.Scopes) > 0 {
+		defaults, whose = realmDefaults, "the realm's default scope"
+	}
+	if err := cc.checkDefaultScopes(whose, defaults); err != nil {
+		return nil, err
+	}
+	if err := checkAudience(cc.Audience); err != nil {
+		return nil, err
+	}
+	grants, err := cc.grantTypes()
+	if err != nil {
+		return nil, err
+	}
+	auth, err := cc.authMethods()
+	if err != nil {
+		return nil, err
+	}
+	lifetime = cmp.Or(cc.TokenLifetime, lifetime)
+	if err := checkLifetime(lifetime); err != nil {
+		return nil, err
+	}
+	limits = cc.Limits.or(&limits)
+	if err := limits.check(); err != nil {
+		return nil, err
+	}
+	introspect, introspectAudience, err := cc.introspects(id)
+	if err != nil {
+		return nil, err
+	}
+	c := &oauth.Client{
+		ID: id, Scopes: cc.Scopes, DefaultScopes: defaults, Audience: cc.Audience,
+		GrantTypes: grants, Auth: auth, TokenLifetime: time.Duration(lifetime),
+		Introspect: introspect, IntrospectAudience: introspectAudience, Disabled: cc.Disabled,
+	}
+	if tokens := limits.Tokens; tokens != nil {
+		c.TokenLimit = oauth.Limit{Count: tokens.Count, Per: time.Duration(tokens.Per)}
+	}
+	now, alive := time.Now(), 0
+	for i := range cc.Secrets {
+		secret, err := cc.Secrets[i].provision()
+		if err != nil {
+			return nil, fmt.Errorf("secret %d: %w", i+1, err)
+		}
+		c.Secrets = append(c.Secrets, secret)
+		if secret.Until.IsZero() || now.Before(secret.Until) {
+			alive++
+		}
+	}
+	switch {
+	case cc.Disabled:
+	case len(cc.Secrets) == 0:
+		return nil, errors.New("it has no secret; 'caddy oauth generate-secret' makes one")
+	case alive == 0:
+		logger.Warn("all secrets of a client are past their date: it can't authenticate", zap.String("client_id", id))
+	}
+	return c, nil
+}
+
+// or returns the limits, with others where there are none.
+func (l *Limits) or(others *Limits) Limits {
+	var all Limits
+	for name, limit := range all.byName() {
+		for _, limits := range []*Limits{l, others} {
+			if limits != nil && *limit == nil {
+				*limit = *limits.byName()[name]
+			}
+		}
+	}
+	return all
+}
+
+// byName are the limits there are, by the names that they have in a configuration.
+func (l *Limits) byName() map[string]**Limit { return map[string]**Limit{"tokens": &l.Tokens} }
+
+func (l *Limits) check() error {
+	for name, limit := range l.byName() {
+		if *limit == nil {
+			continue
+		}
+		if err := (*limit).check(); err != nil {
+			return fmt.Errorf("limit %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (l *Limit) check() error {
+	switch per := time.Duration(l.Per); {
+	case l.Count < 1 || l.Count > 1_000_000:
+		return fmt.Errorf("%d is not between 1 and 1000000", l.Count)
+	case per < time.Second || per > 24*time.Hour:
+		return fmt.Errorf("%s is not between 1s and 24h", per)
+	}
+	return nil
+}
+
+func (cc *Client) checkDefaultScopes(whose string, defaults []string) error {
+	for _, s := range defaults {
+		if !slices.Contains(cc.Scopes, s) {
+			return fmt.Errorf("%s %q is not among its scopes; add it there, or give the client default_scopes of its own", whose, s)
+		}
+	}
+	return nil
+}
+
+func (cc *Client) grantTypes() ([]string, error) {
+	switch {
+	case len(cc.GrantTypes) == 0:
+		return []string{oauth.GrantClientCredentials}, nil
+	case len(cc.GrantTypes) == 1 && cc.GrantTypes[0] == "none":
+		return nil, nil
+	}
+	for _, g := range cc.GrantTypes {
+		if g != oauth.GrantClientCredentials {
+			return nil, fmt.Errorf("grant type %q is not known (known: %s, or none alone)", g, oauth.GrantClientCredentials)
+		}
+	}
+	return cc.GrantTypes, nil
+}
+
+func (cc *Client) authMethods() ([]oauth.AuthMethod, error) {
+	if len(cc.Auth) == 0 {
+		return []oauth.AuthMethod{oauth.AuthBasic, oauth.AuthPost}, nil
+	}
+	var methods []oauth.AuthMethod
+	for _, name := range cc.Auth {
+		m := oauth.AuthMethod(name)
+		if m != oauth.AuthBasic && m != oauth.AuthPost {
+			return nil, fmt.Errorf("auth %q is not known (known: %s, %s)", name, oauth.AuthBasic, oauth.AuthPost)
+		}
+		methods = append(methods, m)
+	}
+	return methods, nil
+}
+
+// introspects returns whose tokens the client may ask about, and for which audiences.
+func (cc *Client) introspects(id string) (whose string, audience []string, err error) {
+	whose = cmp.Or(cc.Introspect, oauth.IntrospectOwn)
+	known := []string{oauth.IntrospectOwn, oauth.IntrospectAudience, oauth.IntrospectRealm}
+	switch {
+	case !slices.Contains(known, whose):
+		return "", nil, fmt.Errorf("introspect %q is not known (known: %s)", whose, strings.Join(known, ", "))
+	case whose != oauth.IntrospectAudience && len(cc.IntrospectAudience) > 0:
+		return "", nil, fmt.Errorf("introspect %s takes no audience; only introspect %s does", whose, oauth.IntrospectAudience)
+	case whose != oauth.IntrospectAudience:
+		return whose, nil, nil
+	case len(cc.IntrospectAudience) > 0:
+		if err := checkAudience(cc.IntrospectAudience); err != nil {
+			return "", nil, fmt.Errorf("introspect: %w", err)
+		}
+		return whose, cc.IntrospectAudience, nil
+	case strings.Contains(id, " "):
+		return "", nil, errors.New("introspect audience: an ID with a space is no token's audience; name one after it")
+	}
+	return whose, []string{id}, nil
+}
+
+// secretReference is all that may stand where a secret is meant: one placeholder.
+var secretReference = regexp.MustCompile(`^\{(env|file)\.[^{}]+\}$`)
+
+// errLiteralSecret does not repeat what was written.
+var errLiteralSecret = errors.New("a secret is given as {env.NAME} or {file./path}, never as itself: configurations are dumped and saved")
+
+var errLiteralClientSecret = fmt.Errorf("%w; or give its hash, which 'caddy oauth hash-secret' makes", errLiteralSecret)
+
+// resolveSecret returns what a reference refers to, if that is likely to be the secret that
+// is meant. No error holds any of it.
+func resolveSecret(reference string) (string, error) {
+	if !secretReference.MatchString(reference) {
+		return "", errLiteralSecret
+	}
+	// Not ReplaceAll: a missing file would quietly become an empty secret.
+	value, err := caddy.NewReplacer().ReplaceOrErr(reference, true, true)
+	if err != nil || value == "" {
+		// err says no more, and not whether there was no file or nothing in it.
+		return "", fmt.Errorf("%s is not set, empty, or can't be read", reference)
+	}
+	if err := oauth.CheckSecret(value); err != nil {
+		return "", fmt.Errorf("%s: %w", reference, err)
+	}
+	return value, nil
+}
+
+// provision resolves references and parses the hash. No error holds the secret.
+func (sc ClientSecret) provision() (*oauth.Secret, error) {
+	if (sc.Secret == "") == (sc.Hash == "") {
+		return nil, errors.New("give either a reference to the secret or its hash")
+	}
+	if sc.Secret != "" && !secretReference.MatchString(sc.Secret) {
+		return nil, errLiteralClientSecret
+	}
+	value := sc.Secret + sc.Hash
+	if secretReference.MatchString(value) {
+		var err error
+		if value, err = resolveSecret(value); err != nil {
+			return nil, err
+		}
+	}
+	secret, err := oauth.HashedSecret(value)
+	switch {
+	case sc.Hash != "" && err != nil:
+		return nil, fmt.Errorf("%w; 'caddy oauth hash-secret' makes a good one", err)
+	case sc.Secret != "" && err == nil:
+		return nil, fmt.Errorf("%s is a hash: refer to it with secret_hash", sc.Secret)
+	case sc.Secret != "":
+		if secret, err = oauth.PlainSecret(value); err != nil {
+			return nil, err
+		}
+	}
+	secret.Until = sc.Until
+	return secret, nil
+}
+
+// checkScopes checks scopes from a configuration. A comma is allowed by RFC 6749, but
+// here it is always a mistake for a space, or would become one in a header.
+func checkScopes(option string, scopes []string) error {
+	for i, s := range scopes {
+		if !allowedScope(s) {
+			return fmt.Errorf("%s: %q is not a scope, which has only visible ASCII characters and no quotes, backslashes or commas; put spaces between scopes", option, s)
+		}
+		if slices.Contains(scopes[:i], s) {
+			return fmt.Errorf("%s: %q is there twice", option, s)
+		}
+	}
+	return nil
+}
+
+// allowedScope reports whether s is a scope, and one that stays one in a list with commas.
+func allowedScope(s string) bool { return oauth.ValidScope(s) && !strings.Contains(s, ",") }
+
+// checkClientID keeps IDs to what can travel in a header to the backend, in a challenge
+// and in logs.
+func checkClientID(id string) error {
+	// A space at an end is lost in a header, and makes one name of two.
+	if id != strings.Trim(id, " ") || !visibleASCII(strings.ReplaceAll(id, " ", "_")) || strings.ContainsAny(id, `"\,`) || len(id) > 256 {
+		return errors.New("a client ID has 1 to 256 visible ASCII characters, no quotes, backslashes or commas, and spaces only inside")
+	}
+	return nil
+}
+
+func checkAudience(audience []string) error {
+	for _, a := range audience {
+		if !visibleASCII(a) || strings.ContainsAny(a, `"\`) {
+			return fmt.Errorf("audience %q may have visible ASCII characters only, and no quotes or backslashes", a)
+		}
+	}
+	return nil
+}
+
+// visibleASCII reports whether s is not empty and consists of %x21-7E.
+func visibleASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x21 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return s != ""
+}

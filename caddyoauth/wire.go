@@ -1,0 +1,127 @@
+package caddyoauth
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+const (
+	// maxBody bounds the body of a request to an endpoint, before anything is parsed.
+	maxBody = 64 << 10
+	// bodyTimeout bounds how long such a body may take to arrive.
+	bodyTimeout = 10 * time.Second
+	// drainTimeout bounds how long a refusal waits for the rest of a body.
+	drainTimeout = 2 * time.Second
+	// retryAfter is the Retry-After header of every 429 and 503, in seconds.
+	retryAfter = "5"
+)
+
+// answer is the one place that turns what the engine said into a status, headers and
+// JSON, a log line and a count.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply any, out oauth.Outcome, err error) {
+	if err == nil {
+		s.logOutcome(e, out)
+		writeJSON(w, http.StatusOK, reply)
+		return
+	}
+	var refusal *oauth.Error
+	if !errors.As(err, &refusal) {
+		// Not the caller's doing, and not the caller's business.
+		refusal = &oauth.Error{Code: oauth.CodeUnavailable, Description: "try again later", Reason: "outage"}
+		if r.Context().Err() == nil {
+			s.logger.Error("request could not be answered", zap.String("endpoint", string(e.kind)), zap.String("realm", e.realm.name), zap.Error(err))
+		}
+	}
+	status := http.StatusBadRequest
+	switch refusal.Code {
+	case oauth.CodeInvalidClient:
+		status = http.StatusUnauthorized
+		w.Header().Set("WWW-Authenticate", `Basic realm="`+e.realm.name+`"`)
+	case oauth.CodeTooManyRequests:
+		status = http.StatusTooManyRequests
+		w.Header().Set("Retry-After", retryAfter)
+	case oauth.CodeUnavailable:
+		status = http.StatusServiceUnavailable
+		w.Header().Set("Retry-After", retryAfter)
+	}
+	s.logRefusal(e, refusal, out.ClientID)
+	writeError(w, status, refusal)
+}
+
+// refuse answers what never reached the engine.
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e *route, status int, refusal *oauth.Error) {
+	s.logRefusal(e, refusal, "")
+	dontAwaitBody(w, r)
+	writeError(w, status, refusal)
+}
+
+func writeError(w http.ResponseWriter, status int, e *oauth.Error) {
+	writeJSON(w, status, struct {
+		Error       oauth.Code `json:"error"`
+		Description string     `json:"error_description"`
+	}{e.Code, e.Description})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil { // no type that comes here can fail
+		http.Error(w, "", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	w.Write(body)
+}
+
+// isForm reports whether the one content type is that of a form.
+func isForm(types []string) bool {
+	if len(types) != 1 {
+		return false
+	}
+	mediaType, _, err := mime.ParseMediaType(types[0])
+	return err == nil && mediaType == "application/x-www-form-urlencoded"
+}
+
+// readBody reads the whole body, within maxBody and bodyTimeout.
+func readBody(w http.ResponseWriter, r *http.Request) (string, error) {
+	if r.ContentLength > maxBody {
+		return "", &http.MaxBytesError{Limit: maxBody}
+	}
+	// A caller that sends a byte a minute must not keep a goroutine for as long. Some
+	// writers have no deadlines; then the server's own timeouts are all there is.
+	control := http.NewResponseController(w)
+	if control.SetReadDeadline(time.Now().Add(bodyTimeout)) == nil {
+		defer control.SetReadDeadline(time.Time{})
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	return string(body), err
+}
+
+// dontAwaitBody lets the refusal that follows go out while the request's body may still be
+// on its way. To keep the connection, net/http reads on for a while before it answers, so a
+// caller that holds its body back, or sends a byte a minute, would delay the answer as long.
+func dontAwaitBody(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor != 1 || r.ContentLength == 0 {
+		return
+	}
+	// Errors mean an odd writer: then it waits.
+	control := http.NewResponseController(w)
+	if r.Header.Get("Expect") == "" {
+		_ = control.SetReadDeadline(time.Now().Add(drainTimeout))
+		return
+	}
+	// The caller waits to be asked for the body (100-continue), and won't be. Full duplex
+	// means not reading on at all, so this connection must end: what is left of a body
+	// would be taken for the next request, which lets one caller of a proxy in front of
+	// us speak for another.
+	_ = control.EnableFullDuplex()
+	w.Header().Set("Connection", "close")
+}
