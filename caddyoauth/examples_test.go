@@ -37,8 +37,8 @@ import (
 //	caddyfile site    lines of a site: wrapped into one, then the same
 //	json              exactly what the caddyfile block before it adapts to
 //	console           "$ " commands, each with its output, run by sh against the Caddyfile
-//	                  beside the README; "…" stands for anything in a line, or, alone in
-//	                  a line, for any lines
+//	                  beside the document, or Caddyfile.example for the README and docs;
+//	                  "…" stands for anything in a line, or, alone in a line, for any lines
 //	sh                commands that are checked and not run; see checkCommand
 //
 // and any other block fails, since nothing would notice when it goes stale.
@@ -91,6 +91,24 @@ func readDocument(t *testing.T, file string) string {
 	return strings.ReplaceAll(string(b), "\r\n", "\n")
 }
 
+// manual returns the README and all of docs as one text, for tests that don't care on which
+// page something stands. Options and errors at load are looked up in docs/configuration.md,
+// metrics and events in docs/operations.md: those tests read that page alone.
+func manual(t *testing.T) string {
+	t.Helper()
+	text := readDocument(t, "README.md")
+	for _, page := range pages(t) {
+		text += readDocument(t, page)
+	}
+	return text
+}
+
+// pages returns the Markdown files in docs.
+func pages(t *testing.T) []string {
+	t.Helper()
+	return slices.DeleteFunc(documents(t), func(file string) bool { return !strings.HasPrefix(file, "docs/") })
+}
+
 // docBlocks takes the fenced blocks out of a document.
 func docBlocks(t *testing.T, file string) []docBlock {
 	t.Helper()
@@ -119,7 +137,7 @@ func docBlocks(t *testing.T, file string) []docBlock {
 // storyOf returns the Caddyfile that a document's console blocks talk to, or "".
 func storyOf(file string) string {
 	switch dir := filepath.ToSlash(filepath.Dir(file)); {
-	case file == "README.md":
+	case file == "README.md", dir == "docs":
 		return "Caddyfile.example"
 	case strings.HasPrefix(dir, "examples/"):
 		return dir + "/Caddyfile"
@@ -340,9 +358,15 @@ func stories(t *testing.T) []string {
 func TestExamples(t *testing.T) {
 	for _, story := range stories(t) {
 		t.Run(strings.TrimSuffix(strings.TrimPrefix(story, "examples/"), "/Caddyfile"), func(t *testing.T) {
-			document := "README.md"
-			if story != "Caddyfile.example" {
-				document = strings.TrimSuffix(story, "Caddyfile") + "README.md"
+			var told []string // the documents that tell it
+			for _, file := range documents(t) {
+				isConsole := func(b docBlock) bool { return b.kind == "console" }
+				if storyOf(file) == story && slices.ContainsFunc(docBlocks(t, file), isConsole) {
+					told = append(told, file)
+				}
+			}
+			if len(told) == 0 {
+				t.Fatal("no document has a console block for it")
 			}
 			text := readDocument(t, story)
 			checkFormat(t, text)
@@ -356,7 +380,9 @@ func TestExamples(t *testing.T) {
 			}
 			startStory(t, moved.Replace(text))
 			t.Chdir("caddyoauth")
-			runConsole(t, document, moved)
+			for _, document := range told {
+				runConsole(t, document, moved)
+			}
 		})
 	}
 }
@@ -531,9 +557,6 @@ func consoleSteps(t *testing.T, document string, moved *strings.Replacer) []cons
 func runConsole(t *testing.T, document string, moved *strings.Replacer) {
 	t.Helper()
 	steps := consoleSteps(t, document, moved)
-	if len(steps) == 0 {
-		t.Fatalf("%s has no console block", document)
-	}
 	if runtime.GOOS == "windows" {
 		t.Skip("the commands are for a POSIX shell")
 	}
@@ -651,9 +674,9 @@ func TestDocumentLinks(t *testing.T) {
 		}
 	}
 	readme := readDocument(t, "README.md")
-	for _, file := range documents(t) {
-		if strings.HasPrefix(file, "docs/") && !strings.Contains(readme, "]("+file) {
-			t.Errorf("the README does not lead to %s", file)
+	for _, page := range pages(t) {
+		if !strings.Contains(readme, "]("+page) {
+			t.Errorf("the README does not lead to %s", page)
 		}
 	}
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
@@ -683,6 +706,36 @@ func TestDocumentLinks(t *testing.T) {
 	}
 }
 
+// A page of docs begins with a table of contents that has all its sections, in their order:
+// links in a list, or in a table that says more about each. The README stays short.
+func TestTablesOfContents(t *testing.T) {
+	heading := regexp.MustCompile(`^(##|###) (.+)$`)
+	entry := regexp.MustCompile(`^(?:- |  - |\| )\[([^\]]+)\]\(#([^)]+)\)`)
+	for _, page := range pages(t) {
+		var headings, contents []string
+		inBlock := false
+		for line := range strings.SplitSeq(readDocument(t, page), "\n") {
+			if strings.HasPrefix(line, "```") {
+				inBlock = !inBlock
+			}
+			if inBlock {
+				continue
+			}
+			if m := heading.FindStringSubmatch(line); m != nil {
+				headings = append(headings, m[2])
+			} else if m := entry.FindStringSubmatch(line); m != nil && len(headings) == 0 {
+				contents = append(contents, m[1])
+			}
+		}
+		if len(headings) > 1 && !slices.Equal(contents, headings) {
+			t.Errorf("%s: the table of contents has\n%q\nand the sections are\n%q", page, contents, headings)
+		}
+	}
+	if size := len(readDocument(t, "README.md")); size > 14<<10 {
+		t.Errorf("the README has %d bytes; it says what this is and where to read on: put options into docs/configuration.md, running it into docs/operations.md", size)
+	}
+}
+
 // anchorsOf returns the anchors that GitHub gives a document's headings.
 func anchorsOf(text string) (anchors []string) {
 	dropped := regexp.MustCompile(`[^\p{L}\p{N}\- _]`)
@@ -695,9 +748,9 @@ func anchorsOf(text string) (anchors []string) {
 	return anchors
 }
 
-// The README explains every option there is. What there is, the parser says itself.
+// docs/configuration.md explains every option there is. What there is, the parser says itself.
 func TestREADMEHasEveryOption(t *testing.T) {
-	readme := readDocument(t, "README.md")
+	configuration := readDocument(t, "docs/configuration.md")
 	known := regexp.MustCompile(`\(known: ([^)]+)\)`)
 	for _, c := range []struct{ where, oauth, site string }{
 		{"oauth", "nonsense", ""},
@@ -725,22 +778,22 @@ func TestREADMEHasEveryOption(t *testing.T) {
 			if option = strings.TrimPrefix(option, "or "); option == "or" {
 				option = "none"
 			}
-			if !regexp.MustCompile("`" + regexp.QuoteMeta(option) + "[` ]").MatchString(readme) {
-				t.Errorf("%s: the README does not explain %q", c.where, option)
+			if !regexp.MustCompile("`" + regexp.QuoteMeta(option) + "[` ]").MatchString(configuration) {
+				t.Errorf("%s: docs/configuration.md does not explain %q", c.where, option)
 			}
 		}
 	}
 	// Stores by their source: tests register others.
 	for _, m := range regexp.MustCompile(`"oauth\.stores\.([a-z]+)"`).FindAllStringSubmatch(readDocument(t, "caddyoauth/stores.go")+readDocument(t, "caddyoauth/redis.go"), -1) {
-		if !regexp.MustCompile("`store " + m[1] + "[` ]").MatchString(readme) {
-			t.Errorf("the README does not explain the store %q", m[1])
+		if !regexp.MustCompile("`store " + m[1] + "[` ]").MatchString(configuration) {
+			t.Errorf("docs/configuration.md does not explain the store %q", m[1])
 		}
 	}
 }
 
-// Each mistake that the README explains is answered with the words that it quotes.
+// Each mistake that docs/configuration.md explains is answered with the words that it quotes.
 func TestREADMEHasTheErrors(t *testing.T) {
-	readme := readDocument(t, "README.md")
+	configuration := readDocument(t, "docs/configuration.md")
 	for _, c := range []struct{ message, caddyfile string }{
 		{"needs an 'oauth' block in the global options", ":0 {\noauth_protect\n}"},
 		{"there is no realm", caddyfileOf(testClients, "oauth_protect beta")},
@@ -753,8 +806,8 @@ func TestREADMEHasTheErrors(t *testing.T) {
 		{"is there twice", caddyfileOf("token_lifetime 1h\ntoken_lifetime 2h", "")},
 		{"oauth is configured already", "{\noauth {\n}\noauth {\n}\n}"},
 	} {
-		if !strings.Contains(readme, "`"+c.message+"`") {
-			t.Errorf("the README does not explain %q", c.message)
+		if !strings.Contains(configuration, "`"+c.message+"`") {
+			t.Errorf("docs/configuration.md does not explain %q", c.message)
 		}
 		config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(c.caddyfile), nil)
 		if err == nil {
@@ -764,7 +817,7 @@ func TestREADMEHasTheErrors(t *testing.T) {
 			}
 		}
 		if err == nil || !strings.Contains(err.Error(), c.message) {
-			t.Errorf("the README promises %q, and the error is: %v", c.message, err)
+			t.Errorf("docs/configuration.md promises %q, and the error is: %v", c.message, err)
 		}
 	}
 
@@ -778,8 +831,8 @@ func TestREADMEHasTheErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	const noStore = "is damaged, or is no token store"
-	if err := caddy.Load(config, true); err == nil || !strings.Contains(err.Error(), noStore) || !strings.Contains(readme, "`"+noStore+"`") {
-		t.Errorf("the README does not explain %q, or it is not what is said of a damaged file: %v", noStore, err)
+	if err := caddy.Load(config, true); err == nil || !strings.Contains(err.Error(), noStore) || !strings.Contains(configuration, "`"+noStore+"`") {
+		t.Errorf("docs/configuration.md does not explain %q, or it is not what is said of a damaged file: %v", noStore, err)
 	}
 
 	// The locked store takes two who want it.
@@ -787,8 +840,8 @@ func TestREADMEHasTheErrors(t *testing.T) {
 	startGateway(t, "store bbolt "+path+"\n"+testClients, "oauth_server")
 	held := secondCaddyOn(t, path)
 	message := "is in use by another process"
-	if !strings.Contains(readme, "`"+message+"`") || !strings.Contains(held, message) {
-		t.Errorf("the README does not explain %q, or it is not what a second process says: %s", message, held)
+	if !strings.Contains(configuration, "`"+message+"`") || !strings.Contains(held, message) {
+		t.Errorf("docs/configuration.md does not explain %q, or it is not what a second process says: %s", message, held)
 	}
 }
 
@@ -815,9 +868,9 @@ func secondCaddyOn(t *testing.T, path string) string {
 	return string(output)
 }
 
-// The README names every metric and every event, and none that don't exist.
+// docs/operations.md names every metric and every event, and none that don't exist.
 func TestREADMEHasMetricsAndEvents(t *testing.T) {
-	readme := readDocument(t, "README.md")
+	operations := readDocument(t, "docs/operations.md")
 	text := strings.Replace(readDocument(t, "Caddyfile.example"), "token_lifetime 1h", "token_lifetime 1h\n\t\tcache {\n\t\t\tmax_tokens 1\n\t\t}", 1)
 	moved := freePorts(t, text)
 	logFile := startStory(t, moved.Replace(text))
@@ -846,8 +899,8 @@ func TestREADMEHasMetricsAndEvents(t *testing.T) {
 		if strings.HasPrefix(f.GetName(), "caddy_oauth_") {
 			exist = append(exist, f.GetName())
 			for _, label := range f.GetMetric()[0].GetLabel() {
-				if !strings.Contains(readme, "`"+label.GetName()+"`") {
-					t.Errorf("the README does not name the label %s of %s", label.GetName(), f.GetName())
+				if !strings.Contains(operations, "`"+label.GetName()+"`") {
+					t.Errorf("docs/operations.md does not name the label %s of %s", label.GetName(), f.GetName())
 				}
 			}
 		}
@@ -859,10 +912,10 @@ func TestREADMEHasMetricsAndEvents(t *testing.T) {
 		}
 	}
 	slices.Sort(exist)
-	named := regexp.MustCompile(`caddy_oauth_[a-z_]+`).FindAllString(readme, -1)
+	named := regexp.MustCompile(`caddy_oauth_[a-z_]+`).FindAllString(operations, -1)
 	slices.Sort(named)
 	if named = slices.Compact(named); !slices.Equal(named, exist) {
-		t.Errorf("the README names the metrics %v, there are %v", named, exist)
+		t.Errorf("docs/operations.md names the metrics %v, there are %v", named, exist)
 	}
 
 	// Events, both ways.
@@ -885,8 +938,8 @@ func TestREADMEHasMetricsAndEvents(t *testing.T) {
 		}
 	}
 	for _, event := range []string{"token_issued", "token_introspected", "token_revoked", "token_refused", "introspect_refused", "revoke_refused", "no_such_endpoint"} {
-		if !strings.Contains(readme, "`"+event+"`") {
-			t.Errorf("the README does not explain the event %s", event)
+		if !strings.Contains(operations, "`"+event+"`") {
+			t.Errorf("docs/operations.md does not explain the event %s", event)
 		}
 		if !events[event] {
 			t.Errorf("the log has no event %s", event)
@@ -894,15 +947,15 @@ func TestREADMEHasMetricsAndEvents(t *testing.T) {
 		delete(events, event)
 	}
 	for event := range events {
-		t.Errorf("the event %s is new; explain it in the README", event)
+		t.Errorf("the event %s is new; explain it in docs/operations.md", event)
 	}
 	reasons := regexp.MustCompile(`(?:invalidClient\(|reason :?= )"([a-z_]+)"`).FindAllStringSubmatch(readDocument(t, "caddyoauth/internal/oauth/client.go"), -1)
 	if len(reasons) < 5 {
 		t.Errorf("the source has no more than %d reasons why a client is not authenticated", len(reasons))
 	}
 	for _, m := range reasons {
-		if !strings.Contains(readme, "`"+m[1]+"`") {
-			t.Errorf("the README does not explain the reason %s", m[1])
+		if !strings.Contains(operations, "`"+m[1]+"`") {
+			t.Errorf("docs/operations.md does not explain the reason %s", m[1])
 		}
 	}
 }

@@ -79,7 +79,7 @@ func (g *gateway) cacheIt(token string) {
 	})
 }
 
-// The bound that the README gives, and how much later a test on a busy machine may look.
+// The bound that docs/operations.md gives, and how much later a test on a busy machine may look.
 const (
 	fleetBound = 2 * time.Second
 	lateness   = 8 * time.Second

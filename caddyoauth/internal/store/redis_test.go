@@ -635,17 +635,17 @@ func TestRedisHoldsNoToken(t *testing.T) {
 	}
 }
 
-// The ACL rules that the README gives are enough, and no more than enough.
+// The ACL rules that docs/operations.md gives are enough, and no more than enough.
 func TestRedisLeastRights(t *testing.T) {
 	server := redistest.Start(t)
-	readme, err := os.ReadFile("../../../README.md")
+	operations, err := os.ReadFile("../../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rules, found := strings.Cut(string(readme), "`ACL SETUSER gateway on >… ")
+	_, rules, found := strings.Cut(string(operations), "`ACL SETUSER gateway on >… ")
 	rules, _, closed := strings.Cut(rules, "`")
 	if !found || !closed {
-		t.Fatal("the README has no ACL rules")
+		t.Fatal("docs/operations.md has no ACL rules")
 	}
 	try := func(rules []string) (failed error) {
 		server.CLI(append([]string{"acl", "setuser", "gateway", "reset", "on", ">secret"}, rules...)...)
