@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"cmp"
 	"encoding/json"
 	"math"
 	"slices"
@@ -164,37 +165,6 @@ func parseStore(d *caddyfile.Dispenser, app *App) error {
 	}
 	app.StoreRaw = caddyconfig.JSONModuleObject(unmarshaler, "store", name, nil)
 	return nil
-}
-
-// UnmarshalCaddyfile reads
-//
-//	bbolt [<path>] {
-//		lock_timeout <duration>
-//	}
-func (s *BboltStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // the store's name
-	if d.NextArg() {
-		s.Path = d.Val()
-	}
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	return parseOptions(d, "bbolt", map[string]func() error{
-		"lock_timeout": func() error {
-			if err := parseDurationInto(d, &s.LockTimeout); err != nil {
-				return err
-			}
-			return wrapErr(d, checkLockTimeout(s.LockTimeout))
-		},
-	})
-}
-
-// UnmarshalCaddyfile reads
-//
-//	memory
-func (*MemoryStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // the store's name
-	return nothingMore(d)
 }
 
 // nothingMore makes sure that a line has no further argument and no block.
@@ -804,8 +774,73 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 	return p, nil
 }
 
-// Interface guards
-var (
-	_ caddyfile.Unmarshaler = (*BboltStore)(nil)
-	_ caddyfile.Unmarshaler = (*MemoryStore)(nil)
-)
+// parseSource reads source <name> ..., with what the module of that name reads.
+func parseSource(d *caddyfile.Dispenser, p *Protect, realms map[string]*Realm) error {
+	if !d.NextArg() {
+		return d.ArgErr()
+	}
+	name := d.Val()
+	id := "oauth.sources." + name
+	if _, err := caddy.GetModule(id); err != nil {
+		var known []string
+		for _, m := range caddy.GetModules("oauth.sources") {
+			known = append(known, m.ID.Name())
+		}
+		return d.Errf("there is no source '%s' (known: %s)", name, strings.Join(known, ", "))
+	}
+	unmarshaler, err := caddyfile.UnmarshalModule(d, id)
+	if err != nil {
+		return err
+	}
+	if local, ok := unmarshaler.(*LocalSource); ok {
+		if _, err := chooseRealm(realms, cmp.Or(local.Realm, p.Realm)); err != nil {
+			return d.WrapErr(err)
+		}
+	}
+	p.SourcesRaw = append(p.SourcesRaw, caddyconfig.JSONModuleObject(unmarshaler, "source", name, nil))
+	return nil
+}
+
+// parseClaim reads claim <name> <value>...
+func parseClaim(d *caddyfile.Dispenser, p *Protect) error {
+	args := d.RemainingArgs()
+	if len(args) < 2 {
+		name := "role"
+		if len(args) == 1 {
+			name = args[0]
+		}
+		return d.Errf("claim needs a name, and behind it the values of which a token must have one, as in 'claim %s admin'", name)
+	}
+	rule := ClaimRule{Name: args[0], Values: args[1:]}
+	p.Claims = append(p.Claims, rule)
+	return wrapErr(d, rule.check())
+}
+
+// parseWord reads the one argument of an option.
+func parseWord(d *caddyfile.Dispenser, word *string) error {
+	if !d.AllArgs(word) || *word == "" {
+		return d.ArgErr()
+	}
+	return nil
+}
+
+// parseWords reads the arguments of an option, one or more.
+func parseWords(d *caddyfile.Dispenser, words *[]string) (err error) {
+	if *words, err = atLeastOne(d); err == nil && slices.Contains(*words, "") {
+		err = d.ArgErr()
+	}
+	return err
+}
+
+// parseSecretReference reads the one argument of an option, which refers to a secret. No error
+// repeats it.
+func parseSecretReference(d *caddyfile.Dispenser, reference *string) error {
+	option := d.Val()
+	if err := parseWord(d, reference); err != nil {
+		return err
+	}
+	if !secretReference.MatchString(*reference) {
+		return d.Errf("%s: %v", option, errLiteralSecret)
+	}
+	return nil
+}

@@ -3,8 +3,8 @@
 // It registers with Caddy
 //
 //	oauth                         the app: realms, clients, the token store, the cache   app.go, realm.go
-//	oauth.stores.{bbolt,memory,redis}   where issued tokens live                         stores.go, redis.go
-//	oauth.sources.{local,introspect,jwt}   where accepted tokens come from               sources.go, sources_config.go
+//	oauth.stores.{bbolt,memory,redis}   where issued tokens live                         store_bbolt.go, store_memory.go, store_redis.go
+//	oauth.sources.{local,introspect,jwt}   where accepted tokens come from               source_local.go, source_introspect.go, source_jwt.go
 //	http.handlers.oauth_server    the token, introspection and revocation endpoints      server.go
 //	http.handlers.oauth_protect   bearer tokens in front of a backend                    protect.go, strip.go, identity.go
 //	http.handlers.oauth_guard     no way around oauth_protect beside its matcher         guard.go, early.go

@@ -349,6 +349,32 @@ func (a *App) activeClients() []oauth.ClientRef {
 	return refs
 }
 
+// storeOpener is what a module in the namespace oauth.stores is.
+type storeOpener interface {
+	// poolKey names the thing that can't be opened twice. Configurations whose stores have
+	// the same key share one. It may make the folder that the store lies in.
+	poolKey() (string, error)
+	// open opens the store of that key. It may block for as long as its settings say, a
+	// second or two if they say nothing. A sharedStore tells owner what other gateways do to
+	// it.
+	open(key string, owner *openStore) (oauth.TokenStore, error)
+}
+
+// sharedStore is a store that other gateways write to as well.
+type sharedStore interface {
+	oauth.TokenStore
+	// Coherent is as in introspect.Coherent.
+	Coherent() bool
+}
+
+// noStore is for configurations that issue no tokens and accept none that were issued here:
+// there is a cache, and nothing to open.
+type noStore struct{}
+
+func (noStore) poolKey() (string, error) { return "no store", nil }
+
+func (noStore) open(string, *openStore) (oauth.TokenStore, error) { return nil, nil }
+
 // openStores holds the open stores by their pool key. Every App that started holds one
 // reference, and the last Cleanup closes the store.
 var openStores = caddy.NewUsagePool()

@@ -1,14 +1,9 @@
 package caddyoauth
 
 import (
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"go.uber.org/zap"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
 	"github.com/caddyoauth/gateway/introspect"
@@ -194,18 +190,11 @@ func checkAddress(configured, address string) error {
 	return nil
 }
 
-// poolSecret keys the digest that stands for passwords in pool keys, which are logged.
-var poolSecret = func() []byte { b := make([]byte, 32); rand.Read(b); return b }()
-
 // poolKey is where the data is, and a digest of all settings: a configuration that connects
 // in another way has a connection of its own.
 func (s *RedisStore) poolKey() (string, error) {
-	settings, err := json.Marshal([]any{s, s.trust, s.cfg.Addresses, s.cfg.Username, s.cfg.Password, s.cfg.SentinelUsername, s.cfg.SentinelPassword})
-	if err != nil {
-		return "", err
-	}
-	digest := sha256.Sum256(slices.Concat(poolSecret, settings))
-	return fmt.Sprintf("redis %s, database %d, prefix %s (%s)", strings.Join(s.cfg.Addresses, " "), s.cfg.DB, s.cfg.Prefix, hex.EncodeToString(digest[:4])), nil
+	name := fmt.Sprintf("redis %s, database %d, prefix %s", strings.Join(s.cfg.Addresses, " "), s.cfg.DB, s.cfg.Prefix)
+	return conf.PoolKey(name, s, s.trust, s.cfg.Addresses, s.cfg.Username, s.cfg.Password, s.cfg.SentinelUsername, s.cfg.SentinelPassword), nil
 }
 
 func (s *RedisStore) open(key string, owner *openStore) (oauth.TokenStore, error) {
@@ -289,35 +278,6 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return err
 	}
 	return wrapErr(d, s.check())
-}
-
-// parseWord reads the one argument of an option.
-func parseWord(d *caddyfile.Dispenser, word *string) error {
-	if !d.AllArgs(word) || *word == "" {
-		return d.ArgErr()
-	}
-	return nil
-}
-
-// parseWords reads the arguments of an option, one or more.
-func parseWords(d *caddyfile.Dispenser, words *[]string) (err error) {
-	if *words, err = atLeastOne(d); err == nil && slices.Contains(*words, "") {
-		err = d.ArgErr()
-	}
-	return err
-}
-
-// parseSecretReference reads the one argument of an option, which refers to a secret. No error
-// repeats it.
-func parseSecretReference(d *caddyfile.Dispenser, reference *string) error {
-	option := d.Val()
-	if err := parseWord(d, reference); err != nil {
-		return err
-	}
-	if !secretReference.MatchString(*reference) {
-		return d.Errf("%s: %v", option, errLiteralSecret)
-	}
-	return nil
 }
 
 // Interface guards

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
@@ -16,34 +17,7 @@ import (
 
 func init() {
 	caddy.RegisterModule(BboltStore{})
-	caddy.RegisterModule(MemoryStore{})
 }
-
-// storeOpener is what a module in the namespace oauth.stores is.
-type storeOpener interface {
-	// poolKey names the thing that can't be opened twice. Configurations whose stores have
-	// the same key share one. It may make the folder that the store lies in.
-	poolKey() (string, error)
-	// open opens the store of that key. It may block for as long as its settings say, a
-	// second or two if they say nothing. A sharedStore tells owner what other gateways do to
-	// it.
-	open(key string, owner *openStore) (oauth.TokenStore, error)
-}
-
-// sharedStore is a store that other gateways write to as well.
-type sharedStore interface {
-	oauth.TokenStore
-	// Coherent is as in introspect.Coherent.
-	Coherent() bool
-}
-
-// noStore is for configurations that issue no tokens and accept none that were issued here:
-// there is a cache, and nothing to open.
-type noStore struct{}
-
-func (noStore) poolKey() (string, error) { return "no store", nil }
-
-func (noStore) open(string, *openStore) (oauth.TokenStore, error) { return nil, nil }
 
 // BboltStore keeps tokens in a file, for one Caddy process. Every token and every
 // revocation is on the disk before its caller gets an answer, and survives a crash.
@@ -131,28 +105,32 @@ func (s *BboltStore) open(path string, _ *openStore) (oauth.TokenStore, error) {
 	}
 }
 
-// MemoryStore keeps tokens in memory, a million at most, and a quarter of that for one client;
-// revoked ones count until they would have expired. They survive a reload of the
-// configuration and are gone after a restart. There is one such store in a process.
-type MemoryStore struct{}
-
-// CaddyModule returns the Caddy module information.
-func (MemoryStore) CaddyModule() caddy.ModuleInfo {
-	return caddy.ModuleInfo{
-		ID:  "oauth.stores.memory",
-		New: func() caddy.Module { return new(MemoryStore) },
+// UnmarshalCaddyfile reads
+//
+//	bbolt [<path>] {
+//		lock_timeout <duration>
+//	}
+func (s *BboltStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the store's name
+	if d.NextArg() {
+		s.Path = d.Val()
 	}
-}
-
-func (*MemoryStore) poolKey() (string, error) { return "memory", nil }
-
-func (*MemoryStore) open(string, *openStore) (oauth.TokenStore, error) {
-	return store.NewMemory(time.Now), nil
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return parseOptions(d, "bbolt", map[string]func() error{
+		"lock_timeout": func() error {
+			if err := parseDurationInto(d, &s.LockTimeout); err != nil {
+				return err
+			}
+			return wrapErr(d, checkLockTimeout(s.LockTimeout))
+		},
+	})
 }
 
 // Interface guards
 var (
-	_ caddy.Provisioner = (*BboltStore)(nil)
-	_ storeOpener       = (*BboltStore)(nil)
-	_ storeOpener       = (*MemoryStore)(nil)
+	_ caddy.Provisioner     = (*BboltStore)(nil)
+	_ caddyfile.Unmarshaler = (*BboltStore)(nil)
+	_ storeOpener           = (*BboltStore)(nil)
 )

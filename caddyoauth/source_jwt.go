@@ -1,0 +1,344 @@
+package caddyoauth
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+func init() {
+	caddy.RegisterModule(JWTSource{})
+}
+
+// JWTSource accepts tokens that carry a signature of their issuer (RFC 9068, or what Keycloak,
+// Entra ID and others sign). It can't know that such a token was revoked.
+type JWTSource struct {
+	// What `iss` must be, byte for byte.
+	Issuer string `json:"issuer,omitempty"`
+
+	// Where the issuer's keys are: an https URL, or http on loopback. Default: found through
+	// the issuer's metadata (RFC 8414, OpenID Connect Discovery).
+	JWKSURI string `json:"jwks_uri,omitempty"`
+
+	// A file with the keys, instead: a JWK set, or in PEM public keys or certificates. It is
+	// read again every 5 seconds.
+	JWKSFile string `json:"jwks_file,omitempty"`
+
+	// The signature algorithms that are accepted, of RS256, RS384, RS512, PS256, PS384,
+	// PS512, ES256, ES384, ES512, EdDSA and Ed25519, its newer name. Default: RS256, PS256,
+	// ES256, EdDSA and Ed25519.
+	Algorithms []string `json:"algorithms,omitempty"`
+
+	// Audiences of which a token must name one. Default: that of the route, if it has one.
+	// Without any, tokens that were issued for somebody else are accepted.
+	Audience []string `json:"audience,omitempty"`
+
+	// The `typ` that headers must have: `at+jwt` (RFC 9068), or `any` for issuers that don't
+	// say what a token is; then claims that name another kind, and audience, are what tells
+	// access tokens from others. Default: `at+jwt`.
+	Type string `json:"typ,omitempty"`
+
+	// The claims that name the client; of several the first that is there counts. Dots lead
+	// into objects. Default: `client_id` and `azp`, which must agree where both are there; without
+	// either, `appid` or `cid`.
+	ClientClaim []string `json:"client_claim,omitempty"`
+
+	// The claims that have the scopes; of several the first that is there counts: a string with
+	// spaces, a list, or an object with scopes as names. Default: `scope`, `scp`.
+	ScopeClaim []string `json:"scope_claim,omitempty"`
+
+	// By how much the issuer's clock may be ahead, up to 1m. A token is dead at `exp` all the
+	// same. Default: 0.
+	Leeway caddy.Duration `json:"leeway,omitempty"`
+
+	// How often the keys are fetched, `10s` or more; of sources that share them the smallest
+	// counts. Default: `15m`.
+	RefreshInterval caddy.Duration `json:"refresh_interval,omitempty"`
+
+	// Headers of each request for keys; as in the source introspect. They go to the host of
+	// `jwks_uri`, or without it to that of the issuer. Default: none.
+	Headers map[string]string `json:"headers,omitempty"`
+
+	// Further hosts that get the headers, over https, when the issuer's metadata names them as
+	// the place of the keys: with the port where the URL has one. Default: none.
+	HeaderHosts []string `json:"header_hosts,omitempty"`
+
+	// How the issuer is connected to. Default: the system's certificate authorities.
+	TLS *TLSClient `json:"tls,omitempty"`
+
+	// For how long a verified token is used without looking at its signature again. It is
+	// dead when its key is withdrawn, all the same. Default: the cache's `max_age`.
+	MaxAge caddy.Duration `json:"max_age,omitempty"`
+
+	key, keysKey string
+	cfg          introspect.JWTConfig
+	keys         introspect.KeysConfig
+}
+
+// CaddyModule returns the Caddy module information.
+func (JWTSource) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "oauth.sources.jwt",
+		New: func() caddy.Module { return new(JWTSource) },
+	}
+}
+
+// Provision resolves what refers to something else. It connects to nothing.
+func (s *JWTSource) Provision(caddy.Context) error {
+	replace := caddy.NewReplacer()
+	var err error
+	s.keys, s.cfg = s.settings()
+	for _, text := range []struct {
+		name, configured string
+		resolved         *string
+	}{
+		{"issuer", s.Issuer, &s.keys.Issuer}, {"jwks_uri", s.JWKSURI, &s.keys.JWKSURI}, {"jwks_file", s.JWKSFile, &s.keys.KeysFile},
+	} {
+		if *text.resolved, err = replace.ReplaceOrErr(text.configured, true, true); err != nil {
+			return fmt.Errorf("%s: %w", text.name, err)
+		}
+	}
+	if s.keys.HeaderFunc, err = headers(s.Headers); err != nil {
+		return err
+	}
+	var trust string
+	if s.TLS != nil {
+		if s.keys.TLS, trust, err = s.TLS.config(); err != nil {
+			return fmt.Errorf("tls: %w", err)
+		}
+	}
+	if err := s.check(); err != nil {
+		return err
+	}
+	if err := checkJWT(s.keys, s.cfg); err != nil {
+		return err
+	}
+	// What the keys are, and beyond it what the source accepts by them.
+	s.keysKey = conf.PoolKey("keys "+s.keys.Issuer, s.keys.JWKSURI, s.keys.KeysFile, s.Headers, s.HeaderHosts, trust)
+	s.key = conf.PoolKey("jwt "+s.keys.Issuer, s.keysKey, s.Algorithms, s.Audience, s.Type, s.ClientClaim, s.ScopeClaim, s.Leeway, s.RefreshInterval)
+	name := s.Label()
+	// The keys outlive this configuration, and its logger.
+	logger := func() *zap.Logger {
+		return caddy.Log().Named("oauth.sources.jwt").With(zap.String("issuer", name))
+	}
+	s.keys.OnFetch = func(kind string, took time.Duration, err error) {
+		result := "ok"
+		if err != nil {
+			result = "error"
+			logger().Error("fetching the issuer's keys: going on with those there are", zap.String("what", kind), zap.Error(err))
+		}
+		collectors.sourceDuration.WithLabelValues(name, result).Observe(took.Seconds())
+	}
+	s.keys.OnKeys = func(n int, ignored []introspect.IgnoredKey) {
+		collectors.sourceUp.WithLabelValues(name).Set(1)
+		logger().Info("the issuer's keys are here", zap.Int("keys", n), zap.Stringers("ignored", ignored))
+	}
+	s.cfg.OnKeys = func(n int) {
+		if n == 0 {
+			logger().Error("none of the issuer's keys is for an algorithm that is accepted: its tokens are refused", zap.Strings("algorithms", s.Algorithms))
+		}
+	}
+	return nil
+}
+
+// check judges what can be judged without resolving anything.
+func (s *JWTSource) check() error {
+	if s.JWKSURI != "" && s.JWKSFile != "" {
+		return errors.New("give jwks_uri or jwks_file, not both")
+	}
+	if s.MaxAge < 0 {
+		return errors.New("durations are greater than zero")
+	}
+	for _, reference := range placeholders.FindAllString(s.Issuer, -1) {
+		if !strings.HasPrefix(reference, "{env.") && !strings.HasPrefix(reference, "{file.") {
+			return fmt.Errorf("issuer %s: %s has no value when the configuration is loaded, and an issuer is no template: each tenant is an issuer of its own, so write a source for each", s.Issuer, reference)
+		}
+	}
+	if entraTemplate.MatchString(s.Issuer) {
+		return fmt.Errorf("issuer %s: no token names it, because Entra ID issues in the name of a tenant, by its ID: write a source for each tenant", s.Issuer)
+	}
+	if !strings.Contains(s.Issuer+s.JWKSURI+s.JWKSFile, "{") {
+		if err := checkJWT(s.settings()); err != nil {
+			return err
+		}
+	}
+	if err := checkQuery("jwks_uri", s.JWKSURI); err != nil {
+		return err
+	}
+	for _, host := range s.HeaderHosts {
+		if u, err := url.Parse("https://" + host); err != nil || u.Host != host || host == "" {
+			return errors.New("header_hosts: each is a host, with a port where the URL has one, and nothing else")
+		}
+	}
+	if len(s.HeaderHosts) > 0 && len(s.Headers) == 0 {
+		return errors.New("header_hosts needs a header that they get")
+	}
+	return errors.Join(checkAudience(s.Audience), checkHeaders(s.Headers))
+}
+
+var (
+	placeholders = regexp.MustCompile(`\{[^{}]*\}`)
+	// entraTemplate are the names under which Entra ID serves several tenants at once. Its
+	// tokens have the tenant's ID there.
+	entraTemplate = regexp.MustCompile(`(?i)^https://(login\.microsoftonline\.com|sts\.windows\.net)/(common|organizations|consumers)(/|$)`)
+)
+
+// checkJWT judges settings that refer to nothing any more.
+func checkJWT(keys introspect.KeysConfig, cfg introspect.JWTConfig) error {
+	if err := keys.Check(); err != nil {
+		return err
+	}
+	if err := cfg.Check(); err != nil {
+		return fmt.Errorf("JWT source for %q: %w", keys.Issuer, err)
+	}
+	return nil
+}
+
+// settings are those that refer to nothing.
+func (s *JWTSource) settings() (introspect.KeysConfig, introspect.JWTConfig) {
+	return introspect.KeysConfig{
+			Issuer: s.Issuer, JWKSURI: s.JWKSURI, KeysFile: s.JWKSFile, Discovery: s.JWKSURI == "" && s.JWKSFile == "", HeaderHosts: s.HeaderHosts,
+		}, introspect.JWTConfig{
+			Algorithms: s.Algorithms, Audience: s.Audience, Type: s.Type, ClientClaims: s.ClientClaim, ScopeClaims: s.ScopeClaim,
+			Leeway:          time.Duration(s.Leeway),
+			RefreshInterval: time.Duration(s.RefreshInterval),
+		}
+}
+
+// Label implements TokenSource.
+func (s *JWTSource) Label() string { return s.keys.Issuer }
+
+// issuer is whose tokens the source knows.
+func (s *JWTSource) issuer() string { return s.keys.Issuer }
+
+// SourceKey implements TokenSource.
+func (s *JWTSource) SourceKey() string { return s.key }
+
+// Recognizes implements TokenSource: a JWT says who issued it.
+func (s *JWTSource) Recognizes(token string) Recognition {
+	if issuer, ok := introspect.UnverifiedIssuer(token); ok && issuer == s.keys.Issuer {
+		return Mine
+	}
+	return NotMine
+}
+
+// Memory implements TokenSource.
+func (s *JWTSource) Memory() introspect.SourceConfig {
+	return introspect.SourceConfig{MaxAge: time.Duration(s.MaxAge)}
+}
+
+// OpenSource implements TokenSource.
+func (s *JWTSource) OpenSource() (introspect.Source, error) {
+	keys, err := loadOrOpen(openKeys, s.keysKey, func() (openIssuerKeys, error) {
+		keys, err := introspect.NewKeys(s.keys)
+		return openIssuerKeys{keys}, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	cfg := s.cfg
+	cfg.Keys = keys.Keys
+	jwt, err := introspect.NewJWT(cfg)
+	if err != nil {
+		_, closeErr := openKeys.Delete(s.keysKey)
+		return nil, errors.Join(err, closeErr)
+	}
+	return openJWT{jwt, s.keysKey}, nil
+}
+
+// openKeys holds the keys of issuers, of which many sources may make use.
+var openKeys = caddy.NewUsagePool()
+
+// openIssuerKeys are keys in openKeys.
+type openIssuerKeys struct{ *introspect.Keys }
+
+// Destruct ends the fetching.
+func (k openIssuerKeys) Destruct() error {
+	k.Close()
+	return nil
+}
+
+// openJWT is a JWT source with its share in openKeys.
+type openJWT struct {
+	*introspect.JWT
+	keysKey string
+}
+
+// Close ends the source, and the keys if no other one uses them.
+func (s openJWT) Close() error {
+	s.JWT.Close()
+	_, err := openKeys.Delete(s.keysKey)
+	return err
+}
+
+// UnmarshalCaddyfile reads
+//
+//	jwt <issuer> {
+//		jwks_uri         <url>
+//		jwks_file        <file>
+//		algorithms       <name>...
+//		audience         <audience>...
+//		typ              at+jwt|any
+//		client_claim     <name>...
+//		scope_claim      <name>...
+//		leeway           <duration>
+//		refresh_interval <duration>
+//		header           <name> <value>
+//		header_hosts     <host>...
+//		max_age          <duration>
+//		tls {
+//			<settings of TLSClient>
+//		}
+//	}
+//
+// header may repeat.
+func (s *JWTSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the source's name
+	if err := parseWord(d, &s.Issuer); err != nil {
+		return err
+	}
+	if err := parseOptions(d, "jwt", map[string]func() error{
+		"jwks_uri":   func() error { return parseWord(d, &s.JWKSURI) },
+		"jwks_file":  func() error { return parseWord(d, &s.JWKSFile) },
+		"algorithms": func() error { return parseWords(d, &s.Algorithms) },
+		"audience": func() (err error) {
+			s.Audience, err = parseAudience(d)
+			return err
+		},
+		"typ":              func() error { return parseWord(d, &s.Type) },
+		"client_claim":     func() error { return parseWords(d, &s.ClientClaim) },
+		"scope_claim":      func() error { return parseWords(d, &s.ScopeClaim) },
+		"leeway":           func() error { return parseDurationInto(d, &s.Leeway) },
+		"refresh_interval": func() error { return parseDurationInto(d, &s.RefreshInterval) },
+		"header":           func() error { return parseHeader(d, &s.Headers) },
+		"header_hosts": func() (err error) {
+			s.HeaderHosts, err = atLeastOne(d)
+			return err
+		},
+		"max_age": func() error { return parseDurationInto(d, &s.MaxAge) },
+		"tls": func() error {
+			s.TLS = new(TLSClient)
+			return s.TLS.parse(d)
+		},
+	}, "header"); err != nil {
+		return err
+	}
+	return wrapErr(d, s.check())
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner     = (*JWTSource)(nil)
+	_ caddyfile.Unmarshaler = (*JWTSource)(nil)
+	_ TokenSource           = (*JWTSource)(nil)
+)
