@@ -23,29 +23,29 @@ import (
 	"time"
 )
 
-// longBattery: the battery of faults runs for long, not for every change.
+// longBattery makes the battery of faults run for long. It is too slow for every change.
 var longBattery = os.Getenv("BATTERY") == "long"
 
-// A fault is something that the battery does to a gateway, and what holds all the same.
+// A fault is something that the battery does to a gateway, and what holds nevertheless.
 type fault struct {
-	ids, name, proves string
-	short, long       int // rounds, for run
-	run               func(t *testing.T, rounds int, requests *atomic.Int64)
+	name, proves string
+	short, long  int // rounds for run
+	run          func(t *testing.T, rounds int, requests *atomic.Int64)
 }
 
 var faults = []fault{
-	{"T-10, R-08", "killed under load", "what was answered with 200 before a kill -9 has happened", 3, 40, killedUnderLoad},
-	{"T-12, R-07, B-21", "disk full", "who can't be served gets 503, what is there stays, and all works again when there is room", 1, 5, diskFull},
-	{"E-13, B-21", "files that can't be used", "the error names the file and what to do, and nothing is served", 1, 3, unusableFiles},
-	{"B-21, T-10", "folder removed", "the gateway goes on, and after a restart no token of before is good", 1, 10, folderRemoved},
-	{"B-24, B-26", "reloads under load", "no request fails, the cache stays warm, and nothing is left over", 20, 200, reloadsUnderLoad},
-	{"B-08, B-09", "token flood", "tokens in use stay in the cache, memory is bounded, and made-up tokens reach no store", 400, 200_000, tokenFlood},
-	{"G-08, B-22", "slow clients", "who sends or reads slowly is cut off, and holds up nobody else", 1, 5, slowClients},
-	{"G-08, C-19, C-31", "huge requests", "they are refused early, in bounded memory", 4, 200, hugeRequests},
-	{"B-01, B-13, B-14, B-15", "everything at once", "no token passes after its revocation, in another realm, or after its client went", 2, 60, everythingAtOnce},
+	{"killed under load", "whatever was answered with 200 before a kill -9 is durable", 3, 40, killedUnderLoad},
+	{"disk full", "requests that need the disk get 503, nothing is lost, and everything works again once there is room", 1, 5, diskFull},
+	{"files that can't be used", "the error names the file and what to do, and nothing is served", 1, 3, unusableFiles},
+	{"folder removed", "the gateway goes on, and after a restart no earlier token is valid", 1, 10, folderRemoved},
+	{"reloads under load", "no request fails, the cache stays warm, and nothing leaks", 20, 200, reloadsUnderLoad},
+	{"token flood", "tokens in use stay in the cache, memory is bounded, and made-up tokens reach no store", 400, 200_000, tokenFlood},
+	{"slow clients", "clients that send or read slowly are cut off, and hold up nobody else", 1, 5, slowClients},
+	{"huge requests", "they are refused early, in bounded memory", 4, 200, hugeRequests},
+	{"everything at once", "no token passes after its revocation, in another realm, or without its client", 2, 60, everythingAtOnce},
 }
 
-// TestBattery does to a gateway what may happen to one. At its end it says what it tried.
+// A gateway survives what may happen to one. At the end, the test logs a table of what it tried.
 func TestBattery(t *testing.T) {
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
@@ -57,13 +57,13 @@ func TestBattery(t *testing.T) {
 		}
 		var requests atomic.Int64
 		outcome, begin := "", time.Now()
-		passed := t.Run(f.ids+" "+f.name, func(t *testing.T) {
+		passed := t.Run(f.name, func(t *testing.T) {
 			outcome = "skipped"
 			f.run(t, rounds, &requests)
 			outcome = "holds"
 		})
 		switch {
-		case outcome == "": // not asked for
+		case outcome == "": // not selected by -run
 			continue
 		case !passed:
 			outcome = "FAILED"
@@ -74,7 +74,7 @@ func TestBattery(t *testing.T) {
 	t.Logf("the battery:\n%s", table.String())
 }
 
-// tokenIn is the token in an answer, empty if there is none.
+// tokenIn returns the token in an answer, empty if there is none.
 func tokenIn(a answer) string {
 	var body struct {
 		Token string `json:"access_token"`
@@ -87,15 +87,15 @@ func tokenIn(a answer) string {
 
 var clientCredentials = url.Values{"grant_type": {"client_credentials"}}
 
-// killedUnderLoad kills a gateway at a random moment while eight clients issue and revoke,
-// and asks the next one what has become of it all.
+// killedUnderLoad kills a gateway at a random moment while eight clients fetch and revoke tokens,
+// and asks the next one about all of them.
 func killedUnderLoad(t *testing.T, rounds int, requests *atomic.Int64) {
 	options := "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n" + testClients
-	var revoked []string // in all rounds
+	var revoked []string // in all the rounds
 	g, kill := startGatewayProcess(t, options)
 	for range rounds {
 		var mu sync.Mutex
-		state := map[string]string{} // of each token, what was acknowledged last
+		state := map[string]string{} // for each token, what was acknowledged last
 		set := func(token, is string) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -145,10 +145,10 @@ func killedUnderLoad(t *testing.T, rounds int, requests *atomic.Int64) {
 			requests.Add(1)
 			switch {
 			case is == "issued" && a.StatusCode != 200:
-				t.Errorf("T-10: a token issued before the kill gets %d", a.StatusCode)
+				t.Errorf("a token issued before the kill gets %d", a.StatusCode)
 			case is == "revoked" && a.StatusCode != 401:
-				t.Errorf("R-08: a token revoked before the kill gets %d", a.StatusCode)
-			case a.StatusCode != 200 && a.StatusCode != 401: // either, if it was being revoked
+				t.Errorf("a token revoked before the kill gets %d", a.StatusCode)
+			case a.StatusCode != 200 && a.StatusCode != 401: // either will do if it was being revoked
 				t.Errorf("a token that was %s gets %d", is, a.StatusCode)
 			}
 			if is == "revoked" {
@@ -158,14 +158,14 @@ func killedUnderLoad(t *testing.T, rounds int, requests *atomic.Int64) {
 	}
 	for _, token := range revoked {
 		if a := g.get("/x", token); a.StatusCode != 401 {
-			t.Errorf("R-08: after all the kills a revoked token gets %d", a.StatusCode)
+			t.Errorf("after all the kills, a revoked token gets %d", a.StatusCode)
 		}
 	}
 	t.Logf("%d revocations held over %d kills", len(revoked), rounds)
 }
 
-// reloadsUnderLoad reloads while clients call, in both ways that matter: with what the
-// configurations have in common changing, and staying as it is.
+// reloadsUnderLoad reloads while clients call, in both ways that matter: with a configuration
+// that changes, and with one that stays the same.
 func reloadsUnderLoad(t *testing.T, rounds int, requests *atomic.Int64) {
 	for name, store := range stores(t) {
 		t.Run(name, func(t *testing.T) { requests.Add(manyReloadsUnderTraffic(t, store, rounds)) })
@@ -189,13 +189,14 @@ func reloadsUnderLoad(t *testing.T, rounds int, requests *atomic.Int64) {
 				}
 			}
 			if misses = cacheMisses(t) - misses; misses > float64(rounds*len(hot)/10) {
-				t.Errorf("of %d checks %v were not answered by the cache", rounds*len(hot), misses)
+				t.Errorf("of %d checks, %v were not answered by the cache", rounds*len(hot), misses)
 			}
 		})
 	}
 }
 
-// tokenFlood sends made-up tokens, and real ones that are over, beside tokens in use.
+// tokenFlood sends made-up tokens, and real ones that are expired or revoked, along with tokens
+// in use.
 func tokenFlood(t *testing.T, rounds int, requests *atomic.Int64) {
 	clients := testClients + "client brief {\nsecret_hash " + testHash + "\nscopes read\ndefault_scopes read\ntoken_lifetime 1s\n}\n"
 	store := "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n"
@@ -240,7 +241,7 @@ func tokenFlood(t *testing.T, rounds int, requests *atomic.Int64) {
 		{"revoked", true, func() string { return revoked[rand.IntN(len(revoked))] }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			// inUse calls with all tokens in use, and says how many the cache does not know.
+			// inUse calls with every token in use and returns how many the cache did not know.
 			inUse := func() float64 {
 				before := cacheMisses(t)
 				for _, token := range hot {
@@ -281,13 +282,14 @@ func tokenFlood(t *testing.T, rounds int, requests *atomic.Int64) {
 	}
 }
 
-// timeouts has a server cut off the slow, in place of Caddy's minutes, but not before we do.
+// timeouts makes Caddy cut off slow clients after seconds instead of minutes, but not before we
+// do.
 func timeouts(oauth, site string) string {
 	return strings.Replace(caddyfileOf(oauth, site), "{\n", "{\nservers {\ntimeouts {\nread_header 2s\nwrite 12s\nidle 5s\n}\n}\n", 1)
 }
 
-// slowClients opens more connections than there are places anywhere in the gateway, and does
-// nothing with them.
+// slowClients opens more connections than anything in the gateway has places for, and lets them
+// idle.
 func slowClients(t *testing.T, rounds int, requests *atomic.Int64) {
 	endless := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for chunk := make([]byte, 64<<10); ; {
@@ -307,14 +309,14 @@ func slowClients(t *testing.T, rounds int, requests *atomic.Int64) {
 		kinds := []struct {
 			name, text string
 			conns      int
-			half       bool   // the client says that it will send nothing more
-			want       string // how the answer begins; empty for just the end
+			half       bool   // the client closes its sending side
+			want       string // how the answer begins; if empty, the connection just ends
 			conn       []net.Conn
 		}{
 			{name: "half a header", conns: 300, text: "GET /x HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "},
 			{name: "half a body for the token endpoint", conns: 300, text: "POST /oauth2/access_token HTTP/1.1\r\n" + form, want: "HTTP/1.1 400"},
 			{name: "half a body without a token", conns: 30, text: "POST /x HTTP/1.1\r\n" + form, want: "HTTP/1.1 401"},
-			{name: "half a connection", conns: 30, half: true, text: "GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer " + token + "\r\n\r\n", want: "HTTP/1.1 "}, // net/http takes it for one that went
+			{name: "half a connection", conns: 30, half: true, text: "GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer " + token + "\r\n\r\n", want: "HTTP/1.1 "}, // net/http takes the client for gone
 			{name: "half a connection and half a body", conns: 30, half: true, text: "POST /oauth2/access_token HTTP/1.1\r\n" + form, want: "HTTP/1.1 400"},
 			{name: "an answer that nobody reads", conns: 10, text: "GET /endless HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + token + "\r\n\r\n", want: "HTTP/1.1 200"},
 		}
@@ -342,7 +344,7 @@ func slowClients(t *testing.T, rounds int, requests *atomic.Int64) {
 			})
 		}
 		others.Wait()
-		// Each comes to an end: half a header by Caddy's timeout, half a body by ours, an answer
+		// Each comes to an end: half a header by Caddy's timeout, half a body by ours, and an answer
 		// that nobody reads by Caddy's.
 		for _, k := range kinds {
 			for _, conn := range k.conn {
@@ -356,7 +358,7 @@ func slowClients(t *testing.T, rounds int, requests *atomic.Int64) {
 			}
 		}
 		g.Client.CloseIdleConnections()
-		waitUntil(t, "nothing is left of the slow", func() bool {
+		waitUntil(t, "nothing is left of the slow clients", func() bool {
 			g.Client.CloseIdleConnections()
 			endless.CloseClientConnections()
 			g.Backend.CloseClientConnections()
@@ -365,7 +367,7 @@ func slowClients(t *testing.T, rounds int, requests *atomic.Int64) {
 	}
 }
 
-// hugeRequests sends too much of everything.
+// hugeRequests sends requests that are too large in every way.
 func hugeRequests(t *testing.T, rounds int, requests *atomic.Int64) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect\nrespond ok")
 	credentials := "Authorization: " + basic("reader", testSecret) + "\r\nContent-Type: application/x-www-form-urlencoded\r\n"
@@ -375,19 +377,19 @@ func hugeRequests(t *testing.T, rounds int, requests *atomic.Int64) {
 	_, _, heap := growth()
 	var most atomic.Uint64
 	for _, c := range []struct {
-		name, text, endless string // endless is repeated for as long as somebody takes it
+		name, text, endless string // endless is repeated as long as the gateway reads it
 		status              int
 	}{
 		{"a token of 1 MiB", "GET /x HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + strings.Repeat("x", 1<<20) + "\r\n\r\n", "", 431},
 		{"a token of 12 KiB", "GET /x HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + strings.Repeat("x", 12<<10) + "\r\n\r\n", "", 401},
 		{"credentials of 1 MiB", "POST /oauth2/access_token HTTP/1.1\r\nHost: x\r\nAuthorization: Basic " + strings.Repeat("x", 1<<20) + "\r\n\r\n", "", 431},
 		{"10000 headers", "GET /x HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X-OAuth-Client-Id: admin\r\n", 10_000) + "\r\n", "", 431},
-		{"headers without an end", "GET /x HTTP/1.1\r\nHost: x\r\n", "X-A: b\r\n", 431},
+		{"endless headers", "GET /x HTTP/1.1\r\nHost: x\r\n", "X-A: b\r\n", 431},
 		{"10 GiB announced, to the token endpoint", post + "Content-Length: 10737418240\r\n\r\n", "", 413},
 		{"10 GiB announced, without a token", "POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 10737418240\r\n\r\n", "", 401},
 		{"10 GiB, to the token endpoint", post + "Content-Length: 10737418240\r\n\r\n", chunk, 413},
-		{"chunks without an end, to the token endpoint", post + "Transfer-Encoding: chunked\r\n\r\n", chunk, 413},
-		{"chunks without an end, without a token", "POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", chunk, 401},
+		{"endless chunks, to the token endpoint", post + "Transfer-Encoding: chunked\r\n\r\n", chunk, 413},
+		{"endless chunks, without a token", "POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", chunk, 401},
 		{"a body of separators", body(strings.Repeat("&", 60<<10)), "", 400},
 		{"a body of empty names", body(strings.Repeat("=&", 30<<10)), "", 400},
 		{"a deep form", body("grant_type=client_credentials&" + strings.Repeat("a[", 20<<10) + strings.Repeat("]", 20<<10) + "=b"), "", 200},
@@ -408,14 +410,14 @@ func hugeRequests(t *testing.T, rounds int, requests *atomic.Int64) {
 							_, err := io.WriteString(conn, c.text)
 							for n := 0; err == nil && c.endless != ""; n += len(c.endless) {
 								if n > 256<<20 {
-									t.Error("256 MiB were taken")
+									t.Error("256 MiB were read")
 									return
 								}
 								_, err = io.WriteString(conn, c.endless)
 							}
 						}()
 						first := make([]byte, len("HTTP/1.1 xxx"))
-						// Who sends on after an answer may find that a reset has overtaken it.
+						// If we keep sending after the answer, a reset may overtake it.
 						if _, err := io.ReadFull(conn, first); err == nil {
 							answered.Add(1)
 							if want := fmt.Sprint("HTTP/1.1 ", c.status); string(first) != want {
@@ -434,7 +436,7 @@ func hugeRequests(t *testing.T, rounds int, requests *atomic.Int64) {
 			}
 			callers.Wait()
 			if answered.Load() == 0 && c.endless == "" {
-				t.Error("not once was there an answer")
+				t.Error("no request was answered")
 			}
 		})
 	}

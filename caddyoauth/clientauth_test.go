@@ -27,8 +27,8 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth"
 )
 
-// clientAuthCases are the rules of section A2 for a single request. The module that
-// authenticates is one for all endpoints, so all cases run on all of them.
+// clientAuthCases are the rules of client authentication for a single request. All endpoints
+// authenticate in the same way, so every case runs on all of them.
 func clientAuthCases() []endpointCase {
 	const assertionType = "urn%3Aietf%3Aparams%3Aoauth%3Aclient-assertion-type%3Ajwt-bearer"
 	authorization := func(values ...string) call {
@@ -48,92 +48,104 @@ func clientAuthCases() []endpointCase {
 		return call{body: "FORM&client_id=" + url.QueryEscape(id) + "&client_secret=" + url.QueryEscape(secret)}
 	}
 	cases := []endpointCase{
-		{id: "CA-01", name: "Basic", call: authorization(good)},
-		{id: "CA-01", name: "the scheme in lower case", call: inScheme("basic")},
-		{id: "CA-01", name: "the scheme in upper case", call: inScheme("BASIC")},
-		{id: "CA-01", name: "two spaces after the scheme", call: inScheme("Basic ")},
-		{id: "CA-01", name: "no space after the scheme", status: 401, call: authorization(strings.Replace(good, " ", "", 1))},
+		// A scheme's name may be in any case, with any number of spaces after it (RFC 9110
+		// section 11.1).
+		{name: "Basic", call: authorization(good)},
+		{name: "the scheme name in lower case", call: inScheme("basic")},
+		{name: "the scheme name in upper case", call: inScheme("BASIC")},
+		{name: "two spaces after the scheme", call: inScheme("Basic ")},
+		{name: "no space after the scheme", status: 401, call: authorization(strings.Replace(good, " ", "", 1))},
 
-		{id: "CA-02", name: "ID and secret form-urlencoded", call: call{}.as("my:app", oddSecret)},
-		{id: "CA-02", name: "a space as %20", call: authorization(rawBasic("my%3Aapp:p%25%2B%20%C3%A4%2F%3D%26%3A"))},
-		{id: "CA-02", name: "a space as +", call: authorization(rawBasic("my%3Aapp:p%25%2B+%C3%A4%2F%3D%26%3A"))},
-		{id: "CA-02", name: "lower-case escapes", call: authorization(rawBasic("my%3aapp:p%25%2b%20%c3%a4%2f%3d%26%3a"))},
-		{id: "CA-02 D#59", name: "no escape where none is needed: = / : raw in the secret", call: authorization(rawBasic("my%3Aapp:p%25%2B%20%C3%A4/=%26:"))},
-		{id: "CA-02", name: "the same sent raw: the first colon ends the ID", status: 401, call: authorization(rawBasic("my:app:" + oddSecret))},
-		{id: "CA-02", name: "the secret sent raw", call: authorization(rawBasic("my%3Aapp:" + oddSecret))},
-		{id: "CA-02", name: "encoded twice", status: 401, call: call{}.as(url.QueryEscape("my:app"), url.QueryEscape(oddSecret))},
-		{id: "CA-02", name: "only the secret encoded twice", status: 401, call: call{}.as("my:app", url.QueryEscape(oddSecret))},
-		{id: "CA-02", name: "a + that means itself", status: 401, call: authorization(rawBasic("my%3Aapp:p%25++%C3%A4%2F%3D%26%3A"))},
-		{id: "CA-02", name: "%zz in the secret", status: 401, call: authorization(rawBasic("reader:%zz"))},
-		{id: "CA-02", name: "%zz in the ID", status: 401, call: authorization(rawBasic("%zz:abc"))},
-		{id: "CA-02", name: "no colon", status: 401, call: authorization(rawBasic("reader"))},
-		{id: "CA-02", name: "nothing", status: 401, call: authorization(rawBasic(""))},
-		{id: "CA-02", name: "only a colon", status: 401, call: authorization(rawBasic(":"))},
-		{id: "CA-02", name: "a secret without an ID", status: 401, call: authorization(rawBasic(":" + testSecret))},
-		{id: "CA-02", name: "not base64", status: 401, call: authorization("Basic %%%%")},
-		{id: "CA-02", name: "base64 without its padding", status: 401, call: authorization("Basic " + base64.RawStdEncoding.EncodeToString([]byte("reader:abc4")))},
-		{id: "CA-02", name: "base64 with stray bits", status: 401, call: authorization("Basic cmVhZGVyOmFiY5==")},
-		{id: "CA-02", name: "something after the base64", status: 401, call: authorization(good + ", Basic x")},
-		{id: "CA-02", name: "NUL in the secret", status: 401, call: authorization(rawBasic("reader:abc%00"))},
-		{id: "CA-02", name: "not UTF-8", status: 401, call: authorization(rawBasic("reader:abc\xff"))},
-		{id: "CA-02", name: "a space after the secret", status: 401, call: authorization(rawBasic("reader:abc+"))},
-		{id: "CA-02", name: "a line break after the secret", status: 401, call: authorization(rawBasic("reader:abc\n"))},
-		{id: "CA-02", name: "the ID in another case", status: 401, call: call{}.as("Reader", testSecret)},
-		{id: "CA-02", name: "the secret in another case", status: 401, call: call{}.as("reader", "ABC")},
+		// Inside Basic, ID and secret are form-urlencoded (RFC 6749 section 2.3.1): split at the
+		// first raw colon, then decode each once. A secret is accepted raw, too, for the many
+		// clients that don't encode it.
+		{name: "ID and secret form-urlencoded", call: call{}.as("my:app", oddSecret)},
+		{name: "a space as %20", call: authorization(rawBasic("my%3Aapp:p%25%2B%20%C3%A4%2F%3D%26%3A"))},
+		{name: "a space as +", call: authorization(rawBasic("my%3Aapp:p%25%2B+%C3%A4%2F%3D%26%3A"))},
+		{name: "lower-case escapes", call: authorization(rawBasic("my%3aapp:p%25%2b%20%c3%a4%2f%3d%26%3a"))},
+		{name: "=, / and : unescaped in the secret", call: authorization(rawBasic("my%3Aapp:p%25%2B%20%C3%A4/=%26:"))},
+		{name: "ID and secret sent raw: the first colon ends the ID", status: 401, call: authorization(rawBasic("my:app:" + oddSecret))},
+		{name: "the secret sent raw", call: authorization(rawBasic("my%3Aapp:" + oddSecret))},
+		{name: "encoded twice", status: 401, call: call{}.as(url.QueryEscape("my:app"), url.QueryEscape(oddSecret))},
+		{name: "only the secret encoded twice", status: 401, call: call{}.as("my:app", url.QueryEscape(oddSecret))},
+		{name: "a + meant literally in an encoded secret", status: 401, call: authorization(rawBasic("my%3Aapp:p%25++%C3%A4%2F%3D%26%3A"))},
+		{name: "%zz in the secret", status: 401, call: authorization(rawBasic("reader:%zz"))},
+		{name: "%zz in the ID", status: 401, call: authorization(rawBasic("%zz:abc"))},
+		{name: "no colon", status: 401, call: authorization(rawBasic("reader"))},
+		{name: "empty credentials", status: 401, call: authorization(rawBasic(""))},
+		{name: "only a colon", status: 401, call: authorization(rawBasic(":"))},
+		{name: "a secret without an ID", status: 401, call: authorization(rawBasic(":" + testSecret))},
+		{name: "not base64", status: 401, call: authorization("Basic %%%%")},
+		{name: "base64 without padding", status: 401, call: authorization("Basic " + base64.RawStdEncoding.EncodeToString([]byte("reader:abc4")))},
+		{name: "base64 with stray bits", status: 401, call: authorization("Basic cmVhZGVyOmFiY5==")},
+		{name: "text after the base64", status: 401, call: authorization(good + ", Basic x")},
+		{name: "NUL in the secret", status: 401, call: authorization(rawBasic("reader:abc%00"))},
+		{name: "a secret that is not UTF-8", status: 401, call: authorization(rawBasic("reader:abc\xff"))},
+		{name: "a space after the secret", status: 401, call: authorization(rawBasic("reader:abc+"))},
+		{name: "a line break after the secret", status: 401, call: authorization(rawBasic("reader:abc\n"))},
+		{name: "the ID in another case", status: 401, call: call{}.as("Reader", testSecret)},
+		{name: "the secret in another case", status: 401, call: call{}.as("reader", "ABC")},
 
-		{id: "CA-03", name: "post", call: post("reader", testSecret)},
-		{id: "CA-03", name: "post, with characters that are encoded once", call: post("my:app", oddSecret)},
-		{id: "CA-03", name: "post of a client that may only use Basic", status: 401, call: post("only-basic", testSecret)},
-		{id: "CA-03", name: "Basic of a client that may only use Basic", call: call{}.as("only-basic", testSecret)},
-		{id: "CA-03", name: "Basic of a client that may only use post", status: 401, call: call{}.as("only-post", testSecret)},
-		{id: "CA-03", name: "post of a client that may only use post", call: post("only-post", testSecret)},
+		// A client uses only the methods that it is registered for; by default, both.
+		{name: "post", call: post("reader", testSecret)},
+		{name: "post, with characters that need encoding", call: post("my:app", oddSecret)},
+		{name: "post by a client that may only use Basic", status: 401, call: post("only-basic", testSecret)},
+		{name: "Basic by a client that may only use Basic", call: call{}.as("only-basic", testSecret)},
+		{name: "Basic by a client that may only use post", status: 401, call: call{}.as("only-post", testSecret)},
+		{name: "post by a client that may only use post", call: post("only-post", testSecret)},
 
-		{id: "CA-04", name: "Basic with the same client_id in the body", call: withBody(authorization(good), "FORM&client_id=reader")},
-		{id: "CA-04", name: "Basic with a different client_id in the body", status: 400, code: "invalid_request", call: withBody(authorization(good), "FORM&client_id=writer")},
-		{id: "CA-04", name: "Basic with an empty client_id in the body", call: withBody(authorization(good), "FORM&client_id=")},
+		// The body may repeat the client_id of Basic, but not contradict it.
+		{name: "Basic with the same client_id in the body", call: withBody(authorization(good), "FORM&client_id=reader")},
+		{name: "Basic with a different client_id in the body", status: 400, code: "invalid_request", call: withBody(authorization(good), "FORM&client_id=writer")},
+		{name: "Basic with an empty client_id in the body", call: withBody(authorization(good), "FORM&client_id=")},
 
-		{id: "CA-05", name: "Basic and client_secret", status: 400, code: "invalid_request", call: withBody(authorization(good), "FORM&client_secret=abc")},
-		{id: "CA-05", name: "Basic and the same credentials posted", status: 400, code: "invalid_request", call: withBody(authorization(good), post("reader", testSecret).body)},
-		{id: "CA-05", name: "wrong Basic and good credentials posted", status: 400, code: "invalid_request", call: withBody(call{}.as("reader", "wrong-secret"), post("reader", testSecret).body)},
-		{id: "CA-05", name: "Bearer and good credentials posted", status: 400, code: "invalid_request", call: withBody(authorization("Bearer canary"), post("reader", testSecret).body)},
-		{id: "CA-05", name: "Basic and an assertion", status: 400, code: "invalid_request", call: withBody(authorization(good), "FORM&client_assertion=canary&client_assertion_type="+assertionType)},
-		{id: "CA-05", name: "a secret and an assertion", status: 400, code: "invalid_request", call: call{body: post("reader", testSecret).body + "&client_assertion=canary&client_assertion_type=" + assertionType}},
-		{id: "CA-05", name: "two Authorization lines, equal", status: 400, code: "invalid_request", call: authorization(good, good)},
-		{id: "CA-05", name: "two Authorization lines, the second wrong", status: 400, code: "invalid_request", call: authorization(good, basic("writer", "wrong-secret"))},
-		{id: "CA-05", name: "two Authorization lines of different schemes", status: 400, code: "invalid_request", call: authorization("Bearer canary", good)},
-		{id: "CA-05", name: "two Authorization lines, one empty", status: 400, code: "invalid_request", call: authorization(good, "")},
+		// One method a request (RFC 6749 section 2.3), even if each would do by itself.
+		{name: "Basic and client_secret", status: 400, code: "invalid_request", call: withBody(authorization(good), "FORM&client_secret=abc")},
+		{name: "Basic and the same credentials posted", status: 400, code: "invalid_request", call: withBody(authorization(good), post("reader", testSecret).body)},
+		{name: "wrong Basic credentials and good ones posted", status: 400, code: "invalid_request", call: withBody(call{}.as("reader", "wrong-secret"), post("reader", testSecret).body)},
+		{name: "a Bearer token and good credentials posted", status: 400, code: "invalid_request", call: withBody(authorization("Bearer canary"), post("reader", testSecret).body)},
+		{name: "Basic and an assertion", status: 400, code: "invalid_request", call: withBody(authorization(good), "FORM&client_assertion=canary&client_assertion_type="+assertionType)},
+		{name: "a secret and an assertion", status: 400, code: "invalid_request", call: call{body: post("reader", testSecret).body + "&client_assertion=canary&client_assertion_type=" + assertionType}},
+		{name: "two equal Authorization lines", status: 400, code: "invalid_request", call: authorization(good, good)},
+		{name: "two Authorization lines, the second wrong", status: 400, code: "invalid_request", call: authorization(good, basic("writer", "wrong-secret"))},
+		{name: "two Authorization lines of different schemes", status: 400, code: "invalid_request", call: authorization("Bearer canary", good)},
+		{name: "two Authorization lines, one empty", status: 400, code: "invalid_request", call: authorization(good, "")},
 
-		{id: "CA-06", name: "no credentials", status: 401, call: call{}},
-		{id: "CA-06", name: "an ID without a secret", status: 401, call: call{body: "FORM&client_id=reader"}},
-		{id: "CA-06", name: "a secret without an ID", status: 401, call: call{body: "FORM&client_secret=abc"}},
-		{id: "CA-06", name: "an assertion, which is not offered", status: 401, call: call{body: "FORM&client_id=reader&client_assertion=canary&client_assertion_type=" + assertionType}},
+		{name: "no credentials", status: 401, call: call{}},
+		{name: "an ID without a secret", status: 401, call: call{body: "FORM&client_id=reader"}},
+		{name: "a posted secret without an ID", status: 401, call: call{body: "FORM&client_secret=abc"}},
+		{name: "an assertion, which is not supported", status: 401, call: call{body: "FORM&client_id=reader&client_assertion=canary&client_assertion_type=" + assertionType}},
 
-		{id: "CA-07", name: "Bearer", status: 401, call: authorization("Bearer canary")},
-		{id: "CA-07", name: "Negotiate", status: 401, call: authorization("Negotiate Y2FuYXJ5")},
-		{id: "CA-07", name: "Digest", status: 401, call: authorization(`Digest username="reader"`)},
-		{id: "CA-07", name: "no scheme", status: 401, call: authorization(base64.StdEncoding.EncodeToString([]byte("reader:abc")))},
-		{id: "CA-07", name: "an empty value", status: 401, call: authorization("")},
-		{id: "CA-07", name: "Bearer beside a client_id", status: 401, call: withBody(authorization("Bearer canary"), "FORM&client_id=reader")},
+		// No other scheme authenticates a client.
+		{name: "Bearer", status: 401, call: authorization("Bearer canary")},
+		{name: "Negotiate", status: 401, call: authorization("Negotiate Y2FuYXJ5")},
+		{name: "Digest", status: 401, call: authorization(`Digest username="reader"`)},
+		{name: "credentials without a scheme", status: 401, call: authorization(base64.StdEncoding.EncodeToString([]byte("reader:abc")))},
+		{name: "an empty Authorization header", status: 401, call: authorization("")},
+		{name: "Bearer beside a client_id", status: 401, call: withBody(authorization("Bearer canary"), "FORM&client_id=reader")},
 
-		{id: "CA-08", name: "an unknown client", status: 401, call: call{}.as("nobody-known", "wrong-secret")},
-		{id: "CA-08", name: "a wrong secret", status: 401, call: call{}.as("reader", "wrong-secret")},
-		{id: "CA-08", name: "a disabled client", status: 401, call: call{}.as("off", testSecret)},
-		{id: "CA-08", name: "an expired secret", status: 401, call: call{}.as("expired", testSecret)},
-		{id: "CA-08", name: "another client's secret", status: 401, call: call{}.as("my:app", testSecret)},
-		{id: "CA-08", name: "a wrong secret, posted", status: 401, call: post("reader", "wrong-secret")},
-		{id: "CA-08", name: "a secret of 10 KiB", status: 401, call: post("reader", strings.Repeat("s", 10<<10))},
-		{id: "CA-08", name: "the right secret and 10 KiB after it", status: 401, call: post("reader", testSecret+strings.Repeat("s", 10<<10))},
+		// Whatever is wrong with the credentials, the answer is the same (see
+		// TestFailedAuthenticationsLookAlike).
+		{name: "an unknown client", status: 401, call: call{}.as("nobody-known", "wrong-secret")},
+		{name: "a wrong secret", status: 401, call: call{}.as("reader", "wrong-secret")},
+		{name: "a disabled client", status: 401, call: call{}.as("off", testSecret)},
+		{name: "an expired secret", status: 401, call: call{}.as("expired", testSecret)},
+		{name: "another client's secret", status: 401, call: call{}.as("my:app", testSecret)},
+		{name: "a wrong secret, posted", status: 401, call: post("reader", "wrong-secret")},
+		{name: "a secret of 10 KiB", status: 401, call: post("reader", strings.Repeat("s", 10<<10))},
+		{name: "the right secret followed by 10 KiB", status: 401, call: post("reader", testSecret+strings.Repeat("s", 10<<10))},
 
-		{id: "CA-11", name: "an empty secret in Basic", status: 401, call: authorization(rawBasic("reader:"))},
-		{id: "CA-11", name: "an empty secret posted", status: 401, call: call{body: "FORM&client_id=reader&client_secret="}},
-		{id: "CA-11", name: "an empty secret of a disabled client", status: 401, call: authorization(rawBasic("off:"))},
-		{id: "CA-11", name: "the hash instead of the secret", status: 401, call: call{}.as("reader", hashOf(testSecret))},
-		{id: "CA-11", name: "the digest instead of the secret", status: 401, call: call{}.as("reader", strings.TrimPrefix(hashOf(testSecret), "$sha256$"))},
+		// An empty secret never authenticates, nor does what is stored in place of one.
+		{name: "an empty secret in Basic", status: 401, call: authorization(rawBasic("reader:"))},
+		{name: "an empty secret, posted", status: 401, call: call{body: "FORM&client_id=reader&client_secret="}},
+		{name: "an empty secret of a disabled client", status: 401, call: authorization(rawBasic("off:"))},
+		{name: "the hash instead of the secret", status: 401, call: call{}.as("reader", hashOf(testSecret))},
+		{name: "the digest instead of the secret", status: 401, call: call{}.as("reader", strings.TrimPrefix(hashOf(testSecret), "$sha256$"))},
 	}
 	return cases
 }
 
-// Section A2, on all endpoints.
+// Clients authenticate by the same rules at every endpoint.
 func TestClientAuthentication(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -143,8 +155,8 @@ func TestClientAuthentication(t *testing.T) {
 	}
 }
 
-// rawAnswer posts a form over a connection of its own and returns the whole answer, the
-// bytes of its head included, without the Date.
+// rawAnswer posts a form over a connection of its own and returns the whole answer, head
+// included, byte for byte but for the Date.
 func rawAnswer(t *testing.T, g *gateway, path, authorization, body string) string {
 	t.Helper()
 	conn, err := net.Dial("tcp", strings.TrimPrefix(g.URL, "http://"))
@@ -163,13 +175,13 @@ func rawAnswer(t *testing.T, g *gateway, path, authorization, body string) strin
 		t.Fatal(err)
 	}
 	if _, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(all)), nil); err != nil {
-		t.Fatalf("%q is no answer: %v", all, err)
+		t.Fatalf("%q is not an HTTP response: %v", all, err)
 	}
 	return regexp.MustCompile(`(?m)^Date: .*\r\n`).ReplaceAllString(string(all), "")
 }
 
-// A client ID may have spaces inside: they travel in both ways of authentication, in the store,
-// to the backend and into the log, and one space more is another client.
+// A client ID may contain spaces. They survive both methods of authentication, the store, and
+// the headers and placeholders for the backend; one space more is another client.
 func TestClientIDWithSpaces(t *testing.T) {
 	client := func(id, more string) string {
 		return "client \"" + id + "\" {\nsecret_hash " + hashOf(testSecret) + "\nscopes read\ndefault_scopes read\n" + more + "}\n"
@@ -185,7 +197,7 @@ func TestClientIDWithSpaces(t *testing.T) {
 				a := g.do(g.request("GET", "/x", "", "Authorization", "Bearer "+token))
 				got := g.Backend.last(t).Header
 				if a.StatusCode != 200 || got.Get("X-OAuth-Client-Id") != id || got.Get("X-OAuth-Subject") != id || got.Get("X-Seen") != id {
-					t.Errorf("the backend of %q was told %v", id, got)
+					t.Errorf("for client %q the backend was told %v", id, got)
 				}
 				if facts := g.introspect(id, token).json(t); facts["client_id"] != id || facts["sub"] != id {
 					t.Errorf("the token of %q says %v", id, facts)
@@ -207,7 +219,7 @@ func TestClientIDWithSpaces(t *testing.T) {
 			for _, id := range []string{"my nice client", " my  nice client", "my  nice client ", "my\u00a0 nice client"} {
 				wantE401(t, call{}.as(id, testSecret).send(g, T), "root")
 			}
-			// It goes and comes back, and its tokens stay dead.
+			// The client is disabled and enabled again; its tokens stay dead.
 			token := wantToken(t, g.post("/oauth2/token", spaced, testSecret, url.Values{"grant_type": {"client_credentials"}}), "read")
 			for _, clients := range []string{client(spaced, "disabled\n"), client(spaced, "")} {
 				if err := g.load(options+clients, site); err != nil {
@@ -221,19 +233,19 @@ func TestClientIDWithSpaces(t *testing.T) {
 	}
 }
 
-// argonHash is the Argon2id hash of a secret, about as cheap as one may be. Tests prefer
-// it to bcrypt, which the race detector slows down thirtyfold.
+// argonHash is the Argon2id hash of a secret with these parameters. Tests prefer it to bcrypt,
+// which the race detector slows down thirtyfold.
 func argonHash(secret string, m, t uint32, p uint8) string {
 	salt := []byte("sixteen byte salt")
 	digest := argon2.IDKey([]byte(secret), salt, t, m, p, 32)
 	return fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s", m, t, p, base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(digest))
 }
 
-// slowHash is argonHash with the least parameters that are accepted.
+// slowHash is argonHash with the cheapest parameters that a configuration may have.
 func slowHash(secret string) string { return argonHash(secret, 16384, 2, 1) }
 
-// CA-08: whatever made an authentication fail, the answer has the same bytes. Slow
-// hashes are among the clients, so that the ways through the code differ most.
+// Whatever makes an authentication fail, the answer is the same, byte for byte. One client has
+// a slow hash, so that the paths through the code differ as much as they can.
 func TestFailedAuthenticationsLookAlike(t *testing.T) {
 	g := startGateway(t, "store memory\n"+endpointClients()+"client slow {\nsecret_hash "+slowHash("correct horse")+"\nscopes read\n}\n", "oauth_server")
 	for _, e := range endpoints() {
@@ -250,23 +262,23 @@ func TestFailedAuthenticationsLookAlike(t *testing.T) {
 			"wrong secret, slow":     rawAnswer(t, g, e.path, basic("slow", "wrong"), form),
 			"disabled client":        rawAnswer(t, g, e.path, basic("off", testSecret), form),
 			"expired secret":         rawAnswer(t, g, e.path, basic("expired", testSecret), form),
-			"method not allowed":     rawAnswer(t, g, e.path, basic("only-post", testSecret), form),
+			"wrong method":           rawAnswer(t, g, e.path, basic("only-post", testSecret), form),
 			"empty secret":           rawAnswer(t, g, e.path, basic("reader", ""), form),
 			"no credentials":         rawAnswer(t, g, e.path, "", form),
 			"malformed Basic":        rawAnswer(t, g, e.path, "Basic %", form),
 			"another scheme":         rawAnswer(t, g, e.path, "Bearer x", form),
 			"unknown client, posted": rawAnswer(t, g, e.path, "", form+"&client_id=nobody&client_secret=wrong"),
 			"wrong secret, posted":   rawAnswer(t, g, e.path, "", form+"&client_id=reader&client_secret=wrong"),
-			"an over-long secret":    rawAnswer(t, g, e.path, "", form+"&client_id=reader&client_secret="+strings.Repeat("x", 10<<10)),
+			"overlong secret":        rawAnswer(t, g, e.path, "", form+"&client_id=reader&client_secret="+strings.Repeat("x", 10<<10)),
 		} {
 			if got != want {
-				t.Errorf("%s: %s: the answer is\n%s\nand not that to an unknown client\n%s", e.path, name, got, want)
+				t.Errorf("%s: %s: the answer\n%s\ndiffers from that to an unknown client\n%s", e.path, name, got, want)
 			}
 		}
 	}
 }
 
-// A secret that is kept as a slow hash opens the door, and nothing near it does (E-02).
+// A secret that is stored as a slow hash authenticates, and nothing close to it does.
 func TestSlowHashes(t *testing.T) {
 	const (
 		secret      = "correct horse battery staple"
@@ -285,7 +297,7 @@ func TestSlowHashes(t *testing.T) {
 		}
 		return sum
 	}
-	// A realm of their own for each, so that one's dummies are not another's cost.
+	// Each has a realm of its own: a failure costs as much as the dearest hash of its realm.
 	g := startGateway(t, "store memory\n"+
 		"realm argon {\n"+client("owasp", argonHash(secret, 19456, 2, 1))+"}\n"+
 		"realm threads {\n"+client("threads", argonHash(secret, 9216, 4, 4))+"}\n"+
@@ -294,25 +306,26 @@ func TestSlowHashes(t *testing.T) {
 		"realm crypt {\n"+client("crypt", cryptSecret)+client("crypt2y", "$2y$"+cryptSecret[4:])+client("long", cryptLong)+"}\n", "oauth_server")
 	form := url.Values{"grant_type": {"client_credentials"}}
 	for _, c := range []struct {
-		id, name, realm, client, secret string
-		ok                              bool
+		name, realm, client, secret string
+		ok                          bool
 	}{
-		{"E-02", "Argon2id", "argon", "owasp", secret, true},
-		{"E-06", "a wrong secret after the right one", "argon", "owasp", secret + "!", false},
-		{"E-06", "the right one again", "argon", "owasp", secret, true},
-		{"CA-11", "an empty one", "argon", "owasp", "", false},
-		{"E-02", "Argon2id with four threads", "threads", "threads", secret, true},
-		{"E-02", "bcrypt", "crypt", "crypt", secret, true},
-		{"E-02", "bcrypt as PHP writes it", "crypt", "crypt2y", secret, true},
-		{"CA-08", "a wrong secret", "crypt", "crypt", "Correct horse battery staple", false},
-		{"E-02", "PBKDF2 as Hydra writes it", "hydra", "hydra", secret, true},
-		{"CA-08", "a wrong secret", "hydra", "hydra", secret + " ", false},
-		{"E-02", "PBKDF2 as Authelia writes it", "authelia", "authelia", secret, true},
-		{"CA-08", "a wrong secret", "authelia", "authelia", "x" + secret, false},
-		{"CA-12", "72 bytes", "crypt", "long", long, true},
-		{"CA-12", "72 bytes and a suffix, after the right one", "crypt", "long", long + "XYZ", false},
+		{"Argon2id", "argon", "owasp", secret, true},
+		{"a wrong secret after the right one", "argon", "owasp", secret + "!", false},
+		{"the right one again", "argon", "owasp", secret, true},
+		{"an empty secret", "argon", "owasp", "", false},
+		{"Argon2id with four threads", "threads", "threads", secret, true},
+		{"bcrypt", "crypt", "crypt", secret, true},
+		{"bcrypt as PHP writes it", "crypt", "crypt2y", secret, true},
+		{"a secret that differs from bcrypt's in case", "crypt", "crypt", "Correct horse battery staple", false},
+		{"PBKDF2 as Hydra writes it", "hydra", "hydra", secret, true},
+		{"a space after the secret of PBKDF2", "hydra", "hydra", secret + " ", false},
+		{"PBKDF2 as Authelia writes it", "authelia", "authelia", secret, true},
+		{"a letter before the secret of PBKDF2", "authelia", "authelia", "x" + secret, false},
+		// bcrypt hashes the first 72 bytes only.
+		{"72 bytes with bcrypt", "crypt", "long", long, true},
+		{"72 bytes and a suffix with bcrypt, after the right secret", "crypt", "long", long + "XYZ", false},
 	} {
-		t.Run(c.id+" "+c.name, func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
 			a := g.post("/oauth2/realms/root/realms/"+c.realm+"/token", c.client, c.secret, form)
 			if c.ok {
 				wantToken(t, a, "read")
@@ -323,36 +336,36 @@ func TestSlowHashes(t *testing.T) {
 	}
 }
 
-// E-02, E-03, CA-11: a hash that is weak, hostile or broken is refused when the
-// configuration is loaded, and the error does not repeat it.
+// A hash that is weak, malformed or too expensive to check is refused at load, and the error
+// does not repeat it.
 func TestHashesRefusedAtLoad(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server")
 	const salt, digest = "c2l4dGVlbiBieXRlcyE", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-	for _, c := range []struct{ id, name, hash string }{
-		{"E-02", "plain text", "correct-horse-battery-staple"},
-		{"E-02", "MD5", "5f4dcc3b5aa765d61d8327deb882cf99"},
-		{"E-02", "MD5 crypt", "$1$saltsalt$2vnaRpHa6Jxjz5n83ok8Z0"},
-		{"E-02", "LDAP SHA", "{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g="},
-		{"E-02", "SHA-512 crypt", "$6$saltsalt$qFmFH.bQmmtXzyBY0s9v7Oicd2z4XSIecDzlB5KiA2/jctKu9YterLp8wwnSq.qc.eoxqOmSuNp2xS0ktL3nh/"},
-		{"E-02", "bcrypt of cost 4", "$2a$04$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
-		{"E-02", "Argon2i", "$argon2i$v=19$m=65536,t=3,p=1$" + salt + "$" + digest},
-		{"E-02", "Argon2id with little memory", "$argon2id$v=19$m=1024,t=2,p=1$" + salt + "$" + digest},
-		{"E-02", "Argon2id without a salt", "$argon2id$v=19$m=19456,t=2,p=1$$" + digest},
-		{"E-03", "Argon2id with 4 GiB", "$argon2id$v=19$m=4194304,t=2,p=1$" + salt + "$" + digest},
-		{"E-03", "Argon2id with 11 passes", "$argon2id$v=19$m=19456,t=11,p=1$" + salt + "$" + digest},
-		{"E-03", "Argon2id with 5 threads", "$argon2id$v=19$m=65536,t=2,p=5$" + salt + "$" + digest},
-		{"E-03", "bcrypt of cost 15", "$2a$15$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
-		{"E-03", "bcrypt of cost 31", "$2a$31$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
-		{"E-02", "PBKDF2 with Hydra's default of rounds", "$pbkdf2-sha256$i=25000,l=32$" + salt + "$" + digest},
-		{"E-03", "PBKDF2 with ten million rounds", "$pbkdf2-sha512$10000000$" + salt + "$" + digest},
-		{"CA-11", "an empty Argon2id digest", "$argon2id$v=19$m=19456,t=2,p=1$" + salt + "$"},
-		{"CA-11", "a bcrypt hash cut short", "$2a$10$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Z"},
-		{"CA-11", "a bcrypt hash with characters that are not its own", "$2a$10$!!pDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
-		{"CA-11", "an empty SHA-256", "$sha256$"},
-		{"CA-11", "half a SHA-256", "$sha256$ungWv48Bz+pBQUDeXa4iIw"},
-		{"CA-11", "only a prefix", "$argon2id$"},
+	for _, c := range []struct{ name, hash string }{
+		{"plain text", "correct-horse-battery-staple"},
+		{"MD5", "5f4dcc3b5aa765d61d8327deb882cf99"},
+		{"MD5 crypt", "$1$saltsalt$2vnaRpHa6Jxjz5n83ok8Z0"},
+		{"LDAP SHA", "{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g="},
+		{"SHA-512 crypt", "$6$saltsalt$qFmFH.bQmmtXzyBY0s9v7Oicd2z4XSIecDzlB5KiA2/jctKu9YterLp8wwnSq.qc.eoxqOmSuNp2xS0ktL3nh/"},
+		{"bcrypt of cost 4", "$2a$04$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
+		{"Argon2i", "$argon2i$v=19$m=65536,t=3,p=1$" + salt + "$" + digest},
+		{"Argon2id with little memory", "$argon2id$v=19$m=1024,t=2,p=1$" + salt + "$" + digest},
+		{"Argon2id without a salt", "$argon2id$v=19$m=19456,t=2,p=1$$" + digest},
+		{"Argon2id with 4 GiB", "$argon2id$v=19$m=4194304,t=2,p=1$" + salt + "$" + digest},
+		{"Argon2id with 11 passes", "$argon2id$v=19$m=19456,t=11,p=1$" + salt + "$" + digest},
+		{"Argon2id with 5 threads", "$argon2id$v=19$m=65536,t=2,p=5$" + salt + "$" + digest},
+		{"bcrypt of cost 15", "$2a$15$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
+		{"bcrypt of cost 31", "$2a$31$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
+		{"PBKDF2 with Hydra's default number of rounds", "$pbkdf2-sha256$i=25000,l=32$" + salt + "$" + digest},
+		{"PBKDF2 with ten million rounds", "$pbkdf2-sha512$10000000$" + salt + "$" + digest},
+		{"an empty Argon2id digest", "$argon2id$v=19$m=19456,t=2,p=1$" + salt + "$"},
+		{"a bcrypt hash cut short", "$2a$10$iHpDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Z"},
+		{"a bcrypt hash with characters outside its alphabet", "$2a$10$!!pDtqw7fyGCzMYNaLXkXu1tFsmUXlmeJXJnVnkVPs1UHM5LiW6Zm"},
+		{"an empty SHA-256", "$sha256$"},
+		{"half a SHA-256", "$sha256$ungWv48Bz+pBQUDeXa4iIw"},
+		{"only a prefix", "$argon2id$"},
 	} {
-		t.Run(c.id+" "+c.name, func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
 			err := g.load("store memory\nclient c {\nsecret_hash \""+c.hash+"\"\nscopes read\n}\n", "oauth_server")
 			if err == nil {
 				t.Fatal("the hash was accepted")
@@ -362,12 +375,12 @@ func TestHashesRefusedAtLoad(t *testing.T) {
 			}
 		})
 	}
-	// What was refused changed nothing.
+	// A refused configuration changes nothing.
 	g.token("reader")
 }
 
-// D#30, C-25: a secret given by reference works; one that can't be resolved, or is
-// empty, stops the load; a literal one is refused without being repeated.
+// A secret given by reference works. One that can't be resolved, or is empty, is refused at
+// load, and so is a literal one, which the error does not repeat.
 func TestSecretsByReference(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(file, []byte("from a file"), 0o600); err != nil {
@@ -403,7 +416,7 @@ func TestSecretsByReference(t *testing.T) {
 		"a literal secret for a hash": "secret_hash canary-literal",
 		"no secret":                   "auth client_secret_basic",
 	} {
-		t.Run("D#30 "+name, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			err := g.load("store memory\n"+client("c", secret), "oauth_server")
 			if err == nil {
 				t.Fatal("the configuration was accepted")
@@ -415,9 +428,9 @@ func TestSecretsByReference(t *testing.T) {
 	}
 }
 
-// A file or a variable that hardly holds the secret that is meant is refused when it is loaded,
-// with what is wrong with it and none of it.
-func TestSecretsThatAreNotWhatWasMeant(t *testing.T) {
+// A file or variable whose content is unlikely to be the intended secret is refused at load.
+// The error says what is wrong with it and repeats none of it.
+func TestSecretsThatLookWrongAreRefused(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secret")
 	write := func(text string) {
 		t.Helper()
@@ -464,13 +477,13 @@ func TestSecretsThatAreNotWhatWasMeant(t *testing.T) {
 	}
 	write(hashOf("canary") + "\n")
 	if err := g.load(config("secret {file."+file+"}"), "oauth_server"); err == nil || !strings.Contains(err.Error(), "refer to it with secret_hash") {
-		t.Errorf("a hash where the secret is meant: %v", err)
+		t.Errorf("a hash in place of the secret: %v", err)
 	}
-	wantToken(t, g.post("/oauth2/token", "c", "canary-secret", form), "read") // what was refused changed nothing
+	wantToken(t, g.post("/oauth2/token", "c", "canary-secret", form), "read") // a refused configuration changes nothing
 }
 
-// CA-10: both secrets work inside the overlap, and the old one ends within a second of
-// its until, although its success is remembered.
+// Both secrets work during the overlap. The old one stops at its until, although its success
+// is remembered.
 func TestRotation(t *testing.T) {
 	until := time.Now().Add(3 * time.Second)
 	g := startGateway(t, "store memory\nclient c {\nsecret_hash "+slowHash("old secret")+" until "+until.Format(time.RFC3339Nano)+
@@ -478,7 +491,7 @@ func TestRotation(t *testing.T) {
 	form := url.Values{"grant_type": {"client_credentials"}}
 	fetch := func(secret string) answer { return g.post("/oauth2/token", "c", secret, form) }
 
-	wantToken(t, fetch("old secret"), "read") // and is remembered from now on
+	wantToken(t, fetch("old secret"), "read") // remembered from now on
 	wantToken(t, fetch("new secret"), "read")
 	for {
 		begin := time.Now()
@@ -491,12 +504,12 @@ func TestRotation(t *testing.T) {
 		if end.Before(until) {
 			wantToken(t, a, "read")
 		}
-		time.Sleep(10 * time.Millisecond) // leave the machine to others
+		time.Sleep(10 * time.Millisecond) // let others have the machine
 	}
 	wantToken(t, fetch("new secret"), "read")
 }
 
-// B-28, E-06: what was remembered of a secret is gone with the configuration that had it.
+// A remembered success does not outlive the configuration that had the secret.
 func TestReloadForgetsSecrets(t *testing.T) {
 	hash := func(secret string) string {
 		return "store memory\nclient c {\nsecret_hash " + slowHash(secret) + "\nscopes read\ndefault_scopes read\n}\n"
@@ -511,9 +524,9 @@ func TestReloadForgetsSecrets(t *testing.T) {
 	wantToken(t, g.post("/oauth2/token", "c", "second", form), "read")
 }
 
-// E-04: who guesses at a slow hash is answered, or told to come back. Meanwhile clients whose
-// secrets are quick to check, or are remembered, don't notice, and one that has to wait for its
-// slow hash is served though it comes from the same address.
+// Whoever guesses at a slow hash is refused, or told to come back later. Meanwhile, clients
+// whose secrets are quick to check, or remembered, don't notice, and one that has to wait for
+// its slow hash is served, though it comes from the same address.
 func TestGuessersDoNotShutOutOthers(t *testing.T) {
 	slow := func(id string) string {
 		return "client " + id + " {\nsecret_hash " + slowHash("secret of "+id) + "\nscopes read\ndefault_scopes read\n}\n"
@@ -544,9 +557,9 @@ func TestGuessersDoNotShutOutOthers(t *testing.T) {
 	guessers.Wait()
 }
 
-// Clients that fetch their first token at once, and workers that share one secret, are all
-// served, though their secrets are behind slow hashes. After a reload none of them pays again,
-// and with their secrets in the environment neither.
+// Clients that fetch their first tokens at the same time, and workers that share a secret, are
+// all served, although their secrets have slow hashes. After a reload no hash is computed again,
+// not even for a secret that comes from the environment.
 func TestFirstTokensAtOnce(t *testing.T) {
 	t.Setenv("GATEWAY_TEST_SECRET", "chosen by a person")
 	config := "store memory\nclient referred {\nsecret {env.GATEWAY_TEST_SECRET}\nscopes read\ndefault_scopes read\n}\n"
@@ -570,18 +583,18 @@ func TestFirstTokensAtOnce(t *testing.T) {
 	before := caddyoauth.SlowHashes()
 	all()
 	if n := caddyoauth.SlowHashes() - before; n != int64(len(secrets)) {
-		t.Errorf("three workers of each of ten clients cost %d slow hashes, want %d", n, len(secrets))
+		t.Errorf("three workers for each of ten clients cost %d slow hashes, want %d", n, len(secrets))
 	}
 	if err := g.load(config, "oauth_server"); err != nil {
 		t.Fatal(err)
 	}
 	all()
 	if n := caddyoauth.SlowHashes() - before; n != int64(len(secrets)) {
-		t.Errorf("after a reload %d slow hashes were computed, want the %d of before", n, len(secrets))
+		t.Errorf("after a reload, %d slow hashes had been computed, want the same %d as before it", n, len(secrets))
 	}
 }
 
-// D#19, D#20: right and wrong secrets of two clients at once are never mixed up.
+// Right and wrong secrets of two clients, checked at the same time, are never mixed up.
 func TestConcurrentAuthenticationsAreNotMixedUp(t *testing.T) {
 	client := func(id, secret string) string {
 		return "client " + id + " {\nsecret_hash " + hashOf(secret) + "\nscopes " + id + "\ndefault_scopes " + id + "\n}\n"

@@ -15,16 +15,16 @@ import (
 	"time"
 )
 
-// hashOf is the form in which a configuration holds a secret that is quick to check.
+// hashOf returns the hash under which a configuration stores a secret that is quick to check.
 func hashOf(secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return "$sha256$" + base64.RawStdEncoding.EncodeToString(sum[:])
 }
 
-// oddSecret has every character that form-urlencoding changes.
+// oddSecret has characters of every kind that form-urlencoding changes.
 const oddSecret = "p%+ ä/=&:"
 
-// endpointClients are one client for each thing that a registration can say.
+// endpointClients configure one client for each thing that a registration can say.
 func endpointClients() string {
 	good := "secret_hash " + hashOf(testSecret) + "\n"
 	return `
@@ -80,20 +80,20 @@ func endpointClients() string {
 	`
 }
 
-// endpointOptions configure two realms with the same clients, so that every case can
-// run in both.
+// endpointOptions configure two realms with the same clients, so that every case can run in
+// both.
 func endpointOptions() string {
 	return endpointClients() + "\nrealm alpha {\n" + endpointClients() + "\n}\n"
 }
 
 // endpoint is one spelling of one endpoint.
 type endpoint struct {
-	kind  byte // T, I or R
+	kind  byte // T for token, I for introspection, R for revocation
 	realm string
 	path  string
 }
 
-// endpoints are all spellings in all realms.
+// endpoints returns all spellings of all endpoints in all realms.
 func endpoints() []endpoint {
 	var all []endpoint
 	for _, base := range []struct{ realm, path string }{
@@ -111,7 +111,7 @@ func endpoints() []endpoint {
 	return all
 }
 
-// leastForm is the smallest form that an endpoint accepts.
+// leastForm returns the smallest form that an endpoint accepts.
 func (e endpoint) leastForm() string {
 	if e.kind == 'T' {
 		return "grant_type=client_credentials"
@@ -119,9 +119,8 @@ func (e endpoint) leastForm() string {
 	return "token=nobody-issued-this"
 }
 
-// call is a request to an endpoint, in the bytes that travel. In the query and the
-// body, FORM stands for the endpoint's smallest form. The zero value is that form, posted
-// without credentials.
+// call is a request to an endpoint, as it is sent. In the query and the body, FORM stands for
+// the endpoint's smallest form. The zero value posts that form without credentials.
 type call struct {
 	method  string // default POST
 	query   string
@@ -129,21 +128,21 @@ type call struct {
 	noType  bool     // no Content-Type at all
 	body    string   // default FORM
 	empty   bool     // no body
-	chunked bool     // the length is not announced
+	chunked bool     // no Content-Length
 }
 
-// as adds Basic credentials.
+// as returns the call with Basic credentials.
 func (c call) as(id, secret string) call {
 	c.headers = append(slices.Clone(c.headers), "Authorization", basic(id, secret))
 	return c
 }
 
-// basic is the Authorization header of RFC 6749 section 2.3.1.
+// basic returns the Authorization header of RFC 6749 section 2.3.1.
 func basic(id, secret string) string {
 	return rawBasic(url.QueryEscape(id) + ":" + url.QueryEscape(secret))
 }
 
-// rawBasic is an Authorization header with exactly these bytes in it.
+// rawBasic returns a Basic Authorization header with exactly these bytes in it.
 func rawBasic(pair string) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(pair))
 }
@@ -180,9 +179,9 @@ func (c call) bodyFor(e endpoint) string {
 	return strings.ReplaceAll(c.body, "FORM", e.leastForm())
 }
 
-// sent lists what a refusal of the call must not repeat: every name and value of the
-// query and the body, raw and decoded, and every header's value. Words of the protocol
-// that our own descriptions use don't count.
+// sent lists what a refusal of the call must not repeat: every name and value of the query and
+// the body, raw and decoded, and the value of every header. Protocol words that our own
+// descriptions use don't count.
 func (c call) sent(e endpoint) []string {
 	var pieces []string
 	split := func(s string) {
@@ -211,11 +210,11 @@ func (c call) sent(e endpoint) []string {
 	return slices.DeleteFunc(pieces, func(s string) bool { return len(s) < 4 || s == "Basic " || slices.Contains(protocol, s) })
 }
 
-// description is what RFC 6749 section 5.2 allows in an error_description (G-09).
+// description is what RFC 6749 section 5.2 allows in an error_description.
 var description = regexp.MustCompile(`^[\x20-\x21\x23-\x5B\x5D-\x7E]+$`)
 
-// wantHeaders checks what holds for every answer of an endpoint, good or bad: G-10,
-// G-11, G-12, G-15, and D#5.
+// wantHeaders checks the headers of every answer of an endpoint, good or bad: it is JSON that no
+// cache stores and no browser takes for anything else, without cookies, redirects, or CORS.
 func wantHeaders(t testing.TB, a answer) {
 	t.Helper()
 	for name, want := range map[string]string{
@@ -230,13 +229,12 @@ func wantHeaders(t testing.TB, a answer) {
 	}
 	for name, values := range a.Header {
 		if name == "Set-Cookie" || name == "Location" || strings.HasPrefix(name, "Access-Control-") {
-			t.Errorf("there is a header %s: %q", name, values)
+			t.Errorf("there must be no header %s, but it is %q", name, values)
 		}
 	}
 }
 
-// wantE checks a refusal: its status, code and shape, and that it repeats nothing of
-// what was sent.
+// wantE checks a refusal: its status, code and shape, and that it repeats nothing that was sent.
 func wantE(t testing.TB, a answer, status int, code string, sent ...string) {
 	t.Helper()
 	wantHeaders(t, a)
@@ -249,18 +247,18 @@ func wantE(t testing.TB, a answer, status int, code string, sent ...string) {
 			t.Errorf("error is %v, want %s", object["error"], code)
 		}
 		if text, _ := object["error_description"].(string); !description.MatchString(text) {
-			t.Errorf("error_description %q is missing or has a character that RFC 6749 does not allow", text)
+			t.Errorf("error_description %q is empty or has a character that RFC 6749 does not allow", text)
 		}
 		if len(object) != 2 {
 			t.Errorf("the refusal has members beyond error and error_description: %s", a.Body)
 		}
 	}
 	if challenges := a.Header["Www-Authenticate"]; status == 401 && len(challenges) != 1 || status != 401 && len(challenges) != 0 {
-		t.Errorf("challenges are %q", challenges)
+		t.Errorf("with status %d, the challenges are %q", status, challenges)
 	}
 	_, retry := a.Header["Retry-After"]
 	if want := status == 503 || status == 429; retry != want {
-		t.Errorf("Retry-After is there: %t, want %t", retry, want)
+		t.Errorf("Retry-After present: %t, want %t", retry, want)
 	}
 	for _, s := range sent {
 		if strings.Contains(a.Body, s) {
@@ -283,12 +281,13 @@ func wantE401(t testing.TB, a answer, realm string, sent ...string) {
 	}
 }
 
-// tokenAnswer is a successful token response, byte for byte (T-01, T-02): four members in
-// the contract's order, the token 1*VSCHAR, the life an integer.
+// tokenAnswer is a successful token response, byte for byte: four members in the documented
+// order and no other token, access_token of VSCHARs, expires_in an integer (RFC 6749 sections
+// 4.4.3 and 5.1).
 var tokenAnswer = regexp.MustCompile(`^\{"access_token":"(coa_[A-Za-z0-9_-]{50,80})","scope":"([^"]+)","token_type":"Bearer","expires_in":([0-9]+)\}$`)
 
-// wantToken checks a successful token response and returns the token. A scope of "" is
-// any.
+// wantToken checks a successful token response and returns the token. If scope is empty, any
+// will do.
 func wantToken(t testing.TB, a answer, scope string) string {
 	t.Helper()
 	wantHeaders(t, a)
@@ -303,8 +302,8 @@ func wantToken(t testing.TB, a answer, scope string) string {
 	return m[1]
 }
 
-// wantOK checks the good answer of an endpoint to its smallest form: a token, or that
-// the unknown token is inactive, or {}.
+// wantOK checks the good answer of an endpoint to its smallest form: a token, that the unknown
+// token is inactive, or {}.
 func wantOK(t testing.TB, a answer, e endpoint) {
 	t.Helper()
 	switch e.kind {
@@ -326,15 +325,15 @@ func wantOK(t testing.TB, a answer, e endpoint) {
 	}
 }
 
-// endpointCase is a call with the answer that every endpoint in kinds owes.
+// endpointCase is a call and the answer that every endpoint in kinds must give.
 type endpointCase struct {
-	id, name string
-	kinds    string // default TIR
-	call     call
+	name  string
+	kinds string // default TIR
+	call  call
 	// What is expected: the endpoint's good answer if status is zero, else a refusal.
 	status int
 	code   string
-	// scope is the scope of a good answer of T; empty is any.
+	// scope is the scope of a good answer of the token endpoint; if empty, any will do.
 	scope string
 }
 
@@ -345,7 +344,7 @@ func runCases(t *testing.T, g *gateway, cases []endpointCase) {
 			if c.kinds != "" && !strings.ContainsRune(c.kinds, rune(e.kind)) {
 				continue
 			}
-			t.Run(e.path+": "+c.id+" "+c.name, func(t *testing.T) {
+			t.Run(e.path+": "+c.name, func(t *testing.T) {
 				a := c.call.send(g, e)
 				switch {
 				case c.status == 0 && c.scope != "":
@@ -365,7 +364,7 @@ func runCases(t *testing.T, g *gateway, cases []endpointCase) {
 	}
 }
 
-// manyParameters is a form with n parameters besides the endpoint's own.
+// manyParameters returns a form with n parameters besides the endpoint's own.
 func manyParameters(n int) string {
 	var b strings.Builder
 	b.WriteString("FORM")
@@ -375,13 +374,14 @@ func manyParameters(n int) string {
 	return b.String()
 }
 
-// formOfSize is a good form of T padded to exactly n bytes.
+// formOfSize returns a good form for the token endpoint, padded to exactly n bytes.
 func formOfSize(n int) string {
 	form := "grant_type=client_credentials&padding="
 	return form + strings.Repeat("x", n-len(form))
 }
 
-// transportCases are the rules of section A0 that every endpoint keeps.
+// transportCases are the rules that every endpoint keeps: POST only, a form in the body, no
+// parameter twice, nothing malformed, nothing too big, and answers that repeat nothing.
 func transportCases() []endpointCase {
 	as := call{}.as("reader", testSecret)
 	with := func(change func(*call)) call {
@@ -389,71 +389,78 @@ func transportCases() []endpointCase {
 		change(&c)
 		return c
 	}
+	// POST only.
 	var cases []endpointCase
 	for _, method := range []string{"GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"} {
-		cases = append(cases, endpointCase{id: "G-02", name: method + " with a good form", status: 405, code: "invalid_request",
+		cases = append(cases, endpointCase{name: method + " with a good form", status: 405, code: "invalid_request",
 			call: with(func(c *call) { c.method = method })})
 	}
 	for _, method := range []string{"GET", "HEAD"} {
-		cases = append(cases, endpointCase{id: "G-02", name: method + " with everything in the query", status: 405, code: "invalid_request",
+		cases = append(cases, endpointCase{name: method + " with everything in the query", status: 405, code: "invalid_request",
 			call: with(func(c *call) {
 				c.method, c.query, c.empty = method, "FORM&client_id=reader&client_secret="+testSecret, true
 			})})
 	}
 
+	// The body is a form and says so.
 	for _, contentType := range []string{
 		"application/json", "multipart/form-data; boundary=x", "text/plain", "application/x-www-form-urlencoded2",
 		"application/x-www-form-urlencoded, text/plain", "text/plain; application/x-www-form-urlencoded", ";", "application/x-www-form-urlencoded; =",
 	} {
-		cases = append(cases, endpointCase{id: "G-03", name: "content type " + contentType, status: 400, code: "invalid_request",
+		cases = append(cases, endpointCase{name: "content type " + contentType, status: 400, code: "invalid_request",
 			call: with(func(c *call) { c.headers = append(slices.Clone(c.headers), "Content-Type", contentType) })})
 	}
 	cases = append(cases,
-		endpointCase{id: "G-03", name: "no content type", status: 400, code: "invalid_request", call: with(func(c *call) { c.noType = true })},
-		endpointCase{id: "G-03", name: "two content types", status: 400, code: "invalid_request", call: with(func(c *call) {
+		endpointCase{name: "no content type", status: 400, code: "invalid_request", call: with(func(c *call) { c.noType = true })},
+		endpointCase{name: "two content types", status: 400, code: "invalid_request", call: with(func(c *call) {
 			c.headers = append(slices.Clone(c.headers), "Content-Type", "application/x-www-form-urlencoded", "Content-Type", "text/plain")
 		})},
-		endpointCase{id: "G-03", name: "a charset is fine", call: with(func(c *call) {
+		endpointCase{name: "a content type with a charset", call: with(func(c *call) {
 			c.headers = append(slices.Clone(c.headers), "Content-Type", "application/x-www-form-urlencoded; charset=UTF-8")
 		})},
-		endpointCase{id: "G-03", name: "the content type in another case is fine", call: with(func(c *call) {
+		endpointCase{name: "the content type in another case", call: with(func(c *call) {
 			c.headers = append(slices.Clone(c.headers), "Content-Type", "Application/X-WWW-Form-URLencoded")
 		})},
 
-		endpointCase{id: "G-04", name: "credentials in the query", status: 401, call: call{query: "client_id=reader&client_secret=" + testSecret}},
-		endpointCase{id: "G-04", name: "the secret in the query, the ID in the body", status: 401, call: call{query: "client_secret=" + testSecret, body: "FORM&client_id=reader"}},
-		endpointCase{id: "G-04", name: "the form in the query", status: 400, code: "invalid_request", call: with(func(c *call) { c.query, c.empty = "FORM", true })},
-		endpointCase{id: "G-04", name: "the form in the query, something else in the body", status: 400, code: "invalid_request", call: with(func(c *call) { c.query, c.body = "FORM", "foo=bar" })},
-		endpointCase{id: "G-04", name: "a scope in the query is not a scope", kinds: "T", scope: "read", call: with(func(c *call) { c.query = "scope=write" })},
-		endpointCase{id: "G-04", name: "a parameter in query and body is not a repetition", call: with(func(c *call) { c.query = "FORM" })},
+		// Parameters come from the body, never from the URI, which ends up in logs.
+		endpointCase{name: "credentials in the query", status: 401, call: call{query: "client_id=reader&client_secret=" + testSecret}},
+		endpointCase{name: "the secret in the query, the ID in the body", status: 401, call: call{query: "client_secret=" + testSecret, body: "FORM&client_id=reader"}},
+		endpointCase{name: "the form in the query", status: 400, code: "invalid_request", call: with(func(c *call) { c.query, c.empty = "FORM", true })},
+		endpointCase{name: "the form in the query, another parameter in the body", status: 400, code: "invalid_request", call: with(func(c *call) { c.query, c.body = "FORM", "foo=bar" })},
+		endpointCase{name: "a scope in the query is ignored", kinds: "T", scope: "read", call: with(func(c *call) { c.query = "scope=write" })},
+		endpointCase{name: "a parameter in query and body is not a repetition", call: with(func(c *call) { c.query = "FORM" })},
 	)
+	// No parameter twice (RFC 6749 section 3.2). An unknown one is ignored, an empty one counts
+	// as absent.
 	for _, name := range []string{"grant_type", "scope", "client_id", "client_secret", "client_assertion", "client_assertion_type", "token", "token_type_hint", "foo"} {
 		c := call{body: "FORM&" + name + "=v1&" + name + "=v1"}
 		if name != "client_secret" && !strings.HasPrefix(name, "client_assertion") {
-			c = c.as("reader", testSecret) // otherwise two methods, and a case of CA-05
+			c = c.as("reader", testSecret) // with those it would be two methods of authentication
 		}
-		cases = append(cases, endpointCase{id: "G-05", name: name + " twice", status: 400, code: "invalid_request", call: c})
+		cases = append(cases, endpointCase{name: name + " twice", status: 400, code: "invalid_request", call: c})
 	}
 	cases = append(cases,
-		endpointCase{id: "G-05", name: "a parameter twice, once empty", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "FORM&scope=read&scope=" })},
-		endpointCase{id: "G-05", name: "a parameter twice, once percent-encoded", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "FORM&scope=read&%73cope=read" })},
-		endpointCase{id: "G-06", name: "an unknown parameter", call: with(func(c *call) { c.body = "FORM&foo=bar" })},
-		endpointCase{id: "G-06", name: "an empty secret beside Basic is absent", call: with(func(c *call) { c.body = "FORM&client_secret=" })},
-		endpointCase{id: "G-06", name: "an empty secret alone is absent", status: 401, call: call{body: "FORM&client_id=reader&client_secret="}},
-		endpointCase{id: "G-06", name: "an empty scope is absent", kinds: "T", scope: "read", call: with(func(c *call) { c.body = "FORM&scope=" })},
-		endpointCase{id: "G-06", name: "an empty grant_type is absent", kinds: "T", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "grant_type=" })},
-		endpointCase{id: "G-06", name: "an empty token is absent", kinds: "IR", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "token=" })},
+		endpointCase{name: "a parameter twice, once empty", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "FORM&scope=read&scope=" })},
+		endpointCase{name: "a parameter twice, once percent-encoded", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "FORM&scope=read&%73cope=read" })},
+		endpointCase{name: "an unknown parameter", call: with(func(c *call) { c.body = "FORM&foo=bar" })},
+		endpointCase{name: "an empty secret beside Basic is absent", call: with(func(c *call) { c.body = "FORM&client_secret=" })},
+		endpointCase{name: "an empty secret alone is absent", status: 401, call: call{body: "FORM&client_id=reader&client_secret="}},
+		endpointCase{name: "an empty scope is absent", kinds: "T", scope: "read", call: with(func(c *call) { c.body = "FORM&scope=" })},
+		endpointCase{name: "an empty grant_type is absent", kinds: "T", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "grant_type=" })},
+		endpointCase{name: "an empty token is absent", kinds: "IR", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "token=" })},
 	)
+	// Frameworks spell lists with brackets. Ignored, scope[] would be no scope, and so the default.
 	for _, name := range []string{"grant_type", "scope", "client_id", "client_secret", "client_assertion", "token", "token_type_hint"} {
 		for _, list := range []string{"[]", "[0]", "%5B0%5D", "[a", "[0][x]"} {
-			cases = append(cases, endpointCase{id: "G-05", name: name + list + " is a list", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "FORM&" + name + list + "=read" })})
+			cases = append(cases, endpointCase{name: name + list + " is a list", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "FORM&" + name + list + "=read" })})
 		}
 	}
-	cases = append(cases, endpointCase{id: "G-06", name: "an unknown parameter with brackets", call: with(func(c *call) { c.body = "FORM&foo[]=bar&scopes[]=x&[scope]=x" })})
+	cases = append(cases, endpointCase{name: "an unknown parameter with brackets", call: with(func(c *call) { c.body = "FORM&foo[]=bar&scopes[]=x&[scope]=x" })})
+	// What is malformed is refused, and nothing crashes.
 	for name, body := range map[string]string{
 		"a broken escape in a value":         "FORM&foo=%zz",
 		"a broken escape in a name":          "FORM&%zz=foo",
-		"an escape cut short":                "FORM&foo=%4",
+		"a truncated escape":                 "FORM&foo=%4",
 		"NUL in a value":                     "FORM&foo=a%00b",
 		"NUL in a name":                      "FORM&f%00o=bar",
 		"a semicolon":                        "FORM;foo=bar",
@@ -464,91 +471,100 @@ func transportCases() []endpointCase {
 		"a JSON body under the right type":   `{"grant_type":"client_credentials","token":"x"}`,
 		"a binary body under the right type": "\x00\x01\x02\x03",
 	} {
-		cases = append(cases, endpointCase{id: "G-07", name: name, status: 400, code: "invalid_request", call: with(func(c *call) { c.body = body })})
+		cases = append(cases, endpointCase{name: name, status: 400, code: "invalid_request", call: with(func(c *call) { c.body = body })})
 	}
 	cases = append(cases,
-		endpointCase{id: "G-07", name: "and the process goes on", call: as},
-		endpointCase{id: "G-07", name: "a name of 1 MiB", status: 413, code: "invalid_request", call: with(func(c *call) { c.body = "FORM&" + strings.Repeat("n", 1<<20) + "=v" })},
-		endpointCase{id: "G-08", name: "64 KiB and a byte", status: 413, code: "invalid_request", call: with(func(c *call) { c.body = formOfSize(64<<10 + 1) })},
-		endpointCase{id: "G-08", name: "65 KiB in chunks", status: 413, code: "invalid_request", call: with(func(c *call) { c.body, c.chunked = formOfSize(65<<10), true })},
-		endpointCase{id: "G-08", name: "exactly 64 KiB", kinds: "T", scope: "read", call: with(func(c *call) { c.body = formOfSize(64 << 10) })},
-		endpointCase{id: "G-08", name: "a small body in chunks", call: with(func(c *call) { c.chunked = true })},
-		endpointCase{id: "G-09", name: "markup as a grant type", kinds: "T", status: 400, code: "unsupported_grant_type",
+		endpointCase{name: "a good form after the malformed ones", call: as},
+		endpointCase{name: "a name of 1 MiB", status: 413, code: "invalid_request", call: with(func(c *call) { c.body = "FORM&" + strings.Repeat("n", 1<<20) + "=v" })},
+		// A body may have 64 KiB.
+		endpointCase{name: "64 KiB and a byte", status: 413, code: "invalid_request", call: with(func(c *call) { c.body = formOfSize(64<<10 + 1) })},
+		endpointCase{name: "65 KiB in chunks", status: 413, code: "invalid_request", call: with(func(c *call) { c.body, c.chunked = formOfSize(65<<10), true })},
+		endpointCase{name: "exactly 64 KiB", kinds: "T", scope: "read", call: with(func(c *call) { c.body = formOfSize(64 << 10) })},
+		endpointCase{name: "a small body in chunks", call: with(func(c *call) { c.chunked = true })},
+		// No answer repeats what was sent.
+		endpointCase{name: "markup as a grant type", kinds: "T", status: 400, code: "unsupported_grant_type",
 			call: with(func(c *call) { c.body = "grant_type=" + url.QueryEscape("\"\\<script>é\r\nX: y") })},
-		endpointCase{id: "G-09", name: "markup as a scope", kinds: "T", status: 400, code: "invalid_scope",
+		endpointCase{name: "markup as a scope", kinds: "T", status: 400, code: "invalid_scope",
 			call: with(func(c *call) { c.body = "FORM&scope=" + url.QueryEscape("\"\\<script>é\r\nX: y") })},
-		endpointCase{id: "G-09", name: "markup as a client", status: 401, call: call{}.as("\"\\<script>é\r\nX: y", "\"\\<script>é\r\nX: z")},
-		endpointCase{id: "G-09", name: "markup as a name", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "FORM&<script>=1&<script>=2" })},
-		endpointCase{id: "D#4", name: "request headers are not repeated", status: 401, call: call{headers: []string{
+		endpointCase{name: "markup as a client", status: 401, call: call{}.as("\"\\<script>é\r\nX: y", "\"\\<script>é\r\nX: z")},
+		endpointCase{name: "markup as a parameter name", status: 400, code: "invalid_request", call: with(func(c *call) { c.body = "FORM&<script>=1&<script>=2" })},
+		endpointCase{name: "request headers", status: 401, call: call{headers: []string{
 			"Referer", "https://canary.example/referer", "User-Agent", "canary-agent", "X-Forwarded-Host", "canary.example",
 			"X-Forwarded-Proto", "canary-proto", "X-Forwarded-For", "192.0.2.77", "X-Request-Id", "canary-request", "Cookie", "canary=cookie",
 		}}},
-		endpointCase{id: "G-10", name: "Accept: text/html", call: with(func(c *call) { c.headers = append(slices.Clone(c.headers), "Accept", "text/html") })},
-		endpointCase{id: "G-10", name: "Accept: the JWT form that is not offered", call: with(func(c *call) {
+		// JSON, whatever Accept says; and no CORS.
+		endpointCase{name: "Accept: text/html", call: with(func(c *call) { c.headers = append(slices.Clone(c.headers), "Accept", "text/html") })},
+		endpointCase{name: "Accept: a JWT, which is not supported", call: with(func(c *call) {
 			c.headers = append(slices.Clone(c.headers), "Accept", "application/token-introspection+jwt")
 		})},
-		endpointCase{id: "G-12", name: "Origin of another site", call: with(func(c *call) { c.headers = append(slices.Clone(c.headers), "Origin", "https://evil.example") })},
-		endpointCase{id: "G-12", name: "a preflight of another site", status: 405, code: "invalid_request", call: call{method: "OPTIONS", empty: true, headers: []string{
+		endpointCase{name: "an Origin of another site", call: with(func(c *call) { c.headers = append(slices.Clone(c.headers), "Origin", "https://evil.example") })},
+		endpointCase{name: "a preflight from another site", status: 405, code: "invalid_request", call: call{method: "OPTIONS", empty: true, headers: []string{
 			"Origin", "https://evil.example", "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "authorization",
 		}}},
 	)
 	return cases
 }
 
-// tokenCases are the rules of sections A1 and A3 for a single request.
+// tokenCases are the rules for a single token request, and for scopes.
 func tokenCases() []endpointCase {
 	form := func(id, body string) call { return call{body: body}.as(id, testSecret) }
 	scope := func(id, scope string) call { return form(id, "FORM&scope="+url.QueryEscape(scope)) }
 	cases := []endpointCase{
-		{id: "T-01", name: "the happy path", scope: "read", call: scope("reader", "read")},
-		{id: "T-02", name: "scopes of OpenID Connect bring no other token", status: 400, code: "invalid_scope", call: scope("reader", "offline_access openid")},
-		{id: "T-03", name: "no grant_type", status: 400, code: "invalid_request", call: form("reader", "scope=read")},
-		{id: "T-03", name: "no grant_type is said before a failed authentication", status: 400, code: "invalid_request", call: call{body: "scope=read"}.as("reader", "wrong-secret")},
-		{id: "T-03", name: "no grant_type is said before missing credentials", status: 400, code: "invalid_request", call: call{body: "scope=read"}},
-		{id: "T-04", name: "an unsupported grant of a stranger is a failed authentication", status: 401, call: call{body: "grant_type=password"}.as("reader", "wrong-secret")},
-		{id: "T-05", name: "a client without the grant", status: 400, code: "unauthorized_client", call: form("inspector", "FORM")},
-		{id: "T-05", name: "a client without the grant, and a bad scope", status: 400, code: "unauthorized_client", call: scope("inspector", "a  b")},
-		{id: "T-06", name: "a client ID alone", status: 401, call: call{body: "FORM&client_id=reader"}},
-		{id: "T-06", name: "a client ID alone, in Basic", status: 401, call: call{}.as("reader", "")},
-		{id: "T-07", name: "wrong secret and bad scope", status: 401, call: call{body: "FORM&scope=a++b"}.as("reader", "wrong-secret")},
-		{id: "T-07", name: "wrong secret and a scope it may not have", status: 401, call: call{body: "FORM&scope=admin"}.as("reader", "wrong-secret")},
-		{id: "T-07", name: "wrong secret of a client without the grant", status: 401, call: call{}.as("inspector", "wrong-secret")},
-		{id: "T-07", name: "bad syntax and wrong secret", status: 400, code: "invalid_request", call: call{body: "FORM&scope=a&scope=b"}.as("reader", "wrong-secret")},
-		{id: "T-11", name: "a subject has no effect on the answer", scope: "read", call: form("reader", "FORM&sub=admin&username=admin&authenticated_userid=admin&assertion=x")},
+		{name: "a token for a scope that the client has", scope: "read", call: scope("reader", "read")},
+		{name: "OpenID Connect's scopes bring no other token", status: 400, code: "invalid_scope", call: scope("reader", "offline_access openid")},
+		// The order is syntax, client authentication, grant, scope: a stranger learns nothing about
+		// a client.
+		{name: "no grant_type", status: 400, code: "invalid_request", call: form("reader", "scope=read")},
+		{name: "no grant_type is reported before a failed authentication", status: 400, code: "invalid_request", call: call{body: "scope=read"}.as("reader", "wrong-secret")},
+		{name: "no grant_type is reported before missing credentials", status: 400, code: "invalid_request", call: call{body: "scope=read"}},
+		{name: "an unsupported grant and a wrong secret", status: 401, call: call{body: "grant_type=password"}.as("reader", "wrong-secret")},
+		{name: "a client that may not use the grant", status: 400, code: "unauthorized_client", call: form("inspector", "FORM")},
+		{name: "a client that may not use the grant, and a bad scope", status: 400, code: "unauthorized_client", call: scope("inspector", "a  b")},
+		{name: "a client ID alone", status: 401, call: call{body: "FORM&client_id=reader"}},
+		{name: "a client ID alone, in Basic", status: 401, call: call{}.as("reader", "")},
+		{name: "a wrong secret and a malformed scope", status: 401, call: call{body: "FORM&scope=a++b"}.as("reader", "wrong-secret")},
+		{name: "a wrong secret and a scope that the client may not have", status: 401, call: call{body: "FORM&scope=admin"}.as("reader", "wrong-secret")},
+		{name: "a wrong secret of a client that may not use the grant", status: 401, call: call{}.as("inspector", "wrong-secret")},
+		{name: "a repeated parameter and a wrong secret", status: 400, code: "invalid_request", call: call{body: "FORM&scope=a&scope=b"}.as("reader", "wrong-secret")},
+		{name: "a subject in the request is ignored", scope: "read", call: form("reader", "FORM&sub=admin&username=admin&authenticated_userid=admin&assertion=x")},
 
-		{id: "S-01", name: "all that was asked", scope: "read write", call: scope("writer", "read write")},
-		{id: "S-01", name: "a part, and no more", scope: "write", call: scope("writer", "write")},
-		{id: "S-01", name: "one scope too many refuses the request", status: 400, code: "invalid_scope", call: scope("writer", "read write admin")},
-		{id: "S-01", name: "a scope of another client", status: 400, code: "invalid_scope", call: scope("reader", "write")},
-		{id: "S-02", name: "the order asked is the order granted", scope: "write read", call: scope("writer", "write read")},
-		{id: "S-03", name: "the client's default", scope: "read", call: form("reader", "FORM")},
-		{id: "S-03", name: "no default anywhere", status: 400, code: "invalid_scope", call: form("writer", "FORM")},
-		{id: "S-03", name: "a client without any scope", status: 400, code: "invalid_scope", call: form("scopeless", "FORM")},
-		{id: "S-01", name: "a client without any scope asks for one", status: 400, code: "invalid_scope", call: scope("scopeless", "read")},
-		{id: "S-04", name: "duplicates are dropped", scope: "read write", call: scope("writer", "read read write read")},
-		{id: "S-05", name: "a wildcard is a name like any other", status: 400, code: "invalid_scope", call: scope("reader", "read:*")},
-		{id: "S-05", name: "a star", status: 400, code: "invalid_scope", call: scope("reader", "*")},
-		{id: "S-05", name: "a longer name is another name", status: 400, code: "invalid_scope", call: scope("reader", "read:all")},
-		{id: "S-05", name: "a shorter name is another name", status: 400, code: "invalid_scope", call: scope("reader", "rea")},
-		{id: "S-06", name: "101 different scopes", status: 400, code: "invalid_scope", call: scope("reader", numbered(101))},
-		{id: "S-06", name: "10000 scopes", status: 400, code: "invalid_scope", call: scope("reader", numbered(10000))},
-		{id: "S-06", name: "one scope of 5000 bytes", status: 400, code: "invalid_scope", call: scope("reader", strings.Repeat("s", 5000))},
+		// A client gets the scopes that it asks for, in that order, or none at all.
+		{name: "all the scopes of a client", scope: "read write", call: scope("writer", "read write")},
+		{name: "some of the scopes of a client", scope: "write", call: scope("writer", "write")},
+		{name: "one scope too many", status: 400, code: "invalid_scope", call: scope("writer", "read write admin")},
+		{name: "a scope of another client", status: 400, code: "invalid_scope", call: scope("reader", "write")},
+		{name: "scopes in another order", scope: "write read", call: scope("writer", "write read")},
+		// If it asks for none, it gets its defaults.
+		{name: "the client's default", scope: "read", call: form("reader", "FORM")},
+		{name: "no default anywhere", status: 400, code: "invalid_scope", call: form("writer", "FORM")},
+		{name: "a client without any scope", status: 400, code: "invalid_scope", call: form("scopeless", "FORM")},
+		{name: "a client without any scope asks for one", status: 400, code: "invalid_scope", call: scope("scopeless", "read")},
+		{name: "scopes asked for more than once", scope: "read write", call: scope("writer", "read read write read")},
+		// A scope is compared as a whole.
+		{name: "a wildcard after a colon", status: 400, code: "invalid_scope", call: scope("reader", "read:*")},
+		{name: "a wildcard alone", status: 400, code: "invalid_scope", call: scope("reader", "*")},
+		{name: "a scope that begins like the client's", status: 400, code: "invalid_scope", call: scope("reader", "read:all")},
+		{name: "the beginning of the client's scope", status: 400, code: "invalid_scope", call: scope("reader", "rea")},
+		// 100 scopes, 4 KiB.
+		{name: "101 different scopes", status: 400, code: "invalid_scope", call: scope("reader", numbered(101))},
+		{name: "10000 scopes", status: 400, code: "invalid_scope", call: scope("reader", numbered(10000))},
+		{name: "one scope of 5000 bytes", status: 400, code: "invalid_scope", call: scope("reader", strings.Repeat("s", 5000))},
 	}
 	for _, grant := range []string{"password", "authorization_code", "refresh_token", "implicit", "urn:ietf:params:oauth:grant-type:jwt-bearer", "junk", "CLIENT_CREDENTIALS", "client_credentials ", " client_credentials"} {
-		cases = append(cases, endpointCase{id: "T-04", name: "grant " + grant, status: 400, code: "unsupported_grant_type", call: form("reader", "grant_type="+url.QueryEscape(grant))})
+		cases = append(cases, endpointCase{name: "grant " + grant, status: 400, code: "unsupported_grant_type", call: form("reader", "grant_type="+url.QueryEscape(grant))})
 	}
 	for _, s := range []string{"a,b", "read,write", `"`, `\`, "read\twrite", " read", "read ", "read  write", " ", "read\nwrite", "read\u00a0write", "lësen", "READ", "Read", "read\u200b"} {
-		cases = append(cases, endpointCase{id: "S-02", name: fmt.Sprintf("scope %q", s), status: 400, code: "invalid_scope", call: scope("writer", s)})
+		cases = append(cases, endpointCase{name: fmt.Sprintf("scope %q", s), status: 400, code: "invalid_scope", call: scope("writer", s)})
 	}
-	// NUL is malformed wherever it stands (G-07).
-	cases = append(cases, endpointCase{id: "S-02", name: "NUL in a scope", status: 400, code: "invalid_request", call: scope("writer", "read\x00")})
+	// NUL is malformed anywhere in a form.
+	cases = append(cases, endpointCase{name: "NUL in a scope", status: 400, code: "invalid_request", call: scope("writer", "read\x00")})
 	for i := range cases {
 		cases[i].kinds = "T"
 	}
 	return cases
 }
 
-// numbered are n different scopes in one parameter.
+// numbered returns n different scopes as one parameter.
 func numbered(n int) string {
 	var b strings.Builder
 	for i := range n {
@@ -557,7 +573,7 @@ func numbered(n int) string {
 	return b.String()[1:]
 }
 
-// Sections A0, A1 and A3, on all spellings, whatever stands behind the endpoints.
+// Every spelling of an endpoint answers in the same way, whatever the store and the cache.
 func TestEndpoints(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -568,8 +584,8 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
-// The realm is in the path. A parameter may repeat it, as clients of ForgeRock AM do, and must
-// not ask for another.
+// The realm is in the path. A parameter may repeat it, as clients of ForgeRock AM do, but must
+// not name another.
 func TestRealmParameter(t *testing.T) {
 	g := startGateway(t, "store memory\nissuer "+testIssuer+"\n"+endpointOptions(), "oauth_server\nreverse_proxy BACKEND")
 	good := map[string][]string{
@@ -597,7 +613,7 @@ func TestRealmParameter(t *testing.T) {
 					t.Errorf("with %s the answer is %s", query, a.Body)
 				}
 				if strings.ContainsAny(query, "&;") || strings.HasSuffix(query, "%zz") {
-					continue // in a body repeated, or not well-formed, whatever it is
+					continue // malformed or repeated in a body, whatever the realm
 				}
 				c.query, c.body = "", "FORM&"+query
 				wantE(t, c.send(g, e), 400, "invalid_request", "alpha", "beta", "nobody")
@@ -611,7 +627,7 @@ func TestRealmParameter(t *testing.T) {
 	}
 }
 
-// S-03: the realm's default holds for a client without one, in the realm that has it.
+// A client without default scopes gets those of its realm, and a realm without any those of root.
 func TestDefaultScopesOfTheRealm(t *testing.T) {
 	client := "client c {\nsecret_hash " + hashOf(testSecret) + "\nscopes read write\n}\n"
 	own := "client own {\nsecret_hash " + hashOf(testSecret) + "\nscopes read write\ndefault_scopes write\n}\n"
@@ -626,20 +642,20 @@ func TestDefaultScopesOfTheRealm(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) { wantToken(t, g.post(c.path, c.id, testSecret, form), c.scope) })
 	}
 
-	// Defaults that the client may not have are noticed when the configuration is loaded.
+	// Defaults beyond a client's scopes are refused at load.
 	for name, oauth := range map[string]string{
 		"the client's": "store memory\nclient c {\nsecret_hash " + hashOf(testSecret) + "\nscopes read\ndefault_scopes read admin\n}\n",
 		"the realm's":  "store memory\ndefault_scopes admin\n" + client,
 	} {
-		t.Run("S-03 refused at load: "+name, func(t *testing.T) {
+		t.Run("refused at load: "+name, func(t *testing.T) {
 			if err := g.load(oauth, "oauth_server"); err == nil || !strings.Contains(err.Error(), "admin") {
-				t.Errorf("loading a default scope beyond the scopes: %v", err)
+				t.Errorf("loading a default scope that the client does not have: %v", err)
 			}
 		})
 	}
 }
 
-// T-01: expires_in is what the client's registration says, else the realm's, else an hour.
+// expires_in is the token lifetime of the client, else of its realm, else an hour.
 func TestExpiresIn(t *testing.T) {
 	client := func(id, more string) string {
 		return "client " + id + " {\nsecret_hash " + hashOf(testSecret) + "\nscopes read\n" + more + "\n}\n"
@@ -664,9 +680,9 @@ func TestExpiresIn(t *testing.T) {
 	}
 }
 
-// T-09: a token lives for as long as expires_in said and is dead at exp, with and
-// without a cache. What the clock said before and after each request is known, so
-// nothing here depends on how fast this machine is.
+// A token lives as long as expires_in said and is dead at exp, without leeway, with and without
+// a cache. The clock is read before and after each request, so the test does not depend on how
+// fast the machine is.
 func TestTokenIsDeadAtExpiry(t *testing.T) {
 	const life = 2 * time.Second
 	for _, v := range variants(t) {
@@ -683,11 +699,11 @@ func TestTokenIsDeadAtExpiry(t *testing.T) {
 				active := g.introspect("c", token).json(t)["active"]
 				end := time.Now()
 				if begin.After(answered.Add(life)) && (route.StatusCode == 200 || active == true) {
-					t.Fatalf("%v after it was issued the token is still good: route %d, active %v", begin.Sub(asked), route.StatusCode, active)
+					t.Fatalf("%v after it was asked for, the token is still good: route %d, active %v", begin.Sub(asked), route.StatusCode, active)
 				}
-				// A token knows its end to the millisecond, rounded down.
+				// A token holds its expiry in milliseconds, rounded down.
 				if end.Before(asked.Add(life-time.Millisecond)) && (route.StatusCode != 200 || active != true) {
-					t.Fatalf("%v after it was asked for the token is dead: route %d, active %v", end.Sub(asked), route.StatusCode, active)
+					t.Fatalf("%v after it was asked for, the token is dead: route %d, active %v", end.Sub(asked), route.StatusCode, active)
 				}
 				if route.StatusCode == 401 && active == false {
 					if good == 0 {
@@ -695,13 +711,13 @@ func TestTokenIsDeadAtExpiry(t *testing.T) {
 					}
 					return
 				}
-				time.Sleep(5 * time.Millisecond) // leave the machine to others
+				time.Sleep(5 * time.Millisecond) // let others have the machine
 			}
 		})
 	}
 }
 
-// T-08: no two tokens are equal, in whatever way they were asked for.
+// No two tokens are equal, whoever asks for them.
 func TestTokensAreUnique(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server")
 	seen := make(map[string]bool)
@@ -716,7 +732,7 @@ func TestTokensAreUnique(t *testing.T) {
 	}
 }
 
-// T-11: whom a token speaks for is the client, whatever the request says.
+// The subject of a token is the client, whatever the request says.
 func TestSubjectOfTheRequestIsIgnored(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND")
 	a := g.post("/oauth2/token", "reader", testSecret, url.Values{
@@ -735,7 +751,8 @@ func TestSubjectOfTheRequestIsIgnored(t *testing.T) {
 	}
 }
 
-// RI-03, RI-04: the audience of the registration is in the token, byte for byte.
+// A token holds the audience of its client, and a route compares it byte for byte, whether the
+// token is cached or not.
 func TestAudienceIsRecordedAndEnforced(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -764,7 +781,7 @@ func TestAudienceIsRecordedAndEnforced(t *testing.T) {
 	}
 }
 
-// S-05: a scope is compared as a whole at a route, too.
+// A route, too, compares scopes as a whole.
 func TestScopesAreWholeStringsAtARoute(t *testing.T) {
 	g := startGateway(t, "store memory\nclient c {\nsecret_hash "+hashOf(testSecret)+"\nscopes read read:* READ\n}\n",
 		"oauth_server\noauth_protect {\nscopes read:all\n}\nreverse_proxy BACKEND")
@@ -779,8 +796,8 @@ func TestScopesAreWholeStringsAtARoute(t *testing.T) {
 	}
 }
 
-// Paths that only begin like those of the endpoints are not endpoints, nor is what other
-// servers have, nor the metadata without an issuer.
+// Paths that merely begin like an endpoint's are not endpoints, nor are the endpoints of other
+// servers, nor the metadata if there is no issuer.
 func TestOtherPathsAreNotEndpoints(t *testing.T) {
 	g := startGateway(t, "store memory\n"+endpointOptions(), "oauth_server\nrespond \"next\" 418")
 	for _, path := range []string{
@@ -795,7 +812,7 @@ func TestOtherPathsAreNotEndpoints(t *testing.T) {
 	}
 }
 
-// A base path of one's own, and only the realms that the handler names.
+// A handler serves its own base path, and only the realms that it names.
 func TestBasePathAndRealmsOfTheHandler(t *testing.T) {
 	g := startGateway(t, "store memory\n"+endpointOptions(), "oauth_server alpha {\nbase_path /am\n}\nrespond \"next\" 418")
 	form := url.Values{"grant_type": {"client_credentials"}}

@@ -44,17 +44,16 @@ const (
 	testSecret = "abc"
 )
 
-// variant is a way to set up the store and the cache. What a gateway answers must not
-// depend on it.
+// variant is one combination of store and cache. What a gateway answers must not depend on it.
 type variant struct {
 	name, store, cache string
 }
 
-// variants are all combinations that behave alike.
+// variants returns all combinations of stores and caches. They must behave alike.
 func variants(t testing.TB) []variant {
 	var all []variant
 	stores := []string{"bbolt", "memory"}
-	if _, err := exec.LookPath("redis-server"); err == nil { // TestFleet says that it is missing
+	if _, err := exec.LookPath("redis-server"); err == nil { // TestFleet reports if it is missing
 		stores = append(stores, "redis")
 	}
 	for _, store := range stores {
@@ -65,7 +64,7 @@ func variants(t testing.TB) []variant {
 	return all
 }
 
-// options are the lines for the oauth block, with a fresh file for bbolt.
+// options returns the lines for the oauth block, with a fresh file for bbolt.
 func (v variant) options(t testing.TB) string {
 	line := "store " + v.store
 	switch v.store {
@@ -77,7 +76,7 @@ func (v variant) options(t testing.TB) string {
 	return line + "\n" + v.cache + "\n"
 }
 
-// gateway is Caddy in this process, with a backend behind it. There is one at a time.
+// gateway is Caddy in this process, with a backend behind it. There is only one at a time.
 type gateway struct {
 	t testing.TB
 	// URL is where the first site listens, without a trailing slash.
@@ -87,8 +86,8 @@ type gateway struct {
 	Client *http.Client
 }
 
-// startGateway loads a Caddyfile with these lines in the oauth block and in the site.
-// In both, BACKEND stands for the address of the backend.
+// startGateway loads a Caddyfile with these lines in the oauth block and in the site. In both,
+// BACKEND stands for the address of the backend.
 func startGateway(t testing.TB, oauth, site string) *gateway {
 	t.Helper()
 	return startCaddyfile(t, caddyfileOf(oauth, site))
@@ -165,7 +164,7 @@ type backend struct {
 	requests []received
 }
 
-// received is a request as the backend saw it.
+// received is a request as it arrived at the backend.
 type received struct {
 	Method, RequestURI string
 	Header, Trailer    http.Header
@@ -185,14 +184,14 @@ func newBackend(t testing.TB) *backend {
 	return b
 }
 
-// count is how many requests have arrived.
+// count returns how many requests have arrived.
 func (b *backend) count() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.requests)
 }
 
-// last is the request that arrived last.
+// last returns the request that arrived last.
 func (b *backend) last(t testing.TB) received {
 	t.Helper()
 	b.mu.Lock()
@@ -229,7 +228,7 @@ func (g *gateway) do(r *http.Request) answer {
 	return a
 }
 
-// try is do for when there may be no answer.
+// try is do where there may be no answer.
 func (g *gateway) try(r *http.Request) (answer, error) {
 	res, err := g.Client.Do(r)
 	if err != nil {
@@ -279,7 +278,7 @@ func (g *gateway) fetch(id string, scopes ...string) answer {
 	return g.post("/oauth2/access_token", id, testSecret, form)
 }
 
-// token is fetch for when it must work.
+// token is fetch where it must succeed.
 func (g *gateway) token(id string, scopes ...string) string {
 	g.t.Helper()
 	a := g.fetch(id, scopes...)
@@ -312,7 +311,7 @@ func (g *gateway) introspect(id, token string) answer {
 	return g.post("/oauth2/introspect", id, testSecret, url.Values{"token": {token}})
 }
 
-// The whole flow, as the README has it.
+// The whole flow, as in the README.
 func TestFlow(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {

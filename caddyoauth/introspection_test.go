@@ -13,7 +13,7 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// askers are clients that differ in whose tokens they may ask about, and one whose
+// askers configure clients that differ in whose tokens they may ask about, among them one whose
 // tokens name two resource servers.
 func askers() string {
 	client := func(id, more string) string {
@@ -42,7 +42,8 @@ func (g *gateway) introspectAt(base, id, token string) answer {
 
 const alphaBase = "/oauth2/realms/root/realms/alpha"
 
-// I-05: who may see which token, and with which scopes. What one may not see is inactive.
+// What a caller may see of a token depends on its introspect setting. Any other token is
+// inactive to it.
 func TestIntrospectionRights(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -54,13 +55,13 @@ func TestIntrospectionRights(t *testing.T) {
 				"alpha maker":    g.fetchAt(alphaBase, "maker", "a b c"),
 				"alpha stranger": g.fetchAt(alphaBase, "stranger", "a"),
 			}
-			// By token, then by caller, the scope shown; who is missing sees nothing.
+			// The scope shown, by token and caller. Callers that are not listed see nothing.
 			sees := map[string]map[string]string{
 				"maker":    {"maker": "a b c", "resource": "a c", "orders": "b c", "admin": "a b c"},
 				"stranger": {"stranger": "a", "admin": "a"},
 				"resource": {"resource": "a c", "admin": "a c"},
 			}
-			for range 2 { // the second time from the cache, where there is one
+			for range 2 { // the second time from the cache, if there is one
 				for of, token := range tokens {
 					for _, caller := range []string{"maker", "stranger", "resource", "orders", "elsewhere", "admin"} {
 						a := g.introspectAt("/oauth2", caller, token)
@@ -68,19 +69,19 @@ func TestIntrospectionRights(t *testing.T) {
 						scope, may := sees[of][caller]
 						if !may {
 							if a.StatusCode != 200 || a.Body != `{"active":false}` {
-								t.Errorf("I-05 %s asks about the token of %s: %d %s", caller, of, a.StatusCode, a.Body)
+								t.Errorf("%s asks about the token of %s: %d %s", caller, of, a.StatusCode, a.Body)
 							}
 							continue
 						}
 						object := a.json(t)
 						if object["active"] != true || object["scope"] != scope || object["client_id"] != of {
-							t.Errorf("I-05 %s asks about the token of %s: %s, want scope %q", caller, of, a.Body, scope)
+							t.Errorf("%s asks about the token of %s: %s, want scope %q", caller, of, a.Body, scope)
 						}
 					}
-					// Realm alpha knows its own and nobody else's.
+					// Realm alpha knows its own tokens only.
 					a := g.introspectAt(alphaBase, "admin", token)
 					if active := a.json(t)["active"]; active != strings.HasPrefix(of, "alpha") {
-						t.Errorf("I-05 alpha's admin asks about the token of %s: %s", of, a.Body)
+						t.Errorf("alpha's admin asks about the token of %s: %s", of, a.Body)
 					}
 				}
 			}
@@ -88,8 +89,8 @@ func TestIntrospectionRights(t *testing.T) {
 	}
 }
 
-// A token that is good, and that the caller may not ask about, is told from one that is not good
-// in the log and in the metrics alone.
+// Only the log and the metrics distinguish a valid token that the caller may not ask about from
+// one that is not valid.
 func TestIntrospectionThatIsNotPermitted(t *testing.T) {
 	g, logged := startLogged(t, "store memory\n"+askers(), "metrics /metrics\noauth_server")
 	mine, other := g.fetchAt("/oauth2", "stranger", "a"), g.fetchAt("/oauth2", "maker", "a")
@@ -110,7 +111,7 @@ func TestIntrospectionThatIsNotPermitted(t *testing.T) {
 				t.Errorf("%s: %s", result, a.Body)
 			}
 			if n := count(result) - before; n != 1 {
-				t.Errorf("%s is counted %v times", result, n)
+				t.Errorf("%s was counted %v times", result, n)
 			}
 			want := `"event":"token_introspected","realm":"root","client_id":"stranger","result":"` + result + `"`
 			if result != "inactive" {
@@ -125,7 +126,7 @@ func TestIntrospectionThatIsNotPermitted(t *testing.T) {
 	}
 }
 
-// I-07: the members of an answer, and their types.
+// An answer about an active token has exactly these members, of these types.
 func TestIntrospectionMembers(t *testing.T) {
 	const issuer = "https://auth.example.com/oauth2"
 	for _, withIssuer := range []bool{true, false} {
@@ -141,50 +142,50 @@ func TestIntrospectionMembers(t *testing.T) {
 		object := g.introspectAt("/oauth2", "maker", token).json(t)
 		for member, want := range map[string]any{"active": true, "scope": "a b", "client_id": "maker", "sub": "maker", "token_type": "Bearer"} {
 			if object[member] != want {
-				t.Errorf("I-07 %s is %v, want %v", member, object[member], want)
+				t.Errorf("%s is %v, want %v", member, object[member], want)
 			}
 		}
 		issued, _ := object["iat"].(float64)
 		if int64(issued) < before || int64(issued) > after || issued != float64(int64(issued)) {
-			t.Errorf("I-07 iat is %v, want an integer from %d to %d", object["iat"], before, after)
+			t.Errorf("iat is %v, want an integer from %d to %d", object["iat"], before, after)
 		}
 		if expiry, _ := object["exp"].(float64); expiry != issued+600 {
-			t.Errorf("I-07 exp is %v, want 600 after iat %v", object["exp"], issued)
+			t.Errorf("exp is %v, want 600 after iat %v", object["exp"], issued)
 		}
 		if aud := fmt.Sprint(object["aud"]); aud != "[resource https://api.example.com]" {
-			t.Errorf("I-07 aud is %s", aud)
+			t.Errorf("aud is %s", aud)
 		}
 		jti, _ := object["jti"].(string)
 		if jti == "" || strings.Contains(token, jti) || jti == introspect.IDOf(token).String() {
-			t.Errorf("I-07 jti is %q, want something that is neither the token nor its ID", jti)
+			t.Errorf("jti is %q, want a value that is neither part of the token nor its ID", jti)
 		}
 		if again := g.introspectAt("/oauth2", "maker", token).json(t)["jti"]; again != jti {
-			t.Errorf("I-07 jti changed from %q to %q", jti, again)
+			t.Errorf("jti changed from %q to %q", jti, again)
 		}
 		if other := g.introspectAt("/oauth2", "maker", g.fetchAt("/oauth2", "maker", "a")).json(t)["jti"]; other == jti {
-			t.Error("I-07 two tokens have one jti")
+			t.Error("two tokens have the same jti")
 		}
 		members := []string{"active", "aud", "client_id", "exp", "iat", "jti", "scope", "sub", "token_type"}
 		if withIssuer {
 			members = append(members, "iss")
 			if object["iss"] != issuer {
-				t.Errorf("I-07 iss is %v", object["iss"])
+				t.Errorf("iss is %v", object["iss"])
 			}
 		}
 		for member := range object {
 			if !slices.Contains(members, member) {
-				t.Errorf("I-07 there is a member %s", member)
+				t.Errorf("unexpected member %s", member)
 			}
 		}
-		// One audience is a string (RFC 7519 section 4.1.3), none is no member.
+		// Without an audience, there is no member.
 		if aud, there := g.introspectAt("/oauth2", "resource", g.fetchAt("/oauth2", "resource", "a")).json(t)["aud"]; there {
-			t.Errorf("I-07 a token without audience says %v", aud)
+			t.Errorf("a token without an audience has aud %v", aud)
 		}
 	}
 }
 
-// I-03, R-02: all tokens that are no good look alike, to the byte, and so do all answers
-// to a revocation that finds nothing.
+// All tokens that are not valid look the same, byte for byte, and so do the answers to all
+// revocations that find nothing.
 func TestDeadTokensLookAlike(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -199,10 +200,10 @@ func TestDeadTokensLookAlike(t *testing.T) {
 			ofLeaving := g.fetchAt("/oauth2", "leaving", "a")
 			ofAlpha := g.fetchAt(alphaBase, "stranger", "a")
 			mine := g.fetchAt("/oauth2", "stranger", "a")
-			// Every one of them is in the cache when it dies.
+			// Each of them is cached when it dies.
 			for _, token := range []string{expired, revoked, ofLeaving} {
 				if a := g.introspectAt("/oauth2", "admin", token); a.json(t)["active"] != true {
-					t.Fatalf("a good token is %s", a.Body)
+					t.Fatalf("before it dies, a token is %s", a.Body)
 				}
 			}
 			if a := g.revoke("stranger", revoked); a.Body != "{}" {
@@ -217,9 +218,9 @@ func TestDeadTokensLookAlike(t *testing.T) {
 
 			tokens := map[string]string{
 				"unknown": "nobody-issued-this", "expired": expired, "revoked": revoked, "of a disabled client": ofLeaving, "of another realm": ofAlpha,
-				"cut short": mine[:len(mine)-1], "with something after it": mine + "A", "in another case": strings.ToUpper(mine),
-				"without its prefix": strings.TrimPrefix(mine, "coa_"), "a prefix alone": "coa_", "a space": " ", "a line": "a\nb", "markup": "<script>alert(1)</script>",
-				"a JWT": "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.", "10 KiB": strings.Repeat("x", 10<<10), "surrounded by spaces": " " + mine + " ",
+				"cut short": mine[:len(mine)-1], "followed by a letter": mine + "A", "in another case": strings.ToUpper(mine),
+				"without its prefix": strings.TrimPrefix(mine, "coa_"), "only a prefix": "coa_", "a space": " ", "of two lines": "a\nb", "markup": "<script>alert(1)</script>",
+				"a JWT": "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.", "10 KiB long": strings.Repeat("x", 10<<10), "surrounded by spaces": " " + mine + " ",
 			}
 			const inactive, nothing = `{"active":false}`, `{}`
 			wantInactive := rawAnswer(t, g, "/oauth2/introspect", basic("stranger", testSecret), "token=x")
@@ -232,36 +233,37 @@ func TestDeadTokensLookAlike(t *testing.T) {
 				form := url.Values{"token": {token}}.Encode()
 				for range 2 {
 					if got := rawAnswer(t, g, "/oauth2/introspect", basic("stranger", testSecret), form); got != wantInactive {
-						t.Errorf("I-03 a token that is %s gets\n%s\nand not\n%s", name, got, wantInactive)
+						t.Errorf("introspecting a token that is %s gets\n%s\nwant\n%s", name, got, wantInactive)
 					}
 					if got := rawAnswer(t, g, "/oauth2/introspect", basic("admin", testSecret), form); got != wantInactive {
-						t.Errorf("I-03 a token that is %s gets, from one who may see all,\n%s\nand not\n%s", name, got, wantInactive)
+						t.Errorf("introspecting a token that is %s as one who may see all gets\n%s\nwant\n%s", name, got, wantInactive)
 					}
 					if name == "of a disabled client" {
-						continue // its record is there, and it is another client's: R-03
+						continue // its record exists, and belongs to another client: see TestRevokingAnotherClientsToken
 					}
 					if got := rawAnswer(t, g, "/oauth2/token/revoke", basic("stranger", testSecret), form); got != wantNothing {
-						t.Errorf("R-02 revoking a token that is %s gets\n%s\nand not\n%s", name, got, wantNothing)
+						t.Errorf("revoking a token that is %s gets\n%s\nwant\n%s", name, got, wantNothing)
 					}
 				}
 			}
-			// Not permitted looks the same as dead.
+			// A token that the caller may not see looks the same.
 			form := url.Values{"token": {mine}}.Encode()
 			if got := rawAnswer(t, g, "/oauth2/introspect", basic("maker", testSecret), form); got != wantInactive {
-				t.Errorf("I-03 a token of somebody else gets\n%s\nand not\n%s", got, wantInactive)
+				t.Errorf("introspecting another client's token gets\n%s\nwant\n%s", got, wantInactive)
 			}
-			// And none of this harmed the good one.
+			// None of this harmed the good ones.
 			if a := g.introspectAt("/oauth2", "stranger", mine); a.json(t)["active"] != true {
-				t.Errorf("a good token is %s", a.Body)
+				t.Errorf("afterwards, a good token is %s", a.Body)
 			}
 			if a := g.introspectAt(alphaBase, "stranger", ofAlpha); a.json(t)["active"] != true {
-				t.Errorf("R-02 root's endpoint revoked a token of alpha: %s", a.Body)
+				t.Errorf("root's endpoint revoked a token of alpha: %s", a.Body)
 			}
 		})
 	}
 }
 
-// I-01, I-02, I-04, I-09, R-04, R-05, R-09, R-10 for single requests, on every spelling.
+// Introspection and revocation, too, need credentials, POST and a token, and ignore what they
+// don't know. This holds for every spelling of the endpoints.
 func TestIntrospectionAndRevocationRequests(t *testing.T) {
 	g := startGateway(t, "store memory\n"+endpointOptions(), "oauth_server")
 	as := call{}.as("reader", testSecret)
@@ -271,28 +273,28 @@ func TestIntrospectionAndRevocationRequests(t *testing.T) {
 		return c
 	}
 	cases := []endpointCase{
-		{id: "I-01", name: "nobody asks", kinds: "I", status: 401, call: call{}},
-		{id: "I-01", name: "a wrong secret", kinds: "I", status: 401, call: call{}.as("reader", "wrong-secret")},
-		{id: "I-01", name: "no token and a wrong secret", kinds: "I", status: 401, call: call{body: "foo=bar"}.as("reader", "wrong-secret")},
-		{id: "I-01 I-13", name: "a bearer token is not a client's credential", kinds: "I", status: 401, call: call{headers: []string{"Authorization", "Bearer canary"}}},
-		{id: "I-02", name: "GET", kinds: "I", status: 405, code: "invalid_request", call: call{method: "GET", query: "FORM", empty: true}.as("reader", testSecret)},
-		{id: "I-02", name: "the token in the query", kinds: "I", status: 400, code: "invalid_request", call: call{query: "FORM", empty: true}.as("reader", testSecret)},
-		{id: "I-04", name: "no token", kinds: "I", status: 400, code: "invalid_request", call: form("token_type_hint=access_token")},
-		{id: "I-09", name: "a right hint", kinds: "I", call: form("FORM&token_type_hint=access_token")},
-		{id: "I-09", name: "a wrong hint", kinds: "I", call: form("FORM&token_type_hint=refresh_token")},
-		{id: "I-09", name: "an unknown hint", kinds: "I", call: form("FORM&token_type_hint=canary")},
-		{id: "R-04", name: "nobody asks", kinds: "R", status: 401, call: call{}},
-		{id: "R-04", name: "a wrong secret", kinds: "R", status: 401, call: call{}.as("reader", "wrong-secret")},
-		{id: "R-04", name: "no token and a wrong secret", kinds: "R", status: 401, call: call{body: "foo=bar"}.as("reader", "wrong-secret")},
-		{id: "R-05", name: "an unknown hint", kinds: "R", call: form("FORM&token_type_hint=canary")},
-		{id: "R-09", name: "no token", kinds: "R", status: 400, code: "invalid_request", call: form("token_type_hint=access_token")},
-		{id: "R-10", name: "a callback is ignored", kinds: "R", call: form("FORM&callback=canary")},
-		{id: "R-10", name: "a callback in the query is ignored", kinds: "R", call: call{query: "callback=canary"}.as("reader", testSecret)},
+		{name: "introspection without credentials", kinds: "I", status: 401, call: call{}},
+		{name: "introspection with a wrong secret", kinds: "I", status: 401, call: call{}.as("reader", "wrong-secret")},
+		{name: "introspection of no token with a wrong secret", kinds: "I", status: 401, call: call{body: "foo=bar"}.as("reader", "wrong-secret")},
+		{name: "introspection with a bearer token as credential", kinds: "I", status: 401, call: call{headers: []string{"Authorization", "Bearer canary"}}},
+		{name: "introspection by GET", kinds: "I", status: 405, code: "invalid_request", call: call{method: "GET", query: "FORM", empty: true}.as("reader", testSecret)},
+		{name: "introspection with the token in the query", kinds: "I", status: 400, code: "invalid_request", call: call{query: "FORM", empty: true}.as("reader", testSecret)},
+		{name: "introspection of no token", kinds: "I", status: 400, code: "invalid_request", call: form("token_type_hint=access_token")},
+		{name: "introspection with a right hint", kinds: "I", call: form("FORM&token_type_hint=access_token")},
+		{name: "introspection with a wrong hint", kinds: "I", call: form("FORM&token_type_hint=refresh_token")},
+		{name: "introspection with an unknown hint", kinds: "I", call: form("FORM&token_type_hint=canary")},
+		{name: "revocation without credentials", kinds: "R", status: 401, call: call{}},
+		{name: "revocation with a wrong secret", kinds: "R", status: 401, call: call{}.as("reader", "wrong-secret")},
+		{name: "revocation of no token with a wrong secret", kinds: "R", status: 401, call: call{body: "foo=bar"}.as("reader", "wrong-secret")},
+		{name: "revocation with an unknown hint", kinds: "R", call: form("FORM&token_type_hint=canary")},
+		{name: "revocation of no token", kinds: "R", status: 400, code: "invalid_request", call: form("token_type_hint=access_token")},
+		{name: "revocation with a callback, which is ignored", kinds: "R", call: form("FORM&callback=canary")},
+		{name: "revocation with a callback in the query, which is ignored", kinds: "R", call: call{query: "callback=canary"}.as("reader", testSecret)},
 	}
 	runCases(t, g, cases)
 }
 
-// I-09, R-05: a good token is found whatever the hint says.
+// A token is found whatever the hint says.
 func TestHintsAreOnlyHints(t *testing.T) {
 	g := startGateway(t, "store memory\n"+endpointOptions(), "oauth_server")
 	for _, hint := range []string{"", "access_token", "refresh_token", "id_token", "unknown"} {
@@ -307,21 +309,21 @@ func TestHintsAreOnlyHints(t *testing.T) {
 			switch e.kind {
 			case 'I':
 				if a.json(t)["active"] != true {
-					t.Errorf("I-09 %s with the hint %q: %s", e.path, hint, a.Body)
+					t.Errorf("%s with the hint %q: %s", e.path, hint, a.Body)
 				}
 			case 'R':
 				if a.StatusCode != 200 || a.Body != "{}" {
-					t.Errorf("R-05 %s with the hint %q: %d %s", e.path, hint, a.StatusCode, a.Body)
+					t.Errorf("%s with the hint %q: %d %s", e.path, hint, a.StatusCode, a.Body)
 				}
 				if after := g.introspectAt(base, "reader", token); after.Body != `{"active":false}` {
-					t.Errorf("R-05 %s with the hint %q revoked nothing: %s", e.path, hint, after.Body)
+					t.Errorf("%s with the hint %q revoked nothing: %s", e.path, hint, after.Body)
 				}
 			}
 		}
 	}
 }
 
-// R-01, I-11: a revocation is in force when its answer is there, however warm the cache.
+// A revocation is in force before it is answered, even if the token is cached.
 func TestRevocationIsInForceAtOnce(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -330,26 +332,27 @@ func TestRevocationIsInForceAtOnce(t *testing.T) {
 				token := g.token("reader")
 				for range 2 {
 					if a := g.get("/x", token); a.StatusCode != 200 {
-						t.Fatalf("R-01 before the revocation: %d", a.StatusCode)
+						t.Fatalf("before the revocation: %d", a.StatusCode)
 					}
 				}
 				if a := g.revoke("reader", token); a.StatusCode != 200 || a.Body != "{}" {
-					t.Fatalf("R-01 the revocation: %d %q", a.StatusCode, a.Body)
+					t.Fatalf("the revocation: %d %q", a.StatusCode, a.Body)
 				} else {
 					wantHeaders(t, a)
 				}
 				if a := g.get("/x", token); a.StatusCode != 401 {
-					t.Fatalf("R-01 after the revocation: %d", a.StatusCode)
+					t.Fatalf("after the revocation: %d", a.StatusCode)
 				}
 				if a := g.introspect("reader", token); a.Body != `{"active":false}` {
-					t.Fatalf("I-11 after the revocation: %s", a.Body)
+					t.Fatalf("introspection after the revocation: %s", a.Body)
 				}
 			}
 		})
 	}
 }
 
-// R-03: a token of another client is refused by name of the reason alone, and works on.
+// A client that revokes another's token is told so, but not whose it is, and the token still
+// works.
 func TestRevokingAnotherClientsToken(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -360,24 +363,24 @@ func TestRevokingAnotherClientsToken(t *testing.T) {
 					a := g.revoke(id, token)
 					wantE(t, a, 400, "invalid_grant", token, introspect.IDOf(token).String(), "writer", id)
 					if a := g.get("/x", token); a.StatusCode != 200 {
-						t.Errorf("R-03 after %s tried, the token gets %d", id, a.StatusCode)
+						t.Errorf("after %s tried to revoke it, the token gets %d", id, a.StatusCode)
 					}
 				}
 			}
-			// A client of the same name in another realm is another client, and to its realm
-			// the token is garbage.
+			// A client of the same name in another realm is another client, and that realm does not
+			// know the token.
 			if a := g.post(alphaBase+"/token/revoke", "writer", testSecret, url.Values{"token": {token}}); a.StatusCode != 200 || a.Body != "{}" {
-				t.Errorf("R-03 at another realm: %d %s", a.StatusCode, a.Body)
+				t.Errorf("at another realm: %d %s", a.StatusCode, a.Body)
 			}
 			if a := g.introspect("writer", token); a.json(t)["active"] != true {
-				t.Errorf("R-03 another realm revoked it: %s", a.Body)
+				t.Errorf("another realm revoked the token: %s", a.Body)
 			}
 		})
 	}
 }
 
-// I-12: a caller that keeps asking about tokens that are no good is told to slow down, for
-// good ones as well, and nobody else is.
+// A caller that keeps asking about tokens that are not valid is told to slow down. Nobody else
+// is.
 func TestScanningIsLimited(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server")
 	token := g.token("reader")
@@ -398,15 +401,15 @@ func TestScanningIsLimited(t *testing.T) {
 	}
 	scanners.Wait()
 	if limited.Load() == 0 {
-		// A machine that is slow enough never reaches the limit, which grows by 100 a second.
+		// A slow machine may never reach the limit, which grows by 100 a second.
 		if n, allowed := asked.Load(), 1000+100*int64(time.Since(begin).Seconds()+1); n > allowed {
-			t.Errorf("%d questions about garbage were all answered, want at most %d", n, allowed)
+			t.Errorf("%d introspections of garbage were all answered, want at most %d", n, allowed)
 		}
 		return
 	}
 	if a := g.introspect("writer", token); a.StatusCode != 200 {
-		t.Errorf("I-12 somebody else is told %d", a.StatusCode)
+		t.Errorf("another caller gets %d", a.StatusCode)
 	}
-	// Whom the limit has reached still gets tokens.
+	// The limited caller still gets tokens.
 	g.token("reader")
 }

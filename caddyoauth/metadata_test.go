@@ -13,8 +13,7 @@ const (
 	wellKnown   = "/.well-known/oauth-authorization-server"
 )
 
-// metadataDocument is what a strict client reads of RFC 8414: every member that it knows,
-// and nothing that it does not.
+// metadataDocument has every member that the document may have (RFC 8414 section 2).
 type metadataDocument struct {
 	Issuer                   string   `json:"issuer"`
 	TokenEndpoint            string   `json:"token_endpoint"`
@@ -27,7 +26,7 @@ type metadataDocument struct {
 	RevocationAuthMethods    []string `json:"revocation_endpoint_auth_methods_supported"`
 }
 
-// metadataAt fetches and reads a document.
+// metadataAt fetches and reads a document, as a strict client does that refuses unknown members.
 func (g *gateway) metadataAt(path string) metadataDocument {
 	g.t.Helper()
 	a := g.get(path, "")
@@ -40,7 +39,7 @@ func (g *gateway) metadataAt(path string) metadataDocument {
 	return document
 }
 
-// MD-01, MD-02, MD-03: where the documents are and what is in them, each in its realm.
+// Each realm has its document, at the path of RFC 8414 section 3.1 and at that of OpenID Connect.
 func TestMetadata(t *testing.T) {
 	g := startGateway(t, "store memory\nissuer "+testIssuer+"\n"+endpointOptions(), "oauth_server\nrespond \"next\" 418")
 	for path, issuer := range map[string]string{
@@ -50,10 +49,10 @@ func TestMetadata(t *testing.T) {
 		wellKnown + "/oauth2" + alphaSuffix:                           testIssuer + alphaSuffix,
 		"/oauth2" + alphaSuffix + "/.well-known/openid-configuration": testIssuer + alphaSuffix,
 	} {
-		t.Run("MD-01 "+path, func(t *testing.T) {
+		t.Run(path, func(t *testing.T) {
 			document := g.metadataAt(path)
 			if document.Issuer != issuer {
-				t.Errorf("MD-02 issuer is %q, want %q", document.Issuer, issuer)
+				t.Errorf("issuer is %q, want %q", document.Issuer, issuer)
 			}
 			for member, got := range map[string][2]string{
 				"token_endpoint":         {document.TokenEndpoint, issuer + "/access_token"},
@@ -61,24 +60,25 @@ func TestMetadata(t *testing.T) {
 				"revocation_endpoint":    {document.RevocationEndpoint, issuer + "/token/revoke"},
 			} {
 				if got[0] != got[1] {
-					t.Errorf("MD-02 %s is %q, want %q", member, got[0], got[1])
+					t.Errorf("%s is %q, want %q", member, got[0], got[1])
 				}
 			}
 			if len(document.GrantTypes) != 1 || document.GrantTypes[0] != "client_credentials" {
-				t.Errorf("MD-03 grant types are %q", document.GrantTypes)
+				t.Errorf("grant types are %q", document.GrantTypes)
 			}
 			for _, methods := range [][]string{document.TokenAuthMethods, document.IntrospectionAuthMethods, document.RevocationAuthMethods} {
 				if strings.Join(methods, " ") != "client_secret_basic client_secret_post" {
-					t.Errorf("MD-03 methods are %q", methods)
+					t.Errorf("authentication methods are %q", methods)
 				}
 			}
-			// MD-04, JK-04: the member is there and empty; there are no keys to point to.
+			// response_types_supported is required, and empty without an authorization endpoint. There
+			// are no keys, so no jwks_uri.
 			if raw := g.get(path, "").Body; !strings.Contains(raw, `"response_types_supported":[]`) || strings.Contains(raw, "jwks_uri") {
-				t.Errorf("MD-04 the document is %s", raw)
+				t.Errorf("the document is %s", raw)
 			}
 
-			// MD-03: what it advertises works, and it advertises all that works. The host is the
-			// issuer's, so only the path is taken from it.
+			// What it advertises works, and it advertises all that works. The host is the issuer's, so
+			// only the path is taken from it.
 			at := func(endpoint string) string {
 				u, err := url.Parse(endpoint)
 				if err != nil {
@@ -94,12 +94,12 @@ func TestMetadata(t *testing.T) {
 	}
 	for _, path := range []string{wellKnown, wellKnown + "/", wellKnown + "/oauth2/", wellKnown + "/oauth2/realms/root/realms/beta", "/oauth2" + wellKnown, "/oauth2/.well-known", "/.well-known/openid-configuration"} {
 		if a := g.get(path, ""); a.StatusCode != 418 {
-			t.Errorf("MD-01 %s: %d %s", path, a.StatusCode, a.Body)
+			t.Errorf("%s: %d %s", path, a.StatusCode, a.Body)
 		}
 	}
 }
 
-// MD-03: methods that no client of the realm may use are not advertised.
+// Methods that no client of the realm may use are not advertised.
 func TestMetadataOfMethods(t *testing.T) {
 	client := "client c {\nsecret_hash " + hashOf(testSecret) + "\nscopes a\nauth client_secret_post\n}\n"
 	g := startGateway(t, "store memory\nissuer "+testIssuer+"\n"+testClients+"realm alpha {\n"+client+"}\n", "oauth_server")
@@ -108,9 +108,9 @@ func TestMetadataOfMethods(t *testing.T) {
 	}
 }
 
-// Some libraries take the RFC 8414 document under OpenID Connect's name for a broken one. It can
-// be turned off; then the answer is 404 in any case, and the document where RFC 8414 has it.
-func TestMetadataWithoutTheNameOfOpenID(t *testing.T) {
+// Some libraries take the RFC 8414 document at OpenID Connect's path for a broken one of OpenID
+// Connect. That path can be turned off. It is then 404, and the document remains at RFC 8414's.
+func TestMetadataWithoutOpenIDConnectsPath(t *testing.T) {
 	root, alpha := "/oauth2/.well-known/openid-configuration", "/oauth2"+alphaSuffix+"/.well-known/openid-configuration"
 	explicit := "/oauth2/realms/root/.well-known/openid-configuration"
 	inserted := "/.well-known/openid-configuration/oauth2" // RFC 8414 section 5
@@ -151,7 +151,7 @@ func TestMetadataWithoutTheNameOfOpenID(t *testing.T) {
 	}
 }
 
-// MD-02: an issuer is repeated byte for byte, and everything else is made of it.
+// An issuer is repeated byte for byte, and every URL is derived from it.
 func TestMetadataOfIssuers(t *testing.T) {
 	for _, c := range []struct {
 		name, issuer, base, path, endpoint string
@@ -162,11 +162,11 @@ func TestMetadataOfIssuers(t *testing.T) {
 		{"only a slash", "https://auth.example.com/", "", "", "https://auth.example.com/oauth2/access_token"},
 		{"a port", "https://auth.example.com:8443/oauth2", "", "/oauth2", "https://auth.example.com:8443/oauth2/access_token"},
 		{"a host in capitals", "https://AUTH.example.com/oauth2", "", "/oauth2", "https://AUTH.example.com/oauth2/access_token"},
-		{"behind a prefix of a proxy", "https://example.com/gw/oauth2", "", "/gw/oauth2", "https://example.com/gw/oauth2/access_token"},
+		{"a proxy's prefix before the path", "https://example.com/gw/oauth2", "", "/gw/oauth2", "https://example.com/gw/oauth2/access_token"},
 		{"another base path", "https://auth.example.com/am/oauth2", "base_path /am/oauth2", "/am/oauth2", "https://auth.example.com/am/oauth2/access_token"},
 		{"loopback over http", "http://localhost:9999/oauth2", "", "/oauth2", "http://localhost:9999/oauth2/access_token"},
 	} {
-		t.Run("MD-02 "+c.name, func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
 			g := startGateway(t, "store memory\nissuer "+c.issuer+"\n"+testClients, "oauth_server {\n"+c.base+"\n}")
 			document := g.metadataAt(wellKnown + c.path)
 			if document.Issuer != c.issuer || document.TokenEndpoint != c.endpoint {
@@ -179,7 +179,7 @@ func TestMetadataOfIssuers(t *testing.T) {
 		"http://auth.example.com/oauth2", "https://auth.example.com/oauth2?x=1", "https://auth.example.com/oauth2?", "\"https://auth.example.com/oauth2#x\"",
 		"\"https://auth.example.com/oauth2#\"", "https://user@auth.example.com/oauth2", "https:///oauth2", "auth.example.com/oauth2", "ftp://auth.example.com", "//auth.example.com",
 	} {
-		t.Run("MD-02 refused at load: "+issuer, func(t *testing.T) {
+		t.Run("refused at load: "+issuer, func(t *testing.T) {
 			if err := g.load("store memory\nissuer "+issuer+"\n"+testClients, "oauth_server"); err == nil {
 				t.Error("the issuer was accepted")
 			}
@@ -187,8 +187,7 @@ func TestMetadataOfIssuers(t *testing.T) {
 	}
 }
 
-// MD-02, D#6: no header of a request gets into the document, into tokens' issuer, or
-// into a challenge.
+// No header of a request gets into the document, into the iss of a token, or into a challenge.
 func TestMetadataIgnoresTheRequest(t *testing.T) {
 	g := startGateway(t, "store memory\nissuer "+testIssuer+"\n"+testClients, "oauth_server\noauth_protect")
 	evil := []string{
@@ -199,26 +198,27 @@ func TestMetadataIgnoresTheRequest(t *testing.T) {
 	r := g.request("GET", wellKnown+"/oauth2", "", evil...)
 	r.Host = "evil.example"
 	if got := g.do(r); got.Body != want {
-		t.Errorf("MD-02 the document became %s", got.Body)
+		t.Errorf("the document became %s", got.Body)
 	}
 	r = g.request("GET", "/x", "", evil...)
 	r.Host = "evil.example"
 	if got := g.do(r).Header.Get("WWW-Authenticate"); got != `Bearer realm="root"` {
-		t.Errorf("D#6 the challenge became %q", got)
+		t.Errorf("the challenge became %q", got)
 	}
 	r = g.request("POST", "/oauth2/introspect", url.Values{"token": {g.token("reader")}}.Encode(), append(evil, "Content-Type", "application/x-www-form-urlencoded", "Authorization", basic("reader", testSecret))...)
 	r.Host = "evil.example"
 	if got := g.do(r).json(t)["iss"]; got != testIssuer {
-		t.Errorf("MD-02 iss became %v", got)
+		t.Errorf("iss became %v", got)
 	}
 }
 
-// MD-05: the document is for everybody, GET and HEAD alone, for a short time.
+// Anybody may read the document, from any origin, by GET and HEAD only, and cache it for five
+// minutes.
 func TestMetadataRequests(t *testing.T) {
 	g := startGateway(t, "store memory\nissuer "+testIssuer+"\n"+testClients, "oauth_server\noauth_protect")
 	for _, path := range []string{wellKnown + "/oauth2", "/oauth2/.well-known/openid-configuration"} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} {
-			t.Run("MD-05 "+method+" "+path, func(t *testing.T) {
+			t.Run(method+" "+path, func(t *testing.T) {
 				a := g.do(g.request(method, path, "", "Origin", "https://page.example"))
 				if got := a.Header.Get("X-Content-Type-Options"); got != "nosniff" {
 					t.Errorf("X-Content-Type-Options is %q", got)
@@ -246,8 +246,8 @@ func TestMetadataRequests(t *testing.T) {
 	}
 }
 
-// MD-01, MD-02: two realms whose issuers differ in the host alone have their metadata at
-// the same path. One handler for both would give out the wrong one; two of them don't.
+// Two realms whose issuers differ only in the host have their metadata at the same path. One
+// handler for both would serve the wrong one, so that is refused; two handlers are not.
 func TestMetadataOfTwoHosts(t *testing.T) {
 	oauth := "store memory\nissuer https://one.example/oauth2\n" + testClients + "realm alpha {\nissuer https://two.example/oauth2\n" + testClients + "}\n"
 	g := startGateway(t, oauth, "oauth_server root")
@@ -262,7 +262,7 @@ func TestMetadataOfTwoHosts(t *testing.T) {
 		r := g.request("GET", wellKnown+"/oauth2", "")
 		r.Host = host
 		if got := g.do(r).json(t)["issuer"]; got != issuer {
-			t.Errorf("the metadata at %s is of %v", host, got)
+			t.Errorf("the metadata at %s is that of %v", host, got)
 		}
 	}
 }

@@ -22,8 +22,8 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth"
 )
 
-// rawConn sends bytes as they are over a connection of its own and returns it, for
-// what net/http would straighten out before sending it.
+// rawConn sends bytes as they are over a connection of its own and returns it. It is for what
+// net/http would correct or refuse before sending.
 func (g *gateway) rawConn(text string) net.Conn {
 	g.t.Helper()
 	u, err := url.Parse(g.URL)
@@ -42,8 +42,8 @@ func (g *gateway) rawConn(text string) net.Conn {
 	return conn
 }
 
-// rawRequest sends a request line and header lines as they are, adds Host where it is
-// missing, and reads the answer.
+// rawRequest sends a request line and header lines as they are, adds Host if it is missing, and
+// reads the answer.
 func (g *gateway) rawRequest(requestLine string, lines ...string) answer {
 	g.t.Helper()
 	hasHost := slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(strings.ToLower(l), "host:") })
@@ -70,9 +70,9 @@ func readRaw(t testing.TB, conn net.Conn, method string) answer {
 	return answer{res, string(body)}
 }
 
-// checkRefusal checks an answer of oauth_protect that is not to let a request in: the
-// status, the code in a challenge that a strict parser reads (P-12), no-store (P-15),
-// and no body. An empty code stands for a challenge without one (P-01).
+// checkRefusal checks a refusal by oauth_protect: the status, the code in a challenge that a
+// strict parser can read, no-store, and no body. An empty code means that the challenge has
+// none, as it must if the request had no credentials (RFC 6750 section 3.1).
 func checkRefusal(t testing.TB, a answer, status int, realm, code string) map[string]string {
 	t.Helper()
 	challenges := a.Header["Www-Authenticate"]
@@ -89,7 +89,7 @@ func checkRefusal(t testing.TB, a answer, status int, realm, code string) map[st
 		t.Errorf("got challenge %q, want realm %q and error %q", challenges[0], realm, code)
 	}
 	if _, present := params["error"]; present != (code != "") {
-		t.Errorf("got challenge %q: an error for a request without credentials", challenges[0])
+		t.Errorf("got challenge %q: only a request with credentials gets an error", challenges[0])
 	}
 	if got := a.Header["Cache-Control"]; !slices.Equal(got, []string{"no-store"}) {
 		t.Errorf("Cache-Control is %q", got)
@@ -98,12 +98,12 @@ func checkRefusal(t testing.TB, a answer, status int, realm, code string) map[st
 		t.Errorf("the refusal has a body: %q", a.Body)
 	}
 	if a.Header.Get("Retry-After") != "" || len(a.Header["Set-Cookie"]) > 0 || a.Header.Get("Location") != "" {
-		t.Errorf("headers that don't belong here: %v", a.Header)
+		t.Errorf("headers that a refusal must not have: %v", a.Header)
 	}
 	return params
 }
 
-// fingerprint is all of an answer that a caller can compare.
+// fingerprint returns everything in an answer that a caller can compare.
 func fingerprint(a answer) string {
 	h := a.Header.Clone()
 	h.Del("Date")
@@ -114,8 +114,8 @@ func fingerprint(a answer) string {
 	return b.String()
 }
 
-// metric adds up the samples of a metric in Caddy's registry that have these labels,
-// name and value in turn. Of a histogram it is the number of observations.
+// metric adds up the samples of a metric in Caddy's registry that have these labels, name and
+// value in turn. For a histogram it returns the number of observations.
 func metric(t testing.TB, name string, labels ...string) float64 {
 	t.Helper()
 	ctx := caddy.ActiveContext()
@@ -145,16 +145,16 @@ func metric(t testing.TB, name string, labels ...string) float64 {
 	return sum
 }
 
-// storeReads is how often the store was asked for a token, and cacheMisses how often
-// the cache could not answer.
+// storeReads returns how often the store was asked for a token, and cacheMisses how often the
+// cache had no answer.
 func storeReads(t testing.TB) float64 {
 	return metric(t, "caddy_oauth_store_duration_seconds", "operation", "get")
 }
 
 func cacheMisses(t testing.TB) float64 { return metric(t, "caddy_oauth_cache_misses_total") }
 
-// warm calls a path until the cache answers for the token; with a cache that keeps
-// nothing it calls a few times.
+// warm calls a path until the cache answers for the token, or a few times if the cache keeps
+// nothing.
 func (g *gateway) warm(path, token string) {
 	g.t.Helper()
 	for range 20 {
@@ -168,7 +168,7 @@ func (g *gateway) warm(path, token string) {
 	}
 }
 
-// The routes of most tests here. In beta the clients have the same names and secrets.
+// The routes of most tests here. The clients of beta have the same names and secrets as root's.
 const (
 	twoRealms   = testClients + "realm beta {" + testClients + "}\n"
 	routedSites = `
@@ -194,101 +194,112 @@ const (
 	`
 )
 
-// protectCase is a request to a protected route and what becomes of it. In the
-// Authorization lines, READER and WRITER stand for tokens of the root realm, and BETA
-// for one of beta's reader.
+// protectCase is a request to a protected route and what becomes of it. READER and WRITER stand
+// for tokens of the root realm, BETA for a token of beta's reader.
 type protectCase struct {
 	name          string
-	method, path  string // GET /plain/x, if empty
+	method, path  string // default GET /plain/x
 	authorization []string
 	header        http.Header
 	status        int
-	code          string // of the challenge
-	realm         string // root, if empty
-	scope         string // of the challenge, with 403
+	code          string // in the challenge
+	realm         string // default root
+	scope         string // in the challenge, with 403
 }
 
 func protectCases() []protectCase {
 	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("reader:abc"))
 	return []protectCase{
-		{name: "P-01 no credentials", status: 401},
-		{name: "P-01 no credentials, in another realm", path: "/beta/x", status: 401, realm: "beta"},
-		{name: "P-02 Basic is no credentials here", authorization: []string{basic}, status: 401},
-		{name: "P-02 Negotiate is no credentials here", authorization: []string{"Negotiate YII="}, status: 401},
-		{name: "P-02 DPoP is not offered, so no credentials", authorization: []string{"DPoP READER"}, status: 401},
-		{name: "P-02 D#50 a token without a scheme is no credentials", authorization: []string{"READER"}, status: 401},
-		{name: "P-02 a scheme that begins like ours is another one", authorization: []string{"Bearerx READER"}, status: 401},
-		{name: "P-02 a scheme that ends like ours is another one", authorization: []string{"xBearer READER"}, status: 401},
-		{name: "P-02 an empty value is no credentials", authorization: []string{""}, status: 401},
+		// Without credentials, the challenge has no error code (RFC 6750 section 3.1). Another
+		// scheme, or none, is no credentials.
+		{name: "no credentials", status: 401},
+		{name: "no credentials, in another realm", path: "/beta/x", status: 401, realm: "beta"},
+		{name: "Basic credentials", authorization: []string{basic}, status: 401},
+		{name: "Negotiate credentials", authorization: []string{"Negotiate YII="}, status: 401},
+		{name: "DPoP, which is not supported", authorization: []string{"DPoP READER"}, status: 401},
+		{name: "a token without a scheme", authorization: []string{"READER"}, status: 401},
+		{name: "a scheme that begins with Bearer", authorization: []string{"Bearerx READER"}, status: 401},
+		{name: "a scheme that ends in Bearer", authorization: []string{"xBearer READER"}, status: 401},
+		{name: "an empty Authorization header", authorization: []string{""}, status: 401},
 
-		{name: "P-04 the scheme alone is malformed", authorization: []string{"Bearer"}, status: 400, code: "invalid_request"},
-		{name: "P-04 the scheme and a space are malformed", authorization: []string{"Bearer "}, status: 400, code: "invalid_request"},
-		{name: "P-04 two segments are malformed", authorization: []string{"Bearer READER READER"}, status: 400, code: "invalid_request"},
-		{name: "P-04 a comma list is malformed", authorization: []string{"Bearer READER, Bearer READER"}, status: 400, code: "invalid_request"},
-		{name: "P-04 two tokens with a comma are malformed", authorization: []string{"Bearer READER,READER"}, status: 400, code: "invalid_request"},
-		{name: "P-04 a comma after the scheme is malformed", authorization: []string{"Bearer, READER"}, status: 400, code: "invalid_request"},
-		{name: "P-04 a TAB in place of the space is malformed", authorization: []string{"Bearer\tREADER"}, status: 400, code: "invalid_request"},
-		{name: "P-04 a TAB beside the space is malformed", authorization: []string{"Bearer \tREADER"}, status: 400, code: "invalid_request"},
-		{name: "P-04 an auth-param after the token is malformed", authorization: []string{`Bearer READER realm="x"`}, status: 400, code: "invalid_request"},
+		// Anything but the scheme and one token is malformed.
+		{name: "the scheme alone is malformed", authorization: []string{"Bearer"}, status: 400, code: "invalid_request"},
+		{name: "the scheme and a space is malformed", authorization: []string{"Bearer "}, status: 400, code: "invalid_request"},
+		{name: "two tokens with a space between are malformed", authorization: []string{"Bearer READER READER"}, status: 400, code: "invalid_request"},
+		{name: "a list of credentials is malformed", authorization: []string{"Bearer READER, Bearer READER"}, status: 400, code: "invalid_request"},
+		{name: "two tokens with a comma between are malformed", authorization: []string{"Bearer READER,READER"}, status: 400, code: "invalid_request"},
+		{name: "a comma after the scheme is malformed", authorization: []string{"Bearer, READER"}, status: 400, code: "invalid_request"},
+		{name: "a tab instead of the space is malformed", authorization: []string{"Bearer\tREADER"}, status: 400, code: "invalid_request"},
+		{name: "a tab after the space is malformed", authorization: []string{"Bearer \tREADER"}, status: 400, code: "invalid_request"},
+		{name: "an auth-param after the token is malformed", authorization: []string{`Bearer READER realm="x"`}, status: 400, code: "invalid_request"},
 
-		{name: "P-05 the scheme in its usual case", authorization: []string{"Bearer READER"}, status: 200},
-		{name: "P-05 the scheme in lower case", authorization: []string{"bearer READER"}, status: 200},
-		{name: "P-05 the scheme in upper case", authorization: []string{"BEARER READER"}, status: 200},
-		{name: "P-05 the scheme in mixed case", authorization: []string{"bEaReR READER"}, status: 200},
-		{name: "P-05 two spaces", authorization: []string{"Bearer  READER"}, status: 200},
-		{name: "P-05 five spaces and mixed case", authorization: []string{"beaRER     READER"}, status: 200},
+		// The scheme name may be in any case, with any number of spaces after it (RFC 9110 section
+		// 11.1).
+		{name: "the scheme in its usual case", authorization: []string{"Bearer READER"}, status: 200},
+		{name: "the scheme in lower case", authorization: []string{"bearer READER"}, status: 200},
+		{name: "the scheme in upper case", authorization: []string{"BEARER READER"}, status: 200},
+		{name: "the scheme in mixed case", authorization: []string{"bEaReR READER"}, status: 200},
+		{name: "two spaces", authorization: []string{"Bearer  READER"}, status: 200},
+		{name: "five spaces and mixed case", authorization: []string{"beaRER     READER"}, status: 200},
 
-		{name: "P-06 the same line twice", authorization: []string{"Bearer READER", "Bearer READER"}, status: 400, code: "invalid_request"},
-		{name: "P-06 two different tokens", authorization: []string{"Bearer READER", "Bearer WRITER"}, status: 400, code: "invalid_request"},
-		{name: "P-06 a good line after a bad one", authorization: []string{"Bearer x", "Bearer READER"}, status: 400, code: "invalid_request"},
-		{name: "P-06 a bad line after a good one", authorization: []string{"Bearer READER", "Bearer x"}, status: 400, code: "invalid_request"},
-		{name: "P-06 Basic before Bearer", authorization: []string{basic, "Bearer READER"}, status: 400, code: "invalid_request"},
-		{name: "P-06 Basic after Bearer", authorization: []string{"Bearer READER", basic}, status: 400, code: "invalid_request"},
-		{name: "P-06 an empty line beside a good one", authorization: []string{"", "Bearer READER"}, status: 400, code: "invalid_request"},
-		{name: "P-06 a hundred lines", authorization: slices.Repeat([]string{"Bearer READER"}, 100), status: 400, code: "invalid_request"},
+		// Several Authorization lines are refused, whatever is in them: a backend might look at
+		// another one than we do.
+		{name: "the same line twice", authorization: []string{"Bearer READER", "Bearer READER"}, status: 400, code: "invalid_request"},
+		{name: "two different tokens", authorization: []string{"Bearer READER", "Bearer WRITER"}, status: 400, code: "invalid_request"},
+		{name: "a good line after a bad one", authorization: []string{"Bearer x", "Bearer READER"}, status: 400, code: "invalid_request"},
+		{name: "a bad line after a good one", authorization: []string{"Bearer READER", "Bearer x"}, status: 400, code: "invalid_request"},
+		{name: "Basic before Bearer", authorization: []string{basic, "Bearer READER"}, status: 400, code: "invalid_request"},
+		{name: "Basic after Bearer", authorization: []string{"Bearer READER", basic}, status: 400, code: "invalid_request"},
+		{name: "an empty line beside a good one", authorization: []string{"", "Bearer READER"}, status: 400, code: "invalid_request"},
+		{name: "a hundred lines", authorization: slices.Repeat([]string{"Bearer READER"}, 100), status: 400, code: "invalid_request"},
 
-		{name: "P-07 a character that no token has", authorization: []string{"Bearer a!b"}, status: 401, code: "invalid_token"},
-		{name: "P-07 a quoted token", authorization: []string{`Bearer "READER"`}, status: 401, code: "invalid_token"},
-		{name: "P-07 padding in the middle", authorization: []string{"Bearer a=b"}, status: 401, code: "invalid_token"},
-		{name: "P-07 nothing but padding", authorization: []string{"Bearer ="}, status: 401, code: "invalid_token"},
-		{name: "P-07 a letter outside ASCII", authorization: []string{"Bearer caf\xc3\xa9"}, status: 401, code: "invalid_token"},
-		{name: "P-10 a token of 15 KiB", authorization: []string{"Bearer " + strings.Repeat("a", 15<<10)}, status: 401, code: "invalid_token"},
-		{name: "P-10 D#54 a token of 8 KiB of dots", authorization: []string{"Bearer " + strings.Repeat(".", 8<<10)}, status: 401, code: "invalid_token"},
-		{name: "P-10 a token of 300 bytes with our prefix", authorization: []string{"Bearer coa_" + strings.Repeat("a", 296)}, status: 401, code: "invalid_token"},
+		// What can't be a token is an invalid one, and so is a token that is too long.
+		{name: "a character that no token has", authorization: []string{"Bearer a!b"}, status: 401, code: "invalid_token"},
+		{name: "a quoted token", authorization: []string{`Bearer "READER"`}, status: 401, code: "invalid_token"},
+		{name: "padding in the middle", authorization: []string{"Bearer a=b"}, status: 401, code: "invalid_token"},
+		{name: "only padding", authorization: []string{"Bearer ="}, status: 401, code: "invalid_token"},
+		{name: "a letter outside ASCII", authorization: []string{"Bearer caf\xc3\xa9"}, status: 401, code: "invalid_token"},
+		{name: "a token of 15 KiB", authorization: []string{"Bearer " + strings.Repeat("a", 15<<10)}, status: 401, code: "invalid_token"},
+		{name: "a token of 8 KiB of dots", authorization: []string{"Bearer " + strings.Repeat(".", 8<<10)}, status: 401, code: "invalid_token"},
+		{name: "a token of 300 bytes with our prefix", authorization: []string{"Bearer coa_" + strings.Repeat("a", 296)}, status: 401, code: "invalid_token"},
 
-		{name: "P-08 a token in the query alone is no credentials", path: "/plain/x?access_token=READER", status: 401},
-		{name: "P-08 a token in the query beside a good header does nothing", path: "/plain/x?access_token=READER", authorization: []string{"Bearer READER"}, status: 200},
-		{name: "P-08 a bad token in the query beside a good header does nothing", path: "/plain/x?access_token=bad", authorization: []string{"Bearer READER"}, status: 200},
-		{name: "P-19 a cookie is no credentials", header: http.Header{"Cookie": {"access_token=READER; Authorization=Bearer%20READER"}}, status: 401},
-		{name: "P-19 Proxy-Authorization is no credentials", header: http.Header{"Proxy-Authorization": {"Bearer READER"}}, status: 401},
-		{name: "P-19 X-Access-Token is no credentials", header: http.Header{"X-Access-Token": {"READER"}, "X-Auth-Token": {"READER"}}, status: 401},
-		{name: "P-19 X-Forwarded-Access-Token and X-Authorization are no credentials", header: http.Header{"X-Forwarded-Access-Token": {"READER"}, "X-Authorization": {"Bearer READER"}}, status: 401},
-		{name: "P-19 C-08 X-Original-Authorization and X-Forwarded-Authorization are no credentials", header: http.Header{"X-Original-Authorization": {"Bearer READER"}, "X-Forwarded-Authorization": {"Bearer READER"}}, status: 401},
+		// Only the Authorization header carries a token.
+		{name: "a token in the query alone is no credentials", path: "/plain/x?access_token=READER", status: 401},
+		{name: "a token in the query does nothing beside a good header", path: "/plain/x?access_token=READER", authorization: []string{"Bearer READER"}, status: 200},
+		{name: "a bad token in the query does nothing beside a good header", path: "/plain/x?access_token=bad", authorization: []string{"Bearer READER"}, status: 200},
+		{name: "a cookie is no credentials", header: http.Header{"Cookie": {"access_token=READER; Authorization=Bearer%20READER"}}, status: 401},
+		{name: "Proxy-Authorization is no credentials", header: http.Header{"Proxy-Authorization": {"Bearer READER"}}, status: 401},
+		{name: "X-Access-Token is no credentials", header: http.Header{"X-Access-Token": {"READER"}, "X-Auth-Token": {"READER"}}, status: 401},
+		{name: "X-Forwarded-Access-Token and X-Authorization are no credentials", header: http.Header{"X-Forwarded-Access-Token": {"READER"}, "X-Authorization": {"Bearer READER"}}, status: 401},
+		{name: "X-Original-Authorization and X-Forwarded-Authorization are no credentials", header: http.Header{"X-Original-Authorization": {"Bearer READER"}, "X-Forwarded-Authorization": {"Bearer READER"}}, status: 401},
 
-		{name: "P-11 too little scope", path: "/write/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "read write"},
-		{name: "P-11 all the scopes", path: "/write/x", authorization: []string{"Bearer WRITER"}, status: 200},
-		{name: "P-11 none of the alternatives", path: "/either/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "admin write"},
-		{name: "P-11 one of the alternatives", path: "/either/x", authorization: []string{"Bearer WRITER"}, status: 200},
-		{name: "S-05 a scope is no prefix of another", path: "/readall/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "read:all"},
+		// The challenge names all the scopes that the route needs, sorted.
+		{name: "too little scope", path: "/write/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "read write"},
+		{name: "all the scopes", path: "/write/x", authorization: []string{"Bearer WRITER"}, status: 200},
+		{name: "none of the alternatives", path: "/either/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "admin write"},
+		{name: "one of the alternatives", path: "/either/x", authorization: []string{"Bearer WRITER"}, status: 200},
+		{name: "a scope that begins with the client's", path: "/readall/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "read:all"},
 
-		{name: "RI-03 the audience fits", path: "/audience/x", authorization: []string{"Bearer WRITER"}, status: 200},
-		{name: "RI-03 a token without an audience at a route that wants one", path: "/audience/x", authorization: []string{"Bearer READER"}, status: 401, code: "invalid_token"},
-		{name: "B-13 D#60 a token of root in beta", path: "/beta/x", authorization: []string{"Bearer READER"}, status: 401, code: "invalid_token", realm: "beta"},
-		{name: "B-13 D#60 a token of beta in root", authorization: []string{"Bearer BETA"}, status: 401, code: "invalid_token"},
-		{name: "B-13 a token of beta in beta", path: "/beta/x", authorization: []string{"Bearer BETA"}, status: 200},
+		// A token is good in its own realm and for its own audience only.
+		{name: "the route's audience", path: "/audience/x", authorization: []string{"Bearer WRITER"}, status: 200},
+		{name: "a token without an audience at a route that requires one", path: "/audience/x", authorization: []string{"Bearer READER"}, status: 401, code: "invalid_token"},
+		{name: "a token of root in beta", path: "/beta/x", authorization: []string{"Bearer READER"}, status: 401, code: "invalid_token", realm: "beta"},
+		{name: "a token of beta in root", authorization: []string{"Bearer BETA"}, status: 401, code: "invalid_token"},
+		{name: "a token of beta in beta", path: "/beta/x", authorization: []string{"Bearer BETA"}, status: 200},
 
-		{name: "P-16 HEAD needs a token", method: "HEAD", status: 401},
-		{name: "P-16 OPTIONS needs a token", method: "OPTIONS", status: 401},
-		{name: "P-16 a CORS preflight needs a token", method: "OPTIONS", header: http.Header{"Origin": {"https://evil.example"}, "Access-Control-Request-Method": {"GET"}}, status: 401},
-		{name: "P-16 TRACE needs a token", method: "TRACE", status: 401},
-		{name: "P-16 PUT needs a token", method: "PUT", status: 401},
-		{name: "P-16 DELETE needs a token", method: "DELETE", status: 401},
-		{name: "P-16 PROPFIND needs a token", method: "PROPFIND", status: 401},
-		{name: "P-16 FOO needs a token", method: "FOO", status: 401},
-		{name: "P-16 get, in lower case, needs a token", method: "get", status: 401},
-		{name: "P-16 FOO with a token", method: "FOO", authorization: []string{"Bearer READER"}, status: 200},
-		{name: "C-16 an odd method needs the scope too", method: "get", path: "/write/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "read write"},
-		{name: "C-16 an override of the method changes nothing", method: "POST", path: "/write/x", authorization: []string{"Bearer READER"}, header: http.Header{"X-Http-Method-Override": {"GET"}, "X-Http-Method": {"GET"}, "X-Method-Override": {"GET"}}, status: 403, code: "insufficient_scope", scope: "read write"},
+		// Every method needs a token and its scopes.
+		{name: "HEAD needs a token", method: "HEAD", status: 401},
+		{name: "OPTIONS needs a token", method: "OPTIONS", status: 401},
+		{name: "a CORS preflight needs a token", method: "OPTIONS", header: http.Header{"Origin": {"https://evil.example"}, "Access-Control-Request-Method": {"GET"}}, status: 401},
+		{name: "TRACE needs a token", method: "TRACE", status: 401},
+		{name: "PUT needs a token", method: "PUT", status: 401},
+		{name: "DELETE needs a token", method: "DELETE", status: 401},
+		{name: "PROPFIND needs a token", method: "PROPFIND", status: 401},
+		{name: "FOO needs a token", method: "FOO", status: 401},
+		{name: "get, in lower case, needs a token", method: "get", status: 401},
+		{name: "FOO with a token", method: "FOO", authorization: []string{"Bearer READER"}, status: 200},
+		{name: "an odd method needs the scopes", method: "get", path: "/write/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "read write"},
+		{name: "a header that overrides the method changes nothing", method: "POST", path: "/write/x", authorization: []string{"Bearer READER"}, header: http.Header{"X-Http-Method-Override": {"GET"}, "X-Http-Method": {"GET"}, "X-Method-Override": {"GET"}}, status: 403, code: "insufficient_scope", scope: "read write"},
 	}
 }
 
@@ -325,7 +336,7 @@ func (c protectCase) run(t *testing.T, g *gateway, tokens *strings.Replacer) ans
 			t.Errorf("got %d, challenge %q, %d calls of the backend", a.StatusCode, a.Header.Get("WWW-Authenticate"), called)
 			return a
 		}
-		// P-05, C-05: the token does not reach the backend, however it was written.
+		// The token does not reach the backend, however it was written.
 		checkIdentity(t, g.Backend.last(t), "X-Oauth-")
 		return a
 	}
@@ -338,15 +349,15 @@ func (c protectCase) run(t *testing.T, g *gateway, tokens *strings.Replacer) ans
 	return a
 }
 
-// testTokens fetches what the cases' stand-ins stand for.
+// testTokens fetches the tokens that READER, WRITER and BETA stand for.
 func testTokens(g *gateway) *strings.Replacer {
 	g.t.Helper()
 	beta := g.post("/oauth2/realms/root/realms/beta/access_token", "reader", testSecret, url.Values{"grant_type": {"client_credentials"}})
 	return strings.NewReplacer("READER", g.token("reader"), "WRITER", g.token("writer", "read", "write"), "BETA", beta.json(g.t)["access_token"].(string))
 }
 
-// Every case, in every set-up, twice: with a cold cache, and with one that the first
-// round has filled. B-30: the answers are the same, byte for byte.
+// Every case runs in every set-up, twice: with a cold cache, and with one that the first round
+// has filled. The answers are always the same, byte for byte.
 func TestProtect(t *testing.T) {
 	first := make(map[string]string)
 	for _, v := range variants(t) {
@@ -361,7 +372,7 @@ func TestProtect(t *testing.T) {
 							if want, ok := first[c.name]; !ok {
 								first[c.name] = got
 							} else if got != want {
-								t.Errorf("in this set-up the answer is\n%s\nin the first it was\n%s", got, want)
+								t.Errorf("the answer is\n%s\nin the first set-up it was\n%s", got, want)
 							}
 						})
 					}
@@ -371,7 +382,7 @@ func TestProtect(t *testing.T) {
 	}
 }
 
-// P-03: why a token is no good is nobody's business.
+// No caller learns why a token is not valid: the refusals are the same, byte for byte.
 func TestInvalidTokensLookAlike(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -394,7 +405,7 @@ func TestInvalidTokensLookAlike(t *testing.T) {
 					realm beta {` + testClients + "}\n"
 			}
 			options := v.options(t)
-			v.store = options // so that both configurations have the same store
+			v.store = options // both configurations have the same store
 			site := "oauth_server\noauth_protect root {\naudience https://api.example.com\n}\nreverse_proxy BACKEND"
 			g := startGateway(t, clients(""), site)
 
@@ -411,7 +422,7 @@ func TestInvalidTokensLookAlike(t *testing.T) {
 			}
 			good := g.token("writer", "read")
 			tampered := []byte(good)
-			tampered[20] = map[bool]byte{true: 'B', false: 'A'}[good[20] == 'A'] // a character that tokens may have
+			tampered[20] = map[bool]byte{true: 'B', false: 'A'}[good[20] == 'A'] // still a character that tokens may have
 			cases := map[string]string{
 				"revoked": revoked, "expired": expired, "of a disabled client": doomed, "of another realm": beta,
 				"without the audience": g.token("reader"), "with a bad tag": good[:len(good)-4] + "AAAA", "with a changed byte": string(tampered),
@@ -432,8 +443,8 @@ func TestInvalidTokensLookAlike(t *testing.T) {
 	}
 }
 
-// D#55: nothing but the exact string that was issued is the token. P-07, P-10, B-08,
-// E-09: what can't be a token of ours costs neither the cache nor the store a look.
+// Only the exact string that was issued is the token. For what can't be a token of ours, neither
+// the cache nor the store is asked, so a flood of random tokens costs nothing.
 func TestOnlyTheExactTokenCounts(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -444,7 +455,7 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 			var wrong []string
 			for i := 1; i < len(token); i++ {
 				wrong = append(wrong, token[:i], token[i:])
-				for _, c := range []byte("A_-.~") { // and one character changed
+				for _, c := range []byte("A_-.~") { // one character changed
 					if token[i] != c {
 						wrong = append(wrong, token[:i]+string(c)+token[i+1:])
 					}
@@ -463,7 +474,7 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 				strings.ToLower(token), strings.ToUpper(token), strings.TrimPrefix(token, "coa_"), "COA_"+token[4:],
 				url.QueryEscape(token)+"%3D", strings.Replace(token, "_", "%5F", 1), strings.ReplaceAll(token[4:], "-", "+"),
 				"coa_"+strings.NewReplacer("-", "+", "_", "/").Replace(token[4:])+"==",
-				// The bits that a last character may have to spare, had we any.
+				// Only the last character's unused bits differ, if it had any.
 				token[:len(token)-1]+"A", token[:len(token)-1]+"B",
 			)
 			for i := range 200 {
@@ -475,7 +486,7 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 					continue
 				}
 				if a := g.get("/x", w); a.StatusCode != 401 || !strings.Contains(a.Header.Get("WWW-Authenticate"), `error="invalid_token"`) {
-					t.Errorf("%q passed for %q: %d", w, token, a.StatusCode)
+					t.Errorf("%q was not refused as an invalid token; the token is %q: %d", w, token, a.StatusCode)
 				}
 			}
 			if n := storeReads(t) - reads; n != 0 {
@@ -491,7 +502,7 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 	}
 }
 
-// RI-04: an audience is a string and nothing else.
+// Audiences are compared as strings: nothing is normalised, and nothing is a pattern.
 func TestAudienceIsComparedByteForByte(t *testing.T) {
 	for _, tt := range []struct {
 		audience string
@@ -524,7 +535,7 @@ func TestAudienceIsComparedByteForByte(t *testing.T) {
 	}
 }
 
-// S-05: scopes have no hierarchy and no wildcards, on either side.
+// Scopes have no hierarchy and no wildcards, neither in a token nor at a route.
 func TestScopesAreWholeStrings(t *testing.T) {
 	client := func(scopes string) string {
 		return "store memory\nclient c {\nsecret_hash $sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0\nscopes " + scopes + "\n}\n"
@@ -562,11 +573,11 @@ func TestScopesAreWholeStrings(t *testing.T) {
 	}
 }
 
-// P-13: what would break a challenge is refused when the configuration is loaded.
+// A realm or scope that would break a challenge is refused at load.
 func TestWhatBreaksAChallengeIsRefusedAtLoad(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND")
 	for name, value := range map[string]string{
-		"a quote": `a\"b`, "a backslash": `a\\b`, "CR": `a\rb`, "LF": `a\nb`, "NUL": `a\u0000b`, "a letter outside ASCII": `é`, "a space": `a b`, "nothing": ``,
+		"a quote": `a\"b`, "a backslash": `a\\b`, "CR": `a\rb`, "LF": `a\nb`, "NUL": `a\u0000b`, "a letter outside ASCII": `é`, "a space": `a b`, "an empty value": ``,
 	} {
 		for _, config := range []string{
 			`{"apps":{"oauth":{"store":{"store":"memory"},"realms":{"` + value + `":{}}}}}`,
@@ -580,11 +591,11 @@ func TestWhatBreaksAChallengeIsRefusedAtLoad(t *testing.T) {
 		}
 	}
 	if a := g.get("/x", g.token("reader")); a.StatusCode != 200 {
-		t.Errorf("after the refused configurations the one in force answers %d", a.StatusCode)
+		t.Errorf("after the refused configurations, the active one answers %d", a.StatusCode)
 	}
 }
 
-// P-09: a body is no place for a token, and nobody waits for it.
+// A token in the body is no credential, and the body is not waited for.
 func TestTokenInTheBodyIsNoCredential(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND")
 	token := g.token("reader")
@@ -603,13 +614,13 @@ func TestTokenInTheBodyIsNoCredential(t *testing.T) {
 			t.Fatalf("%d", a.StatusCode)
 		}
 		if got := g.Backend.last(t).Body; got != body {
-			t.Errorf("of %d bytes %d arrived", len(body), len(got))
+			t.Errorf("%d of %d bytes arrived", len(got), len(body))
 		}
 	})
 }
 
-// P-14: if we could not find out, nobody is told that the token is bad. C-22: nor
-// what went wrong. C-32: and nobody gets in.
+// If the store can't answer, nobody gets in, and the answer is 503. It does not call the token
+// invalid, since the client would drop a good one, and does not say what went wrong.
 func TestStoreThatCannotAnswer(t *testing.T) {
 	for _, store := range []string{"memory", "bbolt " + filepath.Join(t.TempDir(), "tokens.db")} {
 		t.Run(store, func(t *testing.T) {
@@ -628,7 +639,7 @@ func TestStoreThatCannotAnswer(t *testing.T) {
 			if a.StatusCode != 503 || a.Header.Get("Retry-After") == "" || a.Header["Www-Authenticate"] != nil || a.Header.Get("Cache-Control") != "no-store" || a.Body != "" {
 				t.Errorf("got %d %v %q, want 503 with Retry-After and no challenge", a.StatusCode, a.Header, a.Body)
 			}
-			// What can be judged without the store still is.
+			// Whatever can be decided without the store still is.
 			checkRefusal(t, g.get("/x", ""), 401, "root", "")
 			checkRefusal(t, g.get("/x", "x"), 401, "root", "invalid_token")
 			if g.Backend.count() != called {
@@ -642,7 +653,7 @@ func TestStoreThatCannotAnswer(t *testing.T) {
 	}
 }
 
-// Whoever sends tokens that nobody can check must not fill the disk with log lines.
+// During an outage, requests must not fill the disk with log lines.
 func TestOutagesDoNotFloodTheLog(t *testing.T) {
 	logs := filepath.Join(t.TempDir(), "log")
 	g := startCaddyfile(t, strings.Replace(caddyfileOf("store memory\ncache off\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND"),
@@ -658,7 +669,7 @@ func TestOutagesDoNotFloodTheLog(t *testing.T) {
 			t.Fatal(a.StatusCode)
 		}
 	}
-	// Ten in each second that has begun, and they are written before the answer.
+	// Ten in each second that has begun. A line is written before the answer.
 	most := 10 * (int(time.Since(begin)/time.Second) + 2)
 	text, err := os.ReadFile(logs)
 	lines := strings.Count(string(text), "token could not be checked")
@@ -667,7 +678,7 @@ func TestOutagesDoNotFloodTheLog(t *testing.T) {
 	}
 }
 
-// P-17: without a token nobody learns what is there.
+// Without a token, nobody learns which files exist.
 func TestNoProbing(t *testing.T) {
 	root := t.TempDir()
 	if err := os.WriteFile(filepath.Join(root, "there"), []byte("x"), 0o600); err != nil {
@@ -678,26 +689,27 @@ func TestNoProbing(t *testing.T) {
 	there, absent := g.get("/there", ""), g.get("/nope", "")
 	checkRefusal(t, absent, 401, "root", "")
 	if fingerprint(there) != fingerprint(absent) {
-		t.Errorf("a file that is there answers\n%s\none that is not\n%s", fingerprint(there), fingerprint(absent))
+		t.Errorf("for a file that exists the answer is\n%s\nfor one that does not\n%s", fingerprint(there), fingerprint(absent))
 	}
 	if a, b := g.get("/there", token).StatusCode, g.get("/nope", token).StatusCode; a != 200 || b != 404 {
 		t.Errorf("with a token: %d and %d", a, b)
 	}
 }
 
-// P-16: what net/http would not send. TestConnectIsNoTunnel has CONNECT.
+// Every method needs a token, even in request lines that net/http would not send.
+// TestConnectIsNoTunnel covers CONNECT.
 func TestOddRequestLinesNeedAToken(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect {\nscopes write\n}\nreverse_proxy BACKEND")
 	for _, line := range []string{"OPTIONS /x", "TRACE /x", "get /x", "Get /x", "FOO /x", "!#$%&'*+-.^_`|~ /x", "PRI /x", "HEAD /x", strings.Repeat("X", 32) + " /x"} {
 		t.Run(line, func(t *testing.T) {
 			checkRefusal(t, g.rawRequest(line), 401, "root", "")
-			// C-16: no method is too odd for the scope.
+			// Every method needs the scope, too.
 			if a := g.rawRequest(line, "Authorization: Bearer "+g.token("reader")); a.StatusCode != 403 {
 				t.Errorf("with a token that lacks the scope: %d", a.StatusCode)
 			}
 		})
 	}
-	// net/http answers this one itself, before Caddy hears of it.
+	// net/http answers this one itself, before Caddy sees it.
 	if a := g.rawRequest("OPTIONS *"); a.Body != "" {
 		t.Errorf("OPTIONS *: %d %q", a.StatusCode, a.Body)
 	}
@@ -711,8 +723,8 @@ func TestOddRequestLinesNeedAToken(t *testing.T) {
 	}
 }
 
-// By default the token stays here; with keep_token exactly the line that was judged
-// goes on.
+// By default the token does not reach the backend. With keep_token, exactly the line that was
+// checked does.
 func TestKeepToken(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, `
 		oauth_server
@@ -739,7 +751,7 @@ func TestKeepToken(t *testing.T) {
 	}
 }
 
-// The prefix names what we set and what we take away.
+// The prefix names the headers that are set and those that are removed.
 func TestHeaderPrefix(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect {\nheader_prefix x-who-\n}\nreverse_proxy BACKEND")
 	a := g.do(g.request("GET", "/x", "", "Authorization", "Bearer "+g.token("reader"), "X-Who-Client-Id", "admin", "X-Who-Is", "admin", "X-Whoever", "stays", "X-OAuth-Client-Id", "admin"))
@@ -749,16 +761,16 @@ func TestHeaderPrefix(t *testing.T) {
 	got := g.Backend.last(t)
 	checkIdentity(t, got, "X-Who-")
 	if got.Header.Get("X-Whoever") != "stays" {
-		t.Errorf("a header that has not the prefix is gone: %v", got.Header)
+		t.Errorf("a header without the prefix was removed: %v", got.Header)
 	}
-	// Another route's backend may believe it.
+	// A backend that also serves another route may believe it.
 	if got.Header.Get("X-Oauth-Client-Id") != "" {
-		t.Errorf("the default prefix went on: %v", got.Header)
+		t.Errorf("a header with the default prefix reached the backend: %v", got.Header)
 	}
 }
 
-// A route's max_age makes the cache ask again, and never makes facts older than the
-// cache's own.
+// A route's max_age makes the cache ask again. It never lets facts get older than the cache's
+// own max_age.
 func TestMaxAge(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, `
 		oauth_server
@@ -776,7 +788,7 @@ func TestMaxAge(t *testing.T) {
 	if n := storeReads(t) - before; n != 0 {
 		t.Errorf("a warm route asked the store %v times", n)
 	}
-	for round := range 3 { // each time the facts are older than a millisecond again
+	for round := range 3 { // in each, the facts are older than a millisecond again
 		waitUntil(t, "the strict route asks the store", func() bool {
 			before := storeReads(t)
 			return g.get("/strict/x", token).StatusCode == 200 && storeReads(t) > before
@@ -787,8 +799,7 @@ func TestMaxAge(t *testing.T) {
 	}
 }
 
-// Two oauth_protect on one request: both must be content, though the first has taken
-// the token.
+// Two oauth_protect on one request must both allow it, although the first has removed the token.
 func TestTwoProtectsMeanAnd(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -821,10 +832,10 @@ func TestTwoProtectsMeanAnd(t *testing.T) {
 				for _, c := range []protectCase{
 					{name: "neither", path: "/both/x", status: 401},
 					{name: "the first only", path: "/both/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "read write"},
-					{name: "two realms are never both content", path: "/realms/x", authorization: []string{"Bearer READER"}, status: 401, code: "invalid_token", realm: "beta"},
-					{name: "nor in the other order", path: "/realms/x", authorization: []string{"Bearer BETA"}, status: 401, code: "invalid_token"},
-					{name: "the audience counts in the second, too", path: "/audience/x", authorization: []string{"Bearer READER"}, status: 401, code: "invalid_token"},
-					{name: "both are content with the audience", path: "/audience/x", authorization: []string{"Bearer WRITER"}, status: 200},
+					{name: "two realms never both accept a token", path: "/realms/x", authorization: []string{"Bearer READER"}, status: 401, code: "invalid_token", realm: "beta"},
+					{name: "two realms, a token of the second", path: "/realms/x", authorization: []string{"Bearer BETA"}, status: 401, code: "invalid_token"},
+					{name: "the second checks the audience", path: "/audience/x", authorization: []string{"Bearer READER"}, status: 401, code: "invalid_token"},
+					{name: "both accept the audience", path: "/audience/x", authorization: []string{"Bearer WRITER"}, status: 200},
 				} {
 					c.run(t, g, tokens)
 				}
@@ -840,7 +851,7 @@ func TestTwoProtectsMeanAnd(t *testing.T) {
 	}
 }
 
-// What the rest of Caddy sees of a request that was let in.
+// Placeholders and the access log tell the rest of Caddy who was let in.
 func TestPlaceholdersAndLogFields(t *testing.T) {
 	logs := filepath.Join(t.TempDir(), "access")
 	g := startGateway(t, "store memory\n"+testClients, `
@@ -884,7 +895,7 @@ func TestPlaceholdersAndLogFields(t *testing.T) {
 	if l := line("writer"); !strings.Contains(l, `"client":"writer"`) || !strings.Contains(l, `"realm":"root"`) || !strings.Contains(l, `"user_id":"writer"`) {
 		t.Errorf("let in: %s", l)
 	}
-	// Known, and refused: that is worth a line with a name.
+	// A known client that is refused is named in the log.
 	if l := line("reader"); !strings.Contains(l, `"client":"reader"`) || !strings.Contains(l, `"status":403`) {
 		t.Errorf("too little scope: %s", l)
 	}
@@ -895,7 +906,7 @@ func TestPlaceholdersAndLogFields(t *testing.T) {
 	}
 }
 
-// handle_errors can dress a refusal, and knows why it happened; the challenge stays.
+// handle_errors can write the body of a refusal and knows its reason. The challenge stays.
 func TestRefusalsReachHandleErrors(t *testing.T) {
 	g := startGateway(t, "store memory\ncache off\n"+testClients, `
 		oauth_server
@@ -927,7 +938,7 @@ func TestRefusalsReachHandleErrors(t *testing.T) {
 				t.Errorf("got %d %q, want %d %q", a.StatusCode, a.Body, tt.status, tt.body)
 			}
 			if _, _, err := caddyoauth.ParseChallenge(a.Header.Get("WWW-Authenticate")); err != nil && tt.name != "an ambiguous path" || a.Header.Get("Cache-Control") != "no-store" {
-				t.Errorf("the headers did not survive: %v (%v)", a.Header, err)
+				t.Errorf("headers of the refusal are missing: %v (%v)", a.Header, err)
 			}
 		})
 	}
@@ -939,7 +950,7 @@ func TestRefusalsReachHandleErrors(t *testing.T) {
 	}
 }
 
-// oauth_scope chooses among requests that were let in; of others nobody has a scope.
+// oauth_scope matches requests that oauth_protect has let in. Others have no scope.
 func TestScopeMatcher(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, `
 		oauth_server
@@ -958,7 +969,7 @@ func TestScopeMatcher(t *testing.T) {
 		{"/in/x", g.token("writer", "write"), "writer"},
 		{"/in/x", g.token("reader"), "read only"},
 		{"/open/x", "", "nobody"},
-		{"/open/x", g.token("writer", "write"), "nobody"}, // nobody looked at its token
+		{"/open/x", g.token("writer", "write"), "nobody"}, // its token was not checked
 	} {
 		if a := g.get(tt.path, tt.token); a.StatusCode != 200 || a.Body != tt.want {
 			t.Errorf("%s with %q: %d %q, want %q", tt.path, tt.token, a.StatusCode, a.Body, tt.want)
@@ -966,8 +977,8 @@ func TestScopeMatcher(t *testing.T) {
 	}
 }
 
-// B-11, D#31, D#32, D#35: what one route decided is nothing to another. The token is
-// warm from the routes that take it; then come those that don't.
+// What one route decides means nothing at another: facts are cached, decisions are not. The
+// token is warm from the routes that accept it when it comes to those that don't.
 func TestNoDecisionIsCached(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -984,7 +995,7 @@ func TestNoDecisionIsCached(t *testing.T) {
 				g.warm("/audience/x", writer)
 				g.warm("/write/x", writer)
 				checkRefusal(t, g.get("/readall/x", writer), 403, "root", "insufficient_scope")
-				// B-07: a "no" poisons nothing either.
+				// A refusal is not remembered, either.
 				g.warm("/read/x", reader)
 				g.warm("/beta/x", tokens.Replace("BETA"))
 				checkRefusal(t, g.get("/plain/x", tokens.Replace("BETA")), 401, "root", "invalid_token")
@@ -994,8 +1005,8 @@ func TestNoDecisionIsCached(t *testing.T) {
 	}
 }
 
-// B-13, D#60: introspection and revocation keep to their realm, too, whatever the cache
-// has seen; the client is the same in name and secret.
+// Introspection and revocation, too, know the tokens of their own realm only, whatever is
+// cached. The client has the same name and secret in both realms.
 func TestRealmsDoNotMix(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -1019,8 +1030,9 @@ func TestRealmsDoNotMix(t *testing.T) {
 	}
 }
 
-// B-14, B-15, D#49: Kong's six cases of invalidation and ours. The first request after
-// a reload is judged by the new configuration, warm or not, and what died stays dead.
+// The first request after a reload is judged by the new configuration, whether its token is
+// cached or not, and a token that was invalidated stays so. Among the cases are the six of
+// Kong's invalidation tests.
 func TestReloadBindsTokensAtOnce(t *testing.T) {
 	const secret = "secret_hash $sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0\n"
 	client := func(options string) string {
@@ -1043,28 +1055,28 @@ func TestReloadBindsTokensAtOnce(t *testing.T) {
 	paths := []string{"/read/x", "/write/x", "/a/x", "/plain/x"}
 	for _, tt := range []struct {
 		name string
-		// What the client is in the second configuration, and its token's fate there.
+		// The client in the second configuration, and what its token gets there.
 		second string
-		want   [4]int // of paths
-		// Whether the token works again once the first configuration is back.
+		want   [4]int // status for each of paths
+		// What the token gets once the first configuration is back.
 		back [4]int
-		// What is done in between, with the first configuration in force.
+		// What happens before the reload.
 		between func(t *testing.T, g *gateway, token string)
 	}{
 		{name: "nothing changed", second: client(full), want: [4]int{200, 200, 200, 200}, back: [4]int{200, 200, 200, 200}},
-		{name: "B-15 the client is disabled", second: client(full + "\ndisabled"), want: [4]int{401, 401, 401, 401}, back: [4]int{401, 401, 401, 401}},
-		{name: "B-15 the client is deleted: Kong's third and sixth", second: testClients, want: [4]int{401, 401, 401, 401}, back: [4]int{401, 401, 401, 401}},
-		{name: "B-14 the client is changed, a scope less: Kong's fourth", second: client("scopes read\ndefault_scopes read\naudience https://a.example https://b.example"), want: [4]int{200, 403, 200, 200}, back: [4]int{200, 200, 200, 200}},
-		{name: "B-14 the client loses all scopes", second: client("audience https://a.example https://b.example"), want: [4]int{403, 403, 200, 200}, back: [4]int{200, 200, 200, 200}},
-		{name: "B-14 the client loses an audience", second: client("scopes read write\ndefault_scopes read\naudience https://b.example"), want: [4]int{200, 200, 401, 200}, back: [4]int{200, 200, 200, 200}},
-		{name: "B-14 the client loses every audience", second: client("scopes read write\ndefault_scopes read"), want: [4]int{401, 401, 401, 401}, back: [4]int{200, 200, 200, 200}},
-		{name: "B-14 the client gains a scope: an old token does not", second: client("scopes read write admin\ndefault_scopes read\naudience https://a.example https://b.example"), want: [4]int{200, 200, 200, 200}, back: [4]int{200, 200, 200, 200}},
-		{name: "B-15 the token is deleted: Kong's first and second", second: client(full), want: [4]int{401, 401, 401, 401}, back: [4]int{401, 401, 401, 401}, between: func(t *testing.T, g *gateway, token string) {
+		{name: "the client is disabled", second: client(full + "\ndisabled"), want: [4]int{401, 401, 401, 401}, back: [4]int{401, 401, 401, 401}},
+		{name: "the client is deleted (Kong's third and sixth)", second: testClients, want: [4]int{401, 401, 401, 401}, back: [4]int{401, 401, 401, 401}},
+		{name: "the client loses a scope (Kong's fourth)", second: client("scopes read\ndefault_scopes read\naudience https://a.example https://b.example"), want: [4]int{200, 403, 200, 200}, back: [4]int{200, 200, 200, 200}},
+		{name: "the client loses all scopes", second: client("audience https://a.example https://b.example"), want: [4]int{403, 403, 200, 200}, back: [4]int{200, 200, 200, 200}},
+		{name: "the client loses an audience", second: client("scopes read write\ndefault_scopes read\naudience https://b.example"), want: [4]int{200, 200, 401, 200}, back: [4]int{200, 200, 200, 200}},
+		{name: "the client loses every audience", second: client("scopes read write\ndefault_scopes read"), want: [4]int{401, 401, 401, 401}, back: [4]int{200, 200, 200, 200}},
+		{name: "the client gains a scope, its old token does not", second: client("scopes read write admin\ndefault_scopes read\naudience https://a.example https://b.example"), want: [4]int{200, 200, 200, 200}, back: [4]int{200, 200, 200, 200}},
+		{name: "the token is revoked (Kong's first and second)", second: client(full), want: [4]int{401, 401, 401, 401}, back: [4]int{401, 401, 401, 401}, between: func(t *testing.T, g *gateway, token string) {
 			if a := g.revoke("c", token); a.StatusCode != 200 {
 				t.Fatalf("revocation: %d", a.StatusCode)
 			}
 		}},
-		{name: "B-15 the owner is deleted with its realm: Kong's fifth", second: "realm beta {\n" + client(full) + "}\n", want: [4]int{401, 401, 401, 401}, back: [4]int{401, 401, 401, 401}},
+		{name: "the client is deleted with its realm (Kong's fifth)", second: "realm beta {\n" + client(full) + "}\n", want: [4]int{401, 401, 401, 401}, back: [4]int{401, 401, 401, 401}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, v := range variants(t) {
@@ -1101,7 +1113,7 @@ func TestReloadBindsTokensAtOnce(t *testing.T) {
 						t.Fatal(err)
 					}
 					check("with the first configuration back", tt.back)
-					// A new token is as good as ever, and others never noticed.
+					// A new token works, and other clients' tokens were never affected.
 					token = g.token("c")
 					check("with a new token", [4]int{200, 200, 200, 200})
 					if a := g.get("/plain/x", other); !strings.Contains(tt.name, "realm") && a.StatusCode != 200 {
@@ -1113,7 +1125,7 @@ func TestReloadBindsTokensAtOnce(t *testing.T) {
 	}
 }
 
-// B-14: a reload that changes what a route wants binds the tokens that are warm there.
+// A reload that changes what a route requires holds for the tokens that are cached, too.
 func TestReloadOfARouteBindsCachedTokens(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {

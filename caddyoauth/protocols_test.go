@@ -24,8 +24,8 @@ import (
 	"github.com/quic-go/quic-go/http3"
 )
 
-// certificate makes a certificate for gateway.test, signed by itself, and returns the
-// files of it and its key, and who trusts it.
+// certificate makes a self-signed certificate for gateway.test and localhost. It returns the
+// files of the certificate and its key, and a pool that trusts it.
 func certificate(t testing.TB) (certFile, keyFile string, trust *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -61,8 +61,8 @@ func certificate(t testing.TB) (certFile, keyFile string, trust *x509.CertPool) 
 	return certFile, keyFile, trust
 }
 
-// freePort is a port that was free over TCP and UDP a moment ago: HTTP/3 needs one that
-// is known beforehand.
+// freePort returns a port that was free over TCP and UDP a moment ago. HTTP/3 needs one that is
+// known beforehand.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 20 {
@@ -82,7 +82,7 @@ func freePort(t testing.TB) int {
 	return 0
 }
 
-// dialLocal takes every name for this machine's.
+// dialLocal connects to this machine, whatever the host name.
 func dialLocal(ctx context.Context, network, address string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, network, local(address))
 }
@@ -96,14 +96,14 @@ func local(address string) string {
 	return net.JoinHostPort("127.0.0.1", port)
 }
 
-// only is a set of one version of HTTP.
+// only returns a set with one version of HTTP.
 func only(set func(*http.Protocols, bool)) *http.Protocols {
 	p := new(http.Protocols)
 	set(p, true)
 	return p
 }
 
-// G-14: the answers are the same over every version of HTTP, in clear and over TLS.
+// The answers are the same over every version of HTTP, in the clear and over TLS.
 func TestEndpointsOverEveryProtocol(t *testing.T) {
 	certFile, keyFile, trust := certificate(t)
 	port := freePort(t)
@@ -119,7 +119,7 @@ func TestEndpointsOverEveryProtocol(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The first server is the one on port 0, whose port is chosen by now.
+	// The first server is the one on port 0, whose actual port is known now.
 	_, plainPort, err := net.SplitHostPort(strings.TrimPrefix(g.URL, "http://"))
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +147,7 @@ func TestEndpointsOverEveryProtocol(t *testing.T) {
 		{"h2c", plain, "HTTP/2.0", h2c},
 		{"h3", secure, "HTTP/3.0", h3},
 	} {
-		t.Run("G-14 "+c.name, func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
 			g := &gateway{t: t, URL: c.url, Backend: g.Backend, Client: &http.Client{Transport: c.transport, Timeout: 30 * time.Second}}
 			if a := g.fetch("reader"); a.Proto != c.proto {
 				t.Fatalf("the protocol is %s, want %s", a.Proto, c.proto)

@@ -26,8 +26,8 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth"
 )
 
-// folded is a header's name as the most careless backend reads it: case does not
-// count, and neither does which separator it was.
+// folded returns a header's name as the most careless backend reads it: case does not matter,
+// nor does which separator is used.
 func folded(name string) string {
 	return strings.Map(func(c rune) rune {
 		if 'a' <= c && c <= 'z' || '0' <= c && c <= '9' {
@@ -37,9 +37,8 @@ func folded(name string) string {
 	}, strings.ToLower(name))
 }
 
-// checkIdentity checks what a backend got with a request that was let in: of identity
-// headers those that we set, in our spelling, once; no credentials; and neither in
-// trailers.
+// checkIdentity checks what a backend got with a request that was let in: the identity headers
+// that we set, in our spelling, once each, and no others; no credentials; and neither in trailers.
 func checkIdentity(t testing.TB, got received, prefix string) {
 	t.Helper()
 	ours := []string{prefix + "Client-Id", prefix + "Subject", prefix + "Scope", prefix + "Realm"}
@@ -73,12 +72,12 @@ func checkNoIdentity(t testing.TB, h http.Header, prefix string) {
 	}
 }
 
-// withGlobals is a Caddyfile with these global options besides.
+// withGlobals is caddyfileOf with more global options.
 func withGlobals(globals, oauth, site string) string {
 	return strings.Replace(caddyfileOf(oauth, site), "{\n", "{\n"+globals+"\n", 1)
 }
 
-// spoofed are identity headers in the spellings that some backend takes for ours.
+// spoofed returns identity headers in all spellings that some backend takes for ours.
 func spoofed() []string {
 	var names []string
 	for _, name := range []string{"X-OAuth-Client-Id", "X-OAuth-Subject", "X-OAuth-Scope", "X-OAuth-Realm", "X-OAuth-Groups"} {
@@ -87,16 +86,16 @@ func spoofed() []string {
 			strings.ReplaceAll(name, "-", "."), strings.Replace(name, "-", "_", 1), strings.Replace(name, "-", ".", 1),
 			strings.Replace(strings.Replace(name, "-", "_", 1), "-", ".", 1))
 	}
-	// All that may stand in a name and is no letter or digit.
+	// Everything that a name may contain but letters and digits.
 	for _, c := range "!#$%&'*+^`|~" {
 		names = append(names, strings.ReplaceAll("X-OAuth-Client-Id", "-", string(c)), strings.Replace("x-oauth-client-id", "-", string(c), 1))
 	}
 	return append(names, "X-OAuth-", "X_OAuth_", "X-OAuth--Client-Id", "X!OAuth_Client.Id")
 }
 
-// C-01, C-02, D#14, D#24, D#49: a caller can't say who it is, in any spelling, on any
-// way through: let in, refused, or on to the error page's own backend. Caddy itself
-// drops most of the spellings, unless it is told to expect them, as it is here.
+// A caller can't claim an identity, in any spelling and on any path through the gateway: let in,
+// refused, or on to the error page's own backend. Caddy itself drops most of the spellings
+// unless it is told to expect them, as it is here.
 func TestSpoofedIdentityHeaders(t *testing.T) {
 	var underscores, dots []string
 	for _, name := range spoofed() {
@@ -108,8 +107,8 @@ func TestSpoofedIdentityHeaders(t *testing.T) {
 	}
 	const handleErrors = "\nreverse_proxy BACKEND\nhandle_errors {\nreverse_proxy BACKEND\n}"
 	for name, globals := range map[string]string{
-		"Caddy as it is":            "",
-		"Caddy lets spellings pass": "servers {\nexpected_underscore_headers " + strings.Join(underscores, " ") + "\nexpected_dot_headers " + strings.Join(dots, " ") + "\n}",
+		"Caddy by default":           "",
+		"Caddy passes all spellings": "servers {\nexpected_underscore_headers " + strings.Join(underscores, " ") + "\nexpected_dot_headers " + strings.Join(dots, " ") + "\n}",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Run("without oauth_protect they arrive", func(t *testing.T) {
@@ -125,7 +124,7 @@ func TestSpoofedIdentityHeaders(t *testing.T) {
 					}
 				}
 				if arrived < 15 {
-					t.Errorf("only %d of %d spellings arrive; this test proves little", arrived, len(spoofed()))
+					t.Errorf("only %d of %d spellings arrive, so this test proves little", arrived, len(spoofed()))
 				}
 			})
 			g := startCaddyfile(t, withGlobals(globals, "store memory\n"+testClients, "oauth_server\noauth_protect"+handleErrors))
@@ -154,7 +153,7 @@ func TestSpoofedIdentityHeaders(t *testing.T) {
 			}
 		})
 	}
-	t.Run("names that are no names are refused", func(t *testing.T) {
+	t.Run("malformed names", func(t *testing.T) {
 		g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND")
 		token := g.token("reader")
 		for _, line := range []string{"X-OAuth-Client-Id : admin", "X-OAuth Client-Id: admin", "X-OAuth-Client-Id\t: admin", "X-OAuth-Client-Id\x00: admin", "X-OAuth-Client-Id\r: admin", "X-\u212aAuth: x", "X: y\r\n X-OAuth-Client-Id: admin"} {
@@ -168,7 +167,7 @@ func TestSpoofedIdentityHeaders(t *testing.T) {
 	})
 }
 
-// C-03, D#23, D#34: a proxy drops what Connection lists; it must not drop what we say.
+// A proxy drops the headers that Connection lists. It must not drop those that we set.
 func TestConnectionHeaderCannotRemoveIdentity(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND")
 	token := g.token("reader")
@@ -199,7 +198,7 @@ func TestConnectionHeaderCannotRemoveIdentity(t *testing.T) {
 	}
 }
 
-// What the operator sets, from a token or not, arrives whatever a caller lists.
+// Headers that the operator sets, from a token or not, arrive whatever a caller lists.
 func TestConnectionHeaderCannotRemoveWhatTheOperatorSets(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, `
 		oauth_server
@@ -229,7 +228,7 @@ func TestConnectionHeaderCannotRemoveWhatTheOperatorSets(t *testing.T) {
 	}
 }
 
-// C-04: identity and credentials can't come late either.
+// Identity and credentials can't come in trailers, either.
 func TestTrailersCarryNoIdentity(t *testing.T) {
 	const site = "oauth_server\noauth_protect\nreverse_proxy BACKEND\nhandle_errors {\nreverse_proxy BACKEND\n}"
 	trailers := []string{"X-OAuth-Client-Id", "x-oauth-scope", "X_OAuth_Client_Id", "X.OAuth.Realm", "Authorization", "Proxy-Authorization", "DPoP", "X-Checksum"}
@@ -245,9 +244,9 @@ func TestTrailersCarryNoIdentity(t *testing.T) {
 			checkNoIdentity(t, got.Header, "X-Oauth-")
 			checkNoIdentity(t, got.Trailer, "X-Oauth-")
 		}
-		// Other trailers are not ours to take; without it this test would prove nothing.
+		// Other trailers are not ours to remove. Without this check the test would prove nothing.
 		if declared && got.Trailer.Get("X-Checksum") != "admin" {
-			t.Errorf("an innocent trailer is gone: %v", got.Trailer)
+			t.Errorf("another trailer was removed: %v", got.Trailer)
 		}
 	}
 	t.Run("h1 chunked", func(t *testing.T) {
@@ -294,7 +293,7 @@ func TestTrailersCarryNoIdentity(t *testing.T) {
 				r.Body, r.ContentLength = io.NopCloser(strings.NewReader("hello")), -1
 				r.Trailer = make(http.Header)
 				for _, name := range trailers {
-					// net/http ends a stream with credentials in its trailers.
+					// net/http resets a stream with credentials in its trailers.
 					if f := folded(name); f != "authorization" && f != "proxy-authorization" {
 						r.Trailer.Set(name, "admin")
 					}
@@ -303,20 +302,20 @@ func TestTrailersCarryNoIdentity(t *testing.T) {
 					r.Header.Set("Authorization", "Bearer "+token)
 				}
 				g.do(r)
-				check(t, g, letIn, proto == "h2") // over h3 no trailer gets as far as this
+				check(t, g, letIn, proto == "h2") // over h3 no trailer gets this far
 			}
 		})
 	}
 }
 
-// C-05: what a caller shows us it does not show the backend.
+// The credentials that a caller sends do not reach the backend.
 func TestCredentialsDoNotReachTheBackend(t *testing.T) {
 	names := []string{"Authorization", "Proxy-Authorization", "DPoP"}
 	var expected []string
 	for _, n := range []string{"Proxy_Authorization"} {
 		expected = append(expected, n, strings.ToLower(n), strings.ToUpper(n))
 	}
-	for name, globals := range map[string]string{"Caddy as it is": "", "Caddy lets spellings pass": "servers {\nexpected_underscore_headers " + strings.Join(expected, " ") + "\n}"} {
+	for name, globals := range map[string]string{"Caddy by default": "", "Caddy passes all spellings": "servers {\nexpected_underscore_headers " + strings.Join(expected, " ") + "\n}"} {
 		t.Run(name, func(t *testing.T) {
 			g := startCaddyfile(t, withGlobals(globals, "store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND"))
 			token := g.token("reader")
@@ -336,7 +335,7 @@ func TestCredentialsDoNotReachTheBackend(t *testing.T) {
 	}
 }
 
-// pathStyle is a way to protect /admin/, and, but for the first, to leave the rest open.
+// pathStyle is a way to protect /admin/. All but the first leave the rest open.
 type pathStyle struct {
 	name, site string
 }
@@ -355,8 +354,7 @@ func pathStyles() []pathStyle {
 	}
 }
 
-// ambiguousPaths are targets that some backend reads as /admin/secret, or as something
-// else than we do.
+// ambiguousPaths are targets that some backend reads as /admin/secret, or otherwise than we do.
 var ambiguousPaths = []string{
 	"/public/../admin/secret", "/public/%2e%2e/admin/secret", "/public/.%2e/admin/secret", "/public/%2e./admin/secret", "/public/%2E%2E/admin/secret",
 	"/public/..%2fadmin/secret", "/public/..%2Fadmin/secret", "/public%2f..%2fadmin%2fsecret", "/public/%2e%2e%2fadmin/secret",
@@ -373,9 +371,8 @@ var ambiguousPaths = []string{
 	"/public/../../../admin/secret", "/..", "/../admin/secret", "/public/..",
 }
 
-// readings are what lenient backends make of a path: decoded once, twice or not at
-// all, with or without parameters of segments, backslashes as slashes, cut at NUL, and
-// cleaned.
+// readings returns what lenient backends make of a path: decoded once, twice or not at all, with
+// or without parameters of segments, with backslashes as slashes, cut at NUL, and cleaned.
 func readings(escaped string) []string {
 	forms := []string{escaped}
 	add := func(f func(string) string) {
@@ -421,14 +418,13 @@ func readings(escaped string) []string {
 	return forms
 }
 
-// isAdmin reports whether one of the readings is what the styles protect.
+// isAdmin reports whether one of the readings is a path that the styles protect.
 func isAdmin(readings []string) bool {
 	return slices.ContainsFunc(readings, func(s string) bool { return strings.HasPrefix(strings.ToLower(s), "/admin/") })
 }
 
-// C-14, D#11, D#17, D#33, D#35: the backend reads the path as the matchers did, or
-// the request is refused, with a token or without, whichever way the protected paths
-// are told from the others.
+// The backend reads the path as the matchers did, or the request is refused, with or without a
+// token, however the protected paths are chosen.
 func TestPathsHaveOneReading(t *testing.T) {
 	for _, style := range pathStyles() {
 		t.Run(style.name, func(t *testing.T) {
@@ -445,7 +441,7 @@ func TestPathsHaveOneReading(t *testing.T) {
 			if n := g.Backend.count(); n != 0 {
 				t.Errorf("%d ambiguous requests reached the backend", n)
 			}
-			// What is plain goes its way.
+			// Unambiguous paths pass.
 			for target, protected := range map[string]bool{
 				"/admin/secret": true, "/%61dmin/secret": true, "/ADMIN/secret": true, "/admin/a%20b": true, "/admin/100%25": true, "/admin/caf%C3%A9": true, "/admin/a.b/...": true,
 				"/public/x": style.name == "the whole site", "/public/a%20b/": style.name == "the whole site",
@@ -460,13 +456,13 @@ func TestPathsHaveOneReading(t *testing.T) {
 			}
 		})
 	}
-	// Where the token endpoint is on another site, what an oauth_protect with a matcher
-	// leaves out is guarded all the same. Inside handle it can't see what handle leaves out.
+	// On a site without the token endpoint, paths that an oauth_protect's matcher leaves out are
+	// guarded just the same. Inside handle, it can't see what handle leaves out.
 	for _, style := range pathStyles() {
 		if strings.HasPrefix(style.site, "handle") || strings.HasPrefix(style.site, "route") {
 			continue
 		}
-		t.Run(style.name+" without a server", func(t *testing.T) {
+		t.Run(style.name+" without oauth_server", func(t *testing.T) {
 			g := startGateway(t, "store memory\n"+testClients, style.site)
 			for _, target := range ambiguousPaths {
 				if a := g.rawRequest("GET " + target); a.StatusCode != 400 {
@@ -476,17 +472,17 @@ func TestPathsHaveOneReading(t *testing.T) {
 		})
 	}
 	if len(ambiguousPaths) < 40 {
-		t.Errorf("the corpus has %d rows", len(ambiguousPaths))
+		t.Errorf("there are only %d ambiguous paths", len(ambiguousPaths))
 	}
 }
 
-// With allow_ambiguous_paths such paths go on as they came, to those who have a token.
+// With allow_ambiguous_paths, such paths reach the backend as they were sent, if there is a token.
 func TestAllowAmbiguousPaths(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect {\nallow_ambiguous_paths\n}\nreverse_proxy BACKEND")
 	token := g.token("reader")
 	for _, target := range ambiguousPaths {
 		if strings.HasPrefix(target, "http:") {
-			// This is no path at all.
+			// This is not a path at all.
 			if a := g.rawRequest("GET "+target, "Authorization: Bearer "+token); a.StatusCode != 400 {
 				t.Errorf("%s: %d", target, a.StatusCode)
 			}
@@ -503,7 +499,7 @@ func TestAllowAmbiguousPaths(t *testing.T) {
 	}
 }
 
-// C-15, D#17: spellings of a path that some system takes for the same are protected alike.
+// All spellings of a path that some system takes for the same are protected.
 func TestSpellingsOfAPathAreProtected(t *testing.T) {
 	for name, site := range map[string]string{
 		"the whole site": "oauth_protect\nreverse_proxy BACKEND",
@@ -530,8 +526,8 @@ func TestSpellingsOfAPathAreProtected(t *testing.T) {
 	}
 }
 
-// C-08, C-09, C-10, D#3, D#25, D#33, D#35: nothing a caller says of itself, of earlier
-// hops or of another path opens a protected one.
+// Nothing that a caller says about itself, about earlier hops or about another path opens a
+// protected one.
 func TestNoHeaderOpensAProtectedPath(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\n@rest not path /public/* /health\noauth_protect @rest\nreverse_proxy BACKEND")
 	for _, lines := range [][]string{
@@ -548,7 +544,7 @@ func TestNoHeaderOpensAProtectedPath(t *testing.T) {
 			t.Errorf("%s: %d", target, a.StatusCode)
 		}
 	}
-	// C-13: near the open ones.
+	// By way of the open ones.
 	for _, target := range []string{"/health/../admin", "/health%2f..%2fadmin", "/public/../admin", "/public/..%2fadmin", "/public/%2e%2e/admin"} {
 		if a := g.rawRequest("GET " + target); a.StatusCode != 401 && a.StatusCode != 400 {
 			t.Errorf("%s: %d", target, a.StatusCode)
@@ -557,13 +553,13 @@ func TestNoHeaderOpensAProtectedPath(t *testing.T) {
 	if n := g.Backend.count(); n != 0 {
 		t.Fatalf("%d requests reached the backend", n)
 	}
-	// The control: the open ones are open.
+	// As a control, the open ones are open.
 	if a, b := g.rawRequest("GET /health"), g.rawRequest("GET /public/x"); a.StatusCode != 200 || b.StatusCode != 200 {
 		t.Errorf("open paths answer %d and %d", a.StatusCode, b.StatusCode)
 	}
 }
 
-// C-01, C-13: open routes of a site with oauth_protect, too, are rid of identity headers.
+// Identity headers are removed on the open routes of a site with oauth_protect, too.
 func TestOpenRoutesCarryNoForeignIdentity(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect /admin/*\nreverse_proxy BACKEND")
 	for _, lines := range [][]string{{"X-OAuth-Client-Id: admin"}, {"x-oauth-scope: admin", "X-OAUTH-REALM: root"}} {
@@ -579,7 +575,7 @@ func TestOpenRoutesCarryNoForeignIdentity(t *testing.T) {
 	}
 }
 
-// C-11: however the host is written, it is that host's realm that counts, or nobody's.
+// However a host is spelled, its own realm and scopes count, or nobody is let in.
 func TestHostSpellingsKeepTheRealm(t *testing.T) {
 	g := startCaddyfile(t, "{\nadmin off\npersist_config off\nauto_https off\ngrace_period 1s\noauth {\nstore memory\n"+twoRealms+"}\n}\n"+
 		"http://strict.test:0 {\nbind 127.0.0.1\noauth_server\noauth_protect root {\nscopes write\n}\nreverse_proxy BACKEND\n}\n"+
@@ -608,7 +604,7 @@ func TestHostSpellingsKeepTheRealm(t *testing.T) {
 	if n := g.Backend.count(); n != 1 {
 		t.Errorf("%d requests reached the backend, want 1", n)
 	}
-	// Two Host lines, or none, are nobody's.
+	// Two Host lines belong to no site.
 	if a := g.rawRequest("GET /x", "Host: strict.test", "Host: lax.test"); a.StatusCode != 400 {
 		t.Errorf("two hosts: %d", a.StatusCode)
 	}
@@ -620,8 +616,8 @@ func (g *gateway) rawPost(host, path, form string) answer {
 	return readRaw(g.t, g.rawConn(fmt.Sprintf("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n%s", path, host, len(form), form)), "POST")
 }
 
-// C-11, C-14: targets that are no paths are nobody's back door.
-func TestTargetsThatAreNoPaths(t *testing.T) {
+// A request target that is not a path opens no protected one.
+func TestTargetsThatAreNotPaths(t *testing.T) {
 	for _, style := range pathStyles() {
 		t.Run(style.name, func(t *testing.T) {
 			g := startGateway(t, "store memory\n"+testClients, "oauth_server\n"+style.site)
@@ -643,7 +639,7 @@ func TestTargetsThatAreNoPaths(t *testing.T) {
 	}
 }
 
-// C-19: who is not let in is told so before sending the body.
+// A request that is not let in is refused before its body is sent.
 func TestDecidedBeforeContinue(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND")
 	token := g.token("reader")
@@ -657,8 +653,7 @@ func TestDecidedBeforeContinue(t *testing.T) {
 	}
 }
 
-// C-22, D#27: an error page's own backend gets no credentials and no foreign identity,
-// whoever failed.
+// An error page's own backend gets no credentials and no spoofed identity, whatever failed.
 func TestErrorBackendsGetNoCredentials(t *testing.T) {
 	dead, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -666,13 +661,13 @@ func TestErrorBackendsGetNoCredentials(t *testing.T) {
 	}
 	nobody := dead.Addr().String()
 	dead.Close()
-	for name, keep := range map[string]string{"the token stays here": "", "keep_token": "keep_token"} {
+	for name, keep := range map[string]string{"by default": "", "keep_token": "keep_token"} {
 		t.Run(name, func(t *testing.T) {
 			g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect {\n"+keep+"\n}\nreverse_proxy "+nobody+"\nhandle_errors {\nreverse_proxy BACKEND\n}")
 			token := g.token("reader")
 			for _, tt := range []struct {
 				authorization string
-				known         bool // whether the backend may hear who called
+				known         bool // whether the backend may be told who called
 			}{{"Bearer " + token, true}, {"Bearer x", false}, {"Basic eDp5", false}, {"Bearer", false}} {
 				before := g.Backend.count()
 				g.do(g.request("GET", "/x", "", "Authorization", tt.authorization, "Proxy-Authorization", "Basic eDp5", "DPoP", "proof", "X-OAuth-Client-Id", "admin"))
@@ -689,14 +684,14 @@ func TestErrorBackendsGetNoCredentials(t *testing.T) {
 	}
 }
 
-// C-23, D#15: what comes from a token or a request is never read as a placeholder.
+// Values from a token or a request are never expanded as placeholders.
 func TestPlaceholdersInValuesStayLiteral(t *testing.T) {
 	t.Setenv("COA_TEST_SECRET", "canary-env")
 	file := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(file, []byte("canary-file"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	folder := t.TempDir() // the subtests' own would have their names in them, placeholders and all
+	folder := t.TempDir() // those of the subtests have their names in the path, placeholders included
 	for i, literal := range []string{"{env.COA_TEST_SECRET}", "{file." + file + "}", "{http.request.header.Authorization}", "{http.request.header.X-Canary}", "{{http.request.header.X-Canary}}"} {
 		t.Run(literal, func(t *testing.T) {
 			logs := filepath.Join(folder, fmt.Sprint("log", i))
@@ -740,8 +735,8 @@ func TestPlaceholdersInValuesStayLiteral(t *testing.T) {
 	}
 }
 
-// C-24, C-25, B-31, E-07: tokens and secrets are in no log at any level, no metric, no
-// configuration dump and no saved configuration.
+// Tokens and secrets are in no log at any level, in no metric, in no configuration dump and in
+// no saved configuration.
 func TestNothingLeaksTokensOrSecrets(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -765,7 +760,7 @@ func TestNothingLeaksTokensOrSecrets(t *testing.T) {
 				t.Fatal("no tokens")
 			}
 			writeOnly := g.token("writer", "write")
-			// All ways through, the bad ones too.
+			// Every path through the gateway, failures included.
 			g.warm("/x", token)
 			g.get("/x", writeOnly)
 			g.get("/a//b", token)
@@ -815,7 +810,7 @@ func TestNothingLeaksTokensOrSecrets(t *testing.T) {
 			}
 			for name, must := range map[string]string{"metrics": "caddy_oauth_bearer_checks_total", "the admin endpoint's metrics": "caddy_oauth_", "/config/": "{env.COA_TEST_SECRET}", "autosave": "{env.COA_TEST_SECRET}", "log": `"level":"debug"`, "access log": "REDACTED"} {
 				if !strings.Contains(places[name], must) {
-					t.Errorf("%s does not hold %s; this test sees nothing:\n%.500s", name, must, places[name])
+					t.Errorf("%s does not hold %s, so this test proves nothing:\n%.500s", name, must, places[name])
 				}
 			}
 			canaries := map[string]string{"the secret": secret, "its Basic form": base64.StdEncoding.EncodeToString([]byte("c:" + secret))}
@@ -846,7 +841,7 @@ func TestNothingLeaksTokensOrSecrets(t *testing.T) {
 	}
 }
 
-// C-27: callers can't make metrics grow.
+// Callers can't add series to the metrics.
 func TestCallersAddNoMetricSeries(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND")
 	series := func() int {
@@ -876,24 +871,24 @@ func TestCallersAddNoMetricSeries(t *testing.T) {
 		call(i + 1)
 	}
 	if after := series(); after != before || before == 0 {
-		t.Errorf("%d series became %d", before, after)
+		t.Errorf("there were %d series, now there are %d", before, after)
 	}
 }
 
-// C-28, D#26: after a rewrite it is the path that goes on which counts.
-func TestRewrittenPathsAreJudgedAsTheyGoOn(t *testing.T) {
+// After a rewrite, the rewritten path counts.
+func TestRewrittenPathsAreJudgedAsTheBackendSeesThem(t *testing.T) {
 	for _, tt := range []struct {
 		name, site, path string
 		status           int
 		upstream         string
 	}{
-		{"rewritten into what is protected", "rewrite /open/* /admin/secret\noauth_protect /admin/*", "/open/x", 401, ""},
-		{"a prefix is stripped before", "uri strip_prefix /open\noauth_protect /admin/*", "/open/admin/x", 401, ""},
-		{"a prefix is stripped before, and dots with it", "uri strip_prefix /open\noauth_protect /admin/*", "/open/..%2fadmin/x", 401, ""},
+		{"rewritten to a protected path", "rewrite /open/* /admin/secret\noauth_protect /admin/*", "/open/x", 401, ""},
+		{"a prefix is stripped", "uri strip_prefix /open\noauth_protect /admin/*", "/open/admin/x", 401, ""},
+		{"a prefix before dots is stripped", "uri strip_prefix /open\noauth_protect /admin/*", "/open/..%2fadmin/x", 401, ""},
 		{"a replacement makes dots", "uri replace DOTS ..\noauth_protect", "/a/DOTS/admin/x", 400, ""},
-		{"a block strips the prefix", "handle_path /open/* {\noauth_protect /admin/*\nreverse_proxy BACKEND\n}", "/open/admin/x", 401, ""},
-		{"rewritten out of what is protected", "rewrite /admin/* /open\noauth_protect /admin/*", "/admin/x", 200, "/open"},
-		{"what goes on after the judgement can be rewritten", "route {\noauth_protect /admin/*\nrewrite /admin/* /backend/admin\n}", "/admin/x", 401, ""},
+		{"handle_path strips a prefix", "handle_path /open/* {\noauth_protect /admin/*\nreverse_proxy BACKEND\n}", "/open/admin/x", 401, ""},
+		{"rewritten from a protected path to an open one", "rewrite /admin/* /open\noauth_protect /admin/*", "/admin/x", 200, "/open"},
+		{"rewritten after the check", "route {\noauth_protect /admin/*\nrewrite /admin/* /backend/admin\n}", "/admin/x", 401, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := startGateway(t, "store memory\n"+testClients, "oauth_server\n"+tt.site+"\nreverse_proxy BACKEND")
@@ -912,8 +907,7 @@ func TestRewrittenPathsAreJudgedAsTheyGoOn(t *testing.T) {
 	}
 }
 
-// startTLS is startGateway with TLS, and with a client that speaks one protocol only:
-// h1, h2 or h3.
+// startTLS is startGateway with TLS and a client that speaks only one protocol: h1, h2 or h3.
 func startTLS(t testing.TB, proto, oauth, site string) *gateway {
 	t.Helper()
 	cert, key, roots := certificate(t)
@@ -937,7 +931,7 @@ func startTLS(t testing.TB, proto, oauth, site string) *gateway {
 	return g
 }
 
-// G-14: the cases are the same over every protocol, and so are the answers.
+// Protected routes give the same answers over every protocol.
 func TestProtectOverEveryProtocol(t *testing.T) {
 	answers := make(map[string]map[string]string)
 	for _, proto := range []string{"h1", "h2", "h3"} {
@@ -952,7 +946,7 @@ func TestProtectOverEveryProtocol(t *testing.T) {
 				t.Run(c.name, func(t *testing.T) {
 					a := c.run(t, g, tokens)
 					h := a.Header.Clone()
-					// What belongs to the protocol and not to the answer.
+					// These belong to the protocol, not to the answer.
 					for _, name := range []string{"Date", "Alt-Svc", "Connection", "Content-Length", "Via"} {
 						h.Del(name)
 					}
