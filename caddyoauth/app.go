@@ -50,21 +50,22 @@ type App struct {
 	logger *zap.Logger
 	opener storeOpener
 
-	// sources are the foreign ones that handlers use, by key; usesStore tells that some handler
-	// needs the tokens issued here. Complete when the last handler has been provisioned.
-	sources   map[string]*usedSource
-	usesStore bool
-
 	// realms are those that are served, by name.
 	realms map[string]*servedRealm
-	// prefixes are what identity headers begin with anywhere in this configuration, folded.
-	prefixes []string
-	// judgesPaths: some oauth_protect refuses ambiguous paths. Like prefixes it is complete
-	// when the last handler has been provisioned, so before any request.
-	judgesPaths bool
-	// servers are all oauth_server; complete likewise.
-	servers []*Server
 
+	// What the handlers need, all together. Only register adds to it. It is complete when the
+	// last handler has been provisioned, so before Start and before any request.
+
+	// usesStore reports that tokens are issued here, or accepted that were.
+	usesStore bool
+	// sources are those of tokens from elsewhere, by what distinguishes their uses.
+	sources map[string]*usedSource
+	// prefixes are what identity headers begin with, folded.
+	prefixes []string
+	// judgesPaths reports that some oauth_protect refuses ambiguous paths.
+	judgesPaths bool
+	// servers are all oauth_server handlers.
+	servers []*Server
 	// ordered are the servers whose routes checkOrder has been through.
 	ordered map[*caddyhttp.Server]bool
 
@@ -124,7 +125,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
 	a.logger = ctx.Logger()
 	a.ready = make(chan struct{})
-	a.reservePrefix(strings.ToLower(defaultHeaderPrefix))
+	a.prefixes = []string{strings.ToLower(defaultHeaderPrefix)}
+	a.sources = make(map[string]*usedSource)
+	a.ordered = make(map[*caddyhttp.Server]bool)
 
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return err
@@ -200,9 +203,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// appFor returns the app of the configuration that a handler is provisioned in. It also
-// checks the order of the server's routes, once for each server: any handler may be the
-// first that Caddy provisions there.
+// appFor returns the app of the configuration that a handler is provisioned in.
 func appFor(ctx caddy.Context, handler string) (*App, error) {
 	app, err := ctx.AppIfConfigured("oauth")
 	if err != nil {
@@ -211,19 +212,66 @@ func appFor(ctx caddy.Context, handler string) (*App, error) {
 		}
 		return nil, fmt.Errorf("%s: %w", handler, err)
 	}
-	a := app.(*App)
-	if err := a.checkOrder(ctx); err != nil {
-		return nil, err
-	}
-	return a, nil
+	return app.(*App), nil
 }
 
-// reservePrefix makes every handler remove headers that begin with prefix, so that no
-// other route can be used to tell a backend who is calling.
-func (a *App) reservePrefix(prefix string) {
-	if !slices.Contains(a.prefixes, prefix) {
-		a.prefixes = append(a.prefixes, prefix)
+// needs is what a handler needs the app to do.
+type needs struct {
+	// store: open the token store, which holds the tokens issued here.
+	store bool
+	// sources are modules of the namespace oauth.sources: open those of tokens from
+	// elsewhere. A LocalSource needs the store.
+	sources []any
+	// headerPrefix, folded, is what the identity headers that it sets begin with: make every
+	// handler remove such headers, so that no other route can be used to tell a backend who
+	// is calling. Empty if it sets none.
+	headerPrefix string
+	// judgesPaths: make every oauth_server refuse ambiguous paths, too.
+	judgesPaths bool
+	// server is the handler itself, if it is an oauth_server: make it known to the others.
+	server *Server
+}
+
+// register tells the app what a handler needs, and prepares the server that the handler
+// stands in: the order of its routes is checked, and it strips requests early. It returns
+// how the handler uses each of its sources, nil for what is no TokenSource. Each handler calls it
+// once, in Provision; Caddy provisions one handler after the other.
+func (a *App) register(ctx caddy.Context, n needs) ([]*usedSource, error) {
+	a.usesStore = a.usesStore || n.store
+	used := make([]*usedSource, len(n.sources))
+	for i, module := range n.sources {
+		switch module := module.(type) {
+		case *LocalSource:
+			a.usesStore = true
+		case TokenSource:
+			key := useKey(module)
+			if a.sources[key] == nil {
+				a.sources[key] = &usedSource{module: module}
+			}
+			used[i] = a.sources[key]
+		}
 	}
+	if n.headerPrefix != "" && !slices.Contains(a.prefixes, n.headerPrefix) {
+		a.prefixes = append(a.prefixes, n.headerPrefix)
+	}
+	a.judgesPaths = a.judgesPaths || n.judgesPaths
+	if n.server != nil {
+		a.servers = append(a.servers, n.server)
+	}
+
+	// Without a server, as in tests, a handler strips for itself alone, which it does in any
+	// case.
+	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok {
+		return used, nil
+	}
+	if !a.ordered[server] {
+		a.ordered[server] = true
+		if err := checkOrder(ctx, server, a.logger); err != nil {
+			return nil, err
+		}
+	}
+	return used, stripEarly(ctx, server, a)
 }
 
 // realm returns the realm of that name, or, for no name, the only one there is, else

@@ -38,13 +38,8 @@ const strippedVar = "oauth.stripped"
 type stripped struct{}
 
 // stripEarly installs an earlyStrip in the server that a handler is being provisioned for,
-// if it has none yet. Without a server, as in tests, handlers strip for themselves alone,
-// which they do in any case.
-func (a *App) stripEarly(ctx caddy.Context) error {
-	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	if !ok {
-		return nil
-	}
+// if it has none yet.
+func stripEarly(ctx caddy.Context, server *caddyhttp.Server, app *App) error {
 	if len(server.Routes) > 0 && len(server.Routes[0].Handlers) > 0 {
 		if _, there := server.Routes[0].Handlers[0].(*earlyStrip); there {
 			return nil
@@ -55,12 +50,12 @@ func (a *App) stripEarly(ctx caddy.Context) error {
 		ctx.Logger().Warn("this server has oauth handlers in named routes or error routes only: whatever runs before them, or without them, sees the identity headers that callers send; put an oauth_server or oauth_protect into the site itself")
 		return nil
 	}
-	early := &earlyStrip{app: a, logger: ctx.Logger(), routes: server.Routes}
+	early := &earlyStrip{app: app, logger: ctx.Logger(), routes: server.Routes}
 	if server.Errors != nil && len(server.Errors.Routes) > 0 {
 		// These are provisioned later, ours with them.
 		early.marks = true
 		server.Errors.Routes = slices.Insert(server.Errors.Routes, 0,
-			caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{&earlyErrorStrip{app: a, logger: ctx.Logger()}}})
+			caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{&earlyErrorStrip{app: app, logger: ctx.Logger()}}})
 	}
 	// Caddy is in the middle of a loop over the routes, and compiles what it finds here when
 	// the loop is over. A longer list would lack the handlers of the rest: they go where the

@@ -53,7 +53,8 @@ func (g *Guard) Provision(ctx caddy.Context) error {
 		return err
 	}
 	g.app = app
-	return app.stripEarly(ctx)
+	_, err = app.register(ctx, needs{})
+	return err
 }
 
 // ServeHTTP cleans the request and passes it on, or refuses it for its path.

@@ -18,20 +18,10 @@ import (
 // header is empty there, so that `root * /srv/{http.auth.user.id}` is /srv/ with the files of
 // all. What can be seen to be so when the configuration is loaded is refused.
 
-// checkOrder walks through the routes of the server that a handler is being provisioned for, in
-// the order in which they run, and returns an error if something in them wants to know the
-// caller before an oauth_protect can have told. The first handler of the app that is provisioned
-// in a server does it for all of them.
-func (a *App) checkOrder(ctx caddy.Context) error {
-	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	if !ok || a.ordered[server] {
-		return nil
-	}
-	if a.ordered == nil {
-		a.ordered = make(map[*caddyhttp.Server]bool)
-	}
-	a.ordered[server] = true
-
+// checkOrder walks through the routes of a server, in the order in which they run, and returns
+// an error if something in them wants to know the caller before an oauth_protect can have told.
+// It is called for the first handler of the app that is provisioned in the server.
+func checkOrder(ctx caddy.Context, server *caddyhttp.Server, logger *zap.Logger) error {
 	w := orderWalk{prefixes: []string{strings.ToLower(defaultHeaderPrefix)}, named: make(map[string][]sourceRoute)}
 	for name, s := range serversOf(ctx) {
 		if s == server {
@@ -47,7 +37,7 @@ func (a *App) checkOrder(ctx caddy.Context) error {
 	}
 	w.routes(sourceOf(configuredRoutes(server)), "", knowledge{})
 	for _, warning := range w.warnings {
-		a.logger.Warn(warning, zap.String("server", w.server))
+		logger.Warn(warning, zap.String("server", w.server))
 	}
 	return errors.Join(w.errs...)
 }

@@ -151,7 +151,21 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 		return err
 	}
 	p.app = app
-	if err := p.provisionSources(ctx); err != nil {
+	modules, err := p.loadSources(ctx)
+	if err != nil {
+		return fmt.Errorf("oauth_protect: %w", err)
+	}
+	if p.HeaderPrefix == "" {
+		p.HeaderPrefix = defaultHeaderPrefix
+	}
+	if p.headers, err = newIdentityHeaders(p.HeaderPrefix); err != nil {
+		return fmt.Errorf("oauth_protect: %w", err)
+	}
+	used, err := app.register(ctx, needs{sources: modules, headerPrefix: p.headers.prefixes[0], judgesPaths: !p.AllowAmbiguousPaths})
+	if err != nil {
+		return err
+	}
+	if err := p.provisionSources(modules, used); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
 	for _, rule := range p.Claims {
@@ -169,14 +183,6 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 		return errors.New("oauth_protect: max_age must be greater than zero")
 	}
 	p.maxAge = time.Duration(cmp.Or(p.MaxAge, math.MaxInt64))
-	if p.HeaderPrefix == "" {
-		p.HeaderPrefix = defaultHeaderPrefix
-	}
-	if p.headers, err = newIdentityHeaders(p.HeaderPrefix); err != nil {
-		return fmt.Errorf("oauth_protect: %w", err)
-	}
-	app.reservePrefix(p.headers.prefixes[0])
-	app.judgesPaths = app.judgesPaths || !p.AllowAmbiguousPaths
 
 	p.beside = routesBeside(ctx)
 	p.challenge = `Bearer realm="` + p.label + `"`
@@ -203,7 +209,7 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	p.lacksClaim = newRefusal(http.StatusForbidden, "insufficient_claims", p.challenge+`, error="insufficient_scope", error_description="the token lacks a claim"`)
 	p.insecure = newRefusal(http.StatusForbidden, "insecure_transport", "")
 	p.undeterminable = newRefusal(http.StatusServiceUnavailable, "temporarily_unavailable", "")
-	return app.stripEarly(ctx)
+	return nil
 }
 
 // ServeHTTP judges the request. Every way out that is not a call of next is a refusal.
@@ -307,19 +313,22 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 	return b, nil
 }
 
-// provisionSources finds the sources, and what to call the route after.
-func (p *Protect) provisionSources(ctx caddy.Context) error {
-	var modules []any
-	if len(p.SourcesRaw) > 0 {
-		loaded, err := ctx.LoadModule(p, "SourcesRaw")
-		if err != nil {
-			return fmt.Errorf("loading a source: %w", err)
-		}
-		modules = loaded.([]any)
-	} else {
-		modules = []any{new(LocalSource)}
+// loadSources loads the modules that say where tokens come from.
+func (p *Protect) loadSources(ctx caddy.Context) ([]any, error) {
+	if len(p.SourcesRaw) == 0 {
+		return []any{new(LocalSource)}, nil
 	}
-	for _, module := range modules {
+	loaded, err := ctx.LoadModule(p, "SourcesRaw")
+	if err != nil {
+		return nil, fmt.Errorf("loading a source: %w", err)
+	}
+	return loaded.([]any), nil
+}
+
+// provisionSources finds the sources, which the app has registered as used, and what to call
+// the route after.
+func (p *Protect) provisionSources(modules []any, used []*usedSource) error {
+	for i, module := range modules {
 		var source routeSource
 		switch module := module.(type) {
 		case *LocalSource:
@@ -327,11 +336,10 @@ func (p *Protect) provisionSources(ctx caddy.Context) error {
 			if err != nil {
 				return err
 			}
-			p.app.usesStore = true
 			p.label = cmp.Or(p.label, realm.name)
 			source.realm = realm
 		case TokenSource:
-			source.source = p.app.useSource(module)
+			source.source = used[i]
 			source.near = strings.HasPrefix(module.Label(), "http:") // for loopback only
 		default:
 			return fmt.Errorf("%T is not a source of tokens", module)

@@ -108,7 +108,6 @@ func (s *Server) Provision(ctx caddy.Context) error {
 		return err
 	}
 	s.app = app
-	app.usesStore = true
 	if s.BasePath == "" {
 		s.BasePath = "/oauth2"
 	}
@@ -134,8 +133,8 @@ func (s *Server) Provision(ctx caddy.Context) error {
 	}
 	s.noSuchEndpoint = s.directions(realms)
 	s.site = siteOf(ctx)
-	app.servers = append(app.servers, s)
-	return app.stripEarly(ctx)
+	_, err = app.register(ctx, needs{store: true, server: s})
+	return err
 }
 
 func checkBasePath(path string) error {

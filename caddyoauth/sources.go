@@ -69,23 +69,15 @@ type usedSource struct {
 	warn sync.Once // of the first token that is of one of the others
 }
 
-// useSource makes the app open the source in Start. Handlers call it in Provision.
-func (a *App) useSource(module TokenSource) *usedSource {
-	// With other bounds on memory it is another use of the same source.
+// useKey tells the use of a source from others. With other bounds on memory it is another use
+// of the same source.
+func useKey(module TokenSource) string {
 	memory := module.Memory()
 	key := fmt.Sprintf("%s\x00%d %d %d", module.SourceKey(), memory.MaxAge, memory.NegativeAge, memory.StaleFor)
 	if remote, ok := module.(*IntrospectSource); ok {
 		key += fmt.Sprintf(" %d", remote.Timeout) // or with more patience
 	}
-	if used := a.sources[key]; used != nil {
-		return used
-	}
-	used := &usedSource{module: module}
-	if a.sources == nil {
-		a.sources = make(map[string]*usedSource)
-	}
-	a.sources[key] = used
-	return used
+	return key
 }
 
 // own returns facts if the source may say that, or else inactive ones.
