@@ -40,6 +40,7 @@ import (
 //	                  beside the document, or Caddyfile.example for the README and docs;
 //	                  "…" stands for anything in a line, or, alone in a line, for any lines
 //	sh                commands that are checked and not run; see checkCommand
+//	mermaid           a sequence diagram, which GitHub draws; see checkDiagram
 //
 // and any other block fails, since nothing would notice when it goes stale.
 
@@ -172,6 +173,8 @@ func TestDocumentBlocks(t *testing.T) {
 					for command := range strings.Lines(b.text) {
 						checkCommand(t, strings.TrimSpace(command))
 					}
+				case "mermaid":
+					checkDiagram(t, b.text)
 				default:
 					t.Errorf("a block of kind %q is not tested", b.kind)
 				}
@@ -319,6 +322,62 @@ func checkCommand(t *testing.T, command string) {
 		}
 	default:
 		t.Errorf("nothing checks the command %q; put it into a console block if it can be run", command)
+	}
+}
+
+// checkDiagram checks a sequence diagram of Mermaid as far as our own need it: each line is
+// a participant, a note, or a message, and those who take part are declared. A semicolon or
+// a # would end the text.
+func checkDiagram(t *testing.T, text string) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	if lines[0] != "sequenceDiagram" {
+		t.Fatalf("the diagram is %q, and only sequence diagrams are checked", lines[0])
+	}
+	participant := regexp.MustCompile(`^    participant ([A-Z]) as [A-Za-z ]+$`)
+	message := regexp.MustCompile(`^    (?:([A-Z])--?>>|Note over )([A-Z]): [^;#]+$`)
+	declared := map[string]bool{"": true}
+	for _, line := range lines[1:] {
+		if m := participant.FindStringSubmatch(line); m != nil {
+			declared[m[1]] = true
+		} else if m := message.FindStringSubmatch(line); m == nil || !declared[m[1]] || !declared[m[2]] {
+			t.Errorf("the diagram has %q", line)
+		}
+	}
+}
+
+// The README names the files and the image that the release workflow makes, and no others.
+// That the workflow is well-formed is checked by actionlint, in .ci/run.
+func TestReleaseNames(t *testing.T) {
+	release := readDocument(t, ".github/workflows/release.yml")
+	targets := regexp.MustCompile(`for target in ([a-z0-9/ ]+); do`).FindStringSubmatch(release)
+	if targets == nil || !strings.Contains(release, "name=caddy-oauth_${GITHUB_REF_NAME}_${target%/*}_${target#*/}\n") {
+		t.Fatal("the release workflow names its files in another way")
+	}
+	var made []string
+	for target := range strings.FieldsSeq(targets[1]) {
+		name := "caddy-oauth_<version>_" + strings.ReplaceAll(target, "/", "_")
+		if strings.HasPrefix(target, "windows/") {
+			name += ".exe"
+		}
+		made = append(made, name)
+	}
+	const image = "ghcr.io/caddyoauth/gateway"
+	if strings.Contains(release, "image="+image+"\n") && strings.Contains(release, `"$image:$GITHUB_REF_NAME"`) && strings.Contains(release, `"$image:latest"`) {
+		made = append(made, image+":<version>")
+	}
+	if strings.Contains(release, "sha256sum -- * >SHA256SUMS") {
+		made = append(made, "SHA256SUMS")
+	}
+	named := regexp.MustCompile("`(caddy-oauth_[^`]+|ghcr\\.io/[^`]+|[A-Z0-9]+SUMS)`").FindAllStringSubmatch(readDocument(t, "README.md"), -1)
+	var names []string
+	for _, m := range named {
+		names = append(names, m[1])
+	}
+	slices.Sort(made)
+	slices.Sort(names)
+	if !slices.Equal(made, names) {
+		t.Errorf("a release has %q, the README names %q", made, names)
 	}
 }
 
