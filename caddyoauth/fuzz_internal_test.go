@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 	"github.com/caddyoauth/gateway/introspect"
 )
 
@@ -340,7 +341,8 @@ func FuzzChallenge(f *testing.F) {
 			return
 		}
 		want := slices.Compact(slices.Sorted(slices.Values(list)))
-		insufficient := p.lacksScope(httptest.NewRequest("GET", "/", nil), &bearer{facts: introspect.Inactive()})
+		nobody := introspect.Inactive()
+		insufficient := p.reject(httptest.NewRequest("GET", "/", nil), &bearer{facts: nobody}, access.Decision{Cause: access.CauseScope, Want: p.rule.ScopesFor(nobody)})
 		for _, no := range []*rejection{p.missingToken, p.malformed, p.invalidToken, insufficient} {
 			scheme, params, err := ParseChallenge(no.challenge)
 			if err != nil {

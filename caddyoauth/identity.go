@@ -13,8 +13,6 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-
-	"github.com/caddyoauth/gateway/introspect"
 )
 
 // defaultHeaderPrefix is what identity headers begin with if nothing else is said.
@@ -139,30 +137,6 @@ func (b *bearer) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	return nil
 }
 
-// bearer is what a request has been let in with. It travels in the request's context,
-// where placeholders and logs can't reach it.
-type bearer struct {
-	token string
-	facts *introspect.Facts
-	realm string // of this gateway; empty for tokens from elsewhere
-
-	// What headers, placeholders and logs say; see introduce.
-	client, subject, issuer, scope string
-
-	// rule let the request in; earlier is what one before it did so with.
-	rule    *Protect
-	earlier *bearer
-	// last is set in the first bearer of a request, by those after it.
-	last *bearer
-}
-
-func (b *bearer) first() *bearer {
-	for b.earlier != nil {
-		b = b.earlier
-	}
-	return b
-}
-
 const (
 	// maxForeignClientID is as long as IDs of our own clients may be.
 	maxForeignClientID = 256
@@ -223,15 +197,4 @@ func headerText(name string) string {
 		}
 	}
 	return string(text)
-}
-
-type bearerCtxKey struct{}
-
-// FactsFromContext returns the facts of the token that oauth_protect let a request in
-// with, for other Caddy modules. The facts are shared: read them only.
-func FactsFromContext(ctx context.Context) (*introspect.Facts, bool) {
-	if b, ok := ctx.Value(bearerCtxKey{}).(*bearer); ok {
-		return b.facts, true
-	}
-	return nil, false
 }

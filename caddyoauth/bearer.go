@@ -1,0 +1,112 @@
+package caddyoauth
+
+import (
+	"context"
+	"strings"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// bearer is who sends a request: its token, and what is known of it. It travels in the
+// request's context, where placeholders and logs can't reach the token.
+type bearer struct {
+	token string
+	facts *introspect.Facts
+	realm string // of this gateway; empty for tokens from elsewhere
+
+	// client, subject, issuer and scope are what headers, placeholders and logs say; see
+	// introduce.
+	client, subject, issuer, scope string
+
+	// by is the handler that let the request in. earlier is the bearer that a handler before
+	// it let in, nil if there was none.
+	by      *Protect
+	earlier *bearer
+	// last is the bearer that the last of several handlers let in. Only the first bearer of a
+	// request has it, and only if there are others.
+	last *bearer
+}
+
+func (b *bearer) first() *bearer {
+	for b.earlier != nil {
+		b = b.earlier
+	}
+	return b
+}
+
+type bearerCtxKey struct{}
+
+// FactsFromContext returns the facts of the token with which oauth_protect let a request
+// in, for other Caddy modules. The facts are shared between requests and read-only.
+func FactsFromContext(ctx context.Context) (*introspect.Facts, bool) {
+	if b, ok := ctx.Value(bearerCtxKey{}).(*bearer); ok {
+		return b.facts, true
+	}
+	return nil, false
+}
+
+// tokenVerdict is what bearerToken finds in a request.
+type tokenVerdict int
+
+const (
+	tokenPresent   tokenVerdict = iota
+	tokenMissing                // no credentials for us
+	tokenMalformed              // the header's structure is broken
+	tokenInvalid                // one token, which no server can have issued
+	tokenTooLong                // one token, too long for any server to have issued it
+)
+
+// bearerToken takes the token from the lines of the Authorization header (RFC 6750 section
+// 2.1). It looks nowhere else: not in the query, the body or a cookie.
+func bearerToken(lines []string) (string, tokenVerdict) {
+	switch len(lines) {
+	case 0:
+		return "", tokenMissing
+	case 1:
+	default:
+		// Nobody knows which of them the backend would believe.
+		return "", tokenMalformed
+	}
+	const scheme = "bearer"
+	line := lines[0]
+	if len(line) < len(scheme) || !strings.EqualFold(line[:len(scheme)], scheme) {
+		return "", tokenMissing
+	}
+	rest := line[len(scheme):]
+	if rest != "" && rest[0] != ' ' && rest[0] != '\t' && rest[0] != ',' {
+		return "", tokenMissing // another scheme, which only begins like this one
+	}
+	token := strings.Trim(rest, " ")
+	if token == "" || strings.ContainsAny(token, " \t,") {
+		return "", tokenMalformed
+	}
+	if rest[0] != ' ' {
+		return "", tokenMalformed
+	}
+	if len(token) > introspect.MaxTokenLength {
+		return "", tokenTooLong
+	}
+	if !isB64Token(token) {
+		return "", tokenInvalid
+	}
+	return token, tokenPresent
+}
+
+// isB64Token reports whether s is a b64token (RFC 6750 section 2.1):
+// 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"=".
+func isB64Token(s string) bool {
+	s = strings.TrimRight(s, "=")
+	for i := range len(s) {
+		if !b64TokenChar[s[i]] {
+			return false
+		}
+	}
+	return s != ""
+}
+
+var b64TokenChar = func() (is [256]bool) {
+	for _, c := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/" {
+		is[c] = true
+	}
+	return is
+}()

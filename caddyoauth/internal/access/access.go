@@ -1,0 +1,121 @@
+// Package access decides whether a request may pass a route, from the facts of the token
+// that it carries, and says why not.
+//
+// It is pure: it asks nobody, remembers nothing and writes no answer. Facts may come from
+// a cache; a decision is made anew for every request and is never cached.
+package access
+
+import (
+	"slices"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// Rule is what a route demands of a token. The zero value demands a valid token and
+// nothing more. Rules are read-only once requests run.
+type Rule struct {
+	// Scopes are the scopes that the token must have, all of them.
+	Scopes []string
+	// AnyScope are scopes of which the token must have at least one. Empty demands none.
+	AnyScope []string
+	// Audience are audiences of which the token must name at least one, byte for byte.
+	// Empty accepts any token, including one without an audience.
+	Audience []string
+	// Claims are claims that the token must have, all of them.
+	Claims []Claim
+}
+
+// Claim is a claim that a token must have.
+type Claim struct {
+	// Name is the claim's name, as in [introspect.Facts.ClaimValues].
+	Name string
+	// Values are the accepted values. The claim must have at least one of them, byte for byte.
+	Values []string
+}
+
+// Request is what a decision depends on besides the rule and the facts.
+type Request struct {
+	// Fit means that the names in the token can be passed on with the request: in a header,
+	// nobody can read them as another caller's, or as several.
+	Fit bool
+}
+
+// Cause is why a request is refused. It is for logs and metrics. Callers are not told:
+// it would tell them about the token's state.
+type Cause string
+
+// The causes that [Decide] finds, in the order in which it looks for them.
+const (
+	// CauseInactive means that the token is unknown, malformed, expired or revoked.
+	CauseInactive Cause = "inactive"
+	// CauseAudience means that the token was issued for other audiences, or for none.
+	CauseAudience Cause = "audience"
+	// CauseNamesNobody means that the token has neither a client nor a subject. To a
+	// backend its bearer would look like nobody.
+	CauseNamesNobody Cause = "names_nobody"
+	// CauseUnfit means that the token's names don't fit into headers; see [Request].
+	CauseUnfit Cause = "unfit_for_headers"
+	// CauseScope means that the token is valid here and lacks a scope.
+	CauseScope Cause = "scope"
+	// CauseClaim means that the token is valid here and lacks a claim.
+	CauseClaim Cause = "claim"
+)
+
+// Decision is the answer to one request. The zero value refuses.
+type Decision struct {
+	Allowed bool
+	// Cause is why the request is refused; empty if it is allowed.
+	Cause Cause
+	// Claim is the name of the claim that CauseClaim is about.
+	Claim string
+	// Want is what the rule asked for and Has what the token has of that kind: audiences,
+	// scopes, or values of Claim. They are set for CauseAudience, CauseScope and CauseClaim,
+	// and are read-only.
+	Want, Has []string
+}
+
+// Decide decides whether a request with these facts may pass the rule. It doesn't allocate
+// where the request is allowed, unless the rule demands claims.
+func Decide(rule *Rule, facts *introspect.Facts, request Request) Decision {
+	switch {
+	case !facts.Active:
+		return Decision{Cause: CauseInactive}
+	case len(rule.Audience) > 0 && !slices.ContainsFunc(rule.Audience, facts.HasAudience):
+		return Decision{Cause: CauseAudience, Want: rule.Audience, Has: facts.Audience}
+	case facts.ClientID == "" && facts.Subject == "":
+		return Decision{Cause: CauseNamesNobody}
+	case !request.Fit:
+		return Decision{Cause: CauseUnfit}
+	case !rule.scopesSuffice(facts):
+		return Decision{Cause: CauseScope, Want: rule.ScopesFor(facts), Has: facts.Scopes}
+	}
+	for i := range rule.Claims {
+		claim := &rule.Claims[i]
+		has := facts.ClaimValues(claim.Name)
+		accepted := func(value string) bool { return slices.Contains(claim.Values, value) }
+		if !slices.ContainsFunc(has, accepted) {
+			return Decision{Cause: CauseClaim, Claim: claim.Name, Want: claim.Values, Has: has}
+		}
+	}
+	return Decision{Allowed: true}
+}
+
+func (r *Rule) scopesSuffice(facts *introspect.Facts) bool {
+	for _, s := range r.Scopes {
+		if !facts.HasScope(s) {
+			return false
+		}
+	}
+	return len(r.AnyScope) == 0 || slices.ContainsFunc(r.AnyScope, facts.HasScope)
+}
+
+// ScopesFor returns the scopes that the bearer of a token needs for this rule, in a slice
+// of its own. Of AnyScope these are the ones that the token has. If it has none, they are
+// all of them, because a challenge (RFC 6750 section 3) can't say "one of".
+func (r *Rule) ScopesFor(facts *introspect.Facts) []string {
+	alternatives := r.AnyScope
+	if slices.ContainsFunc(alternatives, facts.HasScope) {
+		alternatives = slices.DeleteFunc(slices.Clone(alternatives), func(s string) bool { return !facts.HasScope(s) })
+	}
+	return slices.Concat(r.Scopes, alternatives)
+}

@@ -1,0 +1,101 @@
+package access
+
+import (
+	"reflect"
+	"slices"
+	"testing"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// good returns facts that pass every rule here, with one thing changed.
+func good(change func(*introspect.Facts)) *introspect.Facts {
+	facts := &introspect.Facts{
+		Active: true, ClientID: "reporter", Subject: "reporter",
+		Scopes: []string{"read", "list"}, Audience: []string{"api"}, Claims: `{"role":["dev","ops"]}`,
+	}
+	if change != nil {
+		change(facts)
+	}
+	return facts
+}
+
+func TestEachCauseIsFoundAndNothingElseRefuses(t *testing.T) {
+	allowed, fit := Decision{Allowed: true}, Request{Fit: true}
+	everything := Rule{
+		Scopes: []string{"read"}, AnyScope: []string{"write", "list"}, Audience: []string{"api", "web"},
+		Claims: []Claim{{"role", []string{"ops", "root"}}, {"role", []string{"dev"}}},
+	}
+	for _, c := range []struct {
+		name    string
+		rule    Rule
+		facts   *introspect.Facts
+		request Request
+		want    Decision
+	}{
+		{"a rule without demands takes any valid token", Rule{}, good(nil), fit, allowed},
+		{"a token that meets every demand passes", everything, good(nil), fit, allowed},
+		{"an inactive token is refused without demands", Rule{}, introspect.Inactive(), fit, Decision{Cause: CauseInactive}},
+		{"an inactive token is no more than inactive", everything, introspect.Inactive(), Request{}, Decision{Cause: CauseInactive}},
+
+		{"a token for another audience", everything, good(func(f *introspect.Facts) { f.Audience = []string{"API"} }), fit,
+			Decision{Cause: CauseAudience, Want: []string{"api", "web"}, Has: []string{"API"}}},
+		{"a token without audience", everything, good(func(f *introspect.Facts) { f.Audience = nil }), fit,
+			Decision{Cause: CauseAudience, Want: []string{"api", "web"}}},
+		{"the audience comes before the names", everything, good(func(f *introspect.Facts) { f.Audience, f.ClientID, f.Subject = nil, "", "" }), Request{},
+			Decision{Cause: CauseAudience, Want: []string{"api", "web"}}},
+
+		{"a token that names nobody", Rule{}, good(func(f *introspect.Facts) { f.ClientID, f.Subject = "", "" }), fit, Decision{Cause: CauseNamesNobody}},
+		{"a client is somebody", Rule{}, good(func(f *introspect.Facts) { f.Subject = "" }), fit, allowed},
+		{"a subject is somebody", Rule{}, good(func(f *introspect.Facts) { f.ClientID = "" }), fit, allowed},
+		{"nobody comes before names that don't fit", Rule{}, good(func(f *introspect.Facts) { f.ClientID, f.Subject = "", "" }), Request{}, Decision{Cause: CauseNamesNobody}},
+
+		{"names that don't fit", Rule{}, good(nil), Request{}, Decision{Cause: CauseUnfit}},
+		{"names that don't fit come before scopes", everything, good(func(f *introspect.Facts) { f.Scopes = nil }), Request{}, Decision{Cause: CauseUnfit}},
+
+		{"one scope of several is missing", Rule{Scopes: []string{"read", "write"}}, good(nil), fit,
+			Decision{Cause: CauseScope, Want: []string{"read", "write"}, Has: []string{"read", "list"}}},
+		{"a scope is no prefix", Rule{Scopes: []string{"rea"}}, good(nil), fit,
+			Decision{Cause: CauseScope, Want: []string{"rea"}, Has: []string{"read", "list"}}},
+		{"none of the alternatives", Rule{AnyScope: []string{"write", "delete"}}, good(nil), fit,
+			Decision{Cause: CauseScope, Want: []string{"write", "delete"}, Has: []string{"read", "list"}}},
+		{"an alternative that the token has does not replace a scope", Rule{Scopes: []string{"write"}, AnyScope: []string{"delete", "list"}}, good(nil), fit,
+			Decision{Cause: CauseScope, Want: []string{"write", "list"}, Has: []string{"read", "list"}}},
+		{"scopes come before claims", everything, good(func(f *introspect.Facts) { f.Scopes, f.Claims = nil, "" }), fit,
+			Decision{Cause: CauseScope, Want: []string{"read", "write", "list"}}},
+
+		{"a claim has another value", Rule{Claims: []Claim{{"role", []string{"OPS", "root"}}}}, good(nil), fit,
+			Decision{Cause: CauseClaim, Claim: "role", Want: []string{"OPS", "root"}, Has: []string{"dev", "ops"}}},
+		{"a claim is missing", Rule{Claims: []Claim{{"role", []string{"ops"}}, {"tenant", []string{"a"}}}}, good(nil), fit,
+			Decision{Cause: CauseClaim, Claim: "tenant", Want: []string{"a"}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := Decide(&c.rule, c.facts, c.request); !reflect.DeepEqual(got, c.want) {
+				t.Errorf("decided %+v, want %+v", got, c.want)
+			}
+		})
+	}
+}
+
+func TestTheScopesForABearerAreItsOwnAlternatives(t *testing.T) {
+	rule := Rule{Scopes: []string{"read"}, AnyScope: []string{"write", "list", "delete"}}
+	if got, want := rule.ScopesFor(good(nil)), []string{"read", "list"}; !slices.Equal(got, want) {
+		t.Errorf("a bearer with one alternative needs %q, want %q", got, want)
+	}
+	if got, want := rule.ScopesFor(introspect.Inactive()), []string{"read", "write", "list", "delete"}; !slices.Equal(got, want) {
+		t.Errorf("a bearer with no alternative needs %q, want %q", got, want)
+	}
+	slices.Sort(rule.ScopesFor(introspect.Inactive()))
+	if want := []string{"write", "list", "delete"}; !slices.Equal(rule.AnyScope, want) {
+		t.Errorf("a caller that sorts its scopes changes the rule to %q", rule.AnyScope)
+	}
+}
+
+func TestAllowingDoesNotAllocate(t *testing.T) {
+	rule := Rule{Scopes: []string{"read"}, AnyScope: []string{"write", "list"}, Audience: []string{"api"}}
+	facts := good(nil)
+	allowed := true
+	if n := testing.AllocsPerRun(100, func() { allowed = allowed && Decide(&rule, facts, Request{Fit: true}).Allowed }); n != 0 || !allowed {
+		t.Errorf("allowed %t with %v allocations, want none", allowed, n)
+	}
+}
