@@ -1,5 +1,3 @@
-// Package store holds the token stores behind [oauth.TokenStore]: memory and bbolt. The
-// contract stands there; one test suite holds all of them to it.
 package store
 
 import (

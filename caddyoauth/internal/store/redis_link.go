@@ -1,0 +1,343 @@
+package store
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// This file keeps the link to Redis: it connects, proves with PINGs that news of revocations
+// arrives, grants and ends the lease under which the cache may answer, and makes up for
+// what was lost while the link was down.
+
+const (
+	pingInterval = 500 * time.Millisecond
+	pingTimeout  = time.Second
+	// leaseTime bounds how long a revocation at another gateway can go unnoticed.
+	leaseTime = 2 * time.Second
+
+	replayTime = time.Minute
+	maxReplay  = 4096
+)
+
+// revocation is a revocation that Redis has acknowledged, kept in case Redis loses it.
+type revocation struct {
+	key string
+	at  time.Time
+}
+
+// Coherent implements introspect.Coherent: it reports whether Revoked has been told of every
+// revocation up to a moment ago. It does not block.
+func (r *Redis) Coherent() bool {
+	now := time.Now()
+	return int64(now.Sub(r.base)) < r.lease.Load() && now.UnixNano() < r.wall.Load()
+}
+
+// run connects, then watches the link until Close.
+func (r *Redis) run() {
+	defer close(r.done)
+	if !r.connect() {
+		return
+	}
+	defer r.client.Close()
+	ticker := time.NewTicker(pingInterval)
+	defer ticker.Stop()
+	owed := false // revocations have to be repeated
+	for {
+		regained := r.look()
+		// Retried until it works: the server we reach now may be a replica that is promoted later.
+		if owed = owed || regained; owed && r.Coherent() {
+			owed = !r.repeatRevocations()
+		}
+		if regained {
+			r.cfg.Changed()
+			r.findEvicting()
+			r.cfg.Regained()
+		}
+		select {
+		case <-r.stop:
+			return
+		case <-ticker.C:
+		case <-r.wake:
+		}
+	}
+}
+
+// connect tries to connect until it succeeds. It returns false if Close comes first.
+func (r *Redis) connect() bool {
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		client, err := rueidis.NewClient(r.options())
+		if err == nil {
+			r.client = client
+			close(r.connected)
+			if r.failure.Load() == nil {
+				close(r.tried)
+			}
+			return true
+		}
+		if client != nil {
+			client.Close()
+		}
+		if r.failure.Swap(&err) == nil {
+			close(r.tried)
+		}
+		r.lose(err)
+		select {
+		case <-r.stop:
+			return false
+		case <-time.After(pause):
+		}
+	}
+}
+
+// look asks every server whether the link is up, and extends or ends the lease accordingly. It
+// reports whether the link was down before and is up now.
+func (r *Redis) look() (regained bool) {
+	r.mu.Lock()
+	losses := r.losses
+	r.mu.Unlock()
+	asked := time.Now()
+	if err := r.ping(); err != nil {
+		r.lose(err)
+		return false
+	}
+	r.mu.Lock()
+	if r.losses != losses {
+		r.mu.Unlock() // lost meanwhile; wake brings the next look
+		return false
+	}
+	regained = !r.up
+	r.up = true
+	// The lease starts before the question: the answer proves only that everything Redis sent
+	// before it has been heard.
+	r.wall.Store(asked.Add(leaseTime).UnixNano())
+	r.lease.Store(int64(asked.Sub(r.base) + leaseTime))
+	r.mu.Unlock()
+	return regained
+}
+
+// lose ends the lease, and reports the loss once.
+func (r *Redis) lose(err error) {
+	r.mu.Lock()
+	r.losses++
+	r.lease.Store(0)
+	r.cfg.Flush() // under mu, before look can grant another lease
+	first := r.up || r.losses == 1
+	if r.up {
+		r.lostAt = time.Now()
+	}
+	r.up = false
+	r.mu.Unlock()
+	if first {
+		r.cfg.Lost(err)
+	}
+}
+
+// ping asks every server that reads may go to. In a Cluster, replicas need not answer.
+func (r *Redis) ping() error {
+	ctx, cancel := context.WithTimeout(context.Background(), pingTimeout)
+	defer cancel()
+	if !r.cfg.Cluster {
+		err := answered(r.client.Do(ctx, r.client.B().Ping().Build()).Error())
+		r.cutSilent("", err)
+		return err
+	}
+	nodes := r.client.Nodes()
+	failures := make(chan error, len(nodes))
+	for address, node := range nodes {
+		go func() {
+			role, err := node.Do(ctx, node.B().Role().Build()).ToArray()
+			err = answered(err)
+			r.cutSilent(address, err)
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			was, known := r.replicas[address]
+			if len(role) > 0 {
+				name, _ := role[0].ToString()
+				r.replicas[address] = name == "slave"
+			}
+			switch is := r.replicas[address]; {
+			case is && known && !was:
+				// We may have read from it, and from now on only its new master hears of changes.
+				err = errors.Join(err, errors.New("a node became a replica"))
+			case is:
+				err = nil // nothing was read from it; once promoted, it will have to answer
+			}
+			failures <- err
+		}()
+	}
+	var err error
+	for range nodes {
+		err = errors.Join(err, <-failures)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for address, replica := range r.replicas {
+		if nodes[address] == nil { // the topology changed
+			if !replica {
+				// We have read from it, perhaps over a connection that stays open for a while yet,
+				// but it no longer hears of changes.
+				err = errors.Join(err, errors.New("a node left the cluster"))
+			}
+			delete(r.replicas, address)
+			delete(r.silent, address)
+		}
+	}
+	return err
+}
+
+// answered drops an error that the server itself answered with: it proves that the server is
+// there.
+func answered(err error) error {
+	if _, isAnswer := rueidis.IsRedisErr(err); isAnswer {
+		return nil
+	}
+	return err
+}
+
+// invalidated hears that keys which this gateway has read were changed or, if keys is nil, that a
+// connection ended or all data was dropped. It runs in the goroutine that reads the
+// connection, so nothing that Redis sends later is seen before it returns.
+func (r *Redis) invalidated(keys []rueidis.RedisMessage) {
+	if keys == nil {
+		select {
+		case <-r.stop:
+			return
+		default:
+		}
+		r.lose(errors.New("a connection ended, or Redis was emptied"))
+		select {
+		case r.wake <- struct{}{}:
+		default:
+		}
+		return
+	}
+	for _, message := range keys {
+		key, err := message.ToString()
+		if err != nil {
+			continue
+		}
+		if realm, id, ok := r.parseTokenKey(key); ok {
+			r.cfg.Revoked(realm, id)
+		} else {
+			r.cfg.Changed()
+		}
+	}
+}
+
+// remember keeps a revocation, to repeat it if the link is lost soon.
+func (r *Redis) remember(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	drop := 0
+	for drop < len(r.revoked) && (now.Sub(r.revoked[drop].at) > replayTime || len(r.revoked)-drop >= maxReplay) {
+		drop++
+	}
+	r.revoked = append(r.revoked[drop:], revocation{key, now})
+}
+
+// repeatRevocations repeats the revocations made shortly before the link was lost, and since: the
+// server we reach now may be a replica that had not heard of them, or may have lost its
+// last second in a crash.
+func (r *Redis) repeatRevocations() (done bool) {
+	r.mu.Lock()
+	var again rueidis.Commands
+	for _, revoked := range r.revoked {
+		if r.lostAt.Sub(revoked.at) <= replayTime {
+			again = append(again, r.client.B().Del().Key(revoked.key).Build())
+		}
+	}
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
+	defer cancel()
+	for _, answer := range r.client.DoMulti(ctx, again...) {
+		if answer.Error() != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// findEvicting looks for servers that may drop keys to make room. A dropped token is refused, so
+// eviction costs the client a token but never lets anybody in.
+func (r *Redis) findEvicting() {
+	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
+	defer cancel()
+	for address, node := range r.client.Nodes() {
+		info, err := node.Do(ctx, node.B().Info().Section("memory").Build()).ToString()
+		if err != nil {
+			continue // perhaps we may not ask
+		}
+		fields := make(map[string]string)
+		for line := range strings.Lines(info) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+			fields[name] = value
+		}
+		if policy := fields["maxmemory_policy"]; fields["maxmemory"] != "0" && policy != "noeviction" && policy != "" {
+			r.cfg.Evicting(address, policy)
+		}
+	}
+}
+
+// dial connects, and records the connection for cutSilent.
+func (r *Redis) dial(ctx context.Context, address string, dialer *net.Dialer, config *tls.Config) (conn net.Conn, err error) {
+	if config != nil {
+		conn, err = (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, "tcp", address)
+	} else {
+		conn, err = dialer.DialContext(ctx, "tcp", address)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := &cutConn{Conn: conn, r: r, address: address}
+	r.mu.Lock()
+	r.conns[c] = struct{}{}
+	r.mu.Unlock()
+	return c, nil
+}
+
+// cutSilent takes the outcome of a PING to the server at address, and closes the connections
+// there once two PINGs in a row got no answer. An empty address stands for all servers.
+// Commands that wait for an answer on those connections fail now and give up their
+// places; their callers have already left.
+func (r *Redis) cutSilent(address string, err error) {
+	r.mu.Lock()
+	var conns []*cutConn
+	if errors.Is(err, context.DeadlineExceeded) {
+		r.silent[address]++
+	} else {
+		delete(r.silent, address)
+	}
+	if r.silent[address] == 2 {
+		delete(r.silent, address)
+		for c := range r.conns {
+			if address == "" || c.address == address {
+				conns = append(conns, c)
+			}
+		}
+	}
+	r.mu.Unlock()
+	for _, c := range conns {
+		c.Close()
+	}
+}
+
+// cutConn is a connection that stands in Redis.conns until it is closed.
+type cutConn struct {
+	net.Conn
+	r       *Redis
+	address string
+}
+
+func (c *cutConn) Close() error {
+	c.r.mu.Lock()
+	delete(c.r.conns, c)
+	c.r.mu.Unlock()
+	return c.Conn.Close()
+}
