@@ -16,14 +16,14 @@ import (
 	"time"
 )
 
-// world is a configuration. Its number is in each of its answers, so that it shows which
-// configuration an answer was given by, whatever happened meanwhile.
+// world is a configuration. Each of its answers has its number, so that it is known which
+// configuration gave an answer, whatever happened in the meantime.
 type world struct {
 	number     int
 	store      string // bbolt or memory
-	alpha      bool   // there is a realm of that name
-	temp       string // what is said of the client temp: "", "disabled" or "gone"
-	needsWrite bool   // the route of root asks for the scope write
+	alpha      bool   // whether there is a realm of that name
+	temp       string // the state of the client temp: "", "disabled" or "gone"
+	needsWrite bool   // whether root's route requires the scope write
 }
 
 func (w world) caddyfile(port, admin, file, log string) string {
@@ -35,7 +35,7 @@ func (w world) caddyfile(port, admin, file, log string) string {
 	if w.temp != "gone" {
 		oauth += "client temp {\nsecret_hash " + testHash + "\nscopes read\ndefault_scopes read\n" + w.temp + "\n}\n"
 	}
-	// A route for each realm: with a scope of its own, or none.
+	// A route for each realm. Root's may require a scope; alpha's is 404 if there is no such realm.
 	site := "header X-World " + strconv.Itoa(w.number) + "\nmetrics /metrics\noauth_server\noauth_protect /root/* root"
 	if w.needsWrite {
 		site += " {\nscopes write\n}"
@@ -51,7 +51,7 @@ func (w world) caddyfile(port, admin, file, log string) string {
 	return strings.Replace(config, "{\n", "{\nlog {\noutput file "+log+"\nlevel ERROR\n}\n", 1)
 }
 
-// worlds is what the callers know of the configurations.
+// worlds is what the callers know about the configurations.
 type worlds struct {
 	mu  sync.Mutex
 	all []world // by number
@@ -67,7 +67,7 @@ func (ws *worlds) of(a answer) (w world, ok bool) {
 	return ws.all[n], true
 }
 
-// between reports whether there was a configuration between two others that is as it says.
+// between reports whether a configuration between two others fulfils is.
 func (ws *worlds) between(from, to world, is func(world) bool) bool {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -79,7 +79,7 @@ func (ws *worlds) between(from, to world, is func(world) bool) bool {
 	return false
 }
 
-// everythingAtOnce has callers issue, use, ask about and revoke tokens of two realms while the
+// everythingAtOnce has callers fetch, use, introspect and revoke tokens of two realms while the
 // configuration changes: its clients, routes, realms and store.
 func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 	folder := t.TempDir()
@@ -98,18 +98,18 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 	if err := load(g, world{store: "bbolt", alpha: true}); err != nil {
 		t.Fatal(err)
 	}
-	// Its address stays; that of g is set by each load.
+	// Its address stays the same, while each load sets that of g.
 	caller := &gateway{t: t, URL: "http://" + addr, Client: newClient(t)}
 	send := func(r *http.Request) (answer, world, bool) {
 		a, err := caller.try(r)
 		if err != nil {
-			return a, world{}, false // the connection belonged to a server that went away
+			return a, world{}, false // the connection's server has gone away
 		}
 		requests.Add(1)
 		w, ok := ws.of(a)
 		switch {
 		case !ok:
-			t.Errorf("%s: an answer of no configuration: %d", r.URL.Path, a.StatusCode)
+			t.Errorf("%s: an answer from no known configuration: %d", r.URL.Path, a.StatusCode)
 		case a.StatusCode >= 500 && a.StatusCode != 503, a.StatusCode == 503 && a.Header.Get("Retry-After") == "":
 			t.Errorf("%s: %d %s", r.URL.Path, a.StatusCode, a.Body)
 		}
@@ -141,7 +141,7 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 		}
 	}
 
-	// A token from its issue to its revocation, and after it.
+	// The life of a token, from issue to after its revocation.
 	life := func(realm, id, scope string) {
 		other := "alpha"
 		if realm == "alpha" {
@@ -152,7 +152,7 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 			return
 		}
 		token := tokenIn(a)
-		lost := func(w world) bool { // may the token be gone with its store, or its realm?
+		lost := func(w world) bool { // whether the token may be gone with its store or realm
 			changed := func(w world) bool { return w.store != issued.store || realm == "alpha" && !w.alpha }
 			return changed(w) || ws.between(issued, w, changed)
 		}
@@ -163,14 +163,14 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 			case a.StatusCode == 200:
 				accepted.Add(1)
 				if realm == "root" && w.needsWrite && !strings.Contains(scope, "write") {
-					t.Errorf("B-14: a token without the scope passed")
+					t.Errorf("a token without the scope passed")
 				}
 			case a.StatusCode == 403 && realm == "root" && w.needsWrite && !strings.Contains(scope, "write"):
 			default:
 				t.Errorf("a good token of %s: %d", realm, a.StatusCode)
 			}
 			if a, _, ok := get(other, token); ok && a.StatusCode != 401 && a.StatusCode != 404 {
-				t.Errorf("B-13: a token of %s at %s: %d", realm, other, a.StatusCode)
+				t.Errorf("a token of %s at %s: %d", realm, other, a.StatusCode)
 			}
 		}
 		a, w, ok := post(realm, "/token/revoke", id, url.Values{"token": {token}})
@@ -180,10 +180,10 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 		revocations.Add(1)
 		for range 3 {
 			if a, w, ok := get(realm, token); ok && a.StatusCode != 401 && !(a.StatusCode == 404 && realm == "alpha" && !w.alpha) {
-				t.Errorf("B-01: a revoked token of %s: %d", realm, a.StatusCode)
+				t.Errorf("a revoked token of %s: %d", realm, a.StatusCode)
 			}
 			if a, _, ok := post(realm, "/introspect", id, url.Values{"token": {token}}); ok && strings.Contains(a.Body, `"active":true`) {
-				t.Errorf("B-01: introspection of a revoked token: %s", a.Body)
+				t.Errorf("introspection of a revoked token: %s", a.Body)
 			}
 		}
 	}
@@ -191,7 +191,7 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 	forever(1, func() { life("root", "reader", "read") })
 	forever(1, func() { life("alpha", "reader", "read") })
 
-	// Tokens of a client that comes and goes, some of them old.
+	// Tokens of a client that comes and goes. Some of them are old.
 	type old struct {
 		token  string
 		issued world
@@ -212,14 +212,14 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 				if ok && (left(w) || ws.between(o.issued, w, left)) {
 					deaths.Add(1)
 					if a.StatusCode != 401 {
-						t.Errorf("B-15: a token of a client that went: %d", a.StatusCode)
+						t.Errorf("a token of a client that was disabled or removed: %d", a.StatusCode)
 					}
 				}
 			}
 		}
 	})
 
-	// Who looks on.
+	// An observer.
 	forever(1, func() {
 		if a, _, ok := send(caller.request("GET", "/metrics", "")); ok && (a.StatusCode != 200 || strings.Contains(a.Body, "coa_")) {
 			t.Errorf("the metrics: %d", a.StatusCode)
@@ -238,7 +238,7 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 	kinds := []string{"", "disabled", "gone"}
 	loads := 0
 	for deadline := time.Now().Add(time.Duration(rounds) * time.Second); !t.Failed(); loads++ {
-		// Not before each kind of caller has seen something, however slow the machine is.
+		// However slow the machine is, not before each kind of caller has seen something.
 		if time.Now().After(deadline) && accepted.Load() > 20 && revocations.Load() > 5 && deaths.Load() > 5 {
 			break
 		}
@@ -256,7 +256,7 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 	if text, err := os.ReadFile(log); err != nil || strings.Contains(string(text), "panic") {
 		t.Errorf("the log: %v\n%s", err, text)
 	}
-	t.Logf("%d configurations; %d tokens accepted, %d revoked, %d looks at tokens of a client that had gone", loads, accepted.Load(), revocations.Load(), deaths.Load())
+	t.Logf("%d configurations; %d tokens accepted, %d revoked, %d checks of tokens of a client that had gone", loads, accepted.Load(), revocations.Load(), deaths.Load())
 	if err := g.load("store memory\n"+testClients, gatewaySite); err != nil { // ends the admin endpoint
 		t.Error(err)
 	}

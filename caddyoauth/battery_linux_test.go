@@ -19,8 +19,8 @@ const (
 	fillerVariable = "GATEWAY_TEST_FILLER"
 )
 
-// In the other process: what a full disk needs. Writing beyond a limit brings a signal that
-// would end a Go program; without it, an error.
+// In the other process, this prepares a full disk. Writing beyond the limit raises a signal that
+// would end a Go program. If the signal is ignored, it is an error.
 func init() {
 	if os.Getenv("GATEWAY_TEST_OPTIONS") == "" {
 		return
@@ -36,7 +36,7 @@ func init() {
 	}
 }
 
-// limitFiles bounds the size of files that a process may write.
+// limitFiles limits the size of files that a process may write.
 func limitFiles(t *testing.T, pid int, size uint64) {
 	t.Helper()
 	limit := syscall.Rlimit{Cur: size, Max: ^uint64(0)}
@@ -46,8 +46,8 @@ func limitFiles(t *testing.T, pid int, size uint64) {
 	}
 }
 
-// ownNamespace has a process think that it is user as, with the rights that this has over
-// what is in its own namespace, and no others. Some systems don't let it.
+// ownNamespace makes a process believe that it is the user with ID as. It has that user's rights
+// inside its own namespace, and no others. Some systems don't allow this.
 func ownNamespace(cmd *exec.Cmd, as int, flags uintptr) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | flags,
@@ -56,18 +56,19 @@ func ownNamespace(cmd *exec.Cmd, as int, flags uintptr) {
 	}
 }
 
-// namespaces reports whether there are such.
+// namespaces reports whether the system allows such namespaces.
 func namespaces() bool {
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
 	ownNamespace(cmd, 0, syscall.CLONE_NEWNS)
 	return cmd.Run() == nil
 }
 
+// diskFull lets a gateway fill its disk, and makes room again.
 func diskFull(t *testing.T, rounds int, requests *atomic.Int64) {
 	for range rounds {
 		for _, c := range []struct {
 			name  string
-			limit func(size uint64) uint64 // nil for a disk that is full in earnest
+			limit func(size uint64) uint64 // nil for a disk that is really full
 		}{
 			{"the file can't grow", func(size uint64) uint64 { return size }},
 			{"nothing can be written", func(uint64) uint64 { return 1 }},
@@ -81,7 +82,7 @@ func diskFull(t *testing.T, rounds int, requests *atomic.Int64) {
 				filler := filepath.Join(folder, "filler")
 				if c.limit == nil {
 					if !namespaces() {
-						t.Log("not tried: this system lets nobody mount a file system in a namespace of its own")
+						t.Log("not tried: this system does not allow mounting a file system in a namespace")
 						return
 					}
 					ownNamespace(cmd, 0, syscall.CLONE_NEWNS)
@@ -107,7 +108,7 @@ func diskFull(t *testing.T, rounds int, requests *atomic.Int64) {
 				full := false
 				for !full {
 					if len(good) > 20_000 {
-						t.Fatal("it does not get full")
+						t.Fatal("the disk does not get full")
 					}
 					a := g.fetch("reader")
 					requests.Add(1)
@@ -137,7 +138,7 @@ func diskFull(t *testing.T, rounds int, requests *atomic.Int64) {
 				}
 				t.Logf("full: %d revocations were made and %d refused", len(revoked), len(unrevoked))
 				if c.limit != nil && c.limit(2) == 1 && len(revoked) > 0 {
-					t.Error("R-07: revocations were acknowledged that nobody wrote")
+					t.Error("revocations were acknowledged that can't have been written")
 				}
 				check := func(when string, tokens []string, want ...int) {
 					t.Helper()
@@ -148,7 +149,7 @@ func diskFull(t *testing.T, rounds int, requests *atomic.Int64) {
 						}
 					}
 				}
-				check("full, a token that is there", good[len(good)-10:], 200)
+				check("full, a token", good[len(good)-10:], 200)
 				check("full, a revoked token", revoked, 401)
 				check("full, a token whose revocation was refused", unrevoked, 200, 401)
 
@@ -157,7 +158,7 @@ func diskFull(t *testing.T, rounds int, requests *atomic.Int64) {
 				} else if err := os.Remove(fmt.Sprintf("/proc/%d/root%s", cmd.Process.Pid, filler)); err != nil {
 					t.Fatal(err)
 				}
-				fresh := g.token("reader") // with no restart
+				fresh := g.token("reader") // without a restart
 				for _, token := range unrevoked {
 					if a := g.revoke("reader", token); a.StatusCode != 200 {
 						t.Errorf("with room again, a revocation: %d", a.StatusCode)
@@ -178,8 +179,8 @@ func diskFull(t *testing.T, rounds int, requests *atomic.Int64) {
 	}
 }
 
-// unusableFiles loads configurations whose files can't be used, and, with modes of files,
-// starts gateways of ordinary users.
+// unusableFiles loads configurations whose files can't be used. Where the mode of a file is the
+// reason, it starts gateways as an ordinary user.
 func unusableFiles(t *testing.T, rounds int, requests *atomic.Int64) {
 	// refused checks the error of a load.
 	refused := func(t *testing.T, message, path string) {
@@ -225,13 +226,13 @@ func unusableFiles(t *testing.T, rounds int, requests *atomic.Int64) {
 				}
 				refused(t, err.Error(), path)
 				if a := g.get("/x", token); a.StatusCode != 200 {
-					t.Errorf("the configuration before it: %d", a.StatusCode)
+					t.Errorf("the previous configuration answers %d", a.StatusCode)
 				}
 			})
 		}
-		root := os.Getuid() == 0 // whom no mode of a file stops
+		root := os.Getuid() == 0 // whom no file mode stops
 		if root && !namespaces() {
-			t.Log("modes not tried: run by root, and this system lets nobody become somebody else in a namespace")
+			t.Log("modes not tried: the test runs as root, and this system does not allow becoming another user in a namespace")
 			return
 		}
 		modes := map[string]func(folder, path string) error{
@@ -268,7 +269,7 @@ func unusableFiles(t *testing.T, rounds int, requests *atomic.Int64) {
 				}
 				out, err := cmd.Output()
 				if err == nil || strings.Contains(string(out), "gateway at") {
-					t.Fatalf("it serves:\n%s", out)
+					t.Fatalf("the gateway started:\n%s", out)
 				}
 				for line := range strings.Lines(string(out)) {
 					if strings.Contains(line, "loading the configuration") {
@@ -321,7 +322,7 @@ func folderRemoved(t *testing.T, rounds int, requests *atomic.Int64) {
 		check("after a reload, a revoked token", revoked, 401)
 		g.restart(store+testClients, gatewaySite)
 		for _, token := range []string{good, cold, revoked} {
-			check("after a restart, a token of before", token, 401)
+			check("after a restart, an earlier token", token, 401)
 		}
 		check("after a restart, a new token", g.token("reader"), 200)
 	}

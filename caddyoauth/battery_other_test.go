@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-const linuxOnly = "limits of another process, namespaces and files that are open without a name are tried on Linux"
+const linuxOnly = "limits of another process, namespaces and open files without a name are tested on Linux only"
 
 func diskFull(t *testing.T, _ int, _ *atomic.Int64)      { t.Skip(linuxOnly) }
 func unusableFiles(t *testing.T, _ int, _ *atomic.Int64) { t.Skip(linuxOnly) }

@@ -12,14 +12,14 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 )
 
-// A client library that many Go programs use fetches tokens and calls through, however
-// it is told to authenticate, and with secrets that need encoding (CA-02).
+// A client library that many Go programs use fetches tokens and calls the backend, whichever way
+// it authenticates, and with secrets that need encoding.
 func TestRealClient(t *testing.T) {
 	g := startGateway(t, "store memory\n"+endpointOptions(), "oauth_server\noauth_protect /alpha/* alpha\noauth_protect /root/* root\nreverse_proxy BACKEND")
 	for name, style := range map[string]oauth2.AuthStyle{"in the header": oauth2.AuthStyleInHeader, "in the body": oauth2.AuthStyleInParams, "detected": oauth2.AuthStyleAutoDetect} {
 		for _, c := range []struct {
 			id, secret string
-			styles     string // those that its registration allows
+			styles     string // those that the client may use
 		}{
 			{"reader", testSecret, "in the header, in the body, detected"},
 			{"my:app", oddSecret, "in the header, in the body, detected"},
@@ -30,8 +30,8 @@ func TestRealClient(t *testing.T) {
 		} {
 			for route, base := range map[string]string{"/root/x": "/oauth2", "/alpha/x": alphaBase} {
 				t.Run(c.id+" "+c.secret+" "+name+" at "+base, func(t *testing.T) {
-					// Detection is remembered by the URL of the endpoint; another query for each
-					// client makes it start anew.
+					// The library remembers the detected style for each token URL. Another query for each
+					// client makes it start afresh.
 					config := clientcredentials.Config{
 						ClientID: c.id, ClientSecret: c.secret, AuthStyle: style, Scopes: []string{"read"},
 						TokenURL: g.URL + base + "/access_token?" + url.QueryEscape(c.id+c.secret),
@@ -40,7 +40,7 @@ func TestRealClient(t *testing.T) {
 					token, err := config.Token(ctx)
 					if !strings.Contains(c.styles, name) {
 						if err == nil {
-							t.Fatal("there is a token")
+							t.Fatal("it got a token")
 						}
 						if retrieve, ok := err.(*oauth2.RetrieveError); !ok || retrieve.ErrorCode != "invalid_client" || retrieve.Response.StatusCode != 401 {
 							t.Errorf("the error is %v", err)
@@ -60,7 +60,7 @@ func TestRealClient(t *testing.T) {
 					}
 					defer res.Body.Close()
 					if body, _ := io.ReadAll(res.Body); res.StatusCode != 200 || string(body) != "backend" {
-						t.Errorf("calling through: %d %s", res.StatusCode, body)
+						t.Errorf("calling the backend: %d %s", res.StatusCode, body)
 					}
 				})
 			}

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// C-19, C-20: a refusal does not wait for the body, and what is left of the body is
-// never read as another request.
+// A refusal does not wait for the body, and the rest of the body is never read as another
+// request.
 func TestRefusalsEndTheConnection(t *testing.T) {
 	g := startGateway(t, "store memory\nissuer "+testIssuer+"\n"+testClients, "oauth_server\n@rest not path /open /guarded/*\noauth_protect @rest\nreverse_proxy BACKEND")
 	const smuggled = "GET /open HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -42,7 +42,7 @@ func TestRefusalsEndTheConnection(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			conn.SetDeadline(time.Now().Add(15 * time.Second)) // a quarter of Caddy's own
+			conn.SetDeadline(time.Now().Add(15 * time.Second)) // a quarter of Caddy's own timeout
 			if _, err := io.WriteString(conn, c.request); err != nil {
 				t.Fatal(err)
 			}
@@ -69,7 +69,8 @@ func TestRefusalsEndTheConnection(t *testing.T) {
 	}
 }
 
-// C-01: what one route's backend believes, a caller of another route can't say either.
+// The headers that one route's backend believes can't be set by a caller of another route,
+// either.
 func TestPrefixesOfOtherRoutesAreRemoved(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "route /token/* {\nuri strip_prefix /token\noauth_server\n}\noauth_protect /a/* {\nheader_prefix X-A-\n}\noauth_protect /b/* {\nheader_prefix X-B-\n}\nreverse_proxy BACKEND")
 	token := g.post("/token/oauth2/token", "reader", testSecret, map[string][]string{"grant_type": {"client_credentials"}}).json(t)["access_token"].(string)

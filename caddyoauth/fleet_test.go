@@ -19,18 +19,18 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
-// Several gateways that share a Redis. One runs in this process, the others in processes of
-// their own.
+// Tests of several gateways that share a Redis. One runs in this process, the others in
+// processes of their own.
 
-// fleetSite is a site whose metrics and endpoints go on when the protected path does not.
+// fleetSite is a site whose metrics and endpoints stay reachable when the protected path is not.
 const fleetSite = "metrics /metrics\noauth_server\noauth_protect /x\nreverse_proxy BACKEND"
 
-// at are the lines for a store redis there.
+// at returns the lines for a store redis at an address.
 func at(address string, options ...string) string {
 	return "store redis " + address + " {\n" + strings.Join(options, "\n") + "\n}\n"
 }
 
-// startLogged is startGateway with all that is logged in a file, too.
+// startLogged is startGateway with everything that is logged also in a file, which logged reads.
 func startLogged(t testing.TB, oauth, site string) (g *gateway, logged func() string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "log")
@@ -54,20 +54,20 @@ const (
 	backLine = `"hearing of revocations`
 )
 
-// linked waits until the gateway hears of what others do.
+// linked waits until the gateway hears of revocations by others.
 func (g *gateway) linked() {
 	g.t.Helper()
 	waitUntil(g.t, "the link to Redis is up", func() bool { return g.metric(linkUp) == 1 })
 }
 
-// unlinked waits until the gateway knows that it does not, and returns when it was seen.
+// unlinked waits until the gateway knows that it hears of none, and returns when that was seen.
 func (g *gateway) unlinked() time.Time {
 	g.t.Helper()
 	waitUntil(g.t, "the link to Redis is known to be lost", func() bool { return g.metric(linkUp) == 0 })
 	return time.Now()
 }
 
-// cacheIt uses a token until it is answered from the cache. The site must have metrics.
+// cacheIt uses a token until the cache answers for it. The site must have metrics.
 func (g *gateway) cacheIt(token string) {
 	g.t.Helper()
 	waitUntil(g.t, "a token is in the cache", func() bool {
@@ -79,7 +79,8 @@ func (g *gateway) cacheIt(token string) {
 	})
 }
 
-// The bound that docs/operations.md gives, and how much later a test on a busy machine may look.
+// fleetBound is the bound that docs/operations.md gives, and lateness how much later a test on a
+// busy machine may look.
 const (
 	fleetBound = 2 * time.Second
 	lateness   = 8 * time.Second
@@ -97,19 +98,21 @@ func (g *gateway) refusedAfter(token string, begin time.Time) time.Duration {
 		case a.StatusCode != 200:
 			g.t.Fatalf("a token that was revoked elsewhere gets %d", a.StatusCode)
 		case took > fleetBound+lateness:
-			g.t.Fatalf("a token that was revoked elsewhere is good after %v", took)
+			g.t.Fatalf("a token that was revoked elsewhere is still good after %v", took)
 		}
 	}
 }
 
-// B-18: what one gateway issues is good at all; what one revokes, all refuse soon.
+// A token that one gateway issues is good at all of them, and one that it revokes is soon refused
+// by all.
 func TestFleet(t *testing.T) {
 	redis := redistest.Start(t)
 	here := startGateway(t, at(redis.Addr)+testClients, fleetSite)
 	there, _ := startGatewayProcess(t, at(redis.Addr)+testClients)
 	here.linked()
 
-	// Warm in both, by each way round; introspection is its own reader of the same cache.
+	// The tokens are warm in both, and each gateway revokes half of them. Introspection reads the
+	// same cache.
 	var took []time.Duration
 	invalidations := here.metric("caddy_oauth_store_invalidations_total")
 	for round := range 40 {
@@ -131,7 +134,7 @@ func TestFleet(t *testing.T) {
 		}
 		acknowledged := time.Now()
 		if a := from.get("/x", token); a.StatusCode != 401 {
-			t.Errorf("round %d: where it was revoked the token gets %d", round, a.StatusCode)
+			t.Errorf("round %d: where it was revoked, the token gets %d", round, a.StatusCode)
 		}
 		took = append(took, to.refusedAfter(token, acknowledged))
 		if a := to.introspect("reader", token); a.Body != `{"active":false}` {
@@ -139,13 +142,13 @@ func TestFleet(t *testing.T) {
 		}
 	}
 	slices.Sort(took)
-	t.Logf("B-18: refused elsewhere after p50 %v, p99 %v, at most %v", took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
+	t.Logf("refused elsewhere after p50 %v, p99 %v, at most %v", took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
 	if n := here.metric("caddy_oauth_store_invalidations_total") - invalidations; n < 20 {
 		t.Errorf("%v invalidations were counted for 20 revocations elsewhere", n)
 	}
 }
 
-// Two gateways that meet at an empty Redis at once agree on the key of tokens.
+// Two gateways that start with an empty Redis at the same time agree on the key of the tokens.
 func TestFleetStartsTogether(t *testing.T) {
 	redis := redistest.Start(t)
 	for round := range 3 {
@@ -172,7 +175,7 @@ func TestFleetStartsTogether(t *testing.T) {
 	}
 }
 
-// A client that one gateway's configuration disables loses its tokens at all, for good (B-15).
+// A client that one gateway's configuration disables loses its tokens at all gateways, for good.
 func TestFleetDisablesAClient(t *testing.T) {
 	redis := redistest.Start(t)
 	store := at(redis.Addr)
@@ -201,15 +204,15 @@ func TestFleetDisablesAClient(t *testing.T) {
 			t.Errorf("%s: another client's token gets %d", name, a.StatusCode)
 		}
 	}
-	// The gateway that never had it disabled issues tokens that are good at both.
-	waitUntil(t, "a new token of the client that is back is good at both", func() bool {
+	// The gateway that never had the client disabled issues tokens that are good at both.
+	waitUntil(t, "a new token of the client is good at both", func() bool {
 		token := there.token("reader")
 		return there.get("/x", token).StatusCode == 200 && here.get("/x", token).StatusCode == 200
 	})
 }
 
-// B-19: a gateway that has lost its link does not answer from memory: the first request that
-// begins a second after it saw the cut, and all later ones, meet the revocation.
+// A gateway that has lost its link does not answer from its cache: once it has seen the cut, a
+// token that is revoked elsewhere is never accepted again.
 func TestFleetLostLink(t *testing.T) {
 	redis := redistest.Start(t)
 	way := redistest.StartProxy(t, redis)
@@ -229,12 +232,12 @@ func TestFleetLostLink(t *testing.T) {
 		seen := func(when string) {
 			t.Helper()
 			if a := here.get("/x", token); a.StatusCode != 401 && a.StatusCode != 503 {
-				t.Fatalf("B-19 round %d, %s: %d", round, when, a.StatusCode)
+				t.Fatalf("round %d, %s: %d", round, when, a.StatusCode)
 			}
 		}
 		seen("cut")
 		way.Heal()
-		// Every moment of the way back, not only after a second.
+		// At every moment of the recovery.
 		for here.metric(linkUp) == 0 {
 			seen("healing")
 		}
@@ -252,7 +255,7 @@ func TestFleetLostLink(t *testing.T) {
 	}
 }
 
-// B-19: a link that is silent, not cut, is found out by a PING, within 3 seconds.
+// A link that is silent, not cut, is detected by a PING, within 3 seconds.
 func TestFleetBlackHole(t *testing.T) {
 	redis := redistest.Start(t)
 	way := redistest.StartProxy(t, redis)
@@ -267,12 +270,12 @@ func TestFleetBlackHole(t *testing.T) {
 	}
 	begin := time.Now()
 	saw := here.unlinked().Sub(begin)
-	t.Logf("B-19: the silence was seen after %v", saw)
+	t.Logf("the silence was detected after %v", saw)
 	if saw > 3*time.Second+lateness {
-		t.Errorf("the silence was seen after %v", saw)
+		t.Errorf("the silence was detected after %v", saw)
 	}
 	if a := here.get("/x", token); a.StatusCode != 503 || a.Header.Get("Retry-After") == "" {
-		t.Errorf("in silence: %d, Retry-After %q", a.StatusCode, a.Header.Get("Retry-After"))
+		t.Errorf("during the silence: %d, Retry-After %q", a.StatusCode, a.Header.Get("Retry-After"))
 	}
 	way.Heal()
 	here.linked()
@@ -280,15 +283,16 @@ func TestFleetBlackHole(t *testing.T) {
 		t.Errorf("after the silence: %d", a.StatusCode)
 	}
 	if a := here.get("/x", here.token("reader")); a.StatusCode != 200 {
-		t.Errorf("after the silence a new token gets %d", a.StatusCode)
+		t.Errorf("after the silence, a new token gets %d", a.StatusCode)
 	}
-	// A connection that was given up may end when the link is back already.
+	// A connection that was given up may end after the link has recovered, and count again.
 	if lost := strings.Count(logged(), lostLine); lost < 1 || lost > 2 {
 		t.Errorf("the log has %d losses", lost)
 	}
 }
 
-// wantOutage checks that a gateway whose store is away says so everywhere, and nothing else.
+// wantOutage checks that a gateway whose store is unreachable says so everywhere, and nothing
+// else.
 func wantOutage(t *testing.T, g *gateway, tokens map[string]string) {
 	t.Helper()
 	wantE(t, g.fetch("reader"), 503, "temporarily_unavailable")
@@ -301,8 +305,8 @@ func wantOutage(t *testing.T, g *gateway, tokens map[string]string) {
 	}
 }
 
-// B-21: without Redis nobody is told that a token is bad, or good. With an empty one all goes
-// on, without a restart, and the old tokens are gone.
+// Without Redis, nobody is told that a token is valid or that it is not. Once an empty Redis is
+// there, everything works again without a restart, and the old tokens are gone.
 func TestFleetOutage(t *testing.T) {
 	redis := redistest.Start(t)
 	here, logged := startLogged(t, at(redis.Addr)+testClients, fleetSite)
@@ -318,7 +322,7 @@ func TestFleetOutage(t *testing.T) {
 	waitUntil(t, "the other gateway has noticed", func() bool {
 		a := there.get("/x", tokens["cached"])
 		if a.StatusCode != 200 && a.StatusCode != 503 {
-			t.Fatalf("B-21: a cached token gets %d", a.StatusCode)
+			t.Fatalf("a cached token gets %d", a.StatusCode)
 		}
 		return a.StatusCode == 503
 	})
@@ -326,7 +330,8 @@ func TestFleetOutage(t *testing.T) {
 		wantOutage(t, here, tokens)
 		wantOutage(t, there, tokens)
 	}
-	// Who may have nothing learns nothing, and what is no token needs no store.
+	// A caller with wrong credentials does not learn of the outage, and what can't be a token needs
+	// no store.
 	wantE401(t, here.post("/oauth2/token", "reader", "wrong", map[string][]string{"grant_type": {"client_credentials"}}), "root")
 	if a := here.get("/x", "garbage"); a.StatusCode != 401 {
 		t.Errorf("garbage gets %d", a.StatusCode)
@@ -338,7 +343,7 @@ func TestFleetOutage(t *testing.T) {
 		waitUntil(t, "the gateway has recovered", func() bool { return g.fetch("reader").StatusCode == 200 })
 		for kind, token := range tokens {
 			if a := g.get("/x", token); a.StatusCode != 401 {
-				t.Errorf("%s: a %s token that is lost gets %d", name, kind, a.StatusCode)
+				t.Errorf("%s: a lost token, %s, gets %d", name, kind, a.StatusCode)
 			}
 		}
 	}
@@ -354,7 +359,7 @@ func TestFleetOutage(t *testing.T) {
 	}
 }
 
-// B-22: a Redis that takes 30 seconds is an outage after two, and callers don't pile up.
+// A Redis that takes 30 seconds to answer is an outage after two, and callers don't pile up.
 func TestFleetSlowStore(t *testing.T) {
 	redis := redistest.Start(t)
 	way := redistest.StartProxy(t, redis)
@@ -393,16 +398,16 @@ func TestFleetSlowStore(t *testing.T) {
 		})
 	}
 	all.Wait()
-	t.Logf("B-22: %v, the longest took %v", statuses, longest)
+	t.Logf("%v, the longest took %v", statuses, longest)
 	if statuses["GET 503"] != callers/2 || statuses["POST 503"] != callers/2 {
-		t.Errorf("B-22: %v, want nothing but 503", statuses)
+		t.Errorf("%v, want nothing but 503", statuses)
 	}
 	if longest > 5*time.Second+lateness {
-		t.Errorf("B-22: a request took %v", longest)
+		t.Errorf("a request took %v", longest)
 	}
 	way.Heal()
 	here.linked()
-	waitUntil(t, "there are no more goroutines than before", func() bool {
+	waitUntil(t, "the goroutines of the callers are gone", func() bool {
 		here.Client.CloseIdleConnections()
 		here.Backend.CloseClientConnections()
 		return runtime.NumGoroutine() <= before+20
@@ -412,7 +417,7 @@ func TestFleetSlowStore(t *testing.T) {
 	}
 }
 
-// A gateway starts without Redis, says 503 and recovers; to validate needs none either.
+// A gateway starts without Redis, answers 503 and recovers. Validating needs no Redis, either.
 func TestFleetStartsWithoutRedis(t *testing.T) {
 	redis := redistest.Start(t)
 	redis.Stop()
@@ -426,7 +431,7 @@ func TestFleetStartsWithoutRedis(t *testing.T) {
 	here, logged := startLogged(t, at(redis.Addr)+testClients, fleetSite)
 	for range 3 {
 		wantE(t, here.fetch("reader"), 503, "temporarily_unavailable")
-		// Nobody knows the key of tokens yet, so nobody can say that this is none.
+		// The key of the tokens is not known yet, so garbage can't be told from a token.
 		if a := here.get("/x", "garbage"); a.StatusCode != 503 || a.Header.Get("Retry-After") == "" {
 			t.Errorf("a token before the first contact gets %d", a.StatusCode)
 		}
@@ -435,15 +440,15 @@ func TestFleetStartsWithoutRedis(t *testing.T) {
 	here.linked()
 	waitUntil(t, "the gateway has recovered", func() bool { return here.fetch("reader").StatusCode == 200 })
 	if a := here.get("/x", here.token("reader")); a.StatusCode != 200 {
-		t.Errorf("after the first contact a token gets %d", a.StatusCode)
+		t.Errorf("after the first contact, a token gets %d", a.StatusCode)
 	}
 	if log := logged(); strings.Count(log, "answering 503 until it can") != 1 || strings.Count(log, lostLine) != 1 || strings.Count(log, backLine) != 1 {
-		t.Errorf("the log does not tell it once:\n%s", log)
+		t.Errorf("the log does not report the outage exactly once:\n%s", log)
 	}
 }
 
-// A wrong password does not pass by itself: the configuration is refused, and says why. No
-// password stands in a log or in what the admin endpoint shows (C-24).
+// A wrong password will not become right by waiting, so the configuration is refused, with the
+// reason. No password is in a log or in what the admin endpoint shows.
 func TestFleetPasswords(t *testing.T) {
 	const right, wrong = "canary-right-hA7x", "canary-wrong-k2Qz"
 	t.Setenv("REDIS_TEST_RIGHT", right)
@@ -475,14 +480,14 @@ func TestFleetPasswords(t *testing.T) {
 			t.Errorf("password %s: %v", name, err)
 		}
 		if a := here.get("/x", token); a.StatusCode != 200 {
-			t.Errorf("password %s: the configuration before answers %d", name, a.StatusCode)
+			t.Errorf("password %s: the previous configuration answers %d", name, a.StatusCode)
 		}
 	}
 
 	if err := here.loadCaddyfile(visible(options("REDIS_TEST_RIGHT"))); err != nil {
 		t.Fatal(err)
 	}
-	redis.Stop() // errors are where passwords leak
+	redis.Stop() // passwords tend to leak in errors
 	here.unlinked()
 	here.fetch("reader")
 	redis.Restart()
@@ -507,7 +512,7 @@ func TestFleetPasswords(t *testing.T) {
 	}
 }
 
-// A reload without Redis is accepted. What it says of clients follows when Redis is back.
+// A reload without Redis is accepted. Its changes to clients take effect once Redis is back.
 func TestFleetReloadsWithoutRedis(t *testing.T) {
 	redis := redistest.Start(t)
 	way := redistest.StartProxy(t, redis)
@@ -529,15 +534,15 @@ func TestFleetReloadsWithoutRedis(t *testing.T) {
 		t.Fatal(err)
 	}
 	if a := here.get("/x", old); a.StatusCode != 401 {
-		t.Errorf("a token of a client that went and came back: %d", a.StatusCode)
+		t.Errorf("a token of a client that was removed and put back: %d", a.StatusCode)
 	}
 	if a := here.get("/x", here.token("writer", "write")); a.StatusCode != 200 {
 		t.Errorf("a new one: %d", a.StatusCode)
 	}
 }
 
-// A configuration that connects in another way gets a connection of its own, and the old one
-// is let go.
+// A configuration that connects in another way gets its own connection, and the old one is
+// closed.
 func TestFleetReloadsToAnotherConnection(t *testing.T) {
 	redis := redistest.Start(t)
 	here := startGateway(t, at(redis.Addr)+testClients, fleetSite)

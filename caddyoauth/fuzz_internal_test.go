@@ -20,17 +20,17 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// CloseStore closes the token store of the configuration in force under its feet, which
-// is how tests get a store that can't answer.
+// CloseStore closes the token store of the active configuration while it is in use, so that
+// tests have a store that can't answer.
 func CloseStore() error { return activeApp().opened.store.Close() }
 
-// SlowHashes is how many slow hashes this process has computed for clients.
+// SlowHashes returns how many slow hashes this process has computed for clients.
 func SlowHashes() int64 { return hasher().Hashes() }
 
-// ParseChallenge reads a WWW-Authenticate value that is one challenge with parameters
-// (RFC 9110 section 11.6.1): a scheme, a space, and name="value" with commas between.
-// It is stricter than the grammar where clients are known to be: a value is a quoted
-// string, and no parameter is there twice.
+// ParseChallenge reads a WWW-Authenticate value that is one challenge with parameters (RFC 9110
+// section 11.6.1): a scheme, a space, and name="value" pairs separated by commas. Like some
+// clients, it is stricter than the grammar: a value is a quoted string, and no parameter occurs
+// twice.
 func ParseChallenge(s string) (scheme string, params map[string]string, err error) {
 	scheme, rest, found := strings.Cut(s, " ")
 	if !found || !isHTTPToken(scheme) {
@@ -44,7 +44,7 @@ func ParseChallenge(s string) (scheme string, params map[string]string, err erro
 		}
 		name = strings.ToLower(name)
 		if _, twice := params[name]; twice {
-			return "", nil, fmt.Errorf("%q: %s is there twice", s, name)
+			return "", nil, fmt.Errorf("%q: duplicate parameter %s", s, name)
 		}
 		var value strings.Builder
 		closed := false
@@ -87,7 +87,7 @@ func isHTTPToken(s string) bool {
 	return s != ""
 }
 
-// The parser in the tests must not be kinder than clients are.
+// The parser that tests use must not be more lenient than clients are.
 func TestParseChallengeIsStrict(t *testing.T) {
 	for _, bad := range []string{
 		"", "Bearer", "Bearer ", `realm="root"`, `Bearer realm=root`, `Bearer realm="root`,
@@ -105,8 +105,8 @@ func TestParseChallengeIsStrict(t *testing.T) {
 	}
 }
 
-// P-02, P-04, P-05, P-07, P-10: what comes out as a token is one, was in the header,
-// and every verdict follows from the header alone. D#54: no input is expensive.
+// What is returned as a token is one and was in the header, and every verdict follows from the
+// header alone. No input is expensive.
 func FuzzBearerToken(f *testing.F) {
 	for _, seed := range []string{
 		"", "Bearer", "Bearer ", "Bearer x", "bearer  x", "BEARER x==", "Bearer x=y", "Bearer x y", "Bearer x,y", "Bearer\tx",
@@ -143,18 +143,18 @@ func FuzzBearerToken(f *testing.F) {
 		body := strings.TrimRight(token, "=")
 		const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/"
 		if body == "" || strings.Trim(body, allowed) != "" || strings.ContainsAny(body, "=, \t") {
-			t.Errorf("%q is no b64token", token)
+			t.Errorf("%q is not a b64token", token)
 		}
-		// Spelling of the scheme and number of spaces change nothing.
+		// The spelling of the scheme and the number of spaces change nothing.
 		if again, v := bearerToken([]string{"bEaReR   " + token}); v != tokenPresent || again != token {
 			t.Errorf("%q respelled: %q, verdict %d", line, again, v)
 		}
 	})
 }
 
-// C-14: a path that is not called ambiguous has one reading. Decoding it once gives
-// the same as decoding it twice, cleaning it changes nothing but a trailing slash,
-// and nothing in it is a separator to one backend and a letter to another.
+// A path that is not called ambiguous has one reading: decoding it twice gives the same as
+// decoding it once, cleaning it changes at most a trailing slash, and nothing in it is a separator
+// to one backend and a letter to another.
 func FuzzAmbiguousPath(f *testing.F) {
 	for _, seed := range []string{
 		"/", "/a/b", "/a/b/", "/a//b", "/a/./b", "/a/../b", "/..", "/.", "/a/..", "/%2e%2e/a", "/.%2E/a", "/a%2fb", "/a%5cb", `/a\b`,
@@ -183,20 +183,20 @@ func FuzzAmbiguousPath(f *testing.F) {
 			t.Errorf("%q: an encoded slash passed", escaped)
 		}
 		if !strings.HasPrefix(decoded, "/") {
-			return // "*" and such, which no matcher and no backend takes for a path
+			return // "*" and the like, which no matcher and no backend takes for a path
 		}
 		if clean := caddyhttp.CleanPath(decoded, true); strings.TrimSuffix(clean, "/") != strings.TrimSuffix(decoded, "/") {
 			t.Errorf("%q decodes to %q, which cleans to %q", escaped, decoded, clean)
 		}
-		// A trailing slash more or less is all that may differ: not two of them.
+		// Only one trailing slash may differ, not two.
 		if strings.HasSuffix(decoded, "//") {
 			t.Errorf("%q: two slashes passed", escaped)
 		}
 	})
 }
 
-// Whatever stands between the base path and the name of an endpoint, the request is not passed
-// on; and no method or spelling makes one of a path that has no such name at its end.
+// Whatever is between the base path and an endpoint's name, the request is not passed on. And no
+// method or spelling turns a path that does not end in such a name into one that does.
 func FuzzMisdirected(f *testing.F) {
 	for _, path := range []string{"", "alpha", "realms/root/realms/beta", "/", "ALPHA//x", "\\", ";", "..", "%2e%2e", "?", "\x00", "ſ", "\xff"} {
 		f.Add(path, false)
@@ -210,7 +210,7 @@ func FuzzMisdirected(f *testing.F) {
 		}
 		r := &http.Request{Method: "GET", URL: &url.URL{Path: path}}
 		kind, meant := server.misdirected(r)
-		// Dots lead out of the base path, and what begins a query ends the path.
+		// Dots lead out of the base path, and a query ends the path.
 		if kind != endpointToken && !strings.Contains(between, "..") && !strings.ContainsAny(between, "?#&") {
 			t.Errorf("%q is passed on", path)
 		}
@@ -224,9 +224,9 @@ func FuzzMisdirected(f *testing.F) {
 	})
 }
 
-// Nothing that a caller sends becomes, in the most careless backend's environment, what only
-// we may say, and nothing else is lost. That backend turns every byte that is no letter or
-// digit into _, as lighttpd's mod_cgi and busybox's httpd do.
+// Nothing that a caller sends becomes, in the environment of the most careless backend, a variable
+// that only we may set, and nothing else is lost. That backend turns every byte that is not a
+// letter or digit into _, as lighttpd's mod_cgi and busybox's httpd do.
 func FuzzStrip(f *testing.F) {
 	for _, seed := range []string{
 		"X-OAuth-Client-Id", "X!OAuth#Client$Id", "x_oauth.scope", "X-Partner-Id\nX-OAuth", "Authorization\nPROXY^AUTHORIZATION\ndpop",
@@ -262,7 +262,7 @@ func FuzzStrip(f *testing.F) {
 		check := func(what string, got http.Header) {
 			for name := range got {
 				if ours(environment(name)) {
-					t.Errorf("%s: %q arrives, and is %s", what, name, environment(name))
+					t.Errorf("%s: %q arrives, as %s", what, name, environment(name))
 				}
 			}
 			for name := range sent {
@@ -288,12 +288,13 @@ func FuzzStrip(f *testing.F) {
 			}
 		}
 		check("headers", r.Header)
-		// Trailers come with the end of the body.
+		// Trailers arrive at the end of the body.
 		maps.Copy(r.Trailer, sent)
 		io.Copy(io.Discard, r.Body)
 		check("trailers", r.Trailer)
 
-		// On all sites of the server identity goes, and no switch to another HTTP is left.
+		// On the server's other sites, identity headers are removed, and so is a switch to another
+		// version of HTTP.
 		r.Header = sent.Clone()
 		r.Header["Upgrade"] = []string{upgrade}
 		stripServer(r, prefixes)
@@ -302,7 +303,7 @@ func FuzzStrip(f *testing.F) {
 				t.Errorf("%q arrives at another site", name)
 			}
 			if v := environment(name); strings.HasPrefix(v, "HTTP_X_OAUTH_") || strings.HasPrefix(v, "HTTP_X_PARTNER_") || v == "HTTP_HTTP2_SETTINGS" {
-				t.Errorf("%q arrives at another site, and is %s", name, v)
+				t.Errorf("%q arrives at another site, as %s", name, v)
 			}
 		}
 		if got := r.Header["Upgrade"]; got != nil && strings.Contains(strings.ToLower(got[0]), "h2c") {
@@ -311,8 +312,8 @@ func FuzzStrip(f *testing.F) {
 	})
 }
 
-// P-12, P-13: whatever realm and scopes a configuration may name, each challenge made
-// of them can be read, and says them.
+// Whatever realm and scopes a configuration may name, the challenges made of them can be parsed
+// and contain them.
 func FuzzChallenge(f *testing.F) {
 	f.Add("root", "read write")
 	f.Add("alpha", "a!#$%&'()*+-./:;<=>?@[]^_`{|}~")
@@ -334,7 +335,7 @@ func FuzzChallenge(f *testing.F) {
 			AppsRaw: caddy.ModuleMap{"oauth": app},
 		})
 		if err != nil {
-			return // refused at load, as it should be if the realm is no name
+			return // refused at load, as it should be if the realm is not a name
 		}
 		p := &Protect{Realm: realm, Scopes: list}
 		if err := p.Provision(ctx); err != nil {
@@ -362,7 +363,7 @@ func FuzzChallenge(f *testing.F) {
 	})
 }
 
-// G-01, C-08, C-09 for protected routes: where the peer sits is judged by the connection.
+// Where the peer of a request is, only the connection tells.
 func TestSecureOrLocalBelievesTheConnectionOnly(t *testing.T) {
 	for peer, want := range map[string]bool{
 		"127.0.0.1:1234": true, "[::1]:1234": true, "[::ffff:127.0.0.1]:1": true, "@": true, "": true,
@@ -377,8 +378,8 @@ func TestSecureOrLocalBelievesTheConnectionOnly(t *testing.T) {
 	}
 }
 
-// What a header says of a name from elsewhere is visible ASCII in one word of a list, and the
-// name can be had back from it, so two names are never one.
+// In a header, a foreign name is visible ASCII and one element of a list. The name can be
+// recovered from it, so two names never become one.
 func FuzzHeaderText(f *testing.F) {
 	for _, seed := range []string{"", "jane", "CN=Jane,OU=staff", "CN=Jane%2COU=staff", "größe", "%", "%%2C", "\xff", "a b", "\u0085"} {
 		f.Add(seed)
@@ -394,8 +395,8 @@ func FuzzHeaderText(f *testing.F) {
 	})
 }
 
-// Whatever stands in routes, the walk through them ends, and finds nothing too early where no
-// oauth_protect comes after it.
+// Whatever is in routes, the walk through them ends, and it finds nothing that comes too early if
+// there is no oauth_protect.
 func FuzzOrder(f *testing.F) {
 	for _, seed := range []string{
 		`[{"handle":[{"handler":"vars","root":"/srv/{http.auth.user.id}"},{"handler":"oauth_protect"}]}]`,
@@ -419,7 +420,7 @@ func FuzzOrder(f *testing.F) {
 			protects = protects || text == "oauth_protect"
 		}
 		if said := len(w.errs) + len(w.warnings); said > 0 && !protects {
-			t.Errorf("%s: %d findings, and no oauth_protect", config, said)
+			t.Errorf("%s: %d findings without an oauth_protect", config, said)
 		}
 	})
 }

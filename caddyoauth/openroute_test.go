@@ -2,7 +2,7 @@ package caddyoauth_test
 
 import "testing"
 
-// C-01: an open route must not be the way to tell the backend who is calling.
+// A caller can't use an open route to tell the backend who it is.
 func TestOpenRoutesCarryNoIdentity(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, `
 		oauth_server
@@ -25,12 +25,12 @@ func TestOpenRoutesCarryNoIdentity(t *testing.T) {
 		}
 	}
 	if got.Get("X-Other") != "stays" {
-		t.Errorf("other headers are gone: %v", got)
+		t.Errorf("other headers were removed: %v", got)
 	}
 }
 
-// In a route block the order is the user's. A server that comes late must not take away
-// what a protect before it has said.
+// In a route block, the user chooses the order. An oauth_server must not remove the identity that
+// an oauth_protect before it has set.
 func TestServerAfterProtectKeepsIdentity(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, `
 		oauth_server /oauth2/*

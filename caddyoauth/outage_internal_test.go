@@ -16,16 +16,16 @@ func init() {
 	caddy.RegisterModule(OutageStore{})
 }
 
-// Outage is how a `store outage` fails: each function is called first, with the name of
-// the method, and an error from it is the method's answer. Nil is a store in health.
+// Outage says how a `store outage` fails. Each method of the store first calls it with its own
+// name, and returns the error if there is one. If Outage is nil, the store works.
 var Outage atomic.Pointer[func(ctx context.Context, method string) error]
 
-// StoreErrors are the errors that the contract of a store knows, by name.
+// StoreErrors are the errors in the contract of a store, by name.
 var StoreErrors = map[string]error{
 	"closed": oauth.ErrClosed, "full": oauth.ErrFull, "client full": oauth.ErrClientFull, "not found": oauth.ErrNotFound,
 }
 
-// OutageStore is the store in memory, in a form that tests can break.
+// OutageStore is the memory store in a form that tests can break.
 type OutageStore struct{}
 
 // CaddyModule returns the Caddy module information.

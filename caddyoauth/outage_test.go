@@ -30,8 +30,8 @@ func breakStore(t *testing.T, err error, methods ...string) (repair func()) {
 	return repair
 }
 
-// storeFailures are errors of every type that a store may come up with. Their texts must
-// not reach a caller.
+// storeFailures returns errors of every type that a store may return. Their texts must not reach
+// a caller.
 func storeFailures() map[string]error {
 	return map[string]error{
 		"closed":             caddyoauth.StoreErrors["closed"],
@@ -50,8 +50,8 @@ func storeFailures() map[string]error {
 	}
 }
 
-// A store that has no room for this client, but for others, is no outage: the client has to slow
-// down.
+// A store that has no more room for a client, but has for others, is not an outage: the client has
+// to slow down.
 func TestNoMoreThanAShareOfTheStore(t *testing.T) {
 	g := startGateway(t, "store outage\n"+testClients, "oauth_server")
 	repair := breakStore(t, fmt.Errorf("canary: %w", caddyoauth.StoreErrors["client full"]), "Put")
@@ -60,15 +60,15 @@ func TestNoMoreThanAShareOfTheStore(t *testing.T) {
 	g.token("reader")
 }
 
-// T-12, T-10: no token is given out that the store has not taken.
+// No token is issued that the store has not recorded.
 func TestNoTokenWithoutAStore(t *testing.T) {
 	for _, cache := range []string{"", "cache off"} {
 		g := startGateway(t, "store outage\n"+cache+"\n"+testClients, "oauth_server")
 		for name, err := range storeFailures() {
-			t.Run("T-12 T-10 "+name, func(t *testing.T) {
+			t.Run(name, func(t *testing.T) {
 				repair := breakStore(t, err, "Put", "Get", "Revoke")
 				wantE(t, g.fetch("reader"), 503, "temporarily_unavailable", "canary", "tokens.db", testSecret)
-				// Who may have no token learns nothing of the outage.
+				// A caller that may not have a token does not learn of the outage.
 				wantE401(t, g.post("/oauth2/token", "reader", "wrong", map[string][]string{"grant_type": {"client_credentials"}}), "root")
 				wantE(t, g.fetch("reader", "admin"), 400, "invalid_scope")
 				repair()
@@ -78,16 +78,15 @@ func TestNoTokenWithoutAStore(t *testing.T) {
 	}
 }
 
-// I-10: when the store can't be asked, a token is not inactive. The answer is 503, or
-// what the cache holds.
+// If the store can't be asked, a token is not called inactive. The answer is 503.
 func TestIntrospectionDuringAnOutage(t *testing.T) {
 	g := startGateway(t, "store outage\ncache off\n"+testClients, "oauth_server")
 	token := g.token("reader")
 	for name, err := range storeFailures() {
-		t.Run("I-10 "+name, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			repair := breakStore(t, err, "Get")
 			wantE(t, g.introspect("reader", token), 503, "temporarily_unavailable", token, "canary", "tokens.db")
-			// Garbage needs no store to be known as such.
+			// Garbage is recognised without the store.
 			if a := g.introspect("reader", "garbage"); a.StatusCode != 200 || a.Body != `{"active":false}` {
 				t.Errorf("garbage during the outage: %d %s", a.StatusCode, a.Body)
 			}
@@ -99,20 +98,20 @@ func TestIntrospectionDuringAnOutage(t *testing.T) {
 	}
 }
 
-// R-07: a revocation that the store did not take is never a 200, and works when it is
-// tried again. Afterwards the token is dead, cached or not.
+// A revocation that the store did not record is never answered with 200, and works when it is
+// tried again. Then the token is dead, cached or not.
 func TestRevocationDuringAnOutage(t *testing.T) {
 	for _, cache := range []string{"", "cache off"} {
 		g := startGateway(t, "store outage\n"+cache+"\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND")
 		failures := storeFailures()
-		// Only of Revoke: from Get it is the answer that there is nothing to revoke.
+		// Only from Revoke. From Get it means that there is nothing to revoke, which is not a failure.
 		failures["not found"] = caddyoauth.StoreErrors["not found"]
 		for name, err := range failures {
 			for _, method := range []string{"Revoke", "Get"} {
 				if name == "not found" && method == "Get" {
 					continue
 				}
-				t.Run("R-07 "+method+" "+name, func(t *testing.T) {
+				t.Run(method+" "+name, func(t *testing.T) {
 					token := g.token("reader")
 					if a := g.get("/x", token); a.StatusCode != 200 {
 						t.Fatalf("before the outage: %d", a.StatusCode)
@@ -122,7 +121,7 @@ func TestRevocationDuringAnOutage(t *testing.T) {
 					wantE(t, g.revoke("reader", token), 503, "temporarily_unavailable", token, "canary", "tokens.db")
 					repair()
 					if a := g.introspect("reader", token); a.json(t)["active"] != true {
-						t.Errorf("nothing was revoked, yet the token is %s", a.Body)
+						t.Errorf("no revocation succeeded, yet the token is %s", a.Body)
 					}
 					if a := g.revoke("reader", token); a.StatusCode != 200 || a.Body != "{}" {
 						t.Errorf("trying again: %d %s", a.StatusCode, a.Body)
@@ -136,7 +135,7 @@ func TestRevocationDuringAnOutage(t *testing.T) {
 	}
 }
 
-// A store that does not answer is an outage too, and the caller does not wait for ever.
+// A store that does not answer is an outage, too, and the caller does not wait for ever.
 func TestStoreThatHangs(t *testing.T) {
 	g := startGateway(t, "store outage\ncache off\n"+testClients, "oauth_server")
 	token := g.token("reader")
@@ -151,9 +150,9 @@ func TestStoreThatHangs(t *testing.T) {
 	caddyoauth.Outage.Store(&hang)
 	t.Cleanup(func() { caddyoauth.Outage.Store(nil) })
 	for name, call := range map[string]func() answer{
-		"T-12 T": func() answer { return g.fetch("reader") },
-		"I-10 I": func() answer { return g.introspect("reader", token) },
-		"R-07 R": func() answer { return g.revoke("reader", token) },
+		"token":         func() answer { return g.fetch("reader") },
+		"introspection": func() answer { return g.introspect("reader", token) },
+		"revocation":    func() answer { return g.revoke("reader", token) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			begin := time.Now()

@@ -243,7 +243,7 @@ func protectCases() []protectCase {
 		{name: "five spaces and mixed case", authorization: []string{"beaRER     READER"}, status: 200},
 
 		// Several Authorization lines are refused, whatever is in them: a backend might look at
-		// another one than we do.
+		// a different one than we do.
 		{name: "the same line twice", authorization: []string{"Bearer READER", "Bearer READER"}, status: 400, code: "invalid_request"},
 		{name: "two different tokens", authorization: []string{"Bearer READER", "Bearer WRITER"}, status: 400, code: "invalid_request"},
 		{name: "a good line after a bad one", authorization: []string{"Bearer x", "Bearer READER"}, status: 400, code: "invalid_request"},

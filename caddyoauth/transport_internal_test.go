@@ -12,7 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// G-01: only the connection's own peer makes plain HTTP acceptable.
+// Only the connection's own peer makes plain HTTP acceptable, whatever headers say.
 func TestSecureOrLocal(t *testing.T) {
 	for _, c := range []struct {
 		peer string
@@ -50,14 +50,14 @@ func TestSecureOrLocal(t *testing.T) {
 	}
 }
 
-// What a proxy that Caddy trusts says of the way before it counts, for better or worse. Of
-// anybody else, and of a proxy that says nothing, the connection counts.
+// If Caddy trusts the peer as a proxy, what it says about the client's connection counts, for
+// better or worse. For any other peer, and for a proxy that says nothing, our connection counts.
 func TestSecureBehindATrustedProxy(t *testing.T) {
 	const balancer, here, socket = "10.0.0.1:1234", "127.0.0.1:1234", "@"
 	for _, c := range []struct {
 		peer    string
 		tls     bool
-		trusted any // what Caddy says
+		trusted any // Caddy's variable
 		proto   []string
 		want    bool
 	}{
@@ -76,7 +76,7 @@ func TestSecureBehindATrustedProxy(t *testing.T) {
 		{balancer, false, true, []string{"https,"}, false},
 		{balancer, false, true, []string{"httpsx"}, false},
 		{balancer, false, true, []string{"https://"}, false},
-		{balancer, false, true, []string{}, true}, // no value contradicts; net/http makes no such header
+		{balancer, false, true, []string{}, true}, // no value says otherwise; net/http makes no such header
 		{balancer, false, true, nil, false},
 		{balancer, true, true, nil, true},
 		{balancer, true, true, []string{"https"}, true},
@@ -112,8 +112,8 @@ func TestSecureBehindATrustedProxy(t *testing.T) {
 	}
 }
 
-// Whom a request counts against: the client's address as Caddy holds it, its network for
-// IPv6, the peer if Caddy holds none.
+// A request counts against the client's address as Caddy knows it, for IPv6 against its network,
+// and against the peer if Caddy knows none.
 func TestClientNetwork(t *testing.T) {
 	for _, c := range []struct{ clientIP, peer, want string }{
 		{"192.0.2.7", "10.0.0.1:80", "192.0.2.7"},
@@ -143,9 +143,9 @@ const transportConfig = `{
 	}}}}}}
 }`
 
-// G-01, G-13: credentials over plain HTTP from another machine are refused without a
-// redirect, and so is whatever comes before the handshake is complete. Real peers in
-// tests are all local, so the handler is called with requests of others here.
+// Credentials over plain HTTP from another machine are refused, without a redirect that would
+// have them sent again, and so is early data (RFC 8470). Real peers in tests are all local, so
+// this test calls the handler with requests from others.
 func TestTransportOfCredentials(t *testing.T) {
 	if err := caddy.Load([]byte(transportConfig), true); err != nil {
 		t.Fatal(err)
@@ -158,29 +158,29 @@ func TestTransportOfCredentials(t *testing.T) {
 	done, early := &tls.ConnectionState{HandshakeComplete: true}, &tls.ConnectionState{}
 	paths := []string{"/oauth2/access_token", "/oauth2/token", "/oauth2/introspect", "/oauth2/token/revoke", "/oauth2/revoke", "/oauth2/realms/root/access_token"}
 	for _, c := range []struct {
-		id, name string
+		name     string
 		peer     string
 		tls      *tls.ConnectionState
 		insecure bool // the switch for development
 		status   int
 	}{
-		{"G-01", "plain HTTP from another machine", "192.0.2.1:1234", nil, false, 403},
-		{"G-01", "plain HTTP over IPv6", "[2001:db8::1]:1234", nil, false, 403},
-		{"G-01", "plain HTTP from a private network", "10.1.2.3:1234", nil, false, 403},
-		{"G-01", "plain HTTP with the switch", "192.0.2.1:1234", nil, true, 200},
-		{"G-01", "plain HTTP from this machine", "127.0.0.1:1234", nil, false, 200},
-		{"G-01", "TLS", "192.0.2.1:1234", done, false, 200},
-		{"G-13", "early data", "192.0.2.1:1234", early, false, 425},
-		{"G-13", "early data from this machine", "127.0.0.1:1234", early, false, 425},
-		{"G-13", "early data with the switch", "192.0.2.1:1234", early, true, 425},
-		{"G-13", "early data at a balancer", "10.9.8.7:1234", done, false, 425},
+		{"plain HTTP from another machine", "192.0.2.1:1234", nil, false, 403},
+		{"plain HTTP over IPv6", "[2001:db8::1]:1234", nil, false, 403},
+		{"plain HTTP from a private network", "10.1.2.3:1234", nil, false, 403},
+		{"plain HTTP with the switch", "192.0.2.1:1234", nil, true, 200},
+		{"plain HTTP from this machine", "127.0.0.1:1234", nil, false, 200},
+		{"TLS", "192.0.2.1:1234", done, false, 200},
+		{"early data", "192.0.2.1:1234", early, false, 425},
+		{"early data from this machine", "127.0.0.1:1234", early, false, 425},
+		{"early data with the switch", "192.0.2.1:1234", early, true, 425},
+		{"early data at a balancer", "10.9.8.7:1234", done, false, 425},
 	} {
 		server := &Server{InsecureHTTP: c.insecure}
 		if err := server.Provision(caddy.ActiveContext()); err != nil {
 			t.Fatal(err)
 		}
 		for _, path := range paths {
-			t.Run(c.id+" "+c.name+" at "+path, func(t *testing.T) {
+			t.Run(c.name+" at "+path, func(t *testing.T) {
 				r := httptest.NewRequest("POST", "http://gateway.example"+path, strings.NewReader("grant_type=client_credentials&token=x"))
 				r.RemoteAddr, r.TLS = c.peer, c.tls
 				r.Header.Set("Content-Type", "application/x-www-form-urlencoded")

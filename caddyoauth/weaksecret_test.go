@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// E-02: a secret behind a reference works whether it is checked slowly, as one that can be
-// guessed is, or quickly; which is which is tested beside the rule.
+// A secret given by reference works, whether it can be guessed, and so is checked slowly, or not.
+// Which secrets are checked slowly is tested beside the rule.
 func TestReferencedSecretsThatCanBeGuessed(t *testing.T) {
 	t.Setenv("OAUTH_TEST_WEAK", "summer")
 	t.Setenv("OAUTH_TEST_STRONG", strings.Repeat("s3cret-", 6))
@@ -33,13 +33,13 @@ func TestReferencedSecretsThatCanBeGuessed(t *testing.T) {
 	}
 }
 
-// A configuration that asks for a cache beyond all memory is refused, and the next one
+// A configuration that asks for more cache than there can be memory is refused, and the next one
 // loads.
 func TestCacheBeyondMemory(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server")
 	err := g.load("store memory\ncache {\nmax_tokens 100000000000000000\n}\n"+testClients, "oauth_server")
 	if err == nil || !strings.Contains(err.Error(), "max_tokens") {
-		t.Errorf("loading it: %v", err)
+		t.Errorf("loading a cache that is too large: %v", err)
 	}
 	if err := g.load("store memory\n"+testClients, "oauth_server"); err != nil {
 		t.Error(err)
