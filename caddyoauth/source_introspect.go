@@ -227,7 +227,9 @@ func (s *IntrospectSource) issuer() string { return s.cfg.Issuer }
 func (s *IntrospectSource) SourceKey() string { return s.key }
 
 // Recognizes implements TokenSource.
-func (s *IntrospectSource) Recognizes(string) Recognition { return PerhapsMine }
+func (s *IntrospectSource) Recognizes(token introspect.Token) (introspect.Token, Recognition) {
+	return token, PerhapsMine
+}
 
 // Memory implements TokenSource.
 func (s *IntrospectSource) Memory() introspect.SourceConfig {

@@ -225,11 +225,11 @@ func (s *JWTSource) issuer() string { return s.keys.Issuer }
 func (s *JWTSource) SourceKey() string { return s.key }
 
 // Recognizes implements TokenSource: a JWT says who issued it.
-func (s *JWTSource) Recognizes(token string) Recognition {
-	if issuer, ok := introspect.UnverifiedIssuer(token); ok && issuer == s.keys.Issuer {
-		return Mine
+func (s *JWTSource) Recognizes(token introspect.Token) (introspect.Token, Recognition) {
+	if token.UnverifiedIssuer() == s.keys.Issuer {
+		return token, Mine
 	}
-	return NotMine
+	return token, NotMine
 }
 
 // Memory implements TokenSource.

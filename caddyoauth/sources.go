@@ -40,8 +40,9 @@ type TokenSource interface {
 	Memory() introspect.SourceConfig
 
 	// Recognizes says, from the token alone and in microseconds, whether it can be this
-	// source's.
-	Recognizes(token string) Recognition
+	// source's. It returns the token with what it read noted in it, so that nobody reads it
+	// again in this request.
+	Recognizes(token introspect.Token) (introspect.Token, Recognition)
 }
 
 // Recognition is what a source says of a token at first sight.
@@ -103,16 +104,17 @@ type routeSource struct {
 	near bool
 }
 
-func (s routeSource) recognizes(token string) Recognition {
-	switch {
-	case s.source != nil:
+func (s routeSource) recognizes(token introspect.Token) (introspect.Token, Recognition) {
+	if s.source != nil {
 		return s.source.module.Recognizes(token)
+	}
 	// By its form and its MAC: a token in our form that this realm did not mint may be
 	// another gateway's.
-	case strings.HasPrefix(token, "coa_") && s.realm.engine.Screen(token):
-		return Mine
+	if token, ok := s.realm.engine.Recognizes(token); ok {
+		return token, Mine
+	} else {
+		return token, NotMine
 	}
-	return NotMine
 }
 
 // isRival reports whether s and other go by one name: two jwt sources of one issuer, with
@@ -130,7 +132,7 @@ func (s routeSource) cached() (*introspect.CachedSource, string) {
 }
 
 // ask asks the source, by way of the cache.
-func (s routeSource) ask(ctx context.Context, token string, maxAge time.Duration) (finding, error) {
+func (s routeSource) ask(ctx context.Context, token introspect.Token, maxAge time.Duration) (finding, error) {
 	source, realm := s.cached()
 	facts, err := source.LookupWithin(ctx, token, maxAge)
 	if err == nil && s.source != nil {
@@ -141,7 +143,7 @@ func (s routeSource) ask(ctx context.Context, token string, maxAge time.Duration
 
 // minted reports whether a realm of this gateway issued token. An error means that nobody
 // can tell yet.
-func (a *App) minted(token string) (_ bool, unsure error) {
+func (a *App) minted(token introspect.Token) (_ bool, unsure error) {
 	for _, r := range a.realms {
 		if r.engine == nil {
 			continue // the app opened no store: nothing is issued here
@@ -166,22 +168,27 @@ type finding struct {
 
 // findOut asks the sources that the token can belong to. An error means that one of them
 // could not be asked, and none of the others knows the token.
-func findOut(ctx context.Context, app *App, sources []routeSource, token string, maxAge time.Duration) (finding, error) {
-	if len(sources) == 1 && (sources[0].realm != nil || !strings.HasPrefix(token, "coa_")) {
+func findOut(ctx context.Context, app *App, sources []routeSource, text string, maxAge time.Duration) (finding, error) {
+	token := introspect.NewToken(text)
+	if len(sources) == 1 && (sources[0].realm != nil || !strings.HasPrefix(text, "coa_")) {
 		return sources[0].ask(ctx, token, maxAge) // which screens it, too
 	}
 	var few [4]routeSource // more than most routes have, without memory from the heap
 	perhaps := few[:0]
 	for i, s := range sources {
-		switch s.recognizes(token) {
+		var recognition Recognition
+		token, recognition = s.recognizes(token)
+		switch recognition {
 		case Mine:
 			// Its rivals, of the same name and with other demands, are behind it: those before
 			// have said no. The first that accepts the token speaks for it, whatever is in the
 			// cache: what each makes of it may differ.
 			mine := append(few[:0], s)
 			for _, rival := range sources[i+1:] {
-				if rival.isRival(s) && rival.recognizes(token) == Mine {
-					mine = append(mine, rival)
+				if rival.isRival(s) {
+					if token, recognition = rival.recognizes(token); recognition == Mine {
+						mine = append(mine, rival)
+					}
 				}
 			}
 			return askEach(ctx, mine, token, maxAge)
@@ -208,7 +215,7 @@ func findOut(ctx context.Context, app *App, sources []routeSource, token string,
 // recallOrAsk is askEach for sources of which only asking can tell: one that has found the
 // token good is the one that it belongs to, unless it may not say so. Those before it need
 // not be asked again, and may be away.
-func recallOrAsk(ctx context.Context, sources []routeSource, token string, maxAge time.Duration) (finding, error) {
+func recallOrAsk(ctx context.Context, sources []routeSource, token introspect.Token, maxAge time.Duration) (finding, error) {
 	if len(sources) > 1 {
 		for _, s := range sources {
 			source, realm := s.cached()
@@ -227,7 +234,7 @@ func recallOrAsk(ctx context.Context, sources []routeSource, token string, maxAg
 
 // askEach asks sources one after the other, so that nobody is shown a token that the one
 // before knows.
-func askEach(ctx context.Context, sources []routeSource, token string, maxAge time.Duration) (finding, error) {
+func askEach(ctx context.Context, sources []routeSource, token introspect.Token, maxAge time.Duration) (finding, error) {
 	if len(sources) == 1 {
 		return sources[0].ask(ctx, token, maxAge)
 	}

@@ -367,7 +367,7 @@ func (c *Cache) Forget(name string, id TokenID) {
 	c.revoking(keyOf(sha256.Sum256([]byte(name)), id))()
 }
 
-// CachedSource is a Source with the cache in front of it. It is safe for concurrent
+// CachedSource is a source with the cache in front of it. It is safe for concurrent
 // use and owns nothing: it needs no closing.
 type CachedSource struct {
 	cache  *Cache
@@ -383,9 +383,10 @@ type CachedSource struct {
 	slots chan struct{}
 }
 
-// Lookup is [CachedSource.LookupWithin] without a maximum age of the caller's own.
-func (s *CachedSource) Lookup(ctx context.Context, token string) (*Facts, error) {
-	return s.LookupWithin(ctx, token, math.MaxInt64)
+// Lookup is [CachedSource.LookupWithin] for the token of that text, without a maximum age of
+// the caller's own.
+func (s *CachedSource) Lookup(ctx context.Context, text string) (*Facts, error) {
+	return s.LookupWithin(ctx, NewToken(text), math.MaxInt64)
 }
 
 // LookupWithin reports what token means, from memory if the source was asked about it
@@ -395,11 +396,12 @@ func (s *CachedSource) Lookup(ctx context.Context, token string) (*Facts, error)
 // maxAge bounds the age of a remembered "no" too.
 //
 // It blocks until the answer is there, ctx ends, or twice Config.LookupTimeout has passed.
-func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge time.Duration) (*Facts, error) {
-	if s.screen != nil && !s.screen.Screen(token) {
+func (s *CachedSource) LookupWithin(ctx context.Context, token Token, maxAge time.Duration) (*Facts, error) {
+	token, ok := s.screened(token)
+	if !ok {
 		return inactive, nil
 	}
-	key := keyOf(s.name, IDOf(token))
+	key := keyOf(s.name, token.id)
 	facts, ok := s.cached(key, min(maxAge, s.cfg.MaxAge))
 	if !ok && s.refused(key, min(maxAge, s.cfg.NegativeAge)) {
 		facts, ok = inactive, true
@@ -429,16 +431,25 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token string, maxAge ti
 
 // Remembered is what LookupWithin would answer from memory, and whether it would; a no is
 // not remembered in this sense. It asks nobody and does not block.
-func (s *CachedSource) Remembered(token string, maxAge time.Duration) (*Facts, bool) {
-	if s.screen != nil && !s.screen.Screen(token) {
+func (s *CachedSource) Remembered(token Token, maxAge time.Duration) (*Facts, bool) {
+	token, ok := s.screened(token)
+	if !ok {
 		return nil, false
 	}
-	facts, ok := s.cached(keyOf(s.name, IDOf(token)), min(maxAge, s.cfg.MaxAge))
+	facts, ok := s.cached(keyOf(s.name, token.id), min(maxAge, s.cfg.MaxAge))
 	if !ok {
 		return nil, false
 	}
 	s.cache.cfg.OnHit()
 	return s.revised(facts), true
+}
+
+// screened asks the source whether a lookup of token can be worthwhile.
+func (s *CachedSource) screened(token Token) (Token, bool) {
+	if s.screen == nil {
+		return token, true
+	}
+	return s.screen.Screen(token)
 }
 
 func (s *CachedSource) revised(facts *Facts) *Facts {
@@ -582,7 +593,7 @@ type answer struct {
 }
 
 // ask asks the source, sharing the question with everybody who has it too.
-func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string, maxAge time.Duration) (*Facts, error) {
+func (s *CachedSource) ask(ctx context.Context, key cacheKey, token Token, maxAge time.Duration) (*Facts, error) {
 	c := s.cache
 	begun := c.cfg.Elapsed()
 	h := c.cfg.hash(key)
@@ -634,7 +645,7 @@ func (s *CachedSource) ask(ctx context.Context, key cacheKey, token string, maxA
 // fill asks the source and stores an active answer. It runs once for everybody who
 // waits, with a deadline of its own: the request that happened to come first may
 // hang up without harming the others.
-func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token string) (answer, error) {
+func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token Token) (answer, error) {
 	c := s.cache
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.LookupTimeout)
 	defer cancel()

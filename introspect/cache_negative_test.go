@@ -21,7 +21,7 @@ type outage struct {
 
 var errDown = fmt.Errorf("the registry does not answer: %w", introspect.ErrOutage)
 
-func (o *outage) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
+func (o *outage) Lookup(ctx context.Context, token introspect.Token) (*introspect.Facts, error) {
 	facts, err := o.registry.Lookup(ctx, token)
 	if o.down.Load() {
 		return nil, errDown
@@ -61,7 +61,7 @@ func (r *remembering) expect(what, token, want string, asked int64) {
 func (r *remembering) expectWithin(what, token string, maxAge time.Duration, want string, asked int64) {
 	r.t.Helper()
 	r.reg.lookups.Store(0)
-	facts, err := r.LookupWithin(context.Background(), token, maxAge)
+	facts, err := r.LookupWithin(context.Background(), introspect.NewToken(token), maxAge)
 	r.cache.Wait()
 	got := "no"
 	switch {
@@ -395,7 +395,7 @@ func TestANoTakesBackWhatIsNotApplied(t *testing.T) {
 			t.Fatal("not active")
 		}
 		reg.revoke("token")
-		if facts, err := s.LookupWithin(context.Background(), "token", 0); err != nil || facts.Active {
+		if facts, err := s.LookupWithin(context.Background(), introspect.NewToken("token"), 0); err != nil || facts.Active {
 			t.Fatal(facts, err)
 		}
 		cache.Wait()

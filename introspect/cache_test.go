@@ -26,8 +26,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // sourceFunc is a Source made of a function.
 type sourceFunc func(ctx context.Context, token string) (*introspect.Facts, error)
 
-func (f sourceFunc) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
-	return f(ctx, token)
+func (f sourceFunc) Lookup(ctx context.Context, token introspect.Token) (*introspect.Facts, error) {
+	return f(ctx, token.Text())
 }
 
 // registry is a small authorization server: it knows the tokens that it issued and
@@ -58,11 +58,11 @@ func (r *registry) revoke(token string) {
 	delete(r.tokens, token)
 }
 
-func (r *registry) Lookup(_ context.Context, token string) (*introspect.Facts, error) {
+func (r *registry) Lookup(_ context.Context, token introspect.Token) (*introspect.Facts, error) {
 	r.lookups.Add(1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if facts := r.tokens[token]; facts != nil && r.now().Before(facts.Expiry) {
+	if facts := r.tokens[token.Text()]; facts != nil && r.now().Before(facts.Expiry) {
 		return facts, nil
 	}
 	return introspect.Inactive(), nil
@@ -190,7 +190,7 @@ type gate struct {
 	held atomic.Int64 // answers that wait
 }
 
-func (g *gate) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
+func (g *gate) Lookup(ctx context.Context, token introspect.Token) (*introspect.Facts, error) {
 	facts, err := g.Source.Lookup(ctx, token)
 	g.held.Add(1)
 	select {
@@ -474,7 +474,9 @@ func TestNoIsNeverRemembered(t *testing.T) {
 // screened is a registry that knows its own tokens by how they look.
 type screened struct{ *registry }
 
-func (screened) Screen(token string) bool { return strings.HasPrefix(token, "hot ") }
+func (screened) Screen(token introspect.Token) (introspect.Token, bool) {
+	return token, strings.HasPrefix(token.Text(), "hot ")
+}
 
 // B-08: a flood of random tokens neither pushes out those in use nor fills memory; and
 // where tokens can be told by computation, it doesn't reach the source.
@@ -582,7 +584,7 @@ func TestLookupsAreBounded(t *testing.T) {
 		var under, most atomic.Int64
 		slow := sourceFunc(func(ctx context.Context, token string) (*introspect.Facts, error) {
 			if token == "hot" {
-				return reg.Lookup(ctx, token)
+				return reg.Lookup(ctx, introspect.NewToken(token))
 			}
 			most.Store(max(most.Load(), under.Add(1))) // one at a time would do: it is compared with 4
 			defer under.Add(-1)
@@ -897,7 +899,7 @@ func TestACallersDeadline(t *testing.T) {
 
 type gateForever struct{}
 
-func (*gateForever) Lookup(ctx context.Context, _ string) (*introspect.Facts, error) {
+func (*gateForever) Lookup(ctx context.Context, _ introspect.Token) (*introspect.Facts, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
@@ -968,7 +970,7 @@ func TestWhoLookedTooEarlyDoesNotAskAgain(t *testing.T) {
 	s := c.Wrap("auth", sourceFunc(func(ctx context.Context, token string) (*introspect.Facts, error) {
 		asked <- struct{}{}
 		<-answer
-		return auth.Lookup(ctx, token)
+		return auth.Lookup(ctx, introspect.NewToken(token))
 	}), time.Minute)
 
 	var callers sync.WaitGroup
@@ -1211,7 +1213,7 @@ func TestTheCacheDoesNotShow(t *testing.T) {
 			},
 			"look up": func(t *rapid.T) {
 				name := token.Draw(t, "token")
-				want, _ := reg.Lookup(context.Background(), name)
+				want, _ := reg.Lookup(context.Background(), introspect.NewToken(name))
 				for i, s := range sources {
 					got, err := s.Lookup(context.Background(), name)
 					if err != nil || got != want {
@@ -1358,7 +1360,7 @@ func TestLargeTokens(t *testing.T) {
 		kept   bool
 	}{{1 << 10, true}, {100 << 10, true}, {64 << 10, true}, {200 << 10, false}, {2, true}, {2 << 20, false}} {
 		claims, asked = c.claims, 0
-		if _, err := s.LookupWithin(context.Background(), "token", 0); err != nil { // asks anew
+		if _, err := s.LookupWithin(context.Background(), introspect.NewToken("token"), 0); err != nil { // asks anew
 			t.Fatal(err)
 		}
 		active(t, s, "token")
@@ -1372,7 +1374,7 @@ func TestLargeTokens(t *testing.T) {
 	for i := range 500 {
 		token := fmt.Sprint("token", i)
 		for _, claims = range []int{2, 2 << 20} {
-			if _, err := s.LookupWithin(context.Background(), token, 0); err != nil {
+			if _, err := s.LookupWithin(context.Background(), introspect.NewToken(token), 0); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -1386,7 +1388,7 @@ func TestLargeTokens(t *testing.T) {
 	before := heap()
 	for _, claims = range []int{2, 50 << 10} {
 		for i := range 500 {
-			if _, err := s.LookupWithin(context.Background(), fmt.Sprint(i), 0); err != nil {
+			if _, err := s.LookupWithin(context.Background(), introspect.NewToken(fmt.Sprint(i)), 0); err != nil {
 				t.Fatal(err)
 			}
 			cache.Wait()
@@ -1409,7 +1411,7 @@ func TestMaxAgeOfACaller(t *testing.T) {
 	lookups := func(maxAge time.Duration) int64 {
 		t.Helper()
 		reg.lookups.Store(0)
-		facts, err := s.LookupWithin(context.Background(), "token", maxAge)
+		facts, err := s.LookupWithin(context.Background(), introspect.NewToken("token"), maxAge)
 		if err != nil || !facts.Active {
 			t.Errorf("%+v, %v", facts, err)
 		}

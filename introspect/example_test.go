@@ -16,9 +16,9 @@ import (
 // an introspection endpoint.
 type table map[string]*introspect.Facts
 
-func (t table) Lookup(_ context.Context, token string) (*introspect.Facts, error) {
-	facts := t[token]
-	fmt.Printf("looking up %q\n", token)
+func (t table) Lookup(_ context.Context, token introspect.Token) (*introspect.Facts, error) {
+	facts := t[token.Text()]
+	fmt.Printf("looking up %q\n", token.Text())
 	if facts == nil {
 		return introspect.Inactive(), nil // "no" is an answer, not an error
 	}
@@ -173,7 +173,7 @@ func ExampleRemoteError() {
 	}
 	defer source.Close()
 
-	_, err = source.Lookup(context.Background(), "token")
+	_, err = source.Lookup(context.Background(), introspect.NewToken("token"))
 	var failure *introspect.RemoteError
 	if errors.As(err, &failure) {
 		fmt.Println(failure.Kind == introspect.RemoteCredentials, failure.Status)

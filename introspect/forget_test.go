@@ -12,10 +12,10 @@ import (
 // clientSource knows tokens of the form client/anything, and counts how often it is asked.
 type clientSource struct{ asked atomic.Int64 }
 
-func (s *clientSource) Lookup(_ context.Context, token string) (*Facts, error) {
+func (s *clientSource) Lookup(_ context.Context, token Token) (*Facts, error) {
 	s.asked.Add(1)
-	client, _, _ := strings.Cut(token, "/")
-	return &Facts{Active: true, ID: IDOf(token), ClientID: client, Expiry: time.Now().Add(time.Hour)}, nil
+	client, _, _ := strings.Cut(token.Text(), "/")
+	return &Facts{Active: true, ID: token.ID(), ClientID: client, Expiry: time.Now().Add(time.Hour)}, nil
 }
 
 func TestForgetClientAndSource(t *testing.T) {
@@ -118,4 +118,6 @@ func TestForgetClientDuringALookup(t *testing.T) {
 
 type sourceFunc func(context.Context, string) (*Facts, error)
 
-func (f sourceFunc) Lookup(ctx context.Context, token string) (*Facts, error) { return f(ctx, token) }
+func (f sourceFunc) Lookup(ctx context.Context, token Token) (*Facts, error) {
+	return f(ctx, token.Text())
+}

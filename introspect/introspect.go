@@ -109,16 +109,18 @@ type Source interface {
 	//
 	// Lookup is safe for concurrent use. It may block on I/O, no longer than ctx lives.
 	// The facts returned are never changed afterwards.
-	Lookup(ctx context.Context, token string) (*Facts, error)
+	Lookup(ctx context.Context, token Token) (*Facts, error)
 }
 
 // Screener is an optional ability of a Source: to tell by computation alone that a
 // token can't be its own.
 type Screener interface {
 	// Screen reports whether a lookup of token can be worthwhile. It does no I/O, takes
-	// microseconds, and is asked before the cache, on every request. False settles the
-	// matter: the token is inactive. So garbage costs no lookup and no cache entry.
-	Screen(token string) bool
+	// microseconds, and is called before the cache is asked, on every request. False settles
+	// the matter: the token is inactive. So garbage costs no lookup and no cache entry.
+	//
+	// It returns the token with what it found out noted in it, for the Lookup that may follow.
+	Screen(token Token) (Token, bool)
 }
 
 // Reviser is an optional ability of a Source: to bring facts that were found out

@@ -47,7 +47,7 @@ func unknownKid(n int) string {
 // wants compares what a lookup says: "active", "inactive" or "error".
 func wants(t testing.TB, j *introspect.JWT, token, want string) {
 	t.Helper()
-	facts, err := j.Lookup(context.Background(), token)
+	facts, err := j.Lookup(context.Background(), introspect.NewToken(token))
 	got := "inactive"
 	switch {
 	case err != nil && facts == nil:
@@ -131,7 +131,7 @@ func TestJWKSFirstRequestWaits(t *testing.T) {
 		token := key.issue(goodClaims().with(claims{"iat": nil}))
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		defer cancel()
-		if _, err := j.Lookup(ctx, token); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := j.Lookup(ctx, introspect.NewToken(token)); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("a lookup that has half a second: %v", err)
 		}
 		wants(t, j, token, "active")
@@ -831,7 +831,7 @@ func TestJWKSFewLookupsWait(t *testing.T) {
 		var busy, failed atomic.Int64
 		for i := range 100 {
 			go func() {
-				_, err := j.Lookup(context.Background(), unknownKid(i))
+				_, err := j.Lookup(context.Background(), introspect.NewToken(unknownKid(i)))
 				switch {
 				case errors.Is(err, introspect.ErrBusy):
 					busy.Add(1)

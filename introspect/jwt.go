@@ -173,7 +173,7 @@ func (j *JWT) Close() { j.cfg.Keys.leave(j) }
 // what others get.
 //
 // Lookup blocks only on a token whose key is unknown, until a fetch of the keys has ended.
-func (j *JWT) Lookup(ctx context.Context, token string) (*Facts, error) {
+func (j *JWT) Lookup(ctx context.Context, token Token) (*Facts, error) {
 	signed, ok := j.read(token)
 	if !ok {
 		return inactive, nil
@@ -196,7 +196,7 @@ func (j *JWT) Lookup(ctx context.Context, token string) (*Facts, error) {
 	if !ok {
 		return inactive, nil
 	}
-	facts.ID = IDOf(token)
+	facts.ID = token.ID()
 	facts.verifiedBy = key.id
 	return facts, nil
 }
@@ -208,7 +208,7 @@ func (j *JWT) set() *keySet { return j.cfg.Keys.current.Load() }
 
 // Screen reports whether token has the outline of a signed JWT. It is on every
 // request's way and looks no closer.
-func (j *JWT) Screen(token string) bool { return outline(token) }
+func (j *JWT) Screen(token Token) (Token, bool) { return token, outline(token.text) }
 
 // Doubts reports whether facts were verified with a key that is not in the current set.
 // Who withdraws a key wants its tokens dead, so they are looked up anew: that fetches the
@@ -229,39 +229,6 @@ func (j *JWT) Revise(facts *Facts) *Facts {
 // whether those that verified the facts in a cache are still good.
 func (j *JWT) Coherent() bool { return j.set() != nil }
 
-// UnverifiedIssuer returns what token claims as its issuer. Anybody can claim anything:
-// it is for choosing the JWT source to ask, which verifies. It does work and memory
-// in proportion to a token of at most 16 KiB.
-func UnverifiedIssuer(token string) (issuer string, ok bool) {
-	if !outline(token) {
-		return "", false
-	}
-	_, rest, _ := strings.Cut(token, ".")
-	payload, _, _ := strings.Cut(rest, ".")
-	data, err := base64.RawURLEncoding.DecodeString(payload)
-	if err != nil {
-		return "", false
-	}
-	// A map, because a struct would take ISS for iss.
-	var claims map[string]json.RawMessage
-	if json.Unmarshal(data, &claims) != nil || claims["iss"] == nil {
-		return "", false
-	}
-	var name string // not the result itself: that would be allocated for each opaque token
-	// null leaves it empty, and no issuer is.
-	if json.Unmarshal(claims["iss"], &name) != nil || name == "" {
-		return "", false
-	}
-	return name, true
-}
-
-// outline reports whether token has three parts, of which the first can be a JSON object
-// in base64. An encrypted JWT has five. Nothing is split or allocated: a megabyte of
-// dots was enough to exhaust parsers that did (CVE-2025-27144, CVE-2025-30204).
-func outline(token string) bool {
-	return len(token) <= MaxTokenLength && strings.HasPrefix(token, "e") && strings.Count(token, ".") == 2
-}
-
 // signedToken is a token taken apart. What it says is not verified.
 type signedToken struct {
 	jws *jose.JSONWebSignature
@@ -272,24 +239,17 @@ type signedToken struct {
 }
 
 // read takes a token apart and judges all of it that needs no key.
-func (j *JWT) read(token string) (signed signedToken, ok bool) {
-	// What another issuer's tokens name as their key must not make us fetch.
-	if issuer, ok := UnverifiedIssuer(token); !ok || issuer != j.issuer() {
+func (j *JWT) read(token Token) (signed signedToken, ok bool) {
+	// What another issuer's tokens name as their key must not make us fetch. What the token
+	// claims is compared again once it is verified.
+	if token.UnverifiedIssuer() != j.issuer() {
 		return signed, false
 	}
-	// Strict refuses set bits behind the last byte, which would make a second spelling of
-	// the token; it skips line breaks, which would make many.
-	if strings.ContainsAny(token, "\r\n") {
+	if !oneSpelling(token.text) {
 		return signed, false
 	}
-	strict := base64.RawURLEncoding.Strict()
-	protected, rest, _ := strings.Cut(token, ".")
-	for part := range strings.SplitSeq(rest, ".") {
-		if _, err := strict.DecodeString(part); err != nil {
-			return signed, false
-		}
-	}
-	data, err := strict.DecodeString(protected)
+	protected, _, _ := strings.Cut(token.text, ".")
+	data, err := base64.RawURLEncoding.DecodeString(protected)
 	if err != nil {
 		return signed, false
 	}
@@ -321,8 +281,24 @@ func (j *JWT) read(token string) (signed signedToken, ok bool) {
 	}
 	// go-jose reads the header itself; allowing this one algorithm makes sure that it read
 	// the same.
-	signed.jws, err = jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
+	signed.jws, err = jose.ParseSignedCompact(token.text, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
 	return signed, err == nil
+}
+
+// oneSpelling reports whether no other text decodes to the same three parts as token, given
+// that go-jose can decode it. Go's base64 skips line breaks and, unless it is strict,
+// ignores bits behind the last byte; padding is for other decoders.
+func oneSpelling(token string) bool {
+	if strings.ContainsAny(token, "\r\n=") {
+		return false
+	}
+	for part := range strings.SplitSeq(token, ".") {
+		last := part[len(part)&^3:] // only here can bits be left over
+		if _, err := base64.RawURLEncoding.Strict().DecodeString(last); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // acceptsType judges the header's typ (RFC 8725 section 3.11), and reports whether it is

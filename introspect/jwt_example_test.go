@@ -87,11 +87,10 @@ func ExampleJWT() {
 
 // Where the tokens of several issuers arrive, each goes to the source of its issuer. That
 // source decides whether the token really is from there.
-func ExampleUnverifiedIssuer() {
-	token := "eyJhbGciOiJFUzI1NiJ9." + base64.RawURLEncoding.EncodeToString([]byte(`{"iss":"https://issuer.example"}`)) + ".c2ln"
-	fmt.Println(introspect.UnverifiedIssuer(token))
-	fmt.Println(introspect.UnverifiedIssuer("coa_opaque"))
+func ExampleToken_UnverifiedIssuer() {
+	signed := introspect.NewToken("eyJhbGciOiJFUzI1NiJ9." + base64.RawURLEncoding.EncodeToString([]byte(`{"iss":"https://issuer.example"}`)) + ".c2ln")
+	opaque := introspect.NewToken("coa_opaque")
+	fmt.Printf("%q %q\n", signed.UnverifiedIssuer(), opaque.UnverifiedIssuer())
 	// Output:
-	// https://issuer.example true
-	//  false
+	// "https://issuer.example" ""
 }

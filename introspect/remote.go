@@ -515,7 +515,9 @@ func (r *Remote) Close() {
 
 // Screen reports whether token can be sent as a bearer token at all: the characters of
 // RFC 6750 section 2.1, at most 16 KiB of them.
-func (r *Remote) Screen(token string) bool {
+func (r *Remote) Screen(token Token) (Token, bool) { return token, isBearerToken(token.text) }
+
+func isBearerToken(token string) bool {
 	if token == "" || len(token) > MaxTokenLength {
 		return false
 	}
@@ -532,15 +534,15 @@ func (r *Remote) Screen(token string) bool {
 }
 
 // Lookup asks the server about token. An error is a *RemoteError, ErrBusy, or ctx's.
-func (r *Remote) Lookup(ctx context.Context, token string) (*Facts, error) {
-	if !r.Screen(token) {
+func (r *Remote) Lookup(ctx context.Context, token Token) (*Facts, error) {
+	if !isBearerToken(token.text) {
 		return inactive, nil
 	}
 	// Before waiting for a place: those who hold one may be hanging.
 	if wait, ok := r.circuit.asks(r.cfg.Now()); !ok {
 		return nil, r.fails(RemoteCircuitOpen, 0, "", wait)
 	}
-	id := IDOf(token)
+	id := token.ID()
 	if err, ok := r.faulty.get(id, r.cfg.Now(), faultAge); ok {
 		return nil, err
 	}
@@ -647,7 +649,7 @@ func (r *Remote) check(turn int, beside []witness, pause time.Duration) {
 			default:
 				r.count(facts, took)
 				if !facts.Active {
-					r.witnesses.drop(w.id)
+					r.witnesses.drop(w.token.ID())
 				}
 			}
 			failures <- failure
@@ -713,12 +715,12 @@ func (r *Remote) fails(kind string, status int, detail string, retryAfter time.D
 }
 
 // ask sends one request and understands the answer.
-func (r *Remote) ask(ctx context.Context, token string) (*Facts, *RemoteError) {
+func (r *Remote) ask(ctx context.Context, token Token) (*Facts, *RemoteError) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	var connected atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
-	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}
+	form := url.Values{"token": {token.text}, "token_type_hint": {"access_token"}}
 	if r.cfg.Auth == "client_secret_post" {
 		form.Set("client_id", r.cfg.ClientID)
 		form.Set("client_secret", r.cfg.ClientSecret)
@@ -785,7 +787,7 @@ func (r *Remote) ask(ctx context.Context, token string) (*Facts, *RemoteError) {
 		return nil, r.fails(RemoteMalformed, 0, err.Error(), 0)
 	}
 	if facts.Active {
-		facts.ID = IDOf(token)
+		facts.ID = token.ID()
 	}
 	return facts, nil
 }

@@ -55,7 +55,7 @@ func BenchmarkRemoteMiss(b *testing.B) {
 	remote := newRemote(b, remoteConfig(server.URL))
 	b.ReportAllocs()
 	for b.Loop() {
-		if facts, err := remote.Lookup(context.Background(), "token"); err != nil || !facts.Active {
+		if facts, err := remote.Lookup(context.Background(), introspect.NewToken("token")); err != nil || !facts.Active {
 			b.Fatal(facts, err)
 		}
 	}

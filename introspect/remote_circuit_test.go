@@ -38,7 +38,7 @@ func newCircuitTest(t *testing.T, answer http.HandlerFunc) *circuitTest {
 // lookup returns the kind of the failure, or "ok".
 func (c *circuitTest) lookup() (kind string, retryAfter time.Duration) {
 	c.t.Helper()
-	facts, err := c.Lookup(c.t.Context(), remoteToken)
+	facts, err := c.Lookup(c.t.Context(), introspect.NewToken(remoteToken))
 	if err == nil {
 		return "ok", 0
 	}
@@ -124,7 +124,7 @@ func TestTheCircuitLetsOneThrough(t *testing.T) {
 	c.clock.advance(5 * time.Second)
 	probe := make(chan error)
 	go func() {
-		_, err := c.Lookup(t.Context(), remoteToken)
+		_, err := c.Lookup(t.Context(), introspect.NewToken(remoteToken))
 		probe <- err
 	}()
 	<-arrived
@@ -151,7 +151,7 @@ func TestTheCircuitWhenTheProbeGoesAway(t *testing.T) {
 	ctx, hangUp := context.WithCancel(t.Context())
 	probe := make(chan error)
 	go func() {
-		_, err := c.Lookup(ctx, remoteToken)
+		_, err := c.Lookup(ctx, introspect.NewToken(remoteToken))
 		probe <- err
 	}()
 	<-arrived
@@ -179,7 +179,7 @@ func TestTheCircuitIgnoresLateAnswers(t *testing.T) {
 			})
 			slow := make(chan struct{})
 			go func() {
-				c.Lookup(t.Context(), "slow")
+				c.Lookup(t.Context(), introspect.NewToken("slow"))
 				close(slow)
 			}()
 			<-arrived
@@ -251,12 +251,12 @@ func TestTheCircuitCountsOutages(t *testing.T) {
 	} {
 		c := newCircuitTest(t, answer)
 		for range 5 {
-			if facts, err := c.Lookup(t.Context(), remoteToken); !errors.Is(err, introspect.ErrOutage) {
+			if facts, err := c.Lookup(t.Context(), introspect.NewToken(remoteToken)); !errors.Is(err, introspect.ErrOutage) {
 				t.Errorf("%s: %+v, %v; want an outage", name, facts, err)
 			}
 		}
 		c.expect(1, "circuit_open")
-		if _, err := c.Lookup(t.Context(), remoteToken); !errors.Is(err, introspect.ErrOutage) {
+		if _, err := c.Lookup(t.Context(), introspect.NewToken(remoteToken)); !errors.Is(err, introspect.ErrOutage) {
 			t.Errorf("%s: an open circuit is no outage: %v", name, err)
 		}
 	}
@@ -299,12 +299,12 @@ func TestJunkOpensNoCircuit(t *testing.T) {
 			})
 			for i := range 40 {
 				c.clock.advance(250 * time.Millisecond)
-				facts, err := c.Lookup(t.Context(), fmt.Sprint("junk", i))
+				facts, err := c.Lookup(t.Context(), introspect.NewToken(fmt.Sprint("junk", i)))
 				kindOf(t, facts, err)
 				if errors.Is(err, introspect.ErrOutage) {
 					t.Fatalf("a token that the server does not like is an outage: %v", err)
 				}
-				if facts, err := c.Lookup(t.Context(), fmt.Sprint("good", i%3)); err != nil || !facts.Active {
+				if facts, err := c.Lookup(t.Context(), introspect.NewToken(fmt.Sprint("good", i%3))); err != nil || !facts.Active {
 					t.Fatalf("beside junk, after %d of it, a good token got %+v, %v", i+1, facts, err)
 				}
 			}
@@ -322,7 +322,7 @@ func TestJunkOpensNoCircuit(t *testing.T) {
 }
 
 func lookupError(c *circuitTest, token string) error {
-	_, err := c.Lookup(c.t.Context(), token)
+	_, err := c.Lookup(c.t.Context(), introspect.NewToken(token))
 	return err
 }
 
@@ -542,13 +542,13 @@ func TestJunkLeavesPlaces(t *testing.T) {
 	cfg := remoteConfig(server.URL)
 	cfg.MaxConcurrent, cfg.Timeout = 8, 20*time.Second
 	remote := newRemote(t, cfg)
-	if facts, err := remote.Lookup(t.Context(), "good"); err != nil || !facts.Active {
+	if facts, err := remote.Lookup(t.Context(), introspect.NewToken("good")); err != nil || !facts.Active {
 		t.Fatal(facts, err)
 	}
 	results := make(chan error, 40)
 	for i := range 40 {
 		go func() {
-			_, err := remote.Lookup(t.Context(), fmt.Sprint("junk", i))
+			_, err := remote.Lookup(t.Context(), introspect.NewToken(fmt.Sprint("junk", i)))
 			results <- err
 		}()
 	}
@@ -558,7 +558,7 @@ func TestJunkLeavesPlaces(t *testing.T) {
 		}
 	}
 	for range 10 {
-		if facts, err := remote.Lookup(t.Context(), "good"); err != nil || !facts.Active {
+		if facts, err := remote.Lookup(t.Context(), introspect.NewToken("good")); err != nil || !facts.Active {
 			t.Errorf("beside junk that hangs, a token that was good: %+v, %v", facts, err)
 		}
 	}
@@ -634,7 +634,7 @@ func TestJunkThatHangs(t *testing.T) {
 	var junk sync.WaitGroup
 	for i := range 7 {
 		junk.Go(func() {
-			facts, err := hasty.Lookup(t.Context(), fmt.Sprint("junk", i))
+			facts, err := hasty.Lookup(t.Context(), introspect.NewToken(fmt.Sprint("junk", i)))
 			if kind := kindOf(t, facts, err); kind != "timeout" {
 				t.Errorf("%s: %v", kind, err)
 			}
@@ -668,7 +668,7 @@ func TestTheHastyDecideNothing(t *testing.T) {
 		(*slow)(w, r)
 	})
 	for i := range 5 {
-		facts, err := hasty.Lookup(t.Context(), fmt.Sprint("other", i))
+		facts, err := hasty.Lookup(t.Context(), introspect.NewToken(fmt.Sprint("other", i)))
 		if kind := kindOf(t, facts, err); kind != "timeout" {
 			t.Errorf("%s: %v", kind, err)
 		}
@@ -733,7 +733,7 @@ func TestTheCircuitIsNotOpenedByCallers(t *testing.T) {
 	})
 	for range 10 {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
-		if _, err := c.Lookup(ctx, remoteToken); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := c.Lookup(ctx, introspect.NewToken(remoteToken)); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v, want the deadline's error", err)
 		}
 		cancel()

@@ -138,7 +138,7 @@ func TestCVE_2026_26998_AnswersHaveABound(t *testing.T) {
 	})
 	cfg := remoteConfig(server.URL)
 	cfg.Timeout = 20 * time.Second
-	facts, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+	facts, err := newRemote(t, cfg).Lookup(t.Context(), introspect.NewToken(remoteToken))
 	if kind := kindOf(t, facts, err); kind != "too_large" {
 		t.Errorf("%s: %v", kind, err)
 	}
@@ -188,11 +188,11 @@ func TestHeimdall3445_TheReadersAgeCounts(t *testing.T) {
 	if !active(t, s, remoteToken) {
 		t.Error("the laxer route does not use its memory")
 	}
-	if facts, err := s.LookupWithin(t.Context(), remoteToken, time.Second); err != nil || facts.Active {
+	if facts, err := s.LookupWithin(t.Context(), introspect.NewToken(remoteToken), time.Second); err != nil || facts.Active {
 		t.Errorf("the stricter route: %+v, %v", facts, err)
 	}
 	server.answers(status(500))
-	if facts, err := s.LookupWithin(t.Context(), remoteToken, 0); err == nil {
+	if facts, err := s.LookupWithin(t.Context(), introspect.NewToken(remoteToken), 0); err == nil {
 		t.Errorf("the strictest route, in an outage: %+v", facts)
 	}
 }
@@ -212,7 +212,7 @@ func TestOathkeeperTimeoutIsInItsUnit(t *testing.T) {
 		cfg := remoteConfig(server.URL)
 		cfg.Timeout = timeout
 		begin := time.Now()
-		facts, err := newRemote(t, cfg).Lookup(context.Background(), remoteToken)
+		facts, err := newRemote(t, cfg).Lookup(context.Background(), introspect.NewToken(remoteToken))
 		if kind, took := kindOf(t, facts, err), time.Since(begin); kind != "timeout" || took < want || took > want+3*time.Second {
 			t.Errorf("timeout %v: %s after %v", timeout, kind, took)
 		}

@@ -122,7 +122,7 @@ func TestRemoteFacts(t *testing.T) {
 		"nothing": null}`))
 	cfg := remoteConfig(server.URL)
 	cfg.Now = func() time.Time { return start }
-	facts, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+	facts, err := newRemote(t, cfg).Lookup(t.Context(), introspect.NewToken(remoteToken))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func TestRemoteRequests(t *testing.T) {
 			cfg := remoteConfig(server.URL)
 			cfg.URL += "?realm=a"
 			c.change(&cfg)
-			if facts, err := newRemote(t, cfg).Lookup(t.Context(), "a+/b=="); err != nil || facts.Active {
+			if facts, err := newRemote(t, cfg).Lookup(t.Context(), introspect.NewToken("a+/b==")); err != nil || facts.Active {
 				t.Fatalf("%+v, %v", facts, err)
 			}
 			form, err := url.ParseQuery(got.body)
@@ -325,7 +325,7 @@ func TestRemoteFailures(t *testing.T) {
 		server := newAuthServer(t, status(500))
 		remote := newRemote(t, remoteConfig(server.URL))
 		server.Close()
-		facts, err := remote.Lookup(t.Context(), remoteToken)
+		facts, err := remote.Lookup(t.Context(), introspect.NewToken(remoteToken))
 		if kind := kindOf(t, facts, err); kind != "refused" || !strings.Contains(err.Error(), "connection refused") {
 			t.Errorf("%s: %v", kind, err)
 		}
@@ -333,7 +333,7 @@ func TestRemoteFailures(t *testing.T) {
 	t.Run("no such host", func(t *testing.T) {
 		cfg := remoteConfig("https://host.invalid")
 		cfg.URL += "?echo=x" // a query may hold a key
-		facts, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+		facts, err := newRemote(t, cfg).Lookup(t.Context(), introspect.NewToken(remoteToken))
 		if kind := kindOf(t, facts, err); kind != "refused" && kind != "timeout" {
 			t.Errorf("%s: %v", kind, err)
 		}
@@ -343,7 +343,7 @@ func TestRemoteFailures(t *testing.T) {
 		server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 		server.StartTLS()
 		defer server.Close()
-		facts, err := newRemote(t, remoteConfig(server.URL)).Lookup(t.Context(), remoteToken)
+		facts, err := newRemote(t, remoteConfig(server.URL)).Lookup(t.Context(), introspect.NewToken(remoteToken))
 		if kind := kindOf(t, facts, err); kind != "refused" || !strings.Contains(err.Error(), "certificate") {
 			t.Errorf("%s: %v", kind, err)
 		}
@@ -379,7 +379,7 @@ func TestRemoteReadsLiberally(t *testing.T) {
 			})
 			cfg := remoteConfig(server.URL)
 			cfg.Now = func() time.Time { return start }
-			facts, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+			facts, err := newRemote(t, cfg).Lookup(t.Context(), introspect.NewToken(remoteToken))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -440,7 +440,7 @@ func TestRemoteHeaderFunc(t *testing.T) {
 	cfg.HeaderFunc = func() (http.Header, error) { return http.Header{"authorization": {value}}, wrong }
 	remote := newRemote(t, cfg)
 	for _, value = range []string{"Bearer one", "Bearer two"} {
-		if _, err := remote.Lookup(t.Context(), remoteToken); err != nil {
+		if _, err := remote.Lookup(t.Context(), introspect.NewToken(remoteToken)); err != nil {
 			t.Fatal(err)
 		}
 		if h := *got.Load(); h.Get("Authorization") != value || h.Get("X-Tenant") != "blue" {
@@ -449,12 +449,12 @@ func TestRemoteHeaderFunc(t *testing.T) {
 	}
 	server.asked.Store(0)
 	value = "Bearer " + remoteSecret + "\nX: y"
-	facts, err := remote.Lookup(t.Context(), remoteToken)
+	facts, err := remote.Lookup(t.Context(), introspect.NewToken(remoteToken))
 	if kind := kindOf(t, facts, err); kind != "refused" || !errors.Is(err, introspect.ErrOutage) {
 		t.Errorf("a value that can't be sent: %s, %v", kind, err)
 	}
 	value, wrong = "", errors.New("{file./token} can't be read")
-	facts, err = remote.Lookup(t.Context(), remoteToken)
+	facts, err = remote.Lookup(t.Context(), introspect.NewToken(remoteToken))
 	if kind := kindOf(t, facts, err); kind != "refused" || !errors.Is(err, introspect.ErrOutage) || !strings.Contains(err.Error(), "{file./token} can't be read") {
 		t.Errorf("no value: %s, %v", kind, err)
 	}
@@ -475,7 +475,7 @@ func TestRemoteHintsAtEncoding(t *testing.T) {
 	} {
 		cfg := remoteConfig(newAuthServer(t, status(c.status)).URL)
 		cfg.ClientSecret, cfg.Auth = c.secret, c.auth
-		_, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+		_, err := newRemote(t, cfg).Lookup(t.Context(), introspect.NewToken(remoteToken))
 		if err == nil || strings.Contains(err.Error(), "auth client_secret_post") != c.hint || strings.Contains(err.Error(), c.secret) {
 			t.Errorf("%q, %s, %d: %v", c.secret, c.auth, c.status, err)
 		}
@@ -500,7 +500,7 @@ func TestRemoteProxies(t *testing.T) {
 		connected.Store(new(string))
 		cfg := remoteConfig("")
 		cfg.URL, cfg.InsecureHTTP = address, true
-		facts, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+		facts, err := newRemote(t, cfg).Lookup(t.Context(), introspect.NewToken(remoteToken))
 		kindOf(t, facts, err)
 		if got := *connected.Load(); got != want {
 			t.Errorf("%s: the proxy was asked %q, want %q", address, got, want)
@@ -522,7 +522,7 @@ func TestRemoteTLS(t *testing.T) {
 	cfg.TLS = &tls.Config{RootCAs: roots}
 	remote := newRemote(t, cfg)
 	for range 3 {
-		facts, err := remote.Lookup(t.Context(), remoteToken)
+		facts, err := remote.Lookup(t.Context(), introspect.NewToken(remoteToken))
 		if err != nil || facts.Subject != "HTTP/2.0" {
 			t.Fatalf("%+v, %v", facts, err)
 		}
@@ -601,7 +601,7 @@ func TestRemoteAnswers(t *testing.T) {
 		cfg := remoteConfig(server.URL)
 		cfg.Now = func() time.Time { return start }
 		cfg.Issuer = "https://issuer.example"
-		facts, err := newRemote(t, cfg).Lookup(t.Context(), remoteToken)
+		facts, err := newRemote(t, cfg).Lookup(t.Context(), introspect.NewToken(remoteToken))
 		got := no
 		switch {
 		case err != nil:
@@ -680,11 +680,11 @@ func TestRemoteScreens(t *testing.T) {
 		"": false, "=": false, "=a": false, "a=b": false, "a b": false, "a\n": false, "a\x00": false, "ä": false, "a,b": false, "a&b": false,
 		"a%20": false, "\xff": false, strings.Repeat("a", 16<<10+1): false,
 	} {
-		if got := remote.Screen(token); got != want {
+		if _, got := remote.Screen(introspect.NewToken(token)); got != want {
 			t.Errorf("%.20q: %v, want %v", token, got, want)
 		}
 		asked := server.asked.Load()
-		facts, err := remote.Lookup(t.Context(), token)
+		facts, err := remote.Lookup(t.Context(), introspect.NewToken(token))
 		if err != nil || facts.Active != want || (server.asked.Load() > asked) != want {
 			t.Errorf("%.20q: %+v, %v, after %d requests", token, facts, err, server.asked.Load()-asked)
 		}
@@ -793,7 +793,7 @@ func TestRemoteIsBounded(t *testing.T) {
 	results := make(chan error, 100)
 	for i := range 20 {
 		go func() {
-			_, err := remote.Lookup(t.Context(), fmt.Sprint(i))
+			_, err := remote.Lookup(t.Context(), introspect.NewToken(fmt.Sprint(i)))
 			results <- err
 		}()
 	}
@@ -827,7 +827,7 @@ func TestRemoteIsBounded(t *testing.T) {
 		waits, hangUp := context.WithCancel(t.Context())
 		defer hangUp()
 		go func() {
-			_, err := remote.Lookup(waits, "first")
+			_, err := remote.Lookup(waits, introspect.NewToken("first"))
 			first <- err
 		}()
 		for server.asked.Load() == 0 {
@@ -835,7 +835,7 @@ func TestRemoteIsBounded(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
-		if _, err := remote.Lookup(ctx, "second"); !errors.Is(err, introspect.ErrBusy) {
+		if _, err := remote.Lookup(ctx, introspect.NewToken("second")); !errors.Is(err, introspect.ErrBusy) {
 			t.Errorf("%v, want ErrBusy", err)
 		}
 		hangUp()
@@ -864,7 +864,7 @@ func TestRemoteSurvivesClosedConnections(t *testing.T) {
 	defer server.Close()
 	remote := newRemote(t, remoteConfig("http://"+listener.Addr().String()))
 	for i := range 3 {
-		if _, err := remote.Lookup(t.Context(), remoteToken); err != nil {
+		if _, err := remote.Lookup(t.Context(), introspect.NewToken(remoteToken)); err != nil {
 			t.Errorf("request %d: %v", i, err)
 		}
 	}
@@ -899,7 +899,7 @@ func TestRemoteClose(t *testing.T) {
 		t.Errorf("%d connections, want %d", n, want)
 	}
 	for range 5 {
-		if _, err := remote.Lookup(t.Context(), remoteToken); err != nil {
+		if _, err := remote.Lookup(t.Context(), introspect.NewToken(remoteToken)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -907,7 +907,7 @@ func TestRemoteClose(t *testing.T) {
 	remote.Close()
 	left(0)
 	for range 5 {
-		if _, err := remote.Lookup(t.Context(), remoteToken); err != nil {
+		if _, err := remote.Lookup(t.Context(), introspect.NewToken(remoteToken)); err != nil {
 			t.Fatal(err)
 		}
 	}

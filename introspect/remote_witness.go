@@ -22,8 +22,7 @@ type witnesses struct {
 
 type witness struct {
 	client string
-	token  string
-	id     TokenID
+	token  Token
 	until  time.Time
 }
 
@@ -33,8 +32,8 @@ const (
 )
 
 // add takes note of a token that is active.
-func (w *witnesses) add(facts *Facts, token string, now time.Time) {
-	is := witness{client: cmp.Or(facts.ClientID, facts.Subject), token: token, id: facts.ID, until: now.Add(witnessAge)}
+func (w *witnesses) add(facts *Facts, token Token, now time.Time) {
+	is := witness{client: cmp.Or(facts.ClientID, facts.Subject), token: token, until: now.Add(witnessAge)}
 	if !facts.Expiry.IsZero() && facts.Expiry.Before(is.until) {
 		is.until = facts.Expiry
 	}
@@ -50,7 +49,7 @@ func (w *witnesses) add(facts *Facts, token string, now time.Time) {
 func (w *witnesses) drop(id TokenID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.list = slices.DeleteFunc(w.list, func(old witness) bool { return old.id == id })
+	w.list = slices.DeleteFunc(w.list, func(old witness) bool { return old.token.ID() == id })
 }
 
 // beside are those that are not the token of that ID.
@@ -58,7 +57,7 @@ func (w *witnesses) beside(id TokenID, now time.Time) []witness {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.list = slices.DeleteFunc(w.list, func(old witness) bool { return !now.Before(old.until) })
-	return slices.DeleteFunc(slices.Clone(w.list), func(old witness) bool { return old.id == id })
+	return slices.DeleteFunc(slices.Clone(w.list), func(old witness) bool { return old.token.ID() == id })
 }
 
 // clear forgets them all.

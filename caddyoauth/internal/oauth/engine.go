@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -236,17 +237,18 @@ func (e *Engine) Introspect(ctx context.Context, req Request) (*Introspection, O
 	if err != nil {
 		return nil, out, err
 	}
-	token := req.Form.Get("token")
-	if token == "" {
+	text := req.Form.Get("token")
+	if text == "" {
 		return nil, out, invalidRequest("token is missing")
 	}
+	token, mine := e.Screen(introspect.NewToken(text))
 	// What carries our mark and is not expired is always looked up: callers of a resource
 	// server must not be able to use up its answers for good tokens with made-up ones.
 	now := e.cfg.Now()
-	if !e.Screen(token) && !caller.guesses.mayAsk(now) {
+	if !mine && !caller.guesses.mayAsk(now) {
 		return nil, out, &Error{Code: CodeTooManyRequests, Description: "too many inquiries about tokens that are not active"}
 	}
-	facts, err := e.lookup.Lookup(ctx, token)
+	facts, err := e.lookup.LookupWithin(ctx, token, math.MaxInt64)
 	if err != nil {
 		return nil, out, fmt.Errorf("looking up a token: %w", err)
 	}
@@ -281,21 +283,22 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 	if err != nil {
 		return out, err
 	}
-	token := req.Form.Get("token")
-	if token == "" {
+	text := req.Form.Get("token")
+	if text == "" {
 		return out, invalidRequest("token is missing")
 	}
 	agreed, err := e.agreement()
 	if err != nil {
 		return out, err
 	}
-	expiry, inTime := e.verify(agreed, token)
+	token := introspect.NewToken(text)
+	expiry, inTime := e.verify(agreed, &token)
 	if expiry == 0 {
 		return out, nil
 	}
 	// One whose time is over is revoked too: a clock that went wrong may be set back, and
 	// the token would be good again.
-	key := e.key(token, expiry)
+	key := e.key(token.ID(), expiry)
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	// The store, not the cache: a revocation must not be decided by what was.
@@ -327,13 +330,13 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 
 // Screen reports whether token carries this realm's mark and has not expired. See
 // [introspect.Screener].
-func (e *Engine) Screen(token string) bool {
+func (e *Engine) Screen(token introspect.Token) (introspect.Token, bool) {
 	agreed, err := e.agreement()
 	if err != nil {
-		return true // it may be: Lookup says that nobody knows
+		return token, true // it may be: Lookup says that nobody knows
 	}
-	_, ok := e.verify(agreed, token)
-	return ok
+	_, ok := e.verify(agreed, &token)
+	return token, ok
 }
 
 // HasForm reports whether token has the form of the tokens that are issued here. It says
@@ -345,19 +348,24 @@ func HasForm(token string) bool {
 // Recognizes reports whether token has our form, carries this realm's mark and has not
 // expired. Before the first Share nobody can tell, so whatever has our form counts: a
 // lookup then says that nobody knows.
-func (e *Engine) Recognizes(token string) bool { return HasForm(token) && e.Screen(token) }
+func (e *Engine) Recognizes(token introspect.Token) (introspect.Token, bool) {
+	if !HasForm(token.Text()) {
+		return token, false
+	}
+	return e.Screen(token)
+}
 
 // Minted reports whether this realm issued token, whether or not the token is still good.
 // Before the first Share nobody can tell of a token that has our form, which is the error.
-func (e *Engine) Minted(token string) (bool, error) {
-	if !HasForm(token) {
+func (e *Engine) Minted(token introspect.Token) (bool, error) {
+	if !HasForm(token.Text()) {
 		return false, nil
 	}
 	agreed, err := e.agreement()
 	if err != nil {
 		return false, err
 	}
-	expiry, _ := e.verify(agreed, token)
+	expiry, _ := e.verify(agreed, &token)
 	return expiry != 0, nil
 }
 
@@ -368,16 +376,16 @@ func (e *Engine) Coherent() bool {
 }
 
 // Lookup reads the facts of a token from the store. See [introspect.Source].
-func (e *Engine) Lookup(ctx context.Context, token string) (*introspect.Facts, error) {
+func (e *Engine) Lookup(ctx context.Context, token introspect.Token) (*introspect.Facts, error) {
 	agreed, err := e.agreement()
 	if err != nil {
 		return nil, err
 	}
-	expiry, ok := e.verify(agreed, token)
+	expiry, ok := e.verify(agreed, &token)
 	if !ok {
 		return introspect.Inactive(), nil
 	}
-	key := e.key(token, expiry)
+	key := e.key(token.ID(), expiry)
 	record, err := e.get(ctx, key)
 	if errors.Is(err, ErrNotFound) {
 		return introspect.Inactive(), nil

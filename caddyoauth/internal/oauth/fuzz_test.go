@@ -163,20 +163,24 @@ func FuzzToken(f *testing.F) {
 		f.Add("", i, byte(1))
 		f.Add("", i, byte(0x20))
 	}
+	verify := func(text string) (int64, bool) {
+		token := introspect.NewToken(text)
+		return s.verify(s.agreed.Load(), &token)
+	}
 	f.Fuzz(func(t *testing.T, text string, position uint, change byte) {
 		// A string that happens to come up is one that was minted here.
-		if got, ok := s.verify(s.agreed.Load(), text); ok != (text == token) {
+		if got, ok := verify(text); ok != (text == token) {
 			t.Fatalf("%q counts as a token: %v", text, ok)
 		} else if ok && got != key.ExpiryMilli {
 			t.Fatalf("the token expires at %d, want %d", got, key.ExpiryMilli)
 		}
-		if _, ok := s.verify(s.agreed.Load(), foreign); ok {
+		if _, ok := verify(foreign); ok {
 			t.Fatal("another realm's token counts")
 		}
 		// Nothing that differs in one byte counts.
 		altered := []byte(token)
 		altered[position%uint(len(token))] ^= change
-		if _, ok := s.verify(s.agreed.Load(), string(altered)); ok != (change == 0) {
+		if _, ok := verify(string(altered)); ok != (change == 0) {
 			t.Fatalf("a token with byte %d changed by %#x counts: %v", position%uint(len(token)), change, ok)
 		}
 	})

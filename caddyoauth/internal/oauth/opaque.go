@@ -57,37 +57,49 @@ func (e *Engine) mint(a *agreement, expiry time.Time) (token string, key Key, er
 	copy(raw[tokenTag:], t.tag(raw[:tokenTag]))
 	a.taggers.Put(t)
 	token = tokenPrefix + tokenEncoding.EncodeToString(raw[:])
-	return token, e.key(token, milli), nil
+	return token, e.key(introspect.IDOf(token), milli), nil
 }
 
 // verify reports whether this realm minted token and its time is not over, and when
 // that will be, or was; zero if it is none of ours. It costs one MAC, no I/O and no memory.
-func (e *Engine) verify(a *agreement, token string) (expiryMilli int64, ok bool) {
+// The MAC is computed once a request: token remembers what it vouches for, as long as a is
+// what the gateways agree on. The time is judged by each call.
+func (e *Engine) verify(a *agreement, token *introspect.Token) (expiryMilli int64, ok bool) {
+	expiryMilli, known := token.Noted(a)
+	if !known {
+		if expiryMilli = a.open(token.Text()); expiryMilli != 0 {
+			token.Note(a, expiryMilli)
+		}
+	}
+	return expiryMilli, e.cfg.Now().UnixMilli() < expiryMilli
+}
+
+// open returns when a token expires that carries the tag of a's key, or else zero.
+func (a *agreement) open(token string) (expiryMilli int64) {
 	if !HasForm(token) {
-		return 0, false
+		return 0
 	}
 	var raw [tokenBytes]byte
 	var text [tokenLength]byte
 	copy(text[:], token)
 	if n, err := tokenEncoding.Decode(raw[:], text[len(tokenPrefix):]); err != nil || n != tokenBytes {
-		return 0, false
+		return 0
 	}
 	if raw[0] != tokenVersion {
-		return 0, false
+		return 0
 	}
 	t := a.taggers.Get().(*tagger)
 	genuine := hmac.Equal(t.tag(raw[:tokenTag]), raw[tokenTag:])
 	a.taggers.Put(t)
 	if !genuine {
-		return 0, false
+		return 0
 	}
-	expiryMilli = getExpiry(raw[1:])
-	return expiryMilli, e.cfg.Now().UnixMilli() < expiryMilli
+	return getExpiry(raw[1:])
 }
 
-// key is where the record of a token lies, in the store and in this realm.
-func (e *Engine) key(token string, expiryMilli int64) Key {
-	return Key{Realm: e.cfg.Realm, ExpiryMilli: expiryMilli, ID: introspect.IDOf(token)}
+// key is where the record of the token of that ID lies, in the store and in this realm.
+func (e *Engine) key(id introspect.TokenID, expiryMilli int64) Key {
+	return Key{Realm: e.cfg.Realm, ExpiryMilli: expiryMilli, ID: id}
 }
 
 // tagger computes a realm's tags. It is pooled, with the memory that its MAC reads from

@@ -1,0 +1,102 @@
+package introspect
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"strings"
+)
+
+// Token is a token on its way through the sources that may know it, with what has been
+// found out about it so far. It is made once a request, so that no source decodes or
+// computes again what another step has done already.
+//
+// A Token is a value. The methods that learn something remember it in their receiver;
+// copies made before know nothing of it. So a copy may be handed to another goroutine,
+// and outlive the request. Nothing that a Token remembers is allocated for it.
+type Token struct {
+	text string
+	id   TokenID
+
+	issuerRead bool
+	issuer     string
+
+	owner any
+	note  int64
+}
+
+// NewToken returns the token whose exact text is given, with its ID. See [IDOf].
+func NewToken(text string) Token { return Token{text: text, id: IDOf(text)} }
+
+// Text returns the token itself. It is a secret: don't log it or put it into an error.
+func (t Token) Text() string { return t.text }
+
+// ID returns the token's ID.
+func (t Token) ID() TokenID { return t.id }
+
+// String returns the token's ID in hexadecimal, so that a Token that is printed by accident
+// gives nothing away.
+func (t Token) String() string { return t.id.String() }
+
+// GoString is String, for the verb %#v.
+func (t Token) GoString() string { return t.String() }
+
+// UnverifiedIssuer returns the issuer that the token claims if it is a signed JWT, or else
+// the empty string. Anybody can claim anything: use it only to choose the source to ask,
+// which verifies the token. The token is decoded by the first call, which takes work and
+// memory in proportion to a token of at most MaxTokenLength.
+func (t *Token) UnverifiedIssuer() string {
+	if !t.issuerRead {
+		t.issuer, t.issuerRead = claimedIssuer(t.text), true
+	}
+	return t.issuer
+}
+
+// Note remembers a finding about the token, for Noted of the same owner. There is room for
+// one: the last one counts. The owner is a pointer to what the finding depends on, such as
+// the key that a MAC was verified with, so that nobody else takes it for theirs.
+func (t *Token) Note(owner any, finding int64) { t.owner, t.note = owner, finding }
+
+// Noted returns what owner noted, if it did.
+func (t Token) Noted(owner any) (finding int64, ok bool) {
+	if owner == nil || t.owner != owner {
+		return 0, false
+	}
+	return t.note, true
+}
+
+// claimedIssuer returns the member iss of a JWT's payload, or the empty string if the token
+// has no such payload or the member is not a string.
+func claimedIssuer(token string) string {
+	if !outline(token) {
+		return ""
+	}
+	_, rest, _ := strings.Cut(token, ".")
+	payload, _, _ := strings.Cut(rest, ".")
+	data, err := base64.RawURLEncoding.DecodeString(payload)
+	if err != nil {
+		return ""
+	}
+	if !json.Valid(data) {
+		return ""
+	}
+	issuer := ""
+	for name, value := range jsonMembers(skipSpace(string(data))) {
+		if name != "iss" {
+			continue
+		}
+		// Of several, encoding/json takes the last one, too. It means nothing: such a token is
+		// refused once it is verified.
+		issuer = ""
+		if value[0] == '"' {
+			issuer = stringText(value)
+		}
+	}
+	return strings.Clone(issuer) // rather than keep all of the payload
+}
+
+// outline reports whether token has three parts, of which the first can be a JSON object
+// in base64. An encrypted JWT has five. Nothing is split or allocated: a megabyte of
+// dots was enough to exhaust parsers that did (CVE-2025-27144, CVE-2025-30204).
+func outline(token string) bool {
+	return len(token) <= MaxTokenLength && strings.HasPrefix(token, "e") && strings.Count(token, ".") == 2
+}
