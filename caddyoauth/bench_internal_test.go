@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -115,13 +116,13 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 		b.Fatal(err)
 	}
 	engine := realm.engine
-	form := oauth.Form{"grant_type": "client_credentials", "scope": "read"}
+	form := url.Values{"grant_type": {"client_credentials"}, "scope": {"read"}}
 	client := realm.settings.Clients["reader"]
 	plain := oauth.GenerateSecret()
 	hash, _ := oauth.HashGenerated(plain)
 	secret, _ := oauth.HashedSecret(hash)
 	client.Secrets = []*oauth.Secret{secret}
-	reply, _, err := engine.Token(b.Context(), oauth.Request{Form: form, Credentials: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}}})
+	grant, _, err := engine.Token(b.Context(), oauth.Request{Form: form, Credentials: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}}})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -129,16 +130,16 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 	headers := http.Header{
 		"User-Agent": {"bench"}, "Accept": {"*/*"}, "Accept-Encoding": {"gzip"}, "X-Request-Id": {"1"},
 	}
-	opaque := reply.AccessToken[:len(reply.AccessToken)-1] + "." // as long as ours, and none of ours
+	opaque := grant.Token[:len(grant.Token)-1] + "." // as long as ours, and none of ours
 	for _, c := range []struct {
 		name    string
 		handler caddyhttp.MiddlewareHandler
 		token   string
 	}{
-		{"floor", passOn{}, reply.AccessToken}, {"protected", protect, reply.AccessToken},
-		{"early", &earlyStrip{app: app}, reply.AccessToken},
+		{"floor", passOn{}, grant.Token}, {"protected", protect, grant.Token},
+		{"early", &earlyStrip{app: app}, grant.Token},
 		{"introspected", introspected, opaque}, {"jwt", verified, jwt},
-		{"protected-of-three", all, reply.AccessToken}, {"introspected-of-three", all, opaque}, {"jwt-of-three", all, jwt},
+		{"protected-of-three", all, grant.Token}, {"introspected-of-three", all, opaque}, {"jwt-of-three", all, jwt},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			handler := c.handler

@@ -235,19 +235,17 @@ func (cc *Client) grantTypes() ([]string, error) {
 	return cc.GrantTypes, nil
 }
 
-func (cc *Client) authMethods() ([]oauth.AuthMethod, error) {
+func (cc *Client) authMethods() ([]string, error) {
+	all := oauth.AuthMethods()
 	if len(cc.Auth) == 0 {
-		return []oauth.AuthMethod{oauth.AuthBasic, oauth.AuthPost}, nil
+		return all, nil
 	}
-	var methods []oauth.AuthMethod
-	for _, name := range cc.Auth {
-		m := oauth.AuthMethod(name)
-		if m != oauth.AuthBasic && m != oauth.AuthPost {
-			return nil, fmt.Errorf("auth %q is not known (known: %s, %s)", name, oauth.AuthBasic, oauth.AuthPost)
+	for _, method := range cc.Auth {
+		if !slices.Contains(all, method) {
+			return nil, fmt.Errorf("auth %q is not known (known: %s)", method, strings.Join(all, ", "))
 		}
-		methods = append(methods, m)
 	}
-	return methods, nil
+	return cc.Auth, nil
 }
 
 // introspects returns whose tokens the client may ask about, and for which audiences.

@@ -57,8 +57,8 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 	methods := []string{}
 	for _, c := range r.settings.Clients {
 		for _, m := range c.Auth {
-			if !c.Disabled && !slices.Contains(methods, string(m)) {
-				methods = append(methods, string(m))
+			if !c.Disabled && !slices.Contains(methods, m) {
+				methods = append(methods, m)
 			}
 		}
 	}

@@ -243,7 +243,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		s.refuse(w, r, e, status, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: description, Reason: "body"})
 		return nil
 	}
-	req, err := oauth.ParseRequest(body, r.Header["Authorization"], clientNetwork(r))
+	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Body: body, From: clientNetwork(r)})
 	if err == nil && e.contradicts(req.Form.Get("realm")) {
 		err = errOtherRealm
 	}
@@ -261,9 +261,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	var out oauth.Outcome
 	switch e.kind {
 	case endpointToken:
-		reply, out, err = engine.Token(r.Context(), req)
+		var grant oauth.Grant
+		grant, out, err = engine.Token(r.Context(), req)
+		reply = tokenAnswerOf(grant)
 	case endpointIntrospect:
-		reply, out, err = engine.Introspect(r.Context(), req)
+		var facts *introspect.Facts
+		if facts, out, err = engine.Introspect(r.Context(), req); err == nil {
+			reply = introspectionAnswerOf(facts)
+		}
 	case endpointRevoke:
 		out, err = engine.Revoke(r.Context(), req)
 		reply = struct{}{}

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/introspect"
 )
 
@@ -170,7 +170,7 @@ type finding struct {
 // could not be asked, and none of the others knows the token.
 func findOut(ctx context.Context, app *App, sources []routeSource, text string, maxAge time.Duration) (finding, error) {
 	token := introspect.NewToken(text)
-	if len(sources) == 1 && (sources[0].realm != nil || !strings.HasPrefix(text, "coa_")) {
+	if len(sources) == 1 && (sources[0].realm != nil || !oauth.HasForm(text)) {
 		return sources[0].ask(ctx, token, maxAge) // which screens it, too
 	}
 	var few [4]routeSource // more than most routes have, without memory from the heap

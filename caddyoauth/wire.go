@@ -1,16 +1,20 @@
 package caddyoauth
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
 	"mime"
 	"net/http"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 const (
@@ -23,6 +27,75 @@ const (
 	// retryAfter is the Retry-After header of every 429 and 503, in seconds.
 	retryAfter = "5"
 )
+
+// tokenAnswer is a successful answer of the token endpoint (RFC 6749 section 5.1), its members
+// in the order in which they are sent.
+type tokenAnswer struct {
+	AccessToken string `json:"access_token"`
+	Scope       string `json:"scope"`
+	TokenType   string `json:"token_type"`
+	ExpiresIn   int64  `json:"expires_in"` // seconds
+}
+
+func tokenAnswerOf(g oauth.Grant) tokenAnswer {
+	return tokenAnswer{
+		AccessToken: g.Token,
+		Scope:       strings.Join(g.Scopes, " "),
+		TokenType:   "Bearer",
+		ExpiresIn:   int64(g.Lifetime / time.Second),
+	}
+}
+
+// introspectionAnswer is an answer of the introspection endpoint (RFC 7662 section 2.2). The
+// zero value is {"active":false} and nothing more.
+type introspectionAnswer struct {
+	Active    bool     `json:"active"`
+	Scope     string   `json:"scope,omitempty"`
+	ClientID  string   `json:"client_id,omitempty"`
+	TokenType string   `json:"token_type,omitempty"`
+	Expiry    int64    `json:"exp,omitempty"`
+	IssuedAt  int64    `json:"iat,omitempty"`
+	Subject   string   `json:"sub,omitempty"`
+	Audience  audience `json:"aud,omitempty"`
+	Issuer    string   `json:"iss,omitempty"`
+	JTI       string   `json:"jti,omitempty"`
+}
+
+func introspectionAnswerOf(facts *introspect.Facts) introspectionAnswer {
+	if !facts.Active {
+		return introspectionAnswer{}
+	}
+	return introspectionAnswer{
+		Active:    true,
+		Scope:     strings.Join(facts.Scopes, " "),
+		ClientID:  facts.ClientID,
+		TokenType: "Bearer",
+		Expiry:    facts.Expiry.Unix(),
+		IssuedAt:  facts.IssuedAt.Unix(),
+		Subject:   facts.Subject,
+		Audience:  facts.Audience,
+		Issuer:    facts.Issuer,
+		JTI:       jtiOf(facts.ID),
+	}
+}
+
+// jtiOf is the "jti" of a token in introspection answers. It identifies the token and is
+// neither the token nor its ID: IDs stay inside.
+func jtiOf(id introspect.TokenID) string {
+	sum := sha256.Sum256(append([]byte("jti\x00"), id[:]...))
+	return base64.RawURLEncoding.EncodeToString(sum[:16])
+}
+
+// audience is "aud": a string if there is one, else an array (RFC 7519 section 4.1.3).
+type audience []string
+
+// MarshalJSON implements [json.Marshaler].
+func (a audience) MarshalJSON() ([]byte, error) {
+	if len(a) == 1 {
+		return json.Marshal(a[0])
+	}
+	return json.Marshal([]string(a))
+}
 
 // answer is the one place that turns what the engine said into a status, headers and
 // JSON, a log line and a count.

@@ -2,9 +2,7 @@ package oauth
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -19,69 +17,74 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// storeTimeout bounds what a token request does with the store, and a revocation. An
-// answer that takes longer is an outage for whoever waits. Lookups have the timeout of
-// the cache.
+// storeTimeout bounds what a token request or a revocation does with the store. To whoever
+// waits, an answer that takes longer is an outage. Lookups have the timeout of the cache.
 const storeTimeout = 2 * time.Second
 
-// Settings are what one realm is made of. They are not changed after New.
+// Settings are what one realm is made of. They don't change after New.
 type Settings struct {
 	// Realm is the realm's name; "root" is the one without a name.
 	Realm string
 	// Issuer is the issuer identifier (RFC 8414 section 2), or empty.
 	Issuer string
-	// Clients are the realm's clients by client ID.
+	// Clients are the realm's clients by client ID. [Engine.SetClients] replaces them.
 	Clients map[string]*Client
 
-	// Store keeps the tokens. The realm does not close it.
+	// Store keeps the tokens. The engine does not close it.
 	Store TokenStore
-	// Cache stands in front of the store, and of every lookup. The realm does not close it.
+	// Cache stands in front of the store for every lookup. The engine does not close it.
 	Cache *introspect.Cache
-	// MaxAge bounds how long the cache answers without asking the store; zero or less
-	// turns it off.
+	// MaxAge bounds how long the cache answers without asking the store. Zero or less turns
+	// the cache off.
 	MaxAge time.Duration
-	// Coherent reports whether the store has told of all that other gateways did to it; see
-	// [introspect.Coherent]. Nil for a store that nobody else writes to.
+	// Coherent reports whether the store has told of everything that other gateways did to
+	// it; see [introspect.Coherent]. Nil for a store that nobody else writes to.
 	Coherent func() bool
 
 	// Hasher bounds the slow secret hashes. Realms may share one.
 	Hasher *Hasher
 	// Now is the wall clock. Default: time.Now.
 	Now func() time.Time
-	// Random is where token bytes come from. Default: crypto/rand.
+	// Random is where the random bytes of tokens come from. Default: crypto/rand.
 	Random io.Reader
 }
 
-// Engine is the authorization server of one realm. It is safe for concurrent use and
-// owns nothing that needs closing.
-//
-// It is an [introspect.Source] for the tokens that it issued: Screen judges a token by
-// computation, Lookup reads the store, Revise applies what the configuration says of
-// the token's client now.
+// Engine is the authorization server of one realm: the rules of its endpoints. It is safe
+// for concurrent use and owns nothing that needs closing.
 type Engine struct {
 	cfg    Settings
-	lookup *introspect.CachedSource
-	// agreed is nil until the first Share.
-	agreed atomic.Pointer[agreement]
-	// work is what a failed authentication costs in this realm, whatever made it fail.
-	work workload
+	issued *issued
+	tokens *introspect.CachedSource // issued, behind the cache
+
+	// state is replaced as a whole, by whoever holds changing.
+	state    atomic.Pointer[state]
+	changing sync.Mutex
 }
 
-// Shared is what all gateways that share a store must agree on. It lies in the store.
-type Shared struct {
-	// Key authenticates tokens.
-	Key []byte
-	// Generations are those of the realm's clients by client ID, from TokenStore.Admit.
-	Generations map[string]uint64
+// state is what the engine goes by at one moment. It is immutable. A request reads it once and
+// goes on with it, so that it sees one truth: a client that was authenticated before a change
+// gets a token of its generation from before the change, which that change may have ended.
+type state struct {
+	clients *Clients
+	agreed  *agreement // nil until the first Share
 }
 
-// agreement is a Shared in use.
+// agreement is a Shared in use. Generations stand here rather than with the clients, because
+// the store decides them and other gateways may raise them.
 type agreement struct {
-	taggers     sync.Pool // of *tagger, with this realm's key
+	format      *opaque
 	generations map[string]uint64
 }
 
-// New makes the server of a realm. Until Share is called all it says is ErrUnreachable.
+// agreement returns what was shared last.
+func (s *state) agreement() (*agreement, error) {
+	if s.agreed == nil {
+		return nil, fmt.Errorf("%w: not once since the start", ErrUnreachable)
+	}
+	return s.agreed, nil
+}
+
+// New makes the engine of a realm. Until Share is called, its only answer is ErrUnreachable.
 func New(cfg Settings) *Engine {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -90,150 +93,183 @@ func New(cfg Settings) *Engine {
 		cfg.Random = rand.Reader
 	}
 	e := &Engine{cfg: cfg}
-	for _, c := range cfg.Clients {
-		c.guesses = newGuessLimit()
-		c.fetches = c.TokenLimit.limiter()
-	}
-	e.lookup = cfg.Cache.Wrap(CacheName(cfg.Realm), e, cfg.MaxAge)
-	e.work = heaviest(cfg.Clients)
+	e.cfg.Clients = nil // from here on they are in the state
+	e.state.Store(&state{clients: new(Clients)})
+	e.SetClients(cfg.Clients)
+	e.issued = &issued{cfg: &e.cfg, state: &e.state}
+	e.tokens = cfg.Cache.Wrap(CacheName(cfg.Realm), e.issued, cfg.MaxAge)
 	return e
 }
 
-// Share tells the server what the store says now. It may be called while requests run.
+// SetClients replaces the realm's clients. It may be called while requests run: those that
+// have begun go on with the clients from before. The map and the clients in it must not change
+// afterwards.
+//
+// A client that stays, by its ID, keeps what it has used up of its limits. A client that is
+// new gets no tokens before Share has told its generation, so call Share first.
+func (e *Engine) SetClients(clients map[string]*Client) {
+	e.change(func(next *state) { next.clients = newClients(clients, next.clients) })
+}
+
+// Shared is what all gateways that share a store must agree on. The store keeps it.
+type Shared struct {
+	// Key authenticates tokens.
+	Key []byte
+	// Generations are those of the realm's clients, by client ID, as [TokenStore.Admit]
+	// returned them.
+	Generations map[string]uint64
+}
+
+// Share tells the engine what the store says now. It may be called while requests run.
 func (e *Engine) Share(shared Shared) {
-	// A key of the realm's own: a token of one realm is garbage to every other.
-	derive := hmac.New(sha256.New, shared.Key)
-	io.WriteString(derive, "opaque token v1\x00"+e.cfg.Realm)
-	realmKey := derive.Sum(nil)
-	a := &agreement{generations: maps.Clone(shared.Generations)}
-	a.taggers.New = func() any { return &tagger{mac: hmac.New(sha256.New, realmKey)} }
-	e.agreed.Store(a)
-}
-
-// agreement returns what was shared last.
-func (e *Engine) agreement() (*agreement, error) {
-	if a := e.agreed.Load(); a != nil {
-		return a, nil
+	agreed := &agreement{
+		format:      newOpaque(e.cfg.Realm, shared.Key, e.cfg.Now, e.cfg.Random),
+		generations: maps.Clone(shared.Generations),
 	}
-	return nil, fmt.Errorf("%w: not once since the start", ErrUnreachable)
+	e.change(func(next *state) { next.agreed = agreed })
 }
 
-// CacheName is what the cache knows the tokens of a realm by; see [introspect.Cache.Wrap].
+// change puts another state in the place of the current one.
+func (e *Engine) change(alter func(next *state)) {
+	e.changing.Lock()
+	defer e.changing.Unlock()
+	next := *e.state.Load()
+	alter(&next)
+	e.state.Store(&next)
+}
+
+// CacheName is the name under which the cache knows a realm's tokens; see
+// [introspect.Cache.Wrap].
 func CacheName(realm string) string { return introspect.CacheName("local", realm) }
 
-// Tokens is how everybody else asks about the realm's tokens: this server with the
-// cache in front.
-func (e *Engine) Tokens() *introspect.CachedSource { return e.lookup }
+// Tokens is how everybody else asks about the realm's tokens: the tokens that it issued, with
+// the cache in front.
+func (e *Engine) Tokens() *introspect.CachedSource { return e.tokens }
 
-// TokenResponse is a successful answer of the token endpoint (RFC 6749 section 5.1),
-// its members in the order of the wire form.
-type TokenResponse struct {
-	AccessToken string `json:"access_token"`
-	Scope       string `json:"scope"`
-	TokenType   string `json:"token_type"`
-	ExpiresIn   int64  `json:"expires_in"`
+// Recognizes reports whether token has our form, carries this realm's mark and has not
+// expired. Before the first Share nobody can tell, so whatever has our form counts; a lookup
+// then says that nobody knows.
+//
+// The token that it returns knows what was found out, so that nobody computes it again.
+func (e *Engine) Recognizes(token introspect.Token) (introspect.Token, bool) {
+	if !HasForm(token.Text()) {
+		return token, false
+	}
+	return e.issued.Screen(token)
 }
 
-// Outcome says, for logs and metrics, what a request to an endpoint came to. It holds
-// no secret and no token.
+// Minted reports whether this realm issued token, whether or not the token is still good.
+// Before the first Share nobody can tell this about a token that has our form; that is the
+// error.
+func (e *Engine) Minted(token introspect.Token) (bool, error) {
+	if !HasForm(token.Text()) {
+		return false, nil
+	}
+	agreed, err := e.state.Load().agreement()
+	if err != nil {
+		return false, err
+	}
+	expiry, _ := agreed.format.verify(&token)
+	return expiry != 0, nil
+}
+
+// Outcome says, for logs and metrics, how a request to an endpoint ended. It holds no secret
+// and no token.
 type Outcome struct {
 	// ClientID is the client, once it is known to be registered here.
 	ClientID string
-	// TokenID is the token that was issued, asked about or revoked, once it is known to
-	// be one of ours.
+	// TokenID is the token that was issued, asked about or revoked, once it is known to be
+	// one of ours.
 	TokenID introspect.TokenID
 	// Scope is the scope granted, space-separated.
 	Scope string
-	// NotPermitted: the token is good, and the client may not ask about it. It was told what
-	// it is told of any token that is not good.
+	// NotPermitted is set if the token is good but the client may not ask about it. The
+	// client is told what it is told of any token that is not good.
 	NotPermitted bool
 }
 
-// Token answers a token request with the client credentials grant (RFC 6749 section
-// 4.4). The order of checks gives strangers no oracle: the form, the client, the
-// grant, the scope. The token is in the store, durably, before Token returns.
+// Grant is what a token request was given.
+type Grant struct {
+	// Token is the access token itself, a bearer token.
+	Token string
+	// Scopes are all that were granted.
+	Scopes []string
+	// Lifetime is how long the token lives, in whole seconds.
+	Lifetime time.Duration
+}
+
+// Token answers a token request with the client credentials grant (RFC 6749 section 4.4). The
+// order of the checks gives strangers no oracle: the form, the client, the grant, the scope.
+// The token is in the store, durably, before Token returns.
 //
-// The error is an *Error, or tells that the store or the random source failed.
-func (e *Engine) Token(ctx context.Context, req Request) (*TokenResponse, Outcome, error) {
+// The error is an *Error, or says that the store or the random source failed.
+func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error) {
 	var out Outcome
+	state := e.state.Load()
 	grant := req.Form.Get("grant_type")
 	if grant == "" {
-		return nil, out, invalidRequest("grant_type is missing")
+		return Grant{}, out, invalidRequest("grant_type is missing")
 	}
-	client, err := e.authenticate(ctx, req, &out)
+	client, err := e.authenticate(ctx, state.clients, req, &out)
 	if err != nil {
-		return nil, out, err
+		return Grant{}, out, err
 	}
 	if grant != GrantClientCredentials {
-		return nil, out, &Error{Code: CodeUnsupportedGrantType, Description: "the grant type is not supported"}
+		return Grant{}, out, &Error{Code: CodeUnsupportedGrantType, Description: "the grant type is not supported"}
 	}
 	if !slices.Contains(client.GrantTypes, grant) {
-		return nil, out, &Error{Code: CodeUnauthorizedClient, Description: "the client is not authorized to use this grant type"}
+		return Grant{}, out, &Error{Code: CodeUnauthorizedClient, Description: "the client is not authorized to use this grant type"}
 	}
 	scopes, err := client.grantScopes(req.Form.Get("scope"))
 	if err != nil {
-		return nil, out, err
+		return Grant{}, out, err
 	}
 
-	agreed, err := e.agreement()
+	agreed, err := state.agreement()
 	if err != nil {
-		return nil, out, err
+		return Grant{}, out, err
+	}
+	generation, known := agreed.generations[client.ID]
+	if !known {
+		return Grant{}, out, fmt.Errorf("the generation of client %q has not been shared", client.ID)
 	}
 	now := e.cfg.Now()
 	if client.fetches != nil && !client.fetches.AllowN(now, 1) {
-		return nil, out, &Error{Code: CodeTooManyRequests, Description: "the client fetches too many tokens", Reason: "token_limit"}
+		return Grant{}, out, &Error{Code: CodeTooManyRequests, Description: "the client fetches too many tokens", Reason: "token_limit"}
 	}
-	issued := now.Truncate(time.Millisecond) // as exact as the token itself
-	token, key, err := e.mint(agreed, issued.Add(client.TokenLifetime))
+	issuedAt := now.Truncate(time.Millisecond) // as exact as the token itself
+	token, expiry, err := agreed.format.mint(issuedAt.Add(client.TokenLifetime))
 	if err != nil {
-		return nil, out, err
+		return Grant{}, out, err
 	}
+	key := e.issued.key(introspect.IDOf(token), expiry)
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	err = e.cfg.Store.Put(ctx, Token{
 		Key:              key,
 		ClientID:         client.ID,
-		ClientGeneration: agreed.generations[client.ID],
+		ClientGeneration: generation,
 		Scopes:           scopes,
 		Audience:         client.Audience,
-		IssuedAt:         issued,
+		IssuedAt:         issuedAt,
 	})
 	if errors.Is(err, ErrClientFull) {
-		return nil, out, &Error{Code: CodeTooManyRequests, Description: "the client has too many tokens", Reason: "store_share"}
+		return Grant{}, out, &Error{Code: CodeTooManyRequests, Description: "the client has too many tokens", Reason: "store_share"}
 	}
 	if err != nil {
-		return nil, out, fmt.Errorf("storing a token: %w", err)
+		return Grant{}, out, fmt.Errorf("storing a token: %w", err)
 	}
 	out.TokenID, out.Scope = key.ID, strings.Join(scopes, " ")
-	return &TokenResponse{
-		AccessToken: token,
-		Scope:       out.Scope,
-		TokenType:   "Bearer",
-		ExpiresIn:   int64(client.TokenLifetime / time.Second),
-	}, out, nil
+	return Grant{Token: token, Scopes: scopes, Lifetime: client.TokenLifetime}, out, nil
 }
 
-// Introspection is an answer of the introspection endpoint (RFC 7662 section 2.2). The
-// zero value is {"active":false} and nothing more.
-type Introspection struct {
-	Active    bool     `json:"active"`
-	Scope     string   `json:"scope,omitempty"`
-	ClientID  string   `json:"client_id,omitempty"`
-	TokenType string   `json:"token_type,omitempty"`
-	Expiry    int64    `json:"exp,omitempty"`
-	IssuedAt  int64    `json:"iat,omitempty"`
-	Subject   string   `json:"sub,omitempty"`
-	Audience  audience `json:"aud,omitempty"`
-	Issuer    string   `json:"iss,omitempty"`
-	JTI       string   `json:"jti,omitempty"`
-}
-
-// Introspect answers an introspection request. A token that is not good, or that the
-// caller may not ask about, is inactive, and the two look alike. A caller that keeps
-// asking about tokens that are no good is refused for a while (RFC 7662 section 4).
-func (e *Engine) Introspect(ctx context.Context, req Request) (*Introspection, Outcome, error) {
+// Introspect answers an introspection request (RFC 7662) with the facts that the caller may
+// see. A token that is not good, and one that the caller may not ask about, are both
+// inactive and look alike. A caller that keeps asking about tokens that are no good is
+// refused for a while (RFC 7662 section 4).
+func (e *Engine) Introspect(ctx context.Context, req Request) (*introspect.Facts, Outcome, error) {
 	var out Outcome
-	caller, err := e.authenticate(ctx, req, &out)
+	caller, err := e.authenticate(ctx, e.state.Load().clients, req, &out)
 	if err != nil {
 		return nil, out, err
 	}
@@ -241,45 +277,35 @@ func (e *Engine) Introspect(ctx context.Context, req Request) (*Introspection, O
 	if text == "" {
 		return nil, out, invalidRequest("token is missing")
 	}
-	token, mine := e.Screen(introspect.NewToken(text))
-	// What carries our mark and is not expired is always looked up: callers of a resource
-	// server must not be able to use up its answers for good tokens with made-up ones.
+	token, mine := e.issued.Screen(introspect.NewToken(text))
+	// A token that carries our mark and has not expired is always looked up: callers of a
+	// resource server must not be able to use up its answers about good tokens by sending it
+	// made-up ones.
 	now := e.cfg.Now()
 	if !mine && !caller.guesses.mayAsk(now) {
 		return nil, out, &Error{Code: CodeTooManyRequests, Description: "too many inquiries about tokens that are not active"}
 	}
-	facts, err := e.lookup.LookupWithin(ctx, token, math.MaxInt64)
+	facts, err := e.tokens.LookupWithin(ctx, token, math.MaxInt64)
 	if err != nil {
 		return nil, out, fmt.Errorf("looking up a token: %w", err)
 	}
-	scopes, permitted := caller.mayIntrospect(facts)
+	visible := caller.visible(facts)
 	if facts.Active {
-		out.TokenID, out.NotPermitted = facts.ID, !permitted
+		out.TokenID, out.NotPermitted = facts.ID, !visible.Active
 	}
-	if !permitted {
+	if !visible.Active {
 		caller.guesses.wrong(now)
-		return &Introspection{}, out, nil
 	}
-	return &Introspection{
-		Active:    true,
-		Scope:     strings.Join(scopes, " "),
-		ClientID:  facts.ClientID,
-		TokenType: "Bearer",
-		Expiry:    facts.Expiry.Unix(),
-		IssuedAt:  facts.IssuedAt.Unix(),
-		Subject:   facts.Subject,
-		Audience:  facts.Audience,
-		Issuer:    facts.Issuer,
-		JTI:       jtiOf(facts.ID),
-	}, out, nil
+	return visible, out, nil
 }
 
-// Revoke answers a revocation request (RFC 7009). A token that is unknown, expired or
-// revoked already is a success; one of another client is refused and stays as it is.
-// When Revoke returns nil the revocation is durable and no request that begins later
-// passes with the token. Outcome.TokenID is zero if there was nothing to revoke.
+// Revoke answers a revocation request (RFC 7009). Revoking a token that is unknown, expired or
+// already revoked succeeds; a token of another client is refused and stays as it is. When
+// Revoke returns nil, the revocation is durable and no request that begins later passes with
+// the token. Outcome.TokenID is zero if there was nothing to revoke.
 func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err error) {
-	client, err := e.authenticate(ctx, req, &out)
+	state := e.state.Load()
+	client, err := e.authenticate(ctx, state.clients, req, &out)
 	if err != nil {
 		return out, err
 	}
@@ -287,26 +313,26 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 	if text == "" {
 		return out, invalidRequest("token is missing")
 	}
-	agreed, err := e.agreement()
+	agreed, err := state.agreement()
 	if err != nil {
 		return out, err
 	}
 	token := introspect.NewToken(text)
-	expiry, inTime := e.verify(agreed, &token)
+	expiry, inTime := agreed.format.verify(&token)
 	if expiry == 0 {
 		return out, nil
 	}
-	// One whose time is over is revoked too: a clock that went wrong may be set back, and
-	// the token would be good again.
-	key := e.key(token.ID(), expiry)
+	// An expired token is revoked as well: a wrong clock may be set back, and the token would
+	// be good again.
+	key := e.issued.key(token.ID(), expiry)
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	// The store, not the cache: a revocation must not be decided by what was.
-	record, err := e.get(ctx, key)
+	// Ask the store, not the cache: the past must not decide a revocation.
+	record, err := e.issued.record(ctx, key)
 	if errors.Is(err, ErrNotFound) {
-		// Another revocation may have come so far and not yet to the cache; or it was
-		// given up by its caller, then carried out by the store after a lookup.
-		e.lookup.Forget(key.ID)
+		// Another revocation may have reached the store but not yet the cache. Or its caller
+		// gave it up, and the store carried it out after a lookup.
+		e.tokens.Forget(key.ID)
 		return out, nil
 	}
 	if err != nil {
@@ -318,149 +344,12 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 		}
 		return out, &Error{Code: CodeInvalidGrant, Description: "the token was issued to another client"}
 	}
-	done := e.lookup.Revoking(key.ID)
+	done := e.tokens.Revoking(key.ID)
 	err = e.cfg.Store.Revoke(ctx, key)
-	done() // whatever the store said: it may have done it
+	done() // whatever the store said: it may have revoked the token
 	if err != nil {
 		return out, fmt.Errorf("revoking a token: %w", err)
 	}
 	out.TokenID = key.ID
 	return out, nil
-}
-
-// Screen reports whether token carries this realm's mark and has not expired. See
-// [introspect.Screener].
-func (e *Engine) Screen(token introspect.Token) (introspect.Token, bool) {
-	agreed, err := e.agreement()
-	if err != nil {
-		return token, true // it may be: Lookup says that nobody knows
-	}
-	_, ok := e.verify(agreed, &token)
-	return token, ok
-}
-
-// HasForm reports whether token has the form of the tokens that are issued here. It says
-// nothing of which realm issued it, or whether any did.
-func HasForm(token string) bool {
-	return len(token) == tokenLength && token[:len(tokenPrefix)] == tokenPrefix
-}
-
-// Recognizes reports whether token has our form, carries this realm's mark and has not
-// expired. Before the first Share nobody can tell, so whatever has our form counts: a
-// lookup then says that nobody knows.
-func (e *Engine) Recognizes(token introspect.Token) (introspect.Token, bool) {
-	if !HasForm(token.Text()) {
-		return token, false
-	}
-	return e.Screen(token)
-}
-
-// Minted reports whether this realm issued token, whether or not the token is still good.
-// Before the first Share nobody can tell of a token that has our form, which is the error.
-func (e *Engine) Minted(token introspect.Token) (bool, error) {
-	if !HasForm(token.Text()) {
-		return false, nil
-	}
-	agreed, err := e.agreement()
-	if err != nil {
-		return false, err
-	}
-	expiry, _ := e.verify(agreed, &token)
-	return expiry != 0, nil
-}
-
-// Coherent reports whether the cache may answer. See [introspect.Coherent].
-func (e *Engine) Coherent() bool {
-	// Revise knows no generations before the first Share.
-	return e.agreed.Load() != nil && (e.cfg.Coherent == nil || e.cfg.Coherent())
-}
-
-// Lookup reads the facts of a token from the store. See [introspect.Source].
-func (e *Engine) Lookup(ctx context.Context, token introspect.Token) (*introspect.Facts, error) {
-	agreed, err := e.agreement()
-	if err != nil {
-		return nil, err
-	}
-	expiry, ok := e.verify(agreed, &token)
-	if !ok {
-		return introspect.Inactive(), nil
-	}
-	key := e.key(token.ID(), expiry)
-	record, err := e.get(ctx, key)
-	if errors.Is(err, ErrNotFound) {
-		return introspect.Inactive(), nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return &introspect.Facts{
-		Active:   true,
-		ID:       key.ID,
-		ClientID: record.ClientID,
-		Subject:  record.ClientID,
-		Issuer:   e.cfg.Issuer,
-		Scopes:   record.Scopes,
-		Audience: record.Audience,
-		IssuedAt: record.IssuedAt,
-		Expiry:   key.Expiry(),
-		Revision: record.ClientGeneration,
-	}, nil
-}
-
-// get reads a record and checks that it is what was asked for: a store that mixes up
-// its answers must not hand one token's rights to another.
-func (e *Engine) get(ctx context.Context, key Key) (Token, error) {
-	record, err := e.cfg.Store.Get(ctx, key)
-	if err != nil {
-		return Token{}, err
-	}
-	if record.ID != key.ID || record.Realm != e.cfg.Realm {
-		return Token{}, errors.New("the store returned another token's record")
-	}
-	return record, nil
-}
-
-// Revise applies the client's state of now: a client that is gone, disabled, or of a
-// later generation has no tokens, and one whose scopes or audience were narrowed has
-// tokens as narrow. See [introspect.Reviser].
-func (e *Engine) Revise(facts *introspect.Facts) *introspect.Facts {
-	client := e.cfg.Clients[facts.ClientID]
-	agreed := e.agreed.Load()
-	if client == nil || client.Disabled || agreed == nil || agreed.generations[client.ID] != facts.Revision {
-		return introspect.Inactive()
-	}
-	scopesHold := containsAll(client.Scopes, facts.Scopes)
-	audienceHolds := containsAll(client.Audience, facts.Audience)
-	if scopesHold && audienceHolds && facts.Issuer == e.cfg.Issuer {
-		return facts
-	}
-	revised := *facts
-	revised.Issuer = e.cfg.Issuer
-	revised.Scopes = intersect(facts.Scopes, client.Scopes)
-	revised.Audience = intersect(facts.Audience, client.Audience)
-	if len(facts.Audience) > 0 && len(revised.Audience) == 0 {
-		// Without any audience left the token would be good everywhere.
-		return introspect.Inactive()
-	}
-	return &revised
-}
-
-func containsAll(have, want []string) bool {
-	for _, w := range want {
-		if !slices.Contains(have, w) {
-			return false
-		}
-	}
-	return true
-}
-
-// intersect returns what of a is also in b, in a's order, in memory of its own.
-func intersect(a, b []string) []string {
-	var both []string
-	for _, v := range a {
-		if slices.Contains(b, v) {
-			both = append(both, v)
-		}
-	}
-	return both
 }

@@ -88,15 +88,29 @@ func newEngine(t testing.TB, change func(*Settings), clients ...*Client) *engine
 		change(&cfg)
 	}
 	e.Engine = New(cfg)
-	e.Share(Shared{Key: []byte("a key of thirty-two random bytes")})
+	e.agree("a key of thirty-two random bytes")
 	return e
+}
+
+// agree shares a key, and a generation for each client.
+func (e *engine) agree(key string) {
+	generations := make(map[string]uint64)
+	for id := range e.state.Load().clients.byID {
+		generations[id] = 1
+	}
+	e.Share(Shared{Key: []byte(key), Generations: generations})
+}
+
+// authenticate asks the engine as it is now.
+func (e *engine) authenticate(ctx context.Context, r Request, out *Outcome) (*registered, error) {
+	return e.Engine.authenticate(ctx, e.state.Load().clients, r, out)
 }
 
 // newClient makes a client that may do everything, with these secrets.
 func newClient(id string, secrets ...*Secret) *Client {
 	return &Client{
 		ID: id, Secrets: secrets, Scopes: []string{"a", "b"}, DefaultScopes: []string{"a"},
-		GrantTypes: []string{GrantClientCredentials}, Auth: []AuthMethod{AuthBasic, AuthPost},
+		GrantTypes: []string{GrantClientCredentials}, Auth: []string{AuthBasic, AuthPost},
 		TokenLifetime: 2 * time.Second, Introspect: IntrospectOwn,
 	}
 }
@@ -123,7 +137,9 @@ func slowSecret(t testing.TB, plain string, m, passes uint32) *Secret {
 func request(t testing.TB, id, secret string, form url.Values) Request {
 	t.Helper()
 	pair := url.QueryEscape(id) + ":" + url.QueryEscape(secret)
-	r, err := ParseRequest(form.Encode(), []string{"Basic " + base64.StdEncoding.EncodeToString([]byte(pair))}, "192.0.2.1")
+	r, err := ParseRequest(Incoming{
+		Authorization: []string{"Basic " + base64.StdEncoding.EncodeToString([]byte(pair))}, Body: form.Encode(), From: "192.0.2.1",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,18 +151,18 @@ var grantForm = url.Values{"grant_type": {GrantClientCredentials}}
 // issue fetches a token that must be given.
 func (e *engine) issue(t testing.TB, id, secret string) string {
 	t.Helper()
-	answer, _, err := e.Token(t.Context(), request(t, id, secret, grantForm))
+	grant, _, err := e.Token(t.Context(), request(t, id, secret, grantForm))
 	if err != nil {
 		t.Fatalf("no token for %s: %v", id, err)
 	}
-	return answer.AccessToken
+	return grant.Token
 }
 
 // uncached asks the realm itself, without the cache.
-type uncached struct{ *Engine }
+type uncached struct{ *issued }
 
 func (u uncached) Lookup(ctx context.Context, text string) (*introspect.Facts, error) {
-	return u.Engine.Lookup(ctx, introspect.NewToken(text))
+	return u.issued.Lookup(ctx, introspect.NewToken(text))
 }
 
 // active asks whether a token is good, of the cache or of the source itself.
@@ -177,14 +193,14 @@ func codeOf(err error) Code {
 func TestTokenLivesAsLongAsItSaid(t *testing.T) {
 	for _, maxAge := range []time.Duration{time.Minute, 0} {
 		e := newEngine(t, func(cfg *Settings) { cfg.MaxAge = maxAge }, newClient("c", quickSecret(t, "s")))
-		answer, _, err := e.Token(t.Context(), request(t, "c", "s", grantForm))
+		grant, _, err := e.Token(t.Context(), request(t, "c", "s", grantForm))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if answer.ExpiresIn != 2 {
-			t.Fatalf("expires_in is %d", answer.ExpiresIn)
+		if grant.Lifetime != 2*time.Second {
+			t.Fatalf("the lifetime is %v", grant.Lifetime)
 		}
-		token, issued := answer.AccessToken, e.now()
+		token, issued := grant.Token, e.now()
 		expiry := issued.Add(2 * time.Second).Truncate(time.Millisecond)
 		for _, c := range []struct {
 			at   time.Time
@@ -201,15 +217,15 @@ func TestTokenLivesAsLongAsItSaid(t *testing.T) {
 		} {
 			e.nanos.Store(c.at.UnixNano())
 			for name, got := range map[string]bool{
-				"the cache": active(t, e.Tokens(), token), "the cache once more": active(t, e.Tokens(), token), "the realm": active(t, uncached{e.Engine}, token),
+				"the cache": active(t, e.Tokens(), token), "the cache once more": active(t, e.Tokens(), token), "the realm": active(t, uncached{e.issued}, token),
 			} {
 				if got != c.want {
 					t.Errorf("max age %v, %v after the issue: %s says that active is %t", maxAge, c.at.Sub(issued), name, got)
 				}
 			}
-			answer, _, err := e.Introspect(t.Context(), request(t, "c", "s", url.Values{"token": {token}}))
-			if err != nil || answer.Active != c.want {
-				t.Errorf("max age %v, %v after the issue: introspection says %v, %v", maxAge, c.at.Sub(issued), answer, err)
+			facts, _, err := e.Introspect(t.Context(), request(t, "c", "s", url.Values{"token": {token}}))
+			if err != nil || facts.Active != c.want {
+				t.Errorf("max age %v, %v after the issue: introspection says %v, %v", maxAge, c.at.Sub(issued), facts, err)
 			}
 		}
 	}
@@ -225,11 +241,11 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 		if text == token {
 			return
 		}
-		if _, ok := e.Screen(introspect.NewToken(text)); ok || active(t, e.Tokens(), text) || active(t, uncached{e.Engine}, text) {
+		if _, ok := e.issued.Screen(introspect.NewToken(text)); ok || active(t, e.Tokens(), text) || active(t, uncached{e.issued}, text) {
 			t.Errorf("%s is accepted: %q", what, text)
 		}
 		r := request(t, "c", "s", url.Values{"token": {"x"}})
-		r.Form["token"] = text // also what no form lets through
+		r.Form["token"] = []string{text} // also what no form lets through
 		if out, err := e.Revoke(t.Context(), r); out.TokenID != (introspect.TokenID{}) || err != nil && codeOf(err) == "outage" {
 			t.Errorf("%s revokes: %q, %v", what, text, err)
 		}
@@ -250,7 +266,7 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 		}
 	}
 	for what, text := range map[string]string{
-		"nothing": "", "the prefix alone": tokenPrefix, "a character more": token + "A", "padding": token + "=", "more padding": token + "==",
+		"nothing": "", "the prefix alone": opaquePrefix, "a character more": token + "A", "padding": token + "=", "more padding": token + "==",
 		"a line break after it": token + "\n", "a line break in it": token[:20] + "\n" + token[20:], "a carriage return in it": token[:20] + "\r" + token[21:],
 		"a space before it": " " + token, "a space after it": token + " ", "the standard alphabet": strings.NewReplacer("-", "+", "_", "/").Replace(token) + "=",
 		"percent-encoded": url.QueryEscape(token[:10]) + "%5F" + token[11:], "upper case": strings.ToUpper(token), "lower case": strings.ToLower(token),
@@ -261,17 +277,17 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 	}
 
 	// The same bytes with another version, another expiry, other randomness: the tag knows.
-	raw, err := tokenEncoding.DecodeString(token[len(tokenPrefix):])
+	raw, err := opaqueEncoding.DecodeString(token[len(opaquePrefix):])
 	if err != nil {
 		t.Fatal(err)
 	}
-	if tokenPrefix+tokenEncoding.EncodeToString(raw) != token {
+	if opaquePrefix+opaqueEncoding.EncodeToString(raw) != token {
 		t.Error("the token is not its own encoding")
 	}
 	for i := range raw {
 		for bit := range 8 {
 			raw[i] ^= 1 << bit
-			refuse(fmt.Sprintf("byte %d, bit %d", i, bit), tokenPrefix+tokenEncoding.EncodeToString(raw))
+			refuse(fmt.Sprintf("byte %d, bit %d", i, bit), opaquePrefix+opaqueEncoding.EncodeToString(raw))
 			raw[i] ^= 1 << bit
 		}
 	}
@@ -279,7 +295,7 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 	other := newEngine(t, func(cfg *Settings) { cfg.Realm = "alpha" }, newClient("c", quickSecret(t, "s")))
 	refuse("a token of another realm", other.issue(t, "c", "s"))
 	rekeyed := newEngine(t, nil, newClient("c", quickSecret(t, "s")))
-	rekeyed.Share(Shared{Key: []byte("another key")})
+	rekeyed.agree("another key")
 	refuse("a token under another key", rekeyed.issue(t, "c", "s"))
 
 	if n := e.store.gets.Load(); n != 0 {
@@ -297,19 +313,19 @@ func TestTokensAreRandom(t *testing.T) {
 	seen := make(map[string]bool, n)
 	ids := make(map[introspect.TokenID]bool, n)
 	var total [256]int
-	var at [tokenTag - tokenRandom][256]int
+	var at [opaqueTag - opaqueRandom][256]int
 	for range n {
-		token, key, err := e.mint(e.agreed.Load(), e.now().Add(time.Hour))
+		token, _, err := e.state.Load().agreed.format.mint(e.now().Add(time.Hour))
 		if err != nil {
 			t.Fatal(err)
 		}
-		raw, err := tokenEncoding.DecodeString(token[len(tokenPrefix):])
+		raw, err := opaqueEncoding.DecodeString(token[len(opaquePrefix):])
 		if err != nil {
 			t.Fatal(err)
 		}
-		random := raw[tokenRandom:tokenTag]
+		random := raw[opaqueRandom:opaqueTag]
 		seen[string(random)] = true
-		ids[key.ID] = true
+		ids[introspect.IDOf(token)] = true
 		for i, b := range random {
 			total[b]++
 			at[i][b]++
@@ -318,7 +334,7 @@ func TestTokensAreRandom(t *testing.T) {
 	if len(seen) != n || len(ids) != n {
 		t.Errorf("of %d tokens %d have different random bytes and %d different IDs", n, len(seen), len(ids))
 	}
-	if bits := 8 * (tokenTag - tokenRandom); bits < 160 { // E-10
+	if bits := 8 * (opaqueTag - opaqueRandom); bits < 160 { // E-10
 		t.Errorf("a token has %d random bits, want 160 at least", bits)
 	}
 	// Chi-square with 255 degrees of freedom has mean 255 and deviation 22.6. Ten deviations
@@ -349,12 +365,12 @@ func TestNoTokenWithoutRandomness(t *testing.T) {
 	for name, random := range map[string]io.Reader{
 		"an error":    noEntropy{},
 		"nothing":     strings.NewReader(""),
-		"a byte less": strings.NewReader(strings.Repeat("r", tokenTag-tokenRandom-1)),
+		"a byte less": strings.NewReader(strings.Repeat("r", opaqueTag-opaqueRandom-1)),
 	} {
 		e := newEngine(t, func(cfg *Settings) { cfg.Random = random }, newClient("c", quickSecret(t, "s")))
-		answer, out, err := e.Token(t.Context(), request(t, "c", "s", grantForm))
-		if answer != nil || codeOf(err) != "outage" || out.TokenID != (introspect.TokenID{}) {
-			t.Errorf("%s: %v, %v", name, answer, err)
+		grant, out, err := e.Token(t.Context(), request(t, "c", "s", grantForm))
+		if grant.Token != "" || codeOf(err) != "outage" || out.TokenID != (introspect.TokenID{}) {
+			t.Errorf("%s: %v, %v", name, grant, err)
 		}
 		if e.store.puts.Load() != 0 {
 			t.Errorf("%s: something was stored", name)
@@ -408,8 +424,9 @@ func TestMisfiledRecords(t *testing.T) {
 // about good tokens are free and always answered: else anybody who sends a resource
 // server garbage could shut out its other callers.
 func TestGuessesAreLimited(t *testing.T) {
-	e := newEngine(t, nil, newClient("c", quickSecret(t, "s")), newClient("d", quickSecret(t, "s")))
-	e.cfg.Clients["c"].TokenLifetime = time.Hour
+	c := newClient("c", quickSecret(t, "s"))
+	c.TokenLifetime = time.Hour
+	e := newEngine(t, nil, c, newClient("d", quickSecret(t, "s")))
 	good := e.issue(t, "c", "s")
 	ask := func(id, token string) Code {
 		_, _, err := e.Introspect(t.Context(), request(t, id, "s", url.Values{"token": {token}}))

@@ -94,12 +94,13 @@ type flight struct {
 	err   error   // nobody can tell
 }
 
-// flightKey names a computation by what was sent, and to whom. Nothing in it depends on
-// whether that is right, or on who is registered: if only failures of known clients shared
-// a computation, two requests at once would tell them from others.
+// flightKey names a computation by what was sent, and by the clients that it was sent to: a
+// secret that other clients had, or had before a change, is none of these. Nothing in it
+// depends on whether what was sent is right, or on who is registered: if only failures of known
+// clients shared a computation, two requests at once would tell them from others.
 type flightKey struct {
-	server *Engine
-	sent   [sha256.Size]byte // of Credentials
+	clients *Clients
+	sent    [sha256.Size]byte // Credentials.mac
 }
 
 // row is what waits from one address.

@@ -28,7 +28,7 @@ func (h *Hasher) hold() (release func()) {
 
 // asked is what a request came to.
 type asked struct {
-	client *Client
+	client *registered
 	err    error
 }
 
@@ -81,10 +81,10 @@ func TestEqualAttemptsShareAComputation(t *testing.T) {
 func TestDifferentAttemptsShareNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		only := newClient("basic", slowSecret(t, "right", memoryA, passesA))
-		only.Auth = []AuthMethod{AuthBasic}
+		only.Auth = []string{AuthBasic}
 		e := newEngine(t, nil, newClient("one", slowSecret(t, "right", memoryA, passesA)), newClient("two", slowSecret(t, "other", memoryA, passesA)), only)
 		other := newEngine(t, func(cfg *Settings) { cfg.Hasher = e.cfg.Hasher }, newClient("one", slowSecret(t, "another", memoryA, passesA)))
-		posted, err := ParseRequest("client_id=basic&client_secret=right", nil, "")
+		posted, err := ParseRequest(Incoming{Body: "client_id=basic&client_secret=right"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -466,7 +466,7 @@ func TestBothReadingsOfBasic(t *testing.T) {
 		{"quick:\xff", "quick", false},
 		{"nobody:%", "", false},
 	} {
-		r, err := ParseRequest("grant_type=client_credentials", []string{"Basic " + base64.StdEncoding.EncodeToString([]byte(c.pair))}, "")
+		r, err := ParseRequest(Incoming{Authorization: []string{"Basic " + base64.StdEncoding.EncodeToString([]byte(c.pair))}, Body: "grant_type=client_credentials"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -477,7 +477,7 @@ func TestBothReadingsOfBasic(t *testing.T) {
 	}
 	// A client_id in the body says which of the two is meant.
 	for named, want := range map[string]Code{"my:app": CodeInvalidClient, "my%3Aapp": "", "other": CodeInvalidRequest} {
-		r, err := ParseRequest("grant_type=client_credentials&client_id="+strings.ReplaceAll(named, "%", "%25"), []string{"Basic " + base64.StdEncoding.EncodeToString([]byte("my%3Aapp:raw"))}, "")
+		r, err := ParseRequest(Incoming{Authorization: []string{"Basic " + base64.StdEncoding.EncodeToString([]byte("my%3Aapp:raw"))}, Body: "grant_type=client_credentials&client_id=" + strings.ReplaceAll(named, "%", "%25")})
 		if err == nil {
 			_, _, err = e.Token(t.Context(), r)
 		}

@@ -63,21 +63,21 @@ func newNode(t testing.TB, address, plain string) *realm {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := oauth.New(oauth.Settings{
+	engine := oauth.New(oauth.Settings{
 		Realm: "root", Store: slowReads{s}, Cache: cache, MaxAge: time.Hour, Coherent: s.Coherent, Hasher: oauth.NewHasher(),
 		Clients: map[string]*oauth.Client{"reader": {
 			ID: "reader", Secrets: []*oauth.Secret{secret}, Scopes: []string{"read"}, DefaultScopes: []string{"read"},
-			GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []oauth.AuthMethod{oauth.AuthBasic},
+			GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []string{oauth.AuthBasic},
 			TokenLifetime: time.Hour, Introspect: oauth.IntrospectOwn,
 		}},
 	})
-	server.Share(oauth.Shared{Key: key, Generations: map[string]uint64{"reader": generations[ref]}})
+	engine.Share(oauth.Shared{Key: key, Generations: map[string]uint64{"reader": generations[ref]}})
 	for deadline := time.Now().Add(10 * time.Second); !s.Coherent(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the link does not come up")
 		}
 	}
-	return &realm{t: t, server: server, client: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}}}
+	return &realm{t: t, engine: engine, client: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}}}
 }
 
 // nodeOperation is an operation, and the node that it was asked of.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -50,7 +51,7 @@ var cacheSizes = []struct {
 // realm is a Server with one client, and what that client can do.
 type realm struct {
 	t      testing.TB
-	server *oauth.Engine
+	engine *oauth.Engine
 	client oauth.Credentials
 }
 
@@ -81,18 +82,18 @@ func newRealmAt(t testing.TB, s oauth.TokenStore, cfg introspect.CacheConfig, ma
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := oauth.New(oauth.Settings{
+	engine := oauth.New(oauth.Settings{
 		Realm: "root", Store: s, Cache: cache, MaxAge: maxAge, Hasher: oauth.NewHasher(), Now: now,
 		Clients: map[string]*oauth.Client{"reader": {
 			ID: "reader", Secrets: []*oauth.Secret{secret}, Scopes: []string{"read"}, DefaultScopes: []string{"read"},
-			GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []oauth.AuthMethod{oauth.AuthBasic},
+			GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []string{oauth.AuthBasic},
 			TokenLifetime: time.Hour, Introspect: oauth.IntrospectOwn,
 		}},
 	})
-	server.Share(oauth.Shared{Key: make([]byte, 32), Generations: map[string]uint64{"reader": generations[ref]}})
+	engine.Share(oauth.Shared{Key: make([]byte, 32), Generations: map[string]uint64{"reader": generations[ref]}})
 	return &realm{
 		t:      t,
-		server: server,
+		engine: engine,
 		client: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}},
 	}
 }
@@ -108,21 +109,21 @@ func patiently(do func() error) error {
 }
 
 func (r *realm) issue() string {
-	var answer *oauth.TokenResponse
+	var grant oauth.Grant
 	if err := patiently(func() (err error) {
-		answer, _, err = r.server.Token(context.Background(), oauth.Request{
-			Form: oauth.Form{"grant_type": oauth.GrantClientCredentials}, Credentials: r.client,
+		grant, _, err = r.engine.Token(context.Background(), oauth.Request{
+			Form: url.Values{"grant_type": {oauth.GrantClientCredentials}}, Credentials: r.client,
 		})
 		return err
 	}); err != nil {
 		r.t.Errorf("issuing a token: %v", err)
 		return ""
 	}
-	return answer.AccessToken
+	return grant.Token
 }
 
 func (r *realm) tryRevoke(token string) error {
-	_, err := r.server.Revoke(context.Background(), oauth.Request{Form: oauth.Form{"token": token}, Credentials: r.client})
+	_, err := r.engine.Revoke(context.Background(), oauth.Request{Form: url.Values{"token": {token}}, Credentials: r.client})
 	return err
 }
 
@@ -134,7 +135,7 @@ func (r *realm) revoke(token string) {
 
 // check is what a protected route asks.
 func (r *realm) check(token string) bool {
-	facts, err := r.server.Tokens().Lookup(context.Background(), token)
+	facts, err := r.engine.Tokens().Lookup(context.Background(), token)
 	if err != nil {
 		r.t.Errorf("looking up a token: %v", err)
 		return false
@@ -468,7 +469,7 @@ func TestAStoreThatMixesUpRecords(t *testing.T) {
 	if !r.check(first) {
 		t.Error("the token whose record it is does not pass")
 	}
-	if facts, err := r.server.Tokens().Lookup(context.Background(), second); err == nil {
+	if facts, err := r.engine.Tokens().Lookup(context.Background(), second); err == nil {
 		t.Errorf("with another token's record: %+v", facts)
 	}
 	if err := r.tryRevoke(second); err == nil {

@@ -27,7 +27,7 @@ func attempts(t testing.TB) (*engine, map[string]Request) {
 	off := newClient("off", slowSecret(t, "s", memoryA, passesA))
 	off.Disabled = true
 	basicOnly := newClient("basic", slowSecret(t, "s", memoryA, passesA))
-	basicOnly.Auth = []AuthMethod{AuthBasic}
+	basicOnly.Auth = []string{AuthBasic}
 	e := newEngine(t, nil,
 		newClient("one", slowSecret(t, "right", memoryA, passesA)),
 		newClient("two", slowSecret(t, "right", memoryA, passesA), slowSecret(t, "second", memoryA, passesA)),
@@ -39,7 +39,7 @@ func attempts(t testing.TB) (*engine, map[string]Request) {
 	basic := func(id, secret string) Request { return request(t, id, secret, grantForm) }
 	post := func(id, secret string) Request {
 		form := url.Values{"grant_type": {GrantClientCredentials}, "client_id": {id}, "client_secret": {secret}}
-		r, err := ParseRequest(form.Encode(), nil, "192.0.2.1")
+		r, err := ParseRequest(Incoming{Body: form.Encode(), From: "192.0.2.1"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +108,7 @@ func TestFailuresCostTheSame(t *testing.T) {
 	// Credentials that are none claim nothing, and cost nothing.
 	for name, authorization := range map[string][]string{"none": nil, "another scheme": {"Bearer x"}, "malformed": {"Basic %"}} {
 		before := e.cfg.Hasher.hashes.Load()
-		r, err := ParseRequest(grantForm.Encode(), authorization, "192.0.2.1")
+		r, err := ParseRequest(Incoming{Authorization: authorization, Body: grantForm.Encode(), From: "192.0.2.1"})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,108 @@
+package oauth
+
+import (
+	"context"
+	"maps"
+	"slices"
+)
+
+// A verifier reports whether a claim is true, by one method of client authentication. An error
+// means that it could not find out. For a claim about nobody it does all the work that it
+// does for one that is false, so that neither the answer nor its time tells what was wrong.
+type verifier func(e *Engine, ctx context.Context, c claim) (bool, error)
+
+// claim is what a request says about its sender: that these credentials prove it to be this
+// client.
+type claim struct {
+	clients *Clients
+	// client is nil if no credentials could prove the claim: the client is unknown, disabled,
+	// or may not use the method.
+	client *registered
+	creds  Credentials
+	from   string // as Request.From
+}
+
+// verifiers are the methods of client authentication that exist here.
+var verifiers = map[string]verifier{
+	AuthBasic: (*Engine).verifySecret,
+	AuthPost:  (*Engine).verifySecret,
+}
+
+// AuthMethods returns the methods that exist here, sorted.
+func AuthMethods() []string { return slices.Sorted(maps.Keys(verifiers)) }
+
+// authenticate returns the client that a request's credentials prove its sender to be. All
+// refusals have the same answer, after the same work.
+func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request, out *Outcome) (*registered, error) {
+	creds := req.Credentials
+	client := clients.named(creds.ClientIDs)
+	if client != nil {
+		out.ClientID = client.ID
+	}
+	verify := verifiers[creds.Method]
+	// A request that claims nothing that could be true has nothing to hide behind work.
+	switch {
+	case creds.malformed:
+		return nil, invalidClient("malformed_authorization")
+	case verify == nil:
+		return nil, invalidClient("no_credentials")
+	}
+
+	reason := "wrong_secret"
+	switch {
+	case client == nil:
+		reason = "unknown_client"
+	case client.Disabled:
+		client, reason = nil, "client_disabled"
+	case !slices.Contains(client.Auth, creds.Method):
+		client, reason = nil, "auth_method_not_allowed"
+	}
+	ok, err := verify(e, ctx, claim{clients, client, creds, req.From})
+	if err != nil {
+		return nil, err
+	}
+	if !ok || client == nil {
+		return nil, invalidClient(reason)
+	}
+	return client, nil
+}
+
+// verifySecret reports whether one of the readings of a secret is a secret of the client that
+// is valid now. Success ends early. Failure costs, for each reading, the realm's whole
+// workload, which is at least what the secrets of the most expensive client cost.
+func (e *Engine) verifySecret(ctx context.Context, c claim) (bool, error) {
+	var candidates []*Secret
+	if c.client != nil {
+		candidates = c.client.Secrets
+	}
+	now := e.cfg.Now()
+	a := attempt{work: c.clients.work, now: now}
+	fast := false
+	for _, secret := range c.creds.Secrets {
+		r := reading{secret: secret, candidates: candidates}
+		if secret == "" {
+			r.candidates = nil // never authenticates, whatever is stored
+		}
+		if len(secret) > maxSecretBytes {
+			r.secret, r.candidates = secret[:maxSecretBytes], nil
+		}
+		if len(r.candidates) == 0 {
+			quickDummy.quick(r.secret)
+		}
+		for _, s := range r.candidates {
+			if s.validAt(now) && (s.quick(r.secret) || e.cfg.Hasher.remembers(s, r.secret, now)) {
+				fast = true
+			}
+		}
+		a.readings = append(a.readings, r)
+	}
+	if fast {
+		return true, nil
+	}
+	if len(a.work) == 0 {
+		return false, nil // the realm has no slow hashes: failing is quick for everybody
+	}
+	right, err := e.cfg.Hasher.check(ctx, flightKey{c.clients, c.creds.mac()}, a, c.from, c.creds.ClientIDs[0])
+	// Whoever shares the answer may have come after the secret's end.
+	return right != nil && right.validAt(e.cfg.Now()), err
+}

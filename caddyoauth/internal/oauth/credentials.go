@@ -1,0 +1,116 @@
+package oauth
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// maxSecretBytes bounds a client's secret.
+const maxSecretBytes = 1024
+
+// The methods of client authentication that exist here, by their names in RFC 8414. There is
+// no "none": no client is public.
+const (
+	AuthBasic = "client_secret_basic"
+	AuthPost  = "client_secret_post"
+)
+
+// Credentials are what a request offers to authenticate its client with, by exactly one
+// method. They hold the secret, and so are never printed.
+//
+// Basic credentials can be read in two ways: RFC 6749 section 2.3.1 has the ID and the secret
+// form-urlencoded, and many client libraries send them as they are. Each slice has the
+// readings that differ, the RFC's first: one or two of them. They depend on the sender alone,
+// so they tell nothing about who is registered.
+type Credentials struct {
+	Method    string // empty if none were offered
+	ClientIDs []string
+	Secrets   []string
+
+	// malformed means that there is an Authorization header without well-formed Basic
+	// credentials. That is a failed authentication, so it waits for its turn: what is wrong
+	// with the form is said first. ClientIDs may have the ID, for the log.
+	malformed bool
+}
+
+// String keeps the secret out of anything that prints the value.
+func (c Credentials) String() string { return "REDACTED" }
+
+// GoString keeps the secret out of %#v.
+func (c Credentials) GoString() string { return "REDACTED" }
+
+// mac stands for the credentials where they are compared.
+func (c Credentials) mac() [sha256.Size]byte {
+	return processMAC(nil, slices.Concat([]string{c.Method}, c.ClientIDs, []string{""}, c.Secrets)...)
+}
+
+// credentialsOf returns the credentials of a request. No more than one method may be used in
+// each (RFC 6749 section 2.3).
+func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
+	id := form.Get("client_id")
+	secret, assertion := form.Has("client_secret"), form.Has("client_assertion") || form.Has("client_assertion_type")
+	switch {
+	case len(in.Authorization) > 1:
+		return Credentials{}, invalidRequest("there is more than one Authorization header")
+	case len(in.Authorization) == 1 && (secret || assertion), secret && assertion:
+		return Credentials{}, invalidRequest("there is more than one client authentication method")
+	case len(in.Authorization) == 1:
+		creds, err := parseBasic(in.Authorization[0])
+		creds.malformed = err != nil
+		if id != "" && len(creds.ClientIDs) > 0 {
+			// It says which of the readings is meant.
+			if !slices.Contains(creds.ClientIDs, id) {
+				return Credentials{}, invalidRequest("client_id differs from the authenticated client")
+			}
+			creds.ClientIDs = []string{id}
+		}
+		return creds, nil
+	case secret && id != "":
+		return Credentials{Method: AuthPost, ClientIDs: []string{id}, Secrets: []string{form.Get("client_secret")}}, nil
+	}
+	return Credentials{}, nil
+}
+
+// parseBasic reads Basic credentials: an ID and a secret with a colon between them (RFC
+// 7617), which stands for itself in the secret only. With an error there is no secret, and
+// no ID if that could not be read either.
+func parseBasic(header string) (Credentials, error) {
+	scheme, encoded, ok := strings.Cut(header, " ")
+	if !ok || !strings.EqualFold(scheme, "Basic") {
+		return Credentials{}, errors.New("not Basic")
+	}
+	raw, err := base64.StdEncoding.Strict().DecodeString(strings.TrimLeft(encoded, " "))
+	if err != nil {
+		return Credentials{}, errors.New("not base64")
+	}
+	// Split first, decode second: an encoded colon belongs to the ID.
+	id, secret, ok := strings.Cut(string(raw), ":")
+	if !ok {
+		return Credentials{}, errors.New("no colon")
+	}
+	creds := Credentials{Method: AuthBasic, ClientIDs: readings(id)}
+	if len(creds.ClientIDs) == 0 {
+		return Credentials{}, errors.New("the client ID is not text")
+	}
+	if creds.Secrets = readings(secret); len(creds.Secrets) == 0 {
+		return creds, errors.New("the secret is not text")
+	}
+	return creds, nil
+}
+
+// readings returns what sent can mean: itself form-decoded, and itself, without what is not
+// well-formed and without duplicates.
+func readings(sent string) []string {
+	var all []string
+	if decoded, err := url.QueryUnescape(sent); err == nil && plainText(decoded) {
+		all = append(all, decoded)
+	}
+	if plainText(sent) && !slices.Contains(all, sent) {
+		all = append(all, sent)
+	}
+	return all
+}

@@ -1,0 +1,133 @@
+package oauth
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// issued is a realm as an [introspect.Source] of the tokens that it issued: Screen judges a
+// token by computation, Lookup reads the store, Revise applies what is known of the token's
+// client now. The cache stands in front of it; whoever asks about a token asks by way of
+// [Engine.Tokens], since a Lookup alone skips the cache and Revise.
+type issued struct {
+	cfg   *Settings              // the engine's
+	state *atomic.Pointer[state] // the engine's
+}
+
+// Screen reports whether token carries this realm's mark and has not expired. See
+// [introspect.Screener].
+func (i *issued) Screen(token introspect.Token) (introspect.Token, bool) {
+	agreed, err := i.state.Load().agreement()
+	if err != nil {
+		return token, true // it may be ours: Lookup says that nobody knows
+	}
+	_, ok := agreed.format.verify(&token)
+	return token, ok
+}
+
+// Coherent reports whether the cache may answer. See [introspect.Coherent].
+func (i *issued) Coherent() bool {
+	// Before the first Share, Revise knows no generations.
+	return i.state.Load().agreed != nil && (i.cfg.Coherent == nil || i.cfg.Coherent())
+}
+
+// Lookup reads the facts of a token from the store. See [introspect.Source].
+func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspect.Facts, error) {
+	agreed, err := i.state.Load().agreement()
+	if err != nil {
+		return nil, err
+	}
+	expiry, ok := agreed.format.verify(&token)
+	if !ok {
+		return introspect.Inactive(), nil
+	}
+	key := i.key(token.ID(), expiry)
+	record, err := i.record(ctx, key)
+	if errors.Is(err, ErrNotFound) {
+		return introspect.Inactive(), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &introspect.Facts{
+		Active:   true,
+		ID:       key.ID,
+		ClientID: record.ClientID,
+		Subject:  record.ClientID,
+		Issuer:   i.cfg.Issuer,
+		Scopes:   record.Scopes,
+		Audience: record.Audience,
+		IssuedAt: record.IssuedAt,
+		Expiry:   key.Expiry(),
+		Revision: record.ClientGeneration,
+	}, nil
+}
+
+// Revise applies the present state of the token's client: a client that is gone, disabled, or
+// of a later generation has no tokens, and the tokens of a client whose scopes or audience were
+// narrowed are as narrow. See [introspect.Reviser].
+func (i *issued) Revise(facts *introspect.Facts) *introspect.Facts {
+	now := i.state.Load()
+	client := now.clients.byID[facts.ClientID]
+	if client == nil || client.Disabled || now.agreed == nil {
+		return introspect.Inactive()
+	}
+	if generation, known := now.agreed.generations[client.ID]; !known || generation != facts.Revision {
+		return introspect.Inactive()
+	}
+	if containsAll(client.Scopes, facts.Scopes) && containsAll(client.Audience, facts.Audience) && facts.Issuer == i.cfg.Issuer {
+		return facts
+	}
+	revised := *facts
+	revised.Issuer = i.cfg.Issuer
+	revised.Scopes = intersect(facts.Scopes, client.Scopes)
+	revised.Audience = intersect(facts.Audience, client.Audience)
+	if len(facts.Audience) > 0 && len(revised.Audience) == 0 {
+		// With no audience left, the token would be good everywhere.
+		return introspect.Inactive()
+	}
+	return &revised
+}
+
+// key is where the record of a token of this realm lies in the store.
+func (i *issued) key(id introspect.TokenID, expiryMilli int64) Key {
+	return Key{Realm: i.cfg.Realm, ExpiryMilli: expiryMilli, ID: id}
+}
+
+// record reads a record and checks that it is the one asked for: a store that mixes up its
+// answers must not hand one token's rights to another.
+func (i *issued) record(ctx context.Context, key Key) (Token, error) {
+	record, err := i.cfg.Store.Get(ctx, key)
+	if err != nil {
+		return Token{}, err
+	}
+	if record.ID != key.ID || record.Realm != i.cfg.Realm {
+		return Token{}, errors.New("the store returned another token's record")
+	}
+	return record, nil
+}
+
+func containsAll(have, want []string) bool {
+	for _, w := range want {
+		if !slices.Contains(have, w) {
+			return false
+		}
+	}
+	return true
+}
+
+// intersect returns the values of a that are also in b, in the order of a, in memory of its
+// own.
+func intersect(a, b []string) []string {
+	var both []string
+	for _, v := range a {
+		if slices.Contains(b, v) {
+			both = append(both, v)
+		}
+	}
+	return both
+}
