@@ -3,25 +3,25 @@ package caddyoauth
 import (
 	"cmp"
 	"encoding/json"
-	"math"
+	"maps"
+	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/dustin/go-humanize"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 )
 
 func init() {
 	httpcaddyfile.RegisterGlobalOption("oauth", parseApp)
 	httpcaddyfile.RegisterDirective("oauth_server", parseServerRoute)
 	httpcaddyfile.RegisterDirective("oauth_protect", parseProtectRoutes)
-	// The server first, so that the token endpoint never needs a token; both before
+	// The server comes first, so that the token endpoint never needs a token. Both come before
 	// request_header, which may then use {http.auth.user.*}.
 	httpcaddyfile.RegisterDirectiveOrder("oauth_server", httpcaddyfile.Before, "request_header")
 	httpcaddyfile.RegisterDirectiveOrder("oauth_protect", httpcaddyfile.Before, "request_header")
@@ -33,12 +33,7 @@ func init() {
 //		store bbolt [<path>] { ... }
 //		store memory
 //		store redis <host:port>... { ... }
-//		cache off
-//		cache {
-//			max_tokens <n>
-//			max_size   <bytes>
-//			max_age    <duration>
-//		}
+//		cache ...
 //
 //		<realm settings>          # of the root realm
 //		realm <name> {
@@ -46,49 +41,30 @@ func init() {
 //		}
 //	}
 //
-// where realm settings are those of parseRealmOption.
+// where realm settings are those of realmOptions.
 func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	d.Next() // the option's name
 	if existing != nil {
-		return nil, d.Err("oauth is configured already; put everything into one oauth block")
+		return nil, d.Err("oauth is already configured; put everything into one oauth block")
 	}
-	if d.NextArg() {
-		return nil, d.ArgErr()
+	if _, err := conf.Args(d, 0, 0); err != nil {
+		return nil, err
 	}
 	app := &App{Realms: make(map[string]*Realm)}
 	root := new(Realm)
-	once, rootOnce := make(onceOnly), make(onceOnly)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		switch d.Val() {
-		case "store":
-			if err := once.check(d); err != nil {
-				return nil, err
-			}
-			if err := parseStore(d, app); err != nil {
-				return nil, err
-			}
-		case "cache":
-			if err := once.check(d); err != nil {
-				return nil, err
-			}
-			if err := parseCache(d, app); err != nil {
-				return nil, err
-			}
-		case "realm":
-			if err := parseRealm(d, app); err != nil {
-				return nil, err
-			}
-		default:
-			known, err := parseRealmOption(d, root, rootOnce)
-			if err != nil {
-				return nil, err
-			}
-			if !known {
-				return nil, unrecognized(d, "oauth", "store, cache, realm, "+strings.Join(realmOptions, ", "))
-			}
-		}
+	options := conf.Options{
+		"store": conf.Module("oauth.stores", func(raw json.RawMessage, _ caddyfile.Unmarshaler) error {
+			app.StoreRaw = raw
+			return nil
+		}),
+		"cache": cacheOption(&app.Cache),
+		"realm": realmOption(app.Realms),
 	}
-	if len(rootOnce) > 0 || len(root.Clients) > 0 {
+	maps.Copy(options, realmOptions(root))
+	if err := options.Read(d, "oauth"); err != nil {
+		return nil, err
+	}
+	if !reflect.ValueOf(*root).IsZero() {
 		app.Realms[rootRealm] = root
 	}
 	raw, err := json.Marshal(app)
@@ -98,191 +74,59 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	return httpcaddyfile.App{Name: "oauth", Value: raw}, nil
 }
 
-// onceOnly remembers the options of a block that may stand there once.
-type onceOnly map[string]bool
-
-func (o onceOnly) check(d *caddyfile.Dispenser) error {
-	if o[d.Val()] {
-		return d.Errf("%s is there twice", d.Val())
-	}
-	o[d.Val()] = true
-	return nil
-}
-
-// unrecognized is the error for a word that is none of a block's options.
-func unrecognized(d *caddyfile.Dispenser, block, known string) error {
-	if d.Val() == "{" {
-		return d.Err("the option before this block takes none")
-	}
-	return d.Errf("unrecognized %s option '%s' (known: %s)", block, d.Val(), known)
-}
-
-// parseOptions reads a block of options, each of them once but for those that may repeat. Each
-// function reads what stands behind its option.
-func parseOptions(d *caddyfile.Dispenser, block string, options map[string]func() error, repeats ...string) error {
-	once := make(onceOnly)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		option := d.Val()
-		parse := options[option]
-		if parse == nil {
-			return unrecognized(d, block, strings.Join(sortedKeys(options), ", "))
-		}
-		if !slices.Contains(repeats, option) {
-			if err := once.check(d); err != nil {
-				return err
-			}
-		}
-		if err := parse(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// parseDurationInto is parseDuration for a place.
-func parseDurationInto(d *caddyfile.Dispenser, place *caddy.Duration) (err error) {
-	*place, err = parseDuration(d)
-	return err
-}
-
-// parseStore reads store <name> ..., with what the module of that name reads.
-func parseStore(d *caddyfile.Dispenser, app *App) error {
-	if !d.NextArg() {
-		return d.ArgErr()
-	}
-	name := d.Val()
-	id := "oauth.stores." + name
-	if _, err := caddy.GetModule(id); err != nil {
-		var known []string
-		for _, m := range caddy.GetModules("oauth.stores") {
-			known = append(known, m.ID.Name())
-		}
-		return d.Errf("there is no store '%s' (known: %s)", name, strings.Join(known, ", "))
-	}
-	unmarshaler, err := caddyfile.UnmarshalModule(d, id)
-	if err != nil {
-		return err
-	}
-	app.StoreRaw = caddyconfig.JSONModuleObject(unmarshaler, "store", name, nil)
-	return nil
-}
-
-// nothingMore makes sure that a line has no further argument and no block.
-func nothingMore(d *caddyfile.Dispenser) error {
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	name := d.Val()
-	if d.NextBlock(d.Nesting()) {
-		return d.Errf("%s takes no block", name)
-	}
-	return nil
-}
-
-// parseCache reads cache off, or cache with a block.
-func parseCache(d *caddyfile.Dispenser, app *App) error {
-	app.Cache = new(CacheSettings)
-	if d.NextArg() {
-		if d.Val() != "off" {
-			return d.Errf("cache takes a block or the word off, not '%s'", d.Val())
-		}
-		app.Cache.Disabled = true
-		return nothingMore(d)
-	}
-	once := make(onceOnly)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		option := d.Val()
-		if err := once.check(d); err != nil {
-			return err
-		}
-		var value string
-		switch option {
-		case "max_tokens":
-			if !d.AllArgs(&value) {
-				return d.ArgErr()
-			}
-			n, err := strconv.ParseInt(value, 10, 64)
-			if err != nil {
-				return d.Errf("max_tokens '%s' is not a number", value)
-			}
-			if err := checkMaxTokens(n); err != nil {
-				return d.WrapErr(err)
-			}
-			app.Cache.MaxTokens = n
-		case "max_size":
-			if !d.AllArgs(&value) {
-				return d.ArgErr()
-			}
-			size, err := humanize.ParseBytes(value)
-			if err != nil {
-				return d.Errf("max_size '%s' is not a size, such as 64MiB", value)
-			}
-			if err := checkMaxSize(int64(min(size, math.MaxInt64))); err != nil {
-				return d.WrapErr(err)
-			}
-			app.Cache.MaxSize = int64(size)
-		case "max_age":
-			age, err := parseDuration(d)
-			if err != nil {
-				return err
-			}
-			app.Cache.MaxAge = age
-		default:
-			return unrecognized(d, "cache", "max_tokens, max_size, max_age")
-		}
-	}
-	return nil
-}
-
-// parseDuration reads the one argument of an option, a duration greater than zero.
-func parseDuration(d *caddyfile.Dispenser) (caddy.Duration, error) {
-	option := d.Val()
-	var value string
-	if !d.AllArgs(&value) {
-		return 0, d.ArgErr()
-	}
-	duration, err := caddy.ParseDuration(value)
-	if err != nil {
-		return 0, d.Errf("%s '%s' is not a duration, such as 30s, 5m or 1h", option, value)
-	}
-	if duration <= 0 {
-		return 0, d.Errf("%s '%s' is not greater than zero", option, value)
-	}
-	return caddy.Duration(duration), nil
-}
-
-// parseRealm reads realm <name> { ... }.
-func parseRealm(d *caddyfile.Dispenser, app *App) error {
-	var name string
-	if !d.AllArgs(&name) {
-		return d.ArgErr()
-	}
-	switch {
-	case name == rootRealm:
-		return d.Err("the settings of the root realm stand directly in the oauth block")
-	case !realmName.MatchString(name):
-		return d.Errf("realm name '%s' must consist of lower-case letters, digits, - and _", name)
-	case app.Realms[name] != nil:
-		return d.Errf("realm '%s' is there twice", name)
-	}
-	realm := new(Realm)
-	app.Realms[name] = realm
-	once := make(onceOnly)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		known, err := parseRealmOption(d, realm, once)
+// cacheOption reads one of
+//
+//	cache off
+//	cache {
+//		max_tokens <n>
+//		max_size   <bytes>
+//		max_age    <duration>
+//	}
+func cacheOption(place **CacheSettings) conf.Option {
+	return conf.Func(func(d *caddyfile.Dispenser) error {
+		cache := new(CacheSettings)
+		*place = cache
+		args, err := conf.Args(d, 0, 1)
 		if err != nil {
 			return err
 		}
-		if !known {
-			return unrecognized(d, "realm", strings.Join(realmOptions, ", "))
+		if len(args) > 0 {
+			if args[0] != "off" {
+				return d.Errf("cache takes a block or the word off, not '%s'", args[0])
+			}
+			cache.Disabled = true
+			return conf.NoBlock(d, "cache off")
 		}
-	}
-	return nil
+		return conf.Options{
+			"max_tokens": conf.Number(&cache.MaxTokens, checkMaxTokens),
+			"max_size":   conf.Size(&cache.MaxSize, checkMaxSize),
+			"max_age":    conf.Duration(&cache.MaxAge),
+		}.Read(d, "cache")
+	})
 }
 
-var realmOptions = []string{"issuer", "no_openid_configuration", "token_lifetime", "token_format", "limit", "default_scopes", "client"}
+// realmOption reads realm <name> with a block of realmOptions.
+func realmOption(realms map[string]*Realm) conf.Option {
+	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
+		args, err := conf.Args(d, 1, 1)
+		if err != nil {
+			return err
+		}
+		name := args[0]
+		switch {
+		case name == rootRealm:
+			return d.Err("the root realm has no block of its own; put its settings directly into the oauth block")
+		case !realmName.MatchString(name):
+			return d.Errf("realm name '%s' must consist of lower-case letters, digits, - and _", name)
+		case realms[name] != nil:
+			return d.Errf("duplicate realm '%s'", name)
+		}
+		realms[name] = new(Realm)
+		return realmOptions(realms[name]).Read(d, "realm")
+	}))
+}
 
-// parseRealmOption reads one of
+// realmOptions are the settings of a realm:
 //
 //	issuer         <url>
 //	no_openid_configuration
@@ -290,113 +134,55 @@ var realmOptions = []string{"issuer", "no_openid_configuration", "token_lifetime
 //	token_format   opaque
 //	limit          tokens <n> <duration>
 //	default_scopes <scope>...
-//	client <id> {
-//		<client settings>
-//	}
-//
-// and reports whether the option is one of them.
-func parseRealmOption(d *caddyfile.Dispenser, realm *Realm, once onceOnly) (known bool, err error) {
-	option := d.Val()
-	if !slices.Contains(realmOptions, option) {
-		return false, nil
+//	client         <id> { ... }
+func realmOptions(realm *Realm) conf.Options {
+	return conf.Options{
+		"issuer":                  conf.Text(&realm.Issuer),
+		"no_openid_configuration": conf.Flag(&realm.NoOpenIDConfiguration),
+		"token_lifetime":          conf.Duration(&realm.TokenLifetime, checkLifetime),
+		"token_format":            conf.Text(&realm.TokenFormat, checkTokenFormat),
+		"limit":                   limitOption(&realm.Limits),
+		"default_scopes":          conf.Scopes(&realm.DefaultScopes),
+		"client":                  clientOption(realm),
 	}
-	if option != "client" && option != "limit" {
-		if err := once.check(d); err != nil {
-			return true, err
-		}
-	}
-	switch option {
-	case "issuer":
-		if !d.AllArgs(&realm.Issuer) || realm.Issuer == "" {
-			return true, d.ArgErr()
-		}
-	case "no_openid_configuration":
-		realm.NoOpenIDConfiguration, err = true, nothingMore(d)
-	case "token_lifetime":
-		realm.TokenLifetime, err = parseLifetime(d)
-	case "token_format":
-		if !d.AllArgs(&realm.TokenFormat) {
-			return true, d.ArgErr()
-		}
-		if realm.TokenFormat != tokenOpaque {
-			return true, d.Errf("token_format '%s' is not known (known: %s)", realm.TokenFormat, tokenOpaque)
-		}
-	case "limit":
-		once[option] = true
-		err = parseLimit(d, &realm.Limits)
-	case "default_scopes":
-		realm.DefaultScopes, err = parseScopes(d)
-	case "client":
-		err = parseClient(d, realm)
-	}
-	return true, err
 }
 
-// parseLimit reads limit <name> <n> <duration>.
-func parseLimit(d *caddyfile.Dispenser, limits **Limits) error {
-	if *limits == nil {
-		*limits = new(Limits)
-	}
-	if !d.NextArg() {
-		return d.ArgErr()
-	}
-	name, known := d.Val(), (*limits).byName()
-	limit := known[name]
-	if limit == nil {
-		return d.Errf("there is no limit '%s' (known: %s)", name, strings.Join(sortedKeys(known), ", "))
-	}
-	if *limit != nil {
-		return d.Errf("limit %s is there twice", name)
-	}
-	var number, per string
-	if !d.AllArgs(&number, &per) {
-		return d.Errf("limit %s takes a number and a duration, such as 600 1m", name)
-	}
-	n, err := strconv.Atoi(number)
-	if err != nil {
-		return d.Errf("limit %s: '%s' is not a number", name, number)
-	}
-	duration, err := caddy.ParseDuration(per)
-	if err != nil {
-		return d.Errf("limit %s: '%s' is not a duration, such as 30s, 5m or 1h", name, per)
-	}
-	*limit = &Limit{Count: n, Per: caddy.Duration(duration)}
-	if err := (*limit).check(); err != nil {
-		return d.Errf("limit %s: %v", name, err)
-	}
-	if d.NextBlock(d.Nesting()) {
-		return d.Errf("limit %s takes no block", name)
-	}
-	return nil
+// limitOption reads limit <name> <n> <duration>.
+func limitOption(limits **Limits) conf.Option {
+	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
+		if *limits == nil {
+			*limits = new(Limits)
+		}
+		args, known := d.RemainingArgs(), (*limits).byName()
+		if len(args) > 0 {
+			if err := conf.OneOf("limit", args[0], sortedKeys(known)...); err != nil {
+				return d.WrapErr(err)
+			}
+		}
+		if len(args) != 3 {
+			return d.Err("limit takes a name, a number and a duration, as in 'limit tokens 600 1m'")
+		}
+		option, limit := "limit "+args[0], known[args[0]]
+		if *limit != nil {
+			return d.Errf("duplicate option %s", option)
+		}
+		n, err := conf.ParseNumber[int](option, args[1])
+		if err != nil {
+			return d.WrapErr(err)
+		}
+		per, err := conf.ParseDuration(option, args[2])
+		if err != nil {
+			return d.WrapErr(err)
+		}
+		*limit = &Limit{Count: n, Per: per}
+		if err := (*limit).check(); err != nil {
+			return d.Errf("%s: %v", option, err)
+		}
+		return conf.NoBlock(d, option)
+	}))
 }
 
-func parseLifetime(d *caddyfile.Dispenser) (caddy.Duration, error) {
-	lifetime, err := parseDuration(d)
-	if err != nil {
-		return 0, err
-	}
-	if err := checkLifetime(lifetime); err != nil {
-		return 0, d.WrapErr(err)
-	}
-	return lifetime, nil
-}
-
-// parseScopes reads the arguments of an option, one scope or more.
-func parseScopes(d *caddyfile.Dispenser) ([]string, error) {
-	option := d.Val()
-	scopes := d.RemainingArgs()
-	if len(scopes) == 0 {
-		return nil, d.ArgErr()
-	}
-	if err := checkScopes(option, scopes); err != nil {
-		return nil, d.WrapErr(err)
-	}
-	return scopes, nil
-}
-
-const clientOptions = "secret, secret_hash, scopes, default_scopes, audience, grant_types, auth, token_lifetime, limit, introspect, disabled"
-
-// parseClient reads
+// clientOption reads
 //
 //	client <id> {
 //		secret_hash    <hash> [until <time>]
@@ -413,146 +199,98 @@ const clientOptions = "secret, secret_hash, scopes, default_scopes, audience, gr
 //	}
 //
 // secret and secret_hash may repeat.
-func parseClient(d *caddyfile.Dispenser, realm *Realm) error {
-	var id string
-	if !d.AllArgs(&id) {
-		return d.ArgErr()
-	}
-	if err := checkClientID(id); err != nil {
-		return d.Errf("client '%s': %v", id, err)
-	}
-	if realm.Clients[id] != nil {
-		return d.Errf("client '%s' is there twice", id)
-	}
-	client := new(Client)
-	if realm.Clients == nil {
-		realm.Clients = make(map[string]*Client)
-	}
-	realm.Clients[id] = client
-	once := make(onceOnly)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		option := d.Val()
-		if option != "secret" && option != "secret_hash" && option != "limit" {
-			if err := once.check(d); err != nil {
-				return err
-			}
-		}
-		var err error
-		switch option {
-		case "secret", "secret_hash":
-			err = parseSecret(d, client)
-		case "scopes":
-			client.Scopes, err = parseScopes(d)
-		case "default_scopes":
-			client.DefaultScopes, err = parseScopes(d)
-		case "audience":
-			client.Audience, err = parseAudience(d)
-		case "grant_types":
-			client.GrantTypes, err = atLeastOne(d)
-			if err == nil {
-				_, err = client.grantTypes()
-				err = wrapErr(d, err)
-			}
-		case "auth":
-			client.Auth, err = atLeastOne(d)
-			if err == nil {
-				_, err = client.authMethods()
-				err = wrapErr(d, err)
-			}
-		case "token_lifetime":
-			client.TokenLifetime, err = parseLifetime(d)
-		case "limit":
-			err = parseLimit(d, &client.Limits)
-		case "introspect":
-			if !d.NextArg() {
-				return d.ArgErr()
-			}
-			client.Introspect, client.IntrospectAudience = d.Val(), d.RemainingArgs()
-			_, _, err = client.introspects(id)
-			err = wrapErr(d, err)
-		case "disabled":
-			client.Disabled = true
-			err = nothingMore(d)
-		default:
-			err = unrecognized(d, "client", clientOptions)
-		}
+func clientOption(realm *Realm) conf.Option {
+	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
+		args, err := conf.Args(d, 1, 1)
 		if err != nil {
 			return err
 		}
-	}
-	if err := client.checkDefaultScopes("its default scope", client.DefaultScopes); err != nil {
-		return d.Errf("client '%s': %v", id, err)
-	}
-	return nil
-}
-
-// parseAudience reads the arguments of an option, one audience or more.
-func parseAudience(d *caddyfile.Dispenser) ([]string, error) {
-	audience, err := atLeastOne(d)
-	if err != nil {
-		return nil, err
-	}
-	return audience, wrapErr(d, checkAudience(audience))
-}
-
-func atLeastOne(d *caddyfile.Dispenser) ([]string, error) {
-	args := d.RemainingArgs()
-	if len(args) == 0 {
-		return nil, d.ArgErr()
-	}
-	return args, nil
-}
-
-func wrapErr(d *caddyfile.Dispenser, err error) error {
-	if err == nil {
-		return nil
-	}
-	return d.WrapErr(err)
-}
-
-// parseSecret reads a secret or its hash. No error repeats the value.
-func parseSecret(d *caddyfile.Dispenser, client *Client) error {
-	option := d.Val()
-	if !d.NextArg() {
-		return d.ArgErr()
-	}
-	var secret ClientSecret
-	value := d.Val()
-	switch {
-	case option == "secret" && !secretReference.MatchString(value):
-		return d.WrapErr(errLiteralClientSecret)
-	case option == "secret":
-		secret.Secret = value
-	case !secretReference.MatchString(value):
-		if _, err := (ClientSecret{Hash: value}).provision(); err != nil {
-			return d.Errf("secret_hash: %v", err)
+		id := args[0]
+		if err := conf.CheckClientID(id); err != nil {
+			return d.Errf("client '%s': %v", id, err)
 		}
-		fallthrough
-	default:
-		secret.Hash = value
-	}
-	if d.NextArg() {
-		var until string
-		if d.Val() != "until" || !d.AllArgs(&until) {
+		if realm.Clients[id] != nil {
+			return d.Errf("duplicate client '%s'", id)
+		}
+		client := new(Client)
+		if realm.Clients == nil {
+			realm.Clients = make(map[string]*Client)
+		}
+		realm.Clients[id] = client
+		if err := (conf.Options{
+			"secret":         secretOption(client),
+			"secret_hash":    secretOption(client),
+			"scopes":         conf.Scopes(&client.Scopes),
+			"default_scopes": conf.Scopes(&client.DefaultScopes),
+			"audience":       conf.Audience(&client.Audience),
+			"grant_types": conf.Texts(&client.GrantTypes, func([]string) error {
+				_, err := client.grantTypes()
+				return err
+			}),
+			"auth": conf.Texts(&client.Auth, func([]string) error {
+				_, err := client.authMethods()
+				return err
+			}),
+			"token_lifetime": conf.Duration(&client.TokenLifetime, checkLifetime),
+			"limit":          limitOption(&client.Limits),
+			"introspect": conf.Func(func(d *caddyfile.Dispenser) error {
+				args, err := conf.Args(d, 1, -1)
+				if err != nil {
+					return err
+				}
+				client.Introspect, client.IntrospectAudience = args[0], args[1:]
+				_, _, err = client.introspects(id)
+				return conf.At(d, err)
+			}),
+			"disabled": conf.Flag(&client.Disabled),
+		}).Read(d, "client"); err != nil {
+			return err
+		}
+		if err := client.checkDefaultScopes("its default scope", client.DefaultScopes); err != nil {
+			return d.Errf("client '%s': %v", id, err)
+		}
+		return nil
+	}))
+}
+
+// secretOption reads a reference to a secret, or a hash. No error repeats the value.
+func secretOption(client *Client) conf.Option {
+	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
+		option := d.Val()
+		args := d.RemainingArgs()
+		if len(args) != 1 && (len(args) != 3 || args[1] != "until") {
 			return d.Errf("%s takes one value, and optionally 'until' and a time", option)
 		}
-		t, err := time.Parse(time.RFC3339, until)
-		if err != nil {
-			return d.Errf("until '%s' is not a time like 2026-12-31T00:00:00Z", until)
+		var secret ClientSecret
+		value := args[0]
+		switch {
+		case option == "secret" && !conf.IsSecretReference(value):
+			return d.WrapErr(errLiteralClientSecret)
+		case option == "secret":
+			secret.Secret = value
+		case !conf.IsSecretReference(value):
+			if _, err := (ClientSecret{Hash: value}).provision(); err != nil {
+				return d.Errf("secret_hash: %v", err)
+			}
+			fallthrough
+		default:
+			secret.Hash = value
 		}
-		secret.Until = t
-	}
-	client.Secrets = append(client.Secrets, secret)
-	if d.NextBlock(d.Nesting()) {
-		return d.Errf("%s takes no block", option)
-	}
-	return nil
+		if len(args) == 3 {
+			t, err := time.Parse(time.RFC3339, args[2])
+			if err != nil {
+				return d.Errf("until '%s' is not a time such as 2026-12-31T00:00:00Z", args[2])
+			}
+			secret.Until = t
+		}
+		client.Secrets = append(client.Secrets, secret)
+		return conf.NoBlock(d, option)
+	}))
 }
 
-// realmsOf returns the realms of the oauth option, so that a directive that names
-// another is refused where it stands. The app checks again, for configurations that
-// never were Caddyfiles.
-func realmsOf(h httpcaddyfile.Helper) (map[string]*Realm, error) {
+// configuredRealms are those of the oauth option, so that a directive that names another is
+// refused where it stands. The app checks again, for configurations that never were Caddyfiles.
+func configuredRealms(h httpcaddyfile.Helper) (map[string]*Realm, error) {
 	option, ok := h.Option("oauth").(httpcaddyfile.App)
 	if !ok {
 		return nil, h.Errf("%s needs an 'oauth' block in the global options", h.Val())
@@ -564,17 +302,19 @@ func realmsOf(h httpcaddyfile.Helper) (map[string]*Realm, error) {
 	return app.Realms, nil
 }
 
-// checkRealmArgument refuses an argument of a directive that is no realm, and sees what it was
-// meant to be. Caddy has taken the matcher away, if the first one looks like a matcher.
-func checkRealmArgument(h httpcaddyfile.Helper, directive string, known map[string]*Realm, options string) error {
+// checkRealmArgument refuses an argument of a directive that is not a realm, and says what it was
+// probably meant to be. Caddy has already taken the first one away if it looks like a matcher.
+func checkRealmArgument(h httpcaddyfile.Helper, directive string, realms map[string]*Realm, options conf.Options) error {
 	arg := h.Val()
-	_, err := chooseRealm(known, arg)
-	switch {
-	case err == nil:
+	_, err := chooseRealm(realms, arg)
+	if err == nil {
 		return nil
-	case slices.Contains(strings.Split(options, ", "), arg):
+	}
+	if _, is := options[arg]; is {
 		line := strings.Join(append([]string{arg}, h.RemainingArgs()...), " ")
-		return h.Errf("'%s' is an option of %s, and options stand in a block: %s {, then a line '%s', then }", arg, directive, directive, line)
+		return h.Errf("'%s' is an option of %s, and options go into a block: %s {, then a line '%s', then }", arg, directive, directive, line)
+	}
+	switch {
 	case strings.HasPrefix(arg, "/") || strings.HasPrefix(arg, "@") || arg == "*":
 		return h.Errf("'%s' is a second matcher, and %s takes one: put several paths into a named matcher, such as '@api path /a /a/*', and write %s @api", arg, directive, directive)
 	case strings.ContainsAny(arg, "/*"):
@@ -582,8 +322,6 @@ func checkRealmArgument(h httpcaddyfile.Helper, directive string, known map[stri
 	}
 	return h.WrapErr(err)
 }
-
-const serverOptions = "base_path, insecure_http, allow_ambiguous_paths"
 
 // parseServerRoute makes the route of an oauth_server.
 func parseServerRoute(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
@@ -599,9 +337,9 @@ func parseServerRoute(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 	return newRoute(h, matcher, server), nil
 }
 
-// newRoute makes the route of a handler. In a named route it has a matcher in any case: of
-// a named route in which nothing has one, Caddy keeps the first handler and drops the others
-// without a word, the one that protects the rest among them.
+// newRoute makes the route of a handler. In a named route it always has a matcher: if no route in
+// a named route has one, Caddy keeps the first handler and silently drops the others, among them
+// the one that protects the rest.
 func newRoute(h httpcaddyfile.Helper, matcher caddy.ModuleMap, handler caddyhttp.MiddlewareHandler) []httpcaddyfile.ConfigValue {
 	// Caddy reads named routes first, and sets this option when it is done with them.
 	if matcher == nil && h.Option("named_routes") == nil {
@@ -619,54 +357,31 @@ func newRoute(h httpcaddyfile.Helper, matcher caddy.ModuleMap, handler caddyhttp
 //	}
 func parseServer(h httpcaddyfile.Helper) (*Server, error) {
 	h.Next() // the directive's name
-	known, err := realmsOf(h)
+	realms, err := configuredRealms(h)
 	if err != nil {
 		return nil, err
 	}
 	s := new(Server)
+	options := conf.Options{
+		"base_path":             conf.Text(&s.BasePath, checkBasePath),
+		"insecure_http":         conf.Flag(&s.InsecureHTTP),
+		"allow_ambiguous_paths": conf.Flag(&s.AllowAmbiguousPaths),
+	}
 	for h.NextArg() {
-		if err := checkRealmArgument(h, "oauth_server", known, serverOptions); err != nil {
+		if err := checkRealmArgument(h, "oauth_server", realms, options); err != nil {
 			return nil, err
 		}
 		if slices.Contains(s.Realms, h.Val()) {
-			return nil, h.Errf("realm '%s' is there twice", h.Val())
+			return nil, h.Errf("duplicate realm '%s'", h.Val())
 		}
 		s.Realms = append(s.Realms, h.Val())
 	}
-	once := make(onceOnly)
-	for h.NextBlock(0) {
-		option := h.Val()
-		if err := once.check(h.Dispenser); err != nil {
-			return nil, err
-		}
-		switch option {
-		case "base_path":
-			if !h.AllArgs(&s.BasePath) {
-				return nil, h.ArgErr()
-			}
-			if err := checkBasePath(s.BasePath); err != nil {
-				return nil, h.WrapErr(err)
-			}
-		case "insecure_http":
-			s.InsecureHTTP = true
-			if err := nothingMore(h.Dispenser); err != nil {
-				return nil, err
-			}
-		case "allow_ambiguous_paths":
-			s.AllowAmbiguousPaths = true
-			if err := nothingMore(h.Dispenser); err != nil {
-				return nil, err
-			}
-		default:
-			return nil, unrecognized(h.Dispenser, "oauth_server", serverOptions)
-		}
-	}
-	return s, nil
+	return s, options.Read(h.Dispenser, "oauth_server")
 }
 
-// parseProtectRoutes makes the route of an oauth_protect, and, if it has a matcher, a
-// second one that guards what the matcher leaves out. The second has no matcher, so it
-// sorts behind the first.
+// parseProtectRoutes makes the route of an oauth_protect, and, if it has a matcher, a second one
+// that guards what the matcher leaves out. The second has no matcher, so it sorts behind the
+// first.
 func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	h.Next() // the directive's name, which ExtractMatcherSet goes back to
 	matcher, err := h.ExtractMatcherSet()
@@ -683,8 +398,6 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 	}
 	return routes, nil
 }
-
-const protectOptions = "scopes, any_scope, audience, claim, max_age, header_prefix, keep_token, keep_override_headers, allow_ambiguous_paths, insecure_http, source"
 
 // parseProtect reads
 //
@@ -705,142 +418,62 @@ const protectOptions = "scopes, any_scope, audience, claim, max_age, header_pref
 // claim and source may repeat.
 func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 	h.Next() // the directive's name
-	known, err := realmsOf(h)
+	realms, err := configuredRealms(h)
 	if err != nil {
 		return nil, err
 	}
 	p := new(Protect)
-	if h.NextArg() {
-		if err := checkRealmArgument(h, "oauth_protect", known, protectOptions); err != nil {
+	options := conf.Options{
+		"scopes":    conf.Scopes(&p.Scopes),
+		"any_scope": conf.Scopes(&p.AnyScope),
+		"audience":  conf.Audience(&p.Audience),
+		"claim":     claimOption(&p.Claims),
+		"max_age":   conf.Duration(&p.MaxAge),
+		"header_prefix": conf.Text(&p.HeaderPrefix, func(prefix string) error {
+			_, err := newIdentityHeaders(prefix)
+			return err
+		}),
+		"keep_token":            conf.Flag(&p.KeepToken),
+		"keep_override_headers": conf.Flag(&p.KeepOverrideHeaders),
+		"allow_ambiguous_paths": conf.Flag(&p.AllowAmbiguousPaths),
+		"insecure_http":         conf.Flag(&p.InsecureHTTP),
+		"source": conf.Repeatable(conf.Module("oauth.sources", func(raw json.RawMessage, module caddyfile.Unmarshaler) error {
+			p.SourcesRaw = append(p.SourcesRaw, raw)
+			if local, ok := module.(*LocalSource); ok {
+				_, err := chooseRealm(realms, cmp.Or(local.Realm, p.Realm))
+				return err
+			}
+			return nil
+		})),
+	}
+	for n := 0; h.NextArg(); n++ {
+		if err := checkRealmArgument(h, "oauth_protect", realms, options); err != nil {
 			return nil, err
+		}
+		if n > 0 {
+			return nil, h.Err("oauth_protect takes one realm; to accept tokens of several, write a line 'source local <realm>' for each")
 		}
 		p.Realm = h.Val()
-		if h.NextArg() {
-			if err := checkRealmArgument(h, "oauth_protect", known, protectOptions); err != nil {
-				return nil, err
-			}
-			return nil, h.Errf("oauth_protect takes one realm; two of them on one route mean that both must be content")
-		}
 	}
-	once := make(onceOnly)
-	for h.NextBlock(0) {
-		option := h.Val()
-		if option != "claim" && option != "source" {
-			if err := once.check(h.Dispenser); err != nil {
-				return nil, err
-			}
+	return p, options.Read(h.Dispenser, "oauth_protect", func() error {
+		if len(p.SourcesRaw) > 0 {
+			return nil
 		}
-		var err error
-		switch option {
-		case "claim":
-			err = parseClaim(h.Dispenser, p)
-		case "source":
-			err = parseSource(h.Dispenser, p, known)
-		case "scopes":
-			p.Scopes, err = parseScopes(h.Dispenser)
-		case "any_scope":
-			p.AnyScope, err = parseScopes(h.Dispenser)
-		case "audience":
-			p.Audience, err = parseAudience(h.Dispenser)
-		case "max_age":
-			p.MaxAge, err = parseDuration(h.Dispenser)
-		case "header_prefix":
-			if !h.AllArgs(&p.HeaderPrefix) {
-				return nil, h.ArgErr()
-			}
-			if _, bad := newIdentityHeaders(p.HeaderPrefix); bad != nil {
-				err = h.WrapErr(bad)
-			}
-		case "keep_token":
-			p.KeepToken, err = true, nothingMore(h.Dispenser)
-		case "keep_override_headers":
-			p.KeepOverrideHeaders, err = true, nothingMore(h.Dispenser)
-		case "allow_ambiguous_paths":
-			p.AllowAmbiguousPaths, err = true, nothingMore(h.Dispenser)
-		case "insecure_http":
-			p.InsecureHTTP, err = true, nothingMore(h.Dispenser)
-		default:
-			err = unrecognized(h.Dispenser, "oauth_protect", protectOptions)
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	if len(p.SourcesRaw) == 0 {
-		if _, err := chooseRealm(known, p.Realm); err != nil {
-			return nil, h.WrapErr(err)
-		}
-	}
-	return p, nil
-}
-
-// parseSource reads source <name> ..., with what the module of that name reads.
-func parseSource(d *caddyfile.Dispenser, p *Protect, realms map[string]*Realm) error {
-	if !d.NextArg() {
-		return d.ArgErr()
-	}
-	name := d.Val()
-	id := "oauth.sources." + name
-	if _, err := caddy.GetModule(id); err != nil {
-		var known []string
-		for _, m := range caddy.GetModules("oauth.sources") {
-			known = append(known, m.ID.Name())
-		}
-		return d.Errf("there is no source '%s' (known: %s)", name, strings.Join(known, ", "))
-	}
-	unmarshaler, err := caddyfile.UnmarshalModule(d, id)
-	if err != nil {
+		_, err := chooseRealm(realms, p.Realm)
 		return err
-	}
-	if local, ok := unmarshaler.(*LocalSource); ok {
-		if _, err := chooseRealm(realms, cmp.Or(local.Realm, p.Realm)); err != nil {
-			return d.WrapErr(err)
+	})
+}
+
+// claimOption reads claim <name> <value>...
+func claimOption(place *[]ClaimRule) conf.Option {
+	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
+		args := d.RemainingArgs()
+		if len(args) < 2 {
+			name := append(args, "role")[0]
+			return d.Errf("claim takes a name and the values that a token may have there, as in 'claim %s admin'", name)
 		}
-	}
-	p.SourcesRaw = append(p.SourcesRaw, caddyconfig.JSONModuleObject(unmarshaler, "source", name, nil))
-	return nil
-}
-
-// parseClaim reads claim <name> <value>...
-func parseClaim(d *caddyfile.Dispenser, p *Protect) error {
-	args := d.RemainingArgs()
-	if len(args) < 2 {
-		name := "role"
-		if len(args) == 1 {
-			name = args[0]
-		}
-		return d.Errf("claim needs a name, and behind it the values of which a token must have one, as in 'claim %s admin'", name)
-	}
-	rule := ClaimRule{Name: args[0], Values: args[1:]}
-	p.Claims = append(p.Claims, rule)
-	return wrapErr(d, rule.check())
-}
-
-// parseWord reads the one argument of an option.
-func parseWord(d *caddyfile.Dispenser, word *string) error {
-	if !d.AllArgs(word) || *word == "" {
-		return d.ArgErr()
-	}
-	return nil
-}
-
-// parseWords reads the arguments of an option, one or more.
-func parseWords(d *caddyfile.Dispenser, words *[]string) (err error) {
-	if *words, err = atLeastOne(d); err == nil && slices.Contains(*words, "") {
-		err = d.ArgErr()
-	}
-	return err
-}
-
-// parseSecretReference reads the one argument of an option, which refers to a secret. No error
-// repeats it.
-func parseSecretReference(d *caddyfile.Dispenser, reference *string) error {
-	option := d.Val()
-	if err := parseWord(d, reference); err != nil {
-		return err
-	}
-	if !secretReference.MatchString(*reference) {
-		return d.Errf("%s: %v", option, errLiteralSecret)
-	}
-	return nil
+		rule := ClaimRule{Name: args[0], Values: args[1:]}
+		*place = append(*place, rule)
+		return conf.At(d, rule.check())
+	}))
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
@@ -105,13 +105,13 @@ type ClientSecret struct {
 
 // provision checks the client's settings and makes what the engine uses of them.
 func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []string, limits Limits, logger *zap.Logger) (*oauth.Client, error) {
-	if err := checkClientID(id); err != nil {
+	if err := conf.CheckClientID(id); err != nil {
 		return nil, err
 	}
-	if err := checkScopes("scopes", cc.Scopes); err != nil {
+	if err := conf.CheckScopes("scopes", cc.Scopes); err != nil {
 		return nil, err
 	}
-	if err := checkScopes("default_scopes", cc.DefaultScopes); err != nil {
+	if err := conf.CheckScopes("default_scopes", cc.DefaultScopes); err != nil {
 		return nil, err
 	}
 	defaults, whose := cc.DefaultScopes, "its default scope"
@@ -121,7 +121,7 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 	if err := cc.checkDefaultScopes(whose, defaults); err != nil {
 		return nil, err
 	}
-	if err := checkAudience(cc.Audience); err != nil {
+	if err := conf.CheckAudience("audience", cc.Audience); err != nil {
 		return nil, err
 	}
 	grants, err := cc.grantTypes()
@@ -229,7 +229,7 @@ func (cc *Client) grantTypes() ([]string, error) {
 	}
 	for _, g := range cc.GrantTypes {
 		if g != oauth.GrantClientCredentials {
-			return nil, fmt.Errorf("grant type %q is not known (known: %s, or none alone)", g, oauth.GrantClientCredentials)
+			return nil, fmt.Errorf("unknown grant type '%s' (known: %s, or none alone)", g, oauth.GrantClientCredentials)
 		}
 	}
 	return cc.GrantTypes, nil
@@ -241,8 +241,8 @@ func (cc *Client) authMethods() ([]string, error) {
 		return all, nil
 	}
 	for _, method := range cc.Auth {
-		if !slices.Contains(all, method) {
-			return nil, fmt.Errorf("auth %q is not known (known: %s)", method, strings.Join(all, ", "))
+		if err := conf.OneOf("auth", method, all...); err != nil {
+			return nil, err
 		}
 	}
 	return cc.Auth, nil
@@ -251,17 +251,17 @@ func (cc *Client) authMethods() ([]string, error) {
 // introspects returns whose tokens the client may ask about, and for which audiences.
 func (cc *Client) introspects(id string) (whose string, audience []string, err error) {
 	whose = cmp.Or(cc.Introspect, oauth.IntrospectOwn)
-	known := []string{oauth.IntrospectOwn, oauth.IntrospectAudience, oauth.IntrospectRealm}
+	if err := conf.OneOf("introspect", whose, oauth.IntrospectOwn, oauth.IntrospectAudience, oauth.IntrospectRealm); err != nil {
+		return "", nil, err
+	}
 	switch {
-	case !slices.Contains(known, whose):
-		return "", nil, fmt.Errorf("introspect %q is not known (known: %s)", whose, strings.Join(known, ", "))
 	case whose != oauth.IntrospectAudience && len(cc.IntrospectAudience) > 0:
 		return "", nil, fmt.Errorf("introspect %s takes no audience; only introspect %s does", whose, oauth.IntrospectAudience)
 	case whose != oauth.IntrospectAudience:
 		return whose, nil, nil
 	case len(cc.IntrospectAudience) > 0:
-		if err := checkAudience(cc.IntrospectAudience); err != nil {
-			return "", nil, fmt.Errorf("introspect: %w", err)
+		if err := conf.CheckAudience("introspect audience", cc.IntrospectAudience); err != nil {
+			return "", nil, err
 		}
 		return whose, cc.IntrospectAudience, nil
 	case strings.Contains(id, " "):
@@ -270,44 +270,20 @@ func (cc *Client) introspects(id string) (whose string, audience []string, err e
 	return whose, []string{id}, nil
 }
 
-// secretReference is all that may stand where a secret is meant: one placeholder.
-var secretReference = regexp.MustCompile(`^\{(env|file)\.[^{}]+\}$`)
-
-// errLiteralSecret does not repeat what was written.
-var errLiteralSecret = errors.New("a secret is given as {env.NAME} or {file./path}, never as itself: configurations are dumped and saved")
-
-var errLiteralClientSecret = fmt.Errorf("%w; or give its hash, which 'caddy oauth hash-secret' makes", errLiteralSecret)
-
-// resolveSecret returns what a reference refers to, if that is likely to be the secret that
-// is meant. No error holds any of it.
-func resolveSecret(reference string) (string, error) {
-	if !secretReference.MatchString(reference) {
-		return "", errLiteralSecret
-	}
-	// Not ReplaceAll: a missing file would quietly become an empty secret.
-	value, err := caddy.NewReplacer().ReplaceOrErr(reference, true, true)
-	if err != nil || value == "" {
-		// err says no more, and not whether there was no file or nothing in it.
-		return "", fmt.Errorf("%s is not set, empty, or can't be read", reference)
-	}
-	if err := oauth.CheckSecret(value); err != nil {
-		return "", fmt.Errorf("%s: %w", reference, err)
-	}
-	return value, nil
-}
+var errLiteralClientSecret = fmt.Errorf("%w; or give its hash, which 'caddy oauth hash-secret' makes", conf.ErrLiteralSecret)
 
 // provision resolves references and parses the hash. No error holds the secret.
 func (sc ClientSecret) provision() (*oauth.Secret, error) {
 	if (sc.Secret == "") == (sc.Hash == "") {
 		return nil, errors.New("give either a reference to the secret or its hash")
 	}
-	if sc.Secret != "" && !secretReference.MatchString(sc.Secret) {
+	if sc.Secret != "" && !conf.IsSecretReference(sc.Secret) {
 		return nil, errLiteralClientSecret
 	}
 	value := sc.Secret + sc.Hash
-	if secretReference.MatchString(value) {
+	if conf.IsSecretReference(value) {
 		var err error
-		if value, err = resolveSecret(value); err != nil {
+		if value, err = conf.ResolveSecret(value); err != nil {
 			return nil, err
 		}
 	}
@@ -324,50 +300,4 @@ func (sc ClientSecret) provision() (*oauth.Secret, error) {
 	}
 	secret.Until = sc.Until
 	return secret, nil
-}
-
-// checkScopes checks scopes from a configuration. A comma is allowed by RFC 6749, but
-// here it is always a mistake for a space, or would become one in a header.
-func checkScopes(option string, scopes []string) error {
-	for i, s := range scopes {
-		if !allowedScope(s) {
-			return fmt.Errorf("%s: %q is not a scope, which has only visible ASCII characters and no quotes, backslashes or commas; put spaces between scopes", option, s)
-		}
-		if slices.Contains(scopes[:i], s) {
-			return fmt.Errorf("%s: %q is there twice", option, s)
-		}
-	}
-	return nil
-}
-
-// allowedScope reports whether s is a scope, and one that stays one in a list with commas.
-func allowedScope(s string) bool { return oauth.ValidScope(s) && !strings.Contains(s, ",") }
-
-// checkClientID keeps IDs to what can travel in a header to the backend, in a challenge
-// and in logs.
-func checkClientID(id string) error {
-	// A space at an end is lost in a header, and makes one name of two.
-	if id != strings.Trim(id, " ") || !visibleASCII(strings.ReplaceAll(id, " ", "_")) || strings.ContainsAny(id, `"\,`) || len(id) > 256 {
-		return errors.New("a client ID has 1 to 256 visible ASCII characters, no quotes, backslashes or commas, and spaces only inside")
-	}
-	return nil
-}
-
-func checkAudience(audience []string) error {
-	for _, a := range audience {
-		if !visibleASCII(a) || strings.ContainsAny(a, `"\`) {
-			return fmt.Errorf("audience %q may have visible ASCII characters only, and no quotes or backslashes", a)
-		}
-	}
-	return nil
-}
-
-// visibleASCII reports whether s is not empty and consists of %x21-7E.
-func visibleASCII(s string) bool {
-	for i := range len(s) {
-		if s[i] < 0x21 || s[i] > 0x7e {
-			return false
-		}
-	}
-	return s != ""
 }

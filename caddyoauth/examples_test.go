@@ -867,8 +867,8 @@ func TestREADMEHasTheErrors(t *testing.T) {
 		{"is not set, empty, or can't be read", caddyfileOf("client a {\nsecret {env.CADDYOAUTH_TEST_NOT_SET}\n}", "oauth_server")},
 		{"is not among its scopes", caddyfileOf("client a {\nscopes read\ndefault_scopes write\n}", "")},
 		{"must be an https URL", caddyfileOf("issuer http://auth.example.com\n"+testClients, "oauth_server")},
-		{"is there twice", caddyfileOf("token_lifetime 1h\ntoken_lifetime 2h", "")},
-		{"oauth is configured already", "{\noauth {\n}\noauth {\n}\n}"},
+		{"duplicate option", caddyfileOf("token_lifetime 1h\ntoken_lifetime 2h", "")},
+		{"oauth is already configured", "{\noauth {\n}\noauth {\n}\n}"},
 	} {
 		if !strings.Contains(configuration, "`"+c.message+"`") {
 			t.Errorf("docs/configuration.md does not explain %q", c.message)

@@ -13,6 +13,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 )
 
 // defaultHeaderPrefix is what identity headers begin with if nothing else is said.
@@ -167,7 +169,7 @@ func (b *bearer) introduce() bool {
 	return b.realm != "" || len(b.scope) <= maxForeignScope
 }
 
-func oddScope(s string) bool { return !allowedScope(s) }
+func oddScope(s string) bool { return !conf.IsScope(s) }
 
 // fitsHeader reports whether a name from elsewhere can be told to a backend. Control
 // characters in it would be somebody's attempt at a header of his own, and a space at an

@@ -8,6 +8,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 )
 
 func init() {
@@ -33,16 +35,16 @@ func (MatchScope) CaddyModule() caddy.ModuleInfo {
 //	oauth_scope <scope>...
 func (m *MatchScope) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	for d.Next() { // repeated lines add to the list
-		scopes := d.RemainingArgs()
-		if len(scopes) == 0 {
-			return d.ArgErr()
+		scopes, err := conf.Args(d, 1, -1)
+		if err != nil {
+			return err
 		}
-		if err := checkScopes("oauth_scope", scopes); err != nil {
+		if err := conf.CheckScopes("oauth_scope", scopes); err != nil {
 			return d.WrapErr(err)
 		}
 		*m = append(*m, scopes...)
-		if d.NextBlock(0) {
-			return d.Err("oauth_scope takes no block")
+		if err := conf.NoBlock(d, "oauth_scope"); err != nil {
+			return err
 		}
 	}
 	return nil

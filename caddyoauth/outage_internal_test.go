@@ -8,6 +8,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
 )
@@ -41,7 +42,7 @@ func (OutageStore) CaddyModule() caddy.ModuleInfo {
 //	outage
 func (*OutageStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
-	return nothingMore(d)
+	return conf.NoBlock(d, "outage")
 }
 
 func (*OutageStore) poolKey() (string, error) { return "outage", nil }

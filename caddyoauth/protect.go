@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 )
 
 func init() {
@@ -181,10 +182,10 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("oauth_protect: %w", err)
 		}
 	}
-	if err := errors.Join(checkScopes("scopes", p.Scopes), checkScopes("any_scope", p.AnyScope)); err != nil {
+	if err := errors.Join(conf.CheckScopes("scopes", p.Scopes), conf.CheckScopes("any_scope", p.AnyScope)); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
-	if err := checkAudience(p.Audience); err != nil {
+	if err := conf.CheckAudience("audience", p.Audience); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
 	if p.MaxAge < 0 {

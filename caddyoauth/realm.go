@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"regexp"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
@@ -93,14 +93,14 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	if err := checkLifetime(lifetime); err != nil {
 		return nil, err
 	}
-	if format := cmp.Or(rc.TokenFormat, root.TokenFormat, tokenOpaque); format != tokenOpaque {
-		return nil, fmt.Errorf("token_format %q is not known (known: %s)", format, tokenOpaque)
+	if err := checkTokenFormat(cmp.Or(rc.TokenFormat, root.TokenFormat, tokenOpaque)); err != nil {
+		return nil, err
 	}
 	defaultScopes := rc.DefaultScopes
 	if len(defaultScopes) == 0 {
 		defaultScopes = root.DefaultScopes
 	}
-	if err := checkScopes("default_scopes", defaultScopes); err != nil {
+	if err := conf.CheckScopes("default_scopes", defaultScopes); err != nil {
 		return nil, err
 	}
 	limits := rc.Limits.or(root.Limits)
@@ -132,7 +132,7 @@ func (rc *Realm) resolveIssuer(name string, root *Realm) (string, *url.URL, erro
 	if configured == "" {
 		return "", nil, nil
 	}
-	issuer, err := caddy.NewReplacer().ReplaceOrErr(configured, true, true)
+	issuer, err := conf.Resolve(configured)
 	if err != nil {
 		return "", nil, fmt.Errorf("issuer: %w", err)
 	}
@@ -147,17 +147,12 @@ func (rc *Realm) resolveIssuer(name string, root *Realm) (string, *url.URL, erro
 		return "", nil, errors.New("issuer has a user in it: it is published, and must have a host, and no user, query or fragment")
 	case u.Host == "" || u.RawQuery != "" || u.ForceQuery || strings.Contains(issuer, "#"):
 		return "", nil, fmt.Errorf("issuer %q must have a host, and no user, query or fragment", issuer)
-	case u.Scheme != "https" && !(u.Scheme == "http" && isLoopbackHost(u.Hostname())):
+	case !conf.HTTPSOrLoopback(u):
 		return "", nil, fmt.Errorf("issuer %q must be an https URL (RFC 8414 section 2); http is accepted for loopback hosts only", issuer)
-	case !visibleASCII(issuer) || strings.ContainsAny(issuer, `"\`):
+	case !conf.VisibleASCII(issuer) || strings.ContainsAny(issuer, `"\`):
 		return "", nil, fmt.Errorf("issuer %q has a character that a URL does not allow", issuer)
 	}
 	return issuer, u, nil
-}
-
-func isLoopbackHost(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // realmPath is what stands between the base path and an endpoint of a realm.
@@ -167,6 +162,8 @@ func realmPath(name string) string {
 	}
 	return "/realms/root/realms/" + name
 }
+
+func checkTokenFormat(format string) error { return conf.OneOf("token_format", format, tokenOpaque) }
 
 func checkLifetime(d caddy.Duration) error {
 	l := time.Duration(d)

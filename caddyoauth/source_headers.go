@@ -7,14 +7,15 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"golang.org/x/net/http/httpguts"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 )
 
-// headerReference is a value that may stand in any header: a reference to a secret, alone or
-// behind the word that says what it is.
-var headerReference = regexp.MustCompile(`^(?i:(Bearer|Basic|Token|ApiKey|Key) +)?\{(env|file)\.[^{}]+\}$`)
+// headerScheme is the word that may precede a reference to a secret in a header, and says what
+// the secret is.
+var headerScheme = regexp.MustCompile(`^(?i:Bearer|Basic|Token|ApiKey|Key) +`)
 
 // openHeaders are those whose values are no secrets, so they may stand in a configuration.
 // Nobody can tell from its name which other header is one.
@@ -30,9 +31,9 @@ func checkHeaders(headers map[string]string) error {
 		switch {
 		case !httpguts.ValidHeaderFieldName(name):
 			return fmt.Errorf("header %q has no valid name", name)
-		case !headerReference.MatchString(headers[name]) && !slices.Contains(openHeaders, http.CanonicalHeaderKey(name)):
+		case !conf.IsSecretReference(headerScheme.ReplaceAllString(headers[name], "")) && !slices.Contains(openHeaders, http.CanonicalHeaderKey(name)):
 			return fmt.Errorf("header %s: %w. It may follow Bearer, Basic, Token, ApiKey or Key. Literal values are accepted only in %s",
-				name, errLiteralSecret, strings.Join(openHeaders, ", "))
+				name, conf.ErrLiteralSecret, strings.Join(openHeaders, ", "))
 		}
 	}
 	return nil
@@ -46,10 +47,9 @@ func headers(configured map[string]string) (func() (http.Header, error), error) 
 		return nil, nil
 	}
 	resolve := func() (http.Header, error) {
-		replace := caddy.NewReplacer()
 		header := make(http.Header)
 		for name, value := range configured {
-			resolved, err := replace.ReplaceOrErr(value, true, true)
+			resolved, err := conf.Resolve(value)
 			if err != nil || resolved == "" {
 				return nil, fmt.Errorf("header %s: %s is not set, empty, or can't be read", name, value)
 			}
@@ -61,33 +61,20 @@ func headers(configured map[string]string) (func() (http.Header, error), error) 
 	return resolve, err
 }
 
-// secretParameter is a parameter of a query whose value is a secret.
-var secretParameter = regexp.MustCompile(`(?i)key$|token$|secret|passw|pwd|credential|signature|^(sig|auth|code)$`)
-
-// checkQuery refuses a secret that stands in the query of a URL. No error holds it.
-func checkQuery(what, uri string) error {
-	_, query, _ := strings.Cut(uri, "?")
-	for parameter := range strings.SplitSeq(query, "&") {
-		name, value, _ := strings.Cut(parameter, "=")
-		if value != "" && secretParameter.MatchString(name) && !secretReference.MatchString(value) {
-			return fmt.Errorf("%s has a parameter %q in its query: %w", what, name, errLiteralSecret)
+// headerOption reads header <name> <value>, which may repeat.
+func headerOption(headers *map[string]string) conf.Option {
+	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
+		args := d.RemainingArgs()
+		if len(args) != 2 {
+			return d.Err("header takes a name and a value")
 		}
-	}
-	return nil
-}
-
-// parseHeader reads the name and the value of a header.
-func parseHeader(d *caddyfile.Dispenser, headers *map[string]string) error {
-	var name, value string
-	if !d.AllArgs(&name, &value) {
-		return d.ArgErr()
-	}
-	if *headers == nil {
-		*headers = make(map[string]string)
-	}
-	if (*headers)[name] != "" {
-		return d.Errf("header %s is there twice", name)
-	}
-	(*headers)[name] = value
-	return nil
+		if *headers == nil {
+			*headers = make(map[string]string)
+		}
+		if (*headers)[args[0]] != "" {
+			return d.Errf("duplicate header %s", args[0])
+		}
+		(*headers)[args[0]] = args[1]
+		return nil
+	}))
 }

@@ -100,19 +100,18 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	replace := caddy.NewReplacer()
 	var err error
 	s.cfg = s.settings()
 	for _, text := range []struct {
 		name, configured string
 		resolved         *string
 	}{{"url", s.URL, &s.cfg.URL}, {"client_id", s.ClientID, &s.cfg.ClientID}, {"issuer", s.Issuer, &s.cfg.Issuer}} {
-		if *text.resolved, err = replace.ReplaceOrErr(text.configured, true, true); err != nil {
+		if *text.resolved, err = conf.Resolve(text.configured); err != nil {
 			return fmt.Errorf("%s: %w", text.name, err)
 		}
 	}
 	if s.ClientSecret != "" {
-		if s.cfg.ClientSecret, err = resolveSecret(s.ClientSecret); err != nil {
+		if s.cfg.ClientSecret, err = conf.ResolveSecret(s.ClientSecret); err != nil {
 			return fmt.Errorf("client_secret: %w", err)
 		}
 	}
@@ -165,14 +164,17 @@ func (s *IntrospectSource) check() error {
 		return errors.New("client_id and client_secret belong together")
 	case s.Auth != "" && s.ClientID == "":
 		return errors.New("auth needs client_id and client_secret")
-	case s.Auth != "" && s.Auth != string(oauth.AuthBasic) && s.Auth != string(oauth.AuthPost):
-		return fmt.Errorf("auth %q is not known (known: %s, %s)", s.Auth, oauth.AuthBasic, oauth.AuthPost)
 	case s.Timeout < 0 || s.MaxAge < 0 || s.NegativeMaxAge < 0 || s.ServeStale < 0:
 		return errors.New("durations are greater than zero")
 	case s.Leeway < 0 || s.Leeway > caddy.Duration(time.Minute):
 		return errors.New("leeway is at most 1m")
 	}
-	if err := checkQuery("the endpoint", s.URL); err != nil {
+	if s.Auth != "" {
+		if err := conf.OneOf("auth", s.Auth, oauth.AuthBasic, oauth.AuthPost); err != nil {
+			return err
+		}
+	}
+	if err := conf.CheckQuery("the endpoint", s.URL); err != nil {
 		return err
 	}
 	if !strings.Contains(s.URL, "{") { // else it is judged when it is known
@@ -197,7 +199,7 @@ func (s *IntrospectSource) check() error {
 // checkEndpoint says more plainly than what comes after it which URLs are good.
 func checkEndpoint(endpoint string) error {
 	u, err := url.Parse(endpoint)
-	if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && isLoopbackHost(u.Hostname())) {
+	if err != nil || !conf.HTTPSOrLoopback(u) {
 		return errors.New("the endpoint is not an https URL; http is accepted for loopback hosts only")
 	}
 	return nil
@@ -274,30 +276,24 @@ func (r *rarely) now(now time.Time) bool {
 // header may repeat.
 func (s *IntrospectSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the source's name
-	if err := parseWord(d, &s.URL); err != nil {
+	if err := conf.Text(&s.URL).Read(d); err != nil {
 		return err
 	}
-	if err := parseOptions(d, "introspect", map[string]func() error{
-		"client_id":        func() error { return parseWord(d, &s.ClientID) },
-		"client_secret":    func() error { return parseSecretReference(d, &s.ClientSecret) },
-		"auth":             func() error { return parseWord(d, &s.Auth) },
-		"issuer":           func() error { return parseWord(d, &s.Issuer) },
-		"client_claim":     func() error { return parseWords(d, &s.ClientClaim) },
-		"scope_claim":      func() error { return parseWords(d, &s.ScopeClaim) },
-		"leeway":           func() error { return parseDurationInto(d, &s.Leeway) },
-		"header":           func() error { return parseHeader(d, &s.Headers) },
-		"timeout":          func() error { return parseDurationInto(d, &s.Timeout) },
-		"max_age":          func() error { return parseDurationInto(d, &s.MaxAge) },
-		"negative_max_age": func() error { return parseDurationInto(d, &s.NegativeMaxAge) },
-		"serve_stale":      func() error { return parseDurationInto(d, &s.ServeStale) },
-		"tls": func() error {
-			s.TLS = new(TLSClient)
-			return s.TLS.parse(d)
-		},
-	}, "header"); err != nil {
-		return err
-	}
-	return wrapErr(d, s.check())
+	return conf.Options{
+		"client_id":        conf.Text(&s.ClientID),
+		"client_secret":    conf.Secret(&s.ClientSecret),
+		"auth":             conf.Text(&s.Auth),
+		"issuer":           conf.Text(&s.Issuer),
+		"client_claim":     conf.Texts(&s.ClientClaim),
+		"scope_claim":      conf.Texts(&s.ScopeClaim),
+		"leeway":           conf.Duration(&s.Leeway),
+		"header":           headerOption(&s.Headers),
+		"timeout":          conf.Duration(&s.Timeout),
+		"max_age":          conf.Duration(&s.MaxAge),
+		"negative_max_age": conf.Duration(&s.NegativeMaxAge),
+		"serve_stale":      conf.Duration(&s.ServeStale),
+		"tls":              tlsOption(&s.TLS),
+	}.Read(d, "introspect", s.check)
 }
 
 // Interface guards

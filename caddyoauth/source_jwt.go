@@ -95,7 +95,6 @@ func (JWTSource) CaddyModule() caddy.ModuleInfo {
 
 // Provision resolves what refers to something else. It connects to nothing.
 func (s *JWTSource) Provision(caddy.Context) error {
-	replace := caddy.NewReplacer()
 	var err error
 	s.keys, s.cfg = s.settings()
 	for _, text := range []struct {
@@ -104,7 +103,7 @@ func (s *JWTSource) Provision(caddy.Context) error {
 	}{
 		{"issuer", s.Issuer, &s.keys.Issuer}, {"jwks_uri", s.JWKSURI, &s.keys.JWKSURI}, {"jwks_file", s.JWKSFile, &s.keys.KeysFile},
 	} {
-		if *text.resolved, err = replace.ReplaceOrErr(text.configured, true, true); err != nil {
+		if *text.resolved, err = conf.Resolve(text.configured); err != nil {
 			return fmt.Errorf("%s: %w", text.name, err)
 		}
 	}
@@ -172,7 +171,7 @@ func (s *JWTSource) check() error {
 			return err
 		}
 	}
-	if err := checkQuery("jwks_uri", s.JWKSURI); err != nil {
+	if err := conf.CheckQuery("jwks_uri", s.JWKSURI); err != nil {
 		return err
 	}
 	for _, host := range s.HeaderHosts {
@@ -183,7 +182,7 @@ func (s *JWTSource) check() error {
 	if len(s.HeaderHosts) > 0 && len(s.Headers) == 0 {
 		return errors.New("header_hosts needs a header that they get")
 	}
-	return errors.Join(checkAudience(s.Audience), checkHeaders(s.Headers))
+	return errors.Join(conf.CheckAudience("audience", s.Audience), checkHeaders(s.Headers))
 }
 
 var (
@@ -304,36 +303,24 @@ func (s openJWT) Close() error {
 // header may repeat.
 func (s *JWTSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the source's name
-	if err := parseWord(d, &s.Issuer); err != nil {
+	if err := conf.Text(&s.Issuer).Read(d); err != nil {
 		return err
 	}
-	if err := parseOptions(d, "jwt", map[string]func() error{
-		"jwks_uri":   func() error { return parseWord(d, &s.JWKSURI) },
-		"jwks_file":  func() error { return parseWord(d, &s.JWKSFile) },
-		"algorithms": func() error { return parseWords(d, &s.Algorithms) },
-		"audience": func() (err error) {
-			s.Audience, err = parseAudience(d)
-			return err
-		},
-		"typ":              func() error { return parseWord(d, &s.Type) },
-		"client_claim":     func() error { return parseWords(d, &s.ClientClaim) },
-		"scope_claim":      func() error { return parseWords(d, &s.ScopeClaim) },
-		"leeway":           func() error { return parseDurationInto(d, &s.Leeway) },
-		"refresh_interval": func() error { return parseDurationInto(d, &s.RefreshInterval) },
-		"header":           func() error { return parseHeader(d, &s.Headers) },
-		"header_hosts": func() (err error) {
-			s.HeaderHosts, err = atLeastOne(d)
-			return err
-		},
-		"max_age": func() error { return parseDurationInto(d, &s.MaxAge) },
-		"tls": func() error {
-			s.TLS = new(TLSClient)
-			return s.TLS.parse(d)
-		},
-	}, "header"); err != nil {
-		return err
-	}
-	return wrapErr(d, s.check())
+	return conf.Options{
+		"jwks_uri":         conf.Text(&s.JWKSURI),
+		"jwks_file":        conf.Text(&s.JWKSFile),
+		"algorithms":       conf.Texts(&s.Algorithms),
+		"audience":         conf.Audience(&s.Audience),
+		"typ":              conf.Text(&s.Type),
+		"client_claim":     conf.Texts(&s.ClientClaim),
+		"scope_claim":      conf.Texts(&s.ScopeClaim),
+		"leeway":           conf.Duration(&s.Leeway),
+		"refresh_interval": conf.Duration(&s.RefreshInterval),
+		"header":           headerOption(&s.Headers),
+		"header_hosts":     conf.Texts(&s.HeaderHosts),
+		"max_age":          conf.Duration(&s.MaxAge),
+		"tls":              tlsOption(&s.TLS),
+	}.Read(d, "jwt", s.check)
 }
 
 // Interface guards

@@ -3,6 +3,9 @@ package caddyoauth
 import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"strings"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 )
 
 func init() {
@@ -28,10 +31,12 @@ func (LocalSource) CaddyModule() caddy.ModuleInfo {
 //	local [<realm>]
 func (s *LocalSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the source's name
-	if d.NextArg() {
-		s.Realm = d.Val()
+	args, err := conf.Args(d, 0, 1)
+	if err != nil {
+		return err
 	}
-	return nothingMore(d)
+	s.Realm = strings.Join(args, "")
+	return conf.NoBlock(d, "local")
 }
 
 // Interface guards

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
 )
@@ -73,7 +75,7 @@ func (s *BboltStore) Provision(caddy.Context) error {
 		return nil
 	}
 	var err error
-	if s.path, err = caddy.NewReplacer().ReplaceOrErr(s.path, true, true); err != nil {
+	if s.path, err = conf.Resolve(s.path); err != nil {
 		return fmt.Errorf("path: %w", err)
 	}
 	return nil
@@ -112,20 +114,14 @@ func (s *BboltStore) open(path string, _ *openStore) (oauth.TokenStore, error) {
 //	}
 func (s *BboltStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the store's name
-	if d.NextArg() {
-		s.Path = d.Val()
+	args, err := conf.Args(d, 0, 1)
+	if err != nil {
+		return err
 	}
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	return parseOptions(d, "bbolt", map[string]func() error{
-		"lock_timeout": func() error {
-			if err := parseDurationInto(d, &s.LockTimeout); err != nil {
-				return err
-			}
-			return wrapErr(d, checkLockTimeout(s.LockTimeout))
-		},
-	})
+	s.Path = strings.Join(args, "")
+	return conf.Options{
+		"lock_timeout": conf.Duration(&s.LockTimeout, checkLockTimeout),
+	}.Read(d, "bbolt")
 }
 
 // Interface guards

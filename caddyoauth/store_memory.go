@@ -6,6 +6,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
 )
@@ -38,7 +39,10 @@ func (*MemoryStore) open(string, *openStore) (oauth.TokenStore, error) {
 //	memory
 func (*MemoryStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the store's name
-	return nothingMore(d)
+	if _, err := conf.Args(d, 0, 0); err != nil {
+		return err
+	}
+	return conf.NoBlock(d, "memory")
 }
 
 // Interface guards

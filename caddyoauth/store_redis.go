@@ -106,9 +106,8 @@ func (s *RedisStore) Provision(caddy.Context) error {
 	if s.Timeout == 0 {
 		s.cfg.Timeout = time.Duration(defaultRedisTimeout)
 	}
-	replace := caddy.NewReplacer()
 	for _, address := range s.Addresses {
-		resolved, err := replace.ReplaceOrErr(address, true, true)
+		resolved, err := conf.Resolve(address)
 		if err != nil {
 			return fmt.Errorf("addresses: %w", err)
 		}
@@ -125,7 +124,7 @@ func (s *RedisStore) Provision(caddy.Context) error {
 		{"sentinel_username", s.SentinelUsername, &s.cfg.SentinelUsername},
 	} {
 		var err error
-		if *word.resolved, err = replace.ReplaceOrErr(word.configured, true, true); err != nil {
+		if *word.resolved, err = conf.Resolve(word.configured); err != nil {
 			return fmt.Errorf("%s: %w", word.name, err)
 		}
 	}
@@ -140,7 +139,7 @@ func (s *RedisStore) Provision(caddy.Context) error {
 			continue
 		}
 		var err error
-		if *secret.resolved, err = resolveSecret(secret.configured); err != nil {
+		if *secret.resolved, err = conf.ResolveSecret(secret.configured); err != nil {
 			return fmt.Errorf("%s: %w", secret.name, err)
 		}
 	}
@@ -247,37 +246,19 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.WrapErr(err)
 		}
 	}
-	if err := parseOptions(d, "redis", map[string]func() error{
-		"cluster": func() error {
-			s.Cluster = true
-			return nothingMore(d)
-		},
-		"sentinel":          func() error { return parseWord(d, &s.Sentinel) },
-		"username":          func() error { return parseWord(d, &s.Username) },
-		"password":          func() error { return parseSecretReference(d, &s.Password) },
-		"sentinel_username": func() error { return parseWord(d, &s.SentinelUsername) },
-		"sentinel_password": func() error { return parseSecretReference(d, &s.SentinelPassword) },
-		"tls": func() error {
-			s.TLS = new(TLSClient)
-			return s.TLS.parse(d)
-		},
-		"db": func() (err error) {
-			var number string
-			if err = parseWord(d, &number); err != nil {
-				return err
-			}
-			if s.DB, err = strconv.Atoi(number); err != nil {
-				return d.Errf("db '%s' is not a number", number)
-			}
-			return nil
-		},
-		"prefix":       func() error { return parseWord(d, &s.Prefix) },
-		"dial_timeout": func() error { return parseDurationInto(d, &s.DialTimeout) },
-		"timeout":      func() error { return parseDurationInto(d, &s.Timeout) },
-	}); err != nil {
-		return err
-	}
-	return wrapErr(d, s.check())
+	return conf.Options{
+		"cluster":           conf.Flag(&s.Cluster),
+		"sentinel":          conf.Text(&s.Sentinel),
+		"username":          conf.Text(&s.Username),
+		"password":          conf.Secret(&s.Password),
+		"sentinel_username": conf.Text(&s.SentinelUsername),
+		"sentinel_password": conf.Secret(&s.SentinelPassword),
+		"tls":               tlsOption(&s.TLS),
+		"db":                conf.Number(&s.DB),
+		"prefix":            conf.Text(&s.Prefix),
+		"dial_timeout":      conf.Duration(&s.DialTimeout),
+		"timeout":           conf.Duration(&s.Timeout),
+	}.Read(d, "redis", s.check)
 }
 
 // Interface guards

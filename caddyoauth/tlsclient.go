@@ -7,8 +7,9 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 )
 
 // TLSClient are the settings of connections that the gateway opens. TLS 1.2 is the oldest
@@ -34,7 +35,7 @@ type TLSClient struct {
 func (c *TLSClient) config() (_ *tls.Config, trust string, err error) {
 	resolved := *c
 	for _, field := range []*string{&resolved.CA, &resolved.Certificate, &resolved.Key, &resolved.ServerName} {
-		if *field, err = caddy.NewReplacer().ReplaceOrErr(*field, true, true); err != nil {
+		if *field, err = conf.Resolve(*field); err != nil {
 			return nil, "", err
 		}
 	}
@@ -51,8 +52,8 @@ func (c *TLSClient) config() (_ *tls.Config, trust string, err error) {
 			return nil, "", fmt.Errorf("ca %s holds no certificate", resolved.CA)
 		}
 	}
-	if (resolved.Certificate == "") != (resolved.Key == "") {
-		return nil, "", errors.New("a certificate needs its key, and a key its certificate")
+	if err := resolved.check(); err != nil {
+		return nil, "", err
 	}
 	if resolved.Certificate != "" {
 		load := func() (*tls.Certificate, error) {
@@ -70,7 +71,14 @@ func (c *TLSClient) config() (_ *tls.Config, trust string, err error) {
 	return config, trust, nil
 }
 
-// parse reads
+func (c *TLSClient) check() error {
+	if (c.Certificate == "") != (c.Key == "") {
+		return errors.New("a certificate needs its key, and a key its certificate")
+	}
+	return nil
+}
+
+// tlsOption reads
 //
 //	tls {
 //		ca          <file>
@@ -78,20 +86,18 @@ func (c *TLSClient) config() (_ *tls.Config, trust string, err error) {
 //		key         <file>
 //		server_name <name>
 //	}
-func (c *TLSClient) parse(d *caddyfile.Dispenser) error {
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	if err := parseOptions(d, "tls", map[string]func() error{
-		"ca":          func() error { return parseWord(d, &c.CA) },
-		"certificate": func() error { return parseWord(d, &c.Certificate) },
-		"key":         func() error { return parseWord(d, &c.Key) },
-		"server_name": func() error { return parseWord(d, &c.ServerName) },
-	}); err != nil {
-		return err
-	}
-	if (c.Certificate == "") != (c.Key == "") {
-		return d.Err("a certificate needs its key, and a key its certificate")
-	}
-	return nil
+func tlsOption(place **TLSClient) conf.Option {
+	return conf.Func(func(d *caddyfile.Dispenser) error {
+		if _, err := conf.Args(d, 0, 0); err != nil {
+			return err
+		}
+		c := new(TLSClient)
+		*place = c
+		return conf.Options{
+			"ca":          conf.Text(&c.CA),
+			"certificate": conf.Text(&c.Certificate),
+			"key":         conf.Text(&c.Key),
+			"server_name": conf.Text(&c.ServerName),
+		}.Read(d, "tls", c.check)
+	})
 }

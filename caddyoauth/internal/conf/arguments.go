@@ -1,0 +1,148 @@
+package conf
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/dustin/go-humanize"
+)
+
+// The options of this file put what stands behind them into place. The checks come after that;
+// their errors name the option, since modules make the same checks when they are provisioned.
+
+// Flag is an option without arguments.
+func Flag(place *bool) Option {
+	return Func(func(d *caddyfile.Dispenser) error {
+		option := d.Val()
+		if _, err := Args(d, 0, 0); err != nil {
+			return err
+		}
+		*place = true
+		return NoBlock(d, option)
+	})
+}
+
+// Text is an option with one argument, which is not empty.
+func Text(place *string, checks ...func(string) error) Option {
+	return one(place, func(option, text string) (string, error) {
+		if text == "" {
+			return "", fmt.Errorf("%s must not be empty", option)
+		}
+		return text, nil
+	}, checks)
+}
+
+// Secret is an option with one argument, a reference to a secret. No error repeats it.
+func Secret(place *string) Option {
+	return one(place, func(option, text string) (string, error) {
+		if !IsSecretReference(text) {
+			return "", fmt.Errorf("%s: %w", option, ErrLiteralSecret)
+		}
+		return text, nil
+	}, nil)
+}
+
+// Duration is an option with one argument, a duration greater than zero.
+func Duration(place *caddy.Duration, checks ...func(caddy.Duration) error) Option {
+	return one(place, func(option, text string) (caddy.Duration, error) {
+		duration, err := ParseDuration(option, text)
+		if err == nil && duration <= 0 {
+			err = fmt.Errorf("%s: '%s' is not greater than zero", option, text)
+		}
+		return duration, err
+	}, checks)
+}
+
+// Number is an option with one argument, a whole number.
+func Number[N int | int64](place *N, checks ...func(N) error) Option {
+	return one(place, ParseNumber[N], checks)
+}
+
+// Size is an option with one argument, a number of bytes such as 64MiB.
+func Size(place *int64, checks ...func(int64) error) Option {
+	return one(place, func(option, text string) (int64, error) {
+		size, err := humanize.ParseBytes(text)
+		if err != nil {
+			return 0, fmt.Errorf("%s: '%s' is not a size, such as 64MiB", option, text)
+		}
+		return int64(min(size, math.MaxInt64)), nil
+	}, checks)
+}
+
+// Texts is an option with one or more arguments, none of them empty.
+func Texts(place *[]string, checks ...func([]string) error) Option {
+	return several(place, func(option string, texts []string) error {
+		if slices.Contains(texts, "") {
+			return fmt.Errorf("%s must not have an empty argument", option)
+		}
+		return nil
+	}, checks...)
+}
+
+// Scopes is an option with one or more scopes.
+func Scopes(place *[]string) Option { return several(place, CheckScopes) }
+
+// Audience is an option with one or more audiences.
+func Audience(place *[]string) Option { return several(place, CheckAudience) }
+
+// ParseNumber returns the whole number that text is. The error names the option.
+func ParseNumber[N int | int64](option, text string) (N, error) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || int64(N(n)) != n {
+		return 0, fmt.Errorf("%s: '%s' is not a number", option, text)
+	}
+	return N(n), nil
+}
+
+// ParseDuration returns the duration that text is, which may have days. The error names the
+// option.
+func ParseDuration(option, text string) (caddy.Duration, error) {
+	duration, err := caddy.ParseDuration(text)
+	if err != nil {
+		return 0, fmt.Errorf("%s: '%s' is not a duration, such as 30s, 5m or 1h", option, text)
+	}
+	return caddy.Duration(duration), nil
+}
+
+// one is an option with one argument, of which parse makes the value.
+func one[T any](place *T, parse func(option, text string) (T, error), checks []func(T) error) Option {
+	return Func(func(d *caddyfile.Dispenser) error {
+		option := d.Val()
+		args, err := Args(d, 1, 1)
+		if err != nil {
+			return err
+		}
+		if *place, err = parse(option, args[0]); err != nil {
+			return d.WrapErr(err)
+		}
+		for _, check := range checks {
+			if err := check(*place); err != nil {
+				return d.WrapErr(err)
+			}
+		}
+		return nil
+	})
+}
+
+// several is an option with one or more arguments.
+func several(place *[]string, check func(option string, texts []string) error, checks ...func([]string) error) Option {
+	return Func(func(d *caddyfile.Dispenser) (err error) {
+		option := d.Val()
+		if *place, err = Args(d, 1, -1); err != nil {
+			return err
+		}
+		if err := check(option, *place); err != nil {
+			return d.WrapErr(err)
+		}
+		for _, check := range checks {
+			if err := check(*place); err != nil {
+				return d.WrapErr(err)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,76 @@
+package conf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// CheckScopes checks a list of scopes, and that none is in it twice. The error names the option.
+func CheckScopes(option string, scopes []string) error {
+	for i, s := range scopes {
+		if !IsScope(s) {
+			return fmt.Errorf("%s: %q is not a scope: only visible ASCII characters are allowed, and no quotes, backslashes or commas; separate scopes with spaces", option, s)
+		}
+		if slices.Contains(scopes[:i], s) {
+			return fmt.Errorf("%s: duplicate scope %q", option, s)
+		}
+	}
+	return nil
+}
+
+// IsScope reports whether s is a scope (RFC 6749 section 3.3) without a comma. A comma is allowed
+// there, but in a configuration it is always a mistake for a space, and in a header with a list
+// of scopes it would make two of one.
+func IsScope(s string) bool { return oauth.ValidScope(s) && !strings.Contains(s, ",") }
+
+// CheckAudience checks a list of audiences. The error names the option.
+func CheckAudience(option string, audience []string) error {
+	for _, a := range audience {
+		if !VisibleASCII(a) || strings.ContainsAny(a, `"\`) {
+			return fmt.Errorf("%s: %q is not an audience: only visible ASCII characters are allowed, and no quotes or backslashes", option, a)
+		}
+	}
+	return nil
+}
+
+// CheckClientID keeps client IDs to what can travel in a header to the backend, in a challenge
+// and in logs.
+func CheckClientID(id string) error {
+	// A space at an end is lost in a header, so two names would become one.
+	if id != strings.Trim(id, " ") || !VisibleASCII(strings.ReplaceAll(id, " ", "_")) || strings.ContainsAny(id, `"\,`) || len(id) > 256 {
+		return errors.New("a client ID has 1 to 256 visible ASCII characters, no quotes, backslashes or commas, and spaces only inside")
+	}
+	return nil
+}
+
+// VisibleASCII reports whether s is not empty and consists of %x21-7E.
+func VisibleASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x21 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// OneOf refuses a value that is none of those known to the option.
+func OneOf(option, value string, known ...string) error {
+	if !slices.Contains(known, value) {
+		return fmt.Errorf("unknown %s '%s' (known: %s)", option, value, strings.Join(known, ", "))
+	}
+	return nil
+}
+
+// HTTPSOrLoopback reports whether what is sent to u can't be read on the way: it is an https URL
+// with a host, or an http URL of this machine.
+func HTTPSOrLoopback(u *url.URL) bool {
+	ip := net.ParseIP(u.Hostname())
+	loopback := u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+	return u.Host != "" && (u.Scheme == "https" || u.Scheme == "http" && loopback)
+}
