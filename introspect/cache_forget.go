@@ -5,6 +5,57 @@ import (
 	"time"
 )
 
+// 65536 generations of 8 bytes: a revocation makes the cache forget one entry in
+// 65536 besides the one it is about.
+const generationShards = 1 << 16
+
+const (
+	nextGeneration = 1 << 20
+	revokingMask   = nextGeneration - 1 // a million at once in one shard, which no server has
+)
+
+// Flush makes the cache forget everything, at once: entries stop counting when Flush
+// returns, and so do fills that are under way.
+func (c *Cache) Flush() {
+	c.global.Add(1)
+	// Nothing is cleared here. ristretto's Clear is not atomic, so it could promise
+	// nothing; the dead entries leave by their own expiry.
+}
+
+// Forget makes the cache forget what the source of that name said of a token, like
+// [CachedSource.Forget].
+func (c *Cache) Forget(name string, id TokenID) {
+	c.revoking(keyOf(sha256.Sum256([]byte(name)), id))()
+}
+
+// Forget makes the cache forget a token: once Forget has returned, no lookup that
+// begins later sees what was found out before.
+func (s *CachedSource) Forget(id TokenID) { s.Revoking(id)() }
+
+// Revoking announces that a token is about to be revoked. From then on every lookup of
+// it asks the source, until done is called, which does what Forget does. A revocation
+// calls Revoking, then has the store revoke, then calls done, whatever the store said,
+// then tells of it. Without the announcement, one lookup could find in the store that
+// the token is gone while the next still finds it in the cache.
+func (s *CachedSource) Revoking(id TokenID) (done func()) {
+	return s.cache.revoking(keyOf(s.name, id))
+}
+
+func (c *Cache) revoking(key cacheKey) (done func()) {
+	h := c.cfg.hash(key)
+	shard := &c.generations[h%generationShards]
+	shard.Add(1)
+	return func() {
+		// First the generation: it alone makes the revocation hold. Deleting frees memory.
+		shard.Add(nextGeneration - 1)
+		c.mu.RLock()
+		defer c.mu.RUnlock()
+		if !c.closed.Load() {
+			c.items.Del(h)
+		}
+	}
+}
+
 // forgotten is what one call of ForgetClient or ForgetSource made die: the entries of a
 // source, or of a client in it, whose source was asked before that call.
 type forgotten struct {
