@@ -894,7 +894,7 @@ func TestREADMEHasTheErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const noStore = "is damaged, or is no token store"
+	const noStore = "is damaged or not a token store"
 	if err := caddy.Load(config, true); err == nil || !strings.Contains(err.Error(), noStore) || !strings.Contains(configuration, "`"+noStore+"`") {
 		t.Errorf("docs/configuration.md does not explain %q, or it is not what is said of a damaged file: %v", noStore, err)
 	}

@@ -204,7 +204,7 @@ func TestBboltFileInUse(t *testing.T) {
 	if waited := time.Since(begun); waited > 2*time.Second {
 		t.Errorf("it took %v", waited)
 	}
-	for _, part := range []string{path, "in use by another process", "stop the other one", "store bbolt <path>", "longer lock_timeout"} {
+	for _, part := range []string{path, "in use by another process", "stop the other process", "store bbolt <path>", "longer lock_timeout"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("the message does not say %q: %v", part, err)
 		}
@@ -444,7 +444,7 @@ func honest(t *testing.T, path string, tokens []oauth.Token) (failed int) {
 // which revoked tokens stay revoked, and has nothing of what bbolt or Go panicked with.
 func saysWhatToDo(t *testing.T, err error, path string) {
 	t.Helper()
-	for _, part := range []string{path, "damaged, or is no token store (", "move it away", "all tokens have ended", "fetch new ones", "Don't put an old copy in its place"} {
+	for _, part := range []string{path, "damaged or not a token store (", "move it away", "all tokens have then ended", "fetch new ones", "Don't put an old copy in its place"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("the message does not say %q: %v", part, err)
 		}

@@ -6,22 +6,21 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// clientState is what a store keeps of a client.
+// clientState is what a store keeps about a client.
 type clientState struct {
 	Generation uint64 `json:"generation"`
-	// Retired: the configuration that was last in force did not have it.
+	// Retired says that the configuration that was last in force did not have the client.
 	Retired bool `json:"retired,omitempty"`
-	// Left: a configuration that had it has left the store, and since then nobody has said
-	// that it is still here.
+	// Left says that a configuration that had the client has left the store, and that nobody
+	// has claimed the client since.
 	Left bool `json:"left,omitempty"`
 }
 
-// clientTable is the rules of Admit, Retire and Leave, apart from where the states are kept.
-// It holds an entry for every client that was ever configured, and so grows with
-// them alone.
+// clientTable holds the rules of Admit, Retire and Leave, apart from where the states are stored.
+// It has an entry for every client that was ever configured, and grows with nothing else.
 type clientTable map[oauth.ClientRef]clientState
 
-// admit returns the generations of clients, and the states that change by it.
+// admit returns the generations of clients, and the states that become different.
 func (t clientTable) admit(clients []oauth.ClientRef, held map[oauth.ClientRef]uint64) (map[oauth.ClientRef]uint64, clientTable) {
 	generations, changed := make(map[oauth.ClientRef]uint64, len(clients)), clientTable{}
 	for _, ref := range clients {
@@ -30,7 +29,7 @@ func (t clientTable) admit(clients []oauth.ClientRef, held map[oauth.ClientRef]u
 			state.Generation = 1
 		}
 		if state.Left && held[ref] != state.Generation {
-			state.Generation++ // it may have been removed while nobody looked
+			state.Generation++ // it may have been removed meanwhile
 		}
 		if !known || state.Retired || state.Left {
 			state.Retired, state.Left = false, false
@@ -41,7 +40,7 @@ func (t clientTable) admit(clients []oauth.ClientRef, held map[oauth.ClientRef]u
 	return generations, changed
 }
 
-// retire returns the states that change when only the active clients are left.
+// retire returns the states that become different when only the active clients are left.
 func (t clientTable) retire(active []oauth.ClientRef) clientTable {
 	changed := clientTable{}
 	for ref, state := range t.without(active) {
@@ -50,8 +49,8 @@ func (t clientTable) retire(active []oauth.ClientRef) clientTable {
 	return changed
 }
 
-// leave returns the states that change when a configuration leaves all clients but those
-// that stay.
+// leave returns the states that become different when a configuration leaves all clients but
+// those in stay.
 func (t clientTable) leave(stay []oauth.ClientRef) clientTable {
 	changed := clientTable{}
 	for ref, state := range t.without(stay) {
@@ -63,7 +62,7 @@ func (t clientTable) leave(stay []oauth.ClientRef) clientTable {
 	return changed
 }
 
-// without returns the states of active clients other than those named.
+// without returns the states of the clients that are not retired, but for those named.
 func (t clientTable) without(named []oauth.ClientRef) clientTable {
 	rest := maps.Clone(t)
 	for _, ref := range named {

@@ -7,21 +7,22 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
-	"slices"
+	"strconv"
 
 	bolt "go.etcd.io/bbolt"
 )
 
-// bbolt believes what it reads. A bit that has changed, or a page that a disk has lost, can
-// make it follow its tree in circles, use pages that it had let go, in which revoked tokens
-// still stand, or miss what is there. So before a file is used it is read once from the
-// beginning to the end, which is half a second of work for a million tokens.
+// bbolt trusts what it reads. A flipped bit, or a page that a disk has lost, can make it
+// follow its tree in circles, miss records, or use pages that it had freed, which still
+// hold revoked tokens. So before a file is used it is read once from beginning to end,
+// which takes half a second for a million tokens.
 //
-// The structure must be that of a tree. And each bucket has a digest of all that is in it,
-// kept where bbolt has a number for each bucket that its users may set: it tells of changed
-// and missing records. All this is against accidents; who can write the file can do anything.
+// The pages must form a tree. And each bucket has a digest of everything in it, which
+// reveals changed and missing records. It is stored as the bucket's sequence number, which
+// bbolt leaves to its users. All this guards against accidents, not attacks: whoever can
+// write the file can do anything.
 
-// setValue and deleteValue are how buckets are changed: they keep the digest.
+// setValue and deleteValue change a bucket and its digest. Every change goes through them.
 func setValue(b *bolt.Bucket, key, value []byte) error {
 	if err := b.SetSequence(b.Sequence() ^ digestOf(key, b.Get(key)) ^ digestOf(key, value)); err != nil {
 		return err
@@ -36,7 +37,8 @@ func deleteValue(b *bolt.Bucket, key []byte) error {
 	return b.Delete(key)
 }
 
-// digestOf is what a record adds to the digest of its bucket: nothing if there is none.
+// digestOf is what a record adds to the digest of its bucket; a nil value, for no record, adds
+// nothing.
 func digestOf(key, value []byte) uint64 {
 	if value == nil {
 		return 0
@@ -52,8 +54,8 @@ func digestOf(key, value []byte) uint64 {
 	return sum
 }
 
-// What bbolt writes, version 2 of its format: 16 bytes of header in each page, and elements
-// of 16 bytes behind it that say where keys and values are.
+// The format of bbolt, version 2: each page has a header of 16 bytes, followed by elements of
+// 16 bytes that say where keys and values are.
 const (
 	pageHeader = 16
 	element    = 16
@@ -63,7 +65,7 @@ const (
 	freelistPage = 0x10
 
 	bucketElement = 0x01
-	metaSum       = pageHeader + 56 // where the checksum of a meta page is, behind what it is of
+	metaSum       = pageHeader + 56 // where the checksum of a meta page is, after what it covers
 	metaEnd       = metaSum + 8
 )
 
@@ -72,23 +74,25 @@ type bboltFile struct {
 	io.ReaderAt
 	pageSize int64
 	high     uint64 // the number of pages
-	used     []bool // pages that somebody has referred to
+	used     []bool // the pages that something refers to
 }
 
-// checkIntact reads a file that nobody writes to, and returns an error if it is damaged.
-func checkIntact(r io.ReaderAt) error {
+// checkIntact reads a file that nobody writes to. It returns the version of the file, 0 if there is
+// nothing in it, and an error if the file is damaged. Of a later version than fileVersion it
+// checks no more than the number: only a later program knows what belongs into the rest.
+func checkIntact(r io.ReaderAt) (version int, err error) {
 	f := &bboltFile{ReaderAt: r}
 	meta, err := f.meta(0)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	f.pageSize = int64(binary.NativeEndian.Uint32(meta[24:]))
-	// There are two meta pages, of the last transaction and of the one before. bbolt makes do
-	// with either; with the older one, the last revocations would be undone. A crash leaves
-	// neither damaged: what counts lies in one sector, which disks write whole or not at all.
+	// There are two meta pages, one of the last transaction and one of the transaction before.
+	// bbolt is content with either, but the older one would undo the last revocations. A crash
+	// damages neither: what counts lies in one sector, which disks write whole or not at all.
 	other, err := f.meta(f.pageSize)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	txid := func(meta []byte) uint64 { return binary.NativeEndian.Uint64(meta[64:]) }
 	if txid(other) > txid(meta) {
@@ -97,53 +101,97 @@ func checkIntact(r io.ReaderAt) error {
 	root, freelist := binary.NativeEndian.Uint64(meta[32:]), binary.NativeEndian.Uint64(meta[48:])
 	f.high = binary.NativeEndian.Uint64(meta[56:])
 	if _, err := f.ReadAt(make([]byte, 1), int64(f.high)*f.pageSize-1); err != nil {
-		return errors.New("it was cut short")
+		return 0, errors.New("it was cut short")
 	}
 	f.used = make([]bool, f.high)
 
 	if err := f.free(freelist); err != nil {
-		return err
+		return 0, err
 	}
-	buckets := 0
+	buckets := make(map[string][]byte) // name → where its records are
 	if err := f.walk(root, nil, nil, func(flags uint32, name, value []byte) error {
-		buckets++
-		known := slices.ContainsFunc(allBuckets, func(b []byte) bool { return bytes.Equal(b, name) })
-		if flags != bucketElement || len(value) < 16 || !known {
-			return fmt.Errorf("%q is no bucket of a token store", name)
+		if flags != bucketElement || len(value) < 16 {
+			return notABucket(name)
 		}
-		digest := binary.NativeEndian.Uint64(value[8:])
-		each := func(flags uint32, key, value []byte) error {
-			if flags != 0 {
-				return errors.New("a record is marked as something else")
-			}
-			digest ^= digestOf(key, value)
-			return nil
-		}
-		var err error
-		if root := binary.NativeEndian.Uint64(value); root != 0 {
-			err = f.walk(root, nil, nil, each)
-		} else { // a small bucket lies in its value, in the form of a page
-			_, err = f.elements(value[16:], nil, nil, each)
-		}
-		if err == nil && digest != 0 {
-			err = fmt.Errorf("records in the bucket %q have changed or are missing", name)
-		}
-		return err
+		buckets[string(name)] = value
+		return nil
 	}); err != nil {
-		return err
+		return 0, err
 	}
-	if buckets != 0 && buckets != len(allBuckets) {
-		return errors.New("a bucket is missing")
+	version, err = f.version(buckets)
+	if err != nil || version > fileVersion {
+		return version, err
+	}
+	for _, name := range fileBuckets[version] { // none for 0
+		value := buckets[string(name)]
+		if value == nil {
+			return 0, fmt.Errorf("the bucket %q is missing", name)
+		}
+		if err := f.bucket(name, value, func(_, _ []byte) {}); err != nil {
+			return 0, err
+		}
+		delete(buckets, string(name))
+	}
+	for name := range buckets {
+		if name != string(bucketMeta) {
+			return 0, notABucket([]byte(name))
+		}
 	}
 	for id := uint64(2); id < f.high; id++ {
 		if !f.used[id] {
-			return fmt.Errorf("page %d is neither used nor free", id)
+			return 0, fmt.Errorf("page %d is neither used nor free", id)
 		}
 	}
-	return nil
+	return version, nil
 }
 
-// meta reads what counts of a meta page.
+func notABucket(name []byte) error { return fmt.Errorf("%q is not a bucket of a token store", name) }
+
+// version finds the version of a file with these buckets: 0 if there are none, 1 if there is no
+// number, as in files from before they had one.
+func (f *bboltFile) version(buckets map[string][]byte) (int, error) {
+	meta := buckets[string(bucketMeta)]
+	if meta == nil {
+		return min(len(buckets), 1), nil
+	}
+	var number string
+	if err := f.bucket(bucketMeta, meta, func(key, value []byte) {
+		if bytes.Equal(key, keyVersion) {
+			number = string(value)
+		}
+	}); err != nil {
+		return 0, err
+	}
+	version, err := strconv.Atoi(number)
+	if err != nil || version < 1 {
+		return 0, errors.New("it has no valid version number")
+	}
+	return version, nil
+}
+
+// bucket checks a bucket, and calls each for the records in it. value is its element in the root.
+func (f *bboltFile) bucket(name, value []byte, each func(key, value []byte)) (err error) {
+	digest := binary.NativeEndian.Uint64(value[8:])
+	record := func(flags uint32, key, value []byte) error {
+		if flags != 0 {
+			return errors.New("a record is marked as something else")
+		}
+		digest ^= digestOf(key, value)
+		each(key, value)
+		return nil
+	}
+	if root := binary.NativeEndian.Uint64(value); root != 0 {
+		err = f.walk(root, nil, nil, record)
+	} else { // a small bucket lies in its element, in the form of a page
+		_, err = f.elements(value[16:], nil, nil, record)
+	}
+	if err == nil && digest != 0 {
+		err = fmt.Errorf("records in the bucket %q have changed or are missing", name)
+	}
+	return err
+}
+
+// meta reads the part of a meta page that counts.
 func (f *bboltFile) meta(at int64) ([]byte, error) {
 	meta := make([]byte, metaEnd)
 	if _, err := f.ReadAt(meta, at); err != nil {
@@ -152,12 +200,12 @@ func (f *bboltFile) meta(at int64) ([]byte, error) {
 	sum := fnv.New64a()
 	sum.Write(meta[pageHeader:metaSum])
 	if sum.Sum64() != binary.NativeEndian.Uint64(meta[metaSum:]) {
-		return nil, errors.New("which transaction was the last can't be told")
+		return nil, errors.New("it doesn't say which transaction was the last")
 	}
 	return meta, nil
 }
 
-// page reads a page with those that continue it, and marks them as used.
+// page reads a page with its overflow pages, and marks them as used.
 func (f *bboltFile) page(id uint64) ([]byte, error) {
 	if err := f.use(id); err != nil {
 		return nil, err
@@ -168,7 +216,7 @@ func (f *bboltFile) page(id uint64) ([]byte, error) {
 	}
 	more := uint64(binary.NativeEndian.Uint32(page[12:]))
 	if binary.NativeEndian.Uint64(page) != id || more > f.high {
-		return nil, fmt.Errorf("page %d is something else", id)
+		return nil, fmt.Errorf("page %d is not what it should be", id)
 	}
 	if more == 0 {
 		return page, nil
@@ -201,10 +249,10 @@ func (f *bboltFile) free(id uint64) error {
 		return err
 	}
 	if flags := binary.NativeEndian.Uint16(page[8:]); flags != freelistPage {
-		return fmt.Errorf("page %d is no list of free pages", id)
+		return fmt.Errorf("page %d is not a list of free pages", id)
 	}
 	count, list := uint64(binary.NativeEndian.Uint16(page[10:])), page[pageHeader:]
-	if count == 0xffff { // then the number stands in the place of the first
+	if count == 0xffff { // then the first element is the count
 		count, list = binary.NativeEndian.Uint64(list), list[8:]
 	}
 	if count > uint64(len(list)/8) {
@@ -218,8 +266,8 @@ func (f *bboltFile) free(id uint64) error {
 	return nil
 }
 
-// walk calls each for the records under a page, in the order of their keys. Keys are not less
-// than least, and less than bound, if there are these. It ends, since no page is used twice.
+// walk calls each for the records under a page, in the order of their keys. Keys must be at least
+// least and below bound, where these are not nil. It ends, because no page may be used twice.
 func (f *bboltFile) walk(id uint64, least, bound []byte, each func(flags uint32, key, value []byte) error) error {
 	page, err := f.page(id)
 	if err != nil {
@@ -241,7 +289,7 @@ func (f *bboltFile) walk(id uint64, least, bound []byte, each func(flags uint32,
 	return nil
 }
 
-// child is an element of a branch: a page, and what its keys are not less than.
+// child is an element of a branch: a page, and the least key that it may have.
 type child struct {
 	key []byte
 	id  uint64
@@ -249,7 +297,7 @@ type child struct {
 
 // elements calls each for the records of a leaf, or returns the children of a branch.
 func (f *bboltFile) elements(page, least, bound []byte, each func(flags uint32, key, value []byte) error) ([]child, error) {
-	broken := errors.New("a page has changed")
+	broken := errors.New("a page is damaged")
 	if len(page) < pageHeader {
 		return nil, broken
 	}
@@ -259,7 +307,7 @@ func (f *bboltFile) elements(page, least, bound []byte, each func(flags uint32, 
 	}
 	var children []child
 	for i := range count {
-		e := page[pageHeader+i*element:] // positions count from here
+		e := page[pageHeader+i*element:] // positions are relative to it
 		word := func(n int) uint64 { return uint64(binary.NativeEndian.Uint32(e[4*n:])) }
 		position, keySize, valueSize := word(1), word(2), word(3)
 		if kind == branchPage {

@@ -11,12 +11,13 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// maxMemoryTokens bounds a Memory store; Put answers ErrFull beyond it. One client may have
-// a quarter of that, so that none shuts out all others; beyond it Put answers ErrClientFull.
+// maxMemoryTokens bounds a Memory store; beyond it Put returns ErrFull. One client may have a
+// quarter of that, so that it can't shut out all others; beyond it Put returns ErrClientFull.
 const maxMemoryTokens = 1_000_000
 
-// Memory keeps tokens in memory: quick, and gone with the process. It is bounded by
-// maxMemoryTokens of about 0.5 KiB. It starts nothing and needs no Close, but obeys one.
+// Memory keeps tokens in memory, for as long as the process lives: maxMemoryTokens at most, each
+// of about 0.5 KiB. It is safe for concurrent use. It starts nothing, so it need not be
+// closed; once it is, its methods return oauth.ErrClosed.
 type Memory struct {
 	now func() time.Time
 	max int // maxMemoryTokens, less in tests
@@ -24,17 +25,16 @@ type Memory struct {
 	mu     sync.RWMutex
 	closed bool
 	tokens map[oauth.Key]oauth.Token
-	// expiries orders the keys of tokens, and of some that were revoked meanwhile, by
-	// expiry.
+	// expiries orders the keys of tokens by expiry. A revoked token's key stays until it expires.
 	expiries keyHeap
-	// holders are the clients that have keys in expiries, of which there are no more.
+	// holders has an entry for each client with keys in expiries, and so never more than those.
 	holders map[oauth.ClientRef]*holder
 	clients clientTable
 	secrets map[string][]byte
 }
 
-// NewMemory makes an empty store. now is the wall clock by which expired tokens are
-// dropped.
+// NewMemory makes an empty store. now is the wall clock that decides which tokens have expired
+// and are dropped.
 func NewMemory(now func() time.Time) *Memory {
 	return &Memory{
 		now:     now,
@@ -54,9 +54,9 @@ func (m *Memory) Put(_ context.Context, t oauth.Token) error {
 		return oauth.ErrClosed
 	}
 	client := oauth.ClientRef{Realm: t.Realm, ClientID: t.ClientID}
-	// Each Put drops up to four expired tokens, so the store shrinks faster than it
-	// grows and nobody has to sweep; and all of them before it refuses a client, which may
-	// have nothing else.
+	// Each Put drops up to four expired tokens, so the store shrinks faster than it grows and
+	// needs no sweeper. Before it refuses a client it drops all of them, since that client's
+	// whole share may have expired.
 	now := m.now().UnixMilli()
 	for i := 0; (i < 4 || m.hasShare(client)) && len(m.expiries) > 0 && m.expiries[0].ExpiryMilli <= now; i++ {
 		over := heap.Pop(&m.expiries).(heldKey)
@@ -66,7 +66,7 @@ func (m *Memory) Put(_ context.Context, t oauth.Token) error {
 		}
 	}
 	h := m.holders[client]
-	// The heap, not the map: it keeps the keys of revoked tokens until they expire.
+	// Count the heap, not the map: the heap keeps the keys of revoked tokens until they expire.
 	switch {
 	case m.hasShare(client):
 		return oauth.ErrClientFull
@@ -83,7 +83,7 @@ func (m *Memory) Put(_ context.Context, t oauth.Token) error {
 	return nil
 }
 
-// hasShare reports whether there is no room for another token of client.
+// hasShare reports whether client has its full share, so that it gets no more tokens.
 func (m *Memory) hasShare(client oauth.ClientRef) bool {
 	h := m.holders[client]
 	return h != nil && h.keys >= m.max/4
@@ -171,7 +171,7 @@ func (m *Memory) Close() error {
 	return nil
 }
 
-// holder is a client and how many keys in the heap are of its tokens.
+// holder is a client, and how many keys in the heap belong to its tokens.
 type holder struct {
 	client oauth.ClientRef
 	keys   int
@@ -182,7 +182,7 @@ type heldKey struct {
 	holder *holder
 }
 
-// keyHeap is a heap of keys, the next to expire first.
+// keyHeap is a heap of keys, the first to expire on top.
 type keyHeap []heldKey
 
 func (h keyHeap) Len() int           { return len(h) }

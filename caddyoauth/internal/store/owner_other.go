@@ -4,7 +4,8 @@ package store
 
 import "io/fs"
 
-// Here the rights to files are not in their modes, and are left to who sets them up.
+// On these systems modes don't say who may do what with a file, so its permissions are left to
+// whoever sets it up.
 
 const noFollow = 0
 

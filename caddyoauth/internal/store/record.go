@@ -10,12 +10,12 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// recordVersion is the version of the stored form of a token. A reader refuses
-// versions it does not know: after a downgrade it can't find out, which is not "no".
+// recordVersion is the version of a token's stored form. A reader fails on versions that it does
+// not know, as after a downgrade: it can't find out what the token means, which is not "no".
 const recordVersion = 1
 
-// record is a token's stored form. Its ID is in it, so that a record can't stand in
-// for another; its expiry is not, since the key has it.
+// record is a token's stored form. It contains the token's ID, so that one record can't stand in
+// for another, but not the expiry, which is in the key.
 type record struct {
 	Version    int      `json:"v"`
 	ID         []byte   `json:"id"`
@@ -27,7 +27,7 @@ type record struct {
 	IssuedAt   int64    `json:"i"` // unix milliseconds
 }
 
-// errCorrupt: what is stored can't be read by this program.
+// errCorrupt is why this program can't read what is stored.
 var errCorrupt = errors.New("stored record is corrupt")
 
 func encodeRecord(t oauth.Token) ([]byte, error) {
@@ -38,17 +38,17 @@ func encodeRecord(t oauth.Token) ([]byte, error) {
 	})
 }
 
-// decodeRecord reads what lies under key. Anything but that key's own record is an error.
+// decodeRecord decodes what is stored under key. Anything but that key's own record is an error.
 func decodeRecord(key oauth.Key, b []byte) (oauth.Token, error) {
 	var r record
 	if err := json.Unmarshal(b, &r); err != nil {
-		return oauth.Token{}, errCorrupt // err would quote from it
+		return oauth.Token{}, errCorrupt // err would quote the record
 	}
 	if r.Version != recordVersion {
-		return oauth.Token{}, fmt.Errorf("%w: it has version %d, this program knows %d", errCorrupt, r.Version, recordVersion)
+		return oauth.Token{}, fmt.Errorf("%w: it has version %d, but this program knows only %d", errCorrupt, r.Version, recordVersion)
 	}
 	if string(r.ID) != string(key.ID[:]) || r.Realm != key.Realm || r.ClientID == "" {
-		return oauth.Token{}, fmt.Errorf("%w, or another token's", errCorrupt)
+		return oauth.Token{}, fmt.Errorf("%w or belongs to another token", errCorrupt)
 	}
 	t := oauth.Token{
 		Key: key, ClientID: r.ClientID, ClientGeneration: r.Generation, Audience: r.Audience,
