@@ -65,7 +65,7 @@ func forget(w http.ResponseWriter, r *http.Request) error {
 	}
 	// Not from the configuration that provisioned this route: it may be over.
 	app := activeApp()
-	if app == nil || app.opened == nil {
+	if app == nil {
 		return fail(http.StatusNotFound, "oauth is not configured")
 	}
 	var what forgetRequest
@@ -91,12 +91,12 @@ func forget(w http.ResponseWriter, r *http.Request) error {
 		case what.Token != "":
 			id := introspect.IDOf(what.Token)
 			field = zap.Stringer("token_id", id)
-			app.opened.cache.Forget(name, id)
+			app.run.opened.cache.Forget(name, id)
 		case what.ClientID != "":
 			field = zap.String("client_id", what.ClientID)
-			app.opened.cache.ForgetClient(name, what.ClientID)
+			app.run.opened.cache.ForgetClient(name, what.ClientID)
 		default:
-			app.opened.cache.ForgetSource(name)
+			app.run.opened.cache.ForgetSource(name)
 		}
 	}
 	app.logger.Info("forgot what was cached", zap.String("source", what.Source), field)

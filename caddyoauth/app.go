@@ -1,7 +1,7 @@
 package caddyoauth
 
 import (
-	"context"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,8 +14,6 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
-
-	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
 func init() {
@@ -28,86 +26,68 @@ const (
 )
 
 // App is the OAuth 2.0 authorization server behind the `oauth_server` and
-// `oauth_protect` handlers: its realms with their clients, the store where issued
-// tokens live, and the cache in front of it.
+// `oauth_protect` handlers: realms with their clients, the store that holds issued
+// tokens, and the cache in front of it.
 type App struct {
-	// Where issued tokens live. Default: `bbolt`, in Caddy's data directory. Two
-	// configurations that name the same store share it, so tokens survive a reload.
+	// Where issued tokens are kept. Two configurations that name the same store share it, so
+	// tokens survive a reload. Default: `bbolt`, in Caddy's data directory.
 	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=oauth.stores inline_key=store"`
 
-	// The cache of token facts.
+	// The cache of what tokens mean.
 	Cache *CacheSettings `json:"cache,omitempty"`
 
-	// The realms by name. A realm is an authorization server of its own: issuer, clients
-	// and tokens; what one realm issued is refused by every other. The realm `root` is
-	// the one whose endpoints stand directly under the base path, and its settings,
-	// clients excepted, hold for every realm that does not have its own. If `root` has
-	// no clients while other realms exist, it only lends its settings. Names consist of
-	// lower-case letters, digits, `-` and `_`.
+	// The realms by name. Each realm is an authorization server of its own, with its own
+	// issuer, clients and tokens; a token of one realm is refused by every other. The
+	// endpoints of the realm `root` are directly below the base path. Its settings, except
+	// for its clients, are the defaults of all other realms. If `root` has no clients
+	// while other realms exist, that is all it is for. A name consists of lower-case
+	// letters, digits, `-` and `_`.
 	Realms map[string]*Realm `json:"realms,omitempty"`
+
+	// What Provision makes of the configuration.
 
 	ctx    caddy.Context
 	logger *zap.Logger
 	opener storeOpener
+	realms map[string]*servedRealm // those that are served, by name
 
-	// realms are those that are served, by name.
-	realms map[string]*servedRealm
+	// What all handlers together need. Only register adds to it. It is complete when the last
+	// handler has been provisioned, and so before Start and before any request.
 
-	// What the handlers need, all together. Only register adds to it. It is complete when the
-	// last handler has been provisioned, so before Start and before any request.
-
-	// usesStore reports that tokens are issued here, or accepted that were.
+	// usesStore is set if tokens are issued here, or tokens issued here are accepted.
 	usesStore bool
-	// sources are those of tokens from elsewhere, by what distinguishes their uses.
+	// sources are the sources of tokens from elsewhere, by useKey.
 	sources map[string]*usedSource
-	// prefixes are what identity headers begin with, folded.
+	// prefixes are what the names of identity headers begin with, folded.
 	prefixes []string
-	// judgesPaths reports that some oauth_protect refuses ambiguous paths.
+	// judgesPaths is set if any oauth_protect refuses ambiguous paths.
 	judgesPaths bool
 	// servers are all oauth_server handlers.
 	servers []*Server
-	// ordered are the servers whose routes checkOrder has been through.
+	// ordered are the servers whose routes checkOrder has checked.
 	ordered map[*caddyhttp.Server]bool
 
-	// What Start sets, before it closes ready.
-	before   context.Context // of the configuration that was in force then; nil if none was
-	ready    chan struct{}
-	startErr error
-	opened   *openStore
-
-	// tokenKey and generations are what the store had last; agree alone touches them.
-	tokenKey    []byte
-	generations map[oauth.ClientRef]uint64
-	// unfollow ends keepAgreeing, which closes following when it is over.
-	unfollow  context.CancelFunc
-	following chan struct{}
-
-	// held is the key of the store that this instance took from the pool, empty if it
-	// took none. Cleanup gives back exactly that.
-	held string
-	// heldSources likewise.
-	heldSources []string
-	// committed tells whether commit has done its work; opened.committing guards it.
-	committed bool
+	// run is the rest, from Start to Cleanup; see lifecycle.go.
+	run *running
 }
 
 // CacheSettings are the settings of the token cache.
 type CacheSettings struct {
-	// Turns the cache off: every check asks the store. Parallel questions about one
+	// Turns the cache off: every check asks the token's source. Concurrent checks of one
 	// token still share one answer. Default: false.
 	Disabled bool `json:"disabled,omitempty"`
 
-	// How many tokens are cached at most, up to ten million. Default: 100000.
+	// The most tokens to cache, up to ten million. Default: 100000.
 	MaxTokens int64 `json:"max_tokens,omitempty"`
 
-	// How many bytes the cached tokens may take together, 1 MiB or more; a token issued here
-	// takes about 0.7 KiB, one from elsewhere its claims besides. The process takes two and a
-	// half times as much at the most, and 43 bytes for each of `max_tokens`. Default: 128 MiB,
-	// or 1 KiB for each of `max_tokens` if that is more.
+	// The most bytes that cached tokens may take together, 1 MiB or more. A token issued here
+	// takes about 0.7 KiB, and one from elsewhere the size of its claims on top. The process
+	// grows by at most two and a half times this size, plus 43 bytes for each of `max_tokens`.
+	// Default: 128 MiB, or 1 KiB for each of `max_tokens` if that is more.
 	MaxSize int64 `json:"max_size,omitempty"`
 
-	// For how long facts are used without asking their source again. Tokens issued here
-	// are refused at once when they are revoked, whatever this says. Default: `60s`.
+	// How long an answer is used before the token's source is asked again. Tokens issued here
+	// are refused as soon as they are revoked, whatever this is. Default: `60s`.
 	MaxAge caddy.Duration `json:"max_age,omitempty"`
 }
 
@@ -119,12 +99,12 @@ func (App) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision reads the configuration into what the request path uses. It opens nothing
-// and asks nobody, so `caddy validate` works beside a running server.
+// Provision turns the configuration into what requests use. It opens nothing and asks no other
+// server, so `caddy validate` works beside a running gateway.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
 	a.logger = ctx.Logger()
-	a.ready = make(chan struct{})
+	a.run = &running{ready: make(chan struct{})}
 	a.prefixes = []string{strings.ToLower(defaultHeaderPrefix)}
 	a.sources = make(map[string]*usedSource)
 	a.ordered = make(map[*caddyhttp.Server]bool)
@@ -136,24 +116,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if a.Cache == nil {
 		a.Cache = new(CacheSettings)
 	}
-	if a.Cache.MaxTokens == 0 {
-		a.Cache.MaxTokens = defaultMaxTokens
-	}
-	if a.Cache.MaxAge == 0 {
-		a.Cache.MaxAge = defaultMaxAge
-	}
-	if err := checkMaxTokens(a.Cache.MaxTokens); err != nil {
+	if err := a.Cache.provision(); err != nil {
 		return fmt.Errorf("cache: %w", err)
 	}
-	if a.Cache.MaxSize != 0 {
-		if err := checkMaxSize(a.Cache.MaxSize); err != nil {
-			return fmt.Errorf("cache: %w", err)
-		}
-	}
-	if a.Cache.MaxAge < 0 {
-		return errors.New("cache: max_age must be greater than zero; to do without a cache, turn it off")
-	}
-
 	if a.StoreRaw == nil {
 		a.StoreRaw = json.RawMessage(`{"store":"bbolt"}`)
 	}
@@ -162,7 +127,29 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading the token store: %w", err)
 	}
 	a.opener = mod.(storeOpener)
+	return a.provisionRealms()
+}
 
+// provision fills in the defaults and checks the rest.
+func (c *CacheSettings) provision() error {
+	c.MaxTokens = cmp.Or(c.MaxTokens, defaultMaxTokens)
+	c.MaxAge = cmp.Or(c.MaxAge, defaultMaxAge)
+	if err := checkMaxTokens(c.MaxTokens); err != nil {
+		return err
+	}
+	if c.MaxSize != 0 {
+		if err := checkMaxSize(c.MaxSize); err != nil {
+			return err
+		}
+	}
+	if c.MaxAge < 0 {
+		return errors.New("max_age must be greater than zero; to do without a cache, turn it off")
+	}
+	return nil
+}
+
+// provisionRealms makes the realms that are served.
+func (a *App) provisionRealms() error {
 	// In JSON a realm or a client may be null; it is then an empty one.
 	for name, r := range a.Realms {
 		if r == nil {
@@ -190,7 +177,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		if err != nil {
 			return fmt.Errorf("realm %q: %w", name, err)
 		}
-		// A slash at the end makes no difference to where the metadata is (RFC 8414 section 3).
+		// A trailing slash makes no difference to where the metadata is (RFC 8414 section 3).
 		issuer := strings.TrimSuffix(r.settings.Issuer, "/")
 		if other, taken := issuers[issuer]; taken && issuer != "" {
 			return fmt.Errorf("realms %q and %q have the same issuer %s; each needs its own", other, name, r.settings.Issuer)
@@ -215,27 +202,29 @@ func appFor(ctx caddy.Context, handler string) (*App, error) {
 	return app.(*App), nil
 }
 
-// needs is what a handler needs the app to do.
+// needs is what a handler needs the app to do. The zero value is for one that needs only what
+// register does in any case.
 type needs struct {
-	// store: open the token store, which holds the tokens issued here.
+	// store has the app open the token store, which holds the tokens issued here.
 	store bool
-	// sources are modules of the namespace oauth.sources: open those of tokens from
-	// elsewhere. A LocalSource needs the store.
+	// sources are modules of the namespace oauth.sources. The app opens each TokenSource; a
+	// LocalSource needs the store.
 	sources []any
-	// headerPrefix, folded, is what the identity headers that it sets begin with: make every
-	// handler remove such headers, so that no other route can be used to tell a backend who
-	// is calling. Empty if it sets none.
+	// headerPrefix is what the names of the handler's identity headers begin with, folded. The
+	// app has all handlers remove such headers, so that a caller can't use another route to
+	// tell the backend who is calling. Empty for a handler that sets none.
 	headerPrefix string
-	// judgesPaths: make every oauth_server refuse ambiguous paths, too.
+	// judgesPaths has every oauth_server refuse ambiguous paths, too.
 	judgesPaths bool
-	// server is the handler itself, if it is an oauth_server: make it known to the others.
+	// server is the handler itself if it is an oauth_server: each must know the paths of the
+	// others.
 	server *Server
 }
 
-// register tells the app what a handler needs, and prepares the server that the handler
-// stands in: the order of its routes is checked, and it strips requests early. It returns
-// how the handler uses each of its sources, nil for what is no TokenSource. Each handler calls it
-// once, in Provision; Caddy provisions one handler after the other.
+// register tells the app what a handler needs, and prepares the HTTP server that the handler
+// is part of: it checks the order of the server's routes, and has the server strip requests
+// early. It returns the use of each source, or nil for one that is no TokenSource. Every handler
+// calls it once, in Provision; Caddy provisions handlers one after the other.
 func (a *App) register(ctx caddy.Context, n needs) ([]*usedSource, error) {
 	a.usesStore = a.usesStore || n.store
 	used := make([]*usedSource, len(n.sources))
@@ -259,8 +248,8 @@ func (a *App) register(ctx caddy.Context, n needs) ([]*usedSource, error) {
 		a.servers = append(a.servers, n.server)
 	}
 
-	// Without a server, as in tests, a handler strips for itself alone, which it does in any
-	// case.
+	// There is no server in some tests. The handler still strips requests itself, as it always
+	// does.
 	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	if !ok {
 		return used, nil
@@ -274,8 +263,8 @@ func (a *App) register(ctx caddy.Context, n needs) ([]*usedSource, error) {
 	return used, stripEarly(ctx, server, a)
 }
 
-// realm returns the realm of that name, or, for no name, the only one there is, else
-// root. The error says which realms exist.
+// realm returns the realm of that name. Without a name it is the only realm there is, or else
+// root. The error lists the realms that exist.
 func (a *App) realm(name string) (*servedRealm, error) {
 	name, err := chooseRealm(a.Realms, name)
 	if err != nil {
@@ -284,7 +273,7 @@ func (a *App) realm(name string) (*servedRealm, error) {
 	return a.realms[name], nil
 }
 
-// maxMaxTokens bounds max_tokens: the cache allocates 43 bytes for each at once.
+// maxMaxTokens bounds max_tokens: the cache allocates 43 bytes for each in advance.
 const maxMaxTokens = 10_000_000
 
 func checkMaxTokens(n int64) error {
@@ -307,8 +296,8 @@ func checkMaxSize(n int64) error {
 // rootRealm is the name of the realm without a name.
 const rootRealm = "root"
 
-// servedRealms are the realms that exist in a configuration, sorted: every named one,
-// and root if it has clients or stands alone.
+// servedRealms returns the names of the realms that exist in a configuration, sorted: all but
+// root, and root if it has clients or is the only one.
 func servedRealms(realms map[string]*Realm) []string {
 	var names []string
 	for name, r := range realms {
@@ -323,7 +312,7 @@ func servedRealms(realms map[string]*Realm) []string {
 	return names
 }
 
-// chooseRealm resolves the realm that a handler names, or does not name.
+// chooseRealm returns the name of the realm that a handler means by name, which may be empty.
 func chooseRealm(realms map[string]*Realm, name string) (string, error) {
 	served := servedRealms(realms)
 	switch {
@@ -340,10 +329,8 @@ func chooseRealm(realms map[string]*Realm, name string) (string, error) {
 	return name, nil
 }
 
-// sortedKeys returns the keys of m in order, for output and errors that don't vary.
+// sortedKeys returns the keys of m in order, for output and errors that are always the same.
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // Interface guards
-var (
-	_ caddy.Provisioner = (*App)(nil)
-)
+var _ caddy.Provisioner = (*App)(nil)

@@ -6,6 +6,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"go/types"
 	"io"
 	"io/fs"
 	"os/exec"
@@ -156,6 +157,83 @@ func sourceFiles(t *testing.T, visit func(name string, file *ast.File)) {
 		t.Fatalf("only %d files were looked at; the test does not see the repository any more", n)
 	}
 }
+
+// Handlers tell the app what they need by one call, App.register. If they wrote its fields, nobody
+// could say any more who sets what, and when it is complete. Exported fields are the
+// configuration, which the Caddyfile parser fills in.
+func TestOnlyTheAppSetsItsFields(t *testing.T) {
+	fset := token.NewFileSet()
+	var files []*ast.File
+	names, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(fset, name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, file)
+	}
+	// What is imported stays unknown, and costs errors that don't matter: the types of this package
+	// are all that is looked at.
+	info := types.Info{Selections: make(map[*ast.SelectorExpr]*types.Selection)}
+	config := types.Config{Importer: noImports{}, Error: func(error) {}}
+	pkg, _ := config.Check("caddyoauth", fset, files, &info)
+	app := pkg.Scope().Lookup("App").Type()
+
+	fieldOfApp := func(target ast.Expr) (name string) {
+		ast.Inspect(target, func(n ast.Node) bool {
+			selector, ok := n.(*ast.SelectorExpr)
+			if !ok || info.Selections[selector] == nil || ast.IsExported(selector.Sel.Name) {
+				return true
+			}
+			receiver := info.Selections[selector].Recv()
+			if pointer, ok := receiver.(*types.Pointer); ok {
+				receiver = pointer.Elem()
+			}
+			if types.Identical(receiver, app) {
+				name = selector.Sel.Name
+			}
+			return true
+		})
+		return name
+	}
+	seen := 0
+	for _, file := range files {
+		ast.Inspect(file, func(n ast.Node) bool {
+			var targets []ast.Expr
+			switch n := n.(type) {
+			case *ast.AssignStmt:
+				targets = n.Lhs
+			case *ast.IncDecStmt:
+				targets = []ast.Expr{n.X}
+			}
+			for _, target := range targets {
+				field := fieldOfApp(target)
+				if field == "" {
+					continue
+				}
+				seen++
+				if at := fset.Position(target.Pos()); at.Filename != "app.go" && at.Filename != "lifecycle.go" {
+					t.Errorf("%s sets the field %s of App; have App.register do it", at, field)
+				}
+			}
+			return true
+		})
+	}
+	if seen < 10 {
+		t.Errorf("only %d places set a field of App; the test does not see them any more", seen)
+	}
+}
+
+// noImports is an importer for whoever needs no types of other packages.
+type noImports struct{}
+
+func (noImports) Import(string) (*types.Package, error) { return nil, errors.New("not imported") }
 
 func TestEveryPackageHasAComment(t *testing.T) {
 	comments := make(map[string]string)

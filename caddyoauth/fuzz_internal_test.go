@@ -22,7 +22,7 @@ import (
 
 // CloseStore closes the token store of the active configuration while it is in use, so that
 // tests have a store that can't answer.
-func CloseStore() error { return activeApp().opened.store.Close() }
+func CloseStore() error { return activeApp().run.opened.store.Close() }
 
 // SlowHashes returns how many slow hashes this process has computed for clients.
 func SlowHashes() int64 { return hasher().Hashes() }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,19 +17,116 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
+// # The life of a configuration
+//
+// Every configuration has an App of its own. Caddy loads a new one while the old one still
+// serves, one load at a time, and takes each App through these steps:
+//
+//	Provision  First the app, then the handlers, each of which calls register. Nothing is
+//	           opened and no other server is asked, so 'caddy validate', which ends here,
+//	           works beside a running gateway.
+//	Start      Caddy starts its apps in random order, so the HTTP server may take requests
+//	           before our Start is over. They wait for it in await. Start opens the store and
+//	           the sources, or shares those of the old configuration, makes the realms'
+//	           engines, and agrees.
+//	in force   All apps have started, and Caddy has put the new configuration in the place of
+//	           the old one. activeApp returns its App from now on.
+//	Stop       Right after that, Caddy stops the old configuration, again in random order.
+//	           Its last requests may still run, so Stop closes nothing.
+//	Cleanup    Comes at once, without waiting for those requests. It gives back what Start
+//	           took; whatever no other App uses is closed. A request that outlives its store
+//	           gets oauth.ErrClosed, and its caller 503.
+//
+// A load can end in four ways:
+//
+//   - No App was in force. Start commits, since nobody else's tokens are at stake.
+//   - It replaces another configuration. Start agrees but does not commit. The Stop of the old
+//     App does that for the new one, and leaves the old store if the new one has another.
+//   - It is refused. If Provision or our own Start failed, only Cleanup runs. If another app
+//     failed after our Start, Stop runs too, although this App never came into force. Either
+//     way Cleanup withdraws, and the old configuration goes on as if nothing had happened.
+//   - The process ends: Stop and Cleanup run while nothing is in force. No client is removed
+//     by that, so Stop has nothing to do.
+//
+// During a reload two Apps are alive. What must outlive the old one lies in pools, under a key
+// that says what it is: a store with its cache in openStores, a source of tokens from elsewhere
+// in openSources. The rest ends with its App.
+//
+// Tokens of a client must die when the client is removed, and stay dead if it ever comes back.
+// So each client has a generation in the store, its tokens carry it, and they count only while
+// it is current. The following keeps this true, across reloads and between gateways. Admit, Retire,
+// Leave and Secret are methods of the store; oauth.TokenStore has their contract.
+//
+//   - agree gets from the store what all gateways that share it must have in common: the key
+//     that authenticates tokens (Secret), and the generation of each client (Admit), which
+//     creates those that the store has not met. It gives them to the engines (Engine.Share). It
+//     ends nothing, so a configuration that may yet be refused may do it. It runs in Start, and
+//     in keepAgreeing after each change that another gateway makes.
+//   - share (Engine.Share) puts what was agreed into an engine, at once and while requests run.
+//     An engine that was never told anything answers oauth.ErrUnreachable, and its caller gets
+//     503: a fleet may start while its store is down.
+//   - follow (openStore.follow) has the store report changes by other gateways. It begins before
+//     the first agree, so that no change falls between the two, and ends in Stop or Cleanup.
+//   - commit makes final what the configuration says: the size of the cache, and that clients
+//     which it does not have are gone. It happens once for each App, and only when the App is in
+//     force or nothing else is: a configuration that is merely tried must not end the tokens of
+//     the one that goes on. If the store does not answer, keepAgreeing tries again.
+//   - retire (Retire) is the part of commit that concerns clients: those that are not named pass
+//     to their next generation.
+//   - leave (Leave) does the same in a store that the next configuration does not use, because
+//     nobody would be there to retire a client that is removed in the meantime.
+//   - withdraw undoes what a refused configuration has said in the store of the one that goes on.
+//     It has admitted clients which that one does not have, and may have served them for a
+//     moment.
+
 const (
-	// startTimeout bounds what Start does with the store, and commit likewise.
+	// startTimeout bounds all that Start does with the store, and all that Stop and Cleanup do.
 	startTimeout = 30 * time.Second
 	// readyTimeout bounds how long a request waits for Start.
 	readyTimeout = 10 * time.Second
 )
 
-// Start opens the store, and lets waiting requests go.
+// running is what an App has from Start to Cleanup. Provision makes it, with nothing but ready.
+//
+// Start sets the other fields and then closes ready. Requests reach them through await, and other
+// goroutines through activeApp, whose Start is over. From then on they don't change, but for what
+// agree and commit keep for themselves.
+type running struct {
+	// ready is closed when Start is over, and err says how that went.
+	ready chan struct{}
+	err   error
+
+	// before is the context of the configuration that was in force during Start, nil if none was.
+	// If it still is when this App ends, this App never was.
+	before context.Context
+
+	// opened is the store with its cache. It is nil if Start failed early.
+	opened *openStore
+	// held is what this App took from the pools. Cleanup gives back exactly that: one reference too
+	// many would close what the configuration in force uses.
+	held []reference
+
+	// tokenKey and generations are what agree got from the store last. Only agree touches them.
+	tokenKey    []byte
+	generations map[oauth.ClientRef]uint64
+
+	// endAgreeing makes keepAgreeing return, which closes agreeingEnded. Both are nil if it never
+	// ran.
+	endAgreeing   context.CancelFunc
+	agreeingEnded chan struct{}
+
+	// committed tells whether commit is done. The App's own keepAgreeing and the Stop of its
+	// predecessor may both call it, hence the mutex.
+	committing sync.Mutex
+	committed  bool
+}
+
+// Start opens the store and the sources, then releases the requests that wait for it.
 func (a *App) Start() error {
-	a.before = caddy.ActiveContext().Context
-	a.startErr = a.start()
-	close(a.ready)
-	return a.startErr
+	a.run.before = caddy.ActiveContext().Context
+	a.run.err = a.start()
+	close(a.run.ready)
+	return a.run.err
 }
 
 func (a *App) start() error {
@@ -40,24 +138,22 @@ func (a *App) start() error {
 	if err != nil {
 		return err
 	}
-	pooled, shared, err := openStores.LoadOrNew(key, func() (caddy.Destructor, error) {
-		return newOpenStore(opener, key, a.Cache)
-	})
+	opened, shared, err := loadOrOpen(openStores, key, func() (*openStore, error) { return newOpenStore(opener, key, a.Cache) })
 	if err != nil {
 		return err
 	}
-	a.held = key
-	a.opened = pooled.(*openStore)
+	a.run.held = append(a.run.held, reference{openStores, key})
+	a.run.opened = opened
 	if err := a.openAllSources(); err != nil {
 		return err
 	}
 	if !a.usesStore {
-		return nil // its size is set by commit, after a reload
+		return nil // the cache has its size, or gets it from commit after a reload
 	}
 	a.logger.Info("token store is open", zap.String("store", key), zap.Bool("shared_with_previous_config", shared))
 
 	for _, r := range a.realms {
-		r.settings.Store, r.settings.Cache, r.settings.Coherent = a.opened.store, a.opened.cache, a.opened.coherent
+		r.settings.Store, r.settings.Cache, r.settings.Coherent = opened.store, opened.cache, opened.coherent
 		r.settings.Hasher = hasher()
 		r.settings.MaxAge = time.Duration(a.Cache.MaxAge)
 		if a.Cache.Disabled {
@@ -68,9 +164,8 @@ func (a *App) start() error {
 
 	ctx, cancel := context.WithTimeout(a.ctx, startTimeout)
 	defer cancel()
-	changed := a.opened.follow(a)
+	changed := opened.follow(a)
 	err = a.agree(ctx)
-	// With a predecessor, this configuration may yet be rejected; see Stop.
 	if err == nil && activeApp() == nil {
 		err = a.commit(ctx)
 	}
@@ -79,33 +174,33 @@ func (a *App) start() error {
 		return err
 	}
 	if unreachable {
-		a.logger.Error("the token store can't be reached: answering 503 until it can", zap.String("store", key), zap.Error(err))
+		a.logger.Error("cannot reach the token store: answering 503 until it can be reached", zap.String("store", key), zap.Error(err))
 	}
-	if a.opened.coherent == nil {
-		return nil // nobody else can change anything
+	if opened.coherent == nil {
+		return nil // no other gateway can change anything
 	}
-	a.following = make(chan struct{})
-	var following context.Context
-	following, a.unfollow = context.WithCancel(context.Background())
-	go a.keepAgreeing(following, changed, unreachable)
+	var running context.Context
+	running, a.run.endAgreeing = context.WithCancel(context.Background())
+	a.run.agreeingEnded = make(chan struct{})
+	go a.keepAgreeing(running, changed, unreachable)
 	return nil
 }
 
-// openAllSources opens the sources that handlers use, with the cache in front.
+// openAllSources opens the sources that handlers use, and puts the cache in front of them.
 func (a *App) openAllSources() error {
 	for _, use := range sortedKeys(a.sources) {
 		used := a.sources[use]
 		key := used.module.SourceKey()
-		pooled, err := loadOrOpen(openSources, key, func() (openSource, error) {
+		pooled, _, err := loadOrOpen(openSources, key, func() (openSource, error) {
 			source, err := used.module.OpenSource()
 			return openSource{source}, err
 		})
 		if err != nil {
 			return fmt.Errorf("source %s: %w", key, err)
 		}
-		a.heldSources = append(a.heldSources, key)
+		a.run.held = append(a.run.held, reference{openSources, key})
 		memory := used.module.Memory()
-		// Zero is the app's own; more than that no source may have.
+		// Zero means the app's own max_age, which no source may exceed.
 		if own := time.Duration(a.Cache.MaxAge); memory.MaxAge == 0 || memory.MaxAge > own {
 			memory.MaxAge = own
 		}
@@ -117,14 +212,14 @@ func (a *App) openAllSources() error {
 		if remote, ok := used.module.(*IntrospectSource); ok {
 			source = source.(*introspect.Remote).WithTimeout(time.Duration(remote.Timeout))
 		}
-		used.lookup = a.opened.cache.WrapWith(foreignName(key), source, memory)
+		used.lookup = a.run.opened.cache.WrapWith(foreignName(key), source, memory)
 	}
 	a.shareOutIssuers()
 	return nil
 }
 
-// shareOutIssuers tells the sources which issuers their tokens can't be of. An answer may
-// name any issuer, and the backend believes it.
+// shareOutIssuers tells each source which issuers belong to other sources and to realms. An answer
+// may name any issuer, and the backend believes it.
 func (a *App) shareOutIssuers() {
 	taken := make(map[string]bool)
 	for _, realm := range a.realms {
@@ -142,39 +237,41 @@ func (a *App) shareOutIssuers() {
 	}
 }
 
-// await waits while the app starts. An error means that it did not.
+// await waits until Start is over, for readyTimeout at most. An error means that nothing can be
+// found out: Start takes too long, or has failed.
 func (a *App) await(ctx context.Context) error {
 	select {
-	case <-a.ready:
+	case <-a.run.ready:
 	default:
 		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 		defer cancel()
 		select {
-		case <-a.ready:
+		case <-a.run.ready:
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for the token store to open: %w", ctx.Err())
 		}
 	}
-	return a.startErr
+	return a.run.err
 }
 
-// agree tells the realms what all gateways that share the store must agree on.
+// agree gets from the store what all gateways that share it must have in common, and gives it to
+// the realms. It runs in Start, then in keepAgreeing, so never twice at a time.
 func (a *App) agree(ctx context.Context) error {
-	// A store that has lost its data gets the key back that its gateways use.
-	fresh := a.tokenKey
+	// A store that has lost its data gets back the key that its gateways use.
+	fresh := a.run.tokenKey
 	if fresh == nil {
 		fresh = make([]byte, 32)
 		rand.Read(fresh)
 	}
-	tokenKey, err := a.opened.store.Secret(ctx, "token-key", fresh)
+	tokenKey, err := a.run.opened.store.Secret(ctx, "token-key", fresh)
 	if err != nil {
 		return fmt.Errorf("loading the token key: %w", err)
 	}
-	generations, err := a.opened.store.Admit(ctx, a.activeClients(), a.generations)
+	generations, err := a.run.opened.store.Admit(ctx, a.activeClients(), a.run.generations)
 	if err != nil {
-		return fmt.Errorf("loading the state of clients: %w", err)
+		return fmt.Errorf("loading the generations of clients: %w", err)
 	}
-	a.tokenKey, a.generations = tokenKey, generations
+	a.run.tokenKey, a.run.generations = tokenKey, generations
 	for _, r := range a.realms {
 		shared := oauth.Shared{Key: tokenKey, Generations: make(map[string]uint64)}
 		for id := range r.settings.Clients {
@@ -185,10 +282,11 @@ func (a *App) agree(ctx context.Context) error {
 	return nil
 }
 
-// keepAgreeing agrees anew when the store says that another gateway has changed something,
-// and, if again is set, at once. It ends with ctx.
+// keepAgreeing agrees again whenever the store reports a change by another gateway. If again is
+// set, it begins by doing so. After a failure it tries every second. Once the App is in force it
+// also commits, unless Start or the Stop of the predecessor has. It returns when ctx ends.
 func (a *App) keepAgreeing(ctx context.Context, changed <-chan struct{}, again bool) {
-	defer close(a.following)
+	defer close(a.run.agreeingEnded)
 	for {
 		var retry <-chan time.Time
 		if again {
@@ -207,51 +305,36 @@ func (a *App) keepAgreeing(ctx context.Context, changed <-chan struct{}, again b
 		}
 		cancel()
 		if err != nil && !again && ctx.Err() == nil {
-			a.logger.Error("asking the token store what gateways share: trying again", zap.Error(err))
+			a.logger.Error("cannot ask the token store what gateways share: trying again every second", zap.Error(err))
 		}
 		again = err != nil
 	}
 }
 
-// commit makes final what this configuration says of clients and of the cache's size.
-// What a configuration merely tried must not kill the tokens of the one that goes on,
-// so this happens only once it is in force, or, if none is, when it starts.
+// commit makes final what this configuration says of the cache's size and of clients. The caller
+// sees to it that the configuration is in force, or that none is. A second call does nothing.
 func (a *App) commit(ctx context.Context) error {
-	a.opened.committing.Lock()
-	defer a.opened.committing.Unlock()
-	if a.committed {
+	a.run.committing.Lock()
+	defer a.run.committing.Unlock()
+	if a.run.committed {
 		return nil
 	}
-	a.opened.cache.Resize(a.Cache.MaxTokens, a.Cache.MaxSize)
-	if !a.usesStore {
-		a.committed = true
-		return nil
+	a.run.opened.cache.Resize(a.Cache.MaxTokens, a.Cache.MaxSize)
+	if a.usesStore {
+		if err := a.run.opened.store.Retire(ctx, a.activeClients()); err != nil {
+			return fmt.Errorf("recording which clients are gone: %w", err)
+		}
 	}
-	if err := a.opened.store.Retire(ctx, a.activeClients()); err != nil {
-		return fmt.Errorf("recording which clients are gone: %w", err)
-	}
-	a.committed = true
+	a.run.committed = true
 	return nil
 }
 
-// stopFollowing ends keepAgreeing. It may be called twice.
-func (a *App) stopFollowing() {
-	if a.unfollow != nil {
-		a.unfollow()
-		<-a.following
-	}
-	if a.opened != nil {
-		a.opened.unfollow(a)
-	}
-}
-
-// Stop is called when another configuration has taken over, when this one never came into
-// force, and when the process ends. In the first two cases the one that is in force now has
-// nothing to fear any more and commits; in the first, this one sees to it that what nobody
-// serves any longer stays dead. The store stays open: requests of this configuration
-// still run.
+// Stop runs when another configuration has replaced this one, when this one is refused after it
+// has started, and when the process ends. In the first two cases the configuration that is in force
+// now is safe, so it commits. In the first, this one also leaves its store, if nobody uses it any
+// more. The store stays open: requests of this configuration may still run.
 func (a *App) Stop() error {
-	a.stopFollowing()
+	a.stopAgreeing()
 	inForce := caddy.ActiveContext().Context
 	if inForce == nil {
 		return nil // the process ends, which removes no client
@@ -259,74 +342,77 @@ func (a *App) Stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	next := activeApp()
-	if next != nil && next.opened != nil {
+	if next != nil {
 		if err := next.commit(ctx); err != nil {
-			next.logger.Error("tokens of removed clients are refused, but would be accepted if the clients came back; reload to try again", zap.Error(err))
+			next.logger.Error("cannot record which clients were removed: their tokens are refused, but would be accepted again if the clients came back; reload to try again", zap.Error(err))
 		}
 	}
-	if inForce != a.before {
+	if inForce != a.run.before {
 		if err := a.leave(ctx, next); err != nil {
-			a.logger.Error("tokens in the store that is no longer used are refused, but would be accepted if it were used again", zap.Error(err))
+			a.logger.Error("cannot end the tokens in the store that is no longer used: they are refused, but would be accepted if that store were used again", zap.Error(err))
 		}
 	}
 	return nil
 }
 
-// leave ends what is in this configuration's store, if the next one has another or none: a
-// client may be removed while nobody opens this store, and its old tokens must not come back
-// with it. Nothing can be done if the process dies before.
+// stopAgreeing ends keepAgreeing, waits for it, and stops following the store. It may be called
+// twice.
+func (a *App) stopAgreeing() {
+	if a.run.endAgreeing != nil {
+		a.run.endAgreeing()
+		<-a.run.agreeingEnded
+	}
+	if a.run.opened != nil {
+		a.run.opened.unfollow(a)
+	}
+}
+
+// leave ends what is in this configuration's store if the next one uses another store or none: a
+// client may be removed while nobody opens this store, and its old tokens must not come back with
+// it. If the process dies before that, nothing can be done.
 //
 // A store that other gateways use keeps the tokens of the clients that the next configuration
-// has, which may reach the same store in another way, and of those that another gateway has
+// has, which may reach the same store in another way, and of those that another gateway has had
 // all the time.
 func (a *App) leave(ctx context.Context, next *App) error {
-	if a.opened == nil || a.opened.store == nil || next != nil && next.opened == a.opened {
+	opened := a.run.opened
+	if opened == nil || opened.store == nil || next != nil && next.run.opened == opened {
 		return nil
 	}
 	var stay []oauth.ClientRef
-	if next != nil && a.opened.coherent != nil {
+	if next != nil && opened.coherent != nil {
 		stay = next.activeClients()
 	}
-	return a.opened.store.Leave(ctx, stay)
+	return opened.store.Leave(ctx, stay)
 }
 
-// withdraw takes back what a configuration that never came into force has said in the store of
-// the one that goes on. It has admitted clients that this one does not have, and perhaps served
-// them until another app failed: those tokens must not be good when such a client comes back.
+// withdraw undoes what a configuration that never came into force has said in the store of the one
+// that goes on. It has admitted clients that the other does not have, and may have served them until
+// another app failed: their tokens must not be good when such a client comes back.
 func (a *App) withdraw() error {
 	inForce, goesOn := caddy.ActiveContext().Context, activeApp()
-	if inForce != a.before || goesOn == nil || goesOn.opened != a.opened || a.opened.store == nil {
+	if inForce != a.run.before || goesOn == nil || goesOn.run.opened != a.run.opened || a.run.opened.store == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	return a.opened.store.Leave(ctx, goesOn.activeClients())
+	return a.run.opened.store.Leave(ctx, goesOn.activeClients())
 }
 
-// Cleanup gives back the store, if this instance took it.
+// Cleanup gives back what this App took from the pools. It also runs after a Provision or a Start
+// that failed, and then without Stop.
 func (a *App) Cleanup() error {
-	a.stopFollowing() // Stop is not called after a failed Start
-	err := errors.Join(a.withdraw(), a.closeSources())
-	if key := a.held; key != "" {
-		a.held = ""
-		_, storeErr := openStores.Delete(key)
-		err = errors.Join(err, storeErr)
-	}
-	return err
-}
-
-// closeSources gives back what openAllSources took.
-func (a *App) closeSources() error {
-	var errs []error
-	for _, key := range a.heldSources {
-		_, err := openSources.Delete(key)
+	a.stopAgreeing()
+	errs := []error{a.withdraw()}
+	for _, ref := range slices.Backward(a.run.held) {
+		_, err := ref.pool.Delete(ref.key)
 		errs = append(errs, err)
 	}
-	a.heldSources = nil
+	a.run.held = nil
 	return errors.Join(errs...)
 }
 
-// activeApp is the App of the configuration in force, nil if there is none.
+// activeApp returns the App of the configuration in force, or nil if there is none.
 func activeApp() *App {
 	app, err := caddy.ActiveContext().AppIfConfigured("oauth")
 	if err != nil {
@@ -336,7 +422,7 @@ func activeApp() *App {
 	return a
 }
 
-// activeClients are the clients that may have tokens.
+// activeClients returns the clients that may have tokens.
 func (a *App) activeClients() []oauth.ClientRef {
 	var refs []oauth.ClientRef
 	for _, r := range a.realms {
@@ -349,14 +435,52 @@ func (a *App) activeClients() []oauth.ClientRef {
 	return refs
 }
 
-// storeOpener is what a module in the namespace oauth.stores is.
+// The pools of what outlives a configuration. Every App that uses an entry holds a reference to it,
+// and the last one to give it back closes it.
+var (
+	// openStores holds the stores by storeOpener.poolKey.
+	openStores = caddy.NewUsagePool()
+	// openSources holds the sources by TokenSource.SourceKey, so that fetched keys, and what is known
+	// of a server's health, survive a reload.
+	openSources = caddy.NewUsagePool()
+)
+
+// hasher computes the slow hashes of all configurations: what it remembers survives a reload, and
+// its bounds hold for the whole process. It needs no end.
+var hasher = sync.OnceValue(oauth.NewHasher)
+
+// reference is a reference to an entry of a pool.
+type reference struct {
+	pool *caddy.UsagePool
+	key  string
+}
+
+// loadOrOpen returns what pool has under key, or opens it if nobody uses it yet; shared tells the
+// two apart. The caller holds a reference then, which pool.Delete gives back.
+func loadOrOpen[T caddy.Destructor](pool *caddy.UsagePool, key string, open func() (T, error)) (_ T, shared bool, _ error) {
+	pooled, shared, err := pool.LoadOrNew(key, func() (_ caddy.Destructor, err error) {
+		// A panic would leave the pool's lock taken, and block every later load.
+		defer func() {
+			if r := recover(); r != nil {
+				err = fmt.Errorf("opening %s panicked: %v", key, r)
+			}
+		}()
+		return open()
+	})
+	if err != nil {
+		var none T
+		return none, false, err
+	}
+	return pooled.(T), shared, nil
+}
+
+// storeOpener is a module in the namespace oauth.stores.
 type storeOpener interface {
-	// poolKey names the thing that can't be opened twice. Configurations whose stores have
-	// the same key share one. It may make the folder that the store lies in.
+	// poolKey names what can't be opened twice. Configurations whose stores have the same key
+	// share one store. It may create the folder that the store lies in.
 	poolKey() (string, error)
-	// open opens the store of that key. It may block for as long as its settings say, a
-	// second or two if they say nothing. A sharedStore tells owner what other gateways do to
-	// it.
+	// open opens the store of that key. It may block for as long as its settings say, or a second or
+	// two if they say nothing. A sharedStore tells owner what other gateways do to it.
 	open(key string, owner *openStore) (oauth.TokenStore, error)
 }
 
@@ -367,41 +491,27 @@ type sharedStore interface {
 	Coherent() bool
 }
 
-// noStore is for configurations that issue no tokens and accept none that were issued here:
-// there is a cache, and nothing to open.
+// noStore is for configurations that neither issue tokens nor accept tokens issued here: there is a
+// cache, and nothing to open.
 type noStore struct{}
 
 func (noStore) poolKey() (string, error) { return "no store", nil }
 
 func (noStore) open(string, *openStore) (oauth.TokenStore, error) { return nil, nil }
 
-// openStores holds the open stores by their pool key. Every App that started holds one
-// reference, and the last Cleanup closes the store.
-var openStores = caddy.NewUsagePool()
-
-// openStore is what outlives a configuration: a store and the cache that belongs to it.
+// openStore is an entry of openStores: a store and the cache that belongs to it.
 type openStore struct {
-	store oauth.TokenStore
+	store oauth.TokenStore // nil for noStore
 	cache *introspect.Cache
 	// coherent is nil for a store that no other gateway writes to; see sharedStore.
 	coherent func() bool
 
-	// committing is held by commit: the next configuration's Stop and keepAgreeing may both
-	// want to.
-	committing sync.Mutex
-
 	mu sync.Mutex
-	// followers hears that gateways must agree anew. One for each App that runs.
+	// followers has an entry for each App that follows.
 	followers map[*App]chan struct{}
 }
 
-func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (_ *openStore, err error) {
-	// A panic would leave the pool's lock taken, and every later load waiting for it.
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("opening the token store panicked: %v", r)
-		}
-	}()
+func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (*openStore, error) {
 	cache, err := introspect.NewCache(introspect.CacheConfig{
 		MaxTokens: bounds.MaxTokens,
 		MaxSize:   bounds.MaxSize,
@@ -421,10 +531,11 @@ func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (_ *ope
 	if store == nil {
 		return s, nil
 	}
-	s.store = timedStore{store}
+	// What else a store can do is asked of the store itself: timedStore would hide it.
 	if shared, ok := store.(sharedStore); ok {
 		s.coherent = shared.Coherent
 	}
+	s.store = timedStore{store}
 	return s, nil
 }
 
@@ -437,8 +548,8 @@ func (s *openStore) Destruct() error {
 	return s.store.Close()
 }
 
-// follow returns a channel that brings a value after each change that other gateways made
-// to what all of them share. Several changes may bring one. unfollow ends it.
+// follow returns a channel that delivers a value after other gateways have changed what all of them
+// share; one value may stand for several changes. unfollow ends it.
 func (s *openStore) follow(a *App) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -459,19 +570,15 @@ func (s *openStore) changed() {
 	for _, c := range s.followers {
 		select {
 		case c <- struct{}{}:
-		default: // there is one already
+		default: // one is waiting already
 		}
 	}
 }
 
-// openSources holds the open sources by their key, so that keys that were fetched, and
-// what is known of a server's health, survive a reload.
-var openSources = caddy.NewUsagePool()
-
-// openSource is a source in openSources.
+// openSource is an entry of openSources.
 type openSource struct{ introspect.Source }
 
-// Destruct ends the source.
+// Destruct closes the source.
 func (s openSource) Destruct() error {
 	switch source := s.Source.(type) {
 	case interface{ Close() }:
@@ -481,28 +588,6 @@ func (s openSource) Destruct() error {
 	}
 	return nil
 }
-
-// loadOrOpen returns what pool has under key, opened if nobody uses it yet.
-func loadOrOpen[T caddy.Destructor](pool *caddy.UsagePool, key string, open func() (T, error)) (T, error) {
-	pooled, _, err := pool.LoadOrNew(key, func() (_ caddy.Destructor, err error) {
-		// A panic would leave the pool's lock taken, and every later load waiting for it.
-		defer func() {
-			if r := recover(); r != nil {
-				err = fmt.Errorf("opening the source panicked: %v", r)
-			}
-		}()
-		return open()
-	})
-	if err != nil {
-		var none T
-		return none, err
-	}
-	return pooled.(T), nil
-}
-
-// hasher computes the slow hashes of all configurations: what it remembers outlives a
-// reload, and its bounds hold for the process. It needs no end.
-var hasher = sync.OnceValue(oauth.NewHasher)
 
 // Interface guards
 var (

@@ -64,7 +64,7 @@ func newCollectors() *metrics {
 			Namespace: "caddy", Subsystem: "oauth", Name: "store_link_up",
 			Help: "1 while revocations at other gateways are heard of, or there are none; 0 while every token is asked about.",
 		}, func() float64 {
-			if a := activeApp(); a == nil || a.opened == nil || a.opened.coherent != nil && !a.opened.coherent() {
+			if a := activeApp(); a == nil || a.run.opened.coherent != nil && !a.run.opened.coherent() {
 				return 0
 			}
 			return 1

@@ -238,7 +238,7 @@ func (s *JWTSource) Memory() introspect.SourceConfig {
 
 // OpenSource implements TokenSource.
 func (s *JWTSource) OpenSource() (introspect.Source, error) {
-	keys, err := loadOrOpen(openKeys, s.keysKey, func() (openIssuerKeys, error) {
+	keys, _, err := loadOrOpen(openKeys, s.keysKey, func() (openIssuerKeys, error) {
 		keys, err := introspect.NewKeys(s.keys)
 		return openIssuerKeys{keys}, err
 	})
