@@ -30,21 +30,21 @@ import (
 
 const (
 	gatewaySite = "oauth_server\noauth_protect\nreverse_proxy BACKEND"
-	// readerIs and writerIs are the clients of testClients apart, to be changed.
+	// readerIs and writerIs are the clients of testClients, one by one, for tests that change them.
 	readerIs = "client reader {\nsecret_hash " + testHash + "\nscopes read\ndefault_scopes read\n}\n"
 	writerIs = "client writer {\nsecret_hash " + testHash + "\nscopes read write\naudience https://api.example.com\n}\n"
 )
 
-// stores are the lines for each store that survives a reload.
+// stores returns the lines for each kind of store. Every one of them survives a reload.
 func stores(t testing.TB) map[string]string {
 	all := map[string]string{"memory": "store memory\n", "bbolt": "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n"}
-	if _, err := exec.LookPath("redis-server"); err == nil { // TestFleet says that it is missing
+	if _, err := exec.LookPath("redis-server"); err == nil { // TestFleet reports if it is missing
 		all["redis"] = "store redis " + redistest.Start(t).Addr + "\n"
 	}
 	return all
 }
 
-// waitUntil polls for what happens soon, but not at once.
+// waitUntil polls for something that happens soon, but not at once.
 func waitUntil(t testing.TB, what string, happened func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !happened(); time.Sleep(5 * time.Millisecond) {
@@ -54,12 +54,12 @@ func waitUntil(t testing.TB, what string, happened func() bool) {
 	}
 }
 
-// patient has a configuration wait for its requests longer than any test takes.
+// patient is caddyfileOf with a grace period for requests that is longer than any test.
 func patient(oauth, site string) string {
 	return strings.Replace(caddyfileOf(oauth, site), "grace_period 1s", "grace_period 1m", 1)
 }
 
-// slowBackend answers when it is told to.
+// slowBackend does not answer before it is told to.
 type slowBackend struct {
 	*httptest.Server
 	arrived chan struct{} // one for each request
@@ -79,8 +79,8 @@ func newSlowBackend(t testing.TB) *slowBackend {
 
 func (b *slowBackend) addr() string { return b.Listener.Addr().String() }
 
-// Requests that were let in end as they began, and the first request after the reload
-// meets the new rules (B-14, B-24).
+// Requests that were let in finish under the rules that they began with. The first request after
+// the reload meets the new ones.
 func TestReloadWhileRequestsRun(t *testing.T) {
 	for name, store := range stores(t) {
 		t.Run(name, func(t *testing.T) {
@@ -98,7 +98,7 @@ func TestReloadWhileRequestsRun(t *testing.T) {
 				<-slow.arrived
 			}
 
-			// The new rules ask for a scope that the token lacks.
+			// The new rules require a scope that the token lacks.
 			if err := g.loadCaddyfile(patient(store+testClients, "oauth_server\noauth_protect {\nscopes write\n}\nreverse_proxy BACKEND")); err != nil {
 				t.Fatal(err)
 			}
@@ -118,8 +118,8 @@ func TestReloadWhileRequestsRun(t *testing.T) {
 	}
 }
 
-// A request may outlive the store of its configuration. It is then told to come back:
-// nothing panics, and nobody is told that a good token is bad.
+// A request may outlive the store of its configuration. It is then told to come back later:
+// nothing panics, and no good token is called invalid.
 func TestRequestsThatOutliveTheirStore(t *testing.T) {
 	for name, next := range map[string]struct{ oauth, site string }{
 		"the reload names another store":   {"store memory\n" + testClients, gatewaySite},
@@ -128,7 +128,7 @@ func TestRequestsThatOutliveTheirStore(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			slow := newSlowBackend(t)
 			store := "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n"
-			// Who asks for /slow waits in a handler before ours.
+			// A request for /slow waits in a handler before ours.
 			site := "oauth_server\nroute {\nforward_auth /slow " + slow.addr() + " {\nuri /\n}\noauth_protect\nreverse_proxy BACKEND\n}"
 			g := startGateway(t, store+testClients, gatewaySite)
 			if err := g.loadCaddyfile(patient(store+testClients, site)); err != nil {
@@ -162,8 +162,8 @@ func TestRequestsThatOutliveTheirStore(t *testing.T) {
 	}
 }
 
-// beginTokenRequest sends a token request but for its body, returns when it is in the
-// handler, and finishes it when told to.
+// beginTokenRequest sends a token request without its body and returns once the handler has it.
+// finish sends the body.
 func (g *gateway) beginTokenRequest(id string) (finish func() answer) {
 	g.t.Helper()
 	conn, err := net.Dial("tcp", strings.TrimPrefix(g.URL, "http://"))
@@ -177,7 +177,7 @@ func (g *gateway) beginTokenRequest(id string) (finish func() answer) {
 	fmt.Fprintf(conn, "POST /oauth2/access_token HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n",
 		r.Header.Get("Authorization"), len(body))
 	reader := bufio.NewReader(conn)
-	// The server says this when somebody begins to read the body.
+	// The server sends this when the handler begins to read the body.
 	if line, err := reader.ReadString('\n'); err != nil || !strings.HasPrefix(line, "HTTP/1.1 100") {
 		g.t.Fatalf("%q, %v; want 100 Continue", line, err)
 	}
@@ -195,7 +195,7 @@ func (g *gateway) beginTokenRequest(id string) (finish func() answer) {
 	}
 }
 
-// occupied is an address where nobody else can listen.
+// occupied returns an address at which nobody else can listen.
 func occupied(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -206,8 +206,8 @@ func occupied(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// A configuration that is refused changes nothing, neither when it is refused by the
-// oauth app nor when another app fails, before or after ours has started.
+// A refused configuration changes nothing, whether the oauth app refuses it or another app fails,
+// before or after ours has started.
 func TestFailedReloadChangesNothing(t *testing.T) {
 	for name, store := range stores(t) {
 		t.Run(name, func(t *testing.T) {
@@ -232,7 +232,7 @@ func TestFailedReloadChangesNothing(t *testing.T) {
 				if err := g.load(oauth, gatewaySite); err == nil {
 					t.Fatalf("%q was accepted", oauth)
 				}
-				stillWorks("after a configuration that was not understood")
+				stillWorks("after a malformed configuration")
 			}
 			// Apps start in random order: in eight loads, ours is very likely first and last.
 			for range 8 {
@@ -241,7 +241,7 @@ func TestFailedReloadChangesNothing(t *testing.T) {
 				}
 				stillWorks("after a configuration that did not start")
 			}
-			// What comes into force after all that is what counts.
+			// The next configuration that is accepted counts.
 			if err := g.load(store+testClients, gatewaySite); err != nil {
 				t.Fatal(err)
 			}
@@ -250,13 +250,13 @@ func TestFailedReloadChangesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			if a := g.get("/x", writer); a.StatusCode != 401 {
-				t.Errorf("the token of a client that is gone: %d", a.StatusCode)
+				t.Errorf("the token of a client that was removed: %d", a.StatusCode)
 			}
 		})
 	}
 }
 
-// The cache is shared between configurations; a rejected one must not shrink it.
+// The cache is shared between configurations. A refused one must not shrink it.
 func TestFailedReloadLeavesTheCache(t *testing.T) {
 	store := "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n"
 	site := "metrics /metrics\noauth_server\noauth_protect /x\nreverse_proxy BACKEND"
@@ -265,7 +265,7 @@ func TestFailedReloadLeavesTheCache(t *testing.T) {
 	for i := range tokens {
 		tokens[i] = g.token("reader")
 	}
-	// misses is how many of the tokens the cache does not know.
+	// misses returns how many of the tokens the cache does not know.
 	misses := func() float64 {
 		before := g.metric("caddy_oauth_cache_misses_total")
 		for _, token := range tokens {
@@ -284,15 +284,15 @@ func TestFailedReloadLeavesTheCache(t *testing.T) {
 			t.Fatal("the configuration started")
 		}
 	}
-	misses() // what a smaller bound would have cost shows when entries come in
+	misses() // the effect of a smaller bound would show only when entries are added
 	for range 20 {
 		g.get("/x", g.token("reader"))
 	}
 	if n := misses(); n > 10 {
-		t.Errorf("after reloads that failed, %v of %d tokens were not in the cache", n, len(tokens))
+		t.Errorf("after failed reloads, %v of %d tokens were not in the cache", n, len(tokens))
 	}
 
-	// In force, the smaller bound holds.
+	// Once such a configuration is active, the smaller bound holds.
 	if err := g.load(tiny, site); err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +302,7 @@ func TestFailedReloadLeavesTheCache(t *testing.T) {
 	})
 }
 
-// metric is the value of a counter, over all its labels, at the site's /metrics.
+// metric returns the value of a counter at the site's /metrics, summed over all labels.
 func (g *gateway) metric(name string) (sum float64) {
 	g.t.Helper()
 	a := g.get("/metrics", "")
@@ -322,7 +322,7 @@ func (g *gateway) metric(name string) (sum float64) {
 	return sum
 }
 
-// metricOf is metric for one series alone.
+// metricOf is metric for a single series.
 func (g *gateway) metricOf(series string) (value float64) {
 	g.t.Helper()
 	_, after, found := strings.Cut(g.get("/metrics", "").Body, "\n"+series+" ")
@@ -335,7 +335,7 @@ func (g *gateway) metricOf(series string) (value float64) {
 	return value
 }
 
-// Counters go on counting over a reload, in the new configuration's registry.
+// Counters keep counting across a reload, in the new configuration's registry.
 func TestMetricsSurviveReloads(t *testing.T) {
 	site := "metrics /metrics\noauth_server\noauth_protect /x\nreverse_proxy BACKEND"
 	g := startGateway(t, "store memory\n"+testClients, site)
@@ -356,16 +356,15 @@ func TestMetricsSurviveReloads(t *testing.T) {
 	}
 }
 
-// manyReloadsUnderTraffic reloads while four callers call: every request is answered as it
-// should be, and when all is over there is no more of anything than before. It returns how
-// many requests there were.
+// manyReloadsUnderTraffic reloads while four callers call. Every request is answered as it should
+// be, and in the end nothing has leaked. It returns the number of requests.
 func manyReloadsUnderTraffic(t *testing.T, store string, reloads int) (requests int64) {
 	t.Helper()
 	g := startGateway(t, store+testClients, gatewaySite)
-	// A panic in a handler cuts the connection as well, and stands in this log.
+	// A panic in a handler also cuts the connection, but it is in this log.
 	panics := filepath.Join(t.TempDir(), "stdlib.log")
 	logged := "{\nlog {\noutput file " + panics + "\nlevel DEBUG\ninclude http.stdlib\n}\n"
-	// The same address in all configurations, for callers to go on.
+	// All configurations have the same address, so that callers can go on.
 	addr := freeAddress(t)
 	_, port, _ := net.SplitHostPort(addr)
 	configs := make([]string, 2)
@@ -403,10 +402,10 @@ func manyReloadsUnderTraffic(t *testing.T, store string, reloads int) (requests 
 			}
 		})
 	}
-	waitUntil(t, "callers are under way", func() bool { return answered.Load() > 20 || t.Failed() })
+	waitUntil(t, "the callers are under way", func() bool { return answered.Load() > 20 || t.Failed() })
 	reload(reloads)
 	seen := answered.Load()
-	waitUntil(t, "callers go on after the last reload", func() bool { return answered.Load() > seen+20 || t.Failed() })
+	waitUntil(t, "the callers go on after the last reload", func() bool { return answered.Load() > seen+20 || t.Failed() })
 	close(stop)
 	callers.Wait()
 	if text, err := os.ReadFile(panics); err != nil || bytes.Contains(text, []byte("panic")) {
@@ -424,15 +423,15 @@ func manyReloadsUnderTraffic(t *testing.T, store string, reloads int) (requests 
 		}
 		return false
 	})
-	// A tenth, the tokens that were issued meanwhile, and what the backend remembers of
-	// requests.
+	// Allowed are a tenth, the tokens that were issued meanwhile, and the requests that the backend
+	// remembers.
 	if _, _, now := growth(); now > heap+heap/10+uint64(answered.Load())*8<<10 {
 		t.Errorf("the heap grew from %d to %d bytes", heap, now)
 	}
 	return 3 * answered.Load()
 }
 
-// roundTrip is a token request, a call with the token, and its introspection.
+// roundTrip requests a token, calls with it, and introspects it.
 func roundTrip(client *http.Client, base string) error {
 	token := ""
 	for _, step := range []struct {
@@ -458,9 +457,9 @@ func roundTrip(client *http.Client, base string) error {
 			} else {
 				r.Header.Set("Authorization", "Bearer "+token)
 			}
-			// A connection that is idle or new when the old configuration's listener closes
-			// is cut. That is between Caddy and the kernel, also with no handler of ours,
-			// and any client has to try again.
+			// A connection that is idle or new when the old configuration's listener closes is cut.
+			// This is between Caddy and the kernel, and happens without our handlers, too. Any
+			// client has to try again.
 			if res, err = client.Do(r); err == nil || time.Now().After(deadline) {
 				break
 			}
@@ -489,7 +488,7 @@ func roundTrip(client *http.Client, base string) error {
 	return nil
 }
 
-// freeAddress is one where nobody listens now.
+// freeAddress returns an address at which nobody listens at the moment.
 func freeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -500,18 +499,18 @@ func freeAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// growth is what a leak would make grow.
+// growth returns what a leak would make grow.
 func growth() (goroutines, files int, heap uint64) {
 	runtime.GC()
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	open, _ := os.ReadDir("/proc/self/fd") // none where there is no such folder
+	open, _ := os.ReadDir("/proc/self/fd") // empty on systems without it
 	return runtime.NumGoroutine(), len(open), m.HeapAlloc
 }
 
-// Two configurations that spell the path of one file differently share the store: a
-// second opener would wait for the first, which waits for the reload to end (B-25).
+// Two configurations that spell the path of one file differently share the store. If the second
+// opened it again, it would wait for the first, which waits for the reload to end.
 func TestTwoPathsToOneFile(t *testing.T) {
 	folder := t.TempDir()
 	real, link := filepath.Join(folder, "real"), filepath.Join(folder, "link")
@@ -547,7 +546,7 @@ func TestTwoPathsToOneFile(t *testing.T) {
 	}
 }
 
-// Realms share a store and nothing else.
+// Realms share a store, but no tokens.
 func TestTwoRealmsInOneFile(t *testing.T) {
 	for name, store := range stores(t) {
 		t.Run(name, func(t *testing.T) {
@@ -573,7 +572,7 @@ func TestTwoRealmsInOneFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			check()
-			// The realm goes and comes back: its tokens stay dead, those of root are not touched.
+			// The realm is removed and put back. Its tokens stay dead, those of root live.
 			if err := g.load(store+readerIs, "oauth_server\noauth_protect\nreverse_proxy BACKEND"); err != nil {
 				t.Fatal(err)
 			}
@@ -581,16 +580,16 @@ func TestTwoRealmsInOneFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			if a := g.get("/root/x", ofRoot); a.StatusCode != 200 {
-				t.Errorf("root's token after alpha went and came back: %d", a.StatusCode)
+				t.Errorf("root's token, with alpha back: %d", a.StatusCode)
 			}
 			if a := g.get("/alpha/x", ofAlpha); a.StatusCode != 401 {
-				t.Errorf("alpha's token after alpha went and came back: %d", a.StatusCode)
+				t.Errorf("alpha's token, with alpha back: %d", a.StatusCode)
 			}
 		})
 	}
 }
 
-// Tokens in memory survive a reload (B-26) and not a restart; in a file, both.
+// Tokens survive a reload in every store, and a restart in every store but memory.
 func TestTokensSurvive(t *testing.T) {
 	for name, store := range stores(t) {
 		t.Run(name, func(t *testing.T) {
@@ -634,8 +633,8 @@ func (g *gateway) restart(oauth, site string) {
 	}
 }
 
-// A client that has fetched as many tokens as it may is told to slow down, in every store; its
-// own limit counts before the realm's, and the realm's before the root's. Nobody else notices.
+// A client that has fetched as many tokens as it may is told to slow down, in every store. Its own
+// limit overrides the realm's, and the realm's overrides root's. Nobody else is affected.
 func TestTokenLimits(t *testing.T) {
 	form := url.Values{"grant_type": {"client_credentials"}}
 	for name, store := range stores(t) {
@@ -653,15 +652,15 @@ func TestTokenLimits(t *testing.T) {
 				a := g.post("/oauth2"+c.realm+"/token", c.client, testSecret, form)
 				wantE(t, a, 429, "slow_down", testSecret)
 				if a := g.post("/oauth2"+c.realm+"/introspect", c.client, testSecret, url.Values{"token": {"x"}}); a.StatusCode != 200 {
-					t.Errorf("%s%s may still ask about tokens: %d", c.client, c.realm, a.StatusCode)
+					t.Errorf("%s%s can't introspect tokens any more: %d", c.client, c.realm, a.StatusCode)
 				}
 			}
 		})
 	}
 }
 
-// A reload may move the store. Tokens stay where they are, and those in a file end with that:
-// while nobody has it open, nobody could end the tokens of a client that is removed.
+// A reload may move the store. Tokens are not moved, and those in a file end with the move: while
+// nobody has the file open, nobody could end the tokens of a client that is removed.
 func TestReloadMovesTheStore(t *testing.T) {
 	folder := t.TempDir()
 	at := func(name string) string {
@@ -674,12 +673,12 @@ func TestReloadMovesTheStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	if a := g.get("/x", first); a.StatusCode != 401 {
-		t.Errorf("a token of the other store: %d", a.StatusCode)
+		t.Errorf("a token from the other store: %d", a.StatusCode)
 	}
 	if a := g.get("/x", g.token("reader")); a.StatusCode != 200 {
-		t.Errorf("a token of this store: %d", a.StatusCode)
+		t.Errorf("a token from this store: %d", a.StatusCode)
 	}
-	// The old file has been let go: somebody else can open it.
+	// The old file is closed, so somebody else can open it.
 	db, err := bolt.Open(filepath.Join(folder, "one", "tokens.db"), 0o600, &bolt.Options{Timeout: 5 * time.Second})
 	if err != nil {
 		t.Fatalf("the old file: %v", err)
@@ -696,8 +695,8 @@ func TestReloadMovesTheStore(t *testing.T) {
 	}
 }
 
-// A client that is removed by a configuration which does not open its store finds no token of
-// before when it comes back, whatever there was meanwhile.
+// If a configuration that does not open a client's store removes the client, its old tokens are
+// dead when it comes back, whatever happened in the meantime.
 func TestClientThatGoesWithItsStore(t *testing.T) {
 	foreign := "oauth_protect {\nsource introspect https://127.0.0.1:1\n}\nreverse_proxy BACKEND"
 	without := "{\nadmin off\npersist_config off\nauto_https off\ngrace_period 1s\n}\n:0 {\nbind 127.0.0.1\nrespond x\n}\n"
@@ -712,7 +711,7 @@ func TestClientThatGoesWithItsStore(t *testing.T) {
 			"a refused configuration after that":        {caddyfileOf("", foreign), caddyfileOf(store+testClients, gatewaySite) + "http://" + occupied(t) + " {\nbind 127.0.0.1\nrespond x\n}\n"},
 		} {
 			if name == "redis" && meanwhile == "another store, then without the client" {
-				continue // other gateways may have it; see leave
+				continue // the client may be another gateway's; see leave
 			}
 			t.Run(name+", "+meanwhile, func(t *testing.T) {
 				g := startGateway(t, store+testClients, gatewaySite)
@@ -729,7 +728,7 @@ func TestClientThatGoesWithItsStore(t *testing.T) {
 					}
 					for state, token := range map[string]string{"warm": warm, "cold": cold} {
 						if a := g.get("/x", token); a.StatusCode != 401 {
-							t.Errorf("a %s token of before gets %d, want 401", state, a.StatusCode)
+							t.Errorf("an old token, %s, gets %d, want 401", state, a.StatusCode)
 						}
 					}
 					if a := g.get("/x", g.token("reader")); a.StatusCode != 200 {
@@ -741,8 +740,8 @@ func TestClientThatGoesWithItsStore(t *testing.T) {
 	}
 }
 
-// What never came into force ends nothing, in whatever store: neither beside a configuration
-// with another store, nor beside one without any.
+// A configuration that never became active ends no tokens in any store, neither beside one with
+// another store nor beside one without any.
 func TestRefusedConfigurationsEndNothing(t *testing.T) {
 	for name, store := range stores(t) {
 		if name == "memory" {
@@ -771,7 +770,7 @@ func TestRefusedConfigurationsEndNothing(t *testing.T) {
 			}
 			g.restart(store+testClients, gatewaySite)
 			if a := g.get("/x", token); a.StatusCode != 200 {
-				t.Errorf("the token of before: %d", a.StatusCode)
+				t.Errorf("the old token: %d", a.StatusCode)
 			}
 		})
 	}
@@ -791,8 +790,8 @@ func (lateApp) Stop() error  { return nil }
 
 func init() { caddy.RegisterModule(lateApp{}) }
 
-// A configuration that serves before another app of it fails may have issued a token to a client
-// that the one which goes on does not have. That is not good, also when the client comes later.
+// A configuration may serve before another of its apps fails, and issue a token to a client that
+// the active configuration does not have. That token is not valid, even once the client exists.
 func TestRefusedConfigurationThatServed(t *testing.T) {
 	for name, store := range stores(t) {
 		t.Run(name, func(t *testing.T) {
@@ -817,7 +816,7 @@ func TestRefusedConfigurationThatServed(t *testing.T) {
 				}
 				return errors.New("does not start")
 			}
-			for range 30 { // apps start in any order; this one comes last in a third
+			for range 30 { // apps start in any order; this one is the last in a third of the loads
 				if err := caddy.Load(refused, true); err == nil || !strings.Contains(err.Error(), "does not start") {
 					t.Fatal(err)
 				}
@@ -841,7 +840,7 @@ func TestRefusedConfigurationThatServed(t *testing.T) {
 	}
 }
 
-// A gateway of a fleet that turns to another store, or connects to the same one in another way,
+// A gateway of a fleet that changes to another store, or to another connection to the same one,
 // ends no token of the clients that stay.
 func TestFleetMemberThatLeaves(t *testing.T) {
 	redis := redistest.Start(t)
@@ -861,8 +860,8 @@ func TestFleetMemberThatLeaves(t *testing.T) {
 	}
 }
 
-// A gateway of a fleet that turns away from the store altogether ends no token of the clients
-// that another one has all the time, neither there nor for itself when it comes back.
+// A gateway of a fleet that leaves the store altogether ends no token of the clients that another
+// gateway still has, neither there nor for itself when it comes back.
 func TestFleetMemberThatLeavesOthersBehind(t *testing.T) {
 	redis := redistest.Start(t)
 	store := at(redis.Addr)
@@ -878,7 +877,7 @@ func TestFleetMemberThatLeavesOthersBehind(t *testing.T) {
 		if err := here.loadCaddyfile(elsewhere); err != nil {
 			t.Fatal(err)
 		}
-		waitUntil(t, "the gateway that stays has said so", func() bool {
+		waitUntil(t, "the gateway that stays has claimed the client", func() bool {
 			return !strings.Contains(redis.CLI("hget", "caddy-oauth:realm:root:clients", "reader"), "left")
 		})
 		if a := there.get("/x", token); a.StatusCode != 200 {
@@ -889,14 +888,13 @@ func TestFleetMemberThatLeavesOthersBehind(t *testing.T) {
 		}
 		for where, g := range map[string]*gateway{"there": there, "here": here} {
 			if a := g.get("/x", token); a.StatusCode != 200 {
-				t.Errorf("%s, back again: %s the token gets %d", name, where, a.StatusCode)
+				t.Errorf("%s, then back: %s the token gets %d", name, where, a.StatusCode)
 			}
 		}
 	}
 }
 
-// 'caddy validate' beside a running server opens nothing and harms nothing, whatever
-// it finds.
+// 'caddy validate' beside a running server opens no store and harms nothing, whatever it finds.
 func TestValidateBesideARunningServer(t *testing.T) {
 	store := "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n"
 	g := startGateway(t, store+testClients, gatewaySite)
@@ -907,13 +905,13 @@ func TestValidateBesideARunningServer(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := validate(config); err != nil {
-			t.Errorf("the configuration that runs: %v", err)
+			t.Errorf("validating the active configuration: %v", err)
 		}
 		if config, err = adapt(t, formatted(caddyfileOf(store+"client reader", "oauth_server\noauth_protect\nrespond ok"))); err != nil {
 			t.Fatal(err)
 		}
 		if validate(config) == nil {
-			t.Error("a client without a secret is valid")
+			t.Error("a client without a secret was accepted")
 		}
 		if a := g.get("/x", token); a.StatusCode != 200 {
 			t.Errorf("afterwards: %d", a.StatusCode)
@@ -926,12 +924,12 @@ func TestValidateBesideARunningServer(t *testing.T) {
 
 const holdVariable = "OAUTH_TEST_HOLD"
 
-// TestHoldStore is no test: in a process of its own it holds a file until its standard
+// TestHoldStore is not a test: in a process of its own, it holds a file open until its standard
 // input ends.
 func TestHoldStore(t *testing.T) {
 	path := os.Getenv(holdVariable)
 	if path == "" {
-		t.Skip("for TestStoreHeldByAnotherProcess")
+		t.Skip("run by TestStoreHeldByAnotherProcess")
 	}
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 5 * time.Second})
 	if err != nil {
@@ -942,7 +940,7 @@ func TestHoldStore(t *testing.T) {
 	io.Copy(io.Discard, os.Stdin)
 }
 
-// holdInAnotherProcess opens a file in another process, and returns what ends it.
+// holdInAnotherProcess opens a file in another process. release ends that process.
 func holdInAnotherProcess(t *testing.T, path string) (release func()) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestHoldStore$")
@@ -973,7 +971,7 @@ func holdInAnotherProcess(t *testing.T, path string) (release func()) {
 	return nil
 }
 
-// A file has one process. The second is told so, and what runs goes on.
+// Only one process can have a file open. A second is told so, and its active configuration goes on.
 func TestStoreHeldByAnotherProcess(t *testing.T) {
 	folder := t.TempDir()
 	mine, theirs := filepath.Join(folder, "mine.db"), filepath.Join(folder, "theirs.db")
@@ -1000,7 +998,7 @@ func TestStoreHeldByAnotherProcess(t *testing.T) {
 		t.Fatalf("after the other process has ended: %v", err)
 	}
 
-	// A first start fails likewise, and leaves nothing behind that hinders the next.
+	// A first start fails in the same way, and leaves nothing behind that would hinder the next.
 	if err := caddy.Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -1014,8 +1012,8 @@ func TestStoreHeldByAnotherProcess(t *testing.T) {
 	}
 }
 
-// The tokens of a client that is disabled or removed die at once and stay dead when it
-// comes back, over reloads and restarts (B-15).
+// The tokens of a client that is disabled or removed die at once and stay dead when it comes back,
+// across reloads and restarts.
 func TestClientThatGoesAndComesBack(t *testing.T) {
 	for name, store := range stores(t) {
 		for gone, without := range map[string]string{
@@ -1024,7 +1022,7 @@ func TestClientThatGoesAndComesBack(t *testing.T) {
 		} {
 			for _, how := range []string{"reload", "restart"} {
 				if name == "memory" && how == "restart" {
-					continue // nothing survives
+					continue // nothing survives a restart
 				}
 				t.Run(name+", "+gone+", "+how, func(t *testing.T) {
 					g := startGateway(t, store+testClients, gatewaySite)
@@ -1062,18 +1060,18 @@ func TestClientThatGoesAndComesBack(t *testing.T) {
 					next(store + testClients)
 					dead("with the client again")
 					if a := g.get("/x", g.token("reader")); a.StatusCode != 200 {
-						t.Errorf("a new token of the client that is back: %d", a.StatusCode)
+						t.Errorf("with the client again, a new token gets %d", a.StatusCode)
 					}
 					next(store + testClients)
-					dead("after one more")
+					dead("after another load")
 				})
 			}
 		}
 	}
 }
 
-// What the configuration takes away from a client or demands of a route binds tokens
-// that are in the cache already (B-14).
+// What a reload takes away from a client, or requires at a route, holds for tokens that are cached
+// already.
 func TestReloadBindsCachedTokens(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -1090,11 +1088,11 @@ func TestReloadBindsCachedTokens(t *testing.T) {
 				change, oauth, site string
 				want                int
 			}{
-				{"the route wants a scope that the token has", testClients, wants, 200},
+				{"the route requires a scope that the token has", testClients, wants, 200},
 				{"the client loses the scope", strings.Replace(testClients, "read write", "read", 1), wants, 403},
 				{"the client has the scope again", testClients, wants, 200},
-				{"the route wants an audience that the token has", testClients, "oauth_server\noauth_protect {\naudience https://api.example.com\n}\nreverse_proxy BACKEND", 200},
-				{"the route wants another audience", testClients, "oauth_server\noauth_protect {\naudience other\n}\nreverse_proxy BACKEND", 401},
+				{"the route requires an audience that the token has", testClients, "oauth_server\noauth_protect {\naudience https://api.example.com\n}\nreverse_proxy BACKEND", 200},
+				{"the route requires another audience", testClients, "oauth_server\noauth_protect {\naudience other\n}\nreverse_proxy BACKEND", 401},
 				{"the client loses its audience", strings.Replace(testClients, "audience https://api.example.com", "audience other", 1), gatewaySite, 401},
 				{"the client has its audience again", testClients, gatewaySite, 200},
 			} {
@@ -1109,15 +1107,15 @@ func TestReloadBindsCachedTokens(t *testing.T) {
 	}
 }
 
-// The hash of "mySecret", and one of something else, both slow.
+// The hash of "mySecret", and one of another secret, both slow.
 const (
 	hashOfMySecret = "$argon2id$v=19$m=19456,t=2,p=1$GmhSbmKu6MsdY71bwGWBGw$Oe36vHuGNEvukTHYFyPwOiZF5q6MMG/L6taSzBcWCEw"
 	hashOfAnother  = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 )
 
-// The success of a slow hash is remembered, and forgotten as soon as the secret is no
-// longer the client's (B-28).
-func TestRotatedSecretsObeyAtOnce(t *testing.T) {
+// The success of a slow hash is remembered, and forgotten as soon as the secret is no longer the
+// client's.
+func TestRotatedSecretsEndAtOnce(t *testing.T) {
 	client := func(lines string) string {
 		return "store memory\nclient c {\n" + lines + "\nscopes read\n}\n"
 	}
@@ -1159,7 +1157,7 @@ func TestRotatedSecretsObeyAtOnce(t *testing.T) {
 		t.Errorf("the old one of two secrets: %d", status)
 	}
 
-	// Without a reload, by its date. The date has whole seconds.
+	// Without a reload, a secret ends at its date, which has whole seconds.
 	until := time.Now().Add(3 * time.Second).Truncate(time.Second)
 	load(client("secret_hash " + hashOfMySecret + " until " + until.UTC().Format(time.RFC3339)))
 	remember()
@@ -1169,7 +1167,7 @@ func TestRotatedSecretsObeyAtOnce(t *testing.T) {
 	}
 }
 
-// A secret file is read when a configuration is loaded: a reload takes what it says then.
+// A secret file is read when a configuration is loaded. A reload reads it again.
 func TestSecretFileIsReadAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "secret")
 	write := func(secret string) {
@@ -1195,7 +1193,7 @@ func TestSecretFileIsReadAgain(t *testing.T) {
 	}
 	check("first", 401)
 	check("second", 200)
-	// An empty file is no secret that anybody could give.
+	// An empty file holds no secret that a client could send.
 	write("")
 	if err := g.load(oauth, gatewaySite); err == nil {
 		t.Error("an empty secret file was accepted")
@@ -1204,7 +1202,7 @@ func TestSecretFileIsReadAgain(t *testing.T) {
 	check("", 401)
 }
 
-// When Caddy has stopped, nothing of ours runs on.
+// Once Caddy has stopped, nothing of ours keeps running.
 func TestStopLeavesNothing(t *testing.T) {
 	for name, store := range stores(t) {
 		t.Run(name, func(t *testing.T) {
@@ -1225,7 +1223,7 @@ func TestStopLeavesNothing(t *testing.T) {
 			}
 			g.Client.CloseIdleConnections()
 			g.Backend.Close()
-			// Caddy's own: the proxy's idle connections end by their timeout, and parts of
+			// These are Caddy's own: the proxy's idle connections end by their timeout, and parts of
 			// certmagic live as long as the process.
 			goleak.VerifyNone(t, before,
 				goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.(*Cache).maintainAssets"),

@@ -23,8 +23,8 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// foreign is an authorization server elsewhere: an introspection endpoint, and an issuer of
-// JWTs with its keys. It can be away.
+// foreign is another authorization server: an introspection endpoint, and an issuer of JWTs with
+// its keys. It can be unreachable.
 type foreign struct {
 	*httptest.Server
 	asked, fetched atomic.Int64
@@ -81,7 +81,7 @@ func (f *foreign) knows(token, answer string) {
 	f.tokens[token] = answer
 }
 
-// signs makes a JWT.
+// signs returns a signed JWT with these claims.
 func (f *foreign) signs(t testing.TB, claims string) string {
 	t.Helper()
 	f.mu.Lock()
@@ -101,12 +101,12 @@ func (f *foreign) signs(t testing.TB, claims string) string {
 	return token
 }
 
-// jwt makes a good JWT of the issuer https://issuer.example.com.
+// jwt returns a valid JWT of the issuer https://issuer.example.com.
 func (f *foreign) jwt(t testing.TB, more string) string {
 	return f.signs(t, fmt.Sprintf(`{"iss":"https://issuer.example.com","aud":"api","sub":"machine","client_id":"signed","exp":%d%s}`, time.Now().Add(time.Hour).Unix(), more))
 }
 
-// sources are the lines of a route that accepts all three kinds of tokens.
+// sources returns the lines of a route that accepts all three kinds of tokens.
 func (f *foreign) sources(more string) string {
 	return "source local\n" + f.introspect(more) + f.jwtSource()
 }
@@ -121,7 +121,7 @@ func (f *foreign) jwtSource() string {
 
 const activeForeign = `{"active":true,"exp":4102444800,"client_id":"remote","sub":"robot","scope":"read write","iss":"https://as.example.com","groups":["staff","night"],"level":3}`
 
-// One route, three kinds of tokens, told apart by what they are.
+// One route accepts three kinds of tokens and tells them apart.
 func TestSources(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
@@ -148,7 +148,7 @@ func TestSources(t *testing.T) {
 				}
 			}
 			if n := f.asked.Load(); v.cache == "" && n != 1 {
-				t.Errorf("the endpoint was asked %d times; the other tokens are none of its business", n)
+				t.Errorf("the endpoint was asked %d times, want 1, since the other tokens are not for it", n)
 			}
 			for name, token := range map[string]string{
 				"made up": "made-up", "in our form": "coa_" + strings.Repeat("A", 60), "signed by nobody": f.jwt(t, "") + "x",
@@ -163,8 +163,8 @@ func TestSources(t *testing.T) {
 	}
 }
 
-// An outage of one source fails no token of another, and is 503 for its own.
-func TestOneSourcesOutage(t *testing.T) {
+// An outage of one source affects no token of another. Its own get 503.
+func TestOutageOfOneSource(t *testing.T) {
 	f := newForeign(t)
 	f.knows("opaque", activeForeign)
 	signer := newForeign(t)
@@ -178,19 +178,19 @@ func TestOneSourcesOutage(t *testing.T) {
 		}
 	}
 	local, signed := g.token("reader"), signer.jwt(t, "")
-	expect("local, the keys are away", local, 200)
-	expect("introspected, the keys are away", "opaque", 200)
-	expect("signed, the keys are away", signed, 503)
-	expect("made up, the keys are away", "made-up", 401)
+	expect("local, without the keys", local, 200)
+	expect("introspected, without the keys", "opaque", 200)
+	expect("signed, without the keys", signed, 503)
+	expect("made up, without the keys", "made-up", 401)
 
 	f.away.Store(true)
-	expect("local, the endpoint is away", local, 200)
-	expect("introspected before, the endpoint is away", "opaque", 200) // from the cache
+	expect("local, without the endpoint", local, 200)
+	expect("introspected before, without the endpoint", "opaque", 200) // from the cache
 	f.knows("another", activeForeign)
-	expect("another, the endpoint is away", "another", 503)
-	expect("made up just now, the endpoint is away", "made-up", 401) // it has said no
-	expect("made up, the endpoint is away", "made-up-too", 503)      // nobody knows
-	for range 10 {                                                   // the circuit opens
+	expect("another, without the endpoint", "another", 503)
+	expect("introspected before, made up, without the endpoint", "made-up", 401) // the endpoint has said no
+	expect("made up, without the endpoint", "made-up-too", 503)                  // nobody knows
+	for range 10 {                                                               // the circuit opens
 		g.get("/x", "another")
 	}
 	expect("local, the circuit is open", local, 200)
@@ -199,26 +199,26 @@ func TestOneSourcesOutage(t *testing.T) {
 	deadline := time.Now().Add(20 * time.Second)
 	for g.get("/x", signed).StatusCode != 200 {
 		if time.Now().After(deadline) {
-			t.Fatal("the keys are back, and the token is not good")
+			t.Fatal("the keys are back, but the token is not valid")
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	// A reload does not forget the keys, though nobody is there to ask.
+	// A reload does not forget the keys, although they can't be fetched.
 	signer.away.Store(true)
 	if err := g.load("store memory\n"+testClients, "oauth_server\nroute /new {\nrespond new\n}\noauth_protect {\nsource local\n"+f.introspect("")+signer.jwtSource()+"}\nreverse_proxy BACKEND"); err != nil {
 		t.Fatal(err)
 	}
 	expect("signed, after a reload", signed, 200)
-	expect("signed by the same, after a reload", signer.jwt(t, `,"jti":"2"`), 200)
+	expect("signed by the same key, after a reload", signer.jwt(t, `,"jti":"2"`), 200)
 	f.away.Store(false)
 	for deadline := time.Now().Add(20 * time.Second); g.get("/x", "another").StatusCode != 200; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("the endpoint is back, and the circuit does not close")
+			t.Fatal("the endpoint is back, but the circuit does not close")
 		}
 	}
 }
 
-// Rules on claims gate a route, whatever source the token is of.
+// Rules on claims hold for a route, whatever source a token is from.
 func TestClaimRules(t *testing.T) {
 	f := newForeign(t)
 	f.knows("staff", activeForeign)
@@ -244,7 +244,7 @@ func TestClaimRules(t *testing.T) {
 	}
 }
 
-// Placeholders find what rules find: names with dots in them, and the names in an object.
+// Placeholders, like rules, find claims whose names contain dots, and the names in an object.
 func TestClaimsWithDots(t *testing.T) {
 	f := newForeign(t)
 	const members = `"client_id":"a","exp":4102444800,"kubernetes.io":{"serviceaccount":{"name":"loader"}},"resource_access":{"com.example.orders":{"roles":["writer","reader"]}},` +
@@ -274,8 +274,8 @@ func TestClaimsWithDots(t *testing.T) {
 	}
 }
 
-// Where the client and the scopes of a token are is said for each source, and what one route
-// makes of a token is not what another makes of it.
+// Each source can say which claims hold the client and the scopes of its tokens. Routes that say
+// different things read the same token differently.
 func TestChosenClaims(t *testing.T) {
 	f := newForeign(t)
 	const members = `"sub":"robot","client_id":"id","azp":"id","app":{"v1.0":"orders"},"scope":"read","roles":["Orders.Read"],"exp":4102444800`
@@ -296,18 +296,18 @@ func TestChosenClaims(t *testing.T) {
 				}
 				h := g.Backend.last(t).Header
 				if got := h.Get("X-OAuth-Client-Id") + "|" + h.Get("X-OAuth-Scope") + "|" + h.Get("X-May") + "|" + h.Get("X-Said"); got != want {
-					t.Errorf("%s with %.10s: the backend is told %q, want %q", path, token, got, want)
+					t.Errorf("%s with %.10s: the backend was told %q, want %q", path, token, got, want)
 				}
 			}
 		}
 	}
 	f.knows("two", `{"active":true,"client_id":"a","azp":"b"}`)
 	if a := g.get("/default/x", "two"); a.StatusCode == 200 {
-		t.Error("a token passes of which nobody can say whose it is")
+		t.Error("a token that names two clients passes")
 	}
 }
 
-// B-11 for foreign tokens: one question serves all routes, and each judges for itself.
+// The facts about a foreign token are fetched once for all routes. Each route decides for itself.
 func TestForeignFactsAreSharedAndDecisionsAreNot(t *testing.T) {
 	f := newForeign(t)
 	f.knows("opaque", activeForeign)
@@ -339,7 +339,8 @@ func TestForeignFactsAreSharedAndDecisionsAreNot(t *testing.T) {
 	}
 }
 
-// What another server says of a client must not become another header.
+// What another server says about a client must not become another header, nor be expanded as a
+// placeholder.
 func TestForeignNamesThatBreakHeaders(t *testing.T) {
 	f := newForeign(t)
 	f.knows("crlf", `{"active":true,"client_id":"a\r\nX-Admin: 1"}`)
@@ -352,18 +353,18 @@ func TestForeignNamesThatBreakHeaders(t *testing.T) {
 		}
 	}
 	if g.Backend.count() != 0 {
-		t.Error("the backend heard of them")
+		t.Error("they reached the backend")
 	}
 	if a := g.get("/x", "placeholder"); a.StatusCode != 200 {
 		t.Fatalf("placeholder: %d", a.StatusCode)
 	}
-	h := g.Backend.last(t).Header // C-23
+	h := g.Backend.last(t).Header
 	if h.Get("X-OAuth-Client-Id") != "{env.OAUTH_TEST_SECRET}" || h.Get("X-OAuth-Subject") != "{http.request.header.Authorization}" || h.Get("X-Team") != "{env.OAUTH_TEST_SECRET}" {
 		t.Errorf("the backend was told %v", h)
 	}
 }
 
-// serve_stale bridges an outage, within its bound.
+// serve_stale bridges an outage, within its limits.
 func TestServeStaleRoute(t *testing.T) {
 	f := newForeign(t)
 	f.knows("opaque", activeForeign)
@@ -377,14 +378,14 @@ func TestServeStaleRoute(t *testing.T) {
 		t.Errorf("during the outage: %d", a.StatusCode)
 	}
 	if a := g.get("/b", "opaque"); a.StatusCode != 503 {
-		t.Errorf("on a route with a limit of its own: %d", a.StatusCode)
+		t.Errorf("on a route with its own max_age: %d", a.StatusCode)
 	}
 	if a := g.get("/a", "never-seen"); a.StatusCode != 503 {
 		t.Errorf("a token never seen: %d", a.StatusCode)
 	}
 }
 
-// Without a realm that issues tokens there is no store.
+// Without a realm that issues tokens, there is no store.
 func TestForeignTokensNeedNoStore(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("XDG_DATA_HOME", dir)
@@ -399,11 +400,11 @@ func TestForeignTokensNeedNoStore(t *testing.T) {
 	}
 	filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err == nil && strings.HasSuffix(path, ".db") {
-			t.Errorf("%s was made", path)
+			t.Errorf("%s was created", path)
 		}
 		return nil
 	})
-	// It comes when it is needed, and goes.
+	// It is opened when it is needed, and closed.
 	if err := g.load("store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND"); err != nil {
 		t.Fatal(err)
 	}
@@ -414,11 +415,11 @@ func TestForeignTokensNeedNoStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	if a := g.get("/x", "opaque"); a.StatusCode != 200 {
-		t.Errorf("without it again: %d", a.StatusCode)
+		t.Errorf("without a realm again: %d", a.StatusCode)
 	}
 }
 
-// POST /oauth/forget on the admin endpoint makes the gateway ask again, at once.
+// POST /oauth/forget on the admin endpoint makes the gateway ask again at once.
 func TestForget(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -451,7 +452,7 @@ func TestForget(t *testing.T) {
 			g.warm("/x", token)
 		}
 	}
-	// gone makes the other server forget, and reports which tokens pass here all the same.
+	// pass returns the tokens that are let in.
 	pass := func() string {
 		var still []string
 		for _, token := range []string{"a1", "a2", "b1"} {
@@ -463,6 +464,7 @@ func TestForget(t *testing.T) {
 	}
 	warm()
 	answers := f.tokens
+	// gone makes the other server forget all tokens, and back makes it know them again.
 	gone := func() { f.mu.Lock(); f.tokens = map[string]string{}; f.mu.Unlock() }
 	back := func() {
 		f.mu.Lock()
@@ -473,40 +475,40 @@ func TestForget(t *testing.T) {
 	}
 	gone()
 	if got := pass(); got != "a1 a2 b1" {
-		t.Fatalf("from the cache pass %q", got)
+		t.Fatalf("from the cache, %q pass", got)
 	}
 	forget(200, `{"token":"a1"}`)
 	if got := pass(); got != "a2 b1" {
-		t.Errorf("after a token was forgotten pass %q", got)
+		t.Errorf("after forgetting a token, %q pass", got)
 	}
 	back()
 	gone()
 	forget(200, `{"client_id":"a","source":"`+f.URL+`/introspect"}`)
 	if got := pass(); got != "b1" {
-		t.Errorf("after a client was forgotten pass %q", got)
+		t.Errorf("after forgetting a client, %q pass", got)
 	}
 	back()
 	gone()
 	forget(200, `{"source":"root"}`)
 	if got := pass(); got != "a1 a2 b1" {
-		t.Errorf("after another source was forgotten pass %q", got)
+		t.Errorf("after forgetting another source, %q pass", got)
 	}
 	forget(200, `{"source":"`+f.URL+`/introspect"}`)
 	if got := pass(); got != "" {
-		t.Errorf("after the source was forgotten pass %q", got)
+		t.Errorf("after forgetting the source, %q pass", got)
 	}
 	if a := g.get("/x", local); a.StatusCode != 200 {
-		t.Errorf("a token issued here, asked about again: %d", a.StatusCode)
+		t.Errorf("a forgotten token that was issued here: %d", a.StatusCode)
 	}
 
 	for _, body := range []string{``, `{}`, `[]`, `{"token":""}`, `{"token":1}`, `{"Token":"x","secret":"y"}`, `{"token":"canary-token","client_id":"a"}`, `{"source":"root"}{}`, `null`} {
 		if answer := forget(400, body); strings.Contains(answer, "canary-token") {
-			t.Errorf("the answer has the token in it: %s", answer)
+			t.Errorf("the answer contains the token: %s", answer)
 		}
 	}
 	forget(400, `{"token":"`+strings.Repeat("x", 65<<10)+`"}`)
 	if answer := forget(404, `{"source":"nowhere"}`); !strings.Contains(answer, f.URL) || !strings.Contains(answer, "root") {
-		t.Errorf("an unknown source is answered with %s", answer)
+		t.Errorf("the answer for an unknown source is %s", answer)
 	}
 	forget(405, ``, func(r *http.Request) { r.Method = "GET" })
 	forget(415, `{"source":"root"}`, func(r *http.Request) { r.Header.Set("Content-Type", "text/plain") })
@@ -514,7 +516,7 @@ func TestForget(t *testing.T) {
 	forget(403, `{"source":"root"}`, func(r *http.Request) { r.Header.Set("Origin", "https://evil.example") })
 }
 
-// B-16 through the gateway: a withdrawn key ends cached tokens, too.
+// A withdrawn key ends the tokens that it signed, cached ones included.
 func TestWithdrawnKey(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "keys.json")
 	f := newForeign(t)
@@ -543,7 +545,7 @@ func TestWithdrawnKey(t *testing.T) {
 	}
 }
 
-// eventuallyAnswers waits until a request with token is answered so.
+// eventuallyAnswers waits until a request with token gets the status want.
 func eventuallyAnswers(t *testing.T, g *gateway, token string, want int) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
@@ -557,9 +559,9 @@ func eventuallyAnswers(t *testing.T, g *gateway, token string, want int) {
 	}
 }
 
-// Routes that differ in what they accept share the issuer's keys, also across reloads that
-// change it, while the issuer is away.
-func TestKeysOutliveWhatIsAcceptedByThem(t *testing.T) {
+// Routes that accept different tokens of one issuer share its keys. So do reloads that change what
+// is accepted, even while the issuer is unreachable.
+func TestKeysOutliveWhatARouteAccepts(t *testing.T) {
 	f := newForeign(t)
 	source := func(more string) string {
 		return "source jwt https://issuer.example.com {\njwks_uri " + f.URL + "/keys\n" + more + "\n}\n"
@@ -587,10 +589,10 @@ func TestKeysOutliveWhatIsAcceptedByThem(t *testing.T) {
 			t.Fatal(err)
 		}
 		if a := g.get("/x", f.jwt(t, fmt.Sprintf(`,"jti":%q`, more))); a.StatusCode != 200 {
-			t.Errorf("the issuer is away, and a reload changes its source to %q: %d", more, a.StatusCode)
+			t.Errorf("without the issuer, after a reload to %q: %d", more, a.StatusCode)
 		}
 	}
-	// What one configuration accepted is not remembered for another that does not.
+	// What one configuration accepts is not remembered for another that doesn't.
 	token := f.jwt(t, "")
 	if a := g.get("/x", token); a.StatusCode != 200 {
 		t.Fatal(a.StatusCode)
@@ -605,7 +607,7 @@ func TestKeysOutliveWhatIsAcceptedByThem(t *testing.T) {
 	}
 }
 
-// Several sources of one issuer on a route are each tried, and none beside them.
+// If a route has several sources for one issuer, each of them is tried, and no other source.
 func TestSeveralSourcesOfOneIssuer(t *testing.T) {
 	f := newForeign(t)
 	source := func(more string) string {
@@ -628,11 +630,11 @@ func TestSeveralSourcesOfOneIssuer(t *testing.T) {
 	}
 	f.knows(token("app-d"), activeForeign)
 	if a := g.get("/x", token("app-d")); a.StatusCode != 401 || f.asked.Load() != 0 {
-		t.Errorf("a token of the issuer, for nobody here: %d, and the introspection endpoint was asked %d times", a.StatusCode, f.asked.Load())
+		t.Errorf("a token of the issuer for no source's audience: %d, and the introspection endpoint was asked %d times", a.StatusCode, f.asked.Load())
 	}
 }
 
-// Servers write an empty list where nobody asked for an audience: then a token has none.
+// Some servers write an empty list if no audience was asked for. Such a token has none.
 func TestEmptyAudience(t *testing.T) {
 	f := newForeign(t)
 	f.knows("opaque", `{"active":true,"exp":4102444800,"client_id":"remote","aud":[]}`)
