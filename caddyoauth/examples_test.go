@@ -1013,7 +1013,7 @@ func TestREADMEHasMetricsAndEvents(t *testing.T) {
 	for event := range events {
 		t.Errorf("the event %s is new; explain it in docs/operations.md", event)
 	}
-	reasons := regexp.MustCompile(`(?:invalidClient\(|reason :?= )"([a-z_]+)"`).FindAllStringSubmatch(readDocument(t, "caddyoauth/internal/oauth/client.go"), -1)
+	reasons := regexp.MustCompile(`(?:invalidClient\(|reason :?= (?:nil, )?)"([a-z_]+)"`).FindAllStringSubmatch(readDocument(t, "caddyoauth/internal/oauth/authenticate.go"), -1)
 	if len(reasons) < 5 {
 		t.Errorf("the source has no more than %d reasons why a client is not authenticated", len(reasons))
 	}
