@@ -208,8 +208,9 @@ type needs struct {
 	// store has the app open the token store, which holds the tokens issued here.
 	store bool
 	// sources are modules of the namespace oauth.sources. The app opens each TokenSource; a
-	// LocalSource needs the store.
+	// LocalSource needs the store. realm is the realm of a LocalSource that names none.
 	sources []any
+	realm   string
 	// headerPrefix is what the names of the handler's identity headers begin with, folded. The
 	// app has all handlers remove such headers, so that a caller can't use another route to
 	// tell the backend who is calling. Empty for a handler that sets none.
@@ -223,22 +224,13 @@ type needs struct {
 
 // register tells the app what a handler needs, and prepares the HTTP server that the handler
 // is part of: it checks the order of the server's routes, and has the server strip requests
-// early. It returns the use of each source, or nil for one that is no TokenSource. Every handler
-// calls it once, in Provision; Caddy provisions handlers one after the other.
-func (a *App) register(ctx caddy.Context, n needs) ([]*usedSource, error) {
+// early. It returns what stands for each source on the handler's route. Every handler calls it
+// once, in Provision; Caddy provisions handlers one after the other.
+func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
 	a.usesStore = a.usesStore || n.store
-	used := make([]*usedSource, len(n.sources))
-	for i, module := range n.sources {
-		switch module := module.(type) {
-		case *LocalSource:
-			a.usesStore = true
-		case TokenSource:
-			key := useKey(module)
-			if a.sources[key] == nil {
-				a.sources[key] = &usedSource{module: module}
-			}
-			used[i] = a.sources[key]
-		}
+	sources, err := a.useSources(n.sources, n.realm)
+	if err != nil {
+		return nil, fmt.Errorf("oauth_protect: %w", err)
 	}
 	if n.headerPrefix != "" && !slices.Contains(a.prefixes, n.headerPrefix) {
 		a.prefixes = append(a.prefixes, n.headerPrefix)
@@ -252,7 +244,7 @@ func (a *App) register(ctx caddy.Context, n needs) ([]*usedSource, error) {
 	// does.
 	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	if !ok {
-		return used, nil
+		return sources, nil
 	}
 	if !a.ordered[server] {
 		a.ordered[server] = true
@@ -260,7 +252,7 @@ func (a *App) register(ctx caddy.Context, n needs) ([]*usedSource, error) {
 			return nil, err
 		}
 	}
-	return used, stripEarly(ctx, server, a)
+	return sources, stripEarly(ctx, server, a)
 }
 
 // realm returns the realm of that name. Without a name it is the only realm there is, or else

@@ -10,7 +10,9 @@ import (
 // bearer is who sends a request: its token, and what is known of it. It travels in the
 // request's context, where placeholders and logs can't reach the token.
 type bearer struct {
-	token string
+	// token remembers what has been read of it, also for handlers behind this one. Only the
+	// request's own goroutine touches it.
+	token introspect.Token
 	facts *introspect.Facts
 	realm string // of this gateway; empty for tokens from elsewhere
 

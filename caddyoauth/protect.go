@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 func init() {
@@ -170,11 +171,11 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if p.headers, err = newIdentityHeaders(p.HeaderPrefix); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
-	used, err := app.register(ctx, needs{sources: modules, headerPrefix: p.headers.prefixes[0], judgesPaths: !p.AllowAmbiguousPaths})
+	p.sources, err = app.register(ctx, needs{sources: modules, realm: p.Realm, headerPrefix: p.headers.prefixes[0], judgesPaths: !p.AllowAmbiguousPaths})
 	if err != nil {
 		return err
 	}
-	if err := p.provisionSources(modules, used); err != nil {
+	if p.label, err = p.labelFor(p.sources); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
 	for _, rule := range p.Claims {
@@ -284,12 +285,12 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 	if ambiguousURL(r.URL, p.AllowAmbiguousPaths) {
 		return nil, p.ambiguous
 	}
-	var token string
+	b := &bearer{by: p, earlier: earlier}
 	if earlier != nil {
-		token = earlier.token
+		b.token = earlier.token
 	} else {
-		var verdict tokenVerdict
-		switch token, verdict = bearerToken(authorization); verdict {
+		text, verdict := bearerToken(authorization)
+		switch verdict {
 		case tokenMissing:
 			return nil, p.missingToken
 		case tokenMalformed:
@@ -299,12 +300,14 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 		case tokenTooLong:
 			return nil, p.tooLong
 		}
+		b.token = introspect.NewToken(text)
 	}
 
 	err := p.app.await(r.Context())
-	var found finding
 	if err == nil {
-		found, err = findOut(r.Context(), p.app, p.sources, token, p.maxAge)
+		var found finding
+		found, err = findOut(r.Context(), p.app, p.sources, &b.token, p.maxAge)
+		b.facts, b.realm = found.facts, found.realm
 	}
 	if err != nil {
 		if r.Context().Err() == nil {
@@ -312,7 +315,6 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 		}
 		return nil, p.undeterminable
 	}
-	b := &bearer{token: token, facts: found.facts, realm: found.realm, by: p, earlier: earlier}
 	decision := access.Decide(&p.rule, b.facts, access.Request{Fit: b.introduce()})
 	if !decision.Allowed {
 		return nil, p.reject(r, b, decision)
@@ -352,35 +354,17 @@ func (p *Protect) loadSources(ctx caddy.Context) ([]any, error) {
 	return loaded.([]any), nil
 }
 
-// provisionSources finds the sources, which the app has registered, and sets the label.
-func (p *Protect) provisionSources(modules []any, used []*usedSource) error {
-	for i, module := range modules {
-		var source routeSource
-		switch module := module.(type) {
-		case *LocalSource:
-			realm, err := p.app.realm(cmp.Or(module.Realm, p.Realm))
-			if err != nil {
-				return err
-			}
-			p.label = cmp.Or(p.label, realm.name)
-			source.realm = realm
-		case TokenSource:
-			source.source = used[i]
-			source.near = strings.HasPrefix(module.Label(), "http:") // for loopback only
-		default:
-			return fmt.Errorf("%T is not a source of tokens", module)
-		}
-		if slices.Contains(p.sources, source) {
-			return errors.New("duplicate source: list each source once")
-		}
-		p.sources = append(p.sources, source)
+// labelFor returns the name of the realm whose tokens the sources know, or noRealm.
+func (p *Protect) labelFor(sources []routeSource) (string, error) {
+	label := ""
+	for _, s := range sources {
+		label = cmp.Or(label, s.realmName())
 	}
-	accepted := func(s routeSource) bool { return s.realm != nil && s.realm.name == p.Realm }
-	if p.Realm != "" && !slices.ContainsFunc(p.sources, accepted) {
-		return fmt.Errorf("realm %q is named, but no source accepts its tokens: add 'source local', or don't name a realm", p.Realm)
+	named := func(s routeSource) bool { return s.realmName() == p.Realm }
+	if p.Realm != "" && !slices.ContainsFunc(sources, named) {
+		return "", fmt.Errorf("realm %q is named, but no source accepts its tokens: add 'source local', or don't name a realm", p.Realm)
 	}
-	p.label = cmp.Or(p.label, noRealm)
-	return nil
+	return cmp.Or(label, noRealm), nil
 }
 
 // noRealm is the label of routes that accept no tokens of a realm here. It can't be the name

@@ -229,9 +229,7 @@ func (s *IntrospectSource) issuer() string { return s.cfg.Issuer }
 func (s *IntrospectSource) SourceKey() string { return s.key }
 
 // Recognizes implements TokenSource.
-func (s *IntrospectSource) Recognizes(token introspect.Token) (introspect.Token, Recognition) {
-	return token, PerhapsMine
-}
+func (s *IntrospectSource) Recognizes(*introspect.Token) Recognition { return PerhapsMine }
 
 // Memory implements TokenSource.
 func (s *IntrospectSource) Memory() introspect.SourceConfig {

@@ -224,11 +224,11 @@ func (s *JWTSource) issuer() string { return s.keys.Issuer }
 func (s *JWTSource) SourceKey() string { return s.key }
 
 // Recognizes implements TokenSource: a JWT says who issued it.
-func (s *JWTSource) Recognizes(token introspect.Token) (introspect.Token, Recognition) {
+func (s *JWTSource) Recognizes(token *introspect.Token) Recognition {
 	if token.UnverifiedIssuer() == s.keys.Issuer {
-		return token, Mine
+		return Mine
 	}
-	return token, NotMine
+	return NotMine
 }
 
 // Memory implements TokenSource.

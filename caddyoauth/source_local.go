@@ -1,11 +1,15 @@
 package caddyoauth
 
 import (
+	"context"
+	"strings"
+	"time"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-	"strings"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 func init() {
@@ -14,7 +18,7 @@ func init() {
 
 // LocalSource accepts tokens that a realm of this gateway issued.
 type LocalSource struct {
-	// The realm. Default: the one that the oauth_protect names.
+	// The realm. Default: the realm that the `oauth_protect` names.
 	Realm string `json:"realm,omitempty"`
 }
 
@@ -39,7 +43,32 @@ func (s *LocalSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return conf.NoBlock(d, "local")
 }
 
+// A realm is a source on the routes that accept its tokens. It has no cache of its own here:
+// its engine asks through the cache as well, so that a revocation holds for both.
+
+func (r *servedRealm) label() string     { return r.name }
+func (r *servedRealm) realmName() string { return r.name }
+func (r *servedRealm) near() bool        { return true }
+
+// recognizes goes by the form and the MAC: a token in our form that this realm didn't issue
+// may be another gateway's.
+func (r *servedRealm) recognizes(token *introspect.Token) Recognition {
+	if r.engine.Recognizes(token) {
+		return Mine
+	}
+	return NotMine
+}
+
+func (r *servedRealm) ask(ctx context.Context, token *introspect.Token, maxAge time.Duration) (*introspect.Facts, error) {
+	return r.engine.Tokens().LookupWithin(ctx, token, maxAge)
+}
+
+func (r *servedRealm) remembered(token *introspect.Token, maxAge time.Duration) (*introspect.Facts, bool) {
+	return r.engine.Tokens().Remembered(token, maxAge)
+}
+
 // Interface guards
 var (
 	_ caddyfile.Unmarshaler = (*LocalSource)(nil)
+	_ routeSource           = (*servedRealm)(nil)
 )

@@ -1,10 +1,12 @@
 package caddyoauth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,138 +17,175 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// TokenSource is what a module in the namespace oauth.sources is: a way to find out what a
-// token means, for the sources of oauth_protect. The cache of the app stands in front of
-// it.
+// TokenSource is a module in the namespace oauth.sources: a way to find out what a token
+// means, for the sources of oauth_protect. The app's cache stands in front of it.
 //
-// A module is provisioned with its configuration, where it may open nothing and ask nobody.
-// All methods are called after that, and are safe for concurrent use.
+// A module is provisioned with its configuration. It opens nothing and asks nobody then. All
+// methods are called later, and are safe for concurrent use.
 type TokenSource interface {
-	// Label is what people know the source by, such as its URL, in metrics and for the
-	// admin endpoint. It comes from the configuration and holds no secret.
+	// Label is what people call the source, such as its URL, in metrics and at the admin
+	// endpoint. It comes from the configuration and holds no secret.
 	Label() string
 
-	// SourceKey tells the source from all others. Two with the same key are one: they share one open source
-	// and what the cache remembers, on all routes and across reloads. So all that decides
-	// what a token means must be in it, secrets as a digest. It may appear in logs.
+	// SourceKey distinguishes the source from all others. Two sources with the same key are
+	// one: they share one open source and what the cache remembers, on all routes and across
+	// reloads. So the key must cover everything that decides what a token means, secrets as a
+	// digest. It may appear in logs.
 	SourceKey() string
 
-	// OpenSource starts the source. It does not wait for the network. If what it returns has a
-	// method Close, that is called when no configuration uses it any more.
+	// OpenSource starts the source. It doesn't wait for the network. If the result has a
+	// method Close, that is called when no configuration uses the source any more.
 	OpenSource() (introspect.Source, error)
 
-	// Memory is how the cache may use what the source said. A MaxAge of zero is the app's own,
-	// which is also the most. StaleFor helps against errors that are introspect.ErrOutage.
+	// Memory says how the cache may use the source's answers. A MaxAge of zero stands for the
+	// app's own, which is also the maximum. StaleFor helps against errors that are
+	// introspect.ErrOutage.
 	Memory() introspect.SourceConfig
 
-	// Recognizes says, from the token alone and in microseconds, whether it can be this
-	// source's. It returns the token with what it read noted in it, so that nobody reads it
-	// again in this request.
-	Recognizes(token introspect.Token) (introspect.Token, Recognition)
+	// Recognizes reports whether the token can be this source's. It goes by the token alone,
+	// and takes microseconds. What it reads of the token stays noted there, so that nobody
+	// reads it again in this request.
+	Recognizes(token *introspect.Token) Recognition
 }
 
-// Recognition is what a source says of a token at first sight.
+// Recognition is what a source says about a token at first sight.
 type Recognition int
 
 const (
 	// NotMine is for tokens that the source can't know.
 	NotMine Recognition = iota
-	// PerhapsMine is for tokens of which only asking can tell. Such sources are asked one after
-	// the other, about tokens that no source claims.
+	// PerhapsMine is for tokens that the source can judge only by asking. Such sources are
+	// asked one after the other, about tokens that no source claims.
 	PerhapsMine
-	// Mine is for tokens that say so. No other source is asked, but those of the same
-	// Label that say Mine, too.
+	// Mine is for tokens that name this source themselves. No other source is asked, except
+	// those with the same Label that say Mine too.
 	Mine
 )
+
+// routeSource is a source of tokens as routes use it: a realm of this gateway (servedRealm),
+// or a source of tokens from elsewhere (usedSource). Its methods are safe for concurrent use.
+// Those that take a token are for requests, after the app's Start.
+type routeSource interface {
+	// label is what people call the source. Sources with the same label are rivals: they can
+	// claim the same tokens, and each makes its own demands.
+	label() string
+	// realmName is the realm whose tokens the source knows; empty for tokens from elsewhere.
+	realmName() string
+	// near reports whether the source is on this machine. It may then be this gateway itself,
+	// and may see tokens that were issued here.
+	near() bool
+	// recognizes reports at first sight whether the token can be this source's. See
+	// TokenSource.
+	recognizes(token *introspect.Token) Recognition
+	// ask returns what the token means, from the cache or from the source. See
+	// introspect.CachedSource.LookupWithin.
+	ask(ctx context.Context, token *introspect.Token, maxAge time.Duration) (*introspect.Facts, error)
+	// remembered returns what ask would answer from the cache. See
+	// introspect.CachedSource.Remembered.
+	remembered(token *introspect.Token, maxAge time.Duration) (*introspect.Facts, bool)
+}
 
 // usedSource is a TokenSource of this configuration, on one route or more.
 type usedSource struct {
 	module TokenSource
-	// These are set by the app's Start.
+	// The app's Start sets these.
 	lookup *introspect.CachedSource
 	issuer string          // whose tokens it knows, if the configuration says so
 	taken  map[string]bool // the issuers of all sources and realms
 
-	warn sync.Once // of the first token that is of one of the others
+	warn sync.Once // about the first token that names one of the other issuers
 }
 
-// useKey tells the use of a source from others. With other bounds on memory it is another use
-// of the same source.
+// useSources returns what routes use in place of modules of the namespace oauth.sources. A
+// LocalSource that names no realm is about the given one.
+func (a *App) useSources(modules []any, realm string) ([]routeSource, error) {
+	var sources []routeSource
+	for _, module := range modules {
+		var source routeSource
+		switch module := module.(type) {
+		case *LocalSource:
+			r, err := a.realm(cmp.Or(module.Realm, realm))
+			if err != nil {
+				return nil, err
+			}
+			a.usesStore = true
+			source = r
+		case TokenSource:
+			key := useKey(module)
+			if a.sources[key] == nil {
+				a.sources[key] = &usedSource{module: module}
+			}
+			source = a.sources[key]
+		default:
+			return nil, fmt.Errorf("%T is not a source of tokens", module)
+		}
+		if slices.Contains(sources, source) {
+			return nil, fmt.Errorf("duplicate source %s: list each source once", source.label())
+		}
+		sources = append(sources, source)
+	}
+	return sources, nil
+}
+
+// useKey distinguishes the uses of sources. The same source with other bounds on memory, or
+// with another timeout, is another use.
 func useKey(module TokenSource) string {
 	memory := module.Memory()
 	key := fmt.Sprintf("%s\x00%d %d %d", module.SourceKey(), memory.MaxAge, memory.NegativeAge, memory.StaleFor)
 	if remote, ok := module.(*IntrospectSource); ok {
-		key += fmt.Sprintf(" %d", remote.Timeout) // or with more patience
+		key += fmt.Sprintf(" %d", remote.Timeout)
 	}
 	return key
-}
-
-// own returns facts if the source may say that, or else inactive ones.
-func (u *usedSource) own(facts *introspect.Facts) *introspect.Facts {
-	if !facts.Active || facts.Issuer == u.issuer || !u.taken[facts.Issuer] {
-		return facts
-	}
-	u.warn.Do(func() {
-		caddy.Log().Named("oauth.sources").Warn("a token is refused, because its source says that it is of an issuer that another source, or a realm, stands for; if the source speaks for that issuer, give it the option issuer",
-			zap.String("source", u.module.Label()), zap.String("issuer", facts.Issuer))
-	})
-	return introspect.Inactive()
 }
 
 // foreignName is what the cache knows a source by.
 func foreignName(key string) string { return introspect.CacheName("foreign", key) }
 
-// routeSource is one of the sources of a route: a realm of this gateway, or a usedSource.
-type routeSource struct {
-	realm  *servedRealm
-	source *usedSource
-	// near: it is on this machine, and may be this gateway itself.
-	near bool
+func (u *usedSource) label() string     { return u.module.Label() }
+func (u *usedSource) realmName() string { return "" }
+
+// near goes by the scheme: http is accepted for loopback hosts only.
+func (u *usedSource) near() bool { return strings.HasPrefix(u.module.Label(), "http:") }
+
+func (u *usedSource) recognizes(token *introspect.Token) Recognition {
+	return u.module.Recognizes(token)
 }
 
-func (s routeSource) recognizes(token introspect.Token) (introspect.Token, Recognition) {
-	if s.source != nil {
-		return s.source.module.Recognizes(token)
+func (u *usedSource) ask(ctx context.Context, token *introspect.Token, maxAge time.Duration) (*introspect.Facts, error) {
+	facts, err := u.lookup.LookupWithin(ctx, token, maxAge)
+	if err != nil {
+		return nil, err
 	}
-	// By its form and its MAC: a token in our form that this realm did not mint may be
-	// another gateway's.
-	if token, ok := s.realm.engine.Recognizes(token); ok {
-		return token, Mine
-	} else {
-		return token, NotMine
+	return u.own(facts), nil
+}
+
+func (u *usedSource) remembered(token *introspect.Token, maxAge time.Duration) (*introspect.Facts, bool) {
+	facts, ok := u.lookup.Remembered(token, maxAge)
+	if !ok {
+		return nil, false
 	}
+	return u.own(facts), true
 }
 
-// isRival reports whether s and other go by one name: two jwt sources of one issuer, with
-// different audiences perhaps.
-func (s routeSource) isRival(other routeSource) bool {
-	return s.source != nil && other.source != nil && s.source.module.Label() == other.source.module.Label()
-}
-
-// cached is the source with the cache in front, and the realm that its tokens are of.
-func (s routeSource) cached() (*introspect.CachedSource, string) {
-	if s.realm != nil {
-		return s.realm.engine.Tokens(), s.realm.name
+// own returns the facts if the source may speak for their issuer, and inactive ones if not:
+// an answer may name any issuer, and the backend believes it.
+func (u *usedSource) own(facts *introspect.Facts) *introspect.Facts {
+	if !facts.Active || facts.Issuer == u.issuer || !u.taken[facts.Issuer] {
+		return facts
 	}
-	return s.source.lookup, ""
+	u.warn.Do(func() {
+		caddy.Log().Named("oauth.sources").Warn("refusing a token, because its source names an issuer that another source, or a realm, stands for; if the source speaks for that issuer, give it the option issuer",
+			zap.String("source", u.module.Label()), zap.String("issuer", facts.Issuer))
+	})
+	return introspect.Inactive()
 }
 
-// ask asks the source, by way of the cache.
-func (s routeSource) ask(ctx context.Context, token introspect.Token, maxAge time.Duration) (finding, error) {
-	source, realm := s.cached()
-	facts, err := source.LookupWithin(ctx, token, maxAge)
-	if err == nil && s.source != nil {
-		facts = s.source.own(facts)
-	}
-	return finding{facts, realm}, err
-}
-
-// minted reports whether a realm of this gateway issued token. An error means that nobody
-// can tell yet.
-func (a *App) minted(token introspect.Token) (_ bool, unsure error) {
+// minted reports whether a realm of this gateway issued the token, be it still good or not.
+// The error means that nobody can tell yet.
+func (a *App) minted(token *introspect.Token) (_ bool, unsure error) {
 	for _, r := range a.realms {
 		if r.engine == nil {
-			continue // the app opened no store: nothing is issued here
+			continue // the app opened no store, so nothing is issued here
 		}
 		minted, err := r.engine.Minted(token)
 		if minted {
@@ -168,27 +207,22 @@ type finding struct {
 
 // findOut asks the sources that the token can belong to. An error means that one of them
 // could not be asked, and none of the others knows the token.
-func findOut(ctx context.Context, app *App, sources []routeSource, text string, maxAge time.Duration) (finding, error) {
-	token := introspect.NewToken(text)
-	if len(sources) == 1 && (sources[0].realm != nil || !oauth.HasForm(text)) {
-		return sources[0].ask(ctx, token, maxAge) // which screens it, too
+func findOut(ctx context.Context, app *App, sources []routeSource, token *introspect.Token, maxAge time.Duration) (finding, error) {
+	if len(sources) == 1 && (sources[0].realmName() != "" || !oauth.HasForm(token.Text())) {
+		return askEach(ctx, sources, token, maxAge) // the cache screens it, too
 	}
 	var few [4]routeSource // more than most routes have, without memory from the heap
 	perhaps := few[:0]
 	for i, s := range sources {
-		var recognition Recognition
-		token, recognition = s.recognizes(token)
-		switch recognition {
+		switch s.recognizes(token) {
 		case Mine:
-			// Its rivals, of the same name and with other demands, are behind it: those before
-			// have said no. The first that accepts the token speaks for it, whatever is in the
-			// cache: what each makes of it may differ.
+			// The sources before this one have said no, so its rivals are behind it. The first
+			// that accepts the token speaks for it, whatever is in the cache: each may make
+			// something else of it.
 			mine := append(few[:0], s)
 			for _, rival := range sources[i+1:] {
-				if rival.isRival(s) {
-					if token, recognition = rival.recognizes(token); recognition == Mine {
-						mine = append(mine, rival)
-					}
+				if rival.label() == s.label() && rival.recognizes(token) == Mine {
+					mine = append(mine, rival)
 				}
 			}
 			return askEach(ctx, mine, token, maxAge)
@@ -196,53 +230,44 @@ func findOut(ctx context.Context, app *App, sources []routeSource, text string, 
 			perhaps = append(perhaps, s)
 		}
 	}
-	far := func(s routeSource) bool { return !s.near }
+	far := func(s routeSource) bool { return !s.near() }
 	if !slices.ContainsFunc(perhaps, far) {
 		return recallOrAsk(ctx, perhaps, token, maxAge)
 	}
-	// Nobody elsewhere has to know the tokens that were issued here, good or not.
+	// Tokens that were issued here, good or not, are shown to nobody elsewhere.
 	minted, unsure := app.minted(token)
 	if minted || unsure != nil {
 		perhaps = slices.DeleteFunc(perhaps, far)
 	}
-	k, err := recallOrAsk(ctx, perhaps, token, maxAge)
-	if err == nil && !k.facts.Active {
-		err = unsure // who may know it was not asked
+	found, err := recallOrAsk(ctx, perhaps, token, maxAge)
+	if err == nil && !found.facts.Active {
+		err = unsure // a source that may know the token was not asked
 	}
-	return k, err
+	return found, err
 }
 
-// recallOrAsk is askEach for sources of which only asking can tell: one that has found the
-// token good is the one that it belongs to, unless it may not say so. Those before it need
-// not be asked again, and may be away.
-func recallOrAsk(ctx context.Context, sources []routeSource, token introspect.Token, maxAge time.Duration) (finding, error) {
+// recallOrAsk is askEach for sources that can judge a token only by asking. The token belongs
+// to the source that the cache remembers as having found it good, unless that source may not
+// say so. Then the sources before it, which may be away, need not be asked again.
+func recallOrAsk(ctx context.Context, sources []routeSource, token *introspect.Token, maxAge time.Duration) (finding, error) {
 	if len(sources) > 1 {
 		for _, s := range sources {
-			source, realm := s.cached()
-			if facts, ok := source.Remembered(token, maxAge); ok {
-				if s.source != nil {
-					facts = s.source.own(facts)
-				}
-				if facts.Active {
-					return finding{facts, realm}, nil
-				}
+			if facts, ok := s.remembered(token, maxAge); ok && facts.Active {
+				return finding{facts, s.realmName()}, nil
 			}
 		}
 	}
 	return askEach(ctx, sources, token, maxAge)
 }
 
-// askEach asks sources one after the other, so that nobody is shown a token that the one
-// before knows.
-func askEach(ctx context.Context, sources []routeSource, token introspect.Token, maxAge time.Duration) (finding, error) {
-	if len(sources) == 1 {
-		return sources[0].ask(ctx, token, maxAge)
-	}
+// askEach asks sources one after the other, so that a source sees no token that the one
+// before it knows.
+func askEach(ctx context.Context, sources []routeSource, token *introspect.Token, maxAge time.Duration) (finding, error) {
 	var unsure error
 	for _, s := range sources {
-		k, err := s.ask(ctx, token, maxAge)
-		if err == nil && k.facts.Active {
-			return k, nil
+		facts, err := s.ask(ctx, token, maxAge)
+		if err == nil && facts.Active {
+			return finding{facts, s.realmName()}, nil
 		}
 		unsure = errors.Join(unsure, err)
 	}

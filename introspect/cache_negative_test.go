@@ -61,7 +61,7 @@ func (r *remembering) expect(what, token, want string, asked int64) {
 func (r *remembering) expectWithin(what, token string, maxAge time.Duration, want string, asked int64) {
 	r.t.Helper()
 	r.reg.lookups.Store(0)
-	facts, err := r.LookupWithin(context.Background(), introspect.NewToken(token), maxAge)
+	facts, err := r.LookupWithin(context.Background(), new(introspect.NewToken(token)), maxAge)
 	r.cache.Wait()
 	got := "no"
 	switch {
@@ -395,7 +395,7 @@ func TestANoTakesBackWhatIsNotApplied(t *testing.T) {
 			t.Fatal("not active")
 		}
 		reg.revoke("token")
-		if facts, err := s.LookupWithin(context.Background(), introspect.NewToken("token"), 0); err != nil || facts.Active {
+		if facts, err := s.LookupWithin(context.Background(), new(introspect.NewToken("token")), 0); err != nil || facts.Active {
 			t.Fatal(facts, err)
 		}
 		cache.Wait()

@@ -1360,7 +1360,7 @@ func TestLargeTokens(t *testing.T) {
 		kept   bool
 	}{{1 << 10, true}, {100 << 10, true}, {64 << 10, true}, {200 << 10, false}, {2, true}, {2 << 20, false}} {
 		claims, asked = c.claims, 0
-		if _, err := s.LookupWithin(context.Background(), introspect.NewToken("token"), 0); err != nil { // asks anew
+		if _, err := s.LookupWithin(context.Background(), new(introspect.NewToken("token")), 0); err != nil { // asks anew
 			t.Fatal(err)
 		}
 		active(t, s, "token")
@@ -1374,7 +1374,7 @@ func TestLargeTokens(t *testing.T) {
 	for i := range 500 {
 		token := fmt.Sprint("token", i)
 		for _, claims = range []int{2, 2 << 20} {
-			if _, err := s.LookupWithin(context.Background(), introspect.NewToken(token), 0); err != nil {
+			if _, err := s.LookupWithin(context.Background(), new(introspect.NewToken(token)), 0); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -1388,7 +1388,7 @@ func TestLargeTokens(t *testing.T) {
 	before := heap()
 	for _, claims = range []int{2, 50 << 10} {
 		for i := range 500 {
-			if _, err := s.LookupWithin(context.Background(), introspect.NewToken(fmt.Sprint(i)), 0); err != nil {
+			if _, err := s.LookupWithin(context.Background(), new(introspect.NewToken(fmt.Sprint(i))), 0); err != nil {
 				t.Fatal(err)
 			}
 			cache.Wait()
@@ -1411,7 +1411,7 @@ func TestMaxAgeOfACaller(t *testing.T) {
 	lookups := func(maxAge time.Duration) int64 {
 		t.Helper()
 		reg.lookups.Store(0)
-		facts, err := s.LookupWithin(context.Background(), introspect.NewToken("token"), maxAge)
+		facts, err := s.LookupWithin(context.Background(), new(introspect.NewToken("token")), maxAge)
 		if err != nil || !facts.Active {
 			t.Errorf("%+v, %v", facts, err)
 		}

@@ -89,7 +89,8 @@ type CachedSource struct {
 // Lookup is [CachedSource.LookupWithin] for the token of that text, without a maximum age of
 // the caller's own.
 func (s *CachedSource) Lookup(ctx context.Context, text string) (*Facts, error) {
-	return s.LookupWithin(ctx, NewToken(text), math.MaxInt64)
+	token := NewToken(text)
+	return s.LookupWithin(ctx, &token, math.MaxInt64)
 }
 
 // LookupWithin reports what token means, from memory if the source was asked about it
@@ -99,12 +100,11 @@ func (s *CachedSource) Lookup(ctx context.Context, text string) (*Facts, error) 
 // maxAge bounds the age of a remembered "no" too.
 //
 // It blocks until the answer is there, ctx ends, or twice Config.LookupTimeout has passed.
-func (s *CachedSource) LookupWithin(ctx context.Context, token Token, maxAge time.Duration) (*Facts, error) {
-	token, ok := s.screened(token)
-	if !ok {
+func (s *CachedSource) LookupWithin(ctx context.Context, token *Token, maxAge time.Duration) (*Facts, error) {
+	if !s.screened(token) {
 		return inactive, nil
 	}
-	key := keyOf(s.name, token.id)
+	key := keyOf(s.name, token.ID())
 	facts, ok := s.cached(key, min(maxAge, s.cfg.MaxAge))
 	if !ok && s.refused(key, min(maxAge, s.cfg.NegativeAge)) {
 		facts, ok = inactive, true
@@ -114,7 +114,7 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token Token, maxAge tim
 	} else {
 		s.cache.cfg.OnMiss()
 		var err error
-		facts, err = s.ask(ctx, key, token, maxAge)
+		facts, err = s.ask(ctx, key, *token, maxAge)
 		if err != nil {
 			// Who has gone away gets the error, and whose token is at fault.
 			if ctx.Err() != nil || !errors.Is(err, ErrOutage) {
@@ -134,12 +134,11 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token Token, maxAge tim
 
 // Remembered is what LookupWithin would answer from memory, and whether it would; a no is
 // not remembered in this sense. It asks nobody and does not block.
-func (s *CachedSource) Remembered(token Token, maxAge time.Duration) (*Facts, bool) {
-	token, ok := s.screened(token)
-	if !ok {
+func (s *CachedSource) Remembered(token *Token, maxAge time.Duration) (*Facts, bool) {
+	if !s.screened(token) {
 		return nil, false
 	}
-	facts, ok := s.cached(keyOf(s.name, token.id), min(maxAge, s.cfg.MaxAge))
+	facts, ok := s.cached(keyOf(s.name, token.ID()), min(maxAge, s.cfg.MaxAge))
 	if !ok {
 		return nil, false
 	}
@@ -147,12 +146,14 @@ func (s *CachedSource) Remembered(token Token, maxAge time.Duration) (*Facts, bo
 	return s.revised(facts), true
 }
 
-// screened asks the source whether a lookup of token can be worthwhile.
-func (s *CachedSource) screened(token Token) (Token, bool) {
+// screened reports whether a lookup of token can be worthwhile. What the source finds out
+// about it stays noted in token.
+func (s *CachedSource) screened(token *Token) (ok bool) {
 	if s.screen == nil {
-		return token, true
+		return true
 	}
-	return s.screen.Screen(token)
+	*token, ok = s.screen.Screen(*token)
+	return ok
 }
 
 func (s *CachedSource) revised(facts *Facts) *Facts {

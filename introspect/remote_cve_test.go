@@ -188,11 +188,11 @@ func TestHeimdall3445_TheReadersAgeCounts(t *testing.T) {
 	if !active(t, s, remoteToken) {
 		t.Error("the laxer route does not use its memory")
 	}
-	if facts, err := s.LookupWithin(t.Context(), introspect.NewToken(remoteToken), time.Second); err != nil || facts.Active {
+	if facts, err := s.LookupWithin(t.Context(), new(introspect.NewToken(remoteToken)), time.Second); err != nil || facts.Active {
 		t.Errorf("the stricter route: %+v, %v", facts, err)
 	}
 	server.answers(status(500))
-	if facts, err := s.LookupWithin(t.Context(), introspect.NewToken(remoteToken), 0); err == nil {
+	if facts, err := s.LookupWithin(t.Context(), new(introspect.NewToken(remoteToken)), 0); err == nil {
 		t.Errorf("the strictest route, in an outage: %+v", facts)
 	}
 }

@@ -15,7 +15,9 @@ import (
 // and outlive the request. Nothing that a Token remembers is allocated for it.
 type Token struct {
 	text string
-	id   TokenID
+
+	idKnown bool
+	id      TokenID
 
 	issuerRead bool
 	issuer     string
@@ -24,18 +26,24 @@ type Token struct {
 	note  int64
 }
 
-// NewToken returns the token whose exact text is given, with its ID. See [IDOf].
-func NewToken(text string) Token { return Token{text: text, id: IDOf(text)} }
+// NewToken returns the token whose exact text is given. Nothing is computed yet.
+func NewToken(text string) Token { return Token{text: text} }
 
 // Text returns the token itself. It is a secret: don't log it or put it into an error.
 func (t Token) Text() string { return t.text }
 
-// ID returns the token's ID.
-func (t Token) ID() TokenID { return t.id }
+// ID returns the token's ID, see [IDOf]. The first call computes it: a token that is refused
+// for its form alone costs no digest.
+func (t *Token) ID() TokenID {
+	if !t.idKnown {
+		t.id, t.idKnown = IDOf(t.text), true
+	}
+	return t.id
+}
 
 // String returns the token's ID in hexadecimal, so that a Token that is printed by accident
 // gives nothing away.
-func (t Token) String() string { return t.id.String() }
+func (t Token) String() string { return t.ID().String() }
 
 // GoString is String, for the verb %#v.
 func (t Token) GoString() string { return t.String() }

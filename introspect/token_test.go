@@ -81,7 +81,7 @@ func TestALookupGetsWhatScreenNoted(t *testing.T) {
 	// Nor is it found out again if somebody did so before.
 	token, _ := src.Screen(introspect.NewToken("another token"))
 	for range 3 {
-		if facts, err := s.LookupWithin(t.Context(), token, time.Hour); err != nil || facts.ID != token.ID() {
+		if facts, err := s.LookupWithin(t.Context(), &token, time.Hour); err != nil || facts.ID != token.ID() {
 			t.Fatal(facts, err)
 		}
 	}

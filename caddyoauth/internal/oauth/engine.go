@@ -148,20 +148,19 @@ func (e *Engine) Tokens() *introspect.CachedSource { return e.tokens }
 
 // Recognizes reports whether token has our form, carries this realm's mark and has not
 // expired. Before the first Share nobody can tell, so whatever has our form counts; a lookup
-// then says that nobody knows.
-//
-// The token that it returns knows what was found out, so that nobody computes it again.
-func (e *Engine) Recognizes(token introspect.Token) (introspect.Token, bool) {
-	if !HasForm(token.Text()) {
-		return token, false
+// then says that nobody knows. What was found out is noted in token, so that nobody computes
+// it again.
+func (e *Engine) Recognizes(token *introspect.Token) (ok bool) {
+	if HasForm(token.Text()) {
+		*token, ok = e.issued.Screen(*token)
 	}
-	return e.issued.Screen(token)
+	return ok
 }
 
 // Minted reports whether this realm issued token, whether or not the token is still good.
 // Before the first Share nobody can tell this about a token that has our form; that is the
 // error.
-func (e *Engine) Minted(token introspect.Token) (bool, error) {
+func (e *Engine) Minted(token *introspect.Token) (bool, error) {
 	if !HasForm(token.Text()) {
 		return false, nil
 	}
@@ -169,7 +168,7 @@ func (e *Engine) Minted(token introspect.Token) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	expiry, _ := agreed.format.verify(&token)
+	expiry, _ := agreed.format.verify(token)
 	return expiry != 0, nil
 }
 
@@ -285,7 +284,7 @@ func (e *Engine) Introspect(ctx context.Context, req Request) (*introspect.Facts
 	if !mine && !caller.guesses.mayAsk(now) {
 		return nil, out, &Error{Code: CodeTooManyRequests, Description: "too many inquiries about tokens that are not active"}
 	}
-	facts, err := e.tokens.LookupWithin(ctx, token, math.MaxInt64)
+	facts, err := e.tokens.LookupWithin(ctx, &token, math.MaxInt64)
 	if err != nil {
 		return nil, out, fmt.Errorf("looking up a token: %w", err)
 	}
