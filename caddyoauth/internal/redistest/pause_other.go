@@ -2,8 +2,8 @@
 
 package redistest
 
-// Pause skips the test: a process can't be stopped here without ending it.
+// Pause skips the test: this system can't stop a process without ending it.
 func (s *Server) Pause() { s.t.Skip("no SIGSTOP on this system") }
 
-// Resume has nothing to do.
+// Resume does nothing, since Pause never stops a process.
 func (s *Server) Resume() {}

@@ -4,10 +4,10 @@ package redistest
 
 import "syscall"
 
-// Pause stops the process without ending it: its connections stay open and say nothing.
+// Pause stops the process without ending it: its connections stay open but silent.
 func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
 
-// Resume lets it go on. A server that was stopped meanwhile stays so.
+// Resume lets the process go on. It does nothing if Stop has ended it meanwhile.
 func (s *Server) Resume() {
 	if s.cmd != nil {
 		s.signal(syscall.SIGCONT)

@@ -9,7 +9,7 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// Proxy is a way to a server that can be made bad. The test's end ends it.
+// Proxy is a network path to a server that a test can break. It ends with the test.
 type Proxy struct {
 	Addr string
 
@@ -18,7 +18,7 @@ type Proxy struct {
 	proxy    *toxiproxy.Proxy
 }
 
-// StartProxy starts a proxy to a server, on a free port.
+// StartProxy starts a proxy for a server, on a free port.
 func StartProxy(t testing.TB, s *Server) *Proxy {
 	t.Helper()
 	p := &Proxy{t: t, Addr: "127.0.0.1:0", upstream: s.Addr}
@@ -27,8 +27,9 @@ func StartProxy(t testing.TB, s *Server) *Proxy {
 	return p
 }
 
-// start starts another proxy where the one before was. None is healed in place: to take a delay
-// away, toxiproxy waits for what it delayed to be read, for ever if nobody is left to read it.
+// start starts a proxy, at the address of the previous one if there was one. A proxy is never
+// repaired in place: to remove a delay, toxiproxy waits until what it delayed is read, which
+// takes forever if nobody is left to read it.
 func (p *Proxy) start() {
 	p.t.Helper()
 	host := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
@@ -36,33 +37,33 @@ func (p *Proxy) start() {
 	if err := p.proxy.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	p.Addr = p.proxy.Listen // from now on the same
+	p.Addr = p.proxy.Listen // the same from now on
 }
 
 // Cut ends all connections and refuses new ones, until Heal.
 func (p *Proxy) Cut() { p.proxy.Stop() }
 
-// LeadTo ends all connections, and leads new ones to another server.
+// LeadTo ends all connections, and connects new ones to another server.
 func (p *Proxy) LeadTo(s *Server) {
 	p.t.Helper()
 	p.upstream = s.Addr
 	p.Heal()
 }
 
-// Slow delays all that the server says, until Heal.
+// Slow delays everything that the server sends, until Heal.
 func (p *Proxy) Slow(milliseconds int) {
 	p.add(fmt.Sprintf(`{"type": "latency", "attributes": {"latency": %d}}`, milliseconds))
 }
 
-// Swallow loses all that is sent, either way, on connections that stay open, until Heal: the
-// half-open state that a router without memory of them makes.
+// Swallow drops everything that is sent in either direction, until Heal, while connections stay
+// open: the half-open state after a router has forgotten them.
 func (p *Proxy) Swallow() {
 	for _, stream := range []string{"upstream", "downstream"} {
 		p.add(fmt.Sprintf(`{"type": "timeout", "stream": %q, "attributes": {"timeout": 0}}`, stream))
 	}
 }
 
-// Deafen loses all that the server says, until Heal. What it is told arrives.
+// Deafen drops everything that the server sends, until Heal. What is sent to it arrives.
 func (p *Proxy) Deafen() { p.add(`{"type": "timeout", "attributes": {"timeout": 0}}`) }
 
 func (p *Proxy) add(toxic string) {
@@ -72,7 +73,7 @@ func (p *Proxy) add(toxic string) {
 	}
 }
 
-// Heal ends all connections, and is a good way for new ones.
+// Heal ends all connections, and carries new ones faithfully.
 func (p *Proxy) Heal() {
 	p.t.Helper()
 	p.Cut()

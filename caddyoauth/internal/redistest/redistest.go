@@ -1,4 +1,5 @@
-// Package redistest starts real Redis servers for tests, on loopback and without persistence.
+// Package redistest starts real Redis servers for tests, on loopback and without persistence, and
+// ends them with the test.
 package redistest
 
 import (
@@ -12,7 +13,7 @@ import (
 	"time"
 )
 
-// Server is a redis-server process. The test's end ends it.
+// Server is a redis-server process. It ends with the test.
 type Server struct {
 	Addr string
 
@@ -21,8 +22,8 @@ type Server struct {
 	cmd  *exec.Cmd
 }
 
-// Start starts a server on a free port, with more arguments if there are any. It skips the
-// test where there is no redis-server.
+// Start starts a server on a free port, with additional arguments args. It skips the test if there
+// is no redis-server on PATH.
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
@@ -32,14 +33,14 @@ func Start(t testing.TB, args ...string) *Server {
 	s := &Server{t: t, Addr: net.JoinHostPort("127.0.0.1", port)}
 	s.args = append([]string{
 		"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "no", "--loglevel", "warning",
-		"--repl-diskless-sync-delay", "0", // a replica need not wait for others
+		"--repl-diskless-sync-delay", "0", // don't wait for more replicas
 	}, args...)
 	t.Cleanup(s.Stop)
 	s.Restart()
 	return s
 }
 
-// Restart starts the server after Stop, with the same address. Its data is gone.
+// Restart starts the server again after Stop, at the same address. Its data is gone.
 func (s *Server) Restart() {
 	s.t.Helper()
 	s.cmd = exec.Command("redis-server", s.args...)
@@ -47,17 +48,17 @@ func (s *Server) Restart() {
 		s.t.Fatal(err)
 	}
 	for range 500 {
-		// Any answer will do: with a password it is an error.
+		// That it listens is enough: with a password, commands would fail.
 		if conn, err := net.Dial("tcp", s.Addr); err == nil {
 			conn.Close()
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	s.t.Fatalf("redis-server does not listen on %s", s.Addr)
+	s.t.Fatalf("redis-server does not listen on %s within 5 seconds", s.Addr)
 }
 
-// Stop kills the server, if it runs, and waits for its end.
+// Stop kills the server if it runs, and waits until it has ended.
 func (s *Server) Stop() {
 	if s.cmd == nil {
 		return
@@ -67,7 +68,7 @@ func (s *Server) Stop() {
 	s.cmd = nil
 }
 
-// CLI runs a command by redis-cli and returns what it prints.
+// CLI runs a command with redis-cli and returns its output.
 func (s *Server) CLI(args ...string) string {
 	s.t.Helper()
 	_, port, _ := net.SplitHostPort(s.Addr)
@@ -78,7 +79,7 @@ func (s *Server) CLI(args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// StartCluster starts a Cluster of three masters.
+// StartCluster starts a Cluster of three masters and waits until it is ready.
 func StartCluster(t testing.TB) []*Server {
 	t.Helper()
 	var servers []*Server
@@ -101,11 +102,11 @@ func StartCluster(t testing.TB) []*Server {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Fatal("the cluster does not become ready")
+	t.Fatal("the cluster is not ready within 5 seconds")
 	return nil
 }
 
-// StartClusterReplica adds a replica of a master to its Cluster.
+// StartClusterReplica adds a replica of a master to its Cluster, and waits until it has the data.
 func StartClusterReplica(t testing.TB, of *Server) *Server {
 	t.Helper()
 	s := Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", freePort(t))
@@ -116,11 +117,11 @@ func StartClusterReplica(t testing.TB, of *Server) *Server {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Fatalf("the replica of %s does not become one", of.Addr)
+	t.Fatalf("the replica of %s has no data within 10 seconds", of.Addr)
 	return nil
 }
 
-// freePort finds a port that is free, and whose sum with 10000 is a port.
+// freePort finds a free port below 55000, so that adding 10000, for the cluster bus, gives a port too.
 func freePort(t testing.TB) string {
 	t.Helper()
 	for range 100 {
@@ -138,7 +139,7 @@ func freePort(t testing.TB) string {
 	return ""
 }
 
-// StartReplica starts a replica of the server at an address, and waits until it has its data.
+// StartReplica starts a replica of the server at address of, and waits until it has the data.
 func StartReplica(t testing.TB, of string) *Server {
 	t.Helper()
 	host, port, _ := net.SplitHostPort(of)
@@ -149,12 +150,12 @@ func StartReplica(t testing.TB, of string) *Server {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Fatalf("the replica of %s does not become one", of)
+	t.Fatalf("the replica of %s has no data within 10 seconds", of)
 	return nil
 }
 
-// StartSentinel starts a Sentinel that watches a master by the name "main", and fails over
-// when it has been away for a second.
+// StartSentinel starts a Sentinel that watches a master under the name "main", and fails over when
+// the master has been away for a second.
 func StartSentinel(t testing.TB, master *Server) *Server {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
@@ -162,7 +163,7 @@ func StartSentinel(t testing.TB, master *Server) *Server {
 	}
 	port := freePort(t)
 	_, masterPort, _ := net.SplitHostPort(master.Addr)
-	config := filepath.Join(t.TempDir(), "sentinel.conf") // which it writes to
+	config := filepath.Join(t.TempDir(), "sentinel.conf") // the Sentinel rewrites it
 	err := os.WriteFile(config, []byte("port "+port+"\nbind 127.0.0.1\nloglevel warning\nsentinel monitor main 127.0.0.1 "+masterPort+
 		" 1\nsentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n"), 0o600)
 	if err != nil {

@@ -15,10 +15,10 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// longBattery: the battery of faults runs for long, not for every change.
+// longBattery makes the battery of faults run for long. It is not for every change.
 var longBattery = os.Getenv("BATTERY") == "long"
 
-// A damage changes a file with pages of this size.
+// damage does something to a file with pages of a given size.
 type damage struct {
 	name string
 	do   func(random *rand.Rand, file []byte, page int) []byte
@@ -36,8 +36,8 @@ func pagesOf(file []byte, page int, kind uint16) (offsets []int) {
 	return offsets
 }
 
-// flips changes a few bits of one page of a kind, half the time in the first 128 bytes, where
-// its structure is.
+// flips flips a few bits in one page of a kind, half of the time in its first 128 bytes, where its
+// structure is.
 func flips(kind uint16) func(*rand.Rand, []byte, int) []byte {
 	return func(random *rand.Rand, file []byte, page int) []byte {
 		offsets := pagesOf(file, page, kind)
@@ -91,7 +91,7 @@ var damages = []damage{
 	{"nothing in it", func(*rand.Rand, []byte, int) []byte { return nil }},
 }
 
-// history is a file, the tokens that are in it, and those that were and have been revoked.
+// history is a file, the tokens that are in it, and those that were in it and have been revoked.
 type history struct {
 	file            []byte
 	page            int
@@ -101,8 +101,7 @@ type history struct {
 	generation      uint64
 }
 
-// makeHistory makes a file in many transactions, so that pages that were let go still hold
-// tokens that were revoked.
+// makeHistory makes a file in many transactions, so that freed pages still hold revoked tokens.
 func makeHistory(t *testing.T) (h history) {
 	t.Helper()
 	path, tokens, page := fileToDamage(t)
@@ -142,14 +141,14 @@ func makeHistory(t *testing.T) (h history) {
 	return h
 }
 
-// judge opens a damaged file and asks for everything. It is refused, or all is well; a file
-// with nothing in it begins anew.
+// judge opens a damaged file and asks for everything that was in it. Either the file is refused or
+// all answers are right; only a file with nothing in it may start as an empty store.
 func (h history) judge(t *testing.T, path string) (outcome string) {
 	t.Helper()
 	b, err := OpenBbolt(path, time.Now)
 	if err != nil {
 		if !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "move it away") && !strings.Contains(err.Error(), "name another file") {
-			t.Errorf("the message does not name the file and the remedy: %v", err)
+			t.Errorf("the message does not name the file and what to do: %v", err)
 		}
 		return "refused"
 	}
@@ -166,7 +165,7 @@ func (h history) judge(t *testing.T, path string) (outcome string) {
 		t.Error(err)
 	}
 	outcome = "well"
-	if string(secret) == "fresh" { // no token of the past is genuine with it
+	if string(secret) == "fresh" { // with a new MAC key no old token is genuine
 		outcome = "empty"
 	} else {
 		if string(secret) != h.secret {
@@ -189,9 +188,9 @@ func (h history) judge(t *testing.T, path string) (outcome string) {
 	return outcome
 }
 
-// B-21, T-10, R-08, E-08: whatever happens to the file, the store refuses it, with its path
-// and a way out, or serves from it what is true. It never panics or hangs, never changes or
-// loses a token, and never brings back one that was revoked.
+// Whatever happens to the file, the store refuses it, with its path and a way out, or answers
+// truthfully from it. It never panics or hangs, never changes or loses a token, and never
+// brings back a revoked one.
 func TestBatteryDamagedFile(t *testing.T) {
 	rounds := 4
 	if longBattery {
@@ -230,17 +229,17 @@ func TestBatteryDamagedFile(t *testing.T) {
 	}
 }
 
-// B-21, R-08: one changed bit, in each place where it would have undone or widened something,
-// is found before the file is used.
+// A single flipped bit is found before the file is used, in each place where it would undo a
+// revocation or widen what a token may do.
 func TestBboltFindsWhatHasChanged(t *testing.T) {
 	h := makeHistory(t)
-	last := 0 // the page of the last transaction
+	last := 0 // the meta page of the last transaction
 	if txid := func(at int) uint64 { return binary.NativeEndian.Uint64(h.file[at+64:]) }; txid(h.page) > txid(0) {
 		last = h.page
 	}
 	for name, c := range map[string]struct {
-		content string // stands in the page in use, and in others that were let go
-		changed int    // which of its bytes
+		content string // is in the page in use, and perhaps in freed ones
+		changed int    // which of its bytes to change
 	}{
 		"the last transaction, a revocation, is undone": {string(h.file[last+64 : last+metaEnd]), 0},
 		"the generation of a client":                    {`"generation":2`, 13},
@@ -266,7 +265,7 @@ func TestBboltFindsWhatHasChanged(t *testing.T) {
 			}
 		}
 		if refused == 0 {
-			t.Errorf("%s: not found out", name)
+			t.Errorf("%s: the change was not found", name)
 		}
 	}
 }

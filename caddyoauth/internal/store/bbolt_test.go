@@ -24,8 +24,8 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// openBbolt opens a store, and when the test is over closes it and checks that its file
-// is consistent.
+// openBbolt opens a store. When the test is over it closes it and checks that the file is
+// consistent.
 func openBbolt(t testing.TB, path string, now func() time.Time) *Bbolt {
 	t.Helper()
 	b, err := OpenBbolt(path, now)
@@ -45,7 +45,7 @@ func consistent(t testing.TB, path string) {
 	t.Helper()
 	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, Timeout: 10 * time.Second, PreLoadFreelist: true})
 	if err != nil {
-		t.Errorf("opening the file for a check: %v", err)
+		t.Errorf("opening the file to check it: %v", err)
 		return
 	}
 	defer db.Close()
@@ -68,7 +68,7 @@ func stored(t testing.TB, b *Bbolt) (n int) {
 	return n
 }
 
-// E-13: nobody else can read the file, in whatever state it was found.
+// Nobody else can read the file, whatever mode it had when it was found.
 func TestBboltFileIsPrivate(t *testing.T) {
 	mode := func(path string) os.FileMode {
 		info, err := os.Stat(path)
@@ -98,7 +98,7 @@ func TestBboltFileIsPrivate(t *testing.T) {
 		}
 		b := openBbolt(t, path, time.Now)
 		if got := mode(path); got != 0o600 {
-			t.Errorf("a file of mode %o has mode %o after it was opened", open, got)
+			t.Errorf("after opening, a file of mode %o has mode %o, want 600", open, got)
 		}
 		present(t, b, token)
 		if err := b.Close(); err != nil {
@@ -107,7 +107,7 @@ func TestBboltFileIsPrivate(t *testing.T) {
 	}
 }
 
-// E-13: a link, or anything else that is not a file, is refused and left alone.
+// A link, or anything else that is not a regular file, is refused and left alone.
 func TestBboltOpensNothingButAFile(t *testing.T) {
 	folder := t.TempDir()
 	target := filepath.Join(folder, "target")
@@ -125,7 +125,7 @@ func TestBboltOpensNothingButAFile(t *testing.T) {
 		}
 		if b, err := OpenBbolt(path, time.Now); err == nil {
 			b.Close()
-			t.Errorf("%s: opened", name)
+			t.Errorf("%s: it was opened", name)
 		} else if !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: the message does not name the path: %v", name, err)
 		}
@@ -137,14 +137,14 @@ func TestBboltOpensNothingButAFile(t *testing.T) {
 		t.Errorf("the target's mode was changed")
 	}
 	if _, err := os.Stat(filepath.Join(folder, "nothing")); !errors.Is(err, os.ErrNotExist) {
-		t.Error("a file was made at the end of a link")
+		t.Error("a file was created at the end of a link")
 	}
 }
 
-// helpers are what this binary does as another process.
+// helpers are the roles that this binary can play as another process.
 var helpers = map[string]func(path string) error{"hold": holdFile, "write": writeUntilKilled}
 
-// helper starts this binary in a role. It is killed when the test is over, if it still runs.
+// helper starts this binary in a role. If it still runs when the test is over, it is killed.
 func helper(t *testing.T, role, path string) (*exec.Cmd, *bufio.Scanner) {
 	t.Helper()
 	self, err := os.Executable()
@@ -158,7 +158,7 @@ func helper(t *testing.T, role, path string) (*exec.Cmd, *bufio.Scanner) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// It ends when its input does, so it can't outlive this process.
+	// It ends when its standard input does, so it can't outlive this process.
 	if _, err := cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
@@ -184,8 +184,8 @@ func holdFile(path string) error {
 	return b.Close()
 }
 
-// B-25: a file that another process has open is refused within two seconds, with the
-// path and a way out. When the other lets go it can be opened.
+// A file that another process has open is refused within two seconds, with its path and a way
+// out. Once the other process has gone, it can be opened.
 func TestBboltFileInUse(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tokens.db")
 	other, lines := helper(t, "hold", path)
@@ -216,9 +216,9 @@ func TestBboltFileInUse(t *testing.T) {
 	openBbolt(t, path, time.Now)
 }
 
-// writeUntilKilled issues and revokes as fast as it can, and says so on standard output:
-// "put" once a token was acknowledged, "revoking" before it is revoked, "revoked" once
-// that was acknowledged.
+// writeUntilKilled issues and revokes tokens as fast as it can, and reports it on standard output:
+// "put" once a token is acknowledged, "revoking" before it is revoked, "revoked" once the
+// revocation is acknowledged.
 func writeUntilKilled(path string) error {
 	b, err := OpenBbolt(path, time.Now)
 	if err != nil {
@@ -228,7 +228,7 @@ func writeUntilKilled(path string) error {
 		io.Copy(io.Discard, os.Stdin)
 		os.Exit(1) // the parent is gone
 	}()
-	var line sync.Mutex // a line is one write, so that it arrives whole or not at all
+	var line sync.Mutex // a line is one write, so it arrives whole or not at all
 	say := func(verb, name string) {
 		line.Lock()
 		defer line.Unlock()
@@ -239,7 +239,7 @@ func writeUntilKilled(path string) error {
 		go func() {
 			for i := 0; ; i++ {
 				name := fmt.Sprintf("%d-%d-%d", os.Getpid(), w, i)
-				// The expiry is in no test's past and the same for both processes.
+				// Both processes use the same expiry, and no test runs late enough to see it pass.
 				token := tokenUntil(name, farAway)
 				if err := b.Put(ctx, token); err != nil {
 					failed <- err
@@ -263,11 +263,11 @@ func writeUntilKilled(path string) error {
 
 var farAway = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// T-10, R-08: what was acknowledged holds, even if the process is killed in the middle of
-// its work: every token is there, every revocation too.
+// What was acknowledged holds even if the process is killed in the middle of its work: every
+// token is there, and so is every revocation.
 func TestBboltSurvivesKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tokens.db")
-	state := map[string]string{} // the last that was heard of a token
+	state := map[string]string{} // the last verb reported for each token
 	rounds := 5
 	if testing.Short() {
 		rounds = 2
@@ -276,7 +276,7 @@ func TestBboltSurvivesKill(t *testing.T) {
 		child, lines := helper(t, "write", path)
 		lineCount, killAt := 0, 200+rand.IntN(2000)
 		deadline := time.AfterFunc(20*time.Second, func() { child.Process.Kill() })
-		for lines.Scan() { // and what it had said when it was killed
+		for lines.Scan() { // to the end, including what was in the pipe when it was killed
 			verb, name, ok := strings.Cut(lines.Text(), " ")
 			if !ok {
 				t.Fatalf("the child says %q", lines.Text())
@@ -293,11 +293,11 @@ func TestBboltSurvivesKill(t *testing.T) {
 			t.Fatal("the child ended by itself")
 		}
 		if lineCount < 100 {
-			t.Fatalf("the child said only %d things", lineCount)
+			t.Fatalf("the child wrote only %d lines", lineCount)
 		}
 
 		b := openBbolt(t, path, time.Now)
-		// A kill leaves the system's buffers alone; only a sync outlives the machine.
+		// A kill doesn't lose the system's buffers, so that writes are synced shows only here.
 		if b.db.NoSync || b.db.NoGrowSync {
 			t.Error("the file is not synced")
 		}
@@ -309,7 +309,7 @@ func TestBboltSurvivesKill(t *testing.T) {
 				present(t, b, token)
 			case "revoked":
 				absent(t, b, token.Key)
-			case "revoking": // either, but nothing else
+			case "revoking": // present or absent, but nothing else
 				if got, err := b.Get(ctx, token.Key); err == nil && !same(got, token) || err != nil && !errors.Is(err, oauth.ErrNotFound) {
 					t.Errorf("a token that was being revoked: %+v, %v", got, err)
 				}
@@ -323,8 +323,8 @@ func TestBboltSurvivesKill(t *testing.T) {
 	}
 }
 
-// T-10, R-08: tokens, revocations, generations and secrets are there after the file was
-// closed and opened again.
+// Tokens, revocations, generations and secrets are still there after the file was closed and
+// opened again.
 func TestBboltRemembers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tokens.db")
 	kept, revoked := tokenOf("kept"), tokenOf("revoked")
@@ -349,14 +349,14 @@ func TestBboltRemembers(t *testing.T) {
 	present(t, b, kept)
 	absent(t, b, revoked.Key)
 	if got := admit(t, b, stays, goes); got[stays] != 1 || got[goes] != 2 {
-		t.Errorf("generations are %v, want 1 for the one that stayed and 2 for the other", got) // B-15
+		t.Errorf("generations are %v, want 1 for the one that stayed and 2 for the other", got)
 	}
 	if got, err := b.Secret(ctx, "key", []byte("second")); err != nil || string(got) != "first" {
 		t.Errorf("the secret is %q, %v", got, err)
 	}
 }
 
-// E-07: neither the file nor the store's memory ever has a token; the file has its ID.
+// The file never contains a token, only its ID.
 func TestBboltFileHoldsNoMoreThanItWasGiven(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tokens.db")
 	b := openBbolt(t, path, time.Now)
@@ -375,8 +375,8 @@ func TestBboltFileHoldsNoMoreThanItWasGiven(t *testing.T) {
 	}
 }
 
-// damage opens a store with 500 tokens in it and returns its path, the tokens, and the
-// size of a page. The store is closed.
+// fileToDamage makes a store with 500 tokens in it, closes it, and returns its path, the tokens
+// and the size of a page.
 func fileToDamage(t *testing.T) (path string, tokens []oauth.Token, pageSize int) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "tokens.db")
@@ -403,8 +403,8 @@ func fileToDamage(t *testing.T) (path string, tokens []oauth.Token, pageSize int
 	return path, tokens, pageSize
 }
 
-// honest opens a file that may be damaged, and asks for all tokens. It may fail to open
-// or to read; it must not panic, hang, or say of one of them that it is not there.
+// honest opens a file that may be damaged, and asks for all tokens. Opening and reading may fail,
+// but must not panic, hang, or claim that a token is absent.
 func honest(t *testing.T, path string, tokens []oauth.Token) (failed int) {
 	t.Helper()
 	done := make(chan struct{})
@@ -420,7 +420,7 @@ func honest(t *testing.T, path string, tokens []oauth.Token) (failed int) {
 			got, err := b.Get(ctx, token.Key)
 			switch {
 			case errors.Is(err, oauth.ErrNotFound):
-				t.Errorf("a token that can't be read is said to be absent")
+				t.Errorf("a token that can't be read is reported as absent")
 				return
 			case err != nil:
 				failed++
@@ -440,8 +440,8 @@ func honest(t *testing.T, path string, tokens []oauth.Token) (failed int) {
 	return failed
 }
 
-// saysWhatToDo checks the message about a damaged file: it names the file and a way out, in
-// which revoked tokens stay revoked, and has nothing of what bbolt or Go panicked with.
+// saysWhatToDo checks the message about a damaged file: it names the file and a way out that keeps
+// revoked tokens revoked, and contains nothing of what bbolt or Go panicked with.
 func saysWhatToDo(t *testing.T, err error, path string) {
 	t.Helper()
 	for _, part := range []string{path, "damaged or not a token store (", "move it away", "all tokens have then ended", "fetch new ones", "Don't put an old copy in its place"} {
@@ -456,7 +456,7 @@ func saysWhatToDo(t *testing.T, err error, path string) {
 	}
 }
 
-// A damaged file is an error that says what to do. It is never a panic, and never a "no".
+// A damaged file causes an error that says what to do, never a panic, and never a "no".
 func TestBboltDamagedFile(t *testing.T) {
 	t.Run("not a bbolt file", func(t *testing.T) {
 		for _, size := range []int{1, 100, 100_000} {
@@ -495,7 +495,7 @@ func TestBboltDamagedFile(t *testing.T) {
 			}
 			// The rest of the file may well be unused.
 			if failed := honest(t, cut, tokens); failed == 0 && size < used {
-				t.Errorf("of %d bytes the first %d were read without an error", used, size)
+				t.Errorf("of a file that uses %d bytes, the first %d were read without an error", used, size)
 			}
 		}
 	})
@@ -506,7 +506,7 @@ func TestBboltDamagedFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		failed := 0
-		// Pages 0 and 1 are copies that stand in for each other.
+		// Pages 0 and 1 are the meta pages, which can stand in for each other.
 		for at := 2 * page; at+page <= len(whole); at += page {
 			damaged := bytes.Clone(whole)
 			clear(damaged[at : at+page])
@@ -531,7 +531,7 @@ func TestBboltDamagedFile(t *testing.T) {
 		}
 		for _, token := range tokens {
 			if _, err := b.Get(ctx, token.Key); err == nil || errors.Is(err, oauth.ErrNotFound) {
-				t.Fatalf("Get: %v, want an error that says that it could not find out", err)
+				t.Fatalf("Get: %v, want an error that is not ErrNotFound", err)
 			} else {
 				saysWhatToDo(t, err, path)
 			}
@@ -554,8 +554,8 @@ func TestBboltDamagedFile(t *testing.T) {
 	})
 }
 
-// E-08: a record that is not what it should be is an error: garbage, another token's
-// (copied there by who can write the file), or a newer program's.
+// A record that is not what it should be causes an error: garbage, another token's record (copied
+// there by somebody who can write the file), or one of a later program.
 func TestBboltRecordsThatAreWrong(t *testing.T) {
 	b := openBbolt(t, filepath.Join(t.TempDir(), "tokens.db"), time.Now)
 	token, other := tokenOf("a"), tokenOf("b")
@@ -595,7 +595,7 @@ func TestBboltRecordsThatAreWrong(t *testing.T) {
 			continue
 		}
 		if strings.Contains(err.Error(), hex.EncodeToString(token.ID[:4])) || strings.Contains(err.Error(), "client of") {
-			t.Errorf("a record that is %s: the message quotes from it: %v", c.name, err)
+			t.Errorf("a record that is %s: the message quotes the record: %v", c.name, err)
 		}
 		// It can be revoked all the same.
 		if err := b.Revoke(ctx, token.Key); err != nil {
@@ -609,7 +609,7 @@ func TestBboltRecordsThatAreWrong(t *testing.T) {
 		if err := b.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketClients).Put([]byte("root\x00a"), []byte(state)) }); err != nil {
 			t.Fatal(err)
 		}
-		// To begin anew at generation 1 would bring tokens back.
+		// Starting again at generation 1 would bring tokens back.
 		if got, err := b.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "a"}}, nil); err == nil {
 			t.Errorf("a client's state %q: %v", state, got)
 		}
@@ -617,7 +617,7 @@ func TestBboltRecordsThatAreWrong(t *testing.T) {
 			t.Errorf("a client's state %q was retired", state)
 		}
 	}
-	put(t, b, token) // the failures were theirs alone
+	put(t, b, token) // one bad record harms no other
 	present(t, b, token)
 }
 
@@ -638,8 +638,8 @@ func hold(t *testing.T, b *Bbolt) (release func()) {
 	}
 }
 
-// A caller whose context ends leaves at once. What it asked for may be done later, and
-// harms nobody.
+// A caller whose context ends leaves at once. What it asked for may still be done later, and
+// does no harm.
 func TestBboltCallersMayLeave(t *testing.T) {
 	b := openBbolt(t, filepath.Join(t.TempDir(), "tokens.db"), time.Now)
 	ref := oauth.ClientRef{Realm: "root", ClientID: "a"}
@@ -661,8 +661,8 @@ func TestBboltCallersMayLeave(t *testing.T) {
 			}
 		})
 	}
-	callers.Wait()          // would not return if one of them waited for the committer
-	absent(t, b, token.Key) // reading goes on meanwhile
+	callers.Wait()          // this would hang if one of them waited for the committer
+	absent(t, b, token.Key) // reads go on meanwhile
 	release()
 	put(t, b, tokenOf("b"))
 	present(t, b, tokenOf("b"))
@@ -671,7 +671,7 @@ func TestBboltCallersMayLeave(t *testing.T) {
 	}
 }
 
-// Writes that are carried out together succeed or fail each by itself.
+// Writes that are carried out together succeed or fail one by one.
 func TestBboltOneFailureIsNotEverybodys(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tokens.db")
 	b := openBbolt(t, path, time.Now)
@@ -691,13 +691,13 @@ func TestBboltOneFailureIsNotEverybodys(t *testing.T) {
 					return trouble
 				})
 			case 20:
-				errs[i] = b.write(ctx, func(*bolt.Tx) error { panic("a damaged page") }) // with what, is nobody's business
+				errs[i] = b.write(ctx, func(*bolt.Tx) error { panic("a damaged page") }) // which the message must not repeat
 			default:
 				errs[i] = b.Put(ctx, tokenOf(fmt.Sprint(i)))
 			}
 		})
 	}
-	for len(b.writes) < n { // they wait behind the one that holds them up
+	for len(b.writes) < n { // until all wait behind the one that holds them up
 		time.Sleep(time.Millisecond)
 	}
 	release()
@@ -714,7 +714,7 @@ func TestBboltOneFailureIsNotEverybodys(t *testing.T) {
 			}
 			saysWhatToDo(t, err, path)
 			if strings.Contains(err.Error(), "a damaged page") || !strings.Contains(err.Error(), "TestBboltOneFailureIsNotEverybodys") {
-				t.Errorf("the message does not say where it panicked, or with what: %v", err)
+				t.Errorf("the message does not say where it panicked, or says with what: %v", err)
 			}
 		default:
 			if err != nil {
@@ -724,11 +724,11 @@ func TestBboltOneFailureIsNotEverybodys(t *testing.T) {
 		}
 	}
 	if got := stored(t, b); got != n-2 {
-		t.Errorf("%d tokens are stored, want %d: something is left of a write that failed", got, n-2)
+		t.Errorf("%d tokens are stored, want %d: a write that failed left something behind", got, n-2)
 	}
 }
 
-// Writes that had found a place before Close are carried out and acknowledged.
+// Writes that were in the queue before Close are carried out and acknowledged.
 func TestBboltCloseCarriesOutWhatWaits(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tokens.db")
 	b := openBbolt(t, path, time.Now)
@@ -758,15 +758,15 @@ func TestBboltCloseCarriesOutWhatWaits(t *testing.T) {
 	b = openBbolt(t, path, time.Now)
 	for i, ok := range acknowledged {
 		if !ok {
-			t.Errorf("write %d was waiting and was refused", i)
+			t.Errorf("write %d was in the queue and was refused", i)
 			continue
 		}
 		present(t, b, tokenOf(fmt.Sprint(i)))
 	}
 }
 
-// E-14: while tokens are written, expired ones are dropped: more than come in, and never
-// so many that a write takes long.
+// While tokens are written, expired ones are dropped: more than come in, but never so many that a
+// write takes long.
 func TestBboltDropsWhatHasExpiredWhileItWrites(t *testing.T) {
 	var now atomic.Int64
 	now.Store(1000)
@@ -787,12 +787,12 @@ func TestBboltDropsWhatHasExpiredWhileItWrites(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	now.Store(2000) // one half is over, to the second
+	now.Store(2000) // half of them expire at this very second
 	for i := range 20 {
 		before := stored(t, b)
 		put(t, b, tokenUntil(fmt.Sprint("new ", i), time.Unix(9000, 0)))
 		if dropped := before + 1 - stored(t, b); dropped > 2+dropAtLeast {
-			t.Fatalf("one write dropped %d, want at most %d", dropped, 2+dropAtLeast)
+			t.Fatalf("one write dropped %d tokens, want at most %d", dropped, 2+dropAtLeast)
 		}
 	}
 	if got, want := stored(t, b), old/2+20; got != want {
@@ -808,8 +808,8 @@ func TestBboltDropsWhatHasExpiredWhileItWrites(t *testing.T) {
 	}
 }
 
-// E-14: they are dropped while nobody writes, too; and with nothing to drop an idle store
-// leaves its file alone.
+// Expired tokens are also dropped while nobody writes. With nothing to drop, an idle store leaves
+// its file alone.
 func TestBboltDropsWhatHasExpiredWhileIdle(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tokens.db")
 	synctest.Test(t, func(t *testing.T) { // its clock makes the store's ticker tick at once
@@ -833,7 +833,7 @@ func TestBboltDropsWhatHasExpiredWhileIdle(t *testing.T) {
 		time.Sleep(59 * time.Second)
 		synctest.Wait()
 		if got, want := stored(t, b), 3*idleStep+6; got != want {
-			t.Errorf("before their time %d tokens are left, want %d", got, want)
+			t.Errorf("before they expire %d tokens are left, want %d", got, want)
 		}
 		time.Sleep(idleEvery + time.Second)
 		synctest.Wait()

@@ -14,7 +14,7 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// numbered makes tokens as a busy server does: each a little later than the last.
+// numbered makes tokens as a busy server does: each expires a little later than the one before.
 func numbered(n uint64) oauth.Token {
 	token := tokenOf("")
 	token.ExpiryMilli += int64(n / 10)
@@ -22,7 +22,7 @@ func numbered(n uint64) oauth.Token {
 	return token
 }
 
-// filled opens a store with live tokens in it.
+// filled opens a store with that many live tokens in it.
 func filled(b *testing.B, live int) *Bbolt {
 	s, err := OpenBbolt(filepath.Join(b.TempDir(), "tokens.db"), time.Now)
 	if err != nil {
@@ -51,9 +51,8 @@ func filled(b *testing.B, live int) *Bbolt {
 	return s
 }
 
-// A token made durable, alone and with company, in an empty file and a large one. The
-// time is that of one token; a caller waits for about as many of these as there are
-// callers.
+// Making a token durable, alone and with others, in an empty file and in a large one. The time is
+// per token; a caller waits for about as many of these as there are callers.
 func BenchmarkBbolt(b *testing.B) {
 	for _, live := range []int{0, 1_000_000} {
 		if live > 0 && testing.Short() {
@@ -103,7 +102,7 @@ func BenchmarkBbolt(b *testing.B) {
 	}
 }
 
-// A store in memory.
+// The same in memory.
 func BenchmarkMemory(b *testing.B) {
 	m := NewMemory(time.Now)
 	m.max = 1 << 30

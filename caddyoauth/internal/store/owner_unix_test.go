@@ -12,15 +12,15 @@ import (
 	"time"
 )
 
-// A file that another user has made is refused, and left as it is: who made it could make
-// tokens in it. Root's and one's own are used.
+// A file of another user is refused and left as it is, because its owner could make tokens in it.
+// One's own file and root's are used.
 func TestBboltFileBelongsToTheGateway(t *testing.T) {
 	folder := t.TempDir()
 	if err := os.Chmod(folder, 0o777|fs.ModeSticky); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(folder, "tokens.db")
-	b, err := OpenBbolt(path, time.Now) // a folder like /tmp is good enough
+	b, err := OpenBbolt(path, time.Now) // a sticky folder, such as /tmp, will do
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,11 +38,11 @@ func TestBboltFileBelongsToTheGateway(t *testing.T) {
 	refused := func(err error, owner, user int) {
 		t.Helper()
 		if err == nil {
-			t.Fatal("it is used")
+			t.Fatal("the file is used")
 		}
 		for _, want := range []string{path, fmt.Sprintf("belongs to user %d", owner), fmt.Sprintf("as user %d", user), fmt.Sprintf("chown %d %s", user, path), "move it away"} {
 			if !strings.Contains(err.Error(), want) {
-				t.Errorf("the error says %q, and not %q", err, want)
+				t.Errorf("the error does not say %q: %v", want, err)
 			}
 		}
 	}
@@ -61,7 +61,7 @@ func TestBboltFileBelongsToTheGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, content := range []bool{true, false} {
-		if !content { // as somebody leaves it who waits for the gateway
+		if !content { // an empty file, laid there for the gateway to fill
 			if err := os.Truncate(path, 0); err != nil {
 				t.Fatal(err)
 			}
@@ -72,13 +72,13 @@ func TestBboltFileBelongsToTheGateway(t *testing.T) {
 		}
 		refused(err, 65534, 0)
 		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o640 || !content && info.Size() != 0 {
-			t.Errorf("it was changed: mode %o, %d bytes, %v", info.Mode().Perm(), info.Size(), err)
+			t.Errorf("the file was changed: mode %o, %d bytes, %v", info.Mode().Perm(), info.Size(), err)
 		}
 	}
 }
 
-// A folder that everybody may write in is refused, and the error says how a volume is used. A
-// group that may write, or another owner, as volumes have them, is not.
+// A folder that everybody may write to is refused, and the error says how to use a volume. A group
+// that may write, or another owner, is no reason to refuse it: volumes have them.
 func TestBboltFolderIsNotEverybodys(t *testing.T) {
 	for mode, ok := range map[fs.FileMode]bool{
 		0o700: true, 0o755: true, 0o770: true, 0o775 | fs.ModeSetgid: true, 0o777 | fs.ModeSticky: true,
@@ -110,7 +110,7 @@ func TestBboltFolderIsNotEverybodys(t *testing.T) {
 			t.Errorf("the error does not say what to do: %v", err)
 		}
 		if _, err := os.Lstat(path); !os.IsNotExist(err) {
-			t.Errorf("the file was made: %v", err)
+			t.Errorf("the file was created: %v", err)
 		}
 		openBbolt(t, below, time.Now)
 	}

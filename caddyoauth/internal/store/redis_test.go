@@ -27,12 +27,12 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// heard is what a Redis store told.
+// heard is what a Redis store has reported.
 type heard struct {
 	mu       sync.Mutex
-	revoked  map[introspect.TokenID]string // to the realm
+	revoked  map[introspect.TokenID]string // token → realm
 	flushes  int
-	story    []string // lost and regained, in order
+	story    []string // "lost" and "regained", in order
 	changes  int
 	evicting []string
 }
@@ -43,7 +43,7 @@ func (h *heard) did(f func()) {
 	f()
 }
 
-// redisAt opens a store, and listens to it.
+// redisAt opens a store, and records what it reports.
 func redisAt(t testing.TB, change func(*RedisConfig), addresses ...string) (*Redis, *heard) {
 	t.Helper()
 	h := &heard{revoked: make(map[introspect.TokenID]string)}
@@ -64,7 +64,7 @@ func redisAt(t testing.TB, change func(*RedisConfig), addresses ...string) (*Red
 	return r, h
 }
 
-// eventually waits for what other processes have to do first.
+// eventually waits until is returns true, for what depends on other processes.
 func eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(15 * time.Second); !is(); time.Sleep(2 * time.Millisecond) {
@@ -74,7 +74,7 @@ func eventually(t testing.TB, what string, is func() bool) {
 	}
 }
 
-// One server serves all tests of the suite, each with a prefix of its own.
+// One server serves the whole suite; each test has a prefix of its own.
 func TestRedisStore(t *testing.T) {
 	server := redistest.Start(t)
 	n := 0
@@ -95,14 +95,14 @@ func TestRedisClusterStore(t *testing.T) {
 		}, servers[0].Addr, servers[1].Addr)
 		return r
 	})
-	for _, s := range servers { // all of them have a part
+	for _, s := range servers { // the keys are spread over all of them
 		if s.CLI("dbsize") == "0" {
 			t.Errorf("the node %s has no key", s.Addr)
 		}
 	}
 }
 
-// linked waits until a store hears of what others do.
+// linked waits until the stores hear of what others do.
 func linked(t testing.TB, stores ...*Redis) {
 	t.Helper()
 	for _, r := range stores {
@@ -112,13 +112,13 @@ func linked(t testing.TB, stores ...*Redis) {
 
 func (h *heard) tells(t testing.TB, id introspect.TokenID) {
 	t.Helper()
-	eventually(t, "the revocation is told of", func() (told bool) {
+	eventually(t, "the revocation is reported", func() (told bool) {
 		h.did(func() { _, told = h.revoked[id] })
 		return told
 	})
 }
 
-// told is the story so far, and how often all was flushed.
+// told returns the story so far, and how often everything was flushed.
 func (h *heard) told() (story string, flushes int) {
 	h.did(func() { story, flushes = strings.Join(h.story, " "), h.flushes })
 	return story, flushes
@@ -129,7 +129,7 @@ func (h *heard) wantStory(t testing.TB, want string) {
 	eventually(t, "the story is "+want, func() bool { story, _ := h.told(); return story == want })
 }
 
-// outage checks that no call claims to know anything.
+// outage checks that every call reports an outage, and none claims to know anything.
 func outage(t testing.TB, r *Redis, token oauth.Token) {
 	t.Helper()
 	for name, err := range allCalls(r, token) {
@@ -139,7 +139,7 @@ func outage(t testing.TB, r *Redis, token oauth.Token) {
 	}
 }
 
-// works checks that a store does what it should.
+// works checks that the store works.
 func works(t testing.TB, r *Redis) {
 	t.Helper()
 	token := tokenOf("a new one")
@@ -151,7 +151,7 @@ func works(t testing.TB, r *Redis) {
 	absent(t, r, token.Key)
 }
 
-// B-18: a revocation is told to who has read the token, soon.
+// A gateway that has read a token soon hears that it was revoked.
 func TestRedisTellsOfRevocations(t *testing.T) {
 	server := redistest.Start(t)
 	told := make(chan introspect.TokenID, 10)
@@ -177,18 +177,18 @@ func TestRedisTellsOfRevocations(t *testing.T) {
 		case id := <-told:
 			took = append(took, time.Since(acknowledged))
 			if id != token.ID {
-				t.Fatalf("round %d: told of another token", round)
+				t.Fatalf("round %d: another token was reported", round)
 			}
 		case <-time.After(leaseTime):
-			t.Fatalf("round %d: not told within %v", round, leaseTime)
+			t.Fatalf("round %d: not reported within %v", round, leaseTime)
 		}
 		absent(t, b, token.Key)
 	}
 	slices.Sort(took)
-	t.Logf("told of %d revocations after p50 %v, p99 %v, at most %v", rounds, took[rounds/2], took[rounds*99/100], took[rounds-1])
+	t.Logf("%d revocations were reported after p50 %v, p99 %v, at most %v", rounds, took[rounds/2], took[rounds*99/100], took[rounds-1])
 }
 
-// A token's record goes with the token, by itself, and that is told too.
+// A token's record disappears when the token expires, and that is reported too.
 func TestRedisExpires(t *testing.T) {
 	server := redistest.Start(t)
 	r, h := redisAt(t, nil, server.Addr)
@@ -196,18 +196,18 @@ func TestRedisExpires(t *testing.T) {
 	soon, later := tokenUntil("soon", time.Now().Add(300*time.Millisecond)), tokenOf("later")
 	put(t, r, soon, later, tokenUntil("too late", time.Now().Add(-time.Second)))
 	if n := server.CLI("dbsize"); n != "2" {
-		t.Errorf("%s keys for two tokens that live", n)
+		t.Errorf("%s keys for two live tokens", n)
 	}
 	left, err := strconv.Atoi(server.CLI("pttl", r.tokenKey(later.Key)))
 	if life := time.Until(later.Expiry()).Milliseconds(); err != nil || int64(left) > life+1000 || int64(left) < life-10_000 {
-		t.Errorf("Redis keeps the record for another %d ms, the token lives %d", left, life)
+		t.Errorf("Redis keeps the record for another %d ms, but the token lives for %d", left, life)
 	}
 	r.Get(ctx, soon.Key)
 	h.tells(t, soon.ID)
 	absent(t, r, soon.Key)
 	present(t, r, later)
 	if n := server.CLI("dbsize"); n != "1" {
-		t.Errorf("%s keys for one token that lives", n)
+		t.Errorf("%s keys for one live token", n)
 	}
 }
 
@@ -233,7 +233,7 @@ func TestRedisHearsThatAllIsGone(t *testing.T) {
 	}
 	h.did(func() {
 		if h.changes == changes {
-			t.Error("nobody was told to ask for secrets again")
+			t.Error("nobody was told to ask for the secrets again")
 		}
 	})
 	absent(t, r, token.Key)
@@ -264,7 +264,7 @@ func TestRedisConnectionIsKilled(t *testing.T) {
 	}
 }
 
-// B-21: while the server is away nobody learns that a token is no good.
+// While the server is away, no token is reported as invalid.
 func TestRedisServerGoesAndComesBack(t *testing.T) {
 	server := redistest.Start(t)
 	r, h := redisAt(t, nil, server.Addr)
@@ -278,7 +278,7 @@ func TestRedisServerGoesAndComesBack(t *testing.T) {
 	h.wantStory(t, "regained")
 	for range 2 {
 		server.Stop()
-		eventually(t, "the loss is known", func() bool { return !r.Coherent() })
+		eventually(t, "the loss is noticed", func() bool { return !r.Coherent() })
 		for range 5 {
 			outage(t, r, token)
 		}
@@ -293,7 +293,7 @@ func TestRedisServerGoesAndComesBack(t *testing.T) {
 	h.wantStory(t, "regained lost regained lost regained")
 }
 
-// A server that can't be reached when the store is opened is found later.
+// A server that can't be reached when the store is opened is reached later.
 func TestRedisServerComesLate(t *testing.T) {
 	server := redistest.Start(t)
 	server.Stop()
@@ -306,14 +306,13 @@ func TestRedisServerComesLate(t *testing.T) {
 	h.wantStory(t, "lost regained")
 }
 
-// goroutinesReturn waits until there are not many more than there were.
+// goroutinesReturn waits until there are not many more goroutines than before.
 func goroutinesReturn(t testing.TB, before int) {
 	t.Helper()
 	eventually(t, "the goroutines have ended", func() bool { return runtime.NumGoroutine() <= before+10 })
 }
 
-// B-19, B-22: a server that is silent, in any of the ways there are, is found out; calls end,
-// and don't pile up.
+// A server that goes silent, in whatever way, is noticed. Calls end, and don't pile up.
 func TestRedisIsSilent(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -359,8 +358,8 @@ func TestRedisIsSilent(t *testing.T) {
 			}
 			all.Wait()
 			t.Logf("noticed after %v; of %d calls the longest took %v; %d goroutines at most", noticed, callers, longest, most-before)
-			// The bounds are the lease, and the timeout with the one to connect: 2 seconds, and
-			// 3. A busy machine may be late.
+			// The bounds are the lease, 2 s, and Timeout plus DialTimeout, 3 s. A busy machine may
+			// be late.
 			if noticed > 10*time.Second || longest > 10*time.Second {
 				t.Errorf("noticed after %v, the longest call took %v", noticed, longest)
 			}
@@ -374,8 +373,8 @@ func TestRedisIsSilent(t *testing.T) {
 			linked(t, r)
 			present(t, r, token)
 			works(t, r)
-			// A connection that was given up may end when the link is back already, which costs
-			// one more flush.
+			// A connection that was given up may end after the link is back, which costs one more
+			// flush.
 			if story, _ := h.told(); story != "regained lost regained" && story != "regained lost regained lost regained" {
 				t.Errorf("the story is %q", story)
 			}
@@ -383,7 +382,7 @@ func TestRedisIsSilent(t *testing.T) {
 	}
 }
 
-// The store can be closed in any state. Then it says so, and nothing is left.
+// The store can be closed in any state. Afterwards calls say so, and nothing is left running.
 func TestRedisIsClosedMeanwhile(t *testing.T) {
 	for name, do := range map[string]func(*redistest.Server, *redistest.Proxy){
 		"all is well":           func(*redistest.Server, *redistest.Proxy) {},
@@ -411,7 +410,7 @@ func TestRedisIsClosedMeanwhile(t *testing.T) {
 				for range 20 {
 					all.Go(func() {
 						if _, err := r.Get(ctx, tokenOf("nobody's").Key); err == nil {
-							t.Error("a token that there is not was found")
+							t.Error("a token that was never issued was found")
 						}
 					})
 				}
@@ -439,7 +438,7 @@ func TestRedisIsClosedMeanwhile(t *testing.T) {
 	}
 }
 
-// What somebody has to mend is not called an outage, and what passes is not called an answer.
+// Trouble that somebody has to fix is not reported as an outage.
 func TestRedisRefuses(t *testing.T) {
 	const password = "canary-password-9Yq"
 	server := redistest.Start(t, "--requirepass", password)
@@ -476,7 +475,7 @@ func TestRedisRefuses(t *testing.T) {
 	}
 }
 
-// B-21, E-08: whatever a server answers instead of a token, it is not "no".
+// Whatever a server answers instead of a record, it is never taken for "no".
 func TestRedisAnswersSomethingElse(t *testing.T) {
 	server := redistest.Start(t)
 	r, _ := redisAt(t, nil, server.Addr)
@@ -510,7 +509,7 @@ func TestRedisAnswersSomethingElse(t *testing.T) {
 		}
 		server.CLI("del", key)
 	})
-	t.Run("a client's state that is none", func(t *testing.T) {
+	t.Run("a client's state that makes no sense", func(t *testing.T) {
 		server.CLI("hset", r.clientsKey("root"), "c", "{}")
 		_, err := r.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "c"}}, nil)
 		mustFail("admitting", err)
@@ -523,8 +522,8 @@ func TestRedisAnswersSomethingElse(t *testing.T) {
 		if err := r.Put(ctx, a); !errors.Is(err, oauth.ErrUnreachable) || !strings.Contains(err.Error(), "OOM") {
 			t.Errorf("putting: %v", err)
 		}
-		// What can be read is read, and what is known already needs no write. So a gateway
-		// that starts serves the tokens there are.
+		// Reads still work, and what is already known needs no write. So a gateway that starts
+		// serves the tokens there are.
 		fresh, _ := redisAt(t, nil, server.Addr)
 		present(t, fresh, b)
 		if again := admit(t, fresh, oauth.ClientRef{Realm: "root", ClientID: "c"}); fmt.Sprint(again) != fmt.Sprint(known) {
@@ -574,7 +573,7 @@ func TestRedisAnswersSomethingElse(t *testing.T) {
 			return errors.Is(err, oauth.ErrNotFound)
 		})
 		if !seen {
-			t.Error("it was never loading: the test tests nothing")
+			t.Error("it was never seen loading: the test proves nothing")
 		}
 	})
 }
@@ -586,13 +585,13 @@ func TestRedisWarnsOfEviction(t *testing.T) {
 		h.wantStory(t, "regained")
 		h.did(func() {
 			if len(h.evicting) != want || want == 1 && h.evicting[0] != policy {
-				t.Errorf("%s: told %v", policy, h.evicting)
+				t.Errorf("%s: reported %v", policy, h.evicting)
 			}
 		})
 	}
 }
 
-// E-07: in all that lies in Redis there is no token.
+// Redis never contains a token, neither in memory nor on the disk.
 func TestRedisHoldsNoToken(t *testing.T) {
 	const canary = "coa_canary-token-of-somebody"
 	folder := t.TempDir()
@@ -625,13 +624,13 @@ func TestRedisHoldsNoToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The client's name holds the canary, and proves that the search finds what is there.
+	// The client's name contains the canary, which proves that the search finds what is there.
 	text := all.String() + record
 	if !strings.Contains(text, "client of "+canary) {
-		t.Error("the search does not find what is there: it tests nothing")
+		t.Error("the search does not find what is there: the test proves nothing")
 	}
 	if strings.Contains(strings.ReplaceAll(text, "client of "+canary, ""), canary) {
-		t.Error("a token lies in Redis")
+		t.Error("Redis contains a token")
 	}
 }
 
@@ -670,8 +669,8 @@ func TestRedisLeastRights(t *testing.T) {
 		t.Fatalf("with %s: %v", rules, err)
 	}
 	for i, word := range words {
-		// PING proves the link even if its answer is that it is not allowed; UNWATCH is for when
-		// another gateway was quicker.
+		// PING proves the link even if the answer is that it is not allowed. UNWATCH is only sent
+		// if another gateway was quicker.
 		if word == "+ping" || word == "+unwatch" {
 			continue
 		}
@@ -681,7 +680,7 @@ func TestRedisLeastRights(t *testing.T) {
 	}
 }
 
-// Secret and Admit of several stores at once, all fresh.
+// Several new stores that ask for a secret at once all get the same.
 func TestRedisStoresAgree(t *testing.T) {
 	server := redistest.Start(t)
 	stores := make([]*Redis, 4)
@@ -710,8 +709,8 @@ func TestRedisStoresAgree(t *testing.T) {
 	}
 }
 
-// Admit and Retire are atomic: whatever several stores do at once to one client, each time
-// that it goes raises its generation by one.
+// Admit and Retire are atomic: whatever several stores do to a client at once, each time that it
+// goes its generation rises by exactly one.
 func TestRedisAdmitsAtomically(t *testing.T) {
 	server := redistest.Start(t)
 	a, _ := redisAt(t, nil, server.Addr)
@@ -722,7 +721,7 @@ func TestRedisAdmitsAtomically(t *testing.T) {
 	for _, r := range []*Redis{a, b} {
 		all.Go(func() {
 			for i := range clients {
-				admit(t, r, of(i)) // the same by both: none is lost, and each begins with 1
+				admit(t, r, of(i)) // both admit the same: none is lost, and each begins at 1
 			}
 		})
 	}
@@ -737,7 +736,7 @@ func TestRedisAdmitsAtomically(t *testing.T) {
 		}
 	}
 	for round := range 10 {
-		for _, r := range []*Redis{a, b} { // both retire all: once
+		for _, r := range []*Redis{a, b} { // both retire all, which counts once
 			all.Go(func() {
 				if err := r.Retire(ctx, nil); err != nil {
 					t.Error(err)
@@ -753,7 +752,7 @@ func TestRedisAdmitsAtomically(t *testing.T) {
 	}
 }
 
-// What one store changes of clients is told to the others.
+// When one store changes clients, the others hear of it.
 func TestRedisTellsOfClients(t *testing.T) {
 	server := redistest.Start(t)
 	a, _ := redisAt(t, nil, server.Addr)
@@ -768,7 +767,7 @@ func TestRedisTellsOfClients(t *testing.T) {
 		if err := a.Retire(ctx, nil); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the change is told of", func() (told bool) {
+		eventually(t, "the change is reported", func() (told bool) {
 			h.did(func() { told = h.changes > changes })
 			return told
 		})
@@ -778,7 +777,7 @@ func TestRedisTellsOfClients(t *testing.T) {
 	}
 }
 
-// A server that has forgotten a revocation, as after a crash or a failover, hears it again.
+// A revocation that the server has lost, as in a crash or a failover, is repeated.
 func TestRedisRepeatsRevocations(t *testing.T) {
 	server := redistest.Start(t)
 	r, h := redisAt(t, nil, server.Addr)
@@ -791,7 +790,7 @@ func TestRedisRepeatsRevocations(t *testing.T) {
 	}
 	h.wantStory(t, "regained")
 	server.Stop()
-	eventually(t, "the loss is known", func() bool { return !r.Coherent() })
+	eventually(t, "the loss is noticed", func() bool { return !r.Coherent() })
 	server.Restart()
 	server.CLI("set", r.tokenKey(token.Key), record)
 	h.wantStory(t, "regained lost regained")
@@ -799,7 +798,8 @@ func TestRedisRepeatsRevocations(t *testing.T) {
 	absent(t, r, token.Key)
 }
 
-// The address leads to a replica, which refuses to revoke again, and is promoted without a word.
+// The address leads to a replica, which refuses the repeated revocation and is later promoted
+// without notice. The revocation is repeated until it succeeds.
 func TestRedisRepeatsUntilItWorks(t *testing.T) {
 	server, other := redistest.Start(t), redistest.Start(t)
 	way := redistest.StartProxy(t, server)
@@ -816,17 +816,17 @@ func TestRedisRepeatsUntilItWorks(t *testing.T) {
 	h.wantStory(t, "regained")
 	way.LeadTo(replica)
 	h.wantStory(t, "regained lost regained")
-	time.Sleep(2 * pingInterval) // for attempts that fail
+	time.Sleep(2 * pingInterval) // so that some attempts fail
 	if replica.CLI("exists", key) != "1" {
-		t.Fatal("the replica has no such token: the test tests nothing")
+		t.Fatal("the replica does not have the token: the test proves nothing")
 	}
 	replica.CLI("replicaof", "no", "one")
 	eventually(t, "the token is revoked again", func() bool { return replica.CLI("exists", key) == "0" })
 	absent(t, r, token.Key)
 }
 
-// One node of a Cluster dies: what the others hold can be asked for, and what is cached counts
-// no longer, since nobody tells of all of it.
+// One node of a Cluster dies: tokens on the other nodes can still be read, but nothing counts from
+// the cache any longer, since changes on the dead node go unreported.
 func TestRedisClusterLosesANode(t *testing.T) {
 	servers := redistest.StartCluster(t)
 	r, _ := redisAt(t, func(cfg *RedisConfig) { cfg.Cluster = true }, servers[0].Addr, servers[1].Addr)
@@ -840,9 +840,9 @@ func TestRedisClusterLosesANode(t *testing.T) {
 	}
 	put(t, r, tokens...)
 	servers[2].Stop()
-	eventually(t, "the loss is known", func() bool { return !r.Coherent() })
+	eventually(t, "the loss is noticed", func() bool { return !r.Coherent() })
 	found, unreachable := 0, 0
-	eventually(t, "what the other nodes hold is found", func() bool {
+	eventually(t, "the tokens on the other nodes are found", func() bool {
 		found, unreachable = 0, 0
 		for _, token := range tokens {
 			switch _, err := r.Get(ctx, token.Key); {
@@ -851,7 +851,7 @@ func TestRedisClusterLosesANode(t *testing.T) {
 			case errors.Is(err, oauth.ErrUnreachable):
 				unreachable++
 			default:
-				t.Fatalf("a token of a node that may be dead: %v", err)
+				t.Fatalf("a token that may be on the dead node: %v", err)
 			}
 		}
 		return found > 0 && found+unreachable == len(tokens)
@@ -862,7 +862,7 @@ func TestRedisClusterLosesANode(t *testing.T) {
 	}
 }
 
-// A slot moves to another node: reads follow, and revocations there are told of.
+// A slot moves to another node: reads follow it, and revocations there are reported.
 func TestRedisClusterMovesASlot(t *testing.T) {
 	servers := redistest.StartCluster(t)
 	cluster := func(cfg *RedisConfig) { cfg.Cluster = true }
@@ -889,12 +889,12 @@ func TestRedisClusterMovesASlot(t *testing.T) {
 	from.CLI("cluster", "setslot", slot, "migrating", toID)
 	present(t, b, token)
 	from.CLI("migrate", host, port, b.tokenKey(token.Key), "0", "5000")
-	h.tells(t, token.ID) // it left the node that was to tell of it
-	present(t, b, token) // by way of ASK
+	h.tells(t, token.ID) // it left the node that would report its revocation
+	present(t, b, token) // after an ASK redirection
 	h.did(func() { clear(h.revoked) })
 	to.CLI("cluster", "setslot", slot, "node", toID)
 	from.CLI("cluster", "setslot", slot, "node", toID)
-	present(t, b, token) // by way of MOVED
+	present(t, b, token) // after a MOVED redirection
 	if err := a.Revoke(ctx, token.Key); err != nil {
 		t.Fatal(err)
 	}
@@ -905,7 +905,7 @@ func TestRedisClusterMovesASlot(t *testing.T) {
 	linked(t, a, b)
 }
 
-// A node of a Cluster that becomes a replica was read from before: all is flushed.
+// When a node of a Cluster that was read from becomes a replica, everything is flushed.
 func TestRedisClusterFailsOver(t *testing.T) {
 	servers := redistest.StartCluster(t)
 	replica := redistest.StartClusterReplica(t, servers[0])
@@ -922,7 +922,7 @@ func TestRedisClusterFailsOver(t *testing.T) {
 		present(t, b, token)
 	}
 	_, flushes := h.told()
-	// A master that is not quick enough lets the attempt fail after five seconds.
+	// If the master is too slow, an attempt fails after five seconds.
 	for attempt := 0; !strings.HasPrefix(replica.CLI("role"), "master"); attempt++ {
 		if attempt == 60 {
 			t.Fatal("the roles do not change within a minute")
@@ -932,7 +932,7 @@ func TestRedisClusterFailsOver(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 	}
-	eventually(t, "all was flushed", func() bool { _, now := h.told(); return now > flushes })
+	eventually(t, "everything is flushed", func() bool { _, now := h.told(); return now > flushes })
 	linked(t, a, b)
 	for _, token := range tokens {
 		if err := a.Revoke(ctx, token.Key); err != nil {
@@ -942,11 +942,11 @@ func TestRedisClusterFailsOver(t *testing.T) {
 	}
 }
 
-// Sentinels appoint another master, one that had not heard of the last revocation. The store
-// follows, and repeats it.
+// Sentinels appoint a new master that has not heard of the last revocation. The store follows, and
+// repeats the revocation.
 func TestRedisSentinel(t *testing.T) {
 	master := redistest.Start(t)
-	way := redistest.StartProxy(t, master) // of the replication
+	way := redistest.StartProxy(t, master) // for the replication
 	replica := redistest.StartReplica(t, way.Addr)
 	sentinel := redistest.StartSentinel(t, master)
 	eventually(t, "the Sentinel knows the replica", func() bool {
@@ -964,10 +964,10 @@ func TestRedisSentinel(t *testing.T) {
 		t.Fatal(err)
 	}
 	if replica.CLI("exists", key) != "1" {
-		t.Fatal("the replica has heard of the revocation: the test tests nothing")
+		t.Fatal("the replica has heard of the revocation: the test proves nothing")
 	}
 	master.Stop()
-	eventually(t, "the loss is known", func() bool { return !r.Coherent() })
+	eventually(t, "the loss is noticed", func() bool { return !r.Coherent() })
 	outage(t, r, kept)
 	for deadline := time.Now().Add(40 * time.Second); !strings.HasPrefix(replica.CLI("role"), "master"); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -984,8 +984,8 @@ func TestRedisSentinel(t *testing.T) {
 	}
 }
 
-// certificate makes a certificate for 127.0.0.1, signed by the parent or by itself, and returns
-// the files of it and its key.
+// certificate makes a certificate for 127.0.0.1, signed by parent or, if that is nil, by itself. It
+// returns the files with the certificate and its key, and both.
 func certificate(t testing.TB, name string, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (certFile, keyFile string, cert *x509.Certificate, key *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -1024,8 +1024,8 @@ func certificate(t testing.TB, name string, parent *x509.Certificate, parentKey 
 	return certFile, keyFile, cert, key
 }
 
-// E-13: by TLS, with an authority of one's own, a certificate on either side, and the name
-// checked.
+// Connections by TLS, with a private authority and certificates on both sides. The server's name
+// is checked.
 func TestRedisTLS(t *testing.T) {
 	caFile, _, ca, caKey := certificate(t, "authority", nil, nil)
 	serverCert, serverKey, _, _ := certificate(t, "redis.test", ca, caKey)
@@ -1048,13 +1048,13 @@ func TestRedisTLS(t *testing.T) {
 	other.AddCert(stranger)
 	for name, c := range map[string]struct {
 		config *tls.Config
-		want   string // in the error; empty: it works
+		want   string // in the error; if empty, it works
 	}{
-		"all right":               {&tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}, ""},
-		"by another name":         {&tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, ServerName: "redis.test"}, ""},
-		"no certificate to show":  {&tls.Config{RootCAs: pool}, "redis"},
-		"of an unknown authority": {&tls.Config{RootCAs: other, Certificates: []tls.Certificate{pair}}, "unknown authority"},
-		"of a wrong name":         {&tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, ServerName: "other.test"}, "other.test"},
+		"all is right":           {&tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}, ""},
+		"another name to expect": {&tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, ServerName: "redis.test"}, ""},
+		"no client certificate":  {&tls.Config{RootCAs: pool}, "redis"},
+		"an unknown authority":   {&tls.Config{RootCAs: other, Certificates: []tls.Certificate{pair}}, "unknown authority"},
+		"a wrong name":           {&tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, ServerName: "other.test"}, "other.test"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, _ := redisAt(t, func(cfg *RedisConfig) { cfg.TLS = c.config }, address)
@@ -1068,7 +1068,7 @@ func TestRedisTLS(t *testing.T) {
 				t.Errorf("%v, want %q", err, c.want)
 			}
 			if r.Coherent() {
-				t.Error("the link is said to be up")
+				t.Error("the link is reported as up")
 			}
 		})
 	}

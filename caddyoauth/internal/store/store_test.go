@@ -22,7 +22,7 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// The test binary is also the other process of tests that need one.
+// The test binary also plays the other process in tests that need one; see helpers.
 func TestMain(m *testing.M) {
 	if role := os.Getenv("STORE_TEST_ROLE"); role != "" {
 		if err := helpers[role](os.Getenv("STORE_TEST_PATH")); err != nil {
@@ -32,16 +32,17 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	goleak.VerifyTestMain(m,
-		// rueidis closes what a Cluster has no use for five seconds later, and looks at the
-		// Cluster again a second later, come what may.
+		// rueidis closes connections that a Cluster no longer needs after five seconds, and always
+		// looks at the Cluster once more a second later.
 		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"),
 		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*call).DelayDo.func1"),
-		// toxiproxy carries what it delayed to connections that are gone.
+		// toxiproxy goes on delivering what it delayed, to connections that are gone.
 		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run"),
 		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).write"))
 }
 
-// stores are all that keep the contract of oauth.TokenStore. Another one joins by a line.
+// stores are the stores that need no server; testStore holds each to the contract of
+// oauth.TokenStore. TestRedisStore and TestRedisClusterStore do the same for Redis.
 var stores = []struct {
 	name string
 	open func(t testing.TB) oauth.TokenStore
@@ -60,8 +61,8 @@ func TestStores(t *testing.T) {
 
 var ctx = context.Background()
 
-// tokenOf makes a token with everything in it, good for an hour from a fixed moment of
-// this process, so that the same name makes the same token.
+// tokenOf makes a token with all fields set, valid for an hour from a fixed moment of this
+// process, so the same name always makes the same token.
 func tokenOf(name string) oauth.Token { return tokenUntil(name, inAnHour) }
 
 var inAnHour = time.Now().Add(time.Hour)
@@ -75,7 +76,7 @@ func tokenUntil(name string, expires time.Time) oauth.Token {
 	}
 }
 
-// same reports whether two tokens are equal in all that counts.
+// same reports whether two tokens are equal in everything that counts.
 func same(a, b oauth.Token) bool {
 	return a.Key == b.Key && a.ClientID == b.ClientID && a.ClientGeneration == b.ClientGeneration &&
 		slices.Equal(a.Scopes, b.Scopes) && slices.Equal(a.Audience, b.Audience) && a.IssuedAt.Equal(b.IssuedAt)
@@ -107,8 +108,8 @@ func absent(t testing.TB, s oauth.TokenStore, key oauth.Key) {
 	}
 }
 
-// testStore holds a store to the contract of oauth.TokenStore. open makes an empty one
-// and closes it when the test is over; closing twice is harmless.
+// testStore is the suite that holds every store to the contract of oauth.TokenStore. open makes an
+// empty store and closes it when the test is over; closing it twice must be harmless.
 func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	t.Run("a token is there after Put and absent after Revoke", func(t *testing.T) {
 		s := open(t)
@@ -125,7 +126,7 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		}
 		present(t, s, b)
 		if err := s.Revoke(ctx, tokenOf("never issued").Key); err != nil {
-			t.Errorf("revoking what was never there: %v", err)
+			t.Errorf("revoking a token that was never there: %v", err)
 		}
 		present(t, s, b)
 	})
@@ -159,7 +160,7 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 			tokens = append(tokens, token)
 			refs = append(refs, oauth.ClientRef{Realm: token.Realm, ClientID: token.ClientID})
 		}
-		// Pairs that would be one if realm and client were simply joined.
+		// Pairs that would collide if realm and client were simply joined.
 		refs = append(refs, oauth.ClientRef{Realm: "ab", ClientID: "c"}, oauth.ClientRef{Realm: "a", ClientID: "bc"},
 			oauth.ClientRef{Realm: "a/b", ClientID: "c"}, oauth.ClientRef{Realm: "a", ClientID: "b/c"},
 			oauth.ClientRef{Realm: "a:b", ClientID: "c"}, oauth.ClientRef{Realm: "a", ClientID: "b:c"})
@@ -168,7 +169,7 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 			present(t, s, token)
 		}
 		admit(t, s, refs...)
-		for i, ref := range refs { // each alone is retired, and only it moves on
+		for i, ref := range refs { // retire one at a time: only its generation moves on
 			if err := s.Retire(ctx, slices.Delete(slices.Clone(refs), i, i+1)); err != nil {
 				t.Fatal(err)
 			}
@@ -202,14 +203,14 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		present(t, s, b)
 	})
 
-	t.Run("slices belong to the caller", func(t *testing.T) { // B-27
+	t.Run("slices belong to the caller", func(t *testing.T) {
 		s := open(t)
 		token, want := tokenOf("a"), tokenOf("a")
 		put(t, s, token)
 		token.Scopes[0], token.Audience[0] = "admin", "elsewhere"
 		got, err := s.Get(ctx, token.Key)
 		if err != nil || !same(got, want) {
-			t.Fatalf("the caller's own slice went into the store: %+v, %v", got, err)
+			t.Fatalf("the store kept the caller's slice: %+v, %v", got, err)
 		}
 		got.Scopes[0], got.Audience[0] = "admin", "elsewhere"
 		present(t, s, want)
@@ -227,7 +228,7 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		ref := oauth.ClientRef{Realm: "root", ClientID: "a"}
 		admit(t, s, ref)[ref] = 99
 		if got := admit(t, s, ref)[ref]; got != 1 {
-			t.Errorf("the caller's own map went into the store: generation %d", got)
+			t.Errorf("the store kept the caller's map: generation %d", got)
 		}
 	})
 
@@ -258,13 +259,13 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 
 	t.Run("generations", func(t *testing.T) { testGenerations(t, open) })
 
-	t.Run("a context that has ended holds nobody, and its error is no no", func(t *testing.T) {
+	t.Run("a context that has ended holds up nobody, and its error is not a no", func(t *testing.T) {
 		s := open(t)
 		token := tokenOf("a")
 		put(t, s, token)
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
-		// Whether it still works is the store's choice; what it says must be true.
+		// The store may still do the work or not; what it says must be true.
 		if got, err := s.Get(ended, token.Key); err == nil && !same(got, token) || err != nil && !errors.Is(err, context.Canceled) {
 			t.Errorf("Get: %+v, %v", got, err)
 		}
@@ -283,7 +284,7 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 			t.Errorf("Revoke: %v", err)
 		}
 		if err := s.Revoke(ctx, token.Key); err != nil {
-			t.Errorf("afterwards the store is of no use: %v", err)
+			t.Errorf("afterwards the store no longer works: %v", err)
 		}
 		absent(t, s, token.Key)
 	})
@@ -305,7 +306,7 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		}
 	})
 
-	t.Run("closing in the middle of everything", func(t *testing.T) { // B-24
+	t.Run("closing in the middle of everything", func(t *testing.T) {
 		for range 5 {
 			s := open(t)
 			var traffic, begun sync.WaitGroup
@@ -354,7 +355,7 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 				for i := range tokens {
 					token := tokenOf(fmt.Sprint(w, " ", i))
 					put(t, s, token)
-					present(t, s, token) // what was acknowledged is there
+					present(t, s, token) // what is acknowledged is there
 					if i%2 == 0 {
 						if err := s.Revoke(ctx, token.Key); err != nil {
 							t.Error(err)
@@ -371,7 +372,7 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	t.Run("it behaves like a map", func(t *testing.T) { testModel(t, open) })
 }
 
-// allCalls makes one call of each kind and returns what they say.
+// allCalls calls each method once and returns the errors.
 func allCalls(s oauth.TokenStore, token oauth.Token) map[string]error {
 	calls := map[string]error{}
 	calls["Put"] = s.Put(ctx, token)
@@ -402,8 +403,8 @@ func admit(t testing.TB, s oauth.TokenStore, refs ...oauth.ClientRef) map[oauth.
 	return got
 }
 
-// B-15: a client that was gone has another generation when it comes back, so that its
-// old tokens stay dead; one that stayed keeps its own.
+// A client that was gone has another generation when it comes back, so that its old tokens stay
+// dead; a client that stayed keeps its generation.
 func testGenerations(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	ref := func(name string) oauth.ClientRef {
 		realm, id, _ := strings.Cut(name, "/")
@@ -417,9 +418,9 @@ func testGenerations(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	}
 	for _, c := range []struct {
 		name string
-		// steps are "admit <clients>", by one that begins, "hold <clients>", by the one that
-		// admitted last, and "retire <clients that stay>" or "leave <clients that stay>"; an
-		// admitted client is followed by the generation it must have.
+		// steps are "admit <clients>", by a caller that begins, "hold <clients>", by the caller
+		// that admitted last, "retire <clients that stay>" and "leave <clients that stay>". An
+		// admitted client is followed by the generation that it must have.
 		steps []string
 	}{
 		{"a new client begins at 1", []string{"admit r/a=1"}},
@@ -427,19 +428,19 @@ func testGenerations(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		{"a client that stays keeps its generation", []string{"admit r/a=1", "retire r/a", "admit r/a=1"}},
 		{"a client that goes and comes back has the next", []string{"admit r/a=1 r/b=1", "retire r/a", "admit r/a=1 r/b=2"}},
 		{"and the next when it goes once more", []string{"admit r/a=1", "retire", "admit r/a=2", "retire", "admit r/a=3", "admit r/a=3"}},
-		{"to be retired twice is to be retired once", []string{"admit r/a=1", "retire", "retire", "retire", "admit r/a=2"}},
-		{"a client that is not admitted yet when others are retired", []string{"retire r/a r/b", "admit r/a=1", "retire r/a r/b", "admit r/b=1"}},
+		{"retiring a client twice is retiring it once", []string{"admit r/a=1", "retire", "retire", "retire", "admit r/a=2"}},
+		{"a client that is not yet admitted when others are retired begins at 1", []string{"retire r/a r/b", "admit r/a=1", "retire r/a r/b", "admit r/b=1"}},
 		{"realms have clients of their own", []string{"admit r/a=1 s/a=1", "retire s/a", "admit r/a=2 s/a=1"}},
 		{"a configuration that never came into force changes nothing", []string{"admit r/a=1", "admit r/a=1 r/new=1", "retire r/a", "admit r/a=1 r/new=2"}},
 		{"a client that was retired and admitted is active again", []string{"admit r/a=1 r/b=1", "retire r/b", "admit r/a=2", "retire r/a", "admit r/a=2 r/b=2"}},
 		{"a client may be named twice", []string{"admit r/a=1 r/a=1", "retire r/a r/a", "admit r/a=1"}},
-		{"a client that was left has the next generation for one that begins", []string{"admit r/a=1 r/b=1", "leave r/b", "admit r/a=2 r/b=1", "admit r/a=2"}},
-		{"and keeps it for one that has had it all the time", []string{"admit r/a=1 s/b=1", "leave", "hold r/a=1", "admit r/a=1 s/b=2"}},
-		{"which comes too late when another has begun", []string{"admit r/a=1", "leave", "admit r/a=2", "leave", "admit r/a=3", "hold r/a=3"}},
-		{"to be left twice is to be left once", []string{"admit r/a=1", "leave", "leave", "admit r/a=2"}},
-		{"to be left and retired is to be retired", []string{"admit r/a=1 r/b=1", "leave", "retire r/b", "leave", "admit r/a=2 r/b=2"}},
-		{"one that was retired can't be held", []string{"admit r/a=1", "retire", "leave", "hold r/a=2"}},
-		{"nobody at all", []string{"admit", "retire", "admit r/a=1"}},
+		{"a client that was left has the next generation for a caller that begins", []string{"admit r/a=1 r/b=1", "leave r/b", "admit r/a=2 r/b=1", "admit r/a=2"}},
+		{"and keeps its own for a caller that has had it all the time", []string{"admit r/a=1 s/b=1", "leave", "hold r/a=1", "admit r/a=1 s/b=2"}},
+		{"unless another caller has begun with it first", []string{"admit r/a=1", "leave", "admit r/a=2", "leave", "admit r/a=3", "hold r/a=3"}},
+		{"leaving a client twice is leaving it once", []string{"admit r/a=1", "leave", "leave", "admit r/a=2"}},
+		{"a client that is left and retired is retired", []string{"admit r/a=1 r/b=1", "leave", "retire r/b", "leave", "admit r/a=2 r/b=2"}},
+		{"a client that was retired can't be held", []string{"admit r/a=1", "retire", "leave", "hold r/a=2"}},
+		{"no clients at all", []string{"admit", "retire", "admit r/a=1"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := open(t)
@@ -478,20 +479,20 @@ func testGenerations(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	}
 }
 
-// testModel leads the store and a map through one random story.
+// testModel applies the same random operations to a store and to a map.
 func testModel(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	s := open(t)
 	round := 0
 	rapid.Check(t, func(r *rapid.T) {
 		realms := rapid.SliceOfN(rapid.StringN(1, 10, -1), 4, 4).Draw(r, "realms")
-		round++ // tokens of its own for each round, so that the store need not be empty
+		round++ // each round has its own tokens, so the store need not be empty
 		model := map[oauth.Key]oauth.Token{}
-		// No key is put twice, nor after its revocation: Redis repeats one when a link was lost.
+		// No key is put twice, or after its revocation: Redis repeats revocations after losing the link.
 		used := map[oauth.Key]bool{}
 		key := rapid.Custom(func(r *rapid.T) oauth.Key {
 			token := rapid.IntRange(0, 3).Draw(r, "token")
 			return oauth.Key{
-				Realm:       realms[token], // no ID is in two realms
+				Realm:       realms[token], // an ID belongs to one realm
 				ExpiryMilli: inAnHour.UnixMilli() + rapid.Int64Range(0, 2).Draw(r, "expiry"),
 				ID:          introspect.IDOf(fmt.Sprint(round, " ", token)),
 			}
@@ -528,15 +529,15 @@ func testModel(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 				got, err := s.Get(ctx, k)
 				want, there := model[k]
 				if there && (err != nil || !same(got, want)) || !there && !errors.Is(err, oauth.ErrNotFound) {
-					r.Fatalf("got %+v, %v; the map has %v: %+v", got, err, there, want)
+					r.Fatalf("got %+v, %v; in the map: %v, %+v", got, err, there, want)
 				}
 			},
 		})
 	})
 }
 
-// E-14: Memory drops what has expired while it writes, a few with each token, so that
-// it shrinks faster than it grows.
+// Memory drops expired tokens as it stores new ones, a few for each, so it shrinks faster than it
+// grows.
 func TestMemoryDropsWhatHasExpired(t *testing.T) {
 	var now atomic.Int64
 	now.Store(1000)
@@ -544,12 +545,12 @@ func TestMemoryDropsWhatHasExpired(t *testing.T) {
 	for i := range 1000 {
 		put(t, m, tokenUntil(fmt.Sprint("old ", i), time.Unix(2000+int64(i%10), 0)))
 	}
-	for i := range 100 { // revoked ones wait in the heap as well
+	for i := range 100 { // the heap keeps revoked ones as well
 		if err := m.Revoke(ctx, tokenUntil(fmt.Sprint("old ", i*10), time.Unix(2000, 0)).Key); err != nil {
 			t.Fatal(err)
 		}
 	}
-	now.Store(2004) // half of them are over
+	now.Store(2004) // half of them have expired
 	for i := range 125 {
 		put(t, m, tokenUntil(fmt.Sprint("new ", i), time.Unix(5000, 0)))
 	}
@@ -576,8 +577,8 @@ func TestMemoryDropsWhatHasExpired(t *testing.T) {
 	}
 }
 
-// A full store says so, keeps what it has, and has room again when something expires. A
-// client that issues and revokes in a loop fills it all the same, and doesn't overfill it.
+// A full store says so, keeps what it has, and has room again when something expires. Revoked
+// tokens count too, so issuing and revoking in a loop can't overfill it.
 func TestMemoryIsBounded(t *testing.T) {
 	now := time.Unix(1000, 0)
 	m := NewMemory(func() time.Time { return now })
@@ -605,8 +606,8 @@ func TestMemoryIsBounded(t *testing.T) {
 	present(t, m, more)
 }
 
-// No client takes the room of others: a quarter is its share, whatever it does with its tokens
-// until they expire. A client of the same ID in another realm is another client.
+// No client takes the room of others: its share is a quarter, and tokens that it revokes count
+// until they expire. A client with the same ID in another realm is another client.
 func TestMemoryLeavesRoomForOthers(t *testing.T) {
 	now := time.Unix(1000, 0)
 	m := NewMemory(func() time.Time { return now })
@@ -622,10 +623,10 @@ func TestMemoryLeavesRoomForOthers(t *testing.T) {
 	for n := range 2 {
 		more := of("root", "greedy", 3+n)
 		if err := m.Put(ctx, more); !errors.Is(err, oauth.ErrClientFull) {
-			t.Errorf("one more than its share: %v, want ErrClientFull", err)
+			t.Errorf("one token more than its share: %v, want ErrClientFull", err)
 		}
 		absent(t, m, more.Key)
-		if err := m.Revoke(ctx, of("root", "greedy", n).Key); err != nil { // which frees nothing yet
+		if err := m.Revoke(ctx, of("root", "greedy", n).Key); err != nil { // which frees no room yet
 			t.Fatal(err)
 		}
 	}
@@ -637,7 +638,7 @@ func TestMemoryLeavesRoomForOthers(t *testing.T) {
 	if err := m.Put(ctx, of("root", "late", 0)); !errors.Is(err, oauth.ErrFull) {
 		t.Errorf("a store full of many clients: %v, want ErrFull", err)
 	}
-	now = time.Unix(2001, 0) // two of each are over
+	now = time.Unix(2001, 0) // two of each client's have expired
 	put(t, m, of("root", "greedy", 5), of("root", "greedy", 6))
 	if err := m.Put(ctx, of("root", "greedy", 7)); !errors.Is(err, oauth.ErrClientFull) {
 		t.Errorf("its share once more: %v, want ErrClientFull", err)
@@ -651,8 +652,8 @@ func TestMemoryLeavesRoomForOthers(t *testing.T) {
 	}
 }
 
-// A client whose share is of expired tokens alone gets another, however many of others expired
-// before.
+// A client whose whole share has expired gets another token, however many tokens of other clients
+// expired before.
 func TestMemoryShareOfExpiredTokens(t *testing.T) {
 	now := time.Unix(1000, 0)
 	m := NewMemory(func() time.Time { return now })
@@ -669,8 +670,8 @@ func TestMemoryShareOfExpiredTokens(t *testing.T) {
 	present(t, m, token)
 }
 
-// FuzzRecord: no bytes make the decoder panic, and what it accepts is a token of the
-// key it was asked for, which goes out as it came in.
+// No bytes make the decoder panic. What it accepts is a token of the key that it was asked for,
+// and survives being encoded and decoded again.
 func FuzzRecord(f *testing.F) {
 	token := tokenUntil("a", time.Unix(2000, 5))
 	good, err := encodeRecord(token)
@@ -690,7 +691,7 @@ func FuzzRecord(f *testing.F) {
 		got, err := decodeRecord(token.Key, b)
 		if err != nil {
 			if errors.Is(err, oauth.ErrNotFound) {
-				t.Error("a record that can't be read is not an absent one")
+				t.Error("a record that can't be read is reported as absent")
 			}
 			return
 		}
