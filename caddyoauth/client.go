@@ -15,20 +15,19 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// Client is a program that fetches tokens, or asks about them. Every client is
-// confidential: it has a secret.
+// Client is a program that fetches tokens, or asks about them. Every client is confidential:
+// it has a secret.
 type Client struct {
-	// The secrets it may authenticate with, several while one replaces another. At least
-	// one, unless the client is disabled.
+	// The secrets it may authenticate with: several while one replaces another, at least one
+	// unless the client is disabled.
 	Secrets []ClientSecret `json:"secrets,omitempty"`
 
 	// What it may ask for: visible ASCII characters other than `"`, `\` and `,`. A token
-	// request for anything else is refused, and a token
-	// issued earlier loses a scope that is taken away here. Default: none, so that the
-	// client can have no token.
+	// request for anything else is refused, and tokens issued earlier lose a scope that is
+	// taken away here. Default: none, so that the client can have no token.
 	Scopes []string `json:"scopes,omitempty"`
 
-	// What it gets when it asks for no scope; must be among its scopes. Default: the
+	// What it gets if it asks for no scope. Each must be among its scopes. Default: the
 	// realm's.
 	DefaultScopes []string `json:"default_scopes,omitempty"`
 
@@ -47,33 +46,34 @@ type Client struct {
 	// How long its tokens live, in whole seconds, at most a year. Default: the realm's.
 	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
 
-	// What it may do in a time. Default: the realm's, for each limit that it does not have.
+	// How much it may do in a given time. Default: the realm's, for each limit that it does not
+	// set.
 	Limits *Limits `json:"limits,omitempty"`
 
-	// Whose tokens it may ask about at the introspection endpoint: `own`; `audience`, its
-	// own and those for `introspect_audience`; or `realm`, all of its realm. Default: `own`.
+	// Whose tokens it may ask about at the introspection endpoint: `own`; `audience`, which is
+	// its own and those for `introspect_audience`; or `realm`, all of its realm. Default: `own`.
 	Introspect string `json:"introspect,omitempty"`
 
-	// With `introspect` `audience`: what a token's audience must hold one of for the client to
-	// see it, compared byte for byte: visible ASCII characters other than `"` and `\`. Default:
+	// With `introspect` set to `audience`: the client sees tokens whose audience has one of
+	// these, compared byte for byte: visible ASCII characters other than `"` and `\`. Default:
 	// its client ID.
 	IntrospectAudience []string `json:"introspect_audience,omitempty"`
 
-	// Keeps the client in the configuration but out of the gateway: it can't
-	// authenticate, its tokens are refused at once, and those tokens stay refused when
-	// it is enabled again. Default: false.
+	// Keeps the client in the configuration but out of the gateway: it can't authenticate, and
+	// its tokens are refused at once. They stay refused when it is enabled again. Default: false.
 	Disabled bool `json:"disabled,omitempty"`
 }
 
-// Limits are what one client may do in a time. Each gateway counts for itself, anew after a
-// reload.
+// Limits are how much one client may do in a given time. Each gateway counts for itself, and
+// starts anew after a reload.
 type Limits struct {
-	// How many tokens it may fetch. More are refused with 429 `slow_down`. Default: no limit.
+	// How many tokens it may fetch. Requests for more are refused with 429 `slow_down`. Default:
+	// no limit.
 	Tokens *Limit `json:"tokens,omitempty"`
 }
 
-// Limit is a number in a time. As many are allowed at once, and what was used comes back
-// evenly over that time.
+// Limit is a number in a given time. That many are allowed at once, and what was used comes
+// back evenly over that time.
 type Limit struct {
 	// How many, from 1 to 1000000.
 	Count int `json:"count,omitempty"`
@@ -84,26 +84,26 @@ type Limit struct {
 
 // ClientSecret is one secret of a client: a reference to it, or its hash.
 type ClientSecret struct {
-	// Where the secret is: exactly `{env.NAME}` or `{file./path}`. The secret itself is
-	// refused here, since the configuration is dumped, saved and logged in many places. So is
-	// what hardly is the secret that was meant: with a byte order mark, several lines, or a
-	// space at an end; of a file one line end is dropped. A secret of less than 32 characters
-	// that was not generated here is taken for one that can be guessed, and is hashed with
-	// Argon2id when the configuration is loaded.
+	// Where the secret is: exactly `{env.NAME}` or `{file./path}`. The secret itself is refused
+	// here, because the configuration is dumped, saved and logged in many places. A value that
+	// is hardly the secret that was meant is refused, too: one with a byte order mark, several
+	// lines, or a space at either end. One line end is dropped from a file. A secret of less than
+	// 32 characters that was not generated here is assumed to be one that can be guessed, and is
+	// hashed with Argon2id when the configuration is loaded.
 	Secret string `json:"secret,omitempty"`
 
 	// The secret's hash: `$argon2id$…` (m×t of 32768 KiB to m=262144, t=10, p=4); `$2b$…`,
 	// `$2a$…` or `$2y$…` (bcrypt, cost 10 to 14); `$pbkdf2-sha256$…` (600000 to 2000000 rounds)
 	// or `$pbkdf2-sha512$…` (210000 to 1000000), as Ory Hydra, Authelia and passlib write them;
 	// or `$sha256$…` for generated secrets. `caddy oauth hash-secret` and `caddy oauth
-	// generate-secret` make one. May be `{env.NAME}` or `{file./path}`, too.
+	// generate-secret` make one. It may also be `{env.NAME}` or `{file./path}`.
 	Hash string `json:"hash,omitempty"`
 
 	// When the secret stops being accepted, without a reload. Default: never.
 	Until time.Time `json:"until,omitzero"`
 }
 
-// provision checks the client's settings and makes what the engine uses of them.
+// provision checks the client's settings and makes of them what the engine uses.
 func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []string, limits Limits, logger *zap.Logger) (*oauth.Client, error) {
 	if err := conf.CheckClientID(id); err != nil {
 		return nil, err
@@ -166,14 +166,14 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 	switch {
 	case cc.Disabled:
 	case len(cc.Secrets) == 0:
-		return nil, errors.New("it has no secret; 'caddy oauth generate-secret' makes one")
+		return nil, errors.New("it has no secret; make one with 'caddy oauth generate-secret'")
 	case alive == 0:
-		logger.Warn("all secrets of a client are past their date: it can't authenticate", zap.String("client_id", id))
+		logger.Warn("all secrets of a client have expired: it can't authenticate", zap.String("client_id", id))
 	}
 	return c, nil
 }
 
-// or returns the limits, with others where there are none.
+// or returns these limits, completed by others.
 func (l *Limits) or(others *Limits) Limits {
 	var all Limits
 	for name, limit := range all.byName() {
@@ -186,7 +186,7 @@ func (l *Limits) or(others *Limits) Limits {
 	return all
 }
 
-// byName are the limits there are, by the names that they have in a configuration.
+// byName returns all limits that exist, by their names in a configuration.
 func (l *Limits) byName() map[string]**Limit { return map[string]**Limit{"tokens": &l.Tokens} }
 
 func (l *Limits) check() error {
@@ -214,7 +214,7 @@ func (l *Limit) check() error {
 func (cc *Client) checkDefaultScopes(whose string, defaults []string) error {
 	for _, s := range defaults {
 		if !slices.Contains(cc.Scopes, s) {
-			return fmt.Errorf("%s %q is not among its scopes; add it there, or give the client default_scopes of its own", whose, s)
+			return fmt.Errorf("%s %q is not among its scopes; add it to scopes, or give the client its own default_scopes", whose, s)
 		}
 	}
 	return nil
@@ -248,7 +248,7 @@ func (cc *Client) authMethods() ([]string, error) {
 	return cc.Auth, nil
 }
 
-// introspects returns whose tokens the client may ask about, and for which audiences.
+// introspects returns whose tokens the client may ask about, and with which audiences.
 func (cc *Client) introspects(id string) (whose string, audience []string, err error) {
 	whose = cmp.Or(cc.Introspect, oauth.IntrospectOwn)
 	if err := conf.OneOf("introspect", whose, oauth.IntrospectOwn, oauth.IntrospectAudience, oauth.IntrospectRealm); err != nil {
@@ -265,7 +265,7 @@ func (cc *Client) introspects(id string) (whose string, audience []string, err e
 		}
 		return whose, cc.IntrospectAudience, nil
 	case strings.Contains(id, " "):
-		return "", nil, errors.New("introspect audience: an ID with a space is no token's audience; name one after it")
+		return "", nil, errors.New("introspect audience: no token has a client ID with a space as its audience; name an audience")
 	}
 	return whose, []string{id}, nil
 }
@@ -290,7 +290,7 @@ func (sc ClientSecret) provision() (*oauth.Secret, error) {
 	secret, err := oauth.HashedSecret(value)
 	switch {
 	case sc.Hash != "" && err != nil:
-		return nil, fmt.Errorf("%w; 'caddy oauth hash-secret' makes a good one", err)
+		return nil, fmt.Errorf("%w; make one with 'caddy oauth hash-secret'", err)
 	case sc.Secret != "" && err == nil:
 		return nil, fmt.Errorf("%s is a hash: refer to it with secret_hash", sc.Secret)
 	case sc.Secret != "":

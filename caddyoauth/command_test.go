@@ -137,7 +137,7 @@ func TestHashSecretRefuses(t *testing.T) {
 		{"more than bcrypt reads", leakedSecret + strings.Repeat("x", 66), []string{"-a", "bcrypt"}, "bcrypt reads only the first 72 bytes of a secret; use argon2id"},
 		{"more than a secret may have", leakedSecret + strings.Repeat("x", 1018), nil, "longer than 1024 bytes"},
 		{"more than is read", leakedSecret + strings.Repeat("x", 100_000), nil, "longer than 1024 bytes"},
-		{"a NUL", leakedSecret + "\x00", nil, "holds a NUL"},
+		{"a NUL", leakedSecret + "\x00", nil, "contains a NUL"},
 		{"no text", leakedSecret + "\xff", nil, "not UTF-8"},
 		{"a person's secret with sha256", leakedSecret + "\n", []string{"-a", "sha256"}, "hash others with argon2id"},
 		{"a generated secret, cut short", "cos_" + leakedSecret, []string{"-a", "sha256"}, "hash others with argon2id"},

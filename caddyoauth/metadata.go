@@ -39,19 +39,19 @@ func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *route)
 	}
 }
 
-// publicBase is what the URLs of the endpoints of a realm with an issuer begin with.
+// publicBase returns what the URLs of the endpoints begin with, for a realm with an issuer.
 func (s *Server) publicBase(r *servedRealm) string {
 	path := s.BasePath + realmPath(r.name)
-	// Usually the issuer ends with the path that we serve under, behind whatever a proxy
-	// in front adds. If not, the endpoints stand at the issuer's host.
+	// Usually the issuer ends with the path under which we serve, after whatever a proxy in
+	// front of us adds. If not, the endpoints are at the issuer's host.
 	if strings.HasSuffix(strings.TrimSuffix(r.issuer.Path, "/"), path) {
 		return strings.TrimSuffix(r.settings.Issuer, "/")
 	}
 	return (&url.URL{Scheme: r.issuer.Scheme, Host: r.issuer.Host, Path: path}).String()
 }
 
-// metadata makes a realm's document (RFC 8414 section 2). It advertises what is served
-// and nothing else, with URLs made of the configured issuer alone.
+// metadata makes a realm's document (RFC 8414 section 2). It advertises what is served and
+// nothing else. Its URLs depend on the configured issuer alone.
 func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 	base := s.publicBase(r)
 	methods := []string{}
@@ -69,8 +69,8 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		IntrospectionEndpoint string   `json:"introspection_endpoint"`
 		RevocationEndpoint    string   `json:"revocation_endpoint"`
 		GrantTypes            []string `json:"grant_types_supported"`
-		// Empty is the truth where there is no authorization endpoint; RFC 8414 requires the
-		// member all the same.
+		// Empty, because there is no authorization endpoint. RFC 8414 requires the member all the
+		// same.
 		ResponseTypes            []string `json:"response_types_supported"`
 		TokenAuthMethods         []string `json:"token_endpoint_auth_methods_supported"`
 		IntrospectionAuthMethods []string `json:"introspection_endpoint_auth_methods_supported"`

@@ -15,37 +15,36 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// A client whose URL is a little wrong sends its secret all the same, and the next handler
-// would hand it to a backend that has no business with it. So what looks like a request to
-// an endpoint ends here, at an endpoint or with 404.
+// A client whose URL is slightly wrong sends its secret all the same, and the next handler would
+// pass it to a backend that has no business with it. So a request that looks as if it were for an
+// endpoint ends here, at an endpoint or with 404.
 
-// noEndpoint is the label of the realm for such requests in metrics. Names of realms have no
-// capitals.
+// noEndpoint is the realm label of such requests in metrics. It can't be a realm's name, which
+// has no capitals.
 const noEndpoint = "None"
 
-// endpointNames are what the paths of the endpoints end with, here or at other servers.
+// endpointNames are the last parts of the paths of endpoints, here or at other servers.
 var endpointNames = map[string]endpointKind{
 	"access_token":  endpointToken,
 	"token":         endpointToken,
 	"introspect":    endpointIntrospect,
 	"introspection": endpointIntrospect,
-	"tokeninfo":     endpointIntrospect, // of ForgeRock AM
+	"tokeninfo":     endpointIntrospect, // ForgeRock AM's
 	"revoke":        endpointRevoke,
 	"revocation":    endpointRevoke,
 }
 
-// misdirected reports for which kind of endpoint a request was meant that is at none, and
-// the path that it was taken for. An empty kind means that the request is about something
+// misdirected returns the kind of endpoint for which a request was meant that is at none, and
+// the path as the client meant it. An empty kind means that the request is about something
 // else.
 //
-// Below the base path, what ends like an endpoint is taken for a request to one, whatever
-// stands between: another realm, another spelling. Elsewhere it is, if it may carry a secret
-// and has `oauth2` in its path, or what the base path ends with. A backend's own
-// `/api/token` is left alone. The path of an issuer itself is what some take for the token
-// endpoint's.
+// Below the base path, a path that ends like an endpoint's is taken for one, whatever stands
+// between: another realm, another spelling. Elsewhere that takes a request that may carry a
+// secret and has `oauth2`, or the end of the base path, in its path. A backend's own `/api/token`
+// is left alone. Some clients take the path of the issuer itself for the token endpoint.
 func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) {
 	meant = r.URL.Path
-	// A library that escapes the `?` puts the query into the path.
+	// A library that escapes the `?` has put the query into the path.
 	if i := strings.IndexAny(meant, "?#&"); i >= 0 {
 		meant = meant[:i]
 	}
@@ -75,16 +74,16 @@ func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) 
 			return kind, meant
 		}
 	}
-	// Everything is below the base path `/`. There, names that anything may have count only
-	// where an endpoint could be.
+	// Everything is below the base path `/`. There, names that anything may have count only where
+	// an endpoint could be.
 	if base == "/" && (dir == "/" || strings.HasPrefix(dir, "/realms/") || last == "access_token" || last == "introspect") {
 		return kind, meant
 	}
 	return "", ""
 }
 
-// cutBase returns what follows the base path in a path that is there or below, in whatever
-// case. Nothing is below the base path `/`, since everything would be.
+// cutBase returns what follows the base path in a path that is the base path or below it, in
+// any case of letters. Nothing counts as below the base path `/`, since everything would.
 func cutBase(path, base string) (rest string, ok bool) {
 	if base == "/" || len(path) < len(base) || !strings.EqualFold(path[:len(base)], base) {
 		return "", false
@@ -93,15 +92,15 @@ func cutBase(path, base string) (rest string, ok bool) {
 	return rest, rest == "" || rest[0] == '/'
 }
 
-// mayCarrySecret reports whether a request can have a form in its body, or has one where it
-// does not belong.
+// mayCarrySecret reports whether a request can have a form in its body, or has one where it does
+// not belong.
 func mayCarrySecret(r *http.Request) bool {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
 	default:
 		return true
 	}
-	// As 'curl -X GET -d …' sends it.
+	// This is what 'curl -X GET -d …' sends.
 	if isForm(r.Header["Content-Type"]) {
 		return true
 	}
@@ -112,11 +111,11 @@ func mayCarrySecret(r *http.Request) bool {
 	return query.Has("client_secret") || query.Has("client_assertion") || query.Has("grant_type") || query.Has("token")
 }
 
-// refuseMisdirected answers a request that misdirected has found.
+// refuseMisdirected answers a request that misdirected found.
 func (s *Server) refuseMisdirected(w http.ResponseWriter, r *http.Request, kind endpointKind, meant string) {
 	collectors.requests.WithLabelValues(noEndpoint, string(kind), "no_such_endpoint").Inc()
 	if c := s.logger.Check(zap.InfoLevel, "no endpoint at this path"); c != nil {
-		meant, _, _ = strings.Cut(meant, ";") // what follows may be parameters, too
+		meant, _, _ = strings.Cut(meant, ";") // what follows may be parameters as well
 		c.Write(zap.String("event", "no_such_endpoint"), zap.String("endpoint", string(kind)), zap.String("path", meant))
 	}
 	h := w.Header()
@@ -127,8 +126,8 @@ func (s *Server) refuseMisdirected(w http.ResponseWriter, r *http.Request, kind 
 	writeError(w, http.StatusNotFound, s.noSuchEndpoint)
 }
 
-// directions is the refusal that tells a client where the token endpoint is: of root, or of
-// the first realm that is served. The path is escaped, which leaves only characters that an
+// directions returns the refusal that tells a client where the token endpoint is: root's, or
+// that of the first realm served. The path is escaped, which leaves only characters that an
 // error_description may have.
 func (s *Server) directions(realms []*servedRealm) *oauth.Error {
 	named := realms[0]
@@ -144,8 +143,8 @@ func (s *Server) directions(realms []*servedRealm) *oauth.Error {
 	return &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "there is no endpoint at this path; the token endpoint is at " + at + "/access_token"}
 }
 
-// servedElsewhere reports whether a path is, or with a prefix of it taken away would be, one
-// that another oauth_server of the site serves, which the request may come to yet.
+// servedElsewhere reports whether another oauth_server of the site, which the request may still
+// come to, serves a path, or would if a prefix of it were stripped.
 func (s *Server) servedElsewhere(path string) bool {
 	for _, other := range s.app.servers {
 		if other == s || !s.site.meets(other.site) {
@@ -160,9 +159,9 @@ func (s *Server) servedElsewhere(path string) bool {
 	return false
 }
 
-// site is where a handler stands: in which of Caddy's servers, and in which of its handlers
-// there, directly below the server. A Caddyfile makes one of each site with a host. Without it,
-// the handler stands in the server itself, or in one of several that make up the site.
+// site is where a handler stands: in which of Caddy's servers, and in which handler directly
+// below that server. A Caddyfile makes one such handler of each site with a host. Without it, the
+// handler stands in the server itself, or in one of several that make up the site.
 type site struct {
 	server  *caddyhttp.Server
 	handler caddy.Module
@@ -170,20 +169,21 @@ type site struct {
 
 func siteOf(ctx caddy.Context) site {
 	server, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	// The http app comes first, and the handler that is being provisioned last.
+	// The http app comes first, the handler that is being provisioned last.
 	if modules := ctx.Modules(); len(modules) > 2 {
 		return site{server, modules[1]}
 	}
 	return site{server, nil}
 }
 
-// meets reports whether one request may come to handlers at both.
+// meets reports whether one request may reach handlers at both.
 func (a site) meets(b site) bool {
 	return a.server == b.server && (a.handler == b.handler || a.handler == nil || b.handler == nil)
 }
 
-// contradicts reports whether a realm parameter, which ForgeRock AM has beside the realm in
-// the path, asks for another realm than e's. Its tokens would not be what the client wants.
+// contradicts reports whether a realm parameter asks for another realm than e's. ForgeRock AM
+// has that parameter as well as the realm in the path. The tokens of this realm would not be
+// what the client wants.
 func (e *route) contradicts(asked ...string) bool {
 	for _, realm := range asked {
 		if realm != "" && cmp.Or(strings.Trim(realm, "/"), rootRealm) != e.realm.name {
@@ -193,8 +193,8 @@ func (e *route) contradicts(asked ...string) bool {
 	return false
 }
 
-// contradictedBy reports whether a query does, or has the parameter in a form that url.Values
-// leaves out.
+// contradictedBy reports whether a query contradicts e, or has the parameter in a form that
+// url.Values leaves out.
 func (e *route) contradictedBy(query string) bool {
 	if query == "" {
 		return false

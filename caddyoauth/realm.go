@@ -21,7 +21,7 @@ import (
 type Realm struct {
 	// The issuer identifier (RFC 8414): an https URL without query or fragment, such as
 	// `https://auth.example.com/oauth2`. Plain http is accepted for loopback hosts only.
-	// A realm without its own has the root's plus `/realms/root/realms/<name>`. Without
+	// A realm without one uses root's, followed by `/realms/root/realms/<name>`. Without
 	// any issuer there is no metadata; tokens work all the same. Placeholders are
 	// replaced when the configuration is loaded.
 	Issuer string `json:"issuer,omitempty"`
@@ -33,22 +33,22 @@ type Realm struct {
 	TokenFormat string `json:"token_format,omitempty"`
 
 	// Answers 404 where OpenID Connect has its metadata: at `/.well-known/openid-configuration`
-	// under the base path, where ForgeRock AM has the RFC 8414 document and it is without this,
-	// and at the same name followed by the path of the issuer. Libraries that look there first,
-	// such as Spring's `issuer-uri`, stop at a document without `jwks_uri`, and go on to RFC
-	// 8414's own place when there is none. Counts for all realms if it is set for root. Default:
-	// false.
+	// under the base path, where ForgeRock AM serves the RFC 8414 document and where it is
+	// served without this option, and at the same name followed by the path of the issuer.
+	// Libraries that look there first, such as Spring's `issuer-uri`, stop at a document without
+	// `jwks_uri`; if there is none, they go on to RFC 8414's own place. Set for root, it applies
+	// to all realms. Default: false.
 	NoOpenIDConfiguration bool `json:"no_openid_configuration,omitempty"`
 
-	// What each client may do in a time.
+	// How much each client may do in a given time.
 	Limits *Limits `json:"limits,omitempty"`
 
-	// What a client gets that asks for no scope and has no default of its own. Each must
-	// be among the client's scopes. Default: none, and such a request is refused.
+	// What a client gets if it asks for no scope and has no default of its own. Each must be
+	// among the client's scopes. Default: none, and such a request is refused.
 	DefaultScopes []string `json:"default_scopes,omitempty"`
 
-	// The clients by client ID. An ID has 1 to 256 visible ASCII characters other than `"`,
-	// `\` and `,`, and may have spaces inside.
+	// The clients, by client ID. An ID has 1 to 256 visible ASCII characters other than `"`,
+	// `\` and `,`; it may have spaces inside.
 	Clients map[string]*Client `json:"clients,omitempty"`
 }
 
@@ -56,11 +56,11 @@ type Realm struct {
 type servedRealm struct {
 	name   string
 	issuer *url.URL // of settings.Issuer; nil if there is none
-	// noOpenIDConfiguration: the metadata is not where OpenID Connect has it.
+	// noOpenIDConfiguration is set if the metadata is not served where OpenID Connect has it.
 	noOpenIDConfiguration bool
 	app                   *App
 	settings              oauth.Settings
-	// engine is nil until the app's Start; use await.
+	// engine is nil until the app's Start. Use await.
 	engine *oauth.Engine
 }
 
@@ -79,11 +79,11 @@ const (
 
 var realmName = regexp.MustCompile(`^[a-z0-9_-]+$`)
 
-// provision checks the realm's settings, with those of root where it has none, and
-// makes what the request path uses of them.
+// provision checks the realm's settings, with root's where it has none, and makes of them what
+// requests use.
 func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*servedRealm, error) {
 	if !realmName.MatchString(name) {
-		return nil, errors.New("a realm's name consists of lower-case letters, digits, - and _")
+		return nil, errors.New("the name of a realm may only have lower-case letters, digits, - and _")
 	}
 	issuer, issuerURL, err := rc.resolveIssuer(name, root)
 	if err != nil {
@@ -123,7 +123,8 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	return r, nil
 }
 
-// resolveIssuer returns the realm's issuer, derived from the root's if it has none.
+// resolveIssuer returns the realm's issuer, derived from root's if it has none of its own, or
+// nothing if there is no issuer at all.
 func (rc *Realm) resolveIssuer(name string, root *Realm) (string, *url.URL, error) {
 	configured, suffix := rc.Issuer, ""
 	if configured == "" && name != rootRealm {
@@ -144,18 +145,18 @@ func (rc *Realm) resolveIssuer(name string, root *Realm) (string, *url.URL, erro
 	case err != nil:
 		return "", nil, fmt.Errorf("issuer %q is not a URL", issuer)
 	case u.User != nil: // not repeated: there may be a password in it
-		return "", nil, errors.New("issuer has a user in it: it is published, and must have a host, and no user, query or fragment")
+		return "", nil, errors.New("issuer contains a user: it is published, so it must have a host and no user, query or fragment")
 	case u.Host == "" || u.RawQuery != "" || u.ForceQuery || strings.Contains(issuer, "#"):
-		return "", nil, fmt.Errorf("issuer %q must have a host, and no user, query or fragment", issuer)
+		return "", nil, fmt.Errorf("issuer %q must have a host and no user, query or fragment", issuer)
 	case !conf.HTTPSOrLoopback(u):
-		return "", nil, fmt.Errorf("issuer %q must be an https URL (RFC 8414 section 2); http is accepted for loopback hosts only", issuer)
+		return "", nil, fmt.Errorf("issuer %q must be an https URL (RFC 8414 section 2); plain http is accepted for loopback hosts only", issuer)
 	case !conf.VisibleASCII(issuer) || strings.ContainsAny(issuer, `"\`):
-		return "", nil, fmt.Errorf("issuer %q has a character that a URL does not allow", issuer)
+		return "", nil, fmt.Errorf("issuer %q has a character that is not allowed in a URL", issuer)
 	}
 	return issuer, u, nil
 }
 
-// realmPath is what stands between the base path and an endpoint of a realm.
+// realmPath is the part between the base path and the endpoints of a realm.
 func realmPath(name string) string {
 	if name == rootRealm {
 		return ""
@@ -168,7 +169,7 @@ func checkTokenFormat(format string) error { return conf.OneOf("token_format", f
 func checkLifetime(d caddy.Duration) error {
 	l := time.Duration(d)
 	if l < time.Second || l > maxLifetime || l%time.Second != 0 {
-		return fmt.Errorf("token_lifetime %s is not a number of whole seconds between 1s and a year", l)
+		return fmt.Errorf("token_lifetime %s must be a number of whole seconds between 1s and a year", l)
 	}
 	return nil
 }

@@ -23,9 +23,10 @@ func init() {
 // Server serves the OAuth 2.0 endpoints of realms: token (RFC 6749 section 4.4),
 // introspection (RFC 7662), revocation (RFC 7009) and metadata (RFC 8414). Requests for
 // other paths go to the next handler, guarded: without the identity headers that only
-// `oauth_protect` may set, and without what would be a way around it. See `oauth_guard`.
+// `oauth_protect` may set, and without anything that leads around it. See `oauth_guard`.
 //
-// Under the base path, a realm other than root after `/realms/root/realms/<realm>`:
+// It serves these paths under the base path. Those of a realm other than root come after
+// `/realms/root/realms/<realm>`:
 //
 // Path | What
 // -----|-----
@@ -34,39 +35,40 @@ func init() {
 // `/token/revoke`, `/revoke` | revocation, POST
 // `/.well-known/openid-configuration` | metadata, where ForgeRock AM has it
 //
-// and `/.well-known/oauth-authorization-server` followed by the path of the issuer. A slash
-// at the end of the former makes no difference, but for the metadata.
+// It also serves `/.well-known/oauth-authorization-server` followed by the path of the issuer.
+// A slash at the end of a path in the table makes no difference, except for the metadata.
 //
-// A request that only looks like one to an endpoint is answered with 404, and its secret
-// reaches no backend. It looks so below the base path, if it ends with the name of an
-// endpoint; elsewhere, if it does so, may carry a secret, and has `oauth2` or the end of the
-// base path as a part of its path; and at the base path itself, if it may carry a secret. An
-// `oauth_server` with a matcher leaves out what a backend serves itself.
+// A request that only looks as if it were for an endpoint is answered with 404, so that its
+// secret reaches no backend. Below the base path, that is a request whose path ends with the
+// name of an endpoint. Elsewhere, the request must also be able to carry a secret, and its path
+// must have `oauth2` or the end of the base path as one of its parts. At the base path itself,
+// it is any request that can carry a secret. Give `oauth_server` a matcher to leave out what a
+// backend serves itself.
 //
-// Give it no matcher, or one for hosts only: with one for paths, the metadata is not
-// served, and other requests are not guarded.
+// That matcher should be for hosts only: with one for paths, the metadata is not served, and
+// other requests are not guarded.
 type Server struct {
 	// The realms to serve. Default: all.
 	Realms []string `json:"realms,omitempty"`
 
-	// What the paths of the endpoints begin with: a path that begins with `/` and has no
-	// `?`, `#`, `%` or `\`. Default: `/oauth2`.
+	// The path under which the endpoints are served. It begins with `/` and has no `?`, `#`, `%`
+	// or `\`. Default: `/oauth2`.
 	BasePath string `json:"base_path,omitempty"`
 
-	// Serves callers over plain HTTP from other machines, too. Their secrets and tokens can
-	// then be read on the way. Plain HTTP from this machine is served in any case. Of a proxy
-	// that is among the server's `trusted_proxies`, what it says in `X-Forwarded-Proto` counts
-	// instead of how it connects itself. Default: false.
+	// Serves callers on other machines over plain HTTP, too. Their secrets and tokens can then be
+	// read on the way. Plain HTTP from this machine is served in any case. For a proxy among the
+	// server's `trusted_proxies`, what it says in `X-Forwarded-Proto` counts instead of how it
+	// connects itself. Default: false.
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
 
-	// Passes on requests for other paths also if a backend could read their path
-	// differently; see `oauth_protect`. Default: false, and they are answered with 400 if
-	// any `oauth_protect` of the configuration would do so.
+	// Passes on a request for another path even if a backend could read its path differently;
+	// see `oauth_protect`. Default: false, and such requests are answered with 400 if any
+	// `oauth_protect` in the configuration would do so.
 	AllowAmbiguousPaths bool `json:"allow_ambiguous_paths,omitempty"`
 
 	app    *App
 	logger *zap.Logger
-	// endpoints by path. Nothing is matched by prefix.
+	// endpoints are by path. Nothing is matched by prefix.
 	endpoints map[string]*route
 	// site is where this handler stands.
 	site site
@@ -78,7 +80,7 @@ type Server struct {
 type route struct {
 	realm *servedRealm
 	kind  endpointKind
-	// metadata is the document, ready to send; nil where there shall be none.
+	// metadata is the document, ready to send. Nil says that there is none.
 	metadata []byte
 	requests *prometheus.CounterVec // by result
 }
@@ -100,7 +102,7 @@ func (Server) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision finds the realms and lays out the paths.
+// Provision finds the realms and lays out their paths.
 func (s *Server) Provision(ctx caddy.Context) error {
 	s.logger = ctx.Logger()
 	app, err := appFor(ctx, "oauth_server")
@@ -139,7 +141,7 @@ func (s *Server) Provision(ctx caddy.Context) error {
 
 func checkBasePath(path string) error {
 	if !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#%\\") {
-		return fmt.Errorf("base_path %q must begin with / and have no ?, #, %% or \\", path)
+		return fmt.Errorf("base_path %q must begin with / and must not have ?, #, %% or \\", path)
 	}
 	return nil
 }
@@ -148,7 +150,7 @@ func checkBasePath(path string) error {
 func (s *Server) layOut(r *servedRealm) error {
 	bases := []string{s.BasePath + realmPath(r.name)}
 	if r.name == rootRealm {
-		bases = append(bases, s.BasePath+"/realms/root") // AM's explicit form
+		bases = append(bases, s.BasePath+"/realms/root") // ForgeRock AM's explicit form
 	}
 	post := func(kind endpointKind) *route {
 		labels := prometheus.Labels{"realm": r.name, "endpoint": string(kind)}
@@ -171,17 +173,17 @@ func (s *Server) layOut(r *servedRealm) error {
 		return err
 	}
 	meta := &route{realm: r, kind: endpointMetadata, metadata: document}
-	// Where the document stands is made of the issuer's path alone, so issuers that differ
-	// in their host need handlers of their own.
+	// The path of the document depends on the issuer's path alone, so issuers that differ in
+	// their host need handlers of their own.
 	wellKnown := "/.well-known/oauth-authorization-server" + strings.TrimSuffix(r.issuer.Path, "/")
 	if other := s.endpoints[wellKnown]; other != nil && other.realm != r {
-		return fmt.Errorf("the metadata of realms %q and %q would both be at %s: give their issuers different paths, or each realm an oauth_server in a site of its own", other.realm.name, r.name, wellKnown)
+		return fmt.Errorf("the metadata of realms %q and %q would both be at %s; give their issuers different paths, or serve each realm from its own oauth_server in its own site", other.realm.name, r.name, wellKnown)
 	}
 	s.endpoints[wellKnown] = meta
 	if r.noOpenIDConfiguration {
-		// Not left to the next handler: libraries that look for OpenID Connect, in both of its
-		// places (RFC 8414 section 5), go on to our own only when they are told that there is
-		// none.
+		// Don't leave this to the next handler: libraries that look for OpenID Connect, in both of
+		// its places (RFC 8414 section 5), go on to our own place only if they are told that it is
+		// not there.
 		meta = &route{realm: r, kind: endpointMetadata}
 		s.endpoints["/.well-known/openid-configuration"+strings.TrimSuffix(r.issuer.Path, "/")] = meta
 	}
@@ -220,8 +222,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		return nil
 	}
 	if r.TLS != nil && !r.TLS.HandshakeComplete || r.Header.Get("Early-Data") == "1" {
-		// 0-RTT data can be replayed by whoever recorded it (RFC 8470). Where TLS ends at a
-		// balancer, the header says so; from anybody else it does no harm.
+		// 0-RTT data can be replayed by whoever recorded it (RFC 8470). If TLS ends at a load
+		// balancer, the header says so; from anybody else the header does no harm.
 		s.refuse(w, r, e, http.StatusTooEarly, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "send it again after the TLS handshake", Reason: "early_data"})
 		return nil
 	}
@@ -283,9 +285,9 @@ func (s *Server) passOn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		refuseTunnel(w, r, s.logger)
 		return nil
 	}
-	// In a route block an oauth_protect may have come before: then the headers are ours.
+	// In a route block an oauth_protect may have come before. Then the headers are ours.
 	if _, letIn := FactsFromContext(r.Context()); !letIn {
-		// Only an oauth_protect behind us can tell whether they may pass.
+		// Only an oauth_protect behind us can tell whether these may pass.
 		setAside(r, strip(r, s.app.prefixes, false))
 	}
 	if ambiguousURL(r.URL, s.AllowAmbiguousPaths || !s.app.judgesPaths) {
@@ -294,14 +296,14 @@ func (s *Server) passOn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	return next.ServeHTTP(w, r)
 }
 
-// logOutcome writes the event line of a request that was answered, and counts it.
+// logOutcome logs the event of a request that was answered, and counts it.
 func (s *Server) logOutcome(e *route, out oauth.Outcome) {
 	result := "ok"
 	switch {
 	case out.NotPermitted:
 		result = "not_permitted"
 	case out.TokenID == (introspect.TokenID{}):
-		result = "inactive" // nothing to tell or to revoke
+		result = "inactive" // there was nothing to tell or to revoke
 	}
 	e.requests.WithLabelValues(result).Inc()
 
@@ -333,9 +335,9 @@ func (s *Server) logOutcome(e *route, out oauth.Outcome) {
 	}
 }
 
-// logRefusal writes the event line of a request that was refused, and counts it. The
-// client is named only if it is registered: what else stands in its place may be
-// anything, a mistyped secret included.
+// logRefusal logs the event of a request that was refused, and counts it. It names the client
+// only if that is registered: what else stands in its place may be anything, even a mistyped
+// secret.
 func (s *Server) logRefusal(e *route, refusal *oauth.Error, clientID string) {
 	e.requests.WithLabelValues(string(refusal.Code)).Inc()
 	if c := s.logger.Check(zap.InfoLevel, string(e.kind)+" request refused"); c != nil {

@@ -9,13 +9,12 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// secureOrLocal reports whether what a request carries could be read by nobody on the
-// way to us: it came over TLS, or from this machine.
+// secureOrLocal reports whether nobody could read a request on its way to us: it came over TLS,
+// or from this machine.
 //
-// Where the peer is one of Caddy's trusted_proxies and says how the client came to it, in
-// X-Forwarded-Proto, that counts, for better or worse: plain HTTP up to a balancer is not
-// made good by the way behind it, be that TLS or this machine. Of everybody else only the
-// connection counts.
+// If the peer is one of Caddy's trusted_proxies and says in X-Forwarded-Proto how the client
+// reached it, that counts, for better or worse: plain HTTP to a load balancer is not made good by
+// the way behind it, be that TLS or this machine. For everybody else only the connection counts.
 func secureOrLocal(r *http.Request) bool {
 	if said := r.Header["X-Forwarded-Proto"]; said != nil {
 		if trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool); trusted {
@@ -28,16 +27,16 @@ func secureOrLocal(r *http.Request) bool {
 	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && local.Network() == "unix" {
 		return true
 	}
-	if r.RemoteAddr == "" || r.RemoteAddr == "@" { // a unix socket as well
+	if r.RemoteAddr == "" || r.RemoteAddr == "@" { // a unix socket, too
 		return true
 	}
 	addr, err := netip.ParseAddrPort(r.RemoteAddr)
 	return err == nil && addr.Addr().Unmap().IsLoopback()
 }
 
-// allSecure reports whether all that X-Forwarded-Proto says is TLS. With several proxies on
-// the way there may be a value for each, in one line or several, and one that is plain is one
-// too many. Some say wss for a WebSocket.
+// allSecure reports whether X-Forwarded-Proto says TLS throughout. With several proxies on the
+// way there may be a value for each, in one line or several, and a single plain one is one too
+// many. Some proxies say wss for a WebSocket.
 func allSecure(lines []string) bool {
 	for _, line := range lines {
 		for proto := range strings.SplitSeq(line, ",") {
@@ -49,10 +48,10 @@ func allSecure(lines []string) bool {
 	return true
 }
 
-// clientNetwork names the caller in the queue for slow hashes: the address that Caddy
-// holds for the client's, or its /48 for IPv6: a site has up to that many addresses for the
-// asking (RFC 6177), and a home a /56 of them. Who has a neighbor there that guesses shares a
-// turn with it; with smaller networks all the world would.
+// clientNetwork names the caller in the queue for slow hashes: the address that Caddy takes for
+// the client's, or for IPv6 its /48. A site gets that many addresses for the asking (RFC 6177),
+// and a home gets a /56. A client with a neighbor in its /48 who guesses shares a turn with that
+// neighbor; with smaller networks, all the world would.
 func clientNetwork(r *http.Request) string {
 	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	addr, err := netip.ParseAddr(ip)

@@ -17,6 +17,8 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
+// The bytes of the endpoints: what is read from the wire, and what is written to it.
+
 const (
 	// maxBody bounds the body of a request to an endpoint, before anything is parsed.
 	maxBody = 64 << 10
@@ -97,8 +99,8 @@ func (a audience) MarshalJSON() ([]byte, error) {
 	return json.Marshal([]string(a))
 }
 
-// answer is the one place that turns what the engine said into a status, headers and
-// JSON, a log line and a count.
+// answer is the only place that turns what the engine said into a status, headers and JSON, a
+// log line and a count.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply any, out oauth.Outcome, err error) {
 	if err == nil {
 		s.logOutcome(e, out)
@@ -107,7 +109,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply 
 	}
 	var refusal *oauth.Error
 	if !errors.As(err, &refusal) {
-		// Not the caller's doing, and not the caller's business.
+		// The caller has not caused it, and must not learn about it.
 		refusal = &oauth.Error{Code: oauth.CodeUnavailable, Description: "try again later", Reason: "outage"}
 		if r.Context().Err() == nil {
 			s.logger.Error("request could not be answered", zap.String("endpoint", string(e.kind)), zap.String("realm", e.realm.name), zap.Error(err))
@@ -129,7 +131,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply 
 	writeError(w, status, refusal)
 }
 
-// refuse answers what never reached the engine.
+// refuse answers a request that never reached the engine.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e *route, status int, refusal *oauth.Error) {
 	s.logRefusal(e, refusal, "")
 	dontAwaitBody(w, r)
@@ -145,7 +147,7 @@ func writeError(w http.ResponseWriter, status int, e *oauth.Error) {
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
-	if err != nil { // no type that comes here can fail
+	if err != nil { // can't happen with any type that comes here
 		http.Error(w, "", http.StatusInternalServerError)
 		return
 	}
@@ -154,7 +156,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Write(body)
 }
 
-// isForm reports whether the one content type is that of a form.
+// isForm reports whether there is exactly one content type, and it is that of a form.
 func isForm(types []string) bool {
 	if len(types) != 1 {
 		return false
@@ -168,8 +170,8 @@ func readBody(w http.ResponseWriter, r *http.Request) (string, error) {
 	if r.ContentLength > maxBody {
 		return "", &http.MaxBytesError{Limit: maxBody}
 	}
-	// A caller that sends a byte a minute must not keep a goroutine for as long. Some
-	// writers have no deadlines; then the server's own timeouts are all there is.
+	// A caller that sends a byte a minute must not keep a goroutine that long. Some writers have
+	// no deadlines; then the server's own timeouts are all there is.
 	control := http.NewResponseController(w)
 	if control.SetReadDeadline(time.Now().Add(bodyTimeout)) == nil {
 		defer control.SetReadDeadline(time.Time{})
@@ -185,16 +187,15 @@ func dontAwaitBody(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor != 1 || r.ContentLength == 0 {
 		return
 	}
-	// Errors mean an odd writer: then it waits.
+	// An error means an unusual writer. Then the answer has to wait.
 	control := http.NewResponseController(w)
 	if r.Header.Get("Expect") == "" {
 		_ = control.SetReadDeadline(time.Now().Add(drainTimeout))
 		return
 	}
-	// The caller waits to be asked for the body (100-continue), and won't be. Full duplex
-	// means not reading on at all, so this connection must end: what is left of a body
-	// would be taken for the next request, which lets one caller of a proxy in front of
-	// us speak for another.
+	// The caller waits to be asked for the body (100-continue), and won't be. Full duplex means
+	// not reading on at all, so this connection must end: the rest of a body would be taken for
+	// the next request, which would let one caller of a proxy in front of us speak for another.
 	_ = control.EnableFullDuplex()
 	w.Header().Set("Connection", "close")
 }

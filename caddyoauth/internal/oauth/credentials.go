@@ -31,9 +31,9 @@ type Credentials struct {
 	ClientIDs []string
 	Secrets   []string
 
-	// malformed means that there is an Authorization header without well-formed Basic
-	// credentials. That is a failed authentication, so it waits for its turn: what is wrong
-	// with the form is said first. ClientIDs may have the ID, for the log.
+	// malformed is set if there is an Authorization header without well-formed Basic
+	// credentials. That is a failed authentication, so it waits for its turn: what is wrong with
+	// the form is reported first. ClientIDs may have the ID, for the log.
 	malformed bool
 }
 
@@ -75,9 +75,9 @@ func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 	return Credentials{}, nil
 }
 
-// parseBasic reads Basic credentials: an ID and a secret with a colon between them (RFC
-// 7617), which stands for itself in the secret only. With an error there is no secret, and
-// no ID if that could not be read either.
+// parseBasic parses Basic credentials: an ID and a secret with a colon between them (RFC 7617).
+// Further colons belong to the secret. With an error it returns no secret, and no ID if that
+// could not be read either.
 func parseBasic(header string) (Credentials, error) {
 	scheme, encoded, ok := strings.Cut(header, " ")
 	if !ok || !strings.EqualFold(scheme, "Basic") {
@@ -102,8 +102,8 @@ func parseBasic(header string) (Credentials, error) {
 	return creds, nil
 }
 
-// readings returns what sent can mean: itself form-decoded, and itself, without what is not
-// well-formed and without duplicates.
+// readings returns what sent can mean: form-decoded, and as it is. It leaves out a reading that
+// is not well-formed, or the same as the other.
 func readings(sent string) []string {
 	var all []string
 	if decoded, err := url.QueryUnescape(sent); err == nil && plainText(decoded) {

@@ -1,10 +1,9 @@
 package oauth
 
-// Code is an error code of RFC 6749 section 5.2, or one of the few that stand beside it.
+// Code is an error code of RFC 6749 section 5.2, or one of the few besides those.
 type Code string
 
-// The codes an endpoint answers with, and the status that each means when it comes from
-// the engine.
+// The codes with which an endpoint answers, and the status of each when the engine returns it.
 const (
 	CodeInvalidRequest       Code = "invalid_request"         // 400
 	CodeInvalidClient        Code = "invalid_client"          // 401, with a challenge
@@ -16,14 +15,14 @@ const (
 	CodeUnavailable          Code = "temporarily_unavailable" // 503
 )
 
-// Error is a refusal that the caller is told of. Description is a constant of this
-// program: what a caller sent is never repeated to it (RFC 6749 section 5.2 limits
-// the characters, and reflection has been an attack more than once).
+// Error is a refusal that the caller is told about.
 type Error struct {
-	Code        Code
+	Code Code
+	// Description is for the caller. It never repeats what a caller sent: RFC 6749 section 5.2
+	// limits the characters, and reflection has been an attack more than once.
 	Description string
-	// Reason, where Description does not say it all, tells operators more than the caller
-	// may know, such as "unknown_client". It goes to the log only.
+	// Reason tells operators more than the caller may know, such as "unknown_client". It goes to
+	// the log only. It is empty where Description says it all.
 	Reason string
 }
 

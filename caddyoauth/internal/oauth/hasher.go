@@ -16,46 +16,46 @@ import (
 const (
 	// hashWait is how long a request waits for its turn at a slow hash.
 	hashWait = 2 * time.Second
-	// hashQueue bounds the requests that wait for a hash, and hashShare those from one address, of
-	// which one client has half: the address may be a balancer's.
+	// hashQueue bounds the requests that wait for a hash, and hashShare those from one address.
+	// One client ID has half of that share, because the address may be a load balancer's.
 	hashQueue = 2048
 	hashShare = hashQueue / 4
 
-	// rememberFor is how long a success of a slow hash is remembered after its last use. Reloads
-	// don't matter: it counts for one hash, and is of no use to a configuration without it.
+	// rememberFor is how long the success of a slow hash is remembered after its last use. Reloads
+	// don't end it: it counts for one hash, and is of no use to a configuration without it.
 	rememberFor = 5 * time.Minute
 	// maxRemembered bounds the successes remembered, of 56 bytes each. Only right secrets are
 	// among them, one for each hash.
 	maxRemembered = 16_384
 )
 
-// Hasher computes the slow hashes of a process: a few at once, the same only once for all
-// who ask for it at a time, and it remembers what was right. Those who wait are
-// served in a fair order, so that one who guesses does not shut out the others: addresses
-// take turns, and so do the client IDs claimed from one address, which may be that of a
-// balancer with all clients behind it. A computation runs in a goroutine that ends with it.
-// A Hasher is safe for concurrent use.
+// Hasher computes the slow hashes of a process: a few at a time, the same one only once for
+// everybody who asks for it meanwhile. It remembers which secrets were right. Requests that
+// wait are served in a fair order, so that a caller who guesses does not shut out the others:
+// addresses take turns, and so do the client IDs claimed from one address, which may be that of
+// a load balancer with all clients behind it. A computation runs in a goroutine that ends with
+// it. A Hasher is safe for concurrent use and needs no end.
 type Hasher struct {
 	slots, queue, share int
 
 	mu      sync.Mutex
 	flights map[flightKey]*flight // those that wait or run
-	line    []*flight             // those that wait, the oldest first; at most queue
+	line    []*flight             // those that wait, oldest first; at most queue
 	running int                   // at most slots
 	waiting int                   // requests, at most queue
 	rows    map[string]*row       // by address; those with requests that wait
-	turn    uint64                // of the flight that left the line last
+	turn    uint64                // of the last flight that left the line
 
 	remembered map[[sha256.Size]byte]time.Time // until when, by processMAC
-	swept      time.Time                       // when what was over was last dropped
+	swept      time.Time                       // when expired entries were last dropped
 
 	hashes atomic.Int64
 }
 
-// Hashes is how many slow hashes have been computed, for tests of equal work.
+// Hashes returns how many slow hashes have been computed, for tests of equal work.
 func (h *Hasher) Hashes() int64 { return h.hashes.Load() }
 
-// NewHasher makes a Hasher for this machine: a slot for each processor but one, which
+// NewHasher makes a Hasher for this machine, with a slot for every processor but one: that one
 // stays free for clients whose secrets are quick to check.
 func NewHasher() *Hasher {
 	return &Hasher{
@@ -64,9 +64,9 @@ func NewHasher() *Hasher {
 	}
 }
 
-// attempt is the work of an authentication that is not settled quickly.
+// attempt is the work of an authentication that could not be settled quickly.
 type attempt struct {
-	work     workload // what failing costs for each reading
+	work     workload // what failure costs for each reading
 	readings []reading
 	now      time.Time
 }
@@ -81,40 +81,42 @@ type reading struct {
 type flight struct {
 	flightKey
 	attempt  attempt
-	requests int // without any it leaves the line
+	requests int // without any, it leaves the line
 
 	// Where it waits.
-	from         string            // the address that it began with
-	client       [sha256.Size]byte // the client ID that is claimed
+	from         string            // the address that began it
+	client       [sha256.Size]byte // the client ID claimed
 	turn, within uint64            // among addresses, and among the clients of its row
 
 	started, done chan struct{}
 	// Set before done is closed.
 	right *Secret // what matched
-	err   error   // nobody can tell
+	err   error   // why nobody can tell
 }
 
-// flightKey names a computation by what was sent, and by the clients that it was sent to: a
-// secret that other clients had, or had before a change, is none of these. Nothing in it
-// depends on whether what was sent is right, or on who is registered: if only failures of known
-// clients shared a computation, two requests at once would tell them from others.
+// flightKey names a computation by what was sent, and by the clients among whom it was claimed
+// to be right: another realm's clients, or those from before a change, have other secrets.
+// Nothing in the key depends on whether what was sent is right, or on who is registered: if
+// only the failures of known clients shared a computation, two requests at once would tell
+// known clients from others.
 type flightKey struct {
 	clients *Clients
 	sent    [sha256.Size]byte // Credentials.mac
 }
 
-// row is what waits from one address.
+// row counts what waits from one address.
 type row struct {
 	requests int                       // at most Hasher.share
-	clients  map[[sha256.Size]byte]int // requests for each client ID that is claimed; no entry is zero
-	turn     uint64                    // of the client that left it last
+	clients  map[[sha256.Size]byte]int // requests for each client ID claimed; no entry is zero
+	turn     uint64                    // of the last client that left it
 }
 
-// errHashesBusy tells the client to come back; it says nothing of its credentials.
+// errHashesBusy tells the client to come back. It says nothing about its credentials.
 var errHashesBusy = &Error{Code: CodeUnavailable, Description: "too many authentications under way", Reason: "busy"}
 
-// check returns the Secret that matches, or nil if none does. from and client are whose turn
-// it takes.
+// check returns the Secret that matches, or nil if none does. It takes a turn of the address
+// from and of the client ID claimed. It blocks for up to hashWait for that turn, and then until
+// the computation is done or ctx ends.
 func (h *Hasher) check(ctx context.Context, key flightKey, a attempt, from, client string) (*Secret, error) {
 	f, leave := h.join(key, a, from, client)
 	if f == nil {
@@ -138,8 +140,8 @@ func (h *Hasher) check(ctx context.Context, key flightKey, a attempt, from, clie
 	}
 }
 
-// join returns the flight of that key, which it may have to begin, and a function that
-// leaves it. It returns nil if there is no room to wait.
+// join returns the flight of that key, which it begins if necessary, and a function that leaves
+// it. It returns nil if there is no room to wait.
 func (h *Hasher) join(key flightKey, a attempt, from, client string) (f *flight, leave func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -181,12 +183,12 @@ func (h *Hasher) join(key flightKey, a attempt, from, client string) (f *flight,
 	}
 }
 
-// enqueue puts a flight into the line. Its turn is the one after that of its address's
-// last flight; an address without any is treated as if it had just had one, so that
-// newcomers don't overtake for ever. Likewise for the client among those of its address.
+// enqueue puts a flight into the line. Its turn is the one after that of its address's last
+// flight. An address without any is treated as if it had just had one, so that newcomers can't
+// overtake others forever. The same goes for the client among those of its address.
 func (h *Hasher) enqueue(f *flight) {
-	// By the address, not by its row, which ends with its requests though others may want
-	// its flights: an address could begin anew as often as it likes.
+	// Go by the address, not by its row: a row ends with its requests, though others may want
+	// its flights, so an address could begin anew as often as it likes.
 	f.turn, f.within = h.turn, h.rows[f.from].turn
 	for _, other := range h.line {
 		if other.from != f.from {
@@ -202,8 +204,8 @@ func (h *Hasher) enqueue(f *flight) {
 	h.line = append(h.line, f)
 }
 
-// dispatch lets flights go while there are slots. A computation takes so long that looking
-// through the whole line before each costs nothing.
+// dispatch starts flights while there are slots. A computation takes so long that going through
+// the whole line before each one costs nothing.
 func (h *Hasher) dispatch() {
 	for h.running < h.slots && len(h.line) > 0 {
 		next := slices.MinFunc(h.line, func(a, b *flight) int { return cmp.Compare(a.turn, b.turn) })
@@ -224,8 +226,8 @@ func (h *Hasher) dispatch() {
 	}
 }
 
-// run computes a flight and lets the next one go. A panic is the end of the flight, as it
-// would be of the request if that computed the hash itself, and not of the process.
+// run computes a flight, then lets the next one go. A panic ends the flight and not the process,
+// just as it would end only the request if the request computed the hash itself.
 func (h *Hasher) run(f *flight) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -241,8 +243,8 @@ func (h *Hasher) run(f *flight) {
 	f.right = h.compute(f.attempt)
 }
 
-// compute does the work of an attempt: for each reading the hashes of its candidates and,
-// unless one of them is right, dummies for the rest.
+// compute does the work of an attempt: for each reading, the hashes of its candidates, and
+// dummies for the rest of the workload unless one of the candidates is right.
 func (h *Hasher) compute(a attempt) *Secret {
 	for _, r := range a.readings {
 		done := workload{}
@@ -267,7 +269,7 @@ func (h *Hasher) compute(a attempt) *Secret {
 	return nil
 }
 
-// remember notes that secret is right for c.
+// remember records that secret is right for c.
 func (h *Hasher) remember(c *Secret, secret string, now time.Time) {
 	key := processMAC(c.digest, secret)
 	h.mu.Lock()
@@ -281,8 +283,8 @@ func (h *Hasher) remember(c *Secret, secret string, now time.Time) {
 	}
 }
 
-// remembers reports whether secret was proved right for c a while ago, and if so keeps that
-// for another while: a client that is busy pays for the hash once.
+// remembers reports whether secret was proved right for c less than rememberFor ago, and if so
+// remembers it for as long again: a busy client pays for the hash once.
 func (h *Hasher) remembers(c *Secret, secret string, now time.Time) bool {
 	if !c.slow() {
 		return false

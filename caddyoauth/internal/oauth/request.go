@@ -18,8 +18,8 @@ var parameters = []string{
 	"client_assertion", "client_assertion_type", "resource", "realm",
 }
 
-// Incoming is a request to an endpoint that authenticates clients, as it came: all of it that
-// can prove who sent it arrives here.
+// Incoming is a request to an endpoint that authenticates clients, as it came. Whatever may
+// prove who sent it arrives here.
 type Incoming struct {
 	// Authorization are the lines of the Authorization header.
 	Authorization []string
@@ -51,10 +51,10 @@ func ParseRequest(in Incoming) (Request, error) {
 	return Request{Form: form, Credentials: creds, From: in.From}, err
 }
 
-// parseForm reads a form. It refuses, with an *Error, a form that is not well-formed, holds a
-// NUL or invalid UTF-8, names a parameter twice, even with equal values, or spells one of ours
-// as a list, as in `scope[0]`: like other parameters that nobody knows it would be ignored, as
-// if nothing had been asked for.
+// parseForm parses a form. It refuses, with an *Error, a form that is malformed, contains a NUL
+// or invalid UTF-8, names a parameter twice, even with equal values, or spells one of ours as a
+// list, as in `scope[0]`: as an unknown parameter, that would be ignored, as if nothing had been
+// asked for.
 func parseForm(body string) (url.Values, error) {
 	if strings.Count(body, "&") >= maxParameters {
 		return nil, invalidRequest("too many parameters")

@@ -12,9 +12,9 @@ const (
 	maxScopeBytes = 4096
 )
 
-// ParseScope takes a scope parameter apart by the grammar of RFC 6749 section 3.3:
-// scope tokens with exactly one space between them. Duplicates are dropped, order is
-// kept. An empty string is an error; who wants "no scope" does not call.
+// ParseScope splits a scope parameter by the grammar of RFC 6749 section 3.3: scope tokens with
+// exactly one space between them. It drops duplicates and keeps the order. An empty string is
+// an error; a request without a scope is for the caller to deal with.
 func ParseScope(s string) ([]string, error) {
 	if len(s) > maxScopeBytes {
 		return nil, errors.New("scope is longer than 4096 bytes")
@@ -45,8 +45,8 @@ func ValidScope(s string) bool {
 	return s != ""
 }
 
-// grantScopes decides which scopes a request for scope gets: all it asks for, or a
-// refusal. Nothing is ever silently added or left out.
+// grantScopes returns the scopes that a request for scope gets: all that it asks for, or none
+// and a refusal. Nothing is ever silently added or left out.
 func (c *Client) grantScopes(scope string) ([]string, error) {
 	if scope == "" {
 		if len(c.DefaultScopes) == 0 {

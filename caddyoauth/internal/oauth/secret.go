@@ -27,7 +27,7 @@ import (
 // secretPrefix begins every generated secret, so that scanners find leaked ones.
 const secretPrefix = "cos_"
 
-// processKey is this process's own, never stored: what is remembered under it says
+// processKey belongs to this process and is never stored: what is remembered under it says
 // nothing to anybody else.
 var processKey = sync.OnceValue(func() []byte {
 	key := make([]byte, 32)
@@ -35,19 +35,18 @@ var processKey = sync.OnceValue(func() []byte {
 	return key
 })
 
-// Secret is one secret of a client, in a form that can check but not reveal it: the
-// plain SHA-256 of a generated one, a slow hash of one that a person may have chosen,
-// or, for one that the configuration refers to in plain text, a MAC under a key of
-// this process.
+// Secret is one secret of a client, in a form that can check it but not reveal it: the plain
+// SHA-256 of a generated secret, a slow hash of one that a person may have chosen, or, for a
+// secret that the configuration refers to in plain text, a MAC under a key of this process.
 type Secret struct {
-	// Until ends the secret's life; the zero time never does.
+	// Until is when the secret stops being valid; the zero time is never.
 	Until time.Time
 
 	*digest
 }
 
-// digest is what a secret is compared with. It does not change, and several configurations
-// may have the same.
+// digest is what a secret is compared with. It is immutable, and several configurations may
+// share one.
 type digest struct {
 	kind  hashKind
 	cost  slowCost // zero unless kind is slow
@@ -75,17 +74,16 @@ type slowCost struct {
 	length  uint32 // Argon2id and PBKDF2, of the digest
 }
 
-// String keeps it out of anything that prints.
+// String keeps the secret out of anything that prints the value.
 func (s *Secret) String() string { return "REDACTED" }
 
-// GoString likewise.
+// GoString keeps the secret out of %#v.
 func (s *Secret) GoString() string { return "REDACTED" }
 
-// PlainSecret makes a Secret of plain text that the configuration refers to, in an
-// environment variable or a file. The text is not kept. One that a person may have
-// chosen is treated as if its Argon2id hash stood in the configuration, so that trying
-// it out is slow; computing that hash takes a moment, once for all configurations that
-// follow each other with this secret.
+// PlainSecret makes a Secret of plain text that the configuration refers to, in an environment
+// variable or a file. The text is not kept. A secret that a person may have chosen is treated
+// as if its Argon2id hash stood in the configuration, so that trying it out is slow. Computing
+// that hash takes a moment, once for all successive configurations with this secret.
 func PlainSecret(plain string) (*Secret, error) {
 	if err := CheckSecret(plain); err != nil {
 		return nil, err
@@ -96,10 +94,10 @@ func PlainSecret(plain string) (*Secret, error) {
 	return hashedHere.secret(plain)
 }
 
-// hashedHere has the hashes of secrets that configurations refer to, by a MAC of the secret:
-// a reload that leaves a secret as it is finds its hash, which has a random salt, and with
-// that what is remembered of it. An entry ends with the last configuration that uses its
-// hash, so the configurations bound them.
+// hashedHere holds the hashes of secrets that configurations refer to, by a MAC of the secret.
+// The hash has a random salt, so a reload that leaves a secret as it is has to find it here to
+// find what is remembered about it. An entry ends with the last configuration that uses its
+// hash, so there are no more entries than the configurations in use have secrets.
 var hashedHere = hashes{digests: make(map[[sha256.Size]byte]weak.Pointer[digest])}
 
 type hashes struct {
@@ -130,18 +128,17 @@ func (h *hashes) secret(plain string) (*Secret, error) {
 	return s, nil
 }
 
-// drop removes an entry whose hash nobody uses any more.
+// drop removes an entry whose hash nobody uses anymore.
 func (h *hashes) drop(key [sha256.Size]byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.digests[key].Value() == nil { // else it has been made anew
+	if h.digests[key].Value() == nil { // otherwise it has been made anew
 		delete(h.digests, key)
 	}
 }
 
-// canBeGuessed reports whether a secret may be one that a person has chosen: it was not
-// generated here and has less than 32 characters, in which 128 random bits fit however
-// they are written.
+// canBeGuessed reports whether a person may have chosen a secret: it was not generated here and
+// has less than 32 characters, enough for 128 random bits however they are written.
 func canBeGuessed(plain string) bool { return !generated(plain) && len(plain) < 32 }
 
 // macSecret makes a Secret that is checked in microseconds.
@@ -150,7 +147,7 @@ func macSecret(plain string) *Secret {
 	return &Secret{digest: &digest{kind: kindProcessMAC, bytes: mac[:]}}
 }
 
-// HashedSecret makes a Secret of its hash:
+// HashedSecret makes a Secret from its hash:
 //
 //	$sha256$<base64>                                   for generated secrets of 256 random bits
 //	$argon2id$v=19$m=<KiB>,t=<passes>,p=<threads>$<salt>$<digest>
@@ -158,15 +155,15 @@ func macSecret(plain string) *Secret {
 //	$pbkdf2-sha256$i=<rounds>,l=<length>$<salt>$<digest>   as Ory Hydra writes it, or -sha512
 //	$pbkdf2-sha512$<rounds>$<salt>$<digest>                as Authelia and passlib do, or -sha256
 //
-// A hash that is weak, or whose parameters would make each check a burden, is refused.
+// It refuses a hash that is weak, or whose parameters would make each check a burden.
 func HashedSecret(hash string) (*Secret, error) {
 	switch {
-	case strings.ContainsAny(hash, "\r\n"): // base64 would pass over them, strict or not
-		return nil, errors.New("the hash has a line break")
+	case strings.ContainsAny(hash, "\r\n"): // base64 would skip them, strict or not
+		return nil, errors.New("the hash contains a line break")
 	case strings.HasPrefix(hash, "$sha256$"):
 		sum, err := base64.RawStdEncoding.Strict().DecodeString(hash[len("$sha256$"):])
 		if err != nil || len(sum) != sha256.Size {
-			return nil, errors.New("a $sha256$ hash is 43 characters of unpadded base64 after its prefix")
+			return nil, errors.New("a $sha256$ hash has 43 characters of unpadded base64 after its prefix")
 		}
 		return &Secret{digest: &digest{kind: kindSHA256, bytes: sum}}, nil
 	case strings.HasPrefix(hash, "$argon2id$"):
@@ -177,22 +174,22 @@ func HashedSecret(hash string) (*Secret, error) {
 		return parsePBKDF2(hash, kindPBKDF2SHA512, sha512.Size, 210_000, 1_000_000)
 	case strings.HasPrefix(hash, "$2a$"), strings.HasPrefix(hash, "$2b$"), strings.HasPrefix(hash, "$2y$"):
 		cost, err := bcrypt.Cost([]byte(hash))
-		// With a character that is not bcrypt's own, each check would fail before it did its
+		// With a character outside bcrypt's alphabet, each check would fail before it did its
 		// work, and the time would tell that this client exists.
 		if err != nil || len(hash) != 60 || hash[6] != '$' || strings.Trim(hash[7:], bcryptAlphabet) != "" {
 			return nil, errors.New("the bcrypt hash is malformed")
 		}
 		if cost < 10 || cost > 14 {
-			return nil, fmt.Errorf("bcrypt cost %d is outside 10 to 14: less is too weak, more lets strangers burn this server's time", cost)
+			return nil, fmt.Errorf("bcrypt cost %d is not between 10 and 14: less is too weak, and more would let strangers burn this server's time", cost)
 		}
 		return &Secret{digest: &digest{kind: kindBcrypt, bytes: []byte(hash), cost: slowCost{kind: kindBcrypt, time: uint32(cost)}}}, nil
 	case hash == "":
 		return nil, errors.New("the hash is empty")
 	}
-	return nil, errors.New("the hash is of no known kind (known: $argon2id$, $2b$, $2a$ and $2y$ for bcrypt, $pbkdf2-sha256$, $pbkdf2-sha512$, and $sha256$ for generated secrets)")
+	return nil, errors.New("the hash is of an unknown kind (known: $argon2id$, $2b$, $2a$ and $2y$ for bcrypt, $pbkdf2-sha256$, $pbkdf2-sha512$, and $sha256$ for generated secrets)")
 }
 
-// bcryptAlphabet is what a bcrypt hash is written in after its cost.
+// bcryptAlphabet has the characters of a bcrypt hash after its cost.
 const bcryptAlphabet = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 func parseArgon2id(hash string) (*Secret, error) {
@@ -209,16 +206,16 @@ func parseArgon2id(hash string) (*Secret, error) {
 		digits, ok := strings.CutPrefix(params[i], name)
 		n, err := strconv.ParseUint(digits, 10, 32)
 		if !ok || err != nil || digits != strconv.FormatUint(n, 10) {
-			return nil, errors.New("an Argon2id hash needs the parameters m, t and p, in this order")
+			return nil, errors.New("an Argon2id hash needs the parameters m, t and p, in that order")
 		}
 		numbers[i] = n
 	}
 	m, t, p := numbers[0], numbers[1], numbers[2]
 	switch {
 	case m > 256*1024 || t > 10 || p > 4:
-		return nil, errors.New("Argon2id parameters are too high (at most m=262144, t=10, p=4): each check would let strangers burn this server's memory and time")
+		return nil, errors.New("the Argon2id parameters are too high (at most m=262144, t=10, p=4): each check would let strangers burn this server's memory and time")
 	case p < 1 || m < 7*1024 || m*t < 32*1024:
-		return nil, errors.New("Argon2id parameters are too low (at least m=7168 and m×t=32768, such as m=19456,t=2,p=1)")
+		return nil, errors.New("the Argon2id parameters are too low (at least m=7168 and m×t=32768, such as m=19456,t=2,p=1)")
 	}
 	salt, err1 := base64.RawStdEncoding.Strict().DecodeString(parts[4])
 	sum, err2 := base64.RawStdEncoding.Strict().DecodeString(parts[5])
@@ -231,8 +228,8 @@ func parseArgon2id(hash string) (*Secret, error) {
 	}}, nil
 }
 
-// parsePBKDF2 reads a hash whose digest has at most as many bytes as the hash function
-// gives: more would be more work for this server, and for nobody who guesses.
+// parsePBKDF2 reads a hash whose digest has at most as many bytes as the hash function gives:
+// more would be more work for this server, but not for anybody who guesses.
 func parsePBKDF2(hash string, kind hashKind, size, least, most int) (*Secret, error) {
 	parts := strings.Split(hash, "$") // "", pbkdf2-…, rounds, salt, digest
 	if len(parts) != 5 {
@@ -244,7 +241,7 @@ func parsePBKDF2(hash string, kind hashKind, size, least, most int) (*Secret, er
 			return nil, errMalformedPBKDF2
 		}
 	} else {
-		// passlib's base64 has a point for the plus.
+		// passlib's base64 has a period in the place of the plus sign.
 		if strings.Contains(salt64+sum64, "+") {
 			return nil, errMalformedPBKDF2
 		}
@@ -256,9 +253,9 @@ func parsePBKDF2(hash string, kind hashKind, size, least, most int) (*Secret, er
 	}
 	switch {
 	case rounds < uint64(least):
-		return nil, fmt.Errorf("PBKDF2 with %d rounds is too weak (at least %d for %s)", rounds, least, parts[1])
+		return nil, fmt.Errorf("PBKDF2 with %d rounds is too weak (%s needs at least %d)", rounds, parts[1], least)
 	case rounds > uint64(most):
-		return nil, fmt.Errorf("PBKDF2 with %d rounds is too much (at most %d for %s): each check would let strangers burn this server's time", rounds, most, parts[1])
+		return nil, fmt.Errorf("PBKDF2 with %d rounds is too expensive (%s may have at most %d): each check would let strangers burn this server's time", rounds, parts[1], most)
 	}
 	salt, err1 := base64.RawStdEncoding.Strict().DecodeString(salt64)
 	sum, err2 := base64.RawStdEncoding.Strict().DecodeString(sum64)
@@ -271,13 +268,14 @@ func parsePBKDF2(hash string, kind hashKind, size, least, most int) (*Secret, er
 	return &Secret{digest: &digest{kind: kind, salt: salt, bytes: sum, cost: slowCost{kind: kind, time: uint32(rounds), length: uint32(len(sum))}}}, nil
 }
 
-var errMalformedPBKDF2 = errors.New("a PBKDF2 hash looks like $pbkdf2-sha256$i=<rounds>,l=<length>$<salt>$<digest>, or $pbkdf2-sha256$<rounds>$<salt>$<digest> with . for + in its base64")
+var errMalformedPBKDF2 = errors.New("a PBKDF2 hash looks like $pbkdf2-sha256$i=<rounds>,l=<length>$<salt>$<digest>, or $pbkdf2-sha256$<rounds>$<salt>$<digest> with . in the place of + in its base64")
 
 func (s *Secret) validAt(now time.Time) bool { return s.Until.IsZero() || now.Before(s.Until) }
 
 func (d *digest) slow() bool { return d.cost != slowCost{} }
 
-// quick reports whether secret is right, if that can be told in microseconds.
+// quick reports whether secret is right, where that takes microseconds. Of a slow hash it
+// reports false.
 func (d *digest) quick(secret string) bool {
 	switch d.kind {
 	case kindSHA256:
@@ -290,9 +288,9 @@ func (d *digest) quick(secret string) bool {
 	return false
 }
 
-// processMAC is a MAC under the process's key of some texts, and of the hash that the last
-// was proved against, if there is one. It stands for secrets in memory, where nobody without
-// the key can make anything of it.
+// processMAC returns a MAC, under the process's key, of some texts and of the hash that the
+// last one was proved against, if there is one. It stands in memory for secrets: without the
+// key, nobody can make anything of it.
 func processMAC(d *digest, texts ...string) (sum [sha256.Size]byte) {
 	mac := hmac.New(sha256.New, processKey())
 	number := func(n uint64) { mac.Write(binary.BigEndian.AppendUint64(nil, n)) }
@@ -317,7 +315,7 @@ func (d *digest) hash(secret string) bool {
 	switch c := d.cost; d.kind {
 	case kindBcrypt:
 		// bcrypt reads 72 bytes and would let anything follow. The library refuses longer
-		// ones when hashing but not when comparing.
+		// secrets when it hashes, but not when it compares.
 		tooLong := len(secret) > 72
 		if tooLong {
 			secret = secret[:72]
@@ -333,8 +331,8 @@ func (d *digest) hash(secret string) bool {
 	return subtle.ConstantTimeCompare(sum, d.bytes) == 1
 }
 
-// pbkdf2Key returns nothing where the process may not compute it, as with GODEBUG=fips140=only
-// and a short salt.
+// pbkdf2Key returns nil where the process may not compute the key, as with a short salt under
+// GODEBUG=fips140=only.
 func pbkdf2Key[H hash.Hash](h func() H, secret string, d *digest) []byte {
 	sum, err := pbkdf2.Key(h, secret, d.salt, int(d.cost.time), int(d.cost.length))
 	if err != nil {
@@ -346,9 +344,8 @@ func pbkdf2Key[H hash.Hash](h func() H, secret string, d *digest) []byte {
 // workload is how many hashes of each cost a failed authentication computes.
 type workload map[slowCost]int
 
-// heaviest is the least work under which every client's failure can hide: of each
-// kind of hash, as many as the client with the most of them has. In the usual realm
-// that is one.
+// heaviest returns the least work behind which every client's failure can hide: of each kind
+// of hash, as many as the client with the most of them has. In most realms that is one.
 func heaviest(clients map[string]*Client) workload {
 	most := workload{}
 	for _, c := range clients {
@@ -369,10 +366,10 @@ func workOf(secrets []*Secret) workload {
 	return w
 }
 
-// quickDummy stands in where there is no secret to compare with.
+// quickDummy is compared with where there is no secret.
 var quickDummy = &digest{kind: kindSHA256, bytes: make([]byte, sha256.Size)}
 
-// dummy is a digest of the given cost that nothing matches.
+// dummy returns a digest of the given cost that nothing matches.
 func dummy(cost slowCost) *digest {
 	if cost.kind == kindBcrypt {
 		return &digest{kind: kindBcrypt, cost: cost, bytes: dummyBcrypt(cost.time)}
@@ -380,14 +377,14 @@ func dummy(cost slowCost) *digest {
 	return &digest{kind: cost.kind, cost: cost, salt: make([]byte, 16), bytes: make([]byte, cost.length)}
 }
 
-// dummyBcrypt is a well-formed hash with a digest of zeros. Nobody knows a secret for
-// it, and were one found it would help nobody: dummies belong to no client.
+// dummyBcrypt returns a well-formed hash with a digest of zeros. Nobody knows a secret for it,
+// and finding one would help nobody: dummies belong to no client.
 func dummyBcrypt(cost uint32) []byte {
 	return fmt.Appendf(nil, "$2a$%02d$%s", cost, strings.Repeat(".", 53))
 }
 
-// HashArgon2id hashes secret with the parameters OWASP recommends first: 19 MiB, two
-// passes, one thread.
+// HashArgon2id hashes secret with the parameters that OWASP recommends first: 19 MiB, two
+// passes, one thread. It takes tens of milliseconds.
 func HashArgon2id(secret string) (string, error) {
 	if err := CheckSecret(secret); err != nil {
 		return "", err
@@ -400,8 +397,8 @@ func HashArgon2id(secret string) (string, error) {
 	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, m, t, p, b64(salt), b64(sum)), nil
 }
 
-// HashBcrypt hashes secret with cost 12. Secrets over 72 bytes are refused: bcrypt
-// would ignore the rest.
+// HashBcrypt hashes secret with cost 12. It refuses secrets over 72 bytes: bcrypt would ignore
+// the rest.
 func HashBcrypt(secret string) (string, error) {
 	if err := CheckSecret(secret); err != nil {
 		return "", err
@@ -413,11 +410,11 @@ func HashBcrypt(secret string) (string, error) {
 	return string(hash), err
 }
 
-// HashGenerated is the plain SHA-256 form, for generated secrets only: their 256
-// random bits leave a slow hash nothing to add.
+// HashGenerated hashes secret with plain SHA-256. It is for generated secrets only: a slow hash
+// has nothing to add to their 256 random bits.
 func HashGenerated(secret string) (string, error) {
 	if !generated(secret) {
-		return "", errors.New("sha256 is for secrets made by generate-secret; hash others with argon2id")
+		return "", errors.New("sha256 is only for secrets made by generate-secret; hash others with argon2id")
 	}
 	sum := sha256.Sum256([]byte(secret))
 	return "$sha256$" + base64.RawStdEncoding.EncodeToString(sum[:]), nil
@@ -433,30 +430,30 @@ func GenerateSecret() string {
 func generated(secret string) bool {
 	text, ok := strings.CutPrefix(secret, secretPrefix)
 	raw, err := base64.RawURLEncoding.DecodeString(text)
-	// Written again, because reading passes over line breaks and spare bits.
+	// Encoded again, because decoding skips line breaks and spare bits.
 	return ok && err == nil && len(raw) == 32 && base64.RawURLEncoding.EncodeToString(raw) == text
 }
 
-// CheckSecret refuses what could never be sent as a secret, and what is hardly the secret
-// that was meant: an editor or a shell has added to it. No error holds any of it.
+// CheckSecret refuses what could never be sent as a secret, and what is hardly the secret that
+// was meant, because an editor or a shell added to it. No error holds any of it.
 func CheckSecret(secret string) error {
 	switch {
 	case secret == "":
 		return errors.New("the secret is empty")
 	case strings.HasPrefix(secret, "\xef\xbb\xbf"):
-		return errors.New("the secret begins with a byte order mark: save it as UTF-8 without one")
+		return errors.New("the secret begins with a byte order mark; save it as UTF-8 without one")
 	case !plainText(secret):
-		return errors.New("the secret is not UTF-8 text, or holds a NUL; PowerShell writes UTF-16 unless it is told otherwise")
+		return errors.New("the secret is not UTF-8 text, or contains a NUL; PowerShell writes UTF-16 unless it is told otherwise")
 	case strings.HasPrefix(secret, secretPrefix) && strings.Contains(secret, "\nsecret_hash "):
-		return errors.New("there are the two lines that 'caddy oauth generate-secret' prints: the first is the secret, the second belongs in the client's block in the Caddyfile")
+		return errors.New("these are the two lines that 'caddy oauth generate-secret' prints; keep the first, which is the secret, and put the second into the client's block in the Caddyfile")
 	case strings.HasPrefix(secret, "secret_hash "):
-		return errors.New("there is a whole line for the Caddyfile: keep only the hash, without the word secret_hash")
+		return errors.New("this is a whole line for the Caddyfile; keep only the hash, without the word secret_hash")
 	case strings.Trim(secret, "\r\n") != secret:
-		return errors.New("the secret begins or ends with an empty line: remove it; only one line end is dropped")
+		return errors.New("the secret begins or ends with an empty line; remove it, since only one line end is dropped")
 	case strings.ContainsAny(secret, "\r\n"):
 		return errors.New("the secret has more than one line")
 	case strings.TrimSpace(secret) != secret:
-		return errors.New("the secret begins or ends with a space or a tab: remove it")
+		return errors.New("the secret begins or ends with a space or a tab; remove it")
 	case len(secret) > maxSecretBytes:
 		return fmt.Errorf("the secret is longer than %d bytes", maxSecretBytes)
 	}

@@ -8,29 +8,30 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// Key is where a token's record lies. Expiry and ID come from the token itself, so that
-// a lookup needs no index, and the expiry comes first, so that a store can keep what
-// expires together in one place.
+// Key is where a token's record lies. Expiry and ID come from the token itself, so a lookup
+// needs no index. The expiry comes first, so that a store can keep what expires together in
+// one place.
 type Key struct {
-	// Realm is the realm that issued the token. IDs are unique among all realms; it is
+	// Realm is the realm that issued the token. IDs are unique among all realms; the realm is
 	// for stores that keep the tokens of a realm together.
 	Realm string
-	// ExpiryMilli is when the token dies, in unix milliseconds. Seconds would do for the
-	// rules, but not for the order: tokens of one second lie in the random order of
-	// their IDs, and a busy server writes a page of the tree for each of them.
+	// ExpiryMilli is when the token expires, in unix milliseconds. Seconds would do for the
+	// rules, but not for the order: the tokens of one second lie in the random order of their
+	// IDs, and a busy server would write a page of the tree for each of them.
 	ExpiryMilli int64
 	// ID is the token's ID.
 	ID introspect.TokenID
 }
 
-// Expiry is when the token dies.
+// Expiry returns when the token expires.
 func (k Key) Expiry() time.Time { return time.UnixMilli(k.ExpiryMilli) }
 
 // Token is the record of a token. The token itself is nowhere in it.
 type Token struct {
 	Key
 	ClientID string
-	// ClientGeneration is the client's generation at issue; see TokenStore.Admit.
+	// ClientGeneration is the client's generation when the token was issued; see
+	// [TokenStore.Admit].
 	ClientGeneration uint64
 	Scopes           []string
 	Audience         []string
@@ -44,67 +45,66 @@ type ClientRef struct {
 
 // Errors of a TokenStore. They may be wrapped.
 var (
-	// ErrNotFound: no such record. The token was never issued, has expired or was revoked.
+	// ErrNotFound means that there is no such record: the token was never issued, has expired
+	// or was revoked.
 	ErrNotFound = errors.New("token not found")
-	// ErrClosed: the store was closed, as happens to requests that outlive their configuration.
+	// ErrClosed means that the store was closed, as happens to requests that outlive their
+	// configuration.
 	ErrClosed = errors.New("token store is closed")
-	// ErrFull: the store has no room for another token.
+	// ErrFull means that the store has no room for another token.
 	ErrFull = errors.New("token store is full")
-	// ErrClientFull: the store has room, but not for another token of this client.
+	// ErrClientFull means that the store has room, but not for another token of this client.
 	ErrClientFull = errors.New("the client has its share of the token store")
-	// ErrUnreachable: the store lies elsewhere and does not answer now. It may later.
+	// ErrUnreachable means that the store lies elsewhere and does not answer now. It may later.
 	ErrUnreachable = errors.New("token store can't be reached")
 )
 
 // TokenStore keeps issued tokens, and the little else that has to outlive a process.
 //
-// Words: "durable" means that it survives the death of the process and, as far as the
-// medium promises it, of the machine; for a store in memory it means no more than the
-// process. "Absent" means that Get answers ErrNotFound. Absence is the only form of
-// "no" that a store knows: it keeps no list of revoked tokens, so losing data can
-// only ever refuse.
+// "Durable" means that something survives the death of the process and, as far as the medium
+// promises it, of the machine; for a store in memory it means no more than the process.
+// "Absent" means that Get returns ErrNotFound. Absence is the only form of "no" that a store
+// knows: it keeps no list of revoked tokens, so losing data can only ever refuse.
 //
-// All methods are safe for concurrent use, wait no longer than ctx lives (but for a read
-// of mapped memory; and a write that was handed to the medium may still be carried
-// out after ctx has ended),
-// and return ErrClosed once the store is closed. An error other than ErrNotFound
-// means that the store could not do it or could not find out; the caller answers 503.
-// A store never panics over what it finds in its medium.
+// All methods are safe for concurrent use and return ErrClosed once the store is closed. They
+// wait no longer than ctx lives, except for a read of mapped memory; a write that was handed to
+// the medium may still be carried out after ctx has ended. An error other than ErrNotFound
+// means that the store could not do it or could not find out; the caller answers 503. A store
+// never panics over what it finds in its medium.
 type TokenStore interface {
-	// Put makes the record durable, then returns nil. A Get that begins after that
-	// finds it. Keys are unique by construction, so Put need not look for an older one.
-	// After an error the record may or may not be there; nobody has its token.
+	// Put makes the record durable, then returns nil. A Get that begins after that finds it.
+	// Keys are unique by construction, so Put need not look for an older record. After an
+	// error the record may or may not be there; nobody has its token.
 	Put(ctx context.Context, token Token) error
 
 	// Get returns the record under key, or ErrNotFound. It may return a record that has
-	// expired: the caller judges time by its own clock. The record names its own key
-	// and is checked against it by the caller. Slices in it belong to the caller.
+	// expired: the caller judges time by its own clock. The record names its own key, which the
+	// caller compares with the one it asked for. Slices in the record belong to the caller.
 	Get(ctx context.Context, key Key) (Token, error)
 
-	// Revoke makes the absence of key durable, then returns nil; a Get that begins after
-	// that answers ErrNotFound, for ever. It is idempotent. After an error the record
-	// may or may not be there.
+	// Revoke makes the absence of key durable, then returns nil. A Get that begins after that
+	// returns ErrNotFound, forever. Revoke is idempotent. After an error the record may or may
+	// not be there.
 	Revoke(ctx context.Context, key Key) error
 
-	// Admit returns the current generation of each client, creating those that the store
-	// has not met. Tokens carry the generation of their client, and count only while
-	// it is current. held is what Admit returned to the caller last, nil for one that begins:
-	// it is why another caller's Leave ends nothing of a client that is here.
+	// Admit returns the current generation of each client, and creates one for each client that
+	// the store has not met. Tokens carry the generation of their client, and count only while
+	// it is current. held is what Admit last returned to this caller, nil for a caller that
+	// begins. Because of held, another caller's Leave ends nothing of a client that is here.
 	Admit(ctx context.Context, clients []ClientRef, held map[ClientRef]uint64) (map[ClientRef]uint64, error)
 
-	// Retire says that the clients named in active are all there are. Every other client
-	// that the store knows as active passes to its next generation, durably: should it
-	// come back one day, its old tokens stay dead.
+	// Retire says that the clients in active are all that are configured. Every other client
+	// that the store knows as active passes to its next generation, durably: if it comes back
+	// one day, its old tokens stay dead.
 	Retire(ctx context.Context, active []ClientRef) error
 
-	// Leave says, durably, that the caller has no use for the store any more, and of the
-	// clients in it only for those in stay. Every other active client passes to its next
-	// generation when somebody begins with it, unless somebody who holds it, and so has
-	// had it all the time, says so before.
+	// Leave says, durably, that the caller no longer uses the store, except for the clients in
+	// stay. Every other active client passes to its next generation when some caller begins
+	// with it, unless a caller that holds it, and so has had it all the time, says so first.
 	Leave(ctx context.Context, stay []ClientRef) error
 
-	// Secret returns the secret kept under name. If there is none it keeps fresh and
-	// returns that; of several callers at once, on one node or many, all get the same.
+	// Secret returns the secret kept under name. If there is none, it keeps fresh and returns
+	// that. Several callers at once, on one node or many, all get the same.
 	Secret(ctx context.Context, name string, fresh []byte) ([]byte, error)
 
 	// Close releases what the store holds, after the calls under way have ended.
