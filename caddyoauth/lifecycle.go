@@ -480,15 +480,9 @@ type storeOpener interface {
 	// share one store. It may create the folder that the store lies in.
 	poolKey() (string, error)
 	// open opens the store of that key. It may block for as long as its settings say, or a second or
-	// two if they say nothing. A sharedStore tells owner what other gateways do to it.
+	// two if they say nothing. A store that other gateways write to as well implements
+	// introspect.Coherent, and tells owner what they do to it.
 	open(key string, owner *openStore) (oauth.TokenStore, error)
-}
-
-// sharedStore is a store that other gateways write to as well.
-type sharedStore interface {
-	oauth.TokenStore
-	// Coherent is as in introspect.Coherent.
-	Coherent() bool
 }
 
 // noStore is for configurations that neither issue tokens nor accept tokens issued here: there is a
@@ -503,7 +497,7 @@ func (noStore) open(string, *openStore) (oauth.TokenStore, error) { return nil, 
 type openStore struct {
 	store oauth.TokenStore // nil for noStore
 	cache *introspect.Cache
-	// coherent is nil for a store that no other gateway writes to; see sharedStore.
+	// coherent is nil for a store that no other gateway writes to; see introspect.Coherent.
 	coherent func() bool
 
 	mu sync.Mutex
@@ -531,8 +525,8 @@ func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (*openS
 	if store == nil {
 		return s, nil
 	}
-	// What else a store can do is asked of the store itself: timedStore would hide it.
-	if shared, ok := store.(sharedStore); ok {
+	// Ask the store itself for its abilities: timedStore has the methods of TokenStore only.
+	if shared, ok := store.(introspect.Coherent); ok {
 		s.coherent = shared.Coherent
 	}
 	s.store = timedStore{store}

@@ -93,7 +93,8 @@ func registerMetrics(registry *prometheus.Registry) error {
 	return nil
 }
 
-// timedStore measures a store.
+// timedStore measures a store. It hides the abilities that the store has beyond TokenStore, so
+// newOpenStore asks for them before it wraps the store.
 type timedStore struct{ oauth.TokenStore }
 
 func (s timedStore) Put(ctx context.Context, t oauth.Token) error {

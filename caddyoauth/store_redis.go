@@ -266,5 +266,5 @@ var (
 	_ caddy.Provisioner     = (*RedisStore)(nil)
 	_ caddyfile.Unmarshaler = (*RedisStore)(nil)
 	_ storeOpener           = (*RedisStore)(nil)
-	_ sharedStore           = (*store.Redis)(nil)
+	_ introspect.Coherent   = (*store.Redis)(nil)
 )

@@ -64,7 +64,7 @@ func (b *Bbolt) Close() error {
 
 func (b *Bbolt) closeFile() error {
 	if broken := b.broken.Load(); broken != nil {
-		return *broken // bbolt would wait for its locks, for ever
+		return *broken // bbolt would wait for its locks forever
 	}
 	return b.db.Close()
 }
@@ -299,8 +299,8 @@ func (b *Bbolt) Put(ctx context.Context, t oauth.Token) error {
 	key := tokenKey(t.Key)
 	return b.write(ctx, func(tx *bolt.Tx) error {
 		tokens := tx.Bucket(bucketTokens)
-		// Most tokens go to the end of the tree, so a full page need not be split in half to
-		// leave room in it.
+		// Most tokens go to the end of the tree, so a page that is split need not stay half
+		// empty for later ones.
 		tokens.FillPercent = 0.9
 		return setValue(tokens, key, value)
 	})
@@ -340,7 +340,7 @@ func (b *Bbolt) Admit(ctx context.Context, clients []oauth.ClientRef, held map[o
 	return generations, nil
 }
 
-// Retire implements oauth.TokenStore.
+// Retire implements oauth.TokenStore. All clients in the file are configured ones.
 func (b *Bbolt) Retire(ctx context.Context, active []oauth.ClientRef) error {
 	return b.updateClients(ctx, func(table clientTable) clientTable { return table.retire(active) })
 }

@@ -17,7 +17,8 @@ type clientState struct {
 }
 
 // clientTable holds the rules of Admit, Retire and Leave, apart from where the states are stored.
-// It has an entry for every client that was ever configured, and grows with nothing else.
+// It has an entry for every client that was ever configured, and grows with nothing else: a client
+// that is not configured must not stand in it, since retire would take it for one that is gone.
 type clientTable map[oauth.ClientRef]clientState
 
 // admit returns the generations of clients, and the states that become different.

@@ -8,16 +8,16 @@
 //   - [Memory] keeps them for as long as the process lives.
 //
 // They keep records of tokens, never the tokens themselves, and two things more: the
-// generation of each client, which decides whether its tokens still count, and secrets, of
-// which all gateways must have the same. Whether a token has expired is for the caller to judge.
+// generation of each client, which decides whether its tokens still count, and secrets, which
+// all gateways have to share. Whether a token has expired is for the caller to judge.
 //
-// The rules that all stores share stand once: what a stored token looks like in record.go,
-// what happens to clients that come and go in clients.go. The store modules of the
-// configuration, in package caddyoauth, only read settings and open what is here.
+// Two files hold what all stores have in common: record.go says how a token is stored, and
+// clients.go what happens to clients that come and go. The store modules of the configuration,
+// in package caddyoauth, only read settings and open a store from here.
 //
-// A new store implements oauth.TokenStore, takes those two files as they are, refuses what
-// it can't read instead of answering "not found", and joins the suite in store_test.go by
-// calling testStore with a function that opens an empty store. The suite is the same for all
-// of them; tests of what only one store has to fear, such as a damaged file or a lost
-// connection, stand in a file of its own.
+// A new store implements oauth.TokenStore, uses those two files as they are, and returns an
+// error for what it can't read, never "not found". It joins the suite in store_test.go by a
+// line in the table stores or, if it needs a server, by a test that calls testStore. The suite
+// is the same for all; what can happen to one store only, such as a damaged file or a lost
+// connection, is tested in files of their own.
 package store

@@ -79,7 +79,7 @@ type bboltFile struct {
 
 // checkIntact reads a file that nobody writes to. It returns the version of the file, 0 if there is
 // nothing in it, and an error if the file is damaged. Of a later version than fileVersion it
-// checks no more than the number: only a later program knows what belongs into the rest.
+// checks no more than the number: only a later program knows what belongs in the rest.
 func checkIntact(r io.ReaderAt) (version int, err error) {
 	f := &bboltFile{ReaderAt: r}
 	meta, err := f.meta(0)

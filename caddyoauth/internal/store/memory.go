@@ -127,7 +127,7 @@ func (m *Memory) Admit(_ context.Context, clients []oauth.ClientRef, held map[oa
 	return generations, nil
 }
 
-// Retire implements oauth.TokenStore.
+// Retire implements oauth.TokenStore. All clients in the store are configured ones.
 func (m *Memory) Retire(_ context.Context, active []oauth.ClientRef) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

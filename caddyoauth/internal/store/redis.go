@@ -137,8 +137,8 @@ type RedisConfig struct {
 }
 
 // OpenRedis makes a store and starts to connect, without waiting. Until the first attempt to
-// connect is over, calls wait for it; while there is no connection they fail with
-// oauth.ErrUnreachable. Close ends the store.
+// connect is over, calls wait for it; while there is no connection they fail, with
+// oauth.ErrUnreachable if that may pass by itself. Close ends the store.
 func OpenRedis(cfg RedisConfig) *Redis {
 	r := &Redis{
 		cfg: cfg, base: time.Now(),

@@ -32,7 +32,8 @@ func (r *Redis) Admit(ctx context.Context, clients []oauth.ClientRef, held map[o
 	return generations, nil
 }
 
-// Retire implements oauth.TokenStore. It is atomic for each realm.
+// Retire implements oauth.TokenStore. It is atomic for each realm. All clients in Redis are
+// configured ones.
 func (r *Redis) Retire(ctx context.Context, active []oauth.ClientRef) error {
 	return r.updateRealms(ctx, func(table clientTable) clientTable { return table.retire(active) })
 }
