@@ -14,18 +14,17 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
-var update = flag.Bool("update", false, "write what the adapter says now into testdata/adapt, for review")
+var update = flag.Bool("update", false, "write the adapter's current output to testdata/adapt, for review")
 
 const (
 	adaptFolder = "testdata/adapt"
-	// separator stands between a Caddyfile and what is made of it.
+	// separator stands between a Caddyfile and what it becomes.
 	separator = "----------\n"
-	// leakedSecret is the secret that the Caddyfiles of testdata have where none belongs.
+	// leakedSecret is the secret that the Caddyfiles in testdata have where none belongs.
 	leakedSecret = "hunter2"
 )
 
-// golden is a file of testdata/adapt: a Caddyfile, and the JSON or the error that it
-// becomes.
+// golden is a file in testdata/adapt: a Caddyfile, and the JSON or the error that it becomes.
 type golden struct {
 	name, file      string
 	caddyfile, want string
@@ -43,7 +42,7 @@ func goldens(t testing.TB) []golden {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// On Windows a checkout may have other line ends.
+		// A checkout on Windows may have other line endings.
 		text := strings.ReplaceAll(string(b), "\r\n", "\n")
 		input, want, ok := strings.Cut(text, separator)
 		if !ok {
@@ -58,8 +57,7 @@ func goldens(t testing.TB) []golden {
 // fails reports whether the Caddyfile is one that must be refused.
 func (g golden) fails() bool { return strings.HasPrefix(g.name, "error_") }
 
-// adapt turns a Caddyfile into JSON. Anything that Caddy would warn of is an error of
-// the test.
+// adapt turns a Caddyfile into JSON. Any warning of Caddy's is an error of the test.
 func adapt(t testing.TB, text string) ([]byte, error) {
 	t.Helper()
 	config, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": "Caddyfile"})
@@ -69,10 +67,10 @@ func adapt(t testing.TB, text string) ([]byte, error) {
 	return config, err
 }
 
-// formatted is a Caddyfile as 'caddy fmt' would have it.
+// formatted returns a Caddyfile as 'caddy fmt' would write it.
 func formatted(text string) string { return string(caddyfile.Format([]byte(text))) }
 
-// goldenEnvironment is what the Caddyfiles of testdata refer to.
+// goldenEnvironment sets the variables that the Caddyfiles in testdata refer to.
 func goldenEnvironment(t testing.TB) {
 	t.Setenv("OAUTH_TEST_SECRET", leakedSecret)
 	t.Setenv("OAUTH_TEST_HASH", "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0")
@@ -83,14 +81,14 @@ func goldenEnvironment(t testing.TB) {
 	t.Setenv("OAUTH_TEST_KEY", keyFile)
 }
 
-// Every option has a file that shows its JSON, and every mistake one that shows its
-// error. After a change that is meant, run the test with -update and read the diff.
+// Every option has a file that shows its JSON, and every mistake one that shows its error. After an
+// intended change, run the test with -update and read the diff.
 func TestAdapt(t *testing.T) {
 	goldenEnvironment(t)
 	for _, g := range goldens(t) {
 		t.Run(g.name, func(t *testing.T) {
 			if want := formatted(g.caddyfile); want != g.caddyfile {
-				t.Errorf("the Caddyfile is not as 'caddy fmt' would have it, which is\n%s", want)
+				t.Errorf("the Caddyfile is not formatted; 'caddy fmt' would write\n%s", want)
 			}
 			config, err := adapt(t, g.caddyfile)
 			if (err != nil) != g.fails() {
@@ -120,7 +118,7 @@ func TestAdapt(t *testing.T) {
 	}
 }
 
-// What the adapter makes is accepted where it is loaded.
+// The adapter's output is a valid configuration.
 func TestAdaptedConfigurationsAreValid(t *testing.T) {
 	goldenEnvironment(t)
 	for _, g := range goldens(t) {
@@ -139,8 +137,8 @@ func TestAdaptedConfigurationsAreValid(t *testing.T) {
 	}
 }
 
-// A secret that a Caddyfile refers to is in no form of the configuration: what is
-// adapted is saved, dumped and served by the admin endpoint.
+// A secret that a Caddyfile refers to is nowhere in the adapted configuration, which is saved,
+// dumped, and served by the admin endpoint.
 func TestAdaptedConfigurationsHoldNoSecret(t *testing.T) {
 	goldenEnvironment(t)
 	referred := 0
@@ -160,11 +158,11 @@ func TestAdaptedConfigurationsHoldNoSecret(t *testing.T) {
 		}
 	}
 	if referred == 0 {
-		t.Error("no golden file refers to the secret, so this test shows nothing")
+		t.Error("no golden file refers to the secret, so this test proves nothing")
 	}
 }
 
-// validate is what 'caddy validate' does with a configuration.
+// validate does what 'caddy validate' does.
 func validate(config []byte) error {
 	var c *caddy.Config
 	if err := caddy.StrictUnmarshalJSON(config, &c); err != nil {

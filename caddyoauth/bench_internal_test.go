@@ -54,7 +54,7 @@ func benchmarkApp(b *testing.B) (caddy.Context, *App) {
 	return ctx, a
 }
 
-// benchmarkIssuer is an authorization server elsewhere, and a JWT that it signed.
+// benchmarkIssuer starts another authorization server and returns its URL and a JWT that it signed.
 func benchmarkIssuer(b *testing.B) (url, token string) {
 	b.Helper()
 	public, private, err := ed25519.GenerateKey(rand.Reader)
@@ -85,11 +85,11 @@ func benchmarkIssuer(b *testing.B) (url, token string) {
 	return server.URL, token
 }
 
-// BenchmarkProtectWarmHit is the cost that oauth_protect adds to a request whose token
-// is cached: "protected" less "floor". The floor is the same loop with a handler that
-// only calls the next one; both make what Caddy makes anew for each request. What a server
-// has removed before is "early". Tokens from
-// elsewhere are beside those issued here: alone on their route, and with all others.
+// BenchmarkProtectWarmHit measures what oauth_protect adds to a request whose token is cached:
+// "protected" less "floor". The floor is the same loop with a handler that only calls the next one.
+// Both create anew what Caddy creates for each request. "early" is the removal of headers before a
+// server's first route. Tokens of other servers are measured alone on their route, and with all
+// other sources.
 func BenchmarkProtectWarmHit(b *testing.B) {
 	ctx, app := benchmarkApp(b)
 	issuer, jwt := benchmarkIssuer(b)
@@ -130,7 +130,7 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 	headers := http.Header{
 		"User-Agent": {"bench"}, "Accept": {"*/*"}, "Accept-Encoding": {"gzip"}, "X-Request-Id": {"1"},
 	}
-	opaque := grant.Token[:len(grant.Token)-1] + "." // as long as ours, and none of ours
+	opaque := grant.Token[:len(grant.Token)-1] + "." // as long as ours, but not ours
 	for _, c := range []struct {
 		name    string
 		handler caddyhttp.MiddlewareHandler
@@ -151,7 +151,7 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 			server := new(caddyhttp.Server) // without access logs, as by default
 			for b.Loop() {
 				repl := caddy.NewReplacer()
-				repl.Map(func(string) (any, bool) { return nil, false }) // as Caddy maps {http.request.*}
+				repl.Map(func(string) (any, bool) { return nil, false }) // as for {http.request.*}
 				vars := context.WithValue(context.Background(), caddy.ReplacerCtxKey, repl)
 				vars = context.WithValue(vars, caddyhttp.ExtraLogFieldsCtxKey, new(caddyhttp.ExtraLogFields))
 				vars = context.WithValue(vars, caddyhttp.ServerCtxKey, server)
@@ -175,7 +175,7 @@ func (passOn) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	return next.ServeHTTP(w, r)
 }
 
-// BenchmarkAmbiguousPath is the check of a plain path and of one with escapes.
+// BenchmarkAmbiguousPath measures the check of a plain path and of one with escapes.
 func BenchmarkAmbiguousPath(b *testing.B) {
 	for _, path := range []string{"/api/orders/17", "/api/" + strings.Repeat("%C3%BC", 20)} {
 		b.Run(path[:8], func(b *testing.B) {

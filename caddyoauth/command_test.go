@@ -19,15 +19,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// caddyCLI runs a command line of Caddy in this process. Without input, standard input is
-// empty.
+// caddyCLI runs a 'caddy oauth' command in this process, with input as its standard input.
 func caddyCLI(t testing.TB, input string, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	command, ok := caddycmd.Commands()["oauth"]
 	if !ok {
 		t.Fatal("Caddy has no command oauth")
 	}
-	// As Caddy's main does it; its own root command ends the process on errors.
+	// This is what Caddy's main does. Its own root command would end the process on errors.
 	root := &cobra.Command{Use: "caddy", SilenceUsage: true, SilenceErrors: true}
 	oauth := &cobra.Command{Use: command.Name + " " + command.Usage, Short: command.Short, Long: command.Long}
 	command.CobraFunc(oauth)
@@ -41,8 +40,8 @@ func caddyCLI(t testing.TB, input string, args ...string) (stdout, stderr string
 	return out.String(), errs.String(), err
 }
 
-// worksAsSecret makes sure that a line from the command line lets a client in with
-// secret, and with nothing else, when it is pasted into a Caddyfile.
+// worksAsSecret checks that a line printed by a command, pasted into a Caddyfile, lets a client in
+// with the secret and with nothing else.
 func worksAsSecret(t *testing.T, line, secret string) {
 	t.Helper()
 	g := startGateway(t, "store memory\nclient c {\n"+line+"\nscopes read\ndefault_scopes read\n}\n", gatewaySite)
@@ -54,17 +53,17 @@ func worksAsSecret(t *testing.T, line, secret string) {
 		t.Errorf("the secret gets %d %s", a.StatusCode, a.Body)
 	}
 	if a := fetch(secret + "x"); a.StatusCode != 401 {
-		t.Errorf("something else gets %d", a.StatusCode)
+		t.Errorf("another secret gets %d", a.StatusCode)
 	}
 }
 
-// caddy oauth generate-secret
+// caddy oauth generate-secret prints a new secret, and its hash for the Caddyfile.
 func TestGenerateSecret(t *testing.T) {
 	stdout, stderr, err := caddyCLI(t, "", "generate-secret")
 	if err != nil {
 		t.Fatal(err)
 	}
-	// For scripts: the secret, then the line for the Caddyfile, and nothing else.
+	// Standard output is for scripts: the secret, then the line for the Caddyfile, and nothing else.
 	m := regexp.MustCompile(`^(cos_([A-Za-z0-9_-]{43}))\n(secret_hash \$sha256\$[A-Za-z0-9+/]{43})\n$`).FindStringSubmatch(stdout)
 	if m == nil {
 		t.Fatalf("standard output is %q", stdout)
@@ -72,7 +71,7 @@ func TestGenerateSecret(t *testing.T) {
 	if raw, err := base64.RawURLEncoding.DecodeString(m[2]); err != nil || len(raw) != 32 {
 		t.Errorf("the secret has %d random bytes, %v", len(raw), err)
 	}
-	// For people: what is what.
+	// Standard error explains it to people.
 	if !strings.Contains(stderr, "shown only now") || strings.Contains(stderr, m[1]) {
 		t.Errorf("standard error is %q", stderr)
 	}
@@ -87,23 +86,23 @@ func TestGenerateSecret(t *testing.T) {
 	}
 }
 
-// caddy oauth hash-secret
+// caddy oauth hash-secret reads a secret and prints its hash for the Caddyfile.
 func TestHashSecret(t *testing.T) {
 	generated := "cos_" + base64.RawURLEncoding.EncodeToString(make([]byte, 32))
 	for _, c := range []struct {
 		name, input string
 		args        []string
 		want        string
-		// secret is what must let a client in. Slow hashes take seconds under the race
-		// detector, so it is tried once for each algorithm.
+		// secret must let a client in. Slow hashes take seconds under the race detector, so each
+		// algorithm is tried only once.
 		secret string
 	}{
 		{"argon2id is the default", "correct horse\n", nil, `^secret_hash \$argon2id\$v=19\$m=19456,t=2,p=1\$[A-Za-z0-9+/]{22}\$[A-Za-z0-9+/]{43}\n$`, "correct horse"},
-		{"argon2id by name, of as much as may be", strings.Repeat("密码", 170) + "1234", []string{"--algorithm", "argon2id"}, `^secret_hash \$argon2id\$`, ""},
-		{"bcrypt of as much as it reads", strings.Repeat("x", 72) + "\n", []string{"-a", "bcrypt"}, `^secret_hash \$2[aby]\$12\$[A-Za-z0-9./]{53}\n$`, strings.Repeat("x", 72)},
+		{"argon2id by name, of the longest secret", strings.Repeat("密码", 170) + "1234", []string{"--algorithm", "argon2id"}, `^secret_hash \$argon2id\$`, ""},
+		{"bcrypt of as much as it can hash", strings.Repeat("x", 72) + "\n", []string{"-a", "bcrypt"}, `^secret_hash \$2[aby]\$12\$[A-Za-z0-9./]{53}\n$`, strings.Repeat("x", 72)},
 		{"sha256 of a generated secret", generated + "\n", []string{"-a", "sha256"}, `^secret_hash \$sha256\$[A-Za-z0-9+/]{43}\n$`, generated},
-		{"no line end", generated, []string{"-a", "sha256"}, `^secret_hash `, generated},
-		{"a line end of Windows", generated + "\r\n", []string{"-a", "sha256"}, `^secret_hash `, generated},
+		{"no line break", generated, []string{"-a", "sha256"}, `^secret_hash `, generated},
+		{"a Windows line break", generated + "\r\n", []string{"-a", "sha256"}, `^secret_hash `, generated},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			stdout, stderr, err := caddyCLI(t, c.input, append([]string{"hash-secret"}, c.args...)...)
@@ -123,7 +122,7 @@ func TestHashSecret(t *testing.T) {
 	}
 }
 
-// What can't be a secret, or not with that algorithm, is refused, and never repeated.
+// What can't be a secret, or not with that algorithm, is refused without being repeated.
 func TestHashSecretRefuses(t *testing.T) {
 	for _, c := range []struct {
 		name, input string
@@ -132,17 +131,17 @@ func TestHashSecretRefuses(t *testing.T) {
 	}{
 		{"nothing", "", nil, "the secret is empty"},
 		{"an empty line", "\n", nil, "the secret is empty"},
-		{"an empty line of Windows", "\r\n", nil, "the secret is empty"},
+		{"an empty Windows line", "\r\n", nil, "the secret is empty"},
 		{"nothing, with bcrypt", "\n", []string{"-a", "bcrypt"}, "the secret is empty"},
-		{"more than bcrypt reads", leakedSecret + strings.Repeat("x", 66), []string{"-a", "bcrypt"}, "bcrypt reads only the first 72 bytes of a secret; use argon2id"},
+		{"more than bcrypt can hash", leakedSecret + strings.Repeat("x", 66), []string{"-a", "bcrypt"}, "bcrypt reads only the first 72 bytes of a secret; use argon2id"},
 		{"more than a secret may have", leakedSecret + strings.Repeat("x", 1018), nil, "longer than 1024 bytes"},
 		{"more than is read", leakedSecret + strings.Repeat("x", 100_000), nil, "longer than 1024 bytes"},
 		{"a NUL", leakedSecret + "\x00", nil, "contains a NUL"},
-		{"no text", leakedSecret + "\xff", nil, "not UTF-8"},
+		{"not text", leakedSecret + "\xff", nil, "not UTF-8"},
 		{"a person's secret with sha256", leakedSecret + "\n", []string{"-a", "sha256"}, "hash others with argon2id"},
 		{"a generated secret, cut short", "cos_" + leakedSecret, []string{"-a", "sha256"}, "hash others with argon2id"},
-		{"one line end is dropped, not two", "cos_" + strings.Repeat("A", 43) + "\n\n", []string{"-a", "sha256"}, "hash others with argon2id"},
-		{"spaces belong to the secret", " cos_" + strings.Repeat("A", 43), []string{"-a", "sha256"}, "hash others with argon2id"},
+		{"two line breaks, of which only one is removed", "cos_" + strings.Repeat("A", 43) + "\n\n", []string{"-a", "sha256"}, "hash others with argon2id"},
+		{"a space, which is part of the secret", " cos_" + strings.Repeat("A", 43), []string{"-a", "sha256"}, "hash others with argon2id"},
 		{"an unknown algorithm", leakedSecret, []string{"-a", "md5"}, `"md5" is not known (known: argon2id, bcrypt, sha256)`},
 		{"an unknown flag", leakedSecret, []string{"--plain"}, "unknown flag"},
 		{"an argument", "", []string{"extra"}, "unknown command"},
@@ -162,7 +161,8 @@ func TestHashSecretRefuses(t *testing.T) {
 	}
 }
 
-func TestOAuthCommandSaysWhatItCanDo(t *testing.T) {
+// The command and its subcommands have help.
+func TestOAuthCommandHasHelp(t *testing.T) {
 	for _, args := range [][]string{nil, {"--help"}, {"hash-secret", "--help"}, {"generate-secret", "--help"}} {
 		stdout, _, err := caddyCLI(t, "", args...)
 		if err != nil || !strings.Contains(stdout, "secret") || !strings.Contains(stdout, "Usage:") {
@@ -172,7 +172,7 @@ func TestOAuthCommandSaysWhatItCanDo(t *testing.T) {
 }
 
 // A command that does not exist is an error that names those that do.
-func TestOAuthCommandRefusesUnknownOnes(t *testing.T) {
+func TestOAuthCommandRefusesUnknownSubcommands(t *testing.T) {
 	for _, args := range [][]string{{"nonsense"}, {"generate-secrets"}, {"Hash-Secret"}, {"nonsense", "hash-secret"}, {""}} {
 		stdout, _, err := caddyCLI(t, "", args...)
 		if err == nil || !strings.Contains(err.Error(), `unknown command "`+args[0]+`" for "caddy oauth" (known: generate-secret, hash-secret)`) || stdout != "" {
@@ -181,8 +181,7 @@ func TestOAuthCommandRefusesUnknownOnes(t *testing.T) {
 	}
 }
 
-// Caddy's own main, in a process of its own: the command is in it, reads what is piped
-// in, and ends.
+// The command is part of Caddy's own main, reads what is piped in, and ends with the right status.
 func TestCommandInAProcess(t *testing.T) {
 	program := filepath.Join(caddyCommand(t), "caddy")
 	run := func(input io.Reader, args ...string) (string, error) {
@@ -193,7 +192,7 @@ func TestCommandInAProcess(t *testing.T) {
 		out, err := cmd.Output()
 		return string(out), err
 	}
-	// A standard input that says nothing and does not end keeps nobody waiting.
+	// A standard input that is silent and does not end keeps nobody waiting.
 	silent, mouth, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)

@@ -20,8 +20,8 @@ import (
 
 const testHash = "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0"
 
-// What is wrong with a configuration is said when it is validated, with the place and
-// what to do. Caddyfiles find most mistakes earlier, but what they refer to only here.
+// Validating a configuration reports what is wrong, where, and what to do. Most mistakes in a
+// Caddyfile are found when it is parsed, but those in what it refers to only here.
 func TestConfigurationsThatAreRefused(t *testing.T) {
 	folder := t.TempDir()
 	file := func(name, content string) string {
@@ -45,13 +45,13 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 	}{
 		{"a secret in a variable that is not set", clientWith("secret {env.OAUTH_TEST_UNSET}"),
 			[]string{`realm "root"`, `client "a"`, "secret 1", "{env.OAUTH_TEST_UNSET}", "not set"}},
-		{"a secret in a variable that is empty", clientWith("secret {env.OAUTH_TEST_EMPTY}"),
+		{"a secret in an empty variable", clientWith("secret {env.OAUTH_TEST_EMPTY}"),
 			[]string{`client "a"`, "secret 1", "{env.OAUTH_TEST_EMPTY}", "empty"}},
-		{"a secret in a file that is not there", clientWith("secret {file." + folder + "/absent}"),
+		{"a secret in a file that does not exist", clientWith("secret {file." + folder + "/absent}"),
 			[]string{`client "a"`, "secret 1", folder + "/absent", "can't be read"}},
 		{"a secret in an empty file", clientWith("secret " + file("empty", "")),
 			[]string{`client "a"`, "secret 1", folder + "/empty", "empty"}},
-		{"a secret in a file with nothing but a line end", clientWith("secret " + file("line", "\n")),
+		{"a secret in a file with only a line break", clientWith("secret " + file("line", "\n")),
 			[]string{`client "a"`, "secret 1", folder + "/line", "empty"}},
 		{"a secret that is not text", clientWith("secret " + file("binary", leakedSecret+"\xff")),
 			[]string{`client "a"`, "secret 1", "not UTF-8"}},
@@ -59,32 +59,32 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 			[]string{`client "a"`, "secret 1", "longer than 1024 bytes"}},
 		{"the second secret of two", clientWith("secret_hash " + testHash + "\nsecret {env.OAUTH_TEST_UNSET}"),
 			[]string{`client "a"`, "secret 2", "{env.OAUTH_TEST_UNSET}"}},
-		{"a file with the secret where its hash is meant", clientWith("secret_hash " + file("plain", leakedSecret)),
+		{"a file with the secret in place of its hash", clientWith("secret_hash " + file("plain", leakedSecret)),
 			[]string{`client "a"`, "secret 1", "unknown kind", "caddy oauth hash-secret"}},
 		{"a hash in a variable that is not set", clientWith("secret_hash {env.OAUTH_TEST_UNSET}"),
 			[]string{`client "a"`, "{env.OAUTH_TEST_UNSET}", "not set"}},
 		{"a client without a secret", "client a {\nscopes read\n}",
 			[]string{`realm "root"`, `client "a"`, "no secret", "caddy oauth generate-secret"}},
 		{"a client without a block", "client a", []string{`client "a"`, "no secret"}},
-		{"a client of a named realm", "realm alpha {\nclient b {\nscopes read\n}\n}",
+		{"a client of a named realm, without a secret", "realm alpha {\nclient b {\nscopes read\n}\n}",
 			[]string{`realm "alpha"`, `client "b"`, "no secret"}},
-		{"a default scope of the realm that a client may not have", "default_scopes write\n" + goodClient,
+		{"a default scope of the realm that a client does not have", "default_scopes write\n" + goodClient,
 			[]string{`client "a"`, `the realm's default scope "write"`, "give the client its own default_scopes"}},
-		{"a default scope of the root that a client of another realm may not have", "default_scopes write\nrealm alpha {\n" + goodClient + "}",
+		{"a default scope of root that another realm's client does not have", "default_scopes write\nrealm alpha {\n" + goodClient + "}",
 			[]string{`realm "alpha"`, `client "a"`, `"write"`}},
 		{"an http issuer", "issuer http://auth.example.com\n" + goodClient, []string{`realm "root"`, "http://auth.example.com", "https"}},
 		{"an issuer without a scheme", "issuer auth.example.com\n" + goodClient, []string{`realm "root"`, "auth.example.com", "host"}},
 		{"an issuer with a query", "issuer https://auth.example.com/?a=b\n" + goodClient, []string{`realm "root"`, "query"}},
 		{"an issuer with a fragment", "issuer https://auth.example.com/#a\n" + goodClient, []string{`realm "root"`, "fragment"}},
 		{"an issuer with credentials", "issuer https://me:" + leakedSecret + "@auth.example.com/\n" + goodClient, []string{`realm "root"`, "user"}},
-		{"a URL of a Redis in a variable", "store redis {env.OAUTH_TEST_URL}\n" + goodClient, []string{"host:port", "not a URL", "password"}},
-		{"a password as the address of a Redis", "store redis {env.OAUTH_TEST_SECRET}\n" + goodClient, []string{"{env.OAUTH_TEST_SECRET}", "host:port"}},
+		{"a Redis URL in a variable", "store redis {env.OAUTH_TEST_URL}\n" + goodClient, []string{"host:port", "not a URL", "password"}},
+		{"a password as a Redis address", "store redis {env.OAUTH_TEST_SECRET}\n" + goodClient, []string{"{env.OAUTH_TEST_SECRET}", "host:port"}},
 		{"an issuer from a variable that is not set", "issuer {env.OAUTH_TEST_UNSET}\n" + goodClient, []string{`realm "root"`, "issuer"}},
 		{"two realms with one issuer", "realm alpha {\nissuer https://auth.example.com\n" + goodClient + "}\nrealm beta {\nissuer https://auth.example.com\n" + goodClient + "}",
 			[]string{`"alpha"`, `"beta"`, "https://auth.example.com", "each needs its own"}},
-		{"two issuers that differ in a slash at the end", "realm alpha {\nissuer https://auth.example.com\n" + goodClient + "}\nrealm beta {\nissuer https://auth.example.com/\n" + goodClient + "}",
+		{"two issuers that differ only in a trailing slash", "realm alpha {\nissuer https://auth.example.com\n" + goodClient + "}\nrealm beta {\nissuer https://auth.example.com/\n" + goodClient + "}",
 			[]string{`"alpha"`, `"beta"`, "https://auth.example.com", "each needs its own"}},
-		{"an issuer that another realm derives from the root's", "issuer https://a.example/o\nrealm alpha {\n" + goodClient + "}\nrealm beta {\nissuer https://a.example/o/realms/root/realms/alpha\n" + goodClient + "}",
+		{"an issuer that another realm derives from root's", "issuer https://a.example/o\nrealm alpha {\n" + goodClient + "}\nrealm beta {\nissuer https://a.example/o/realms/root/realms/alpha\n" + goodClient + "}",
 			[]string{`"alpha"`, `"beta"`, "each needs its own"}},
 		{"a store path from a variable that is not set", "store bbolt {env.OAUTH_TEST_UNSET}/tokens.db\n" + goodClient,
 			[]string{"store", "path", "OAUTH_TEST_UNSET"}},
@@ -99,7 +99,7 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 	}
 }
 
-// JSON comes to the app without a parser that would have found mistakes before.
+// JSON reaches the app without a parser that would have found mistakes before.
 func TestJSONThatIsRefused(t *testing.T) {
 	const (
 		client = `{"secrets":[{"hash":"` + testHash + `"}],"scopes":["read"]}`
@@ -121,53 +121,53 @@ func TestJSONThatIsRefused(t *testing.T) {
 		{"an unknown field", `{"tokens":1}`, []string{"tokens"}},
 		{"an unknown field of a client", clientWith(`"scope":"x"`), []string{"scope"}},
 		{"an unknown store", `{"store":{"store":"redis"},` + realms + `}`, []string{"token store", "redis"}},
-		{"a URL of a Redis", `{"store":{"store":"redis","addresses":["redis://:hunter2@h:6379"]},` + realms + `}`, []string{"host:port", "not a URL"}},
-		{"a password before the address of a Redis", `{"store":{"store":"redis","addresses":["hunter2@h:6379"]},` + realms + `}`, []string{"host:port", "not a URL"}},
+		{"a Redis URL", `{"store":{"store":"redis","addresses":["redis://:hunter2@h:6379"]},` + realms + `}`, []string{"host:port", "not a URL"}},
+		{"a password before a Redis address", `{"store":{"store":"redis","addresses":["hunter2@h:6379"]},` + realms + `}`, []string{"host:port", "not a URL"}},
 		{"a store without a name", `{"store":{},` + realms + `}`, []string{"token store"}},
-		{"a cache for less than no tokens", `{"cache":{"max_tokens":-1},` + realms + `}`, []string{"cache", "max_tokens", "turn it off"}},
-		{"a cache without room", `{"cache":{"max_size":1048575},` + realms + `}`, []string{"cache", "max_size", "1MiB", "turn it off"}},
-		{"a cache for less than nothing", `{"cache":{"max_size":-1},` + realms + `}`, []string{"cache", "max_size"}},
-		{"a cache that looks into the future", `{"cache":{"max_age":-1},` + realms + `}`, []string{"cache", "max_age"}},
-		{"a realm's name with a capital", `{"realms":{"Alpha":{}}}`, []string{`realm "Alpha"`, "lower-case"}},
-		{"a realm's name with a slash", `{"realms":{"a/b":{}}}`, []string{`realm "a/b"`, "lower-case"}},
+		{"a cache for a negative number of tokens", `{"cache":{"max_tokens":-1},` + realms + `}`, []string{"cache", "max_tokens", "turn it off"}},
+		{"a cache that is too small", `{"cache":{"max_size":1048575},` + realms + `}`, []string{"cache", "max_size", "1MiB", "turn it off"}},
+		{"a cache of negative size", `{"cache":{"max_size":-1},` + realms + `}`, []string{"cache", "max_size"}},
+		{"a cache with a negative max_age", `{"cache":{"max_age":-1},` + realms + `}`, []string{"cache", "max_age"}},
+		{"a realm name with a capital", `{"realms":{"Alpha":{}}}`, []string{`realm "Alpha"`, "lower-case"}},
+		{"a realm name with a slash", `{"realms":{"a/b":{}}}`, []string{`realm "a/b"`, "lower-case"}},
 		{"a realm without a name", `{"realms":{"":{}}}`, []string{`realm ""`, "lower-case"}},
-		{"a lifetime with a fraction", realmWith(`"token_lifetime":"1500ms"`), []string{`realm "alpha"`, "token_lifetime 1.5s", "whole seconds"}},
+		{"a lifetime with a fraction of a second", realmWith(`"token_lifetime":"1500ms"`), []string{`realm "alpha"`, "token_lifetime 1.5s", "whole seconds"}},
 		{"a lifetime of two years", realmWith(`"token_lifetime":"17520h"`), []string{`realm "alpha"`, "a year"}},
 		{"a negative lifetime", realmWith(`"token_lifetime":-1000000000`), []string{`realm "alpha"`, "token_lifetime"}},
-		{"a client's lifetime with a fraction", clientWith(aSecret + `,"token_lifetime":"1500ms"`), []string{`client "a"`, "token_lifetime 1.5s"}},
-		{"a limit of nothing", realmWith(`"limits":{"tokens":{}}`), []string{`realm "alpha"`, "limit tokens", "between 1 and"}},
-		{"a limit in no time", realmWith(`"limits":{"tokens":{"count":1}}`), []string{`realm "alpha"`, "limit tokens", "between 1s and"}},
-		{"a client's limit below nothing", clientWith(aSecret + `,"limits":{"tokens":{"count":-1,"per":"1m"}}`), []string{`client "a"`, "limit tokens", "between 1 and"}},
-		{"a limit that is none", realmWith(`"limits":{"token":{"count":1,"per":"1m"}}`), []string{`"token"`}},
+		{"a client's lifetime with a fraction of a second", clientWith(aSecret + `,"token_lifetime":"1500ms"`), []string{`client "a"`, "token_lifetime 1.5s"}},
+		{"an empty limit", realmWith(`"limits":{"tokens":{}}`), []string{`realm "alpha"`, "limit tokens", "between 1 and"}},
+		{"a limit without a period", realmWith(`"limits":{"tokens":{"count":1}}`), []string{`realm "alpha"`, "limit tokens", "between 1s and"}},
+		{"a client's limit that is negative", clientWith(aSecret + `,"limits":{"tokens":{"count":-1,"per":"1m"}}`), []string{`client "a"`, "limit tokens", "between 1 and"}},
+		{"an unknown limit", realmWith(`"limits":{"token":{"count":1,"per":"1m"}}`), []string{`"token"`}},
 		{"tokens that are JWTs", realmWith(`"token_format":"jwt"`), []string{`realm "alpha"`, "jwt", "known: opaque"}},
 		{"default scopes with a comma", realmWith(`"default_scopes":["read,write"]`), []string{`realm "alpha"`, "default_scopes", "spaces"}},
 		{"an empty client ID", `{"realms":{"root":{"clients":{"":` + client + `}}}}`, []string{`client ""`, "client ID"}},
-		{"a client ID with a line end", `{"realms":{"root":{"clients":{"a\nb":` + client + `}}}}`, []string{`client "a\nb"`, "client ID"}},
+		{"a client ID with a line break", `{"realms":{"root":{"clients":{"a\nb":` + client + `}}}}`, []string{`client "a\nb"`, "client ID"}},
 		{"a client ID that is too long", `{"realms":{"root":{"clients":{"` + strings.Repeat("a", 257) + `":` + client + `}}}}`, []string{"client ID", "256"}},
 		{"a client that is null", `{"realms":{"root":{"clients":{"a":null}}}}`, []string{`client "a"`, "no secret"}},
 		{"a literal secret", clientWith(`"secrets":[{"secret":"hunter2"}]`), []string{`client "a"`, "secret 1", "{env.NAME}", "hash-secret"}},
 		{"a literal secret around a reference", clientWith(`"secrets":[{"secret":"hunter2{env.OAUTH_TEST_SECRET}"}]`), []string{`client "a"`, "secret 1", "{env.NAME}"}},
-		{"a secret where its hash is meant", clientWith(`"secrets":[{"hash":"hunter2"}]`), []string{`client "a"`, "secret 1", "unknown kind"}},
+		{"a secret in place of its hash", clientWith(`"secrets":[{"hash":"hunter2"}]`), []string{`client "a"`, "secret 1", "unknown kind"}},
 		{"a secret and a hash in one", clientWith(`"secrets":[{"secret":"{env.HOME}","hash":"` + testHash + `"}]`), []string{`client "a"`, "secret 1", "either"}},
 		{"neither a secret nor a hash", clientWith(`"secrets":[{}]`), []string{`client "a"`, "secret 1", "either"}},
-		{"a hash that would take all memory", clientWith(`"secrets":[{"hash":"$argon2id$v=19$m=4294967295,t=1,p=1$GmhSbmKu6MsdY71bwGWBGw$Oe36vHuGNEvukTHYFyPwOiZF5q6MMG/L6taSzBcWCEw"}]`),
+		{"a hash that would take too much memory", clientWith(`"secrets":[{"hash":"$argon2id$v=19$m=4294967295,t=1,p=1$GmhSbmKu6MsdY71bwGWBGw$Oe36vHuGNEvukTHYFyPwOiZF5q6MMG/L6taSzBcWCEw"}]`),
 			[]string{`client "a"`, "secret 1", "too high", "at most"}},
 		{"scopes with a space", clientWith(aSecret + `,"default_scopes":["a b"]`), []string{`client "a"`, "default_scopes"}},
-		{"a default scope that is no scope of the client", clientWith(aSecret + `,"default_scopes":["write"]`), []string{`client "a"`, `"write"`, "not among its scopes"}},
+		{"a default scope that the client does not have", clientWith(aSecret + `,"default_scopes":["write"]`), []string{`client "a"`, `"write"`, "not among its scopes"}},
 		{"an audience with a quote", clientWith(aSecret + `,"audience":["a\"b"]`), []string{`client "a"`, "audience"}},
-		{"an unknown grant", clientWith(aSecret + `,"grant_types":["password"]`), []string{`client "a"`, "password", "client_credentials"}},
-		{"an unknown method", clientWith(aSecret + `,"auth":["none"]`), []string{`client "a"`, "none", "client_secret_basic"}},
+		{"an unknown grant type", clientWith(aSecret + `,"grant_types":["password"]`), []string{`client "a"`, "password", "client_credentials"}},
+		{"an unknown authentication method", clientWith(aSecret + `,"auth":["none"]`), []string{`client "a"`, "none", "client_secret_basic"}},
 		{"an unknown right to introspect", clientWith(aSecret + `,"introspect":"all"`), []string{`client "a"`, "all", "own, audience, realm"}},
 
 		{"a server of an unknown realm", handler(`{"handler":"oauth_server","realms":["gamma"]}`), []string{"oauth_server", `"gamma"`, "known: root"}},
-		{"a base path that is relative", handler(`{"handler":"oauth_server","base_path":"x"}`), []string{"oauth_server", "base_path", "begin with /"}},
-		{"a protected realm that is unknown", handler(`{"handler":"oauth_protect","realm":"gamma"}`), []string{"oauth_protect", `"gamma"`, "known: root"}},
-		{"a protected realm that is not named", `{"realms":{"alpha":{},"beta":{}}};{"handler":"oauth_protect"}`, []string{"oauth_protect", "name one of alpha, beta"}},
-		{"scopes of a route with a comma", handler(`{"handler":"oauth_protect","scopes":["a,b"]}`), []string{"oauth_protect", "scopes", "a,b"}},
-		{"an audience of a route with a space", handler(`{"handler":"oauth_protect","audience":["a b"]}`), []string{"oauth_protect", "audience", "a b"}},
-		{"a route that looks into the future", handler(`{"handler":"oauth_protect","max_age":-1}`), []string{"oauth_protect", "max_age"}},
-		{"identity headers with an underscore", handler(`{"handler":"oauth_protect","header_prefix":"X_Y-"}`), []string{"oauth_protect", "header_prefix", "X_Y-"}},
-		{"identity headers that everybody sends", handler(`{"handler":"oauth_protect","header_prefix":"Content-"}`), []string{"oauth_protect", "header_prefix", "Content-Type"}},
+		{"a relative base path", handler(`{"handler":"oauth_server","base_path":"x"}`), []string{"oauth_server", "base_path", "begin with /"}},
+		{"an unknown protected realm", handler(`{"handler":"oauth_protect","realm":"gamma"}`), []string{"oauth_protect", `"gamma"`, "known: root"}},
+		{"a protected realm that is not named but must be", `{"realms":{"alpha":{},"beta":{}}};{"handler":"oauth_protect"}`, []string{"oauth_protect", "name one of alpha, beta"}},
+		{"a route's scopes with a comma", handler(`{"handler":"oauth_protect","scopes":["a,b"]}`), []string{"oauth_protect", "scopes", "a,b"}},
+		{"a route's audience with a space", handler(`{"handler":"oauth_protect","audience":["a b"]}`), []string{"oauth_protect", "audience", "a b"}},
+		{"a route with a negative max_age", handler(`{"handler":"oauth_protect","max_age":-1}`), []string{"oauth_protect", "max_age"}},
+		{"a header prefix with an underscore", handler(`{"handler":"oauth_protect","header_prefix":"X_Y-"}`), []string{"oauth_protect", "header_prefix", "X_Y-"}},
+		{"a header prefix of standard headers", handler(`{"handler":"oauth_protect","header_prefix":"Content-"}`), []string{"oauth_protect", "header_prefix", "Content-Type"}},
 		{"no oauth app", `;{"handler":"oauth_protect"}`, []string{"oauth_protect", "'oauth' block"}},
 		{"no oauth app for the server", `;{"handler":"oauth_server"}`, []string{"oauth_server", "'oauth' block"}},
 	} {
@@ -182,14 +182,14 @@ func TestJSONThatIsRefused(t *testing.T) {
 			}
 			config, err := json.Marshal(map[string]any{"admin": map[string]any{"disabled": true}, "apps": apps})
 			if err != nil {
-				t.Fatalf("the test's JSON is none: %v", err)
+				t.Fatalf("the test's JSON is malformed: %v", err)
 			}
 			refused(t, config, c.want)
 		})
 	}
 }
 
-// A realm that is there but has nothing in it is a realm like others.
+// A realm that exists but is empty is a realm like any other.
 func TestRealmsThatAreNull(t *testing.T) {
 	for _, oauth := range []string{`{"realms":{"root":null}}`, `{"realms":{"alpha":null}}`, `{"realms":{"alpha":null,"root":null}}`, `{"realms":null}`} {
 		if err := validate([]byte(`{"admin":{"disabled":true},"apps":{"oauth":` + oauth + `}}`)); err != nil {
@@ -198,8 +198,8 @@ func TestRealmsThatAreNull(t *testing.T) {
 	}
 }
 
-// refused makes sure that a configuration is refused with what the operator needs to
-// know, and without the secret.
+// refused checks that a configuration is refused with what the operator needs to know, and without
+// the secret.
 func refused(t *testing.T, config []byte, want []string) {
 	t.Helper()
 	err := validate(config)
@@ -208,16 +208,16 @@ func refused(t *testing.T, config []byte, want []string) {
 	}
 	for _, w := range want {
 		if !strings.Contains(err.Error(), w) {
-			t.Errorf("the error does not hold %q:\n%v", w, err)
+			t.Errorf("the error does not contain %q:\n%v", w, err)
 		}
 	}
 	if strings.Contains(err.Error(), leakedSecret) {
-		t.Errorf("the error holds the secret: %v", err)
+		t.Errorf("the error contains the secret: %v", err)
 	}
 }
 
-// A configuration written by hand in JSON, and what the same in a Caddyfile becomes.
-func TestJSONAndCaddyfileAreOne(t *testing.T) {
+// A configuration written by hand in JSON is the same as its Caddyfile.
+func TestJSONAndCaddyfileAreEquivalent(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tokens.db")
 	caddyfile := caddyfileOf(`
 		store bbolt `+path+`
@@ -285,7 +285,7 @@ func TestJSONAndCaddyfileAreOne(t *testing.T) {
 		t.Errorf("the Caddyfile becomes %+v, the JSON %+v", fromCaddyfile, fromJSON)
 	}
 
-	// One after the other they are a reload that changes nothing.
+	// Loading one after the other is a reload that changes nothing.
 	g := startGateway(t, "store memory", "respond ok")
 	if err := g.loadJSON([]byte(byHand)); err != nil {
 		t.Fatal(err)
@@ -301,8 +301,8 @@ func TestJSONAndCaddyfileAreOne(t *testing.T) {
 	}
 }
 
-// Every option of the Caddyfile is in the JSON, and the JSON reads back as it was
-// written: nothing is dropped, renamed or turned into something else on the way.
+// Every option of the Caddyfile is in the JSON, and the JSON reads back as it was written. Nothing
+// is lost, renamed or changed on the way.
 func TestJSONReadsBack(t *testing.T) {
 	goldenEnvironment(t)
 	for _, g := range goldens(t) {
@@ -331,7 +331,7 @@ func TestJSONReadsBack(t *testing.T) {
 	}
 }
 
-// normal is JSON with sorted members.
+// normal returns the JSON with its members sorted.
 func normal(t testing.TB, b []byte) json.RawMessage {
 	t.Helper()
 	var v any
@@ -345,7 +345,7 @@ func normal(t testing.TB, b []byte) json.RawMessage {
 	return out
 }
 
-// packageFiles are the files of this package, without tests, by name.
+// packageFiles returns the files of this package by name, without its tests.
 func packageFiles(t testing.TB) map[string]*ast.File {
 	t.Helper()
 	names, err := filepath.Glob("*.go")
@@ -368,7 +368,7 @@ func packageFiles(t testing.TB) map[string]*ast.File {
 
 var snakeCase = regexp.MustCompile(`^[a-z][a-z0-9]*(_[a-z0-9]+)*,omit(empty|zero)$`)
 
-// Caddy's website makes the manual of the JSON out of these comments and tags.
+// Caddy's website generates its reference of the JSON from these comments and tags.
 func TestConfigurationIsDocumented(t *testing.T) {
 	fields := 0
 	for name, file := range packageFiles(t) {
@@ -415,12 +415,12 @@ func TestConfigurationIsDocumented(t *testing.T) {
 		}
 	}
 	if fields < 30 {
-		t.Errorf("only %d fields were looked at; the test does not see the package any more", fields)
+		t.Errorf("only %d fields were checked, so the test no longer sees the package", fields)
 	}
 }
 
-// The modules that this package registers, by ID. The next test finds those that are
-// missing here.
+// modules are those that this package registers, by ID. TestModulesDeclareWhatTheyAre finds the ones
+// that are missing here.
 var modules = map[string]caddy.Module{
 	"oauth":                       new(caddyoauth.App),
 	"oauth.stores.bbolt":          new(caddyoauth.BboltStore),
@@ -436,6 +436,7 @@ var modules = map[string]caddy.Module{
 	"http.matchers.oauth_scope":   new(caddyoauth.MatchScope),
 }
 
+// Each module's ID makes a module of its type.
 func TestModules(t *testing.T) {
 	for id, module := range modules {
 		info, err := caddy.GetModule(id)
@@ -452,8 +453,8 @@ func TestModules(t *testing.T) {
 	}
 }
 
-// What a module can do it says to the compiler, or a misspelt method would never be
-// called. And it registers in the way that Caddy's documentation scanner reads.
+// A module declares the interfaces that it implements, or a misspelled method would never be called.
+// It registers in the way that Caddy's documentation scanner can read.
 func TestModulesDeclareWhatTheyAre(t *testing.T) {
 	guardOf := map[string]string{
 		"Provision": "caddy.Provisioner", "Validate": "caddy.Validator", "Cleanup": "caddy.CleanerUpper", "Start": "caddy.App",
@@ -479,7 +480,7 @@ func TestModulesDeclareWhatTheyAre(t *testing.T) {
 				if n.Name.Name == "CaddyModule" {
 					isModule[of] = true
 					if _, known := modules[moduleID(n)]; !known {
-						t.Errorf("%s: the ID of %s is not a literal of a module we know: %q", name, of, moduleID(n))
+						t.Errorf("%s: the ID of %s is not the literal ID of a known module: %q", name, of, moduleID(n))
 					}
 				}
 			case *ast.ValueSpec: // _ I = (*T)(nil)
@@ -489,7 +490,7 @@ func TestModulesDeclareWhatTheyAre(t *testing.T) {
 			case *ast.CallExpr:
 				if source(t, n.Fun) == "caddy.RegisterModule" {
 					if _, ok := n.Args[0].(*ast.CompositeLit); !ok {
-						t.Errorf("%s: RegisterModule wants a plain T{}, has %s", name, source(t, n.Args[0]))
+						t.Errorf("%s: RegisterModule must get a plain T{}, not %s", name, source(t, n.Args[0]))
 					}
 				}
 			}
@@ -504,15 +505,15 @@ func TestModulesDeclareWhatTheyAre(t *testing.T) {
 		}
 		checked++
 		if !guards[guard+" = (*"+m[0]+")(nil)"] {
-			t.Errorf("%s has a method %s and no interface guard _ %s = (*%s)(nil)", m[0], m[1], guard, m[0])
+			t.Errorf("%s has a method %s, but no interface guard _ %s = (*%s)(nil)", m[0], m[1], guard, m[0])
 		}
 	}
 	if checked < 10 || len(isModule) != len(modules) {
-		t.Errorf("%d methods of %d modules were looked at; the test does not see the package any more", checked, len(isModule))
+		t.Errorf("only %d methods of %d modules were checked, so the test no longer sees the package", checked, len(isModule))
 	}
 }
 
-// moduleID is the literal ID in a CaddyModule method.
+// moduleID returns the literal ID in a CaddyModule method.
 func moduleID(f *ast.FuncDecl) (id string) {
 	ast.Inspect(f, func(n ast.Node) bool {
 		if pair, ok := n.(*ast.KeyValueExpr); ok {
@@ -527,7 +528,7 @@ func moduleID(f *ast.FuncDecl) (id string) {
 	return id
 }
 
-// source is an expression as it is written.
+// source returns an expression as it is written.
 func source(t testing.TB, e ast.Expr) string {
 	t.Helper()
 	switch e := e.(type) {

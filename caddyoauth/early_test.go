@@ -26,8 +26,8 @@ func init() {
 	httpcaddyfile.RegisterDirectiveOrder("test_seen", httpcaddyfile.Before, "map")
 }
 
-// TestSeen is a handler of somebody else that runs before all others, and answers with what it
-// knows of the caller in X-Seen.
+// TestSeen is a third-party handler that runs before all others and answers in X-Seen with what it
+// knows about the caller.
 type TestSeen struct {
 	Text string `json:"text,omitempty"`
 }
@@ -41,8 +41,8 @@ func (s TestSeen) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return next.ServeHTTP(w, r)
 }
 
-// earlyReaders are directives that run before oauth_protect, each made to answer with what
-// it knows of the caller in X-Seen, or with another path.
+// earlyReaders are directives that run before oauth_protect. Each answers in X-Seen, or shows in
+// another path, what it knows about the caller.
 var earlyReaders = map[string]string{
 	"map":                     "map {header.X-OAuth-Client-Id} {who} {\nbob bob\ndefault nobody\n}\nheader X-Seen {who}",
 	"vars":                    "vars who {header.X-OAuth-Client-Id}\nheader X-Seen <{vars.who}>",
@@ -57,10 +57,10 @@ var earlyReaders = map[string]string{
 	"log_append":              "log_append who {header.X-OAuth-Client-Id}\nheader X-Seen <{header.X-OAuth-Client-Id}>",
 }
 
-// A caller's word about itself decides nothing, wherever it is read: before any other
-// handler and any matcher of the server it is gone.
+// What a caller says about itself decides nothing, wherever it is read: it is removed before any
+// other handler and any matcher of the server.
 func TestNothingReadsAForgedIdentity(t *testing.T) {
-	// On a way that leads to an oauth_protect, Caddy's own directives may not read it at all.
+	// On a route that leads to an oauth_protect, Caddy's own directives may not read it at all.
 	const protected = "handle /api/* {\noauth_protect {\nheader_prefix X-Partner-\n}\nreverse_proxy BACKEND\n}\n"
 	sites := map[string]string{
 		"an open handle beside a protected one": protected + "handle {\nREADER\nreverse_proxy BACKEND\n}",
@@ -85,8 +85,8 @@ func TestNothingReadsAForgedIdentity(t *testing.T) {
 	}
 }
 
-// Handlers of others may read it on the way to an oauth_protect, too.
-func TestNobodyElsesHandlerReadsAForgedIdentity(t *testing.T) {
+// Third-party handlers may read it even on the way to an oauth_protect, and find nothing.
+func TestThirdPartyHandlersReadNoForgedIdentity(t *testing.T) {
 	for site, lines := range map[string]string{
 		"a protected site":    "oauth_server\noauth_protect\noauth_protect /partners/* {\nheader_prefix X-Partner-\n}\nreverse_proxy BACKEND",
 		"a protected handle":  "handle /api/* {\noauth_protect {\nheader_prefix X-Partner-\n}\nreverse_proxy BACKEND\n}\nhandle {\nreverse_proxy BACKEND\n}",
@@ -96,13 +96,13 @@ func TestNobodyElsesHandlerReadsAForgedIdentity(t *testing.T) {
 		for _, path := range []string{"/api/x", "/open"} {
 			a := g.do(g.request("GET", path, "", "X-OAuth-Client-Id", "bob", "X-Partner-Client-Id", "bob", "Authorization", "Bearer x"))
 			if seen := a.Header.Get("X-Seen"); seen != "<>" {
-				t.Errorf("%s, %s: seen %q", site, path, seen)
+				t.Errorf("%s, %s: the handler saw %q", site, path, seen)
 			}
 		}
 	}
 }
 
-// What is served must not depend on a forged header either.
+// Which file is served must not depend on a forged header, either.
 func TestForgedIdentityChoosesNoFiles(t *testing.T) {
 	folder := t.TempDir()
 	for name, content := range map[string]string{"bob/f": "bob's", "f": "nobody's"} {
@@ -129,7 +129,7 @@ func TestForgedIdentityChoosesNoFiles(t *testing.T) {
 	}
 }
 
-// Every way in which our handlers come to stand in a server leads to the same.
+// However our handlers get into a server, identity headers are removed early.
 func TestEarlyStripIsInstalled(t *testing.T) {
 	const head = "{\nadmin off\npersist_config off\nauto_https off\ngrace_period 1s\n%s\noauth {\nstore memory\n" + testClients + "}\n}\n"
 	const reader = "test_seen <{header.X-OAuth-Client-Id}>\n"
@@ -152,7 +152,7 @@ func TestEarlyStripIsInstalled(t *testing.T) {
 				if a.StatusCode != 200 || a.Body != "ok" || a.Header.Get("X-Seen") != "<>" {
 					t.Errorf("%d %q, seen %q", a.StatusCode, a.Body, a.Header.Get("X-Seen"))
 				}
-				// As it was, and again after a reload.
+				// The second time, after a reload.
 				if err := g.loadCaddyfile(config); err != nil {
 					t.Fatal(err)
 				}
@@ -168,8 +168,8 @@ func TestEarlyStripIsInstalled(t *testing.T) {
 	}
 }
 
-// All routes of a server go on as before: those before ours, ours, those behind; groups,
-// terminal ones, and their metrics.
+// All routes of a server work as before: those before ours, ours, and those after them; groups,
+// terminal routes, and their metrics.
 func TestEarlyStripKeepsTheRoutes(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "respond x")
 	const config = `{
@@ -194,7 +194,7 @@ func TestEarlyStripKeepsTheRoutes(t *testing.T) {
 	for path, want := range map[string][4]string{"/a": {"200", "one", "1", "last"}, "/b": {"200", "two", "1", "last"}, "/end": {"200", "two", "", ""}, "/api/x": {"401", "two", "1", ""}} {
 		a := g.do(g.request("GET", path, "", "X-OAuth-Client-Id", "bob"))
 		if got := [4]string{fmt.Sprint(a.StatusCode), a.Header.Get("X-Group"), a.Header.Get("X-Behind"), a.Body}; got != want || a.Header.Get("X-Seen") != "<>" {
-			t.Errorf("%s: %q, first %q; want %q", path, got, a.Header.Get("X-Seen"), want)
+			t.Errorf("%s: %q, and the first handler saw %q; want %q", path, got, a.Header.Get("X-Seen"), want)
 		}
 	}
 	if a := g.get("/api/x", g.token("reader")); a.StatusCode != 200 || a.Body != "last" {
@@ -216,11 +216,11 @@ func TestEarlyStripKeepsTheRoutes(t *testing.T) {
 	}
 }
 
-// Requests that fail before any route reach an error page's backend all the same.
+// Requests that fail before any route reach an error page's backend, too.
 func TestErrorPagesReadNoForgedIdentity(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND\nhandle_errors {\nheader X-Seen <{header.X-OAuth-Client-Id}>\nreverse_proxy BACKEND\n}")
 	for name, lines := range map[string][]string{
-		"no host": {"Host: "}, "a host that is none": {"Host: ..."}, "no token": {"Host: localhost"},
+		"no host": {"Host: "}, "an invalid host": {"Host: ..."}, "no token": {"Host: localhost"},
 	} {
 		before := g.Backend.count()
 		a := g.rawRequest("GET /x", append(lines, "X-OAuth-Client-Id: bob", "Connection: Upgrade, X-Forwarded-For", "Upgrade: h2c")...)
@@ -235,9 +235,9 @@ func TestErrorPagesReadNoForgedIdentity(t *testing.T) {
 	}
 }
 
-// Where Caddy tells us of a server too late, the handlers strip for themselves as ever, and
-// the log says what that leaves open.
-func TestNamedRoutesAloneAreWarnedOf(t *testing.T) {
+// If Caddy tells us about a server too late, the handlers remove the headers themselves, and the
+// log says what that leaves open.
+func TestWarningAboutOnlyNamedRoutes(t *testing.T) {
 	logs := filepath.Join(t.TempDir(), "log")
 	site := "{\nadmin off\npersist_config off\nauto_https off\ngrace_period 1s\nlog {\noutput file " + logs + "\n}\noauth {\nstore memory\n" + testClients + "}\n}\n" +
 		"&(protected) {\noauth_protect /api/*\nreverse_proxy BACKEND\n}\n:0 {\nbind 127.0.0.1\nSERVER\ninvoke protected\n}\n"
@@ -261,8 +261,8 @@ func TestNamedRoutesAloneAreWarnedOf(t *testing.T) {
 	}
 }
 
-// Of a named route in which no directive has a matcher, Caddy keeps the first handler alone. Where
-// one of ours is in it, all are kept: a route must not lose what protects it.
+// If no directive of a named route has a matcher, Caddy keeps only the first handler. If one of
+// ours is in it, all are kept, since a route must not lose what protects it.
 func TestNamedRoutesKeepWhatProtectsThem(t *testing.T) {
 	const head = "{\nadmin off\npersist_config off\nauto_https off\ngrace_period 1s\noauth {\nstore memory\n" + testClients + "}\n}\n"
 	for name, sites := range map[string]string{

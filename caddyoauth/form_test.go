@@ -20,14 +20,14 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// These tests guard the form of the house, which no compiler does.
+// These tests guard the form of the code, which no compiler does.
 
 const modulePath = "github.com/caddyoauth/gateway"
 
-// listed is what 'go list' says of a package.
+// listed is what 'go list' says about a package.
 type listed struct {
 	ImportPath string
-	Imports    []string // named by the package itself
+	Imports    []string // what it names itself
 	Deps       []string // everything that it reaches
 }
 
@@ -58,7 +58,7 @@ func listPackages(t *testing.T) []listed {
 func TestImportsGoDown(t *testing.T) {
 	const (
 		caddyIsTheTop   = "the rules and stores must be tested, and understood, without compiling Caddy"
-		driversAreAbove = "the rules ask a TokenStore and must not know which one they have"
+		driversAreAbove = "the rules use a TokenStore and must not know which one"
 		noServer        = "the rules decide; what is read from and written to the wire is the handler's"
 		publicAndAlone  = "a Go backend imports introspect without the gateway"
 	)
@@ -154,7 +154,7 @@ func sourceFiles(t *testing.T, visit func(name string, file *ast.File)) {
 		t.Fatal(err)
 	}
 	if n < 20 {
-		t.Fatalf("only %d files were looked at; the test does not see the repository any more", n)
+		t.Fatalf("only %d files were checked, so the test no longer sees the repository", n)
 	}
 }
 
@@ -235,6 +235,7 @@ type noImports struct{}
 
 func (noImports) Import(string) (*types.Package, error) { return nil, errors.New("not imported") }
 
+// The comment of a package says what it is, and begins as Go's conventions have it.
 func TestEveryPackageHasAComment(t *testing.T) {
 	comments := make(map[string]string)
 	sourceFiles(t, func(name string, file *ast.File) {
@@ -248,17 +249,17 @@ func TestEveryPackageHasAComment(t *testing.T) {
 			begins = "Command " + path.Base(folder) + " "
 		}
 		if doc := file.Doc.Text(); doc != "" && !strings.HasPrefix(doc, begins) {
-			t.Errorf("%s: the comment of the package must begin with %q", name, begins)
+			t.Errorf("%s: the package comment must begin with %q", name, begins)
 		}
 	})
 	for folder, comment := range comments {
 		if comment == "" {
-			t.Errorf("package %s has no comment that says what it is", folder)
+			t.Errorf("package %s has no package comment", folder)
 		}
 	}
 }
 
-// What is random here is secret, or must not be guessed.
+// Whatever is random here is secret, or must not be guessed.
 func TestRandomnessIsCryptographic(t *testing.T) {
 	sourceFiles(t, func(name string, file *ast.File) {
 		for _, spec := range file.Imports {
@@ -269,11 +270,10 @@ func TestRandomnessIsCryptographic(t *testing.T) {
 	})
 }
 
-// Metrics are named as the others of Caddy are, and no label can take a value that
-// somebody outside chooses.
+// Metrics are named like Caddy's own, and no label can have a value that a caller chooses.
 func TestMetricsAreNamedAndBounded(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, gatewaySite)
-	// Everything that can be counted once, refusals with hostile words included.
+	// Count everything once, including refusals of requests with hostile words.
 	token := g.token("reader")
 	g.get("/x", token)
 	g.get("/x", "hostile")
@@ -293,7 +293,7 @@ func TestMetricsAreNamedAndBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	labels := map[string]*regexp.Regexp{
-		"realm":     regexp.MustCompile(`^[a-z0-9_-]+$|^External$|^None$`), // those of other tests, too
+		"realm":     regexp.MustCompile(`^[a-z0-9_-]+$|^External$|^None$`), // other tests' realms included
 		"endpoint":  regexp.MustCompile(`^(token|introspect|revoke)$`),
 		"operation": regexp.MustCompile(`^(put|get|revoke)$`),
 		"source":    regexp.MustCompile(`^https?://[A-Za-z0-9.:/_-]+$`), // from the configuration
@@ -313,13 +313,13 @@ func TestMetricsAreNamedAndBounded(t *testing.T) {
 			t.Errorf("counter %s does not end with _total", name)
 		}
 		if !strings.HasSuffix(family.GetHelp(), ".") {
-			t.Errorf("the help of %s is no sentence: %q", name, family.GetHelp())
+			t.Errorf("the help of %s is not a sentence: %q", name, family.GetHelp())
 		}
 		for _, m := range family.GetMetric() {
 			for _, label := range m.GetLabel() {
 				allowed := labels[label.GetName()]
 				if allowed == nil {
-					t.Errorf("%s has the label %s, which is none of the known ones", name, label.GetName())
+					t.Errorf("%s has the unknown label %s", name, label.GetName())
 				} else if !allowed.MatchString(label.GetValue()) || strings.Contains(label.GetValue(), "hostile") {
 					t.Errorf("%s has the label %s=%q", name, label.GetName(), label.GetValue())
 				}

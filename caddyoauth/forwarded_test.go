@@ -10,19 +10,19 @@ import (
 	"testing"
 )
 
-// A balancer that Caddy trusts says how the client came to it: with X-Forwarded-Proto: http its
-// requests are refused at the endpoints and at routes, however it comes itself; insecure_http
-// passes all. Of one that Caddy does not trust nothing is believed.
+// A balancer that Caddy trusts says how the client connected to it. If X-Forwarded-Proto is http,
+// endpoints and routes refuse the request, however the balancer itself connects, unless
+// insecure_http allows it. A balancer that Caddy does not trust is not believed.
 func TestTLSThatEndsAtABalancer(t *testing.T) {
 	const site = "oauth_server {\nINSECURE\n}\noauth_protect {\nINSECURE\n}\nreverse_proxy BACKEND"
 	for _, c := range []struct {
 		name, servers, insecure string
-		status                  map[string]int // by what X-Forwarded-Proto says
+		status                  map[string]int // by X-Forwarded-Proto
 	}{
 		{"trusted", "trusted_proxies static 127.0.0.0/8", "", map[string]int{"https": 200, "http": 403, "http, https": 403, "": 200}},
 		{"trusted, with the switch", "trusted_proxies static 127.0.0.0/8", "insecure_http", map[string]int{"https": 200, "http": 200, "": 200}},
-		{"another is trusted", "trusted_proxies static 192.0.2.1", "", map[string]int{"https": 200, "http": 200, "": 200}},
-		{"nobody is trusted", "", "", map[string]int{"https": 200, "http": 200, "": 200}},
+		{"another proxy is trusted", "trusted_proxies static 192.0.2.1", "", map[string]int{"https": 200, "http": 200, "": 200}},
+		{"no proxy is trusted", "", "", map[string]int{"https": 200, "http": 200, "": 200}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			caddyfile := caddyfileOf("store memory\n"+testClients, strings.ReplaceAll(site, "INSECURE", c.insecure))
@@ -49,8 +49,7 @@ func TestTLSThatEndsAtABalancer(t *testing.T) {
 	}
 }
 
-// What the example of a deployment shows in comments, for those behind a balancer, is a
-// configuration.
+// The comments in the deployment example, for those behind a balancer, are a valid configuration.
 func TestDeploymentBehindABalancer(t *testing.T) {
 	text := readDocument(t, "examples/deploy/Caddyfile")
 	before, after, found := strings.Cut(text, "\t# servers {\n")
@@ -62,11 +61,11 @@ func TestDeploymentBehindABalancer(t *testing.T) {
 	checkFormat(t, text)
 	config := string(adaptDocument(t, text))
 	if !strings.Contains(config, `"trusted_proxies":{"ranges":["192.0.2.10"],"source":"static"}`) {
-		t.Errorf("the servers are configured as %s", config)
+		t.Errorf("the configuration is %s", config)
 	}
 }
 
-// A unix socket is this machine's, unless Caddy trusts who speaks there, and that says http.
+// A unix socket counts as local, unless Caddy trusts the peer there and that says http.
 func TestForwardedOverAUnixSocket(t *testing.T) {
 	for servers, status := range map[string]int{"": 200, "trusted_proxies_unix": 403} {
 		t.Run("servers "+servers, func(t *testing.T) {

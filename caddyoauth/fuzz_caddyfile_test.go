@@ -12,9 +12,8 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth"
 )
 
-// Whatever stands in our blocks, the parser answers with JSON or with an error. The
-// JSON is always the same, has no field that the app does not know, and is accepted or
-// refused in turn.
+// Whatever is in our blocks, the parser returns JSON or an error. The JSON is always the same and
+// has no field that the app does not know. Loading it succeeds or fails, but does not panic.
 func FuzzCaddyfile(f *testing.F) {
 	for _, g := range goldens(f) {
 		// The oauth block of a golden file, and what its site does with our directives.
@@ -43,7 +42,7 @@ func FuzzCaddyfile(f *testing.F) {
 			return
 		}
 		if again, _, err := adapter.Adapt([]byte(text), options); err != nil || !bytes.Equal(config, again) {
-			t.Fatalf("the second time it is another: %v\n%s\n%s", err, config, again)
+			t.Fatalf("the second time the result is different: %v\n%s\n%s", err, config, again)
 		}
 		var c caddy.Config
 		if err := json.Unmarshal(config, &c); err != nil {
@@ -51,7 +50,7 @@ func FuzzCaddyfile(f *testing.F) {
 		}
 		raw := c.AppsRaw["oauth"]
 		if raw == nil {
-			return // the text has closed our block and gone elsewhere
+			return // the text has closed our block and continued outside of it
 		}
 		var app caddyoauth.App
 		if err := caddy.StrictUnmarshalJSON(raw, &app); err != nil {
@@ -60,12 +59,12 @@ func FuzzCaddyfile(f *testing.F) {
 		if written, err := json.Marshal(app); err != nil || !bytes.Equal(normal(t, written), normal(t, raw)) {
 			t.Fatalf("%s reads back as %s, %v", raw, written, err)
 		}
-		// Alone: the text may have set up other apps as well.
+		// Without other apps, which the text may have configured as well.
 		off := json.RawMessage(`{"disabled":true}`)
 		alone, err := json.Marshal(map[string]any{"admin": off, "apps": map[string]any{"oauth": raw}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = validate(alone) // yes or no, but an answer
+		_ = validate(alone) // either will do, but it must return
 	})
 }

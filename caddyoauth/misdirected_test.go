@@ -7,13 +7,13 @@ import (
 	"testing"
 )
 
-// wantNoEndpoint checks the answer to a request that only looks like one to an endpoint: 404
-// in JSON, which tells where the token endpoint is and repeats nothing that was sent.
+// wantNoEndpoint checks the answer to a request that only looks like one to an endpoint: a 404 in
+// JSON that says where the token endpoint is and repeats nothing that was sent.
 func wantNoEndpoint(t *testing.T, a answer, tokenEndpoint string) {
 	t.Helper()
 	wantE(t, a, 404, "invalid_request", "reader", testSecret)
 	if a.Request.Method != "HEAD" && !strings.Contains(a.Body, `is at `+tokenEndpoint+`"`) {
-		t.Errorf("the answer does not tell where the token endpoint is: %s", a.Body)
+		t.Errorf("the answer does not say where the token endpoint is: %s", a.Body)
 	}
 }
 
@@ -32,8 +32,8 @@ func TestEndpointsWithASlashAtTheEnd(t *testing.T) {
 	}
 }
 
-// What looks like a request to an endpoint reaches no backend with its secret, however its
-// URL is wrong. What a backend may serve itself is left to it.
+// A request that looks like one to an endpoint takes its secret to no backend, however wrong its
+// URL is. What a backend may serve itself is left to it.
 func TestMisdirectedRequestsReachNoBackend(t *testing.T) {
 	const site = "oauth_server\nreverse_proxy BACKEND"
 	// A secret in the query, for methods that have no body.
@@ -60,7 +60,7 @@ func TestMisdirectedRequestsReachNoBackend(t *testing.T) {
 				"/oauth2x/access_token", "/myoauth2/token", "/oauth2/../api/token", "/",
 			},
 		}, {
-			"a base path of one's own", "oauth_server {\nbase_path /am/login\n}\nreverse_proxy BACKEND", "/am/login/access_token",
+			"another base path", "oauth_server {\nbase_path /am/login\n}\nreverse_proxy BACKEND", "/am/login/access_token",
 			[]string{"/am/login/alpha/access_token", "/AM/LOGIN/token", "/login/access_token", "/x/Login/token", "/oauth2/access_token", "/am/login/tokeninfo", "/am/login/introspection", "/oauth2/revocation", "/oauth2/realms/root/realms/alpha/token"},
 			[]string{"/am/token", "/am/access_token", "/api/token"},
 		}, {
@@ -76,11 +76,11 @@ func TestMisdirectedRequestsReachNoBackend(t *testing.T) {
 			[]string{"/%C3%A4%22x/alpha/access_token", "/%C3%84%22X/access_token"},
 			nil,
 		}, {
-			"a prefix that is taken away", "handle_path /auth/* {\noauth_server\n}\nreverse_proxy BACKEND", "/oauth2/access_token",
+			"a prefix that is stripped", "handle_path /auth/* {\noauth_server\n}\nreverse_proxy BACKEND", "/oauth2/access_token",
 			[]string{"/auth/oauth2/alpha/token", "/auth/OAuth2/token"},
 			nil,
 		}, {
-			"what another server behind the gateway has, left out by a matcher", "@ours not path /am/oauth2/*\noauth_server @ours\nreverse_proxy BACKEND", "/oauth2/access_token",
+			"endpoints of another server behind the gateway, left out by a matcher", "@ours not path /am/oauth2/*\noauth_server @ours\nreverse_proxy BACKEND", "/oauth2/access_token",
 			[]string{"/am2/oauth2/access_token"},
 			[]string{"/am/oauth2/access_token", "/am/oauth2/realms/root/realms/x/introspect"},
 		},
@@ -105,28 +105,28 @@ func TestMisdirectedRequestsReachNoBackend(t *testing.T) {
 			}
 			for _, path := range c.passed {
 				if a := g.post(path, "", "", form); a.StatusCode != 200 || a.Body != "backend" {
-					t.Errorf("%s, which is no endpoint's: %d %s", path, a.StatusCode, a.Body)
+					t.Errorf("%s, which is not like an endpoint's: %d %s", path, a.StatusCode, a.Body)
 				}
 			}
 		})
 	}
 
-	// A page about such a path may be read.
+	// A GET without credentials may be for a page about such a path.
 	g := startGateway(t, "store memory\n"+endpointOptions(), site)
 	for _, path := range []string{"/docs/oauth2/token", "/docs/oauth2/introspect?lang=en", "/oauth2", "/oauth2/", "/oauth2/realms/root/realms/alpha"} {
 		if a := g.get(path, ""); a.Body != "backend" {
 			t.Errorf("GET %s: %d %s", path, a.StatusCode, a.Body)
 		}
 	}
-	// With an issuer, clients are told the URL that it makes.
+	// If there is an issuer, clients are told the URL that is derived from it.
 	if err := g.load("store memory\nissuer https://example.com/gw/oauth2\n"+endpointOptions(), site); err != nil {
 		t.Fatal(err)
 	}
 	wantNoEndpoint(t, g.post("/oauth2/alpha/access_token", "reader", testSecret, nil), "https://example.com/gw/oauth2/access_token")
 }
 
-// Several oauth_server in a site don't refuse each other's requests, wherever they stand; and
-// what an oauth_server of another site serves is served there alone.
+// Several oauth_server in a site don't refuse each other's requests, wherever they are in it. The
+// endpoints of an oauth_server of another site are served only there.
 func TestMisdirectedBetweenServers(t *testing.T) {
 	const servers = "oauth_server root {\nbase_path /am/oauth2\n}\noauth_server alpha\nhandle_path /beta/* {\noauth_server beta {\nbase_path /b/oauth2\n}\n}\nreverse_proxy BACKEND"
 	options := "store memory\n" + endpointOptions() + "realm beta {\n" + endpointClients() + "}\n"
@@ -134,7 +134,7 @@ func TestMisdirectedBetweenServers(t *testing.T) {
 	g := startGateway(t, options, servers)
 	hosts := strings.Replace(caddyfileOf(options, ""), ":0 {\nbind 127.0.0.1\n\n}\n",
 		"http://one.example:0 {\nbind 127.0.0.1\n"+servers+"\n}\nhttp://two.example:0 {\nbind 127.0.0.1\noauth_server\nreverse_proxy BACKEND\n}\n", 1)
-	// The second site is the server on which the port is fixed, so that the first is srv0.
+	// The second site has the fixed port, so that the first site's server is srv0.
 	port := freePort(t)
 	ports := caddyfileOf(options, servers) + fmt.Sprintf(":%d {\nbind 127.0.0.1\noauth_server\nreverse_proxy BACKEND\n}\n", port)
 	for name, caddyfile := range map[string]string{"a site without a host": caddyfileOf(options, servers), "two sites": hosts, "two ports": ports} {
@@ -172,7 +172,7 @@ func TestMisdirectedBetweenServers(t *testing.T) {
 	}
 }
 
-// Operators see what went to no endpoint, without what was sent there.
+// Operators see which requests missed the endpoints, but not what was sent.
 func TestMisdirectedRequestsAreLoggedAndCounted(t *testing.T) {
 	g, logged := startLogged(t, "store memory\n"+testClients, "metrics /metrics\noauth_server\nreverse_proxy BACKEND")
 	const counter = `caddy_oauth_requests_total{endpoint="%s",realm="None",result="no_such_endpoint"}`
@@ -188,7 +188,7 @@ func TestMisdirectedRequestsAreLoggedAndCounted(t *testing.T) {
 		}
 		g.post(path, "reader", testSecret, url.Values{"client_secret": {testSecret}})
 		if got := g.metricOf(sample) - before; got != 1 {
-			t.Errorf("%s is counted %v times", path, got)
+			t.Errorf("%s was counted %v times", path, got)
 		}
 		meant, _, _ := strings.Cut(path, "%3F")
 		meant, _, _ = strings.Cut(meant, ";")

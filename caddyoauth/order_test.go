@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// orderSites are the ways in which a site's routes stand in the JSON: those of a site without
-// a name are the server's own, and loaded one after the other.
+// orderSites are addresses that put a site's routes at different places in the JSON: those of a
+// site without a name are the server's own, and loaded one after the other.
 var orderSites = map[string]string{"without a name": ":8080", "with a name": "http://api.example.com"}
 
-// ordered is what validating a Caddyfile with these lines in its site says.
+// ordered returns the error of validating a Caddyfile with these lines in its site, or "".
 func ordered(t *testing.T, address, lines string) string {
 	t.Helper()
 	config, err := adapt(t, formatted("{\nadmin off\npersist_config off\nskip_install_trust\nauto_https off\noauth {\nstore memory\n"+testClients+"\n}\n}\n"+
@@ -30,7 +30,7 @@ func ordered(t *testing.T, address, lines string) string {
 	return ""
 }
 
-// What wants to know the caller before oauth_protect can have told is refused, with its place.
+// Using the caller's identity before oauth_protect has set it is refused at load, with the place.
 func TestIdentityTooEarlyIsRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		lines string
@@ -86,35 +86,35 @@ func TestIdentityTooEarlyIsRefused(t *testing.T) {
 	}
 }
 
-// What comes after oauth_protect, on its way or at its time, is accepted, and so is what is no
-// matter of it.
+// Using the identity after oauth_protect, in place or in time, is accepted, and so is anything that
+// does not concern it.
 func TestIdentityInItsPlaceIsAccepted(t *testing.T) {
 	for name, lines := range map[string]string{
-		"after it":                            "oauth_protect\nrequest_header X-User {http.auth.user.id}\nreverse_proxy 127.0.0.1:9",
-		"in a route, in the written order":    "route {\noauth_protect\nroot * /srv/{http.auth.user.id}\nrewrite * /{header.X-OAuth-Client-Id}{uri}\nfile_server\n}",
-		"in a handle after it":                "oauth_protect\nhandle /a/* {\nroot * /srv/{http.auth.user.id}\nfile_server\n}",
-		"in a handle_path after it":           "oauth_protect\nhandle_path /a/* {\nrewrite * /{http.auth.user.id}{uri}\nfile_server\n}",
-		"a scope after it":                    "oauth_protect\n@admin oauth_scope admin\nrequest_header @admin X-Role admin\n@other header X-OAuth-Client-Id a\nrespond @other ok",
-		"the matcher of a second one":         "@a header X-OAuth-Client-Id a\nroute {\noauth_protect\noauth_protect @a {\nscopes read\n}\nrespond ok\n}",
-		"in handle_errors":                    "oauth_protect\nhandle_errors {\nrewrite * /{http.auth.user.id}\nrespond {header.X-OAuth-Client-Id}\n}",
-		"log_append":                          "log_append user {http.auth.user.id}\noauth_protect\nrespond ok",
-		"a header of the answer":              "header >X-User {http.auth.user.id}\noauth_protect\nrespond ok",
-		"a deferred header":                   "header {\nX-User {http.auth.user.id}\ndefer\n}\noauth_protect\nrespond ok",
-		"a span":                              "tracing {\nspan x\nspan_attributes {\nuser {http.auth.user.id}\n}\n}\noauth_protect\nrespond ok",
-		"header_up":                           "oauth_protect /a/*\nreverse_proxy 127.0.0.1:9 {\nheader_up Remote-User {header.X-OAuth-Client-Id}\n}",
-		"a proxy for open paths, before":      "route {\nreverse_proxy /public/* 127.0.0.1:9 {\nheader_up Remote-User {header.X-OAuth-Client-Id}\n}\noauth_protect\nreverse_proxy 127.0.0.1:9 {\nheader_up Remote-User {header.X-OAuth-Client-Id}\n}\n}",
-		"a map, used after it":                "map {http.auth.user.id} {tenant} {\na one\ndefault two\n}\noauth_protect\nrespond {tenant}",
-		"the way of another handle":           "handle /a/* {\nroot * /srv/{http.auth.user.id}\nfile_server\n}\nhandle {\noauth_protect\nrespond ok\n}",
-		"ways of handles with others between": "handle /a/* {\noauth_protect\nrespond ok\n}\nhandle /b/* {\nrequest_header X-User {header.X-OAuth-Client-Id}\nrespond ok\n}\nhandle {\noauth_protect\nrespond ok\n}",
-		"after it, for a part":                "route {\noauth_protect /a/*\nroot /a/* /srv/{http.auth.user.id}\noauth_protect /b/*\nfile_server\n}",
-		"a named route after it":              "oauth_protect\ninvoke late",
-		"after a named route":                 "route {\ninvoke protected\nroot * /srv/{http.auth.user.id}\noauth_protect\nfile_server\n}",
-		"without any oauth_protect":           "root * /srv/{http.auth.user.id}\nfile_server",
-		"basic_auth's user":                   "route {\nbasic_auth {\nu $2a$10$kVgX/6erEKdQ8SKSIdW7zOo3TCo5RVGdC9HUwfb8zBtnxPOsaT32W\n}\nrewrite * /{http.auth.user.id}{uri}\noauth_protect\nrespond ok\n}",
-		"a path that looks alike":             "@a path /X-OAuth-docs/*\nrewrite @a /x-oauth-docs{uri}\noauth_protect\nrespond ok",
-		"a name for the access log":           "vars http.auth.user.id nobody\noauth_protect\nrespond ok",
-		"what has braces and no end":          "respond /x \"{http.auth.user.id\"\noauth_protect\nrespond ok",
-		"a route that invokes itself":         "invoke loop\ninvoke late",
+		"after it":                         "oauth_protect\nrequest_header X-User {http.auth.user.id}\nreverse_proxy 127.0.0.1:9",
+		"in a route, in the written order": "route {\noauth_protect\nroot * /srv/{http.auth.user.id}\nrewrite * /{header.X-OAuth-Client-Id}{uri}\nfile_server\n}",
+		"in a handle after it":             "oauth_protect\nhandle /a/* {\nroot * /srv/{http.auth.user.id}\nfile_server\n}",
+		"in a handle_path after it":        "oauth_protect\nhandle_path /a/* {\nrewrite * /{http.auth.user.id}{uri}\nfile_server\n}",
+		"a scope after it":                 "oauth_protect\n@admin oauth_scope admin\nrequest_header @admin X-Role admin\n@other header X-OAuth-Client-Id a\nrespond @other ok",
+		"the matcher of a second one":      "@a header X-OAuth-Client-Id a\nroute {\noauth_protect\noauth_protect @a {\nscopes read\n}\nrespond ok\n}",
+		"in handle_errors":                 "oauth_protect\nhandle_errors {\nrewrite * /{http.auth.user.id}\nrespond {header.X-OAuth-Client-Id}\n}",
+		"log_append":                       "log_append user {http.auth.user.id}\noauth_protect\nrespond ok",
+		"a header of the answer":           "header >X-User {http.auth.user.id}\noauth_protect\nrespond ok",
+		"a deferred header":                "header {\nX-User {http.auth.user.id}\ndefer\n}\noauth_protect\nrespond ok",
+		"a span":                           "tracing {\nspan x\nspan_attributes {\nuser {http.auth.user.id}\n}\n}\noauth_protect\nrespond ok",
+		"header_up":                        "oauth_protect /a/*\nreverse_proxy 127.0.0.1:9 {\nheader_up Remote-User {header.X-OAuth-Client-Id}\n}",
+		"a proxy for open paths, before":   "route {\nreverse_proxy /public/* 127.0.0.1:9 {\nheader_up Remote-User {header.X-OAuth-Client-Id}\n}\noauth_protect\nreverse_proxy 127.0.0.1:9 {\nheader_up Remote-User {header.X-OAuth-Client-Id}\n}\n}",
+		"a map, used after it":             "map {http.auth.user.id} {tenant} {\na one\ndefault two\n}\noauth_protect\nrespond {tenant}",
+		"in another handle":                "handle /a/* {\nroot * /srv/{http.auth.user.id}\nfile_server\n}\nhandle {\noauth_protect\nrespond ok\n}",
+		"in a handle between two others":   "handle /a/* {\noauth_protect\nrespond ok\n}\nhandle /b/* {\nrequest_header X-User {header.X-OAuth-Client-Id}\nrespond ok\n}\nhandle {\noauth_protect\nrespond ok\n}",
+		"after it, for a part":             "route {\noauth_protect /a/*\nroot /a/* /srv/{http.auth.user.id}\noauth_protect /b/*\nfile_server\n}",
+		"a named route after it":           "oauth_protect\ninvoke late",
+		"after a named route":              "route {\ninvoke protected\nroot * /srv/{http.auth.user.id}\noauth_protect\nfile_server\n}",
+		"without any oauth_protect":        "root * /srv/{http.auth.user.id}\nfile_server",
+		"basic_auth's user":                "route {\nbasic_auth {\nu $2a$10$kVgX/6erEKdQ8SKSIdW7zOo3TCo5RVGdC9HUwfb8zBtnxPOsaT32W\n}\nrewrite * /{http.auth.user.id}{uri}\noauth_protect\nrespond ok\n}",
+		"a path that looks alike":          "@a path /X-OAuth-docs/*\nrewrite @a /x-oauth-docs{uri}\noauth_protect\nrespond ok",
+		"a name for the access log":        "vars http.auth.user.id nobody\noauth_protect\nrespond ok",
+		"an open brace without its end":    "respond /x \"{http.auth.user.id\"\noauth_protect\nrespond ok",
+		"a route that invokes itself":      "invoke loop\ninvoke late",
 	} {
 		for kind, address := range orderSites {
 			if got := ordered(t, address, lines); got != "" {
@@ -124,8 +124,8 @@ func TestIdentityInItsPlaceIsAccepted(t *testing.T) {
 	}
 }
 
-// Of a module that is not Caddy's own nobody here knows when it looks.
-func TestIdentityInModulesOfOthersIsWarnedOf(t *testing.T) {
+// When a third-party module reads the identity is not known, so the log has a warning.
+func TestWarningAboutIdentityInThirdPartyModules(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
 	g := startCaddyfile(t, strings.Replace(caddyfileOf("store memory\n"+testClients, "route {\ntest_user tenant={header.X-OAuth-Client-Id}\noauth_protect\nrespond ok\n}"), "{\n", "{\nlog {\noutput file "+log+"\n}\n", 1))
 	if a := g.get("/x", ""); a.StatusCode != 401 {
@@ -140,8 +140,8 @@ func TestIdentityInModulesOfOthersIsWarnedOf(t *testing.T) {
 	}
 }
 
-// A token can say what it likes, and some matchers take that as a pattern.
-func TestIdentityInAPatternIsWarnedOf(t *testing.T) {
+// Some matchers would take what a token says as a pattern, so the log has a warning.
+func TestWarningAboutIdentityInAPattern(t *testing.T) {
 	for name, c := range map[string]struct{ lines, want string }{
 		"a path":               {"@o path /users/{http.auth.user.subject}/*", "'/users/{http.auth.user.subject}/*' in the matcher path is a pattern"},
 		"a path, negated":      {"@o not path /users/{http.auth.user.subject}/*", "in the matcher path is a pattern"},
@@ -169,8 +169,8 @@ func TestIdentityInAPatternIsWarnedOf(t *testing.T) {
 	}
 }
 
-// A site of thousands of routes loads without delay, also if they name an identity that nobody
-// asks a token for.
+// A site with thousands of routes loads without delay, even if they use an identity without an
+// oauth_protect.
 func TestOrderOfManyRoutes(t *testing.T) {
 	var lines strings.Builder
 	for i := range 2000 {
@@ -181,6 +181,6 @@ func TestOrderOfManyRoutes(t *testing.T) {
 		t.Error(got)
 	}
 	if took := time.Since(start); took > 20*time.Second {
-		t.Errorf("it took %s", took)
+		t.Errorf("loading took %s", took)
 	}
 }

@@ -24,15 +24,14 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
 )
 
-// The benchmarks in this file start the gateway as a process of its own and measure
-// what that process costs. Each iteration is one round, in which both sides of a
-// ratio are measured in turn; what is reported is the median of the rounds' ratios,
-// with the least and the greatest beside it. Run them with
+// The benchmarks in this file start the gateway as a process of its own and measure what that
+// process costs. Each iteration is one round, in which both sides of a ratio are measured in turn.
+// They report the median of the rounds' ratios, with the least and the greatest. Run them with
 //
 //	go test -run '^$' -bench Process -benchtime 15x ./caddyoauth
 
-// BenchmarkProcessProtected is the CPU time of a protected request, beside that of the
-// same request to the same Caddy's plain reverse_proxy to the same backend.
+// BenchmarkProcessProtected compares the CPU time of a protected request with that of the same
+// request to a plain reverse_proxy of the same Caddy and the same backend.
 func BenchmarkProcessProtected(b *testing.B) {
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") }))
 	b.Cleanup(backend.Close)
@@ -47,8 +46,8 @@ func BenchmarkProcessProtected(b *testing.B) {
 		})
 }
 
-// BenchmarkProcessIssue is the CPU time of a token issued with a generated secret,
-// beside a static answer of the same Caddy to the same POST.
+// BenchmarkProcessIssue compares the CPU time of issuing a token for a generated secret with that of
+// a static answer of the same Caddy to the same POST.
 func BenchmarkProcessIssue(b *testing.B) {
 	for _, name := range []string{"bbolt", "memory"} {
 		b.Run(name, func(b *testing.B) {
@@ -58,7 +57,7 @@ func BenchmarkProcessIssue(b *testing.B) {
 			}
 			p := startProcess(b, line+"\n"+testClients, `oauth_server
 				respond /static "{\"access_token\":\"coa_AQBrBpyui3c8vlii753p8xRiQ4lK6lxWe7P5yggr6OAG47xKcGkauXPC\",\"scope\":\"read\",\"token_type\":\"Bearer\",\"expires_in\":3600}"`, "")
-			// Durable writes share their sync: the more come at once, the less each costs.
+			// Durable writes share their sync: the more there are at once, the less each costs.
 			for _, connections := range []int{1, 16, 128} {
 				b.Run(strconv.Itoa(connections), func(b *testing.B) {
 					at := *p
@@ -74,8 +73,8 @@ func BenchmarkProcessIssue(b *testing.B) {
 	}
 }
 
-// BenchmarkProcessIssueAtAMillion is the cost of a token issued while a million live
-// ones lie in the file, beside one issued into an empty file.
+// BenchmarkProcessIssueAtAMillion compares the cost of issuing a token into a file with a million
+// live ones with that of issuing it into an empty file.
 func BenchmarkProcessIssueAtAMillion(b *testing.B) {
 	if testing.Short() {
 		b.Skip("filling a file with a million tokens takes half a minute")
@@ -102,8 +101,8 @@ func BenchmarkProcessIssueAtAMillion(b *testing.B) {
 	}
 }
 
-// BenchmarkProcessMemory is the resident memory of the default configuration at
-// start, less that of the same Caddy without the oauth app.
+// BenchmarkProcessMemory measures the resident memory of the default configuration at start, less
+// that of the same Caddy without the oauth app.
 func BenchmarkProcessMemory(b *testing.B) {
 	var more []float64
 	for range b.N {
@@ -116,7 +115,8 @@ func BenchmarkProcessMemory(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// requestsPerRound are sent over 16 connections, where nothing else is said.
+// requestsPerRound is how many requests a round sends, over 16 connections unless a benchmark says
+// otherwise.
 const requestsPerRound = 8192
 
 // compare runs both sides once in each iteration and reports the ratios.
@@ -138,7 +138,7 @@ func compare(b *testing.B, unit string, ours, floor func() float64) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// process is a gateway of its own.
+// process is a gateway in a process of its own.
 type process struct {
 	url    string
 	pid    int
@@ -179,7 +179,7 @@ func startProcess(b *testing.B, oauth, site, backend string) *process {
 	if oauth == "" {
 		config = strings.Replace(config, "oauth {\n\n}\n", "", 1)
 	}
-	// Event lines go where a benchmark's output does not.
+	// Event lines must not mix with a benchmark's output.
 	config = strings.Replace(config, "admin off", "admin off\nlog {\noutput file "+filepath.Join(b.TempDir(), "log")+"\n}", 1)
 	file := filepath.Join(b.TempDir(), "Caddyfile")
 	if err := os.WriteFile(file, []byte(strings.ReplaceAll(config, "BACKEND", backend)), 0o600); err != nil {
@@ -239,7 +239,7 @@ func (p *process) token(b *testing.B) string {
 	return token
 }
 
-// load sends one round of requests over a few connections; every answer must be 200.
+// load sends one round of requests. Every answer must be 200.
 func (p *process) load(b *testing.B, request func() *http.Request) {
 	b.Helper()
 	var wg sync.WaitGroup
@@ -263,7 +263,7 @@ func (p *process) load(b *testing.B, request func() *http.Request) {
 	wg.Wait()
 }
 
-// cpuPerRequest is the CPU time, in seconds, that the process spends on a request.
+// cpuPerRequest returns the CPU time, in seconds, that the process spends on a request.
 func (p *process) cpuPerRequest(b *testing.B, request func() *http.Request) float64 {
 	b.Helper()
 	before := p.cpu(b)
@@ -271,8 +271,8 @@ func (p *process) cpuPerRequest(b *testing.B, request func() *http.Request) floa
 	return (p.cpu(b) - before) / requestsPerRound
 }
 
-// cpu is the CPU time that the process has spent, to the nanosecond (schedstat would
-// count its first thread only, so all threads are added).
+// cpu returns the CPU time, in seconds, that the process has spent, to the nanosecond. The
+// process's own schedstat counts its first thread only, so those of all threads are added.
 func (p *process) cpu(b *testing.B) float64 {
 	b.Helper()
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.pid))
@@ -283,7 +283,7 @@ func (p *process) cpu(b *testing.B) float64 {
 	for _, t := range threads {
 		text, err := os.ReadFile(t)
 		if err != nil {
-			continue // ended meanwhile; Go's threads rarely do
+			continue // the thread has ended, which is rare with Go
 		}
 		first, _, _ := strings.Cut(string(text), " ")
 		ns, _ := strconv.ParseFloat(first, 64)
@@ -292,7 +292,7 @@ func (p *process) cpu(b *testing.B) float64 {
 	return sum
 }
 
-// resident is the process's resident memory in bytes, once it is at rest.
+// resident returns the process's resident memory in bytes, once it is at rest.
 func (p *process) resident(b *testing.B) int64 {
 	b.Helper()
 	time.Sleep(time.Second)

@@ -19,8 +19,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// junkServer is an authorization server that answers about junk with a status, and about
-// good tokens as it should.
+// junkServer is an authorization server that answers with an error status for junk, and as it
+// should for good tokens.
 func junkServer(t *testing.T, junk *atomic.Int64, revoked *atomic.Bool) *httptest.Server {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -37,8 +37,8 @@ func junkServer(t *testing.T, junk *atomic.Int64, revoked *atomic.Bool) *httptes
 	return server
 }
 
-// Junk about which a server fails refuses nobody else, and keeps no revoked token alive.
-// The long form sends four a second for half a minute.
+// Junk that makes a server fail affects no good token, and keeps no revoked one alive. The long
+// form sends four a second for half a minute.
 func TestBatteryJunkBesideGoodTokens(t *testing.T) {
 	statuses := []int{401, 404, 500}
 	pause, rounds := 10*time.Millisecond, 40
@@ -55,7 +55,7 @@ func TestBatteryJunkBesideGoodTokens(t *testing.T) {
 		junk.Store(int64(status))
 		revoked.Store(false)
 		if a := g.get("/x", "revoked"); a.StatusCode != 200 {
-			t.Fatalf("%d: before it is revoked: %d", status, a.StatusCode)
+			t.Fatalf("status %d: before it is revoked, a token gets %d", status, a.StatusCode)
 		}
 		revoked.Store(true)
 		asked, good, late := time.Now(), 0, 0
@@ -63,7 +63,7 @@ func TestBatteryJunkBesideGoodTokens(t *testing.T) {
 		for i := range rounds {
 			<-ticks.C
 			if a := g.get("/x", fmt.Sprintf("junk-%d-%d", status, i)); a.StatusCode != 503 {
-				t.Errorf("%d: junk is answered with %d, want 503", status, a.StatusCode)
+				t.Errorf("status %d: junk gets %d, want 503", status, a.StatusCode)
 			}
 			if a := g.get("/x", fmt.Sprintf("good-%d-%d", status, i)); a.StatusCode == 200 { // never seen before
 				good++
@@ -75,17 +75,17 @@ func TestBatteryJunkBesideGoodTokens(t *testing.T) {
 		}
 		ticks.Stop()
 		if good != rounds || late != 0 {
-			t.Errorf("%d: %d of %d good tokens let in, a revoked one %d times after max_age", status, good, rounds, late)
+			t.Errorf("status %d: %d of %d good tokens were let in, and the revoked one %d times after max_age", status, good, rounds, late)
 		}
 		t.Logf("battery: status %d for %d junk tokens in %v: %d of %d good ones let in, the revoked one %d times after max_age", status, rounds, time.Since(asked).Round(time.Millisecond), good, rounds, late)
-		// A revoked token that was refused is let in again by nothing but the server.
+		// Another URL makes it another source, which starts afresh.
 		if err := g.load("", "oauth_protect {\nsource introspect "+server.URL+"/"+fmt.Sprint(status)+" {\nmax_age "+maxAge.String()+"\nserve_stale 1h\n}\n}\nreverse_proxy BACKEND"); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// Credentials that a server refuses are told of loudly, though not with each token.
+// Credentials that a server refuses are logged, but not for each token.
 func TestRefusedCredentialsAreLoggedOnce(t *testing.T) {
 	var junk atomic.Int64
 	junk.Store(401)
@@ -95,12 +95,12 @@ func TestRefusedCredentialsAreLoggedOnce(t *testing.T) {
 		g.get("/x", fmt.Sprint("junk", i))
 	}
 	if n := strings.Count(logged(), "the server answered 401 or 403"); n != 1 {
-		t.Errorf("ten answers of 401 made %d lines, want 1", n)
+		t.Errorf("ten answers of 401 made %d log lines, want 1", n)
 	}
 }
 
-// A reload that changes how patient a route is forgets neither what the server said nor
-// that it is away.
+// A reload that changes the timeout of a source forgets neither what the server has said nor that
+// it is unreachable.
 func TestReloadKeepsASourceWhoseTimeoutChanges(t *testing.T) {
 	f := newForeign(t)
 	f.knows("opaque", activeForeign)
@@ -112,7 +112,7 @@ func TestReloadKeepsASourceWhoseTimeoutChanges(t *testing.T) {
 		t.Helper()
 		f.asked.Store(0)
 		if a := g.get("/x", token); a.StatusCode != want || f.asked.Load() != asked {
-			t.Errorf("%s: %d after %d questions, want %d after %d", what, a.StatusCode, f.asked.Load(), want, asked)
+			t.Errorf("%s: %d after %d requests to the server, want %d after %d", what, a.StatusCode, f.asked.Load(), want, asked)
 		}
 	}
 	expect("at first", "opaque", 200, 1)
@@ -132,9 +132,9 @@ func TestReloadKeepsASourceWhoseTimeoutChanges(t *testing.T) {
 	if err := g.load("", site("timeout 800ms\nissuer https://as.example.com")); err != nil {
 		t.Fatal(err)
 	}
-	expect("with another issuer it is another source", "opaque", 200, 1)
+	expect("after a reload with an issuer, which makes it another source", "opaque", 200, 1)
 
-	// And the new patience counts, with the same open source.
+	// The new timeout counts, although the source stays the same.
 	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		select {
@@ -150,14 +150,14 @@ func TestReloadKeepsASourceWhoseTimeoutChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 		if a := g.get("/x", "opaque"+timeout); a.StatusCode != want {
-			t.Errorf("timeout %s, a server that takes 300ms: %d, want %d", timeout, a.StatusCode, want)
+			t.Errorf("with timeout %s, a server that takes 300ms: %d, want %d", timeout, a.StatusCode, want)
 		}
 	}
 }
 
-// A reference that stands for the gateway's ID or the issuer is looked up, as that in the URL
-// is: taken literally it would refuse every token. One that leads nowhere does not load.
-func TestReferencesInASourceAreLookedUp(t *testing.T) {
+// References in the gateway's ID and in the issuer are resolved, as in the URL. Taken literally,
+// they would make every token be refused. One that can't be resolved is refused at load.
+func TestReferencesInASourceAreResolved(t *testing.T) {
 	f := newForeign(t)
 	f.knows("opaque", activeForeign)
 	t.Setenv("OAUTH_TEST_GATEWAY", "gateway")
@@ -171,13 +171,13 @@ func TestReferencesInASourceAreLookedUp(t *testing.T) {
 	}
 	for _, site := range []string{site("{env.OAUTH_TEST_NOWHERE}", "https://as.example.com"), site("gateway", "{env.OAUTH_TEST_NOWHERE}")} {
 		if err := g.load("", site); err == nil || !strings.Contains(err.Error(), "OAUTH_TEST_NOWHERE") {
-			t.Errorf("a reference that leads nowhere: %v", err)
+			t.Errorf("a reference that can't be resolved: %v", err)
 		}
 	}
 }
 
-// The credential in a header is read from its file for each request: Kubernetes changes it
-// every hour. It goes to the hosts that the configuration names, and to no other.
+// The credential in a header is read from its file for each request, since Kubernetes changes it
+// every hour. If it can't be used, the server is not asked.
 func TestHeadersFollowTheirFiles(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
 	write := func(text string) {
@@ -220,11 +220,11 @@ func TestHeadersFollowTheirFiles(t *testing.T) {
 		t.Errorf("the server was sent %q, want %q", seen, want)
 	}
 	if text := logged(); strings.Contains(text, "canary") || !strings.Contains(text, "header Authorization") {
-		t.Errorf("the log has the credential, or does not say what is missing:\n%s", text)
+		t.Errorf("the log holds the credential, or does not say what is missing:\n%s", text)
 	}
 }
 
-// No log and no error has the query of a URL, in which there may be a key.
+// The query of a URL, which may hold a key, is in no log and no error.
 func TestQueriesAreInNoLog(t *testing.T) {
 	t.Setenv("OAUTH_TEST_KEY", "canary-api-key")
 	status := http.StatusInternalServerError
@@ -252,14 +252,14 @@ func TestQueriesAreInNoLog(t *testing.T) {
 	g.get("/x", f.signs(t, `{"iss":"https://a.example.com","exp":4102444800}`))
 	text := logged()
 	if strings.Contains(text, "canary") {
-		t.Errorf("the log has the key:\n%s", text)
+		t.Errorf("the log holds the key:\n%s", text)
 	}
 	for _, want := range []string{server.URL + "/introspect", server.URL + "/a", "fetching the issuer's keys"} {
 		if !strings.Contains(text, want) {
-			t.Errorf("the log does not have %q:\n%s", want, text)
+			t.Errorf("the log does not hold %q:\n%s", want, text)
 		}
 	}
-	// Nor what a configuration that can't be used says.
+	// Nor is it in the error about a configuration that is refused.
 	for name, source := range map[string]string{
 		"introspect, a port":   `{"source":"introspect","url":"https://as.example.com:x/?key={env.OAUTH_TEST_KEY}"}`,
 		"introspect, http":     `{"source":"introspect","url":"http://as.example.com/?key={env.OAUTH_TEST_KEY}"}`,
@@ -281,7 +281,7 @@ func TestQueriesAreInNoLog(t *testing.T) {
 	}
 }
 
-// A server may answer with the request that it got, in any form. No log, at any level, then has
+// A server may echo the request in its answer, in any form. Even then, no log at any level holds
 // the token or a secret.
 func TestWhatAServerEchoesIsInNoLog(t *testing.T) {
 	t.Setenv("OAUTH_TEST_SECRET", "canary-client-secret-Xh2kQ9")
@@ -356,7 +356,7 @@ header X-Key {env.OAUTH_TEST_KEY}
 	}
 	g := startCaddyfile(t, logTo(file, caddyfileOf("", "oauth_protect {\n"+sources.String()+"}\nreverse_proxy BACKEND")))
 	if a := g.get("/x", "canary-token"); a.StatusCode != 503 {
-		t.Errorf("what no source can tell is answered with %d, want 503", a.StatusCode)
+		t.Errorf("a token about which every source fails gets %d, want 503", a.StatusCode)
 	}
 	for i := range modes {
 		for _, trouble := range []string{fmt.Sprint(url, "/asked/", i), fmt.Sprintf("https://issuer%d.example.com", i)} {
@@ -370,9 +370,9 @@ header X-Key {env.OAUTH_TEST_KEY}
 	}
 }
 
-// An endpoint for which no issuer is configured may name any, but none that another source
-// or a realm stands for.
-func TestAnEndpointNamesNoOthersIssuer(t *testing.T) {
+// An introspection endpoint without a configured issuer may name any issuer but that of another
+// source or of a realm.
+func TestAnEndpointNamesNoOtherSourcesIssuer(t *testing.T) {
 	f := newForeign(t)
 	says := func(token, issuer string) {
 		f.knows(token, `{"active":true,"client_id":"c","exp":4102444800,"iss":"`+issuer+`"}`)

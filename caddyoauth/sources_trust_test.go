@@ -20,13 +20,13 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
-// What another route has found out by another source does not overrule the issuer of a token.
+// What another route has learned from another source does not override a token's own issuer.
 func TestTheSourceThatClaimsATokenDecides(t *testing.T) {
 	f := newForeign(t)
 	jwt := f.signs(t, `{"iss":"https://issuer.example.com","aud":"other","sub":"machine","client_id":"signed","exp":4102444800}`)
 	f.knows(jwt, activeForeign)
 	g := startGateway(t, "", "route /one {\noauth_protect {\n"+f.introspect("")+"}\nreverse_proxy BACKEND\n}\nroute /two {\noauth_protect {\n"+f.jwtSource()+f.introspect("")+"}\nreverse_proxy BACKEND\n}\n")
-	waitUntil(t, "the keys are here", func() bool { return g.get("/two", f.jwt(t, "")).StatusCode == 200 })
+	waitUntil(t, "the keys are fetched", func() bool { return g.get("/two", f.jwt(t, "")).StatusCode == 200 })
 	cold := g.get("/two", jwt).StatusCode
 	one := g.get("/one", jwt).StatusCode
 	warm := g.get("/two", jwt).StatusCode
@@ -35,9 +35,9 @@ func TestTheSourceThatClaimsATokenDecides(t *testing.T) {
 	}
 }
 
-// What a source may not say stands in nobody's way: a token that the source behind it stands for
-// passes the second time as it did the first.
-func TestASourceThatMayNotSaySoStandsInNobodysWay(t *testing.T) {
+// A source that may not speak for an issuer does not get in the way of the source that may: a
+// token passes from the cache as it did the first time.
+func TestASourceThatMayNotSpeakStandsInNobodysWay(t *testing.T) {
 	f := newForeign(t)
 	f.knows("opaque", `{"active":true,"exp":4102444800,"client_id":"c","iss":"https://as.example.com"}`)
 	g := startGateway(t, "", "oauth_protect {\n"+f.introspect("")+f.introspect("issuer https://as.example.com")+"}\nreverse_proxy BACKEND")
@@ -48,8 +48,8 @@ func TestASourceThatMayNotSaySoStandsInNobodysWay(t *testing.T) {
 	}
 }
 
-// Which of two sources of an issuer speaks for a token that both accept does not depend on what
-// another route has put into the cache.
+// If two sources of an issuer accept a token, the first speaks for it, whatever another route has
+// put into the cache.
 func TestTheFirstOfTwoSourcesOfAnIssuerDecides(t *testing.T) {
 	f := newForeign(t)
 	source := func(audience, claim string) string {
@@ -57,7 +57,7 @@ func TestTheFirstOfTwoSourcesOfAnIssuerDecides(t *testing.T) {
 	}
 	jwt := f.signs(t, `{"iss":"https://issuer.example.com","aud":["a","b"],"client_id":"c","exp":4102444800,"scp":"read","roles":"admin"}`)
 	g := startGateway(t, "", "route /both {\noauth_protect {\n"+source("a", "scp")+source("b", "roles")+"scopes admin\n}\nreverse_proxy BACKEND\n}\nroute /b {\noauth_protect {\n"+source("b", "roles")+"}\nreverse_proxy BACKEND\n}\n")
-	waitUntil(t, "the keys are here", func() bool {
+	waitUntil(t, "the keys are fetched", func() bool {
 		return g.get("/b", f.signs(t, `{"iss":"https://issuer.example.com","aud":"b","client_id":"c","exp":4102444800}`)).StatusCode == 200
 	})
 	if a := g.get("/b", jwt); a.StatusCode != 200 {
@@ -65,12 +65,12 @@ func TestTheFirstOfTwoSourcesOfAnIssuerDecides(t *testing.T) {
 	}
 	for i := range 2 {
 		if a := g.get("/both", jwt); a.StatusCode != 403 {
-			t.Errorf("request %d, of which only the second source says that it is admin: %d, want 403", i+1, a.StatusCode)
+			t.Errorf("request %d, with a token that only the second source says is admin's: %d, want 403", i+1, a.StatusCode)
 		}
 	}
 }
 
-// Two routes, one server: the max_age of one is not that of the other.
+// Two routes use the same server, each with its own max_age.
 func TestEachUseOfASourceHasItsMaxAge(t *testing.T) {
 	f := newForeign(t)
 	f.knows("opaque", activeForeign)
@@ -87,18 +87,19 @@ func TestEachUseOfASourceHasItsMaxAge(t *testing.T) {
 	}
 }
 
-// Spaces at the ends of a name vanish on the way to the backend, and "admin " would be admin.
-func TestForeignNamesThatLoseSpaces(t *testing.T) {
+// Spaces at either end of a name would be lost on the way to the backend, and "admin " would become
+// admin. Such a token is refused.
+func TestForeignNamesThatWouldLoseSpaces(t *testing.T) {
 	f := newForeign(t)
 	f.knows("opaque", `{"active":true,"exp":4102444800,"client_id":"admin ","sub":" root","iss":"https://as.example.com","groups":["a,admins"]}`)
 	g := startGateway(t, "", "oauth_protect {\n"+f.introspect("")+"}\nrequest_header X-Groups {http.auth.user.groups}\nreverse_proxy BACKEND")
 	if a := g.get("/x", "opaque"); a.StatusCode == 200 {
 		h := g.Backend.last(t).Header
-		t.Errorf("backend was told client %q subject %q groups %q", h.Get("X-OAuth-Client-Id"), h.Get("X-OAuth-Subject"), h.Get("X-Groups"))
+		t.Errorf("the backend was told client %q, subject %q, groups %q", h.Get("X-OAuth-Client-Id"), h.Get("X-OAuth-Subject"), h.Get("X-Groups"))
 	}
 }
 
-// Tokens issued here are sent to no server elsewhere.
+// Tokens issued here are sent to no other server.
 func TestTokensIssuedHereAreShownToNobody(t *testing.T) {
 	var mu sync.Mutex
 	var seen []string
@@ -125,12 +126,12 @@ func TestTokensIssuedHereAreShownToNobody(t *testing.T) {
 		if a := g.get(path, token); a.StatusCode != 401 {
 			t.Errorf("%s: %d", path, a.StatusCode)
 		}
-		g.get(path, "coa_"+strings.Repeat("A", 60)) // perhaps theirs
+		g.get(path, "coa_"+strings.Repeat("A", 60)) // may be theirs
 	}
 	mu.Lock()
 	defer mu.Unlock()
 	if len(seen) == 0 {
-		t.Error("the server was asked about no token")
+		t.Error("the server was not asked about any token")
 	}
 	for _, s := range seen {
 		if s == token {
@@ -139,13 +140,13 @@ func TestTokensIssuedHereAreShownToNobody(t *testing.T) {
 	}
 }
 
-// While a gateway that has just started can't tell its own tokens from others, because its
-// Redis hangs, what looks like one is sent to nobody, and nobody is told that it is bad.
+// A gateway that has just started can't tell its own tokens from others while its Redis hangs.
+// What looks like one of them is then sent to nobody, and not called invalid.
 func TestTokensThatMayBeOursAreHeldBack(t *testing.T) {
 	redis := redistest.Start(t)
 	there, _ := startGatewayProcess(t, at(redis.Addr)+testClients)
 	ours := there.token("reader")
-	shown := make(chan string, 100) // to the server elsewhere
+	shown := make(chan string, 100) // to the remote server
 	answer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token := r.PostFormValue("token")
 		if r.TLS != nil {
@@ -175,7 +176,7 @@ func TestTokensThatMayBeOursAreHeldBack(t *testing.T) {
 	} {
 		for path, want := range want {
 			if a := here.get(path, token); a.StatusCode != want {
-				t.Errorf("Redis hangs, %s gets %.10s: %d, want %d", path, token, a.StatusCode, want)
+				t.Errorf("while Redis hangs, %s answers %.10s with %d, want %d", path, token, a.StatusCode, want)
 			}
 		}
 	}
@@ -190,7 +191,7 @@ func TestTokensThatMayBeOursAreHeldBack(t *testing.T) {
 	}
 }
 
-// Grace in an outage does not stretch a route's own max_age.
+// serve_stale does not extend a route's own max_age.
 func TestStaleFactsObeyTheRoute(t *testing.T) {
 	f := newForeign(t)
 	f.knows("opaque", activeForeign)
@@ -201,12 +202,13 @@ func TestStaleFactsObeyTheRoute(t *testing.T) {
 	f.away.Store(true)
 	time.Sleep(1 * time.Second)
 	if a := g.get("/x", "opaque"); a.StatusCode != 503 {
-		t.Errorf("facts of 1s ago on a route with max_age 100ms: %d", a.StatusCode)
+		t.Errorf("with facts from 1s ago, on a route with max_age 100ms: %d", a.StatusCode)
 	}
 }
 
-// The same configuration can mean other keys after a reload.
-func TestReloadFollowsAReferredJWKSURI(t *testing.T) {
+// A jwks_uri given by reference is resolved again at a reload, so the same configuration can mean
+// other keys.
+func TestReloadResolvesAReferredJWKSURIAgain(t *testing.T) {
 	dir := t.TempDir()
 	one, two := newForeign(t), newForeign(t)
 	write := func(name, s string) {
@@ -228,8 +230,8 @@ func TestReloadFollowsAReferredJWKSURI(t *testing.T) {
 	}
 }
 
-// And another authority.
-func TestReloadFollowsTheCA(t *testing.T) {
+// A ca file is read again at a reload.
+func TestReloadReadsTheCAAgain(t *testing.T) {
 	as := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Write([]byte(activeForeign))
@@ -243,7 +245,7 @@ func TestReloadFollowsTheCA(t *testing.T) {
 	if a := g.get("/x", "t1"); a.StatusCode != 200 {
 		t.Fatal(a.StatusCode)
 	}
-	// another CA
+	// Another CA.
 	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
@@ -256,11 +258,11 @@ func TestReloadFollowsTheCA(t *testing.T) {
 	}
 	as.CloseClientConnections()
 	if a := g.get("/x", "t2"); a.StatusCode != 503 {
-		t.Errorf("a server that the new ca did not sign, asked after the reload: %d", a.StatusCode)
+		t.Errorf("after the reload, with a server that the new CA did not sign: %d", a.StatusCode)
 	}
 }
 
-// A realm that is named must be accepted.
+// A route that names a realm must accept its tokens.
 func TestNamedRealmNeedsItsSource(t *testing.T) {
 	g := startGateway(t, "store memory\nrealm alpha {\n"+testClients+"}\nrealm beta {\n"+testClients+"}", "oauth_server")
 	err := g.load("store memory\nrealm alpha {\n"+testClients+"}\nrealm beta {\n"+testClients+"}", "oauth_protect alpha {\nsource local beta\n}")
@@ -269,7 +271,7 @@ func TestNamedRealmNeedsItsSource(t *testing.T) {
 	}
 }
 
-// A secret in the endpoint's query.
+// A key in an endpoint's query is in no label of a metric.
 func TestQueriesOfEndpointsAreInNoMetric(t *testing.T) {
 	f := newForeign(t)
 	t.Setenv("OAUTH_TEST_KEY", "canary-api-key")

@@ -7,8 +7,9 @@ import (
 	"testing"
 )
 
-// A backend that another site shares believes that site's identity headers.
-func TestAllPrefixesGoEverywhere(t *testing.T) {
+// The identity headers of every prefix are removed on every site, since a backend may be shared
+// with the site whose headers it believes.
+func TestAllPrefixesAreRemovedEverywhere(t *testing.T) {
 	for name, site := range map[string]string{
 		"a guard":          "oauth_protect /api/* {\nheader_prefix X-Partner-\n}\nreverse_proxy BACKEND",
 		"a server":         "oauth_server\nhandle /api/* {\noauth_protect {\nheader_prefix X-Partner-\n}\n}\nreverse_proxy BACKEND",
@@ -26,8 +27,8 @@ func TestAllPrefixesGoEverywhere(t *testing.T) {
 	}
 }
 
-// What a lenient rule lets in is not let past a stricter one.
-func TestStricterRuleJudgesThePathOfEverybody(t *testing.T) {
+// A path that one rule allows is still checked by a stricter one.
+func TestStricterRuleJudgesEveryPath(t *testing.T) {
 	for name, site := range map[string]string{
 		"its guard":                 "oauth_server /oauth2/*\noauth_protect {\nallow_ambiguous_paths\n}\noauth_protect /admin/* {\nscopes write\n}\nreverse_proxy BACKEND",
 		"an oauth_server behind it": "oauth_server /oauth2/*\nhandle /admin/* {\noauth_protect {\nscopes write\n}\n}\nhandle {\nroute {\noauth_protect {\nallow_ambiguous_paths\n}\noauth_server\nreverse_proxy BACKEND\n}\n}",
@@ -45,7 +46,7 @@ func TestStricterRuleJudgesThePathOfEverybody(t *testing.T) {
 			if n := g.Backend.count(); n != 0 {
 				t.Errorf("%d requests reached the backend", n)
 			}
-			// The identity that the other rule has given stays.
+			// The identity that the lenient rule has set stays.
 			if a := g.get("/x", reader); a.StatusCode != 200 || g.Backend.last(t).Header.Get("X-OAuth-Client-Id") != "reader" {
 				t.Errorf("a plain path: %d, the backend got %v", a.StatusCode, g.Backend.last(t))
 			}
@@ -56,13 +57,13 @@ func TestStricterRuleJudgesThePathOfEverybody(t *testing.T) {
 	}
 }
 
-// overrideHeaders are those by which some backends go instead of the method and the path.
+// overrideHeaders are those that some backends obey instead of the method and the path.
 var overrideHeaders = []string{
 	"X-Original-URL", "X-Rewrite-URL", "X-Original-URI", "X-Script-Name", "X-Forwarded-Prefix",
 	"X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override",
 }
 
-// overrides counts those that arrived.
+// overrides counts the override headers in h.
 func overrides(h http.Header) (n int) {
 	for name := range h {
 		if slices.ContainsFunc(overrideHeaders, func(o string) bool { return folded(name) == folded(o) }) {
@@ -72,9 +73,9 @@ func overrides(h http.Header) (n int) {
 	return n
 }
 
-// In other signs they go altogether, and so does what would be somebody else's header: the
-// operator's own, or the proxy's.
-func TestNamesWithOddSigns(t *testing.T) {
+// Headers with odd characters in their names are removed altogether, since some backend could take
+// them for an override, for the operator's own header, or for the proxy's.
+func TestNamesWithOddCharacters(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, `
 		oauth_server
 		oauth_protect /api/* {
@@ -103,8 +104,8 @@ func TestNamesWithOddSigns(t *testing.T) {
 	}
 }
 
-// What is judged is the method and the path of the request, so no header may put another in
-// their place; a route may say that its backend needs them.
+// We check the method and the path of the request, so no header may replace them, unless a route
+// says that its backend needs such headers.
 func TestOverrideHeaders(t *testing.T) {
 	const keep = "{\nkeep_override_headers\n}"
 	for _, tt := range []struct {
@@ -114,21 +115,21 @@ func TestOverrideHeaders(t *testing.T) {
 		kept       bool
 	}{
 		{"a protected route", "oauth_server\noauth_protect\nreverse_proxy BACKEND", "/x", true, false},
-		{"what a matcher leaves out", "oauth_server /oauth2/*\noauth_protect /api/*\nreverse_proxy BACKEND", "/x", false, false},
-		{"what oauth_server passes on", "oauth_server\nhandle /api/* {\noauth_protect\n}\nreverse_proxy BACKEND", "/x", false, false},
+		{"a path that a matcher leaves out", "oauth_server /oauth2/*\noauth_protect /api/*\nreverse_proxy BACKEND", "/x", false, false},
+		{"a path that oauth_server passes on", "oauth_server\nhandle /api/* {\noauth_protect\n}\nreverse_proxy BACKEND", "/x", false, false},
 		{"a route that keeps them", "oauth_server\noauth_protect " + keep + "\nreverse_proxy BACKEND", "/x", true, true},
 		{"a route with a matcher that keeps them", "oauth_server\noauth_protect /api/* " + keep + "\nreverse_proxy BACKEND", "/api/x", true, true},
-		{"what the matcher of such a route leaves out", "oauth_server\noauth_protect /api/* " + keep + "\nreverse_proxy BACKEND", "/x", false, false},
-		{"the same without a server", "oauth_server /oauth2/*\noauth_protect /api/* " + keep + "\nreverse_proxy BACKEND", "/x", false, false},
-		{"a token does not help there", "oauth_server\noauth_protect /api/* " + keep + "\nreverse_proxy BACKEND", "/x", true, false},
+		{"a path that the matcher of such a route leaves out", "oauth_server\noauth_protect /api/* " + keep + "\nreverse_proxy BACKEND", "/x", false, false},
+		{"the same without oauth_server", "oauth_server /oauth2/*\noauth_protect /api/* " + keep + "\nreverse_proxy BACKEND", "/x", false, false},
+		{"the same with a token", "oauth_server\noauth_protect /api/* " + keep + "\nreverse_proxy BACKEND", "/x", true, false},
 		{"a route that keeps them beside a stricter one", "oauth_server\noauth_protect /api/* " + keep + "\noauth_protect /admin/*\nreverse_proxy BACKEND", "/api/x", true, false},
-		{"the stricter one's guard comes first", "oauth_server\nroute {\noauth_protect /admin/*\noauth_protect " + keep + "\n}\nreverse_proxy BACKEND", "/api/x", true, false},
-		{"two that keep them", "oauth_server\noauth_protect /api/* " + keep + "\noauth_protect " + keep + "\nreverse_proxy BACKEND", "/api/x", true, true},
-		{"the first of two does not", "oauth_server\noauth_protect /api/*\noauth_protect " + keep + "\nreverse_proxy BACKEND", "/api/x", true, false},
-		{"the second of two does not", "oauth_server\noauth_protect /api/* " + keep + "\noauth_protect\nreverse_proxy BACKEND", "/api/x", true, false},
+		{"a stricter one's guard comes first", "oauth_server\nroute {\noauth_protect /admin/*\noauth_protect " + keep + "\n}\nreverse_proxy BACKEND", "/api/x", true, false},
+		{"two routes that both keep them", "oauth_server\noauth_protect /api/* " + keep + "\noauth_protect " + keep + "\nreverse_proxy BACKEND", "/api/x", true, true},
+		{"two routes, of which the first does not", "oauth_server\noauth_protect /api/*\noauth_protect " + keep + "\nreverse_proxy BACKEND", "/api/x", true, false},
+		{"two routes, of which the second does not", "oauth_server\noauth_protect /api/* " + keep + "\noauth_protect\nreverse_proxy BACKEND", "/api/x", true, false},
 		{"a refusal's error page", "oauth_server\noauth_protect " + keep + "\nhandle_errors {\nreverse_proxy BACKEND\n}", "/x", false, false},
 		{"another error's page", "oauth_server\noauth_protect " + keep + "\nroute {\nerror 500\n}\nhandle_errors {\nreverse_proxy BACKEND\n}", "/x", true, false},
-		{"a site without us on the same listener", "reverse_proxy BACKEND\n}\nhttp://other.test:0 {\nbind 127.0.0.1\noauth_server\noauth_protect", "/x", false, true},
+		{"a site without our handlers on the same listener", "reverse_proxy BACKEND\n}\nhttp://other.test:0 {\nbind 127.0.0.1\noauth_server\noauth_protect", "/x", false, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			config := caddyfileOf("store memory\n"+testClients, tt.site)
@@ -149,13 +150,13 @@ func TestOverrideHeaders(t *testing.T) {
 				want = len(overrideHeaders)
 			}
 			if got := g.Backend.last(t); overrides(got.Header) != want {
-				t.Errorf("%d of %d reached the backend, want %d: %v", overrides(got.Header), len(overrideHeaders), want, got.Header)
+				t.Errorf("%d of %d override headers reached the backend, want %d: %v", overrides(got.Header), len(overrideHeaders), want, got.Header)
 			}
 		})
 	}
 }
 
-// A proxy in front that Caddy trusts may say what it has cut off.
+// A proxy that Caddy trusts may say which prefix it has stripped.
 func TestTrustedProxyMaySetAPrefix(t *testing.T) {
 	for _, trusted := range []bool{true, false} {
 		globals := ""

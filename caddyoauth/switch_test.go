@@ -23,9 +23,9 @@ import (
 	"golang.org/x/net/websocket"
 )
 
-// switchingBackend is a backend that takes h2c upgrades, as Hypercorn does: it does not
-// insist that Connection names HTTP2-Settings, nor that there are any. It returns its
-// address, and what has reached it.
+// switchingBackend starts a backend that accepts h2c upgrades as Hypercorn does: it requires
+// neither HTTP2-Settings nor that Connection names them. It returns the backend's address and the
+// requests that have reached it.
 func switchingBackend(t testing.TB) (address string, seen func() []string) {
 	t.Helper()
 	var mu sync.Mutex
@@ -59,8 +59,8 @@ func switchingBackend(t testing.TB) (address string, seen func() []string) {
 	}
 }
 
-// smuggle asks for a switch to HTTP/2, and if it takes place, sends a request of its own
-// in there. It returns the status of the first answer.
+// smuggle asks for a switch to HTTP/2 and, if it takes place, sends another request inside. It
+// returns the status of the first answer.
 func smuggle(t testing.TB, conn net.Conn, request string) int {
 	t.Helper()
 	conn.SetDeadline(time.Now().Add(20 * time.Second))
@@ -79,21 +79,21 @@ func smuggle(t testing.TB, conn net.Conn, request string) int {
 	}
 	stream := openStream(conn, reader, 3, "DELETE", "/admin/secret", "x-oauth-client-id", "root-admin")
 	if _, err := stream.status(); err != nil {
-		t.Fatalf("%q: the switch took place, and then: %v", request, err)
+		t.Fatalf("%q: after the switch: %v", request, err)
 	}
 	return res.StatusCode
 }
 
-// h2Stream is a request over HTTP/2 in clear text, down to its frames: net/http's client
-// sends neither into a switched connection nor an extended CONNECT.
+// h2Stream is a request over cleartext HTTP/2, frame by frame, since net/http's client can neither
+// use a switched connection nor send an extended CONNECT.
 type h2Stream struct {
 	id     uint32
 	framer *http2.Framer
-	data   []byte // that has arrived and has not been read
+	data   []byte // arrived, but not read yet
 }
 
-// openStream begins HTTP/2 on a connection with a request, which has not ended. Fields are
-// name and value in turn.
+// openStream starts HTTP/2 on a connection with a request whose body stays open. Fields are name
+// and value in turn.
 func openStream(conn io.Writer, reader io.Reader, id uint32, method, path string, fields ...string) *h2Stream {
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
@@ -142,7 +142,7 @@ func (s *h2Stream) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// oneConn is a listener for one connection that is there already.
+// oneConn is a listener with a single connection that exists already.
 type oneConn struct{ conn net.Conn }
 
 func (l *oneConn) Accept() (net.Conn, error) {
@@ -157,7 +157,7 @@ func (l *oneConn) Accept() (net.Conn, error) {
 func (l *oneConn) Close() error   { return nil }
 func (l *oneConn) Addr() net.Addr { return new(net.TCPAddr) }
 
-// readAhead is a connection of which something has been read.
+// readAhead is a connection from which reader has already read something.
 type readAhead struct {
 	net.Conn
 	reader io.Reader
@@ -165,8 +165,8 @@ type readAhead struct {
 
 func (c *readAhead) Read(p []byte) (int, error) { return c.reader.Read(p) }
 
-// openSites are ways on which a request reaches a backend that has protected paths, too.
-// The request of each needs no token, but for the first.
+// openSites are the ways in which a request reaches a backend that also has protected paths. All
+// but the first need no token.
 var openSites = map[string]string{
 	"a protected route":                     "oauth_server\noauth_protect\nreverse_proxy SWITCHING",
 	"what a matcher leaves out":             "oauth_protect /admin/*\nreverse_proxy SWITCHING",
@@ -175,23 +175,23 @@ var openSites = map[string]string{
 	"an error page":                         "oauth_protect /admin/*\nerror 500\nhandle_errors {\nreverse_proxy SWITCHING\n}",
 }
 
-// A switch to another HTTP would be a way around everything: what comes after it is
-// judged by nobody.
+// A switch to another version of HTTP would be a way around everything, since nobody checks what
+// comes after it.
 func TestNoSwitchToAnotherHTTP(t *testing.T) {
 	settings := base64.RawURLEncoding.EncodeToString([]byte{0, 3, 0, 0, 0, 100, 0, 4, 0x40, 0, 0, 0, 0, 2, 0, 0, 0, 0})
 	upgrades := map[string]string{
-		"h2c":                       "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: " + settings + "\r\n",
-		"settings in Connection":    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: " + settings + "\r\n",
-		"without settings":          "Connection: Upgrade\r\nUpgrade: h2c\r\n",
-		"other case":                "connection: uPGRADE\r\nupgrade: H2C\r\nhttp2-settings: " + settings + "\r\n",
-		"after websocket":           "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n",
-		"before websocket":          "Connection: Upgrade\r\nUpgrade: h2c, websocket\r\n",
-		"a line after websocket":    "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
-		"a line before websocket":   "Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",
-		"several lines":             "Connection: keep-alive\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n",
-		"a draft's name":            "Connection: Upgrade\r\nUpgrade: h2c-14\r\n",
-		"a parameter":               "Connection: Upgrade\r\nUpgrade: h2c;x\r\n",
-		"settings in other letters": "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2!Settings: " + settings + "\r\n",
+		"h2c":                     "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: " + settings + "\r\n",
+		"settings in Connection":  "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: " + settings + "\r\n",
+		"without settings":        "Connection: Upgrade\r\nUpgrade: h2c\r\n",
+		"another case":            "connection: uPGRADE\r\nupgrade: H2C\r\nhttp2-settings: " + settings + "\r\n",
+		"after websocket":         "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n",
+		"before websocket":        "Connection: Upgrade\r\nUpgrade: h2c, websocket\r\n",
+		"a line after websocket":  "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
+		"a line before websocket": "Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",
+		"several lines":           "Connection: keep-alive\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n",
+		"the name of a draft":     "Connection: Upgrade\r\nUpgrade: h2c-14\r\n",
+		"a parameter":             "Connection: Upgrade\r\nUpgrade: h2c;x\r\n",
+		"settings misspelled":     "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2!Settings: " + settings + "\r\n",
 	}
 	for site, lines := range openSites {
 		t.Run(site, func(t *testing.T) {
@@ -213,14 +213,14 @@ func TestNoSwitchToAnotherHTTP(t *testing.T) {
 					}
 				}
 				if n := len(seen()) - before; n != 1 {
-					t.Errorf("%s: %d requests reached the backend, want the one that was asked", name, n)
+					t.Errorf("%s: %d requests reached the backend, want only the first", name, n)
 				}
 			}
 		})
 	}
 }
 
-// TLS makes no difference to those who speak HTTP/1.1 inside.
+// Inside TLS, HTTP/1.1 is no different.
 func TestNoSwitchToAnotherHTTPOverTLS(t *testing.T) {
 	address, seen := switchingBackend(t)
 	g := startTLS(t, "h1", "store memory\n"+testClients, "oauth_protect /admin/*\nreverse_proxy "+address)
@@ -239,7 +239,7 @@ func TestNoSwitchToAnotherHTTPOverTLS(t *testing.T) {
 	}
 }
 
-// Without the gateway's handlers the attack works, so the test above shows something.
+// Without the gateway's handlers the attack works, so the tests above prove something.
 func TestSwitchToAnotherHTTPWorksWithoutUs(t *testing.T) {
 	address, seen := switchingBackend(t)
 	g := startGateway(t, "store memory\n"+testClients, "reverse_proxy "+address)
@@ -249,8 +249,8 @@ func TestSwitchToAnotherHTTPWorksWithoutUs(t *testing.T) {
 	}
 }
 
-// The body of a CONNECT that came over HTTP/2 or HTTP/3 goes to the backend as it is, without
-// framing, so a backend that makes nothing of CONNECT takes it for the next request.
+// The body of a CONNECT over HTTP/2 or HTTP/3 would go to the backend as it is, without framing,
+// and a backend that does not know CONNECT would take it for the next request.
 func TestConnectIsNoTunnel(t *testing.T) {
 	const smuggled = "DELETE /admin/secret HTTP/1.1\r\nHost: localhost\r\nX-OAuth-Client-Id: root-admin\r\n\r\n"
 	for site, lines := range openSites {
@@ -287,7 +287,7 @@ func TestConnectIsNoTunnel(t *testing.T) {
 	}
 }
 
-// The same without the gateway's handlers, so the test above shows something.
+// Without the gateway's handlers this attack works, too, so the test above proves something.
 func TestConnectSmugglesWithoutUs(t *testing.T) {
 	address, seen := switchingBackend(t)
 	g := startTLS(t, "h2", "store memory\n"+testClients, "reverse_proxy "+address)
@@ -300,7 +300,7 @@ func TestConnectSmugglesWithoutUs(t *testing.T) {
 	}
 }
 
-// A WebSocket is the one switch of protocol that takes place, over HTTP/1.1.
+// WebSocket is the only switch of protocol that takes place over HTTP/1.1.
 func TestWebSocketPasses(t *testing.T) {
 	address := echoingBackend(t)
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect /api/*\nreverse_proxy "+address)
@@ -324,7 +324,8 @@ func TestWebSocketPasses(t *testing.T) {
 	}
 }
 
-// What opens a WebSocket is a GET without a body. With anything else no switch is asked for.
+// A WebSocket is opened by a GET without a body. Anything else reaches the backend without its
+// Upgrade.
 func TestNoSwitchWithABody(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect /api/*\nreverse_proxy BACKEND")
 	for path, authorization := range map[string]string{"/api/x": "Authorization: Bearer " + g.token("reader") + "\r\n", "/open": ""} {
@@ -345,8 +346,8 @@ func TestNoSwitchWithABody(t *testing.T) {
 	}
 }
 
-// And by an extended CONNECT over HTTP/2 (RFC 8441), where net/http is told to have it. No
-// other protocol passes that way.
+// Over HTTP/2, a WebSocket is opened by an extended CONNECT (RFC 8441), which net/http accepts only
+// if it is told to. No other protocol passes that way.
 func TestWebSocketOverHTTP2(t *testing.T) {
 	address := freeAddress(t)
 	config := filepath.Join(t.TempDir(), "Caddyfile")
@@ -356,7 +357,7 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^TestCalledAsCaddy$", "--", "run", "--config", config, "--adapter", "caddyfile")
-	// net/http reads it once, when the process starts.
+	// net/http reads GODEBUG once, when the process starts.
 	cmd.Env = append(os.Environ(), calledAsCaddy+"=1", "GODEBUG=http2xconnect=1", "XDG_DATA_HOME="+t.TempDir(), "XDG_CONFIG_HOME="+t.TempDir())
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -401,7 +402,7 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 	}
 }
 
-// Over HTTP/3 likewise (RFC 9220).
+// Over HTTP/3, too, no other protocol passes by an extended CONNECT (RFC 9220).
 func TestOtherTunnelsOverHTTP3(t *testing.T) {
 	g := startTLS(t, "h3", "store memory\n"+testClients, "oauth_server\noauth_protect /api/*\nreverse_proxy BACKEND")
 	for _, protocol := range []string{"connect-udp", "webtransport", "h2c"} {
@@ -433,6 +434,6 @@ func checkEcho(t testing.TB, w io.Writer, r io.Reader) {
 	}
 	got := make([]byte, 7)
 	if _, err := io.ReadFull(r, got); err != nil || string(got) != "\x81\x05hello" {
-		t.Errorf("the WebSocket brought %q, %v", got, err)
+		t.Errorf("the WebSocket sent back %q, %v", got, err)
 	}
 }
