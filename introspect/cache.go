@@ -14,50 +14,50 @@ import (
 
 // Cache remembers facts. One cache serves any number of sources; see [Cache.Wrap].
 //
-// It is built on ristretto, and trusts it with nothing: ristretto may drop a write,
-// apply it late, or after a deletion. What makes the cache correct stands in this
-// file. Every fill carries the generation that was current before its source was
-// asked, and an entry counts only while that generation is current. A revocation raises
-// the generation first and deletes second, so a fill that began before the revocation
-// is never believed after it, in whatever order ristretto applies the two.
+// It is built on ristretto but relies on it for nothing: ristretto may drop a write, apply
+// it late, or apply it after a deletion. Generations make the cache correct. Every entry
+// carries the generation that was current before its source was asked, and counts only
+// while that generation is still current. A revocation raises the generation first and
+// deletes second. So a lookup that began before the revocation is never believed after it,
+// in whatever order ristretto applies the two.
 //
-// That a source said no is remembered only where [SourceConfig] asks for it, apart from
-// the facts; see negatives.
+// A source's "no" is remembered only if [SourceConfig] asks for it, and apart from the
+// facts; see negatives.
 //
-// Memory is bounded by Config.MaxSize for the entries, 4 bytes for each of ten counters per
-// token of Config.MaxTokens, Config.MaxNegatives entries of about 0.2 KiB, and 512 KiB of
-// generations. Create a Cache with [NewCache] and end it with [Cache.Close]. It is
-// safe for concurrent use.
+// Memory is bounded by CacheConfig.MaxSize for the entries, plus ten counters of 4 bytes for
+// each of CacheConfig.MaxTokens, CacheConfig.MaxNegatives entries of about 0.2 KiB, and
+// 512 KiB of generations. Create a Cache with [NewCache] and end it with [Cache.Close]. It
+// is safe for concurrent use.
 type Cache struct {
 	cfg  CacheConfig
 	seed maphash.Seed
-	// clocks reads Config.Now and Config.Elapsed.
+	// clocks reads CacheConfig.Now and CacheConfig.Elapsed.
 	clocks func() (time.Time, time.Duration)
 
-	// generations are the current ones, of a shard of keys each. They only grow. The low
+	// generations are the current ones, each for a shard of the keys. They only grow. The low
 	// bits count the revocations under way in the shard; see Revoking.
 	generations [generationShards]atomic.Uint64
 	// global is the generation of the whole cache.
 	global atomic.Uint64
 
-	// forgets counts the calls of ForgetClient and ForgetSource; forgotten are those that
-	// entries may still be older than. See forget.go.
+	// forgets counts the calls of ForgetClient and ForgetSource. forgotten holds the calls that
+	// some entries may still predate; see cache_forget.go.
 	forgets    atomic.Uint64
 	forgotten  atomic.Pointer[[]forgotten]
 	forgetting sync.Mutex
-	// longest is the longest that entries live, in nanoseconds.
+	// longest is the longest lifetime that any entry may have, in nanoseconds.
 	longest atomic.Int64
 
-	// mu keeps ristretto open while somebody uses it: Get, Set and Del panic or race
-	// when Close runs beside them.
+	// mu keeps ristretto open while it is in use: Get, Set and Del panic or race if Close runs
+	// at the same time.
 	mu     sync.RWMutex
 	closed atomic.Bool // written under mu
 	items  *ristretto.Cache[uint64, *entry]
 
 	negatives negatives
 
-	// recent has the latest entries, each where its hash says: ristretto applies a write a
-	// moment late, and whoever comes in that moment would ask the source again.
+	// recent holds the latest entries, each in the slot that its hash selects. ristretto applies
+	// a write with a delay, and requests in that moment would ask the source again.
 	recent [maxRecent]atomic.Pointer[entry]
 
 	bounds atomic.Pointer[bounds] // written under mu
@@ -66,21 +66,22 @@ type Cache struct {
 }
 
 const (
-	// maxRecent entries live beside those in ristretto.
+	// maxRecent is how many entries are held beside those in ristretto.
 	maxRecent = 1 << 10
-	// minSlot holds most tokens. In a small cache there are fewer slots rather than smaller ones.
+	// minSlot holds most tokens. A small cache has fewer slots rather than smaller ones.
 	minSlot = 8 << 10
 )
 
-// bounds are what Config.MaxTokens and Config.MaxSize come to, in bytes. An eighth of the
-// size is for recent, whose slots share it; what is too large for a slot has none.
+// bounds are derived from CacheConfig.MaxTokens and CacheConfig.MaxSize; sizes are in bytes.
+// An eighth of MaxSize is for Cache.recent, whose slots share it; an entry that is too large
+// for a slot gets none.
 type bounds struct {
 	tokens, size int64
-	least        int64  // what an entry counts at least, so that no more than tokens fit
-	all          int64  // what all entries in ristretto may count
-	most         int64  // what one entry may take; a larger one is not kept
-	slots        uint64 // of recent
-	slot         int64  // what an entry in a slot may take
+	minCost      int64  // what an entry counts at least, so that no more than tokens fit
+	maxCost      int64  // what all entries in ristretto together may count
+	maxEntry     int64  // the size of the largest entry that is kept
+	slots        uint64 // in Cache.recent
+	maxSlot      int64  // the size of the largest entry that gets a slot
 }
 
 func boundsOf(tokens, size int64) *bounds {
@@ -92,63 +93,62 @@ func boundsOf(tokens, size int64) *bounds {
 	}
 	b := &bounds{tokens: tokens, size: size}
 	share := size / 8
-	b.least = max((size-share)/tokens, 1)
-	b.all = b.least * tokens
-	b.most = b.all / 8
+	b.minCost = max((size-share)/tokens, 1)
+	b.maxCost = b.minCost * tokens
+	b.maxEntry = b.maxCost / 8
 	slots := max(min(tokens, maxRecent, share/minSlot), 1)
-	b.slots, b.slot = uint64(slots), share/slots
+	b.slots, b.maxSlot = uint64(slots), share/slots
 	return b
 }
 
-// latest is where the latest entry of a hash is.
+// latest returns the slot in recent for a hash.
 func (c *Cache) latest(h uint64) *atomic.Pointer[entry] { return &c.recent[h%c.bounds.Load().slots] }
 
 // CacheConfig are the settings of a Cache. The zero value of each field is its default.
 type CacheConfig struct {
-	// MaxTokens bounds the number of cached tokens. Default: 100000.
+	// MaxTokens is the maximum number of cached tokens. Default: 100000.
 	MaxTokens int64
 
-	// MaxSize bounds the memory of the cached tokens in bytes, with all that is known about
-	// each: about 0.7 KiB, and its Claims. A token that would take a ninth of it is not
-	// cached. The process takes more, up to two and a half times as much, as Go collects what
-	// is dropped now and then. Default: 128 MiB, or 1 KiB for each of MaxTokens if that is more.
+	// MaxSize is the maximum memory for cached tokens, in bytes: about 0.7 KiB for each, plus
+	// its Claims. A token that would take more than a ninth of it is not cached. The process
+	// takes up to two and a half times as much, because Go collects discarded memory only now
+	// and then. Default: 128 MiB, or 1 KiB for each of MaxTokens if that is more.
 	MaxSize int64
 
-	// MaxAgeNoExpiry bounds how long facts without Expiry are used without asking their
-	// source again, where its own maximum age is not smaller anyway. Nobody has said how
-	// long such a token lives. Default: 30s.
+	// MaxAgeNoExpiry is how long facts without Expiry are used before their source is asked
+	// again, unless the source's own MaxAge is shorter: nobody has said how long such a token
+	// lives. Default: 30s.
 	MaxAgeNoExpiry time.Duration
 
-	// MaxNegatives bounds the number of tokens that are remembered as no good, in all
-	// sources together. Their memory is taken as it is needed. Default: 10000.
+	// MaxNegatives is the maximum number of tokens remembered as not good, over all sources.
+	// Memory for them is allocated as needed. Default: 10000.
 	MaxNegatives int
 
-	// MaxLookups bounds the lookups that are under way at once in one source; a lookup that
-	// finds no place within LookupTimeout ends with ErrBusy. Default: 256.
+	// MaxLookups is the maximum number of concurrent lookups in one source. A lookup that gets
+	// no place within LookupTimeout ends with ErrBusy. Default: 256.
 	MaxLookups int
 
-	// LookupTimeout bounds one lookup, whoever waits for it. It is the cache's own:
-	// lookups are shared, so no single request's deadline may end them. Default: 2s.
+	// LookupTimeout bounds a single lookup, whoever is waiting for it. Lookups are shared, so
+	// the deadline of one request must not end them. Default: 2s.
 	LookupTimeout time.Duration
 
-	// Now is the wall clock, by which tokens expire. Default: time.Now.
+	// Now is the wall clock, which decides when tokens expire. Default: time.Now.
 	Now func() time.Time
 
-	// Elapsed is a clock that nobody sets: the time since some fixed moment, by which
-	// entries age. Default: the monotonic clock.
+	// Elapsed is a clock that nobody can set: the time since some fixed moment. Entries age by
+	// it. Default: the monotonic clock.
 	Elapsed func() time.Duration
 
-	// OnHit, OnMiss and OnEvict are called for each lookup that the cache answered, each
-	// that it could not answer, and each entry that had to make room for another. They
-	// must return at once.
+	// OnHit is called for each lookup that the cache answers, OnMiss for each that it can't,
+	// and OnEvict for each entry that has to make room for another. They must return at once.
 	OnHit, OnMiss, OnEvict func()
 
-	// hash, in tests, replaces the hash of a key by a worse one.
+	// hash, in tests, replaces the hash of a key with a worse one.
 	hash func(cacheKey) uint64
 }
 
-// cacheKey is a digest of the source's name, then the token ID: parts of fixed
-// length, so two different pairs never make one key.
+// cacheKey is a digest of the source's name followed by the token ID. Both have a fixed
+// length, so two different pairs never make the same key.
 type cacheKey [2 * sha256.Size]byte
 
 func keyOf(source [sha256.Size]byte, id TokenID) (k cacheKey) {
@@ -157,29 +157,30 @@ func keyOf(source [sha256.Size]byte, id TokenID) (k cacheKey) {
 	return k
 }
 
-// entry is what ristretto holds. It is never changed after it was stored.
+// entry is what ristretto holds. It never changes once it is stored.
 type entry struct {
 	key        cacheKey
 	facts      *Facts
 	generation uint64        // of the key's shard, read before the source was asked; no low bits
-	global     uint64        // likewise, of the whole cache
-	forgets    uint64        // likewise, Cache.forgets
-	asked      time.Duration // Config.Elapsed when the source was asked
+	global     uint64        // the same, of the whole cache
+	forgets    uint64        // the same, of Cache.forgets
+	asked      time.Duration // CacheConfig.Elapsed when the source was asked
 	answered   time.Duration // and when it had answered
-	deadline   time.Duration // Config.Elapsed when it stops counting for everybody
-	grace      time.Duration // likewise, where its source can't be asked; see SourceConfig.StaleFor
-	// until is when it stops counting by Config.Now: after a suspend only that has gone on.
+	deadline   time.Duration // CacheConfig.Elapsed at which it stops counting for everybody
+	grace      time.Duration // the same while its source can't be asked; see SourceConfig.StaleFor
+	// until is when it stops counting by CacheConfig.Now, the only clock that has moved on
+	// after a suspend.
 	until time.Time
-	size  int64 // what it takes in memory, about
+	size  int64 // roughly what it takes in memory
 }
 
-// overhead is what an entry takes without texts: itself, its facts, and what ristretto needs
-// to find it and to end it.
+// overhead is what an entry takes apart from its texts: the entry, its facts, and what
+// ristretto needs to find and expire it.
 const overhead = 640
 
-// sizeOf is the size of an entry for f.
+// sizeOf returns the size of an entry for f.
 func sizeOf(f *Facts) int64 {
-	const header = 32 // of a text in a list, and what the allocator rounds up
+	const header = 32 // of a string in a list, with what the allocator rounds up
 	n := overhead + len(f.ClientID) + len(f.Subject) + len(f.Issuer) + len(f.Claims) + len(f.verifiedBy)
 	for _, s := range f.Scopes {
 		n += header + len(s)
@@ -190,7 +191,7 @@ func sizeOf(f *Facts) int64 {
 	return int64(n)
 }
 
-// NewCache makes an empty cache and starts ristretto's two goroutines, which Close ends.
+// NewCache creates an empty cache and starts ristretto's two goroutines, which Close ends.
 func NewCache(cfg CacheConfig) (*Cache, error) {
 	if cfg.MaxLookups == 0 {
 		cfg.MaxLookups = 256
@@ -207,7 +208,7 @@ func NewCache(cfg CacheConfig) (*Cache, error) {
 	start := time.Now()
 	clocks := func() (time.Time, time.Duration) { return cfg.Now(), cfg.Elapsed() }
 	if cfg.Now == nil && cfg.Elapsed == nil {
-		// One reading of time has both.
+		// One reading serves both.
 		clocks = func() (time.Time, time.Duration) { now := time.Now(); return now, now.Sub(start) }
 	}
 	if cfg.Now == nil {
@@ -230,22 +231,22 @@ func NewCache(cfg CacheConfig) (*Cache, error) {
 		cfg:       cfg,
 		clocks:    clocks,
 		seed:      maphash.MakeSeed(),
-		negatives: negatives{most: cfg.MaxNegatives, at: map[uint64]int{}},
+		negatives: negatives{max: cfg.MaxNegatives, at: map[uint64]int{}},
 	}
 	if c.cfg.hash == nil {
-		// Seeded for this process: nobody can choose tokens that push others out.
+		// Seeded for this process, so that nobody can choose tokens that evict others.
 		c.cfg.hash = func(k cacheKey) uint64 { return maphash.Bytes(c.seed, k[:]) }
 	}
 	bounds := boundsOf(cfg.MaxTokens, cfg.MaxSize)
 	c.bounds.Store(bounds)
 	items, err := ristretto.NewCache(&ristretto.Config[uint64, *entry]{
 		NumCounters:        10 * bounds.tokens,
-		MaxCost:            bounds.all,
+		MaxCost:            bounds.maxCost,
 		BufferItems:        64,
-		IgnoreInternalCost: true, // it is in overhead
+		IgnoreInternalCost: true, // overhead includes it
 		OnEvict: func(item *ristretto.Item[*entry]) {
-			// Also called for entries whose time has come, which carry it, and for all of
-			// them by Close. Those made room for nobody.
+			// Also called for expired entries, which carry their expiration, and by Close for
+			// all of them. Neither made room for another.
 			if item.Value != nil && item.Expiration.IsZero() && !c.closed.Load() {
 				c.cfg.OnEvict()
 			}
@@ -258,8 +259,8 @@ func NewCache(cfg CacheConfig) (*Cache, error) {
 	return c, nil
 }
 
-// Close ends the cache's goroutines. Lookups that come later, or are under way, end
-// with ErrClosed or their own answer, never with a panic. Close may be called twice.
+// Close ends the cache's goroutines. Lookups under way, and later ones, end with ErrClosed or
+// with their own answer, never with a panic. Close may be called twice.
 func (c *Cache) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -268,9 +269,9 @@ func (c *Cache) Close() {
 	}
 }
 
-// Resize changes Config.MaxTokens and Config.MaxSize. If they are other than before, the cache
-// is emptied: what each token counts depends on them. The counters that choose what to keep
-// stay as many as they were.
+// Resize changes CacheConfig.MaxTokens and CacheConfig.MaxSize. If they differ from before,
+// the cache is emptied, because what each token counts depends on them. The number of
+// counters that help choose what to keep stays the same.
 func (c *Cache) Resize(maxTokens, maxSize int64) {
 	c.mu.Lock() // nobody else is inside ristretto, so its Clear is safe
 	defer c.mu.Unlock()
@@ -283,10 +284,10 @@ func (c *Cache) Resize(maxTokens, maxSize int64) {
 	for i := range c.recent {
 		c.recent[i].Store(nil)
 	}
-	c.items.UpdateMaxCost(now.all)
+	c.items.UpdateMaxCost(now.maxCost)
 }
 
-// keep puts an entry into the cache, if there can be room for it.
+// keep stores an entry, if it can fit at all.
 func (c *Cache) keep(h uint64, e *entry, ttl, kept time.Duration) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -294,30 +295,31 @@ func (c *Cache) keep(h uint64, e *entry, ttl, kept time.Duration) {
 		return
 	}
 	b := c.bounds.Load()
-	recent := e.size <= b.slot
+	recent := e.size <= b.maxSlot
 	if recent {
 		c.latest(h).Store(e)
 	} else {
 		c.latest(h).Store(nil)
 	}
-	if e.size > b.most {
-		// With what ristretto has yet to apply: an older answer must not come back.
+	if e.size > b.maxEntry {
+		// Including what ristretto has yet to apply: an older answer must not come back.
 		c.items.Del(h)
 		c.items.Wait()
 		return
 	}
-	// What grows is put in anew: ristretto makes no room for it, and may not even count it.
-	// GetTTL is asked first, since Get is a use, which would make each new token look wanted.
+	// An entry that has grown is deleted first: ristretto makes no room for growth, and may not
+	// even count it. GetTTL comes before Get, which counts as a use and would make each new
+	// token look wanted.
 	if _, held := c.items.GetTTL(h); held {
 		if old, ok := c.items.Get(h); ok && old != nil && old.size < e.size {
 			c.items.Del(h)
 		}
 	}
-	c.items.SetWithTTL(h, e, max(e.size, b.least), max(ttl, kept))
+	c.items.SetWithTTL(h, e, max(e.size, b.minCost), max(ttl, kept))
 	if kept > 0 || !recent {
-		// ristretto applies it later. If the source says no before that, refuse would find no
-		// entry to take back, and this one would come to light in an outage. And without a
-		// place among the recent ones nobody would find it until then.
+		// ristretto applies the write later. If the source says no before that, refuse finds no
+		// entry to take back, and this one surfaces in an outage. And without a slot in recent,
+		// nobody would find the entry until then.
 		c.items.Wait()
 	}
 }

@@ -7,18 +7,18 @@ import (
 	"time"
 )
 
-// negatives remember which tokens a source called no good. They have a place of their
-// own: in ristretto, 200000 random tokens push out all that are in use.
+// negatives holds the tokens that a source called inactive. They are kept out of ristretto,
+// where 200000 random tokens would push out every token in use.
 //
 // It is a ring that forgets the oldest, exact and bounded. All lifetimes are short and
-// alike, so what leaves first would end first anyway, and there is nothing that an order
-// of last use, or ristretto's sketch of frequencies, could keep longer. What counts is
-// judged by those who ask, with the generations as in an entry.
+// similar, so what leaves first would expire first anyway: neither an order of last use nor
+// ristretto's sketch of frequencies could keep anything useful longer. The caller judges
+// whether a negative counts, by its generations as for an entry.
 type negatives struct {
 	mu   sync.Mutex
-	most int
-	ring []negative     // grows to most, of 112 bytes each
-	next int            // the slot to write next, once the ring has grown
+	max  int
+	ring []negative     // grows to max, of 112 bytes each
+	next int            // the slot to write next, once the ring is full
 	at   map[uint64]int // slots by hash
 }
 
@@ -30,7 +30,7 @@ type negative struct {
 	global     uint64
 	forgets    uint64
 	asked      time.Duration
-	most       time.Duration // how long after that it holds
+	lifetime   time.Duration // from asked
 }
 
 func (n *negatives) get(h uint64) (negative, bool) {
@@ -50,18 +50,18 @@ func (n *negatives) add(no negative) {
 		n.ring[slot] = no
 		return
 	}
-	if len(n.ring) < n.most {
+	if len(n.ring) < n.max {
 		n.at[no.hash] = len(n.ring)
 		n.ring = append(n.ring, no)
 		return
 	}
-	// A slot that was dropped has no place in the map, or has another's.
+	// A dropped slot has no place in the map, or the place belongs to another slot now.
 	if old := n.ring[n.next].hash; n.at[old] == n.next {
 		delete(n.at, old)
 	}
 	n.ring[n.next] = no
 	n.at[no.hash] = n.next
-	n.next = (n.next + 1) % n.most
+	n.next = (n.next + 1) % n.max
 }
 
 func (n *negatives) drop(h uint64) {
@@ -73,16 +73,15 @@ func (n *negatives) drop(h uint64) {
 	}
 }
 
-// refuse takes note that the source said no to the question of a, and remembers it for most.
-func (s *CachedSource) refuse(a *answer, key cacheKey, h uint64, asked, most time.Duration) {
+// refuse records that the source said no to the question of a, and remembers it for lifetime.
+func (s *CachedSource) refuse(a *answer, key cacheKey, h uint64, asked, lifetime time.Duration) {
 	c := s.cache
-	// What it said before is over, for those who would still use it as well. This raises
-	// the generation only where there is such an entry, so a flood of wrong tokens ends
-	// nobody's.
+	// What the source said before is void, for callers of StaleFor too. The generation is raised
+	// only if there is such an entry, so a flood of bad tokens ends nobody else's.
 	if _, ok := s.current(key); ok {
-		// If this fails, a revocation in the shard has ended the entry, or is about to.
+		// If this fails, a revocation in the shard has ended the entry or is about to.
 		if c.generations[h%generationShards].CompareAndSwap(a.generation, a.generation+nextGeneration) {
-			// Nobody else revoked in between, so this "no" is current still.
+			// Nobody else revoked in between, so this "no" is still current.
 			a.generation += nextGeneration
 		}
 		c.mu.RLock()
@@ -91,14 +90,14 @@ func (s *CachedSource) refuse(a *answer, key cacheKey, h uint64, asked, most tim
 		}
 		c.mu.RUnlock()
 	}
-	if most > 0 {
-		c.negatives.add(negative{key: key, hash: h, generation: a.generation, global: a.global, forgets: a.forgets, asked: asked, most: most})
+	if lifetime > 0 {
+		c.negatives.add(negative{key: key, hash: h, generation: a.generation, global: a.global, forgets: a.forgets, asked: asked, lifetime: lifetime})
 	}
 }
 
-// refused reports whether the source is remembered to have said no, less than maxAge ago.
+// refused reports whether the source said no less than maxAge ago, and that still holds.
 func (s *CachedSource) refused(key cacheKey, maxAge time.Duration) bool {
-	if maxAge <= 0 || s.told != nil && !s.told.Coherent() {
+	if maxAge <= 0 || s.coherent != nil && !s.coherent.Coherent() {
 		return false
 	}
 	c := s.cache
@@ -107,11 +106,11 @@ func (s *CachedSource) refused(key cacheKey, maxAge time.Duration) bool {
 	return ok && !c.closed.Load() &&
 		subtle.ConstantTimeCompare(n.key[:], key[:]) == 1 &&
 		n.generation == c.generations[h%generationShards].Load() && n.global == c.global.Load() &&
-		!c.forgotNegative(&n) && c.cfg.Elapsed()-n.asked < min(maxAge, n.most)
+		!c.forgotNegative(&n) && c.cfg.Elapsed()-n.asked < min(maxAge, n.lifetime)
 }
 
-// forgotNegative reports whether n is from before a call of ForgetClient or ForgetSource
-// that may have been about it: whose token it was, the source did not say.
+// forgotNegative reports whether n predates a call of ForgetClient or ForgetSource that may
+// have been about it. The source did not say whose token it was.
 func (c *Cache) forgotNegative(n *negative) bool {
 	list := c.forgotten.Load()
 	if list == nil {

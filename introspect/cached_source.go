@@ -11,17 +11,16 @@ import (
 	"time"
 )
 
-// Wrap puts the cache in front of src. The name tells sources apart: entries of two
-// names never mix, and two sources under one name share them, which is how entries
-// outlive a configuration. maxAge bounds how long facts are used without asking src
-// again; for a source that can't push its revocations, maxAge is how late they
-// arrive. A maxAge of zero or less keeps nothing; parallel lookups are shared all
-// the same.
+// Wrap puts the cache in front of src. The name tells sources apart: entries of different
+// names never mix, and two sources of the same name share theirs, which is how entries
+// outlive a configuration. maxAge is how long facts are used before src is asked again;
+// for a source that can't push its revocations, that is how late they arrive. With a maxAge
+// of zero or less nothing is kept, but concurrent lookups are still shared.
 func (c *Cache) Wrap(name string, src Source, maxAge time.Duration) *CachedSource {
 	return c.WrapWith(name, src, SourceConfig{MaxAge: maxAge})
 }
 
-// WrapWith is [Cache.Wrap] with more settings.
+// WrapWith is like [Cache.Wrap], with more settings.
 func (c *Cache) WrapWith(name string, src Source, cfg SourceConfig) *CachedSource {
 	if cfg.OnStale == nil {
 		cfg.OnStale = func() {}
@@ -33,73 +32,77 @@ func (c *Cache) WrapWith(name string, src Source, cfg SourceConfig) *CachedSourc
 	s.screen, _ = src.(Screener)
 	s.revise, _ = src.(Reviser)
 	s.doubt, _ = src.(Doubter)
-	s.told, _ = src.(Coherent)
+	s.coherent, _ = src.(Coherent)
 	return s
 }
 
 // SourceConfig are the settings of a CachedSource.
 type SourceConfig struct {
-	// MaxAge bounds how long facts are used without asking the source again; see
-	// [Cache.Wrap]. Zero or less keeps nothing. Default: 0.
+	// MaxAge is how long facts are used before the source is asked again; see [Cache.Wrap].
+	// With zero or less nothing is kept. Default: 0.
 	MaxAge time.Duration
 
-	// NegativeAge bounds how long a token that the source called no good is refused without
-	// asking again. It spares the source a client that goes on with a dead token, and in
-	// return a token that is issued, or becomes good, after somebody tried it is refused for
-	// as long. [DefaultNegativeAge] suits sources that answer over the network. Only "no" is
-	// remembered, never an error. Zero or less remembers nothing. Default: 0.
+	// NegativeAge is how long a token that the source called inactive is refused without asking
+	// again. It protects the source from a client that keeps using a dead token. In return, a
+	// token that is issued or becomes good after somebody tried it is refused for that long.
+	// [DefaultNegativeAge] suits sources that answer over the network. Only a "no" is
+	// remembered, never an error. With zero or less nothing is remembered. Default: 0.
 	NegativeAge time.Duration
 
-	// StaleFor extends MaxAge while the source is away: facts that were found out less than
-	// MaxAge and StaleFor ago are used instead of an [ErrOutage]. It is for services
-	// that should outlive an outage of their authorization server, and the price is that a
-	// revocation which happens at its beginning, or an outage that an attacker causes, holds
-	// a revoked token good for as long. Facts are never used at or beyond the token's expiry,
-	// never after a Forget, a Flush or a "no" of the source, never if they have no expiry,
-	// and never for callers of [CachedSource.LookupWithin] that demand fresher ones.
-	// Such facts come after the question has failed, so late when the source hangs. Zero or
-	// less, or a MaxAge that keeps nothing, is no grace. Default: 0.
+	// StaleFor extends MaxAge while the source is unreachable: on an [ErrOutage], facts that are
+	// younger than MaxAge plus StaleFor are used instead. It is for services that should survive
+	// an outage of their authorization server. The price: if a revocation falls into an outage,
+	// which an attacker may have caused, the revoked token stays good for that long.
+	//
+	// Facts are never used at or after the token's expiry, after a Forget, a Flush or a "no" from
+	// the source, if they have no expiry, or for callers of [CachedSource.LookupWithin] that
+	// demand fresher ones. They are used only once the question has failed, so late if the source
+	// hangs. Zero or less, or a MaxAge that keeps nothing, disables it. Default: 0.
 	StaleFor time.Duration
 
-	// OnStale is called for each lookup that StaleFor has answered. It must return at once.
+	// OnStale is called for each lookup that StaleFor answers. It must return at once.
 	OnStale func()
 }
 
-// DefaultNegativeAge is the NegativeAge that suits sources which answer over the network:
-// short for whoever waits for a token to become good, long for a client that tries again
-// ten times a second.
+// DefaultNegativeAge is the [SourceConfig.NegativeAge] that suits sources that answer over
+// the network: short for a client waiting for its token to become good, long for a client
+// that retries ten times a second.
 const DefaultNegativeAge = 5 * time.Second
 
-// CachedSource is a source with the cache in front of it. It is safe for concurrent
-// use and owns nothing: it needs no closing.
+// CachedSource is a [Source] with the cache in front of it. It is safe for concurrent use
+// and owns nothing, so it needs no closing.
 type CachedSource struct {
-	cache  *Cache
-	src    Source
-	screen Screener // nil if src can't
-	revise Reviser  // nil if src can't
-	doubt  Doubter  // nil if src doesn't
-	told   Coherent // nil if src can't say
-	cfg    SourceConfig
-	name   [sha256.Size]byte
-	// slots bounds the lookups under way: a source that hangs must not take the places of
+	cache *Cache
+	cfg   SourceConfig
+	name  [sha256.Size]byte // digest
+
+	src Source
+	// The optional abilities of src; nil if it lacks them.
+	screen   Screener
+	revise   Reviser
+	doubt    Doubter
+	coherent Coherent
+
+	// slots bounds the lookups under way, so that a source that hangs can't take the places of
 	// the others.
 	slots chan struct{}
 }
 
-// Lookup is [CachedSource.LookupWithin] for the token of that text, without a maximum age of
-// the caller's own.
+// Lookup is like [CachedSource.LookupWithin] for the token with that text, without a maximum
+// age of the caller's own.
 func (s *CachedSource) Lookup(ctx context.Context, text string) (*Facts, error) {
 	token := NewToken(text)
 	return s.LookupWithin(ctx, &token, math.MaxInt64)
 }
 
-// LookupWithin reports what token means, from memory if the source was asked about it
-// less than maxAge ago. It never returns facts beyond the token's expiry, nor facts
-// that were found out before a Forget or Flush that ended before this call began.
-// Like every Source it returns Inactive and no error for a token that is no good.
-// maxAge bounds the age of a remembered "no" too.
+// LookupWithin reports what token means, from memory if the source was asked about it less
+// than maxAge ago. It never returns facts at or after the token's expiry, nor facts found
+// before a Forget or Flush that ended before this call began. Like every Source, it returns
+// Inactive and no error for a token that is not good. maxAge also bounds the age of a
+// remembered "no".
 //
-// It blocks until the answer is there, ctx ends, or twice Config.LookupTimeout has passed.
+// It blocks until there is an answer, ctx ends, or twice CacheConfig.LookupTimeout has passed.
+// What is found out about the token by computation alone is noted in it.
 func (s *CachedSource) LookupWithin(ctx context.Context, token *Token, maxAge time.Duration) (*Facts, error) {
 	if !s.screened(token) {
 		return inactive, nil
@@ -116,7 +119,7 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token *Token, maxAge ti
 		var err error
 		facts, err = s.ask(ctx, key, *token, maxAge)
 		if err != nil {
-			// Who has gone away gets the error, and whose token is at fault.
+			// A caller that has gone away gets the error, and so does one whose token caused it.
 			if ctx.Err() != nil || !errors.Is(err, ErrOutage) {
 				return nil, err
 			}
@@ -132,8 +135,8 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token *Token, maxAge ti
 	return s.revised(facts), nil
 }
 
-// Remembered is what LookupWithin would answer from memory, and whether it would; a no is
-// not remembered in this sense. It asks nobody and does not block.
+// Remembered returns what LookupWithin would answer from memory, and whether it would. A
+// remembered "no" does not count. It asks no source and does not block.
 func (s *CachedSource) Remembered(token *Token, maxAge time.Duration) (*Facts, bool) {
 	if !s.screened(token) {
 		return nil, false
@@ -146,8 +149,8 @@ func (s *CachedSource) Remembered(token *Token, maxAge time.Duration) (*Facts, b
 	return s.revised(facts), true
 }
 
-// screened reports whether a lookup of token can be worthwhile. What the source finds out
-// about it stays noted in token.
+// screened reports whether looking up token can be worthwhile, and keeps what the source noted
+// in it.
 func (s *CachedSource) screened(token *Token) (ok bool) {
 	if s.screen == nil {
 		return true
@@ -163,7 +166,7 @@ func (s *CachedSource) revised(facts *Facts) *Facts {
 	return s.revise.Revise(facts)
 }
 
-// cached returns the facts for key if an entry still counts.
+// cached returns the facts for key if there is an entry that still counts.
 func (s *CachedSource) cached(key cacheKey, maxAge time.Duration) (*Facts, bool) {
 	e, ok := s.within(key, maxAge)
 	if !ok {
@@ -174,7 +177,7 @@ func (s *CachedSource) cached(key cacheKey, maxAge time.Duration) (*Facts, bool)
 
 // within returns the entry for key if it still counts.
 func (s *CachedSource) within(key cacheKey, maxAge time.Duration) (*entry, bool) {
-	if maxAge <= 0 || s.told != nil && !s.told.Coherent() {
+	if maxAge <= 0 || s.coherent != nil && !s.coherent.Coherent() {
 		return nil, false
 	}
 	e, ok := s.current(key)
@@ -185,7 +188,7 @@ func (s *CachedSource) within(key cacheKey, maxAge time.Duration) (*entry, bool)
 	if elapsed-e.asked >= maxAge || elapsed >= e.deadline {
 		return nil, false
 	}
-	// By the wall clock too: after a suspend only it has gone on.
+	// By the wall clock too: it is the only one that has moved on after a suspend.
 	if !now.Before(e.until) {
 		return nil, false
 	}
@@ -195,10 +198,10 @@ func (s *CachedSource) within(key cacheKey, maxAge time.Duration) (*entry, bool)
 	return e, true
 }
 
-// stale returns the facts for key if an entry counts where the source can't be asked.
-// It is called after that was tried, so it knows of every revocation until then.
+// stale returns the facts for key if there is an entry that counts while the source can't be
+// asked. It is called after the attempt to ask, so it knows of every revocation until then.
 func (s *CachedSource) stale(key cacheKey, maxAge time.Duration) (*Facts, bool) {
-	if s.cfg.MaxAge <= 0 || s.cfg.StaleFor <= 0 || s.told != nil && !s.told.Coherent() {
+	if s.cfg.MaxAge <= 0 || s.cfg.StaleFor <= 0 || s.coherent != nil && !s.coherent.Coherent() {
 		return nil, false
 	}
 	e, ok := s.current(key)
@@ -206,7 +209,7 @@ func (s *CachedSource) stale(key cacheKey, maxAge time.Duration) (*Facts, bool) 
 		return nil, false
 	}
 	now, elapsed := s.cache.clocks()
-	// The entry's bound is that of the configuration that stored it, which may be gone.
+	// The entry's bound comes from the configuration that stored it, which may be gone.
 	if elapsed >= e.grace || elapsed-e.asked >= min(maxAge, sum(s.cfg.MaxAge, s.cfg.StaleFor)) || !now.Before(e.until) {
 		return nil, false
 	}
@@ -216,7 +219,7 @@ func (s *CachedSource) stale(key cacheKey, maxAge time.Duration) (*Facts, bool) 
 	return e.facts, true
 }
 
-// sum is a+b for two that are not negative, or the longest Duration.
+// sum returns a+b, neither of which is negative, or the longest Duration.
 func sum(a, b time.Duration) time.Duration {
 	if a > math.MaxInt64-b {
 		return math.MaxInt64
@@ -224,8 +227,7 @@ func sum(a, b time.Duration) time.Duration {
 	return a + b
 }
 
-// current returns the entry for key if no revocation speaks against it. Its age is for
-// the caller to judge.
+// current returns the entry for key unless it has been revoked. The caller judges its age.
 func (s *CachedSource) current(key cacheKey) (*entry, bool) {
 	c := s.cache
 	h := c.cfg.hash(key)
@@ -241,18 +243,18 @@ func (s *CachedSource) current(key cacheKey) (*entry, bool) {
 			return nil, false
 		}
 	}
-	// ristretto knows 64 bits of the key; another token's entry may lie there.
+	// ristretto knows only 64 bits of the key, so this may be another token's entry.
 	if subtle.ConstantTimeCompare(e.key[:], key[:]) != 1 {
 		return nil, false
 	}
-	// Never equal while a revocation is under way: entries have no low bits.
+	// Never equal while a revocation is under way: an entry's generation has no low bits.
 	if e.generation != c.generations[h%generationShards].Load() || e.global != c.global.Load() || c.forgot(e) {
 		return nil, false
 	}
 	return e, true
 }
 
-// answer is what a shared lookup brings to all who wait for it.
+// answer is what a shared lookup returns to everybody who waits for it.
 type answer struct {
 	facts      *Facts
 	generation uint64
@@ -262,30 +264,30 @@ type answer struct {
 	answered   time.Duration
 }
 
-// ask asks the source, sharing the question with everybody who has it too.
+// ask asks the source. Callers with the same question share it.
 func (s *CachedSource) ask(ctx context.Context, key cacheKey, token Token, maxAge time.Duration) (*Facts, error) {
 	c := s.cache
 	begun := c.cfg.Elapsed()
 	h := c.cfg.hash(key)
 	shard := &c.generations[h%generationShards]
 	flight := string(key[:])
-	// A source that ignores its deadline must not hold its callers as well.
+	// A source that ignores its deadline must not hold its callers too.
 	ctx, cancel := context.WithTimeout(ctx, 2*c.cfg.LookupTimeout)
 	defer cancel()
-	// What is current now is what this caller may know of: an answer from before is
-	// not for it.
+	// This caller may know of everything that is current now, so an answer from before is not
+	// for it.
 	generation, global, forgets := shard.Load()&^revokingMask, c.global.Load(), c.forgets.Load()
 	for {
 		done := c.flights.DoChan(flight, func() (v any, err error) {
-			// A panic in a source is that lookup's failure. Without this, singleflight
-			// would end the process with it.
+			// A panic in a source fails that lookup only. Without this, singleflight would end
+			// the process.
 			defer func() {
 				if r := recover(); r != nil {
 					err = fmt.Errorf("token lookup panicked: %v", r)
 				}
 			}()
-			// Somebody may have asked between this caller's look into the cache and now.
-			// Read before: within then says that none of the forgets until now was about it.
+			// Somebody may have asked since this caller looked into the cache. forgets is read
+			// first: if within then returns an entry, none of the calls until then was about it.
 			forgets := c.forgets.Load()
 			if e, ok := s.within(key, min(maxAge, s.cfg.MaxAge)); ok {
 				return answer{e.facts, e.generation, e.global, forgets, e.asked, e.answered}, nil
@@ -304,17 +306,17 @@ func (s *CachedSource) ask(ctx context.Context, key cacheKey, token Token, maxAg
 				(a.answered >= begun || c.cfg.Elapsed()-a.asked < maxAge) {
 				return a.facts, nil
 			}
-			// The lookup had begun before a revocation that this caller may already know
-			// of, or its answer is older than this caller and than it allows. That flight is
-			// over. The next asks, unless a caller leads it that had looked into the cache before
-			// this answer was there; of those there is an end.
+			// The lookup began before a revocation that this caller may already know of, or its
+			// answer is older than this caller and older than it allows. That flight is over. The
+			// next one asks, unless its leader looked into the cache before this answer was there;
+			// there are finitely many of those.
 		}
 	}
 }
 
-// fill asks the source and stores an active answer. It runs once for everybody who
-// waits, with a deadline of its own: the request that happened to come first may
-// hang up without harming the others.
+// fill asks the source and stores an active answer. It runs once for everybody who waits and
+// has a deadline of its own: the request that happened to come first may hang up without
+// harming the others.
 func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token Token) (answer, error) {
 	c := s.cache
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.LookupTimeout)
@@ -343,16 +345,16 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token T
 	remaining := facts.Expiry.Sub(c.cfg.Now())
 	if !facts.Active || !immortal && remaining <= 0 {
 		a.facts = inactive
-		most := s.cfg.NegativeAge
+		lifetime := s.cfg.NegativeAge
 		if !facts.notYet.IsZero() {
-			most = min(most, facts.notYet.Sub(begun))
+			lifetime = min(lifetime, facts.notYet.Sub(begun))
 		}
-		s.refuse(&a, key, h, asked, most)
+		s.refuse(&a, key, h, asked, lifetime)
 		return a, nil
 	}
 	a.facts = facts
 	if s.cfg.NegativeAge > 0 {
-		// Or it would come back when ristretto drops the entry, and refuse a good token.
+		// Otherwise it would come back when ristretto drops the entry, and refuse a good token.
 		c.negatives.drop(h)
 	}
 
@@ -362,12 +364,12 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token T
 	} else if s.cfg.StaleFor > 0 {
 		kept = min(sum(max(s.cfg.MaxAge, 0), s.cfg.StaleFor), remaining)
 	}
-	// Without its reading of the monotonic clock, which would be all that is compared.
+	// Without the monotonic reading, which would be all that is compared.
 	until := begun.Round(0).Add(max(ttl, kept))
 	if !immortal && facts.Expiry.Before(until) {
 		until = facts.Expiry
 	}
-	// ttl is positive: to ristretto zero means for ever, and less than zero would leave
+	// ttl must be positive: to ristretto zero means forever, and with less than zero it leaves
 	// an older entry in place.
 	if ttl > 0 {
 		e := &entry{
@@ -379,8 +381,8 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token T
 	return a, nil
 }
 
-// CacheName joins the parts of a source's name unambiguously, for [Cache.Wrap]: no
-// two different lists of parts make the same name.
+// CacheName joins the parts of a source's name for [Cache.Wrap]. Different lists of parts
+// never make the same name.
 func CacheName(parts ...string) string {
 	var b []byte
 	for _, p := range parts {

@@ -10,30 +10,30 @@ import (
 	"unicode"
 )
 
-// Claims are kept as the text they came in, and read where they stand: decoded, 64 KiB of
-// JSON take up to 2 MB, and a cache holds what many callers can make it hold.
+// Claims are kept as the text they came in and read in place: decoded, 64 KiB of JSON take
+// up to 2 MB, and callers decide how much of it a cache holds.
 
-// ClaimValues returns the values of a claim as text: a string, number or boolean is one
-// value, a list of such has several, an object has the names of its members as values,
-// apart from members that are false or null. Anything else has none, and neither has a list
-// or an object with more than a thousand.
+// ClaimValues returns the values of a claim as text. A string, number or boolean has one
+// value, a list of them has several. The values of an object are the names of its members,
+// except those that are false or null. Anything else has none, and neither has a list or an
+// object with more than a thousand values.
 //
-// name is a member of Claims, or a way into objects with dots between the names, as in
-// realm_access.roles. Names may have dots themselves. So at each level the longest name
-// counts that name begins with; if the way does not go on from there, the next shorter
-// one. A member that is null is not there.
+// name is a member of Claims, or a path into objects with dots between the names, as in
+// realm_access.roles. The names themselves may contain dots: at each level the longest
+// member name that name starts with is tried first, then the next shorter one. A member that
+// is null counts as absent.
 //
-// client_id, sub, iss, aud and scope come from the fields of their meaning; scope has a
-// value for each scope.
+// client_id, sub, iss, aud and scope come from the corresponding fields of Facts; scope has
+// one value per scope.
 func (f *Facts) ClaimValues(name string) []string {
 	values, _ := f.claim(name)
 	return values
 }
 
-// ClaimText is a claim as one text, as in a header: the values of a list or an object have
-// commas between them. What would be read as something else there is left out: one of
-// several with a comma in it, also if it is alone in its list, and any with a control
-// character, or with a space at an end, which is lost on the way.
+// ClaimText returns a claim as one text, as for a header, with commas between the values of a
+// list or an object. It leaves out values that a header's reader would misread: one that
+// contains a comma, if the claim can have several values, even if there is only one; one with
+// a control character; and one that starts or ends with a space, which would be lost.
 func (f *Facts) ClaimText(name string) string {
 	values, several := f.claim(name)
 	odd := func(v string) bool {
@@ -45,7 +45,7 @@ func (f *Facts) ClaimText(name string) string {
 	return strings.Join(values, ",")
 }
 
-// claim returns the values of a claim, and whether it is one that can have several.
+// claim returns the values of a claim, and whether such a claim can have several.
 func (f *Facts) claim(name string) (values []string, several bool) {
 	one := func(s string) ([]string, bool) {
 		if s == "" {
@@ -76,9 +76,9 @@ func (f *Facts) claim(name string) (values []string, several bool) {
 	return values, several
 }
 
-// findClaim returns the JSON text of the claim that name leads to in object, which is not
-// null. It goes through each object on the way once: only one way leads to an object, so
-// going back to shorter names does not multiply the work.
+// findClaim returns the JSON text of the claim that name leads to in object, unless it is
+// null. It scans each object on the path once: only one path leads to an object, so trying
+// shorter names does not multiply the work.
 func findClaim(object, name string) (value string, ok bool) {
 	type way struct{ object, rest string }
 	var few [4]way
@@ -102,7 +102,7 @@ func findClaim(object, name string) (value string, ok bool) {
 	return "", false
 }
 
-// claimValues are the values of a claim; see Facts.ClaimValues.
+// claimValues returns the values of a claim; see Facts.ClaimValues.
 func claimValues(value string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		switch {
@@ -126,7 +126,7 @@ func claimValues(value string) iter.Seq[string] {
 	}
 }
 
-// scalarText is a string, number or boolean as text.
+// scalarText returns a string, number or boolean as text.
 func scalarText(value string) (string, bool) {
 	switch {
 	case value == "" || value == "null" || value[0] == '{' || value[0] == '[':
@@ -137,20 +137,20 @@ func scalarText(value string) (string, bool) {
 	return value, true
 }
 
-// maxNames bounds the scopes of a token, its audiences, and the values of a claim: they are
-// looked through on each request. A token with more scopes or audiences is refused.
+// maxNames is the maximum number of scopes of a token, of its audiences, and of the values of
+// a claim: every request searches them. A token with more scopes or audiences is refused.
 const maxNames = 1000
 
-// clientClaims name the client, where no configuration says which: client_id is the name of
-// RFC 7662 and RFC 9068, azp that of OpenID Connect (Keycloak, Entra ID v2, Auth0, Google).
-// Where a token has both, they must agree. appid (Entra ID v1) and cid (Okta) are the names
-// of one vendor each, and other issuers may mean something else by them, so they count only
-// where neither of the others is there.
+// clientClaims name the client unless the configuration says otherwise. client_id is the name
+// in RFC 7662 and RFC 9068, azp that in OpenID Connect (Keycloak, Entra ID v2, Auth0,
+// Google). If a token has both, they must agree. appid (Entra ID v1) and cid (Okta) are the
+// names of a single vendor each, and other issuers may mean something else by them, so they
+// count only in the absence of the first two.
 var clientClaims = [][]string{{"client_id", "azp"}, {"appid", "cid"}}
 
-// clientOf returns the client that claims name: by the first of names that is there or, without
-// names, by clientClaims. It fails if the claim is neither a string nor a whole number, or if
-// two claims that count name different clients.
+// clientOf returns the client that claims name: by the first of names that is present or, if
+// there are no names, by clientClaims. It fails if the claim is neither a string nor a whole
+// number, or if two claims that count name different clients.
 func clientOf(claims string, names []string) (client string, ok bool) {
 	ways := clientClaims
 	if len(names) > 0 {
@@ -169,7 +169,7 @@ func clientOf(claims string, names []string) (client string, ok bool) {
 			switch {
 			case value[0] == '"':
 				text = stringText(value)
-			case value[0] < '0' || value[0] > '9' || strings.ContainsAny(value, ".eE"): // not what databases make of a name
+			case value[0] < '0' || value[0] > '9' || strings.ContainsAny(value, ".eE"): // not a whole number, as databases use for names
 				return "", false
 			}
 			if client != "" && text != "" && text != client {
@@ -184,13 +184,14 @@ func clientOf(claims string, names []string) (client string, ok bool) {
 	return client, true
 }
 
-// scopeClaims have the scopes, where no configuration says which: RFC 7662 and RFC 9068;
-// Entra ID and Okta.
+// scopeClaims hold the scopes unless the configuration says otherwise: in RFC 7662 and
+// RFC 9068, and with Entra ID and Okta.
 var scopeClaims = []string{"scope", "scp"}
 
-// scopesOf returns the scopes in the first of names that is there or, without names, of
-// scopeClaims: a string with spaces, a list of strings, or, where a configuration asks for it, an object
-// with scopes as names. A scope of other characters than RFC 6749 section 3.3 has is left out.
+// scopesOf returns the scopes in the first of names that is present or, if there are no names,
+// of scopeClaims: a string with spaces, a list of strings or, only if names are given, an
+// object with the scopes as member names. It leaves out scopes with characters that RFC 6749
+// section 3.3 does not allow.
 func scopesOf(claims string, names []string) (scopes []string, ok bool) {
 	objects := len(names) > 0
 	if !objects {
@@ -231,25 +232,24 @@ func scopesOf(claims string, names []string) (scopes []string, ok bool) {
 			continue
 		}
 		seen[scope] = true
-		scopes = append(scopes, strings.Clone(scope)) // not the whole line with each
+		scopes = append(scopes, strings.Clone(scope)) // so that it doesn't hold on to the whole line
 	}
 	return scopes, true
 }
 
-// noScopeCharacter reports whether c is none of a scope's (RFC 6749 section 3.3). What has
-// one is left out: with a space in it, it would be two scopes as soon as somebody joins
-// them.
+// noScopeCharacter reports whether c can't be part of a scope (RFC 6749 section 3.3). A scope
+// with a space in it would become two as soon as somebody joins them.
 func noScopeCharacter(c rune) bool { return c < 0x21 || c > 0x7e || c == '"' || c == '\\' }
 
-// checkClaimNames judges the names of a configuration.
+// checkClaimNames checks the claim names of a configuration.
 func checkClaimNames(setting string, names []string) error {
 	if slices.Contains(names, "") {
-		return fmt.Errorf("%s has an empty name", setting)
+		return fmt.Errorf("%s contains an empty name", setting)
 	}
 	return nil
 }
 
-// texts returns a string as a list of one, and a list of strings, at most maxNames.
+// texts returns a string as a list of one, and a list of at most maxNames strings as it is.
 func texts(value any) ([]string, bool) {
 	switch value := value.(type) {
 	case string:
@@ -271,7 +271,7 @@ func texts(value any) ([]string, bool) {
 	return nil, false
 }
 
-// nameText is a name, which databases make a whole number of, as text.
+// nameText returns a name as text. Databases turn names into whole numbers.
 func nameText(value any) (string, bool) {
 	switch value := value.(type) {
 	case string:

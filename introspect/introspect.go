@@ -1,13 +1,12 @@
 // Package introspect answers one question: what does this token mean?
 //
-// A [Source] finds out the [Facts] of a token: from a local store, from a remote
-// RFC 7662 endpoint, from a signature. A [Cache] stands in front of any number of
-// sources and remembers facts for a while. Whether a request may pass with those
-// facts is the caller's decision, made anew for every request; decisions are never
-// cached.
+// A [Source] determines the [Facts] of a token: from a local store, from a remote
+// RFC 7662 endpoint, or from a signature. A [Cache] stands in front of any number of
+// sources and keeps facts for a while. Whether those facts let a request pass is the
+// caller's decision, made anew for every request. Decisions are never cached.
 //
-// The package knows neither Caddy nor the authorization server in this repository,
-// so a Go program that protects itself can import it alone.
+// The package knows nothing of Caddy or of the authorization server in this repository,
+// so any Go program can import it to protect itself.
 package introspect
 
 import (
@@ -19,79 +18,78 @@ import (
 	"time"
 )
 
-// TokenID is the SHA-256 digest of a token. It identifies the token without being
-// one: stores, caches and logs see the ID and nothing else. It is an array, not a
-// slice, so that nobody can append to somebody else's key.
+// TokenID is the SHA-256 digest of a token. It identifies the token without giving it
+// away: stores, caches and logs see only the ID. It is an array rather than a slice, so
+// that appending to one key can never change another.
 type TokenID [sha256.Size]byte
 
-// IDOf returns the ID of exactly this token string. Nothing is trimmed or decoded
-// first: two spellings of one token are two tokens.
+// IDOf returns the ID of exactly this string. Nothing is trimmed or decoded first: two
+// spellings of one token are two tokens.
 func IDOf(token string) TokenID {
-	var buf [128]byte // on the stack: most tokens are short, and this is on every request's way
+	var buf [128]byte // on the stack: most tokens are short, and every request comes through here
 	return sha256.Sum256(append(buf[:0], token...))
 }
 
-// String is the ID in hexadecimal. It may be logged, and is not for answers to callers.
+// String returns the ID in hexadecimal. It may be logged, but must not be sent to callers.
 func (id TokenID) String() string { return hex.EncodeToString(id[:]) }
 
-// MaxTokenLength bounds a token, in bytes: a longer one is no source's. It is what fits into
-// the headers of a request with servers in their default settings, and more than issuers
-// who put 200 groups into a token need.
+// MaxTokenLength is the length of the longest token, in bytes, that any source accepts. It is
+// what fits into a request's headers with most servers' default settings, and more than an
+// issuer needs that puts 200 groups into a token.
 const MaxTokenLength = 16 << 10
 
-// Facts are what a token says, with its state at the time of the lookup. They are
-// shared between requests once returned: treat every field, slices included, as
-// read-only.
+// Facts describe a token and its state at the time of the lookup. Once returned, they are
+// shared between requests: treat every field as read-only, including the slices.
 //
-// The zero value is an inactive token.
+// The zero value describes an inactive token.
 type Facts struct {
-	// Active is RFC 7662's "active". When it is false all other fields are empty.
+	// Active is "active" of RFC 7662. If it is false, all other fields are empty.
 	Active bool
 
 	// ID is the token's ID.
 	ID TokenID
 
-	// ClientID is the client the token was issued to, Subject whom it speaks for. In
-	// the client credentials grant they are equal.
+	// ClientID is the client that the token was issued to; Subject is whom the token speaks
+	// for. In the client credentials grant they are equal.
 	ClientID string
 	Subject  string
 
-	// Issuer is the issuer identifier of the authorization server, if it has one.
+	// Issuer is the authorization server's issuer identifier, if it has one.
 	Issuer string
 
-	// Scopes are the granted scopes, without duplicates, in the order of the grant.
+	// Scopes are the granted scopes in the order of the grant, without duplicates.
 	Scopes []string
 
-	// Audience holds the resource servers the token is meant for (RFC 7519 section
-	// 4.1.3). Empty means that the token was not restricted.
+	// Audience lists the resource servers that the token is meant for (RFC 7519 section
+	// 4.1.3). If it is empty, the token is not restricted.
 	Audience []string
 
-	// IssuedAt and Expiry bound the token's life. The token is dead at Expiry, not after.
+	// IssuedAt and Expiry bound the token's life. The token is dead at Expiry, not after it.
 	IssuedAt time.Time
 	Expiry   time.Time
 
-	// Claims is all that the token's issuer said: the text of a JSON object, without two members
-	// of one name anywhere, for encoding/json or [Facts.ClaimValues]. Empty if the source
-	// knows the fields above and nothing more.
+	// Claims is everything the issuer said, as the text of a JSON object, for encoding/json or
+	// [Facts.ClaimValues]. No object in it has two members of the same name. It is empty if the
+	// source knows nothing beyond the fields above.
 	Claims string
 
-	// Revision belongs to the source that found the facts out: what it wants to see again
-	// when it is asked to revise them. It means nothing to anybody else.
+	// Revision belongs to the source that returned the facts: it is what the source wants to
+	// see again when it is asked to revise them. It means nothing to anyone else.
 	Revision uint64
 
-	// verifiedBy is the key that a JWT was verified with; see [JWT.Revise].
+	// verifiedBy identifies the key that a JWT was verified with; see [JWT.Revise].
 	verifiedBy string
 
-	// notYet is, of an inactive token that its source knows, when that may change.
+	// notYet is when an inactive token becomes usable, if its source knows.
 	notYet time.Time
 }
 
 // HasScope reports whether scope was granted. Scopes are compared as whole strings
-// (RFC 6749 section 3.3): there are no prefixes and no wildcards.
+// (RFC 6749 section 3.3), without prefixes or wildcards.
 func (f *Facts) HasScope(scope string) bool { return slices.Contains(f.Scopes, scope) }
 
-// HasAudience reports whether the token names audience, compared byte for byte. A
-// token without audience names none.
+// HasAudience reports whether the token names audience, compared byte for byte. A token
+// without an audience names none.
 func (f *Facts) HasAudience(audience string) bool { return slices.Contains(f.Audience, audience) }
 
 // inactive is the one answer for every token that is not good.
@@ -100,67 +98,65 @@ var inactive = &Facts{}
 // Inactive returns the facts of a token that is not good, whatever the reason.
 func Inactive() *Facts { return inactive }
 
-// Source finds out what tokens mean.
+// Source determines what tokens mean.
 type Source interface {
-	// Lookup reports what token means now. A token that is unknown, malformed, expired
-	// or revoked is Inactive and a nil error: "no" is an answer. An error means that
-	// the source could not find out, and the caller must answer so (503), never that
-	// the token is bad.
+	// Lookup reports what token means now. For a token that is unknown, malformed, expired or
+	// revoked it returns Inactive and a nil error: "no" is an answer. An error means that the
+	// source could not find out; the caller must then answer 503, and never that the token is
+	// bad.
 	//
-	// Lookup is safe for concurrent use. It may block on I/O, no longer than ctx lives.
-	// The facts returned are never changed afterwards.
+	// Lookup is safe for concurrent use. It may block on I/O, but not beyond the end of ctx.
+	// The facts it returns never change.
 	Lookup(ctx context.Context, token Token) (*Facts, error)
 }
 
-// Screener is an optional ability of a Source: to tell by computation alone that a
-// token can't be its own.
+// Screener is an optional ability of a [Source]: to tell by computation alone that a token
+// can't be one of its own.
 type Screener interface {
-	// Screen reports whether a lookup of token can be worthwhile. It does no I/O, takes
-	// microseconds, and is called before the cache is asked, on every request. False settles
-	// the matter: the token is inactive. So garbage costs no lookup and no cache entry.
+	// Screen reports whether looking up token can be worthwhile. It does no I/O, takes
+	// microseconds, and is called on every request, before the cache is consulted. False is
+	// final: the token is inactive. So garbage costs neither a lookup nor a cache entry.
 	//
-	// It returns the token with what it found out noted in it, for the Lookup that may follow.
+	// Screen returns the token with its findings noted, for the Lookup that may follow.
 	Screen(token Token) (Token, bool)
 }
 
-// Reviser is an optional ability of a Source: to bring facts that were found out
-// earlier up to date with state that it holds in memory, such as a client that a
-// new configuration disables.
+// Reviser is an optional ability of a [Source]: to bring earlier facts up to date with state
+// that it holds in memory, such as a client that a new configuration disables.
 type Reviser interface {
-	// Revise returns what facts amount to now: the same pointer if nothing changed,
-	// other facts if something did. It is called on every answer, from the cache or
-	// fresh, so it must be cheap, must not block, and must not change its argument.
+	// Revise returns what facts amount to now: the same pointer if nothing changed, other
+	// facts if something did. It is called for every answer, cached or fresh, so it must be
+	// cheap. It must not block, and must not change its argument.
 	Revise(facts *Facts) *Facts
 }
 
-// Doubter is an optional ability of a Source: to call for a new lookup of what it found out
-// earlier, by what it has learned since.
+// Doubter is an optional ability of a [Source]: to demand a new lookup of facts that it
+// returned earlier, because of what it has learned since.
 type Doubter interface {
-	// Doubts reports whether facts from the cache are to be found out anew, as if they were
-	// not there. It is called on every answer from memory, so it must be cheap and must not
-	// block.
+	// Doubts reports whether cached facts must be looked up again, as if they were not cached.
+	// It is called for every answer from the cache, so it must be cheap and must not block.
 	Doubts(facts *Facts) bool
 }
 
-// Coherent is an optional ability of a Source: to learn of revocations that happen
-// elsewhere, and to tell the cache with [Cache.Forget] and [Cache.Flush]. It is for
-// sources that others change too.
+// Coherent is an optional ability of a [Source]: to learn of revocations that happen
+// elsewhere and pass them on with [Cache.Forget] and [Cache.Flush]. It is for sources that
+// others change too.
 type Coherent interface {
-	// Coherent reports whether everything that happened elsewhere up to a moment ago has
-	// been told. While it is false the cache answers nothing from memory. It is called
-	// on every lookup, so it must be cheap and must not block.
+	// Coherent reports whether the cache has been told of everything that happened elsewhere
+	// up to a moment ago. While it is false, the cache answers nothing from memory. It is
+	// called on every lookup, so it must be cheap and must not block.
 	Coherent() bool
 }
 
-// ErrBusy is returned when too many lookups are under way already. The token may be
-// good; the caller should answer 503 and have the client try again.
+// ErrBusy means that too many lookups are already under way. The token may be good: answer
+// 503, so that the client tries again.
 var ErrBusy = errors.New("too many token lookups under way")
 
-// ErrOutage is what errors.Is finds in the error of a Source that is away, as far as it can
-// tell: whatever the token, there would have been no answer. Only then is there the grace
-// of [SourceConfig.StaleFor]. An error that a token can provoke must not be one, or who holds a
-// revoked token could go on with it.
+// ErrOutage is what errors.Is finds in the error of a Source that is unreachable: as far as
+// the source can tell, it would have had no answer for any token. Only such errors are
+// bridged by [SourceConfig.StaleFor]. An error that a token can provoke must not be one, or
+// the holder of a revoked token could keep using it.
 var ErrOutage = errors.New("token source is away")
 
-// ErrClosed is returned by lookups after the cache was closed.
+// ErrClosed is returned by lookups after the cache has been closed.
 var ErrClosed = errors.New("token cache is closed")

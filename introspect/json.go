@@ -11,16 +11,16 @@ import (
 	"unicode/utf8"
 )
 
-// maxDepth of JSON from an issuer. Real claims have four levels.
+// maxDepth bounds how deep JSON from an issuer may nest. Real claims have four levels.
 const maxDepth = 32
 
-// nested is what decodeObject makes of an object in the object, and of a list with anything
-// but scalars in it. What is in them is found by findClaim.
+// nested is what decodeObject puts in place of an object inside the object, and of a list
+// with anything but scalars in it. findClaim finds what is in them.
 type nested struct{}
 
-// decodeObject decodes a JSON object as encoding/json does with UseNumber, but for what is
-// nested, and refuses what another parser could understand otherwise: two members of one
-// name, text that is not Unicode, more than maxDepth levels, more behind it.
+// decodeObject decodes a JSON object as encoding/json does with UseNumber, except for nested
+// values. It refuses what another parser might understand differently: two members of one
+// name, text that is not Unicode, more than maxDepth levels, or anything after the object.
 func decodeObject(data []byte) (map[string]any, bool) {
 	if !utf8.Valid(data) || !json.Valid(data) || halfEscaped(data) {
 		return nil, false
@@ -32,11 +32,11 @@ func decodeObject(data []byte) (map[string]any, bool) {
 	return object, ok && err == nil
 }
 
-// halfEscaped reports whether valid JSON escapes one half of a character that takes two,
-// as in "\ud800". encoding/json puts U+FFFD there, which would make one name of many.
+// halfEscaped reports whether valid JSON escapes one half of a surrogate pair alone, as in
+// "\ud800". encoding/json replaces it with U+FFFD, which would make one name of many.
 func halfEscaped(data []byte) bool {
 	for {
-		// In valid JSON only strings have a backslash, and each \u has four digits.
+		// In valid JSON a backslash occurs only in strings, and each \u has four digits.
 		at := bytes.IndexByte(data, '\\')
 		if at < 0 {
 			return false
@@ -58,7 +58,7 @@ func halfEscaped(data []byte) bool {
 	}
 }
 
-// escapedUnit is the UTF-16 code unit of the escape that data begins with, if it does.
+// escapedUnit returns the UTF-16 code unit of the escape that data starts with, if it does.
 func escapedUnit(data []byte) (rune, bool) {
 	if len(data) < 6 || data[0] != '\\' || data[1] != 'u' {
 		return 0, false
@@ -67,10 +67,10 @@ func escapedUnit(data []byte) (rune, bool) {
 	return rune(unit), err == nil
 }
 
-var errAmbiguous = errors.New("JSON too deep, or with two members of one name")
+var errAmbiguous = errors.New("JSON is too deep or has two members of one name")
 
-// decodeValue decodes the next value. It reads all that is in it, and builds the outermost
-// object and the lists of scalars in that.
+// decodeValue decodes the next value. It reads everything in it, and builds the outermost
+// object and its lists of scalars.
 func decodeValue(decoder *json.Decoder, depth int) (any, error) {
 	token, err := decoder.Token()
 	if err != nil {
@@ -98,7 +98,7 @@ func decodeValue(decoder *json.Decoder, depth int) (any, error) {
 				object = make(map[string]any)
 			}
 			if depth > 0 {
-				value = nil // only the names are of interest here
+				value = nil // only the names matter here
 			}
 			object[name.(string)] = value
 		}
@@ -129,8 +129,9 @@ func decodeValue(decoder *json.Decoder, depth int) (any, error) {
 	return token, nil
 }
 
-// jsonMembers are the names and the values of a JSON object. It and those below are for text
-// that decodeObject has checked; of other text they make something or nothing, and end.
+// jsonMembers yields the names and values of a JSON object. This and the functions below are
+// for text that has been checked to be valid JSON. For any other text they yield something or
+// nothing, and end.
 func jsonMembers(object string) iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		rest, ok := strings.CutPrefix(object, "{")
@@ -148,7 +149,7 @@ func jsonMembers(object string) iter.Seq2[string, string] {
 	}
 }
 
-// jsonElements are the values in a JSON array.
+// jsonElements yields the values of a JSON array.
 func jsonElements(array string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		rest, ok := strings.CutPrefix(array, "[")
@@ -162,7 +163,7 @@ func jsonElements(array string) iter.Seq[string] {
 	}
 }
 
-// cutJSON cuts the first JSON value off s. The value is empty if s has none.
+// cutJSON cuts the first JSON value off s. The value is empty if there is none.
 func cutJSON(s string) (value, rest string) {
 	s = skipSpace(s)
 	if s == "" {
@@ -180,7 +181,7 @@ func cutJSON(s string) (value, rest string) {
 				continue
 			}
 			end++
-			switch c | 0x20 { // which makes braces of brackets, and leaves braces as they are
+			switch c | 0x20 { // turns brackets into braces and leaves braces as they are
 			case '{':
 				depth++
 			case '}':
@@ -198,7 +199,7 @@ func cutJSON(s string) (value, rest string) {
 	return s[:end], s[end:]
 }
 
-// stringEnd is where the JSON string that begins at s[i] ends.
+// stringEnd returns where the JSON string that starts at s[i] ends.
 func stringEnd(s string, i int) int {
 	for from := i + 1; ; {
 		quote := strings.IndexByte(s[from:], '"')
@@ -224,7 +225,7 @@ func skipSpace(s string) string {
 	return s
 }
 
-// stringText is what a JSON string says.
+// stringText returns what a JSON string says.
 func stringText(quoted string) string {
 	if len(quoted) >= 2 && strings.IndexByte(quoted, '\\') < 0 {
 		return quoted[1 : len(quoted)-1]

@@ -22,36 +22,36 @@ import (
 
 const (
 	maxKeys = 100
-	// maxTried keys are tried for one token. It matters where no kid says which: with tokens
-	// without one, and with keys without one. Whoever makes up such tokens makes us try so
-	// many, at 0.1 ms each with RSA of 2048 bits, P-256 and Ed25519, and 1 to 5 ms with P-384,
-	// P-521 and RSA of 8192 bits, which only an issuer that publishes such keys brings about.
+	// maxTried is how many keys are tried for one token. It matters if no kid selects one: for
+	// tokens without a kid, and for keys without one. Made-up tokens can make us try that many,
+	// at 0.1 ms each for RSA of 2048 bits, P-256 and Ed25519, and at 1 to 5 ms for P-384, P-521
+	// and RSA of 8192 bits, which only an issuer that publishes such keys can bring about.
 	maxTried = 10
-	// minModulus is the least size of an RSA key in bits (RFC 7518 section 3.3), maxModulus
-	// the greatest: verifying takes four times as long with each doubling.
+	// minModulus is the minimum size of an RSA key in bits (RFC 7518 section 3.3), maxModulus
+	// the maximum: with each doubling, verification takes four times as long.
 	minModulus, maxModulus = 2048, 8192
-	// maxKeyText bounds what is repeated of a key that is ignored.
+	// maxKeyText is how much of an ignored key's text is quoted, in bytes.
 	maxKeyText = 64
 )
 
-// asymmetric are the algorithms whose keys can be public. There are no others here:
-// with HMAC the public key of an issuer would be a secret to sign with. Ed25519 is the
-// name that RFC 9864 gives to what EdDSA means here.
+// asymmetric are the algorithms whose keys can be public. No others may be added: with HMAC,
+// an issuer's public key would be a secret that signs. Ed25519 is the name that RFC 9864 gives
+// to what EdDSA means here.
 var asymmetric = []string{
 	"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519",
 }
 
-// keySet are the usable keys of an issuer. It is never changed.
+// keySet holds the usable keys of an issuer. It never changes.
 type keySet struct {
 	keys []publicKey
 	ids  map[string]struct{} // of keys
 }
 
-// IgnoredKey is a key that an issuer publishes and that is not used.
+// IgnoredKey is a key that an issuer publishes but that is not used.
 type IgnoredKey struct {
-	// KeyID is its kid, shortened if it is long; empty if it has none.
+	// KeyID is the key's kid, shortened if it is long. It is empty if the key has none.
 	KeyID string
-	// Reason is why, for people.
+	// Reason says why it is not used, for people to read.
 	Reason string
 }
 
@@ -59,13 +59,13 @@ type IgnoredKey struct {
 type publicKey struct {
 	kid, alg string // empty if the issuer does not say
 	public   any    // *rsa.PublicKey, *ecdsa.PublicKey or ed25519.PublicKey
-	// id is the key's RFC 7638 thumbprint, of fixed length, then alg and kid: all that
-	// could change what a cached verification is worth.
+	// id is the key's RFC 7638 thumbprint, which has a fixed length, followed by alg and kid:
+	// everything that could change what a cached verification is worth.
 	id string
 }
 
-// fits reports whether the key is one for alg. A signature algorithm belongs to a key,
-// not to a token: a key for PS256 must not verify RS256, nor one curve another's hash.
+// fits reports whether the key is one for alg. A signature algorithm belongs to a key, not to
+// a token: a key for PS256 must not verify RS256, nor must one curve verify another's hash.
 func (k *publicKey) fits(alg string) bool {
 	switch public := k.public.(type) {
 	case *rsa.PublicKey:
@@ -83,8 +83,8 @@ func (k *publicKey) fits(alg string) bool {
 	return false
 }
 
-// verifier is what go-jose verifies alg with: the key, or where it has no such algorithm, or
-// allows more than the RFC, what the standard library does with it.
+// verifier returns what go-jose is to verify alg with: the key itself or, if go-jose lacks the
+// algorithm or allows more than the RFC, a wrapper around the standard library.
 func (k *publicKey) verifier(alg string) any {
 	switch public := k.public.(type) {
 	case *rsa.PublicKey:
@@ -97,7 +97,7 @@ func (k *publicKey) verifier(alg string) any {
 	return k.public
 }
 
-// pssVerifier wants the salt to be as long as the hash (RFC 7518 section 3.5).
+// pssVerifier requires the salt to be as long as the hash (RFC 7518 section 3.5).
 type pssVerifier struct{ public *rsa.PublicKey }
 
 // VerifyPayload implements jose.OpaqueVerifier.
@@ -111,7 +111,7 @@ func (v pssVerifier) VerifyPayload(payload, signature []byte, alg jose.Signature
 	return rsa.VerifyPSS(v.public, hash, digest.Sum(nil), signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
 }
 
-// ed25519Verifier knows both names of the algorithm.
+// ed25519Verifier accepts both names of the algorithm.
 type ed25519Verifier ed25519.PublicKey
 
 // VerifyPayload implements jose.OpaqueVerifier.
@@ -122,7 +122,7 @@ func (v ed25519Verifier) VerifyPayload(payload, signature []byte, alg jose.Signa
 	return nil
 }
 
-// has reports whether a key of this id is in the set.
+// has reports whether a key with this id is in the set.
 func (s *keySet) has(id string) bool {
 	if s == nil {
 		return false
@@ -131,7 +131,7 @@ func (s *keySet) has(id string) bool {
 	return ok
 }
 
-// fitting is how many keys are for one of algorithms.
+// fitting returns how many keys fit one of algorithms.
 func (s *keySet) fitting(algorithms []string) int {
 	n := 0
 	for i := range s.keys {
@@ -142,9 +142,9 @@ func (s *keySet) fitting(algorithms []string) int {
 	return n
 }
 
-// verify returns the payload of jws and the key that signed it, nil if none did. known
-// is false if another set might have the key: this one has none of that kid, or the token
-// has no kid, and so may be signed with any key.
+// verify returns the payload of jws and the key that signed it, nil if none did. known is
+// false if another set might have the key: this one has none with that kid, or the token has
+// no kid and may be signed with any key.
 func (s *keySet) verify(jws *jose.JSONWebSignature, kid string) (payload []byte, key *publicKey, known bool) {
 	if s == nil {
 		return nil, nil, false
@@ -152,8 +152,8 @@ func (s *keySet) verify(jws *jose.JSONWebSignature, kid string) (payload []byte,
 	for i := range s.keys {
 		known = known || kid != "" && s.keys[i].kid == kid
 	}
-	// A token without kid may be signed with any key, a key without kid may have signed any
-	// token. Who has another name is another.
+	// A token without a kid may be signed with any key, and a key without a kid may have signed
+	// any token. If both have one, they must match.
 	alg, tried := jws.Signatures[0].Header.Algorithm, 0
 	for i := range s.keys {
 		k := &s.keys[i]
@@ -170,7 +170,7 @@ func (s *keySet) verify(jws *jose.JSONWebSignature, kid string) (payload []byte,
 	return nil, nil, known
 }
 
-// add makes a key one of the set, or tells why not.
+// add puts a key into the set, or returns why it can't be used.
 func (s *keySet) add(key publicKey, err error) (ignored []IgnoredKey) {
 	if err == nil {
 		err = key.complete()
@@ -190,13 +190,13 @@ func shorten(s string) string {
 	return s
 }
 
-// usable returns set, or an error if there is nothing in it.
+// usable returns the set, or an error if it is empty.
 func (s *keySet) usable(ignored []IgnoredKey) (*keySet, []IgnoredKey, error) {
 	if len(s.keys) > 0 {
 		return s, ignored, nil
 	}
-	// It would make every token bad, and comes more often from a server that is starting,
-	// or from a proxy, than from an issuer that gives up.
+	// An empty set would make every token bad. It usually comes from a server that is starting,
+	// or from a proxy, and not from an issuer that gives up.
 	reasons := make([]string, 0, 3)
 	for _, key := range ignored[:min(len(ignored), cap(reasons))] {
 		reasons = append(reasons, key.String())
@@ -206,12 +206,12 @@ func (s *keySet) usable(ignored []IgnoredKey) (*keySet, []IgnoredKey, error) {
 
 func (k IgnoredKey) String() string {
 	if k.KeyID == "" {
-		return "one without kid: " + k.Reason
+		return "a key without kid: " + k.Reason
 	}
 	return fmt.Sprintf("kid %q: %s", k.KeyID, k.Reason)
 }
 
-// parseKeysFile reads a JWK set, or public keys and certificates in PEM, which have no kid.
+// parseKeysFile reads a JWK set, or PEM with public keys and certificates, which have no kid.
 func parseKeysFile(data []byte) (*keySet, []IgnoredKey, error) {
 	const begin = "-----BEGIN "
 	if bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) || !bytes.Contains(data, []byte(begin)) {
@@ -237,12 +237,12 @@ func parseKeysFile(data []byte) (*keySet, []IgnoredKey, error) {
 				key.public = certificate.PublicKey
 			}
 		default:
-			err = fmt.Errorf("PEM of type %q is neither a public key nor a certificate", shorten(block.Type))
+			err = fmt.Errorf("a PEM block of type %q is neither a public key nor a certificate", shorten(block.Type))
 		}
 		ignored = append(ignored, set.add(key, err)...)
 	}
 	if bytes.Contains(rest, []byte(begin)) {
-		return nil, nil, errors.New("a PEM block is not complete") // the file is being written
+		return nil, nil, errors.New("a PEM block is incomplete") // the file is being written
 	}
 	return set.usable(ignored)
 }
@@ -260,13 +260,13 @@ func parseKeys(data []byte) (*keySet, []IgnoredKey, error) {
 		}
 	}
 	if len(lists) != 1 || !strings.HasPrefix(lists[0], "[") {
-		return nil, nil, errors.New("a JWK set is an object with one list of keys")
+		return nil, nil, errors.New("not a JWK set, which is an object with one list of keys")
 	}
 	set := &keySet{ids: map[string]struct{}{}}
 	var ignored []IgnoredKey
 	for raw := range jsonElements(lists[0]) {
 		if len(set.keys)+len(ignored) == maxKeys {
-			return nil, nil, fmt.Errorf("JWK set of more than %d keys", maxKeys)
+			return nil, nil, fmt.Errorf("a JWK set of more than %d keys", maxKeys)
 		}
 		// RFC 7517 section 5: keys that are not understood are ignored.
 		ignored = append(ignored, set.add(parseKey([]byte(raw)))...)
@@ -278,17 +278,17 @@ func parseKeys(data []byte) (*keySet, []IgnoredKey, error) {
 func parseKey(raw []byte) (key publicKey, err error) {
 	jwk, ok := decodeObject(raw)
 	if !ok {
-		return key, errors.New("it is no JSON object, or one that can be read in two ways")
+		return key, errors.New("it is not a JSON object, or is ambiguous")
 	}
 	if kid, present := jwk["kid"]; present {
 		if key.kid, ok = kid.(string); !ok {
-			return key, errors.New("its kid is no text")
+			return key, errors.New("its kid is not a string")
 		}
 	}
-	// A secret that is published is no secret, and whoever read it can sign.
+	// A published secret is no secret: whoever has read it can sign.
 	for _, name := range []string{"k", "d", "p", "q", "dp", "dq", "qi", "oth"} {
 		if _, private := jwk[name]; private {
-			return key, errors.New("it has a private part")
+			return key, errors.New("it includes a private key")
 		}
 	}
 	if use, present := jwk["use"]; present && use != "sig" {
@@ -297,22 +297,22 @@ func parseKey(raw []byte) (key publicKey, err error) {
 	if operations, present := jwk["key_ops"]; present {
 		list, _ := operations.([]any)
 		if !slices.Contains(list, any("verify")) {
-			return key, errors.New("its key_ops lack verify")
+			return key, errors.New("its key_ops do not include verify")
 		}
 	}
 	if alg, present := jwk["alg"]; present {
 		if key.alg, ok = alg.(string); !ok || !slices.Contains(asymmetric, key.alg) {
-			return key, errors.New("its alg is not one by which a public key verifies signatures")
+			return key, errors.New("its alg is not a public-key signature algorithm")
 		}
 	}
 	if jwk["kty"] == "RSA" {
-		// go-jose ends at 4096 bits, and cuts an exponent to 64.
+		// go-jose accepts at most 4096 bits, and truncates an exponent to 64.
 		key.public, err = rsaKey(jwk)
 		return key, err
 	}
 
-	// Only the key itself goes further: certificates in x5c are neither needed nor trusted,
-	// and one that Go can't parse must not cost the key.
+	// Only the key itself goes on: certificates in x5c are neither needed nor trusted, and one
+	// that Go can't parse must not make the key unusable.
 	material := map[string]any{}
 	for _, name := range []string{"kty", "crv", "x", "y"} {
 		if value, present := jwk[name]; present {
@@ -336,7 +336,7 @@ func rsaKey(jwk map[string]any) (*rsa.PublicKey, error) {
 		text, _ := jwk[name].(string)
 		data, err := base64.RawURLEncoding.DecodeString(text)
 		if err != nil || len(data) == 0 {
-			return nil, fmt.Errorf("its %s is no number", name)
+			return nil, fmt.Errorf("its %s is not a number", name)
 		}
 		numbers[i] = new(big.Int).SetBytes(data)
 	}
@@ -347,24 +347,24 @@ func rsaKey(jwk map[string]any) (*rsa.PublicKey, error) {
 	return &rsa.PublicKey{N: modulus, E: int(exponent.Int64())}, nil
 }
 
-// complete judges the key itself, and gives it its id.
+// complete checks the key itself and sets its id.
 func (k *publicKey) complete() error {
 	if public, ok := k.public.(*rsa.PublicKey); ok {
 		switch bits := public.N.BitLen(); {
 		case bits < minModulus || bits > maxModulus:
-			return fmt.Errorf("RSA with %d bits: accepted are %d to %d", bits, minModulus, maxModulus)
-		// With an exponent of 1 every signature can be computed from what it signs.
+			return fmt.Errorf("an RSA key of %d bits: must have %d to %d", bits, minModulus, maxModulus)
+		// With an exponent of 1, anybody can compute the signature of anything.
 		case public.E < 3 || public.E%2 == 0:
-			return fmt.Errorf("RSA with an exponent of %d", public.E)
+			return fmt.Errorf("an RSA key with exponent %d", public.E)
 		case madeByROCA(public.N):
-			return errors.New("RSA from a generator whose keys can be broken (ROCA, CVE-2017-15361)")
+			return errors.New("an RSA key from a generator whose keys can be broken (ROCA, CVE-2017-15361)")
 		}
 	}
 	if !slices.ContainsFunc(asymmetric, k.fits) {
 		if k.alg != "" {
-			return fmt.Errorf("it is no key for its alg, %s", k.alg)
+			return fmt.Errorf("it is not a key for its alg, %s", k.alg)
 		}
-		return errors.New("there is no algorithm for such a key")
+		return errors.New("no supported algorithm uses such a key")
 	}
 	jwk := jose.JSONWebKey{Key: k.public}
 	thumbprint, err := jwk.Thumbprint(crypto.SHA256) // refuses weak Ed25519 keys
@@ -375,9 +375,9 @@ func (k *publicKey) complete() error {
 	return nil
 }
 
-// madeByROCA reports whether n looks like a product of primes k*M + 65537^a mod M, M being
-// the product of many small primes: modulo each of these n is then a power of 65537. By
-// chance that happens to one in 2^27 moduli or fewer.
+// madeByROCA reports whether n looks like a product of primes k*M + 65537^a mod M, where M is
+// the product of many small primes: modulo each of these, n is then a power of 65537. That
+// happens by chance to one in 2^27 moduli or fewer.
 func madeByROCA(n *big.Int) bool {
 	for _, prime := range []int64{11, 13, 17, 19, 37, 53, 61, 71, 73, 79, 97, 103, 107, 109, 127, 151, 157} {
 		rest := new(big.Int).Mod(n, big.NewInt(prime)).Int64()

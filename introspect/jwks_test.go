@@ -758,7 +758,7 @@ func TestJWKSAreToldOnce(t *testing.T) {
 		}
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		want := fmt.Sprintf("1 [kid %q: RSA with 1024 bits: accepted are 2048 to 8192]", strings.Repeat("k", 64)+"…")
+		want := fmt.Sprintf("1 [kid %q: an RSA key of 1024 bits: must have 2048 to 8192]", strings.Repeat("k", 64)+"…")
 		if !slices.Equal(told, []string{want}) || !slices.Equal(fitting, []int{0}) {
 			t.Errorf("told of %q, fitting %v", told, fitting)
 		}

@@ -15,81 +15,81 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// JWT is a Source of tokens that carry their facts themselves, signed by their issuer:
-// JWT access tokens (RFC 9068), and those of issuers from before that profile.
+// JWT is a [Source] of tokens that carry their facts themselves, signed by their issuer: JWT
+// access tokens (RFC 9068), and those of issuers that predate that profile.
 //
-// A token is active if a key that its issuer publishes has signed it, with an algorithm
-// that the configuration allows, and every claim that bounds its use is there and holds.
-// Nothing in a token chooses how it is checked: the header's jwk, jku, x5u and x5c are
-// never used, and its alg only selects from the allowed ones. A token with cnf is
-// inactive, because it is bound to a key that the bearer would have to prove. So is a
-// token that could be read in two ways: with two members of one name, or whose base64
-// has another spelling.
+// A token is active if it is signed with one of the keys that its issuer publishes, by an
+// algorithm that the configuration allows, and if every claim that limits its use is present
+// and holds. Nothing in a token chooses how it is checked: the header's jwk, jku, x5u and x5c
+// are never used, and its alg only selects one of the allowed algorithms. A token with cnf is
+// inactive, because it is bound to a key whose possession the bearer would have to prove. So
+// is a token that could be read in two ways: with two members of one name, or in base64 that
+// is not spelled canonically.
 //
-// What a signature can't say is that the token was revoked since. A program that must
-// know asks the issuer (RFC 7662), or accepts only tokens of short life.
+// A signature can't tell whether the token has been revoked since. A program that must know
+// asks the issuer (RFC 7662), or accepts only short-lived tokens.
 //
-// An ECDSA signature has a twin that anybody can compute, and that is as valid. So one
-// set of claims can come in two tokens with different IDs. A list of revoked JWTs must
-// go by the claim jti, never by the token's ID.
+// An ECDSA signature has a twin that anybody can compute and that is just as valid. So one
+// set of claims can come in two tokens with different IDs. A list of revoked JWTs must go by
+// the claim jti, never by the token's ID.
 type JWT struct {
 	cfg JWTConfig
 }
 
-// JWTConfig are the settings of a JWT. Keys is needed; the zero value of each other field
+// JWTConfig are the settings of a [JWT]. Keys is required; the zero value of each other field
 // is its default.
 type JWTConfig struct {
-	// Keys are the issuer's, and say who that is. Several sources may share them.
+	// Keys are the issuer's keys and say who the issuer is. Several sources may share them.
 	Keys *Keys
 
-	// Algorithms are the allowed signature algorithms, from RS256, RS384, RS512, PS256,
-	// PS384, PS512, ES256, ES384, ES512, EdDSA (with Ed25519) and Ed25519, which is its
-	// newer name (RFC 9864). None and HMAC are errors. Default: RS256, PS256, ES256, EdDSA,
-	// Ed25519.
+	// Algorithms are the allowed signature algorithms, out of RS256, RS384, RS512, PS256,
+	// PS384, PS512, ES256, ES384, ES512, EdDSA (with Ed25519), and Ed25519, its newer name
+	// (RFC 9864). None and HMAC are errors. Default: RS256, PS256, ES256, EdDSA, Ed25519.
 	Algorithms []string
 
-	// Audience are the accepted audiences. A token must name at least one, byte for byte.
-	// Default: the audience is not checked here, and whoever uses the facts has to; without
-	// it a token that was issued for any other service of this issuer is good.
+	// Audience lists the accepted audiences. A token must name at least one of them, byte for
+	// byte. Default: the audience is not checked here, so whoever uses the facts must check it.
+	// Otherwise a token that was issued for any other service of this issuer is good.
 	Audience []string
 
 	// Type is what the header's typ must be. "at+jwt" accepts at+jwt and application/at+jwt
-	// (RFC 9068). "any" is for issuers that don't follow it, such as Keycloak and Entra ID:
-	// it accepts JWT, application/jwt, JOSE, Bearer and no typ as well. Then an ID token can
-	// often be told from an access token by its audience alone, so set Audience, to something
-	// that is no client's ID. What says that it is no access token is refused: by at_hash,
-	// c_hash, s_hash, events or token_introspection, or by another kind than access, Bearer
-	// or JWT in one of the claims typ, token_use, token_type, tokenName, tokenType, tok_type
-	// and purpose. Where the header says at+jwt, these may say what they like, but not that
-	// it is of another kind. Default: at+jwt.
+	// (RFC 9068). "any" is for issuers that don't follow it, such as Keycloak and Entra ID: it
+	// also accepts JWT, application/jwt, JOSE, Bearer and no typ. Then often only the audience
+	// tells an ID token from an access token, so set Audience to something that is no client's
+	// ID. A token that declares itself something other than an access token is refused: by
+	// at_hash, c_hash, s_hash, events or token_introspection, or by naming a kind other than
+	// access, Bearer or JWT in one of the claims typ, token_use, token_type, tokenName,
+	// tokenType, tok_type and purpose. If the header says at+jwt, these claims may have any
+	// value that does not name another kind. Default: at+jwt.
 	Type string
 
-	// ClientClaims are the claims that name the client: the first that is there counts. Dots
+	// ClientClaims are the claims that name the client; the first one present counts. Dots
 	// lead into objects, as in [Facts.ClaimValues]. Default: client_id and azp, which must agree
-	// where both are there; without either, appid or cid.
+	// if both are present; without either, appid or cid.
 	ClientClaims []string
 
-	// ScopeClaims are the claims that have the scopes: the first that is there counts. It is a
-	// string with spaces, a list, or an object with scopes as names. Default: scope, scp.
+	// ScopeClaims are the claims that hold the scopes; the first one present counts. It is a
+	// string with spaces, a list, or an object with the scopes as member names.
+	// Default: scope, scp.
 	ScopeClaims []string
 
-	// Leeway is how far the issuer's clock may be ahead when nbf and iat are checked, at
-	// most 60s. It never lengthens a token's life: the token is dead at exp. Default: 0.
+	// Leeway is how far ahead the issuer's clock may be when nbf and iat are checked, at most
+	// 60s. It never prolongs a token's life: the token is dead at exp. Default: 0.
 	Leeway time.Duration
 
-	// RefreshInterval is how often the keys are fetched, at least 10s; of sources that share
-	// them the one decides that wants it most often. It bounds how long a withdrawn key is
-	// trusted. A smaller max-age in the answer's Cache-Control makes it smaller, not below
-	// KeysConfig.MinRefresh; a max-age of 0, which frameworks put on every answer, is
-	// ignored. After a failure the next attempt comes after MinRefresh, then after twice as
-	// long each time, up to one minute. Default: 15m.
+	// RefreshInterval is how often the keys are fetched, at least 10s. Of several sources that
+	// share the keys, the shortest interval counts. It bounds how long a withdrawn key is
+	// trusted. A shorter max-age in the response's Cache-Control shortens it, but not below
+	// KeysConfig.MinRefresh; a max-age of 0, which frameworks put on every response, is ignored.
+	// After a failure, the next attempt comes after MinRefresh, and then after twice as long
+	// each time, up to one minute. Default: 15m.
 	RefreshInterval time.Duration
 
 	// Now is the wall clock. Default: time.Now.
 	Now func() time.Time
 
-	// OnKeys is called with the number of keys that are for one of Algorithms, for each set
-	// that Keys find. If it is 0, no token can be good. It must return at once.
+	// OnKeys is called for each new set of keys with the number of keys that fit one of
+	// Algorithms. If it is 0, no token can be good. It must return at once.
 	OnKeys func(n int)
 }
 
@@ -98,15 +98,15 @@ const (
 	maxLeeway = time.Minute
 )
 
-// NewJWT makes a JWT source. It does not wait for the keys; until there are any, lookups
-// end with an error. An error here means that the configuration is wrong. End the source
-// with [JWT.Close], and the Keys after it.
+// NewJWT creates a JWT source. It does not wait for the keys; until there are any, lookups
+// fail. An error here means that the configuration is wrong. End the source with [JWT.Close],
+// and the Keys after it.
 //
-// In front of it, [Cache.Wrap] needs a name that covers the settings: what one
-// configuration accepts must not be remembered for another that would refuse it.
+// In front of it, [Cache.Wrap] needs a name that covers the settings: what one configuration
+// accepts must not be remembered for another that would refuse it.
 func NewJWT(cfg JWTConfig) (*JWT, error) {
 	if cfg.Keys == nil {
-		return nil, errors.New("JWT source: Keys are missing")
+		return nil, errors.New("JWT source: Keys is required")
 	}
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("JWT source for %q: %w", cfg.Keys.cfg.Issuer, err)
@@ -116,10 +116,10 @@ func NewJWT(cfg JWTConfig) (*JWT, error) {
 	return j, nil
 }
 
-// Check reports what NewJWT would refuse, but for missing Keys.
+// Check reports what NewJWT would refuse, except missing Keys.
 func (cfg JWTConfig) Check() error { return cfg.complete() }
 
-// complete checks the settings and puts the defaults in.
+// complete checks the settings and fills in the defaults.
 func (cfg *JWTConfig) complete() error {
 	if len(cfg.Algorithms) == 0 {
 		cfg.Algorithms = []string{"RS256", "PS256", "ES256", "EdDSA", "Ed25519"}
@@ -127,7 +127,7 @@ func (cfg *JWTConfig) complete() error {
 	cfg.Algorithms = slices.Clone(cfg.Algorithms)
 	for _, alg := range cfg.Algorithms {
 		if !slices.Contains(asymmetric, alg) {
-			return fmt.Errorf("algorithm %q: accepted are %s", alg, strings.Join(asymmetric, ", "))
+			return fmt.Errorf("algorithm %q: must be one of %s", alg, strings.Join(asymmetric, ", "))
 		}
 	}
 	cfg.Audience = slices.Clone(cfg.Audience)
@@ -142,16 +142,16 @@ func (cfg *JWTConfig) complete() error {
 		cfg.Type = "at+jwt"
 	}
 	if cfg.Type != "at+jwt" && cfg.Type != "any" {
-		return fmt.Errorf("type %q: accepted are at+jwt and any", cfg.Type)
+		return fmt.Errorf("type %q: must be at+jwt or any", cfg.Type)
 	}
 	if cfg.Leeway < 0 || cfg.Leeway > maxLeeway {
-		return fmt.Errorf("leeway of %v: accepted are 0 to %v", cfg.Leeway, maxLeeway)
+		return fmt.Errorf("leeway %v: must be between 0 and %v", cfg.Leeway, maxLeeway)
 	}
 	if cfg.RefreshInterval == 0 {
 		cfg.RefreshInterval = defaultRefresh
 	}
 	if cfg.RefreshInterval < 10*time.Second {
-		return fmt.Errorf("refresh interval of %v: accepted are 10s and more", cfg.RefreshInterval)
+		return fmt.Errorf("refresh interval %v: must be at least 10s", cfg.RefreshInterval)
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -162,17 +162,16 @@ func (cfg *JWTConfig) complete() error {
 	return nil
 }
 
-// Close ends the source: its RefreshInterval counts no longer. The Keys go on. Close may be
-// called twice.
+// Close ends the source, so that its RefreshInterval no longer counts. The Keys stay open.
+// Close may be called twice.
 func (j *JWT) Close() { j.cfg.Keys.leave(j) }
 
-// Lookup verifies token. It is Inactive if it can be told to be bad. If telling would
-// take a key that could not be fetched, because none ever was, or because the token's
-// kid is unknown and the last fetch failed, Lookup ends with an error: the token may be
-// good. Whoever invents kids gets errors while the issuer is down, and does not change
-// what others get.
+// Lookup verifies token. It returns Inactive for a token that it can tell is bad. If that
+// would take a key that could not be fetched, because none ever was, or because the token's
+// kid is unknown and the last fetch failed, Lookup returns an error: the token may be good.
+// Made-up kids get errors while the issuer is down, and change nothing for other tokens.
 //
-// Lookup blocks only on a token whose key is unknown, until a fetch of the keys has ended.
+// Lookup blocks only for a token whose key is unknown, until the keys have been fetched.
 func (j *JWT) Lookup(ctx context.Context, token Token) (*Facts, error) {
 	signed, ok := j.read(token)
 	if !ok {
@@ -184,7 +183,7 @@ func (j *JWT) Lookup(ctx context.Context, token Token) (*Facts, error) {
 		if err := j.cfg.Keys.refresh(ctx); err != nil {
 			return nil, fmt.Errorf("fetching the keys of %s: %w", j.issuer(), err)
 		}
-		// The same keys would say the same.
+		// The same keys would give the same answer.
 		if fresh := j.set(); fresh != set {
 			payload, key, _ = fresh.verify(signed.jws, signed.kid)
 		}
@@ -203,21 +202,22 @@ func (j *JWT) Lookup(ctx context.Context, token Token) (*Facts, error) {
 
 func (j *JWT) issuer() string { return j.cfg.Keys.cfg.Issuer }
 
-// set is the current set of keys, nil if there is none yet.
+// set returns the current set of keys, nil if there is none yet.
 func (j *JWT) set() *keySet { return j.cfg.Keys.current.Load() }
 
-// Screen reports whether token has the outline of a signed JWT. It is on every
-// request's way and looks no closer.
+// Screen reports whether token has the outline of a signed JWT. It runs on every request and
+// looks no closer.
 func (j *JWT) Screen(token Token) (Token, bool) { return token, outline(token.text) }
 
-// Doubts reports whether facts were verified with a key that is not in the current set.
-// Who withdraws a key wants its tokens dead, so they are looked up anew: that fetches the
-// keys, if the last time is MinRefresh ago, and settles it. For the set may be that of a
-// replica which lags behind, and the next may have the key again. A key that comes with
-// another kid or alg than before is another key.
+// Doubts reports whether facts were verified with a key that is not in the current set. An
+// issuer that withdraws a key wants its tokens dead, so they are looked up again. That fetches
+// the keys, unless they were fetched less than MinRefresh ago, and settles it: the current set
+// may come from a replica that lags behind, and the next one may have the key again. A key
+// whose kid or alg has changed is another key.
 func (j *JWT) Doubts(facts *Facts) bool { return !j.set().has(facts.verifiedBy) }
 
-// Revise refuses facts that are in doubt, for who has them from elsewhere than a lookup.
+// Revise refuses facts that are in doubt, for callers that have them from elsewhere than a
+// lookup.
 func (j *JWT) Revise(facts *Facts) *Facts {
 	if j.Doubts(facts) {
 		return inactive
@@ -225,23 +225,23 @@ func (j *JWT) Revise(facts *Facts) *Facts {
 	return facts
 }
 
-// Coherent reports whether keys are known. As long as they are not, nobody can say
-// whether those that verified the facts in a cache are still good.
+// Coherent reports whether keys are known. Until then nobody can say whether the keys that
+// verified cached facts are still good.
 func (j *JWT) Coherent() bool { return j.set() != nil }
 
-// signedToken is a token taken apart. What it says is not verified.
+// signedToken is a token taken apart. Nothing it says is verified.
 type signedToken struct {
 	jws *jose.JSONWebSignature
-	// kid is empty if it has none.
+	// kid is empty if the token has none.
 	kid string
-	// access: the header's typ says that it is an access token.
+	// access is whether the header's typ says that it is an access token.
 	access bool
 }
 
-// read takes a token apart and judges all of it that needs no key.
+// read takes a token apart and checks everything that needs no key.
 func (j *JWT) read(token Token) (signed signedToken, ok bool) {
-	// What another issuer's tokens name as their key must not make us fetch. What the token
-	// claims is compared again once it is verified.
+	// A key ID in another issuer's token must not cause a fetch. The issuer is compared once
+	// more after the token is verified.
 	if token.UnverifiedIssuer() != j.issuer() {
 		return signed, false
 	}
@@ -257,10 +257,10 @@ func (j *JWT) read(token Token) (signed signedToken, ok bool) {
 	if !ok {
 		return signed, false
 	}
-	// None of them is of use in an access token: crit asks for what we don't know, b64
-	// changes what is signed (RFC 7797), zip and enc belong to encryption.
+	// An access token has no use for any of these: crit demands extensions that we don't know,
+	// b64 changes what is signed (RFC 7797), zip and enc belong to encryption.
 	for _, name := range []string{"crit", "b64", "zip", "enc"} {
-		// ForgeRock AM says in each header that nothing is compressed.
+		// ForgeRock AM states in each header that nothing is compressed.
 		if value, present := header[name]; present && !(name == "zip" && value == "NONE") {
 			return signed, false
 		}
@@ -269,7 +269,7 @@ func (j *JWT) read(token Token) (signed signedToken, ok bool) {
 	if signed.access, ok = j.acceptsType(typ, present); !ok {
 		return signed, false
 	}
-	// An empty one, which some serializers write, is none.
+	// Some serializers write an empty kid if there is none.
 	if value, present := header["kid"]; present && value != nil {
 		if signed.kid, ok = value.(string); !ok {
 			return signed, false
@@ -279,15 +279,15 @@ func (j *JWT) read(token Token) (signed signedToken, ok bool) {
 	if !ok || !slices.Contains(j.cfg.Algorithms, alg) {
 		return signed, false
 	}
-	// go-jose reads the header itself; allowing this one algorithm makes sure that it read
-	// the same.
+	// go-jose parses the header itself. Allowing only this algorithm makes sure that it reads
+	// the same one.
 	signed.jws, err = jose.ParseSignedCompact(token.text, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
 	return signed, err == nil
 }
 
-// oneSpelling reports whether no other text decodes to the same three parts as token, given
-// that go-jose can decode it. Go's base64 skips line breaks and, unless it is strict,
-// ignores bits behind the last byte; padding is for other decoders.
+// oneSpelling reports whether no other text decodes to the same three parts as token, provided
+// that go-jose can decode it. Go's base64 decoder skips line breaks and, unless it is strict,
+// ignores bits after the last byte; padding is for other decoders.
 func oneSpelling(token string) bool {
 	if strings.ContainsAny(token, "\r\n=") {
 		return false
@@ -301,8 +301,8 @@ func oneSpelling(token string) bool {
 	return true
 }
 
-// acceptsType judges the header's typ (RFC 8725 section 3.11), and reports whether it is
-// that of access tokens. As a media type it is the same in upper and lower case.
+// acceptsType checks the header's typ (RFC 8725 section 3.11), and reports whether it is that
+// of access tokens. Like any media type, it is case-insensitive.
 func (j *JWT) acceptsType(value any, present bool) (access, ok bool) {
 	if !present {
 		return false, j.cfg.Type == "any"
@@ -317,8 +317,8 @@ func (j *JWT) acceptsType(value any, present bool) (access, ok bool) {
 	return false, false
 }
 
-// judge makes facts of a payload whose signature is good. access tells that the header calls
-// it an access token. Members that are null are taken as absent, except cnf.
+// judge turns a payload whose signature is good into facts. access is whether the header says
+// that it is an access token. Members that are null count as absent, except cnf.
 func (j *JWT) judge(payload []byte, access bool) (*Facts, bool) {
 	claims, ok := decodeObject(payload)
 	if !ok || claims["iss"] != j.issuer() {
@@ -352,8 +352,8 @@ func (j *JWT) judge(payload []byte, access bool) (*Facts, bool) {
 	}
 
 	var audience []string
-	// An empty list, or an empty text, is what some servers write where nobody asked for an
-	// audience. An empty name among others is a mistake, and nobody knows of what.
+	// Some servers write an empty list or string if nobody asked for an audience. An empty name
+	// among others is a mistake whose meaning nobody knows.
 	if value := claims["aud"]; value != nil && value != "" {
 		if audience, ok = texts(value); !ok || slices.Contains(audience, "") {
 			return nil, false
@@ -384,10 +384,9 @@ func (j *JWT) judge(payload []byte, access bool) (*Facts, bool) {
 	}, true
 }
 
-// numericDate reads a NumericDate (RFC 7519 section 2): seconds from 1970 to the year
-// 9999, with at most nine decimals. Some serializers write them with an exponent, as in
-// 1.7e+09; that is read digit by digit, never as a float. No sign: what is before 1970 is
-// no time of a token.
+// numericDate reads a NumericDate (RFC 7519 section 2): seconds from 1970 to the year 9999,
+// with at most nine decimals. Some serializers write an exponent, as in 1.7e+09; it is read
+// digit by digit, never as a float. A sign is refused: no token is from before 1970.
 func numericDate(value any) (time.Time, bool) {
 	number, ok := value.(json.Number)
 	if !ok {
@@ -418,6 +417,6 @@ func numericDate(value any) (time.Time, bool) {
 	return time.Unix(int64(seconds), int64(nanos)), true
 }
 
-// maxShift is how far the exponent of a NumericDate may move its point: its twelve digits
-// and nine decimals fit.
+// maxShift is how far the exponent of a NumericDate may move its decimal point: enough for its
+// twelve digits and nine decimals.
 const maxShift = 21

@@ -22,91 +22,91 @@ import (
 	"time"
 )
 
-// Keys are the public keys of an issuer, for any number of JWT sources. What a source
-// accepts is its own affair; the keys are fetched once for all.
+// Keys are the public keys of an issuer, for any number of [JWT] sources. Each source decides
+// what it accepts; the keys are fetched once for all of them.
 //
-// One goroutine fetches them, from the moment [NewKeys] returns until [Keys.Close]. The
-// last good set is kept until there is another one, for as long as the Keys live: while
-// the issuer is down, its tokens remain good.
+// One goroutine fetches them, from the moment [NewKeys] returns until [Keys.Close]. The last
+// good set is kept until it is replaced, for as long as the Keys live: while the issuer is
+// down, its tokens stay good.
 type Keys struct {
 	cfg    KeysConfig
 	client *http.Client
 
-	// current is the set in use; nil until the first one has arrived. Sets are never changed.
+	// current is the set in use; nil until the first one has arrived. Sets never change.
 	current atomic.Pointer[keySet]
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the goroutine has ended
-	wake   chan struct{} // asks the goroutine for a fetch; has room for one
+	wake   chan struct{} // asks the goroutine to fetch; has room for one
 	// waiting bounds the lookups that wait for a fetch.
 	waiting chan struct{}
 
 	mu sync.Mutex
-	// flight is closed when the fetch that is under way, or was asked for, has ended. It is
-	// nil if there is none.
+	// flight is closed when the fetch that is under way or requested has ended. It is nil if
+	// there is none.
 	flight  chan struct{}
 	ended   time.Time // when the latest fetch ended
-	failure error     // and how; nil is well
+	failure error     // and how; nil if it succeeded
 	// users are the sources that use the keys.
 	users map[*JWT]struct{}
-	// joined tells the goroutine that there is one more; has room for one.
+	// joined tells the goroutine that there is another user; has room for one.
 	joined chan struct{}
 
-	// Of the goroutine alone: what current was made from, and which of the two places had the
-	// issuer's metadata last.
+	// For the goroutine alone: the digest of what current was made from, and which of the two
+	// places last had the issuer's metadata.
 	digest   [sha256.Size]byte
 	metadata int
 }
 
-// KeysConfig are the settings of Keys. Issuer and one of Discovery, JWKSURI and KeysFile
-// are needed; the zero value of each other field is its default.
+// KeysConfig are the settings of [Keys]. Issuer and exactly one of Discovery, JWKSURI and
+// KeysFile are required; the zero value of each other field is its default.
 type KeysConfig struct {
-	// Issuer is whose keys they are, and what the iss of a token must be that they sign, byte
-	// for byte: a slash at the end, or upper case in the host, makes another issuer. It is
-	// one issuer and no pattern.
+	// Issuer is the issuer that the keys belong to, and what the iss of their tokens must be,
+	// byte for byte: a slash at the end or upper case in the host makes another issuer. It is a
+	// single issuer, not a pattern.
 	Issuer string
 
-	// Discovery finds the keys through the issuer's metadata: at each refresh it asks
-	// /.well-known/oauth-authorization-server, put before Issuer's path (RFC 8414), and
-	// Issuer with /.well-known/openid-configuration appended, until one has it; the one that
-	// had it last comes first. The document's issuer must be Issuer, byte for byte. Its
-	// jwks_uri follows the rules of JWKSURI and may be on another host. Issuer must then be a
-	// URL that itself follows those rules.
+	// Discovery finds the keys through the issuer's metadata. Each refresh asks for it at
+	// /.well-known/oauth-authorization-server, inserted before Issuer's path (RFC 8414), and at
+	// Issuer with /.well-known/openid-configuration appended, until one of them has it, starting
+	// with the one that had it last. The issuer in the document must be Issuer, byte for byte.
+	// Its jwks_uri follows the rules of JWKSURI and may be on another host. Issuer itself must
+	// then be a URL that follows those rules.
 	Discovery bool
 
 	// JWKSURI is where the issuer publishes its keys: an https URL, or http if the host is
 	// localhost or a loopback address. Redirects are not followed.
 	JWKSURI string
 
-	// KeysFile is the path of a file with the keys, for issuers that can't be reached: a JWK
-	// set, or in PEM public keys and certificates, of which nothing but the key counts; such
-	// keys have no kid, so tokens of any kid are tried with them. It is read anew every
-	// MinRefresh. Replace it by renaming; of a file that is written in place half may be
-	// read, which does no harm: what can't be parsed changes nothing.
+	// KeysFile is the path of a file with the keys, for issuers that can't be reached: a JWK set,
+	// or PEM with public keys and certificates, of which only the key counts. Keys in PEM have no
+	// kid, so they are tried for tokens with any kid. The file is read again every MinRefresh.
+	// Replace it by renaming. If it is written in place, half of it may be read, which does no
+	// harm: what can't be parsed changes nothing.
 	KeysFile string
 
-	// MinRefresh is the time after each fetch in which no other one begins, whatever
-	// arrives: 1s to 1m. A token with an unknown kid causes a fetch and waits for it; within
-	// MinRefresh of the last fetch it gets its answer at once. It bounds how late a new key
-	// is known. Until there are keys at all it is 250ms, and tokens wait for it. Default: 5s.
+	// MinRefresh is how long after a fetch no other fetch begins, whatever arrives: 1s to 1m. A
+	// token with an unknown kid causes a fetch and waits for it; within MinRefresh of the last
+	// fetch it gets its answer at once. So MinRefresh bounds how late a new key becomes known.
+	// Until there are any keys it is 250ms, and tokens wait for the fetch. Default: 5s.
 	MinRefresh time.Duration
 
-	// Timeout bounds one fetch, with discovery, whose requests share it. Default: 5s.
+	// Timeout bounds one fetch including discovery, whose requests share it. Default: 5s.
 	Timeout time.Duration
 
-	// Header is sent with each request, for issuers that want an API key. It goes to the
-	// host of JWKSURI, or with Discovery to the host of Issuer, and to no other host that a
-	// document names, unless HeaderHosts has it.
+	// Header is sent with each request, for issuers that require an API key. It goes to the host
+	// of JWKSURI or, with Discovery, of Issuer, and to other hosts that a document names only if
+	// they are in HeaderHosts.
 	Header http.Header
 
-	// HeaderFunc is called for each request that Header goes with, and returns more of them,
-	// for credentials that change while the program runs. With an error, or a header that
-	// can't be sent, nothing is sent. Its error must hold no secret.
+	// HeaderFunc is called for each request that Header goes with and returns further headers,
+	// for credentials that change while the program runs. If it returns an error, or a header
+	// that can't be sent, nothing is sent. Its error must not contain a secret.
 	HeaderFunc func() (http.Header, error)
 
-	// HeaderHosts are further hosts that are sent Header, over https, when a document names
-	// them: with a port where the URL has one. Default: none.
+	// HeaderHosts are further hosts to which Header is sent, over https, if a document names
+	// them: with a port if the URL has one. Default: none.
 	HeaderHosts []string
 
 	// TLS is how connections are secured. Default: the system's certificate authorities.
@@ -115,11 +115,10 @@ type KeysConfig struct {
 	// Now is the wall clock. Default: time.Now.
 	Now func() time.Time
 
-	// OnFetch is called after each attempt to get something: kind is "discovery", "jwks" or
-	// "file", err is nil if it was got and made sense. OnKeys is called for each set that
-	// becomes the current one and differs from the one before: with the number of keys that
-	// can be used, by one source or another, and with those that no source uses. Both must
-	// return at once.
+	// OnFetch is called after each attempt to get something. kind is "discovery", "jwks" or
+	// "file"; err is nil if it was got and made sense. OnKeys is called for each set that becomes
+	// the current one and differs from the one before, with the number of keys that can be used
+	// by some source, and with the keys that no source can use. Both must return at once.
 	OnFetch func(kind string, took time.Duration, err error)
 	OnKeys  func(n int, ignored []IgnoredKey)
 
@@ -128,16 +127,16 @@ type KeysConfig struct {
 }
 
 const (
-	// defaultRefresh is how often keys are fetched where no source says otherwise.
+	// defaultRefresh is how often keys are fetched unless a source says otherwise.
 	defaultRefresh = 15 * time.Minute
-	// firstPause is between the first fetches, until one succeeds.
+	// firstPause is the pause between fetches until the first one succeeds.
 	firstPause = 250 * time.Millisecond
 	// maxBackoff is the longest pause between two attempts that fail.
 	maxBackoff = time.Minute
-	// maxWaiting lookups wait for a fetch, the others are told that the source is busy:
-	// invented kids and a slow issuer must not take all places that a cache has for lookups.
+	// maxWaiting is how many lookups may wait for a fetch. The others get ErrBusy: made-up kids
+	// and a slow issuer must not take all places that a cache has for lookups.
 	maxWaiting = 64
-	// maxKeysSize bounds what is read of a document.
+	// maxKeysSize is how much of a document is read, in bytes.
 	maxKeysSize = 256 << 10
 )
 
@@ -146,9 +145,8 @@ var (
 	errKeysSize   = fmt.Errorf("more than %d bytes", maxKeysSize)
 )
 
-// NewKeys starts to fetch the keys. It does not wait for them, so it succeeds while the
-// issuer is down. An error here means that the configuration is wrong. End them with
-// [Keys.Close].
+// NewKeys starts fetching the keys. It does not wait for them, so it succeeds while the issuer
+// is down. An error here means that the configuration is wrong. End them with [Keys.Close].
 func NewKeys(cfg KeysConfig) (*Keys, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
@@ -159,7 +157,7 @@ func NewKeys(cfg KeysConfig) (*Keys, error) {
 			TLSClientConfig:        cfg.TLS.Clone(),
 			ForceAttemptHTTP2:      true,
 			MaxResponseHeaderBytes: 64 << 10,
-			// A connection would sit idle for a quarter of an hour, and outlive Close.
+			// An idle connection would stay open for a quarter of an hour, and outlive Close.
 			DisableKeepAlives: true,
 		}
 	}
@@ -167,14 +165,14 @@ func NewKeys(cfg KeysConfig) (*Keys, error) {
 		cfg: cfg,
 		client: &http.Client{
 			Transport: cfg.transport,
-			// A redirect would let whoever can cause one choose the keys, or make this host
-			// call an address that only it can reach.
+			// With a redirect, whoever can cause one could choose the keys, or make this host call
+			// an address that only it can reach.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		done:    make(chan struct{}),
 		wake:    make(chan struct{}, 1),
 		waiting: make(chan struct{}, maxWaiting),
-		flight:  make(chan struct{}), // the first one is about to begin
+		flight:  make(chan struct{}), // for the first fetch, which is about to begin
 		users:   make(map[*JWT]struct{}),
 		joined:  make(chan struct{}, 1),
 	}
@@ -186,14 +184,14 @@ func NewKeys(cfg KeysConfig) (*Keys, error) {
 // Check reports what NewKeys would refuse, and starts nothing.
 func (cfg KeysConfig) Check() error { return cfg.complete() }
 
-// complete checks the settings and puts the defaults in.
+// complete checks the settings and fills in the defaults.
 func (cfg *KeysConfig) complete() error {
 	if cfg.Issuer == "" {
-		return errors.New("JWT source: Issuer is missing")
+		return errors.New("JWT source: Issuer is required")
 	}
 	failed := func(err error) error { return fmt.Errorf("JWT source for %q: %w", cfg.Issuer, err) }
 	if strings.ContainsAny(cfg.Issuer, "*{}") {
-		return failed(errors.New("an issuer is compared byte for byte and is no pattern: each tenant is an issuer of its own, so name each one in a source of its own"))
+		return failed(errors.New("an issuer is not a pattern: each tenant is an issuer of its own and needs a source of its own"))
 	}
 	ways := 0
 	for _, way := range []bool{cfg.Discovery, cfg.JWKSURI != "", cfg.KeysFile != ""} {
@@ -207,7 +205,7 @@ func (cfg *KeysConfig) complete() error {
 	if cfg.Discovery {
 		issuer, err := endpoint(cfg.Issuer)
 		if err != nil {
-			return failed(fmt.Errorf("with Discovery it needs an Issuer that can be asked: %w", err))
+			return failed(fmt.Errorf("Discovery requires an Issuer that can be asked: %w", err))
 		}
 		if issuer.RawQuery != "" || issuer.ForceQuery {
 			return failed(errors.New("an issuer has no query"))
@@ -222,13 +220,13 @@ func (cfg *KeysConfig) complete() error {
 		cfg.MinRefresh = 5 * time.Second
 	}
 	if cfg.MinRefresh < time.Second || cfg.MinRefresh > time.Minute {
-		return failed(fmt.Errorf("least time between refreshes of %v: accepted are 1s to 1m", cfg.MinRefresh))
+		return failed(fmt.Errorf("minimum refresh interval %v: must be between 1s and 1m", cfg.MinRefresh))
 	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 5 * time.Second
 	}
 	if cfg.Timeout < 0 {
-		return failed(fmt.Errorf("timeout of %v is negative", cfg.Timeout))
+		return failed(fmt.Errorf("timeout %v: must not be negative", cfg.Timeout))
 	}
 	cfg.Header = cfg.Header.Clone()
 	if cfg.Now == nil {
@@ -243,16 +241,16 @@ func (cfg *KeysConfig) complete() error {
 	return nil
 }
 
-// endpoint parses a URL that keys may come from: whoever can change what it answers can
-// sign tokens, so it must be https, or must not leave this host.
+// endpoint parses a URL that keys may come from. Whoever can change its answers can sign
+// tokens, so it must be https, or must not leave this host.
 func endpoint(s string) (*url.URL, error) {
-	// No text of the URL but what place leaves of it: the rest may be secret.
+	// The errors contain only what place keeps of the URL: the rest may be secret.
 	u, err := url.Parse(s)
 	switch {
 	case err != nil:
 		return nil, errors.New("the URL can't be parsed")
 	case u.Host == "" || u.Opaque != "":
-		return nil, errors.New("it is not a URL with a host")
+		return nil, errors.New("not a URL with a host")
 	case u.User != nil:
 		return nil, errors.New("the URL must not have a user name or password")
 	case u.Fragment != "":
@@ -269,14 +267,14 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// Close ends the goroutine and waits for it. Sources go on with the keys that are known.
+// Close ends the goroutine and waits for it. Sources keep using the keys that are known.
 // Close may be called twice.
 func (k *Keys) Close() {
 	k.cancel()
 	<-k.done
 }
 
-// join makes j one of those who say how often the keys are fetched.
+// join makes j one of the users.
 func (k *Keys) join(j *JWT) {
 	k.mu.Lock()
 	k.users[j] = struct{}{}
@@ -286,7 +284,7 @@ func (k *Keys) join(j *JWT) {
 	}
 	select {
 	case k.joined <- struct{}{}:
-	default: // it will hear of both
+	default: // the signal that is pending covers both
 	}
 }
 
@@ -296,8 +294,7 @@ func (k *Keys) leave(j *JWT) {
 	k.mu.Unlock()
 }
 
-// interval is how often the keys are fetched: as often as the source wants that wants it
-// most.
+// interval returns how often the keys are fetched: as often as the most demanding source wants.
 func (k *Keys) interval() time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -311,9 +308,9 @@ func (k *Keys) interval() time.Duration {
 	return max(shortest, k.cfg.MinRefresh)
 }
 
-// refresh waits for a fetch of the keys and returns how it ended. Within MinRefresh of
-// the last one it returns how that ended, and asks for no other, unless there are no keys
-// at all.
+// refresh waits for a fetch of the keys and returns its error. Within MinRefresh of the last
+// fetch it requests no other and returns the error of that one, unless there are no keys at
+// all.
 func (k *Keys) refresh(ctx context.Context) error {
 	k.mu.Lock()
 	if k.flight == nil {
@@ -322,7 +319,7 @@ func (k *Keys) refresh(ctx context.Context) error {
 			return k.failure
 		}
 		k.flight = make(chan struct{})
-		k.wake <- struct{}{} // there is room: it is emptied while there is a flight
+		k.wake <- struct{}{} // there is room: it is drained while there is a flight
 	}
 	flight := k.flight
 	k.mu.Unlock()
@@ -345,8 +342,8 @@ func (k *Keys) refresh(ctx context.Context) error {
 	return k.failure
 }
 
-// leastPause is the least time between two fetches. Without any keys it is short: the issuer
-// may be starting beside this program, and all its tokens wait.
+// leastPause returns the least time between two fetches. Without any keys it is short: the
+// issuer may be starting at the same time as this program, and all its tokens wait.
 func (k *Keys) leastPause() time.Duration {
 	if k.current.Load() == nil {
 		return firstPause
@@ -354,7 +351,7 @@ func (k *Keys) leastPause() time.Duration {
 	return k.cfg.MinRefresh
 }
 
-// keep is the goroutine that fetches the keys. Nobody else does.
+// keep is the goroutine that fetches the keys. Nothing else does.
 func (k *Keys) keep() {
 	defer close(k.done)
 	backoff := k.leastPause()
@@ -364,7 +361,7 @@ func (k *Keys) keep() {
 			k.flight = make(chan struct{})
 		}
 		select {
-		case <-k.wake: // asked for, and about to be done
+		case <-k.wake: // requested, and about to be done
 		default:
 		}
 		k.mu.Unlock()
@@ -387,15 +384,15 @@ func (k *Keys) keep() {
 	}
 }
 
-// rest waits until the next fetch is asked for, or due because good, or what a source
-// wants, is over. As long as there are no keys at all, those who ask wait for an attempt
-// that comes firstPause after the last one: often the issuer has started just after this
-// program, or is served by it.
+// rest waits until the next fetch is requested, or is due because good or the interval is
+// over. As long as there are no keys at all, requests wait for an attempt that comes
+// firstPause after the last one: often the issuer has started just after this program, or is
+// served by it.
 func (k *Keys) rest(good time.Duration) {
 	for begin := time.Now(); ; {
 		timer := time.NewTimer(min(good, k.interval()) - time.Since(begin))
 		select {
-		case <-k.joined: // somebody may want it sooner
+		case <-k.joined: // the new user may want it sooner
 			timer.Stop()
 			continue
 		case <-k.ctx.Done():
@@ -421,10 +418,10 @@ func (k *Keys) waitFor(d time.Duration) {
 	}
 }
 
-// fetch gets the keys and makes them the current ones. It returns how long they are good
-// at most.
+// fetch gets the keys and makes them the current ones. It returns how long they may be used
+// before the next fetch.
 func (k *Keys) fetch() (good time.Duration, err error) {
-	// What comes from outside is parsed here, in a goroutine that nobody watches.
+	// Outside data is parsed here, in a goroutine that nobody watches.
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("fetching keys panicked: %v", r)
@@ -463,7 +460,7 @@ func (k *Keys) fetch() (good time.Duration, err error) {
 	return good, err
 }
 
-// observed tells OnFetch how f went.
+// observed runs f and reports the result to OnFetch.
 func (k *Keys) observed(kind string, f func() error) error {
 	begin := time.Now()
 	err := f()
@@ -475,7 +472,7 @@ func (k *Keys) observed(kind string, f func() error) error {
 func (k *Keys) accept(data []byte, parse func([]byte) (*keySet, []IgnoredKey, error)) error {
 	digest := sha256.Sum256(data)
 	if digest == k.digest {
-		return nil // they are
+		return nil // they are already
 	}
 	set, ignored, err := parse(data)
 	if err != nil {
@@ -507,7 +504,7 @@ func (k *Keys) discover(ctx context.Context) (string, error) {
 	var failures []error
 	for i := range places {
 		which := (k.metadata + i) % len(places)
-		// Two places and the keys share the time: one that hangs leaves the others theirs.
+		// Two places and the keys share the time, so that one that hangs leaves the others theirs.
 		attempt, cancel := context.WithTimeout(ctx, remaining(ctx)/time.Duration(len(places)+1-i))
 		uri, err := k.readMetadata(attempt, places[which])
 		cancel()
@@ -537,7 +534,7 @@ func (k *Keys) readMetadata(ctx context.Context, from string) (string, error) {
 		return "", fmt.Errorf("%s is not a JSON object", from)
 	}
 	if document["issuer"] != k.cfg.Issuer {
-		// RFC 8414 section 3.3: or another tenant of that host could answer for this one.
+		// RFC 8414 section 3.3. Otherwise another tenant of that host could answer for this one.
 		return "", fmt.Errorf("%s is the metadata of %.256q", from, document["issuer"])
 	}
 	uri, _ := document["jwks_uri"].(string)
@@ -547,7 +544,7 @@ func (k *Keys) readMetadata(ctx context.Context, from string) (string, error) {
 	return uri, nil
 }
 
-// get returns what uri answers, if it is 200 and not too large.
+// get returns the answer of uri, if its status is 200 and it is not too large.
 func (k *Keys) get(ctx context.Context, uri string) ([]byte, http.Header, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, uri, nil)
 	if err != nil {
@@ -592,7 +589,7 @@ func (k *Keys) sendsHeader(u *url.URL) bool {
 		u.Scheme == "https" && slices.ContainsFunc(k.cfg.HeaderHosts, func(host string) bool { return strings.EqualFold(host, u.Host) })
 }
 
-// setHeader puts Header, and what HeaderFunc returns, into header.
+// setHeader copies Header and the result of HeaderFunc into header.
 func (k *Keys) setHeader(header http.Header) error {
 	for name, values := range k.cfg.Header {
 		header[http.CanonicalHeaderKey(name)] = values
@@ -613,10 +610,10 @@ func (k *Keys) setHeader(header http.Header) error {
 	return nil
 }
 
-// place is u for error texts: without user and query, which may be secret.
+// place returns u for error texts, without user and query, which may be secret.
 func place(u *url.URL) string { return u.Scheme + "://" + u.Host + u.EscapedPath() }
 
-// goodFor is what the answer's Cache-Control says, but not less than MinRefresh.
+// goodFor returns the max-age of the answer's Cache-Control, but not less than MinRefresh.
 func (k *Keys) goodFor(header http.Header) time.Duration {
 	for directive := range strings.SplitSeq(strings.Join(header.Values("Cache-Control"), ","), ",") {
 		name, value, _ := strings.Cut(strings.TrimSpace(directive), "=")
@@ -634,7 +631,7 @@ func (k *Keys) goodFor(header http.Header) time.Duration {
 
 // readKeysFile reads a file with keys.
 func readKeysFile(path string) ([]byte, error) {
-	// Opening a pipe would wait for somebody to write, and Close with it.
+	// Opening a pipe would wait for a writer, and Close would wait with it.
 	if info, err := os.Stat(path); err != nil {
 		return nil, err
 	} else if !info.Mode().IsRegular() {

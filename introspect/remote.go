@@ -17,34 +17,34 @@ import (
 	"time"
 )
 
-// Remote is a Source of tokens that a remote authorization server issued. It asks the
-// server about each of them (RFC 7662).
+// Remote is a [Source] of tokens issued by a remote authorization server. It asks the server
+// about each of them (RFC 7662).
 //
-// A token is active if the server says so in an answer that makes sense, and if a bearer
-// may use it: one with cnf, or of another token_type than Bearer, is bound to a key that
-// the bearer would have to prove (RFC 9449 section 7.2, RFC 8705 section 3); one that the
-// server calls a refresh or ID token is none for resources. Answers are read liberally
-// where they are clear: a number may be a text, null is absent, an exp of 0 or less says
-// nothing. One that makes no sense, such as "active":"true" or an exp of 1e308, is an
-// error, never a "no" and never a "yes".
+// A token is active if the server says so in an answer that makes sense, and if a bearer may
+// use it. A token with cnf, or with a token_type other than Bearer, is bound to a key whose
+// possession the bearer would have to prove (RFC 9449 section 7.2, RFC 8705 section 3). A
+// token that the server calls a refresh or ID token is not for resources. Answers are read
+// liberally where they are clear: a number may be a string, null means absent, an exp of 0
+// or less says nothing. An answer that makes no sense, such as "active":"true" or an exp of
+// 1e308, is an error, never a "no" and never a "yes".
 //
-// Whether the server is away and whether a token gets a sensible answer are two things,
-// because everybody may send tokens that make a server fail. An error is [ErrOutage] if
-// there was no connection, no answer in time, or status 429, 502, 503 or 504; but where
-// there was a connection, only if up to three other tokens that were active lately get no answer
-// either, if there are such. After several failures in a row Remote leaves the server alone
-// for a while; see RemoteConfig.MaxFailures. Every other answer is an error of that token
-// alone, which is remembered for a second and harms no other. A server that fails that way
-// for everybody is left alone, too, once it fails for tokens of two clients at least that
-// it called active in the last ten minutes; Remote keeps the last tokens of three clients
-// for all this.
+// Whether the server is down and whether it has a sensible answer about one token are two
+// questions, because anybody can send tokens that make a server fail. An error is
+// [ErrOutage] if there was no connection, no answer in time, or status 429, 502, 503 or 504.
+// But if there was a connection, up to three other tokens that were active lately are asked
+// about, if there are any, and the error is ErrOutage only if they get no answer either.
+// After several failures in a row, Remote leaves the server alone for a while; see
+// RemoteConfig.MaxFailures. Every other failure concerns only its token; it is remembered for
+// a second and harms no other. If a server fails that way for everybody, it is left alone
+// too, once it fails for tokens of at least two clients that it called active in the last ten
+// minutes. For all this, Remote keeps the latest tokens of three clients.
 //
 // Remote remembers no other answers: put a [Cache] in front, with [Cache.WrapWith] and
-// [Remote.Name]. Cache-Control in answers means nothing here: servers say no-store, and how
-// late a revocation may arrive is for the cache's owner to say.
+// [Remote.Name]. Cache-Control in answers is ignored: servers say no-store, and how late a
+// revocation may arrive is the decision of the cache's owner.
 //
-// It is safe for concurrent use. End it with [Remote.Close], which also ends the one
-// goroutine that it may have, while it asks about tokens that were active.
+// It is safe for concurrent use. End it with [Remote.Close], which also ends the goroutines
+// that it runs while it asks about tokens that were active.
 type Remote struct {
 	*remoteServer
 	timeout time.Duration
@@ -54,26 +54,26 @@ type Remote struct {
 type remoteServer struct {
 	cfg           RemoteConfig
 	shown         string // the endpoint for error texts, without its query
-	authorization string // the header of client_secret_basic
+	authorization string // the header value for client_secret_basic
 	client        *http.Client
 	circuit       circuit
 
 	good   remembered[struct{}]     // tokens that were active
 	faulty remembered[*RemoteError] // tokens that got no sensible answer
 
-	// A part of the requests that may be under way is kept for tokens that were active
-	// lately: others can be made up, and each may take the server long.
+	// Some of the concurrent requests are reserved for tokens that were active lately, in known:
+	// other tokens can be made up, and each may keep the server busy for long.
 	first, known lane
 
-	// patience is the longest timeout that anybody has had: who is in a greater hurry than
-	// others must not decide for them that the server is away. It counts up to
-	// defaultRemoteTimeout, which is as long as a cache waits.
+	// patience is the longest timeout of any caller: a caller in a greater hurry must not decide
+	// for the others that the server is down. It counts up to defaultRemoteTimeout, which is how
+	// long a cache waits.
 	patience  atomic.Int64
 	witnesses witnesses
-	ctx       context.Context // of asking about them; ends with Close
+	ctx       context.Context // for asking about witnesses; ends with Close
 	cancel    context.CancelFunc
 	checks    sync.WaitGroup
-	closing   sync.Mutex // so that no check begins when Close waits for the last one
+	closing   sync.Mutex // so that no check begins while Close waits for the last one
 	closed    atomic.Bool
 }
 
@@ -84,22 +84,22 @@ type lane struct {
 }
 
 const (
-	// maxRetryAfter bounds what a server can ask of us, so that a mistake there ends here.
+	// maxRetryAfter limits how long a server can keep us away, and thus the harm of a mistake there.
 	maxRetryAfter = time.Minute
-	// maxIdle is how long connections are kept for the next request.
+	// maxIdle is how long idle connections are kept for the next request.
 	maxIdle = 30 * time.Second
-	// maxDial bounds making a connection, which goes on when the request that wanted it is over.
+	// maxDial bounds the time to connect. Connecting goes on after the request that wanted it is over.
 	maxDial = 5 * time.Second
-	// faultAge is for how long a token that got no sensible answer is not asked about again:
-	// long for a client that tries again at once, short for a server that stumbled.
+	// faultAge is how long a token that got no sensible answer is not asked about again: long
+	// for a client that retries at once, short for a server that had a hiccup.
 	faultAge = time.Second
-	// goodAge is for how long a token that was active is given the better places.
+	// goodAge is how long a token that was active may use the reserved requests.
 	goodAge = time.Hour
 
 	defaultRemoteTimeout = 2 * time.Second
 )
 
-// NewRemote makes a source that asks the introspection endpoint of cfg. It sends nothing
+// NewRemote creates a source that asks the introspection endpoint of cfg. It sends nothing
 // yet. An error means that the configuration is wrong.
 func NewRemote(cfg RemoteConfig) (*Remote, error) {
 	endpoint, err := cfg.complete()
@@ -133,11 +133,11 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 			MaxIdleConnsPerHost:    cfg.MaxConcurrent,
 			IdleConnTimeout:        maxIdle,
 			MaxResponseHeaderBytes: 64 << 10,
-			// What a few bytes unpack to is not bounded by what arrives.
+			// The size of a compressed answer does not bound what it unpacks to.
 			DisableCompression: true,
 			ForceAttemptHTTP2:  true,
-			// Without pings, requests go on into a connection that a firewall has forgotten,
-			// for a quarter of an hour.
+			// Without pings, requests keep going into a connection that a firewall has forgotten, for
+			// a quarter of an hour.
 			HTTP2: &http.HTTP2Config{SendPingTimeout: maxDial, PingTimeout: maxDial},
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -145,8 +145,8 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 	return r, nil
 }
 
-// WithTimeout returns the same source with another Timeout. It shares all else, such as
-// connections and what is known of the server, and ends with r.
+// WithTimeout returns the same source with another Timeout. It shares everything else, such
+// as connections and what is known about the server, and ends with r.
 func (r *Remote) WithTimeout(timeout time.Duration) *Remote {
 	timeout = cmp.Or(timeout, defaultRemoteTimeout)
 	for {
@@ -157,13 +157,12 @@ func (r *Remote) WithTimeout(timeout time.Duration) *Remote {
 	}
 }
 
-// Name is a name for [Cache.Wrap] that covers the settings by which one server may answer
-// differently, or be understood differently: URL, ClientID, Header, Issuer, ClientClaims,
-// ScopeClaims and Leeway. Remotes that differ in them never share what a cache holds, and one
-// with the same settings finds it again. TLS and HeaderFunc are not covered: whose endpoint
-// tells callers apart by their certificates or by what HeaderFunc returns joins something to
-// the name.
-// It is a digest and shows nothing of the settings.
+// Name returns a name for [Cache.Wrap]. It covers the settings by which a server may answer
+// differently, or its answers be read differently: URL, ClientID, Header, Issuer,
+// ClientClaims, ScopeClaims and Leeway. Remotes that differ in any of them never share cache
+// entries; one with the same settings finds them again. The name does not cover TLS and
+// HeaderFunc: if the endpoint tells callers apart by their certificates or by what HeaderFunc
+// returns, add something to it. It is a digest and reveals nothing of the settings.
 func (r *Remote) Name() string {
 	parts := []string{"remote", r.cfg.URL, r.cfg.ClientID, r.cfg.Issuer, CacheName(r.cfg.ClientClaims...), CacheName(r.cfg.ScopeClaims...), r.cfg.Leeway.String()}
 	var names []string
@@ -178,8 +177,8 @@ func (r *Remote) Name() string {
 	return "remote " + hex.EncodeToString(digest[:])
 }
 
-// Close closes the idle connections, and forgets the tokens that were kept. Lookups that
-// come later work, and keep none.
+// Close closes the idle connections and forgets the tokens that were kept. Later lookups still
+// work, and keep none.
 func (r *Remote) Close() {
 	r.closing.Lock()
 	r.closed.Store(true)
@@ -190,8 +189,8 @@ func (r *Remote) Close() {
 	r.client.CloseIdleConnections()
 }
 
-// Screen reports whether token can be sent as a bearer token at all: the characters of
-// RFC 6750 section 2.1, at most 16 KiB of them.
+// Screen reports whether token can be sent as a bearer token at all: at most MaxTokenLength of
+// the characters in RFC 6750 section 2.1.
 func (r *Remote) Screen(token Token) (Token, bool) { return token, isBearerToken(token.text) }
 
 func isBearerToken(token string) bool {
@@ -210,12 +209,13 @@ func isBearerToken(token string) bool {
 	return body != ""
 }
 
-// Lookup asks the server about token. An error is a *RemoteError, ErrBusy, or ctx's.
+// Lookup asks the server about token. An error is a [*RemoteError], [ErrBusy], or the error of
+// ctx.
 func (r *Remote) Lookup(ctx context.Context, token Token) (*Facts, error) {
 	if !isBearerToken(token.text) {
 		return inactive, nil
 	}
-	// Before waiting for a place: those who hold one may be hanging.
+	// Before waiting for a place: those who hold one may be stuck.
 	if wait, ok := r.circuit.asks(r.cfg.Now()); !ok {
 		return nil, r.fails(RemoteCircuitOpen, 0, "", wait)
 	}
@@ -232,7 +232,7 @@ func (r *Remote) Lookup(ctx context.Context, token Token) (*Facts, error) {
 	if !ok {
 		return nil, r.fails(RemoteCircuitOpen, 0, "", wait)
 	}
-	// Whatever happens, the circuit hears of it: a probe that nobody ends would be the last.
+	// The circuit must hear of it whatever happens: a probe that never ends would be the last.
 	outcome := circuitUnknown
 	var failure *RemoteError
 	defer func() { r.leave(id, turn, outcome, failure) }()
@@ -252,8 +252,8 @@ func (r *Remote) Lookup(ctx context.Context, token Token) (*Facts, error) {
 		}
 		return facts, nil
 	}
-	// A caller who goes away, or is in a greater hurry than the configuration, says nothing
-	// about the server: else five of them could close it for all.
+	// A caller who goes away, or who is in a greater hurry than the configuration, says nothing
+	// about the server. Otherwise five of them could close it for everybody.
 	if ctx.Err() != nil && (errors.Is(ctx.Err(), context.Canceled) || took < min(r.timeout, defaultRemoteTimeout)/2) {
 		r.cfg.OnRequest(RemoteCanceled, took)
 		return nil, ctx.Err()
@@ -266,7 +266,7 @@ func (r *Remote) Lookup(ctx context.Context, token Token) (*Facts, error) {
 	return nil, failure
 }
 
-// count tells OnRequest of an answer.
+// count reports an answer to OnRequest.
 func (r *Remote) count(facts *Facts, took time.Duration) {
 	if facts.Active {
 		r.cfg.OnRequest(RemoteActive, took)
@@ -275,8 +275,8 @@ func (r *Remote) count(facts *Facts, took time.Duration) {
 	}
 }
 
-// leave tells the circuit how the request about a token ended, and has the witnesses asked
-// if they have to decide what that means. A failure of this token alone is no outage.
+// leave tells the circuit how the request about a token ended, and starts asking about the
+// witnesses if they have to decide what that means. A failure of one token is no outage.
 func (r *Remote) leave(id TokenID, turn int, outcome circuitOutcome, failure *RemoteError) {
 	now, pause := r.cfg.Now(), time.Duration(0)
 	if failure != nil {
@@ -302,7 +302,7 @@ func (r *Remote) leave(id TokenID, turn int, outcome circuitOutcome, failure *Re
 	r.checks.Go(func() { r.check(turn, beside, pause) })
 }
 
-// check asks about witnesses, at once, and tells the circuit what came of it.
+// check asks about all witnesses at once, and tells the circuit the result.
 func (r *Remote) check(turn int, beside []witness, pause time.Duration) {
 	outcome := circuitUnwell
 	// Whatever happens; see Lookup.
@@ -345,10 +345,10 @@ func (r *Remote) check(turn int, beside []witness, pause time.Duration) {
 	}
 }
 
-// enter takes a place among the requests that are under way, and returns where to give it
-// back, or ErrBusy.
+// enter takes one of the places for concurrent requests and returns the channel to give it
+// back to, or ErrBusy.
 func (r *Remote) enter(ctx context.Context, id TokenID) (chan struct{}, error) {
-	better, waiting := chan struct{}(nil), r.first.waiting // of nil nobody gets one
+	better, waiting := chan struct{}(nil), r.first.waiting // a nil channel never has a place
 	if _, ok := r.good.get(id, r.cfg.Now(), goodAge); ok && cap(r.known.slots) > 0 {
 		better, waiting = r.known.slots, r.known.waiting
 	}

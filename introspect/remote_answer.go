@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// ask sends one request and understands the answer.
+// ask sends one request and reads the answer.
 func (r *Remote) ask(ctx context.Context, token Token) (*Facts, *RemoteError) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
@@ -47,14 +47,14 @@ func (r *Remote) ask(ctx context.Context, token Token) (*Facts, *RemoteError) {
 	}
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	// To the transport an empty list means that a POST may be repeated, and is not sent. The
-	// server may close an idle connection just when the next request uses it; asking again
+	// To the transport, an empty list means that a POST may be repeated; it sends no header. The
+	// server may close an idle connection just as the next request uses it, and asking twice
 	// harms nobody.
 	req.Header["Idempotency-Key"] = []string{}
 	req.Close = r.closed.Load()
 	defer func() {
 		if r.closed.Load() {
-			r.client.CloseIdleConnections() // this one may have come back after Close
+			r.client.CloseIdleConnections() // this one may have become idle after Close
 		}
 	}()
 
@@ -96,7 +96,7 @@ func (r *Remote) ask(ctx context.Context, token Token) (*Facts, *RemoteError) {
 	return facts, nil
 }
 
-// moreHeader is what HeaderFunc returns, if that can be sent.
+// moreHeader returns the headers of HeaderFunc, if they can be sent.
 func (r *Remote) moreHeader() (http.Header, error) {
 	if r.cfg.HeaderFunc == nil {
 		return nil, nil
@@ -108,8 +108,8 @@ func (r *Remote) moreHeader() (http.Header, error) {
 	return header, r.cfg.checkHeader(header)
 }
 
-// encodingHint says what to try with a server that takes the credentials of Basic as they
-// come, if that makes a difference for these.
+// encodingHint says what to try with a server that takes Basic credentials literally, if that
+// makes a difference for these.
 func (r *Remote) encodingHint() string {
 	if r.cfg.Auth != "client_secret_basic" || url.QueryEscape(r.cfg.ClientID) == r.cfg.ClientID && url.QueryEscape(r.cfg.ClientSecret) == r.cfg.ClientSecret {
 		return ""
@@ -117,8 +117,8 @@ func (r *Remote) encodingHint() string {
 	return "; the ID or the secret has characters that are form-encoded before they are sent (RFC 6749 section 2.3.1): if this server does not decode them, try auth client_secret_post"
 }
 
-// saysJSON reports whether a Content-Type is one of JSON, or absent. A signed answer
-// (RFC 9701) is none: its type ends in +jwt.
+// saysJSON reports whether a Content-Type is JSON or absent. A signed answer (RFC 9701) is not
+// JSON: its type ends in +jwt.
 func saysJSON(contentType string) bool {
 	if contentType == "" {
 		return true
@@ -127,7 +127,7 @@ func saysJSON(contentType string) bool {
 	return err == nil && (mediaType == "application/json" || mediaType == "text/json" || strings.HasSuffix(mediaType, "+json"))
 }
 
-// retryAfter is what the answer's Retry-After says (RFC 9110 section 10.2.3), within bounds.
+// retryAfter returns what the answer's Retry-After says (RFC 9110 section 10.2.3), within bounds.
 func (r *Remote) retryAfter(resp *http.Response) time.Duration {
 	value := resp.Header.Get("Retry-After")
 	if value == "" {
@@ -143,8 +143,8 @@ func (r *Remote) retryAfter(resp *http.Response) time.Duration {
 	return min(max(at.Sub(r.cfg.Now()), 0), maxRetryAfter)
 }
 
-// understand makes facts of an answer (RFC 7662 section 2.2). Members that are null are
-// taken as absent. Its errors name members, and quote nothing.
+// understand turns an answer into facts (RFC 7662 section 2.2). Members that are null count as
+// absent. Its errors name members and quote nothing.
 func (r *Remote) understand(body []byte) (*Facts, error) {
 	answer, ok := decodeObject(body)
 	if !ok {
@@ -166,7 +166,7 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 	var notBefore time.Time
 	for name, at := range map[string]*time.Time{"exp": &facts.Expiry, "iat": &facts.IssuedAt, "nbf": &notBefore} {
 		if value, present := answer[name]; present {
-			// Wrong, exp must not become "for ever".
+			// A bad exp must not become "forever".
 			if *at, ok = answeredDate(value); !ok {
 				return nil, fmt.Errorf("%s is not a time", name)
 			}
@@ -185,7 +185,7 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 		}
 	}
 	facts.Issuer, _ = answer["iss"].(string)
-	// Some servers send an empty list or text for a token without audience.
+	// Some servers send an empty list or string for a token without an audience.
 	if value, present := answer["aud"]; present && value != "" {
 		if facts.Audience, ok = texts(value); !ok || slices.Contains(facts.Audience, "") {
 			return nil, errors.New("aud is not a name or a list of names")
@@ -211,13 +211,13 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 		return &Facts{notYet: usable}, nil
 	}
 	if facts.Issuer == "" {
-		facts.Issuer = r.cfg.Issuer // for whom the endpoint is known to speak
+		facts.Issuer = r.cfg.Issuer // the one that the endpoint is known to speak for
 	}
 	return facts, nil
 }
 
-// answeredDate reads a NumericDate as servers send it: also as a text, and as a number that
-// is not above zero where they know of no time, which is the zero time.
+// answeredDate reads a NumericDate as servers send it: possibly as a string, and possibly as a
+// number that is not above zero if they know of no time, which yields the zero time.
 func answeredDate(value any) (time.Time, bool) {
 	if text, ok := value.(string); ok {
 		value = json.Number(text)

@@ -5,31 +5,31 @@ import (
 	"time"
 )
 
-// circuit decides whether a server that fails is asked at all. Closed, everybody may ask.
-// Open, nobody may. When the pause is over it is half open: one may ask, as a probe, and
-// decides for all.
+// circuit decides whether a failing server is asked at all. While it is closed, everybody may
+// ask. While it is open, nobody may. After a pause it is half open: one request may go out as
+// a probe, and decides for all.
 //
-// Whoever sends tokens chooses what the server is asked, so a failure that a token can
-// provoke must not open it, nor keep it open. It is opened at once by failures that no token
-// has a part in. Of the others there may be a row, and then witnesses decide: tokens that
-// the server knew a short while ago. If it answers about one of them it is well, and what
-// failed is the others' own fault.
+// Whoever sends tokens chooses what the server is asked, so a failure that a token can provoke
+// must neither open the circuit nor keep it open. Failures in which no token plays a part open
+// it directly. After a row of other failures, witnesses decide: tokens that the server knew a
+// short while ago. If it answers about one of them, it is well, and the failures are the fault
+// of their tokens.
 type circuit struct {
 	most    int
 	pause   time.Duration
 	changed func(state string) // called with mu held, so that the order is right
 
 	mu       sync.Mutex
-	failures int       // in a row, of those that mean that the server is away
+	failures int       // in a row, of those that mean that the server is down
 	faults   int       // answers that made no sense since the last one that did
-	until    time.Time // when the pause is over; zero if closed
+	until    time.Time // the end of the pause; zero while closed
 	probing  bool
-	// checking: witnesses are being asked, and answered tells whether meanwhile somebody
-	// else got an answer. decisive: they were asked because of answers that make no sense.
-	// vouched is when a witness last had an answer. away: they had none, nor anybody since.
+	// checking: witnesses are being asked about. answered: meanwhile another request got an
+	// answer. decisive: the check was caused by answers that make no sense. away: the witnesses
+	// got no answer, nor has any request since. vouched is when a witness last got an answer.
 	checking, answered, decisive, away bool
 	vouched                            time.Time
-	// turn counts the changes. How a request ended counts only in the turn in which it
+	// turn counts the changes of state. How a request ended counts only in the turn in which it
 	// began: when the circuit opens, 63 others may be about to fail as well.
 	turn int
 }
@@ -41,22 +41,23 @@ const (
 	circuitUnknown   circuitOutcome = iota // it says nothing about the server
 	circuitWell                            // the server answered
 	circuitUnreached                       // there was no connection, whatever the token
-	circuitUnwell                          // no answer, or one that says so; perhaps only to this token
-	circuitFault                           // an answer that makes no sense, perhaps only to this token
-	circuitSentAway                        // it said how long to stay away
+	circuitUnwell                          // no answer, or one that says so; perhaps only for this token
+	circuitFault                           // an answer that makes no sense, perhaps only for this token
+	circuitSentAway                        // the server said how long to stay away
 )
 
 const (
-	// enoughWitnesses are needed to call a server that does answer, but not sensibly, away:
-	// they are of different clients, so that nobody vouches for an outage with his own tokens.
+	// enoughWitnesses is how many it takes to call a server down that does answer, but not
+	// sensibly. They belong to different clients, so that nobody can fake an outage with tokens
+	// of their own.
 	enoughWitnesses = 2
-	// vouchedFor is how long the word of a witness holds, so that a flood of junk makes one
-	// more question a second.
+	// vouchedFor is how long a witness vouches for the server, so that a flood of junk causes
+	// only one more question a second.
 	vouchedFor = time.Second
 )
 
-// asks reports whether somebody may ask now, and if not, how long to wait; 0 if a probe
-// is under way.
+// asks reports whether a request may go out now and, if not, how long to wait; 0 if a probe is
+// under way.
 func (c *circuit) asks(now time.Time) (wait time.Duration, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -74,7 +75,7 @@ func (c *circuit) asksLocked(now time.Time) (wait time.Duration, ok bool) {
 	return max(wait, 0), wait <= 0
 }
 
-// enter is asks for somebody who then does ask, and must call leave with turn.
+// enter is like asks for a caller that does send a request, and must call leave with turn.
 func (c *circuit) enter(now time.Time) (turn int, wait time.Duration, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,10 +89,10 @@ func (c *circuit) enter(now time.Time) (turn int, wait time.Duration, ok bool) {
 	return c.turn, 0, true
 }
 
-// leave tells how the request of that turn ended. pause, if not 0, is how long the server
-// wants to be left alone. witnesses is how many there are beside the token that was asked
-// about. If check is true, they have to be asked, and checked be called. outage is whether
-// the server is away, by all that is known, and not only for that token.
+// leave records how the request of that turn ended. pause, if not 0, is how long the server
+// wants to be left alone. witnesses is how many there are besides the token in question. If
+// check is true, the caller has to ask about them and call checked. outage is whether the
+// server is down as far as is known, and not just for that token.
 func (c *circuit) leave(turn int, now time.Time, outcome circuitOutcome, pause time.Duration, witnesses int) (check, outage bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -106,7 +107,7 @@ func (c *circuit) leave(turn int, now time.Time, outcome circuitOutcome, pause t
 	}
 	switch outcome {
 	case circuitUnknown:
-		if c.probing { // the next one probes
+		if c.probing { // the next request probes
 			c.probing = false
 			c.changeLocked("open")
 		}
@@ -135,16 +136,16 @@ func (c *circuit) leave(turn int, now time.Time, outcome circuitOutcome, pause t
 		if witnesses >= enoughWitnesses {
 			return c.checkLocked(now, pause, true), outage
 		}
-		// Nobody can tell whose fault it is. The server is there, though.
+		// Nobody can tell whose fault it is. But the server is there.
 		c.closeLocked()
 	}
 	return false, outage
 }
 
-// checkLocked reports whether the witnesses have to be asked.
+// checkLocked reports whether the witnesses have to be asked about.
 func (c *circuit) checkLocked(now time.Time, pause time.Duration, decisive bool) bool {
 	if c.checking {
-		if c.probing { // that check is of an earlier turn, and will not end this one
+		if c.probing { // that check belongs to an earlier turn and will not end this one
 			c.openLocked(now, pause)
 		}
 		return false
@@ -157,9 +158,9 @@ func (c *circuit) checkLocked(now time.Time, pause time.Duration, decisive bool)
 	return true
 }
 
-// checked tells what came of asking the witnesses: circuitWell if one of them got an
-// answer; circuitFault if one got at least an answer that makes no sense, and
-// circuitUnwell if none got any; or circuitUnknown.
+// checked records the result of asking about the witnesses: circuitWell if one of them got an
+// answer, circuitFault if at least one got an answer that makes no sense, circuitUnwell if
+// none got any, or circuitUnknown.
 func (c *circuit) checked(turn int, now time.Time, outcome circuitOutcome, pause time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -191,7 +192,7 @@ func (c *circuit) openLocked(now time.Time, pause time.Duration) {
 	c.changeLocked("open")
 }
 
-// closeLocked closes it, if it is half open.
+// closeLocked closes the circuit if it is half open.
 func (c *circuit) closeLocked() {
 	if c.probing {
 		c.probing, c.until = false, time.Time{}

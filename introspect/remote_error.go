@@ -10,56 +10,56 @@ import (
 	"time"
 )
 
-// Kinds of a RemoteError. There are no others, so they can be the label of a metric.
+// Kinds of a [RemoteError]. There are no others, so they may serve as the label of a metric.
 const (
-	// RemoteTimeout: there was no complete answer in time.
+	// RemoteTimeout means that there was no complete answer in time.
 	RemoteTimeout = "timeout"
-	// RemoteRefused: no connection, or it broke before the answer was complete.
+	// RemoteRefused means that there was no connection, or that it broke before the answer was
+	// complete.
 	RemoteRefused = "refused"
-	// RemoteStatus: an answer with a status that has no kind of its own here. With 502, 503
-	// or 504 the server is away, with another it does not like this token.
+	// RemoteStatus means an answer with a status that has no kind of its own. With 502, 503 or
+	// 504 the server is down; with any other it does not like this token.
 	RemoteStatus = "status"
-	// RemoteMalformed: an answer with status 2xx that makes no sense.
+	// RemoteMalformed means an answer with status 2xx that makes no sense.
 	RemoteMalformed = "malformed"
-	// RemoteTooLarge: an answer of more than RemoteConfig.MaxAnswer bytes.
+	// RemoteTooLarge means an answer of more than RemoteConfig.MaxAnswer bytes.
 	RemoteTooLarge = "too_large"
-	// RemoteRedirect: a redirect, which is never followed.
+	// RemoteRedirect means a redirect, which is never followed.
 	RemoteRedirect = "redirect"
-	// RemoteCredentials: status 401 or 403. The credentials in RemoteConfig are wrong, or
-	// may not ask, and somebody has to do something about it; or this token made the server
-	// say so.
+	// RemoteCredentials means status 401 or 403. Either the credentials in RemoteConfig are wrong
+	// or may not introspect, and somebody has to act; or this token made the server say so.
 	RemoteCredentials = "credentials"
-	// RemoteThrottled: status 429.
+	// RemoteThrottled means status 429.
 	RemoteThrottled = "throttled"
-	// RemoteCircuitOpen: nothing was sent, because of failures before.
+	// RemoteCircuitOpen means that nothing was sent, because of earlier failures.
 	RemoteCircuitOpen = "circuit_open"
 )
 
-// Further kinds for RemoteConfig.OnRequest, of requests that did not fail.
+// Further kinds for RemoteConfig.OnRequest, for requests that did not fail.
 const (
 	RemoteActive   = "active"
 	RemoteInactive = "inactive"
-	// RemoteCanceled: who asked went away, or left the server too little time to count.
+	// RemoteCanceled means that the caller went away, or left the server too little time to count.
 	RemoteCanceled = "canceled"
 )
 
-// RemoteError is why a Remote could not find out what a token means. Its text holds no
-// token, no secret, and nothing of the answer's body or headers. With errors.Is it is the
-// context's error if that ended the request.
+// RemoteError is why a [Remote] could not find out what a token means. Its text contains no
+// token, no secret, and nothing of the answer's body or headers. It wraps the context's error
+// if that ended the request.
 type RemoteError struct {
-	// Kind is one of the constants above.
+	// Kind is one of the constants above, such as RemoteTimeout.
 	Kind string
-	// Status is the answer's status, or 0.
+	// Status is the HTTP status of the answer, or 0.
 	Status int
-	// RetryAfter is after how long asking again may help: what the server said, at most
-	// 60s, or what is left until the circuit lets a probe through. 0 if nobody knows.
+	// RetryAfter is when it makes sense to ask again: what the server said, at most 60s, or the
+	// time until the circuit lets a probe through. It is 0 if that is unknown.
 	RetryAfter time.Duration
 
 	endpoint string
 	detail   string
 	cause    error
-	// outage: the server is away, by all that this request can tell. unreached: and the
-	// token has no part in it.
+	// outage: as far as this request can tell, the server is down. unreached: and the token has
+	// nothing to do with it.
 	outage, unreached bool
 }
 
@@ -77,10 +77,10 @@ func (e *RemoteError) Error() string {
 // Unwrap returns the context's error, or nil.
 func (e *RemoteError) Unwrap() error { return e.cause }
 
-// Is reports whether target is ErrOutage, and the error is one.
+// Is reports whether target is ErrOutage and the error is one.
 func (e *RemoteError) Is(target error) bool { return target == ErrOutage && e.outage }
 
-// outcome is what it means to the circuit.
+// outcome returns what the error means to the circuit.
 func (e *RemoteError) outcome() circuitOutcome {
 	switch {
 	case e.Kind == RemoteThrottled && e.RetryAfter > 0:
@@ -103,14 +103,14 @@ func (r *Remote) fails(kind string, status int, detail string, retryAfter time.D
 	return e
 }
 
-// unsent is the error of a request that could not even be made.
+// unsent returns the error for a request that could not even be made.
 func (r *Remote) unsent(detail string) *RemoteError {
 	e := r.fails(RemoteRefused, 0, detail, 0)
 	e.unreached = true
 	return e
 }
 
-// broken makes an error of one from the network.
+// broken turns a network error into a RemoteError.
 func (r *Remote) broken(err error, connected bool) *RemoteError {
 	if outOfTime(err) {
 		e := r.fails(RemoteTimeout, 0, "", 0)
@@ -130,9 +130,9 @@ func outOfTime(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// networkTrouble says of an error from the network what is known to be harmless: net/http
+// networkTrouble describes a network error in words that are known to be harmless: net/http
 // quotes malformed answers in its errors, and a server may answer with the request that it
-// got, which holds secrets.
+// got, which contains secrets.
 func networkTrouble(err error) string {
 	var operation *net.OpError // dialing, reading, writing, TLS alerts
 	var name *net.DNSError

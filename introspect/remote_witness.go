@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// witnesses are tokens that the server called active a short while ago, the latest one of
-// each of a few clients. When it gives no sensible answer about others, these are asked
-// about once more, to tell a server that is away from tokens that make it fail.
+// witnesses are tokens that the server called active a short while ago, the latest one of each
+// of a few clients. If the server has no sensible answer about other tokens, it is asked about
+// these once more, to tell a server that is down from tokens that make it fail.
 //
-// They are secrets that lie in memory longer than the request that brought them: at most
+// They are secrets that stay in memory longer than the request that brought them: at most
 // maxWitnesses of them, for witnessAge or until they expire, and nowhere else.
 type witnesses struct {
 	mu   sync.Mutex
@@ -31,7 +31,7 @@ const (
 	witnessAge   = 10 * time.Minute
 )
 
-// add takes note of a token that is active.
+// add records a token that is active.
 func (w *witnesses) add(facts *Facts, token Token, now time.Time) {
 	is := witness{client: cmp.Or(facts.ClientID, facts.Subject), token: token, until: now.Add(witnessAge)}
 	if !facts.Expiry.IsZero() && facts.Expiry.Before(is.until) {
@@ -45,14 +45,14 @@ func (w *witnesses) add(facts *Facts, token Token, now time.Time) {
 	}
 }
 
-// drop takes a token out that is not active any more.
+// drop removes a token that is no longer active.
 func (w *witnesses) drop(id TokenID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.list = slices.DeleteFunc(w.list, func(old witness) bool { return old.token.ID() == id })
 }
 
-// beside are those that are not the token of that ID.
+// beside returns those other than the token with that ID.
 func (w *witnesses) beside(id TokenID, now time.Time) []witness {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -60,15 +60,15 @@ func (w *witnesses) beside(id TokenID, now time.Time) []witness {
 	return slices.DeleteFunc(slices.Clone(w.list), func(old witness) bool { return old.token.ID() == id })
 }
 
-// clear forgets them all.
+// clear removes them all.
 func (w *witnesses) clear() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.list = nil
 }
 
-// remembered is what is known of some tokens for a while: 1024 at most, each in the place
-// that its ID says. Two that share a place push each other out, which costs a question.
+// remembered is what is known about some tokens for a while: at most 1024, each in the place
+// that its ID selects. Two with the same place evict each other, which costs a question.
 type remembered[T any] [1 << 10]atomic.Pointer[rememberedToken[T]]
 
 type rememberedToken[T any] struct {
@@ -91,7 +91,7 @@ func (r *remembered[T]) get(id TokenID, now time.Time, age time.Duration) (what 
 	if is == nil || is.id != id {
 		return what, false
 	}
-	// A clock that is set back must not make it last.
+	// A clock that is set back must not make it last longer.
 	if passed := now.Sub(is.at); passed < 0 || passed >= age {
 		return what, false
 	}

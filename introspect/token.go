@@ -6,13 +6,13 @@ import (
 	"strings"
 )
 
-// Token is a token on its way through the sources that may know it, with what has been
-// found out about it so far. It is made once a request, so that no source decodes or
-// computes again what another step has done already.
+// Token is a token on its way through the sources that may know it, together with what has
+// been found out about it so far. It is created once per request, so that no source decodes
+// or computes what an earlier step already has.
 //
-// A Token is a value. The methods that learn something remember it in their receiver;
-// copies made before know nothing of it. So a copy may be handed to another goroutine,
-// and outlive the request. Nothing that a Token remembers is allocated for it.
+// A Token is a value, and copies are independent of each other: what a method remembers, it
+// remembers in its receiver alone. So a copy may be handed to another goroutine and may
+// outlive the request.
 type Token struct {
 	text string
 
@@ -26,13 +26,13 @@ type Token struct {
 	note  int64
 }
 
-// NewToken returns the token whose exact text is given. Nothing is computed yet.
+// NewToken returns the token with exactly this text. It computes nothing yet.
 func NewToken(text string) Token { return Token{text: text} }
 
 // Text returns the token itself. It is a secret: don't log it or put it into an error.
 func (t Token) Text() string { return t.text }
 
-// ID returns the token's ID, see [IDOf]. The first call computes it: a token that is refused
+// ID returns the token's ID; see [IDOf]. The first call computes it, so a token that is refused
 // for its form alone costs no digest.
 func (t *Token) ID() TokenID {
 	if !t.idKnown {
@@ -45,13 +45,13 @@ func (t *Token) ID() TokenID {
 // gives nothing away.
 func (t Token) String() string { return t.ID().String() }
 
-// GoString is String, for the verb %#v.
+// GoString is like String, for the verb %#v.
 func (t Token) GoString() string { return t.String() }
 
-// UnverifiedIssuer returns the issuer that the token claims if it is a signed JWT, or else
-// the empty string. Anybody can claim anything: use it only to choose the source to ask,
-// which verifies the token. The token is decoded by the first call, which takes work and
-// memory in proportion to a token of at most MaxTokenLength.
+// UnverifiedIssuer returns the issuer that the token claims if it is a signed JWT, or the
+// empty string otherwise. Anybody can claim anything: use it only to choose which source to
+// ask, and let that source verify the token. The first call decodes the token, which takes
+// time and memory in proportion to at most MaxTokenLength; later calls remember the result.
 func (t *Token) UnverifiedIssuer() string {
 	if !t.issuerRead {
 		t.issuer, t.issuerRead = claimedIssuer(t.text), true
@@ -59,12 +59,12 @@ func (t *Token) UnverifiedIssuer() string {
 	return t.issuer
 }
 
-// Note remembers a finding about the token, for Noted of the same owner. There is room for
-// one: the last one counts. The owner is a pointer to what the finding depends on, such as
-// the key that a MAC was verified with, so that nobody else takes it for theirs.
+// Note remembers a finding about the token for [Token.Noted] with the same owner. There is
+// room for one, and the last one counts. The owner is a pointer to what the finding depends
+// on, such as the key that verified a MAC, so that nobody takes it for a finding of their own.
 func (t *Token) Note(owner any, finding int64) { t.owner, t.note = owner, finding }
 
-// Noted returns what owner noted, if it did.
+// Noted returns the finding that was noted with this owner, if there is one.
 func (t Token) Noted(owner any) (finding int64, ok bool) {
 	if owner == nil || t.owner != owner {
 		return 0, false
@@ -92,19 +92,19 @@ func claimedIssuer(token string) string {
 		if name != "iss" {
 			continue
 		}
-		// Of several, encoding/json takes the last one, too. It means nothing: such a token is
-		// refused once it is verified.
+		// Of several, the last one counts, as for encoding/json. Which one does not matter: such
+		// a token is refused once it is verified.
 		issuer = ""
 		if value[0] == '"' {
 			issuer = stringText(value)
 		}
 	}
-	return strings.Clone(issuer) // rather than keep all of the payload
+	return strings.Clone(issuer) // so that it doesn't hold on to the whole payload
 }
 
-// outline reports whether token has three parts, of which the first can be a JSON object
-// in base64. An encrypted JWT has five. Nothing is split or allocated: a megabyte of
-// dots was enough to exhaust parsers that did (CVE-2025-27144, CVE-2025-30204).
+// outline reports whether token has three parts, of which the first may be a JSON object in
+// base64. An encrypted JWT has five parts. Nothing is split or allocated: a megabyte of dots
+// was enough to exhaust parsers that did (CVE-2025-27144, CVE-2025-30204).
 func outline(token string) bool {
 	return len(token) <= MaxTokenLength && strings.HasPrefix(token, "e") && strings.Count(token, ".") == 2
 }
