@@ -167,8 +167,8 @@ func (r *report) markdown() string {
 			row(thousands(p.Live), p)
 		}
 	}
-	row("0, after all have ended", g.Empty)
-	row(thousands(g.Refilled.Live)+" once more", g.Refilled)
+	row("0, after all have expired", g.Empty)
+	row(thousands(g.Refilled.Live)+" again", g.Refilled)
 	fmt.Fprintf(&t, "\nAt the end the file has %s pages, of which %s are free, and %s tokens.\n", thousands(g.Pages), thousands(g.Free), thousands(g.Left))
 
 	s := r.Start
