@@ -52,7 +52,7 @@ func listPackages(t *testing.T) []listed {
 	return all
 }
 
-// Imports go down only: cmd → caddyoauth → internal/store → internal/oauth → introspect, and
+// Imports go down only: cmd → caddyoauth → internal/{conf,store} → internal/oauth → introspect, and
 // caddyoauth → internal/access → introspect. Everything that a package reaches counts, not only
 // what it names itself, except what introspect needs to ask other servers.
 func TestImportsGoDown(t *testing.T) {
@@ -60,6 +60,7 @@ func TestImportsGoDown(t *testing.T) {
 		caddyIsTheTop   = "the rules and stores must be tested, and understood, without compiling Caddy"
 		driversAreAbove = "the rules use a TokenStore and must not know which one"
 		noServer        = "the rules decide; what is read from and written to the wire is the handler's"
+		opensNothing    = "a configuration is read and checked beside a running server: nothing is opened, nobody is asked"
 		publicAndAlone  = "a Go backend imports introspect without the gateway"
 	)
 	reachedByFacts := []string{"net/http", "context", "os"}
@@ -92,6 +93,15 @@ func TestImportsGoDown(t *testing.T) {
 			"os":                       "a decision depends on its arguments alone",
 			"github.com/prometheus":    "a Cause says what happened; who counts it is above",
 			"go.uber.org/zap":          "a Cause says what happened; who logs it is above",
+		},
+		"caddyoauth/internal/conf": {
+			"github.com/caddyserver/caddy/v2/modules":  "a block is read in the same way for every module; what it configures is above",
+			modulePath + "/caddyoauth/internal/access": "what is written is read before a rule is made of it",
+			modulePath + "/caddyoauth/internal/store":  opensNothing,
+			"go.etcd.io/bbolt":                         opensNothing,
+			"github.com/redis":                         opensNothing,
+			"net/http":                                 opensNothing,
+			"context":                                  opensNothing,
 		},
 		"caddyoauth/internal/store": {
 			"github.com/caddyserver": caddyIsTheTop,
