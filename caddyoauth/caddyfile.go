@@ -105,7 +105,7 @@ func cacheOption(place **CacheSettings) conf.Option {
 	})
 }
 
-// realmOption reads realm <name> with a block of realmOptions.
+// realmOption reads realm <name> and a block of realmOptions.
 func realmOption(realms map[string]*Realm) conf.Option {
 	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
 		args, err := conf.Args(d, 1, 1)
@@ -126,7 +126,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 	}))
 }
 
-// realmOptions are the settings of a realm:
+// realmOptions returns the settings of a realm:
 //
 //	issuer         <url>
 //	no_openid_configuration
@@ -253,7 +253,7 @@ func clientOption(realm *Realm) conf.Option {
 	}))
 }
 
-// secretOption reads a reference to a secret, or a hash. No error repeats the value.
+// secretOption reads a reference to a secret, or its hash. No error repeats the value.
 func secretOption(client *Client) conf.Option {
 	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
 		option := d.Val()
@@ -288,8 +288,9 @@ func secretOption(client *Client) conf.Option {
 	}))
 }
 
-// configuredRealms are those of the oauth option, so that a directive that names another is
-// refused where it stands. The app checks again, for configurations that never were Caddyfiles.
+// configuredRealms returns the realms of the oauth option, so that the error about a directive that
+// names another realm has the directive's place. The app checks again, because a configuration may
+// never have been a Caddyfile.
 func configuredRealms(h httpcaddyfile.Helper) (map[string]*Realm, error) {
 	option, ok := h.Option("oauth").(httpcaddyfile.App)
 	if !ok {
@@ -303,7 +304,7 @@ func configuredRealms(h httpcaddyfile.Helper) (map[string]*Realm, error) {
 }
 
 // checkRealmArgument refuses an argument of a directive that is not a realm, and says what it was
-// probably meant to be. Caddy has already taken the first one away if it looks like a matcher.
+// probably meant to be. Caddy has already removed the first argument if it looks like a matcher.
 func checkRealmArgument(h httpcaddyfile.Helper, directive string, realms map[string]*Realm, options conf.Options) error {
 	arg := h.Val()
 	_, err := chooseRealm(realms, arg)
@@ -323,9 +324,9 @@ func checkRealmArgument(h httpcaddyfile.Helper, directive string, realms map[str
 	return h.WrapErr(err)
 }
 
-// parseServerRoute makes the route of an oauth_server.
+// parseServerRoute returns the route of an oauth_server.
 func parseServerRoute(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
-	h.Next() // the directive's name, which ExtractMatcherSet goes back to
+	h.Next() // the directive's name; ExtractMatcherSet goes back to before it
 	matcher, err := h.ExtractMatcherSet()
 	if err != nil {
 		return nil, err
@@ -337,9 +338,9 @@ func parseServerRoute(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 	return newRoute(h, matcher, server), nil
 }
 
-// newRoute makes the route of a handler. In a named route it always has a matcher: if no route in
-// a named route has one, Caddy keeps the first handler and silently drops the others, among them
-// the one that protects the rest.
+// newRoute returns the route of a handler. Inside a named route it always has a matcher: if nothing
+// in a named route has one, Caddy keeps the first handler and silently drops the others, which may
+// include the one that protects the rest.
 func newRoute(h httpcaddyfile.Helper, matcher caddy.ModuleMap, handler caddyhttp.MiddlewareHandler) []httpcaddyfile.ConfigValue {
 	// Caddy reads named routes first, and sets this option when it is done with them.
 	if matcher == nil && h.Option("named_routes") == nil {
@@ -379,11 +380,11 @@ func parseServer(h httpcaddyfile.Helper) (*Server, error) {
 	return s, options.Read(h.Dispenser, "oauth_server")
 }
 
-// parseProtectRoutes makes the route of an oauth_protect, and, if it has a matcher, a second one
-// that guards what the matcher leaves out. The second has no matcher, so it sorts behind the
+// parseProtectRoutes returns the route of an oauth_protect, and, if it has a matcher, a second route
+// that guards what the matcher leaves out. The second has no matcher, so Caddy sorts it after the
 // first.
 func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
-	h.Next() // the directive's name, which ExtractMatcherSet goes back to
+	h.Next() // the directive's name; ExtractMatcherSet goes back to before it
 	matcher, err := h.ExtractMatcherSet()
 	if err != nil {
 		return nil, err

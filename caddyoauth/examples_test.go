@@ -861,7 +861,7 @@ func TestREADMEHasTheErrors(t *testing.T) {
 	for _, c := range []struct{ message, caddyfile string }{
 		{"needs an 'oauth' block in the global options", ":0 {\noauth_protect\n}"},
 		{"there is no realm", caddyfileOf(testClients, "oauth_protect beta")},
-		{"a secret is given as {env.NAME} or {file./path}, never as itself", caddyfileOf("client a {\nsecret abc\n}", "")},
+		{"a secret must be given as {env.NAME} or {file./path}, never literally", caddyfileOf("client a {\nsecret abc\n}", "")},
 		{"the hash is of an unknown kind", caddyfileOf("client a {\nsecret_hash abc\n}", "")},
 		{"it has no secret", caddyfileOf("client a {\nscopes read\n}", "oauth_server")},
 		{"is not set, empty, or can't be read", caddyfileOf("client a {\nsecret {env.CADDYOAUTH_TEST_NOT_SET}\n}", "oauth_server")},

@@ -50,8 +50,8 @@ func logTo(file, caddyfile string) string {
 
 const (
 	linkUp   = "caddy_oauth_store_link_up"
-	lostLine = "no longer hearing of revocations"
-	backLine = `"hearing of revocations`
+	lostLine = "no longer receiving revocations"
+	backLine = `"receiving revocations`
 )
 
 // linked waits until the gateway hears of revocations by others.

@@ -13,35 +13,34 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 )
 
-// headerScheme is the word that may precede a reference to a secret in a header, and says what
-// the secret is.
+// headerScheme matches the word that may come before a reference to a secret in a header.
 var headerScheme = regexp.MustCompile(`^(?i:Bearer|Basic|Token|ApiKey|Key) +`)
 
-// openHeaders are those whose values are no secrets, so they may stand in a configuration.
-// Nobody can tell from its name which other header is one.
+// openHeaders are the headers whose values are not secret and may be written in a configuration.
+// Of any other header, nobody can tell from its name whether its value is secret.
 var openHeaders = []string{
 	"Accept-Api-Version", "Accept-Language", "From", "Origin", "Prefer", "Referer", "User-Agent", "X-Client-Name", "X-Correlation-Id",
 	"X-Forwarded-Host", "X-Forwarded-Proto", "X-Realm", "X-Request-Id", "X-Requested-By", "X-Requested-With", "X-Tenant", "X-Tenant-Id",
 }
 
-// checkHeaders refuses what no request can carry, and what may be a secret that stands in
-// the configuration. No error holds a value.
+// checkHeaders refuses headers that no request can carry, and literal values that may be secret.
+// No error holds a value.
 func checkHeaders(headers map[string]string) error {
 	for _, name := range sortedKeys(headers) {
 		switch {
 		case !httpguts.ValidHeaderFieldName(name):
-			return fmt.Errorf("header %q has no valid name", name)
+			return fmt.Errorf("header %q: this is not a valid name", name)
 		case !conf.IsSecretReference(headerScheme.ReplaceAllString(headers[name], "")) && !slices.Contains(openHeaders, http.CanonicalHeaderKey(name)):
-			return fmt.Errorf("header %s: %w. It may follow Bearer, Basic, Token, ApiKey or Key. Literal values are accepted only in %s",
+			return fmt.Errorf("header %s: %w; it may come after Bearer, Basic, Token, ApiKey or Key. Literal values are accepted only in %s",
 				name, conf.ErrLiteralSecret, strings.Join(openHeaders, ", "))
 		}
 	}
 	return nil
 }
 
-// headers returns what resolves the values of headers, for each request anew: a file may
-// change, such as the token that Kubernetes gives a pod. An error means that it can't be done
-// now. No error holds a value.
+// headers returns a function that looks up the values of the headers. It is called for each
+// request, because a file may change, such as the token that Kubernetes gives a pod. An error means
+// that a value can't be found now. No error holds a value.
 func headers(configured map[string]string) (func() (http.Header, error), error) {
 	if len(configured) == 0 {
 		return nil, nil

@@ -23,64 +23,64 @@ func init() {
 	caddy.RegisterModule(IntrospectSource{})
 }
 
-// IntrospectSource asks another authorization server what a token means (RFC 7662). Its
-// answers are cached; a token that was revoked there is refused here after the cache's
-// max_age at the latest, or at once if that server tells the admin endpoint
-// `/oauth/forget`.
+// IntrospectSource asks another authorization server what a token means (RFC 7662). Its answers
+// are cached: a token that is revoked there is refused here after `max_age` at the latest, or at
+// once if that server tells the admin endpoint `/oauth/forget`.
 type IntrospectSource struct {
 	// The introspection endpoint: https, or http on loopback. Redirects are not followed.
 	URL string `json:"url,omitempty"`
 
-	// Who the gateway is at that server. Default: it does not authenticate, unless by
-	// headers.
+	// The client ID that the gateway authenticates with. Default: none; without headers that do
+	// so, the gateway does not authenticate.
 	ClientID string `json:"client_id,omitempty"`
 
-	// The secret, as `{env.NAME}` or `{file./path}`.
+	// The secret that belongs to it, as `{env.NAME}` or `{file./path}`.
 	ClientSecret string `json:"client_secret,omitempty"`
 
 	// How the gateway authenticates: `client_secret_basic` or `client_secret_post`.
 	// Default: `client_secret_basic`.
 	Auth string `json:"auth,omitempty"`
 
-	// What `iss` of an answer must be, if it has one. Default: anything but the issuer of
-	// another source, or of a realm here.
+	// What `iss` must be in an answer that has one. Default: anything except the issuer of
+	// another source or of a realm of this gateway.
 	Issuer string `json:"issuer,omitempty"`
 
-	// The claims that name the client; of several the first that is there counts. Dots lead
-	// into objects. Default: `client_id` and `azp`, which must agree where both are there; without
+	// The claims that name the client; the first one that is present counts. Dots lead into
+	// objects. Default: `client_id` and `azp`, which must agree if both are present; without
 	// either, `appid` or `cid`.
 	ClientClaim []string `json:"client_claim,omitempty"`
 
-	// The claims that have the scopes; of several the first that is there counts: a string with
+	// The claims that hold the scopes; the first one that is present counts. It is a string with
 	// spaces, a list, or an object with scopes as names. Default: `scope`, `scp`.
 	ScopeClaim []string `json:"scope_claim,omitempty"`
 
-	// By how much the server's clock may be ahead, up to 1m, when it says that a token is not
-	// good yet (`nbf`). A token is dead at `exp` all the same. Default: 0.
+	// How far the server's clock may be ahead, up to `1m`, when it says that a token is not valid
+	// yet (`nbf`). It does not extend a token beyond `exp`. Default: 0.
 	Leeway caddy.Duration `json:"leeway,omitempty"`
 
-	// Headers of each request to the server. A value is `{env.NAME}` or `{file./path}`, alone
-	// or behind `Bearer`, `Basic`, `Token`, `ApiKey` or `Key`, and is looked up for each
-	// request; plain text is accepted in headers that are known to hold no secret, such as
+	// Headers of each request to the server. A value is `{env.NAME}` or `{file./path}`, alone or
+	// after `Bearer`, `Basic`, `Token`, `ApiKey` or `Key`, and is looked up for each request.
+	// Plain text is accepted only in headers that are known to hold no secret, such as
 	// `User-Agent` and `X-Tenant`. Default: none.
 	Headers map[string]string `json:"headers,omitempty"`
 
-	// How the server is connected to. Default: the system's certificate authorities.
+	// TLS settings of the connections to the server. Default: trust the system's certificate
+	// authorities.
 	TLS *TLSClient `json:"tls,omitempty"`
 
 	// How long the server may take to answer. Default: `2s`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
-	// For how long an answer is used without asking again, never beyond the token's expiry.
-	// Default: the cache's `max_age`.
+	// How long an answer is used without asking again, but never beyond the token's expiry.
+	// Default: the cache's `max_age`, which is also the most.
 	MaxAge caddy.Duration `json:"max_age,omitempty"`
 
-	// For how long the answer "not active" is remembered. Default: `5s`.
+	// How long the answer "not active" is remembered. Default: `5s`.
 	NegativeMaxAge caddy.Duration `json:"negative_max_age,omitempty"`
 
-	// For how much longer than `max_age` an answer is used while the server is away: no
-	// connection, no answer in time, 429, 502, 503 or 504; never beyond the token's expiry,
-	// not without one, nor beyond a route's own `max_age`. Default: not at all.
+	// How much longer than `max_age` an answer is used while the server is away: no connection,
+	// no answer in time, 429, 502, 503 or 504. It is never used beyond the token's expiry or a
+	// route's own `max_age`, nor if the token has no expiry. Default: not at all.
 	ServeStale caddy.Duration `json:"serve_stale,omitempty"`
 
 	key string
@@ -95,7 +95,7 @@ func (IntrospectSource) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision resolves what refers to something else. It connects to nothing.
+// Provision replaces placeholders and references to secrets. It opens no connection.
 func (s *IntrospectSource) Provision(caddy.Context) error {
 	if err := s.check(); err != nil {
 		return err
@@ -127,11 +127,12 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 	if err := errors.Join(checkEndpoint(s.cfg.URL), s.cfg.Check()); err != nil {
 		return err
 	}
-	// What the source is, and so what may be remembered in its name. Not how long an answer
-	// may take: another timeout does not make what the server said, or its health, unknown.
+	// The key has all that decides what an answer means, and so what may be remembered in the
+	// source's name. The timeout is not in it: with another one, what the server has said, and
+	// what is known of its health, still holds.
 	s.key = conf.PoolKey("introspect "+s.Label(), s.cfg.URL, s.cfg.ClientID, s.cfg.ClientSecret, s.Auth, s.cfg.Issuer, s.ClientClaim, s.ScopeClaim, s.Leeway, s.Headers, trust)
 	name, client := s.Label(), s.cfg.ClientID
-	// The source outlives this configuration, and its logger.
+	// The source outlives this configuration, and with it the configuration's logger.
 	logger := func() *zap.Logger {
 		return caddy.Log().Named("oauth.sources.introspect").With(zap.String("url", name))
 	}
@@ -139,7 +140,7 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 	s.cfg.OnRequest = func(result string, took time.Duration) {
 		collectors.sourceDuration.WithLabelValues(name, result).Observe(took.Seconds())
 		if result == introspect.RemoteCredentials && refused.now(time.Now()) {
-			logger().Error("the server answered 401 or 403, to a token or to the gateway's own credentials: if it does so for all tokens, and they get 503, check client_id, client_secret and header",
+			logger().Error("the server answered 401 or 403, because of a token or of the gateway's own credentials: if all of its tokens get 503, check client_id, client_secret and header",
 				zap.String("client_id", client))
 		}
 	}
@@ -148,36 +149,36 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 		switch state {
 		case "closed":
 			up = 1
-			logger().Info("the server answers again")
+			logger().Info("the server is answering again")
 		case "open":
-			logger().Error("the server can't be asked: answering 503 for its tokens without asking, until it can")
+			logger().Error("the server is out of reach: answering 503 for its tokens, without asking, until it is back")
 		}
 		collectors.sourceUp.WithLabelValues(name).Set(up)
 	}
 	return nil
 }
 
-// check judges what can be judged without resolving anything.
+// check checks what can be checked before placeholders are replaced.
 func (s *IntrospectSource) check() error {
 	switch {
 	case (s.ClientID == "") != (s.ClientSecret == ""):
-		return errors.New("client_id and client_secret belong together")
+		return errors.New("client_id and client_secret need each other")
 	case s.Auth != "" && s.ClientID == "":
 		return errors.New("auth needs client_id and client_secret")
 	case s.Timeout < 0 || s.MaxAge < 0 || s.NegativeMaxAge < 0 || s.ServeStale < 0:
-		return errors.New("durations are greater than zero")
+		return errors.New("timeout, max_age, negative_max_age and serve_stale must not be negative")
 	case s.Leeway < 0 || s.Leeway > caddy.Duration(time.Minute):
-		return errors.New("leeway is at most 1m")
+		return errors.New("leeway must be at most 1m")
 	}
 	if s.Auth != "" {
 		if err := conf.OneOf("auth", s.Auth, oauth.AuthBasic, oauth.AuthPost); err != nil {
 			return err
 		}
 	}
-	if err := conf.CheckQuery("the endpoint", s.URL); err != nil {
+	if err := conf.CheckQuery("the introspection endpoint", s.URL); err != nil {
 		return err
 	}
-	if !strings.Contains(s.URL, "{") { // else it is judged when it is known
+	if !strings.Contains(s.URL, "{") { // else it is checked when its value is known
 		if err := checkEndpoint(s.URL); err != nil {
 			return err
 		}
@@ -196,33 +197,33 @@ func (s *IntrospectSource) check() error {
 	return cmp.Or(own.Check(), checkHeaders(s.Headers))
 }
 
-// checkEndpoint says more plainly than what comes after it which URLs are good.
+// checkEndpoint comes before the checks of package introspect, whose message is less plain.
 func checkEndpoint(endpoint string) error {
 	u, err := url.Parse(endpoint)
 	if err != nil || !conf.HTTPSOrLoopback(u) {
-		return errors.New("the endpoint is not an https URL; http is accepted for loopback hosts only")
+		return errors.New("the introspection endpoint must be an https URL; http is accepted for loopback hosts only")
 	}
 	return nil
 }
 
-// settings are those that refer to nothing.
+// settings returns the settings as configured, with placeholders and references in them.
 func (s *IntrospectSource) settings() introspect.RemoteConfig {
 	cfg := introspect.RemoteConfig{URL: s.URL, ClientID: s.ClientID, Auth: s.Auth, Issuer: s.Issuer, ClientClaims: s.ClientClaim, ScopeClaims: s.ScopeClaim, Leeway: time.Duration(s.Leeway), Timeout: time.Duration(s.Timeout)}
 	if s.ClientID == "" {
 		cfg.Auth = "none"
 	} else {
-		cfg.ClientSecret = s.ClientSecret // a reference, which is not sent
+		cfg.ClientSecret = s.ClientSecret // a reference; it is replaced before anything is sent
 	}
 	return cfg
 }
 
-// Label implements TokenSource. It has no query, which may hold a secret.
+// Label implements TokenSource. It omits the query, which may hold a secret.
 func (s *IntrospectSource) Label() string {
 	endpoint, _, _ := strings.Cut(s.cfg.URL, "?")
 	return endpoint
 }
 
-// issuer is whose tokens the source knows, if its configuration says so.
+// issuer returns whose tokens the source knows, or "" if its configuration does not say.
 func (s *IntrospectSource) issuer() string { return s.cfg.Issuer }
 
 // SourceKey implements TokenSource.
@@ -243,7 +244,7 @@ func (s *IntrospectSource) OpenSource() (introspect.Source, error) {
 	return introspect.NewRemote(s.cfg)
 }
 
-// rarely is for log lines that whoever sends tokens can cause: one a minute.
+// rarely limits a log line that anybody who sends tokens can cause to one a minute.
 type rarely struct{ last atomic.Int64 }
 
 func (r *rarely) now(now time.Time) bool {

@@ -20,64 +20,65 @@ func init() {
 	caddy.RegisterModule(JWTSource{})
 }
 
-// JWTSource accepts tokens that carry a signature of their issuer (RFC 9068, or what Keycloak,
-// Entra ID and others sign). It can't know that such a token was revoked.
+// JWTSource accepts tokens that their issuer has signed (RFC 9068, or what Keycloak, Entra ID and
+// others sign). It can't know whether such a token has been revoked.
 type JWTSource struct {
 	// What `iss` must be, byte for byte.
 	Issuer string `json:"issuer,omitempty"`
 
-	// Where the issuer's keys are: an https URL, or http on loopback. Default: found through
-	// the issuer's metadata (RFC 8414, OpenID Connect Discovery).
+	// Where the issuer's keys are: an https URL, or http on loopback. Default: where the issuer's
+	// metadata says (RFC 8414, OpenID Connect Discovery).
 	JWKSURI string `json:"jwks_uri,omitempty"`
 
-	// A file with the keys, instead: a JWK set, or in PEM public keys or certificates. It is
-	// read again every 5 seconds.
+	// A file with the keys, instead of `jwks_uri`: a JWK set, or public keys or certificates in
+	// PEM. It is read again every 5 seconds.
 	JWKSFile string `json:"jwks_file,omitempty"`
 
-	// The signature algorithms that are accepted, of RS256, RS384, RS512, PS256, PS384,
-	// PS512, ES256, ES384, ES512, EdDSA and Ed25519, its newer name. Default: RS256, PS256,
-	// ES256, EdDSA and Ed25519.
+	// The accepted signature algorithms, out of RS256, RS384, RS512, PS256, PS384, PS512, ES256,
+	// ES384, ES512, EdDSA, and Ed25519, its newer name. Default: RS256, PS256, ES256, EdDSA and
+	// Ed25519.
 	Algorithms []string `json:"algorithms,omitempty"`
 
-	// Audiences of which a token must name one. Default: that of the route, if it has one.
+	// Audiences, one of which a token must name. Default: that of the route, if it has one.
 	// Without any, tokens that were issued for somebody else are accepted.
 	Audience []string `json:"audience,omitempty"`
 
-	// The `typ` that headers must have: `at+jwt` (RFC 9068), or `any` for issuers that don't
-	// say what a token is; then claims that name another kind, and audience, are what tells
-	// access tokens from others. Default: `at+jwt`.
+	// The `typ` that a token's header must have: `at+jwt` (RFC 9068), or `any` for issuers that
+	// don't say what a token is. With `any`, access tokens are told from others only by their
+	// audience and by claims that name another kind. Default: `at+jwt`.
 	Type string `json:"typ,omitempty"`
 
-	// The claims that name the client; of several the first that is there counts. Dots lead
-	// into objects. Default: `client_id` and `azp`, which must agree where both are there; without
+	// The claims that name the client; the first one that is present counts. Dots lead into
+	// objects. Default: `client_id` and `azp`, which must agree if both are present; without
 	// either, `appid` or `cid`.
 	ClientClaim []string `json:"client_claim,omitempty"`
 
-	// The claims that have the scopes; of several the first that is there counts: a string with
+	// The claims that hold the scopes; the first one that is present counts. It is a string with
 	// spaces, a list, or an object with scopes as names. Default: `scope`, `scp`.
 	ScopeClaim []string `json:"scope_claim,omitempty"`
 
-	// By how much the issuer's clock may be ahead, up to 1m. A token is dead at `exp` all the
-	// same. Default: 0.
+	// How far the issuer's clock may be ahead, up to `1m`. It does not extend a token beyond
+	// `exp`. Default: 0.
 	Leeway caddy.Duration `json:"leeway,omitempty"`
 
-	// How often the keys are fetched, `10s` or more; of sources that share them the smallest
+	// How often the keys are fetched, `10s` or more. If sources share keys, the shortest interval
 	// counts. Default: `15m`.
 	RefreshInterval caddy.Duration `json:"refresh_interval,omitempty"`
 
-	// Headers of each request for keys; as in the source introspect. They go to the host of
-	// `jwks_uri`, or without it to that of the issuer. Default: none.
+	// Headers of each request for keys, as in the source introspect. They are sent to the host of
+	// `jwks_uri`, or, without it, to that of the issuer. Default: none.
 	Headers map[string]string `json:"headers,omitempty"`
 
-	// Further hosts that get the headers, over https, when the issuer's metadata names them as
-	// the place of the keys: with the port where the URL has one. Default: none.
+	// Further hosts that get the headers, over https, if the issuer's metadata says that the keys
+	// are there. A host has a port if the URL has one. Default: none.
 	HeaderHosts []string `json:"header_hosts,omitempty"`
 
-	// How the issuer is connected to. Default: the system's certificate authorities.
+	// TLS settings of the connections to the issuer. Default: trust the system's certificate
+	// authorities.
 	TLS *TLSClient `json:"tls,omitempty"`
 
-	// For how long a verified token is used without looking at its signature again. It is
-	// dead when its key is withdrawn, all the same. Default: the cache's `max_age`.
+	// How long a verified token is used without verifying its signature again. It is refused as
+	// soon as its key is withdrawn. Default: the cache's `max_age`, which is also the most.
 	MaxAge caddy.Duration `json:"max_age,omitempty"`
 
 	key, keysKey string
@@ -93,7 +94,7 @@ func (JWTSource) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision resolves what refers to something else. It connects to nothing.
+// Provision replaces placeholders and references to secrets. It opens no connection.
 func (s *JWTSource) Provision(caddy.Context) error {
 	var err error
 	s.keys, s.cfg = s.settings()
@@ -122,11 +123,12 @@ func (s *JWTSource) Provision(caddy.Context) error {
 	if err := checkJWT(s.keys, s.cfg); err != nil {
 		return err
 	}
-	// What the keys are, and beyond it what the source accepts by them.
+	// The first key has what decides which keys there are, the second also what the source accepts
+	// by them.
 	s.keysKey = conf.PoolKey("keys "+s.keys.Issuer, s.keys.JWKSURI, s.keys.KeysFile, s.Headers, s.HeaderHosts, trust)
 	s.key = conf.PoolKey("jwt "+s.keys.Issuer, s.keysKey, s.Algorithms, s.Audience, s.Type, s.ClientClaim, s.ScopeClaim, s.Leeway, s.RefreshInterval)
 	name := s.Label()
-	// The keys outlive this configuration, and its logger.
+	// The keys outlive this configuration, and with it the configuration's logger.
 	logger := func() *zap.Logger {
 		return caddy.Log().Named("oauth.sources.jwt").With(zap.String("issuer", name))
 	}
@@ -134,7 +136,7 @@ func (s *JWTSource) Provision(caddy.Context) error {
 		result := "ok"
 		if err != nil {
 			result = "error"
-			logger().Error("fetching the issuer's keys: going on with those there are", zap.String("what", kind), zap.Error(err))
+			logger().Error("fetching the issuer's keys failed: keeping those there are", zap.String("what", kind), zap.Error(err))
 		}
 		collectors.sourceDuration.WithLabelValues(name, result).Observe(took.Seconds())
 	}
@@ -144,27 +146,27 @@ func (s *JWTSource) Provision(caddy.Context) error {
 	}
 	s.cfg.OnKeys = func(n int) {
 		if n == 0 {
-			logger().Error("none of the issuer's keys is for an algorithm that is accepted: its tokens are refused", zap.Strings("algorithms", s.Algorithms))
+			logger().Error("none of the issuer's keys is for an accepted algorithm: its tokens are refused", zap.Strings("algorithms", s.Algorithms))
 		}
 	}
 	return nil
 }
 
-// check judges what can be judged without resolving anything.
+// check checks what can be checked before placeholders are replaced.
 func (s *JWTSource) check() error {
 	if s.JWKSURI != "" && s.JWKSFile != "" {
-		return errors.New("give jwks_uri or jwks_file, not both")
+		return errors.New("jwks_uri and jwks_file can't be used together")
 	}
 	if s.MaxAge < 0 {
-		return errors.New("durations are greater than zero")
+		return errors.New("max_age must not be negative")
 	}
 	for _, reference := range placeholders.FindAllString(s.Issuer, -1) {
 		if !strings.HasPrefix(reference, "{env.") && !strings.HasPrefix(reference, "{file.") {
-			return fmt.Errorf("issuer %s: %s has no value when the configuration is loaded, and an issuer is no template: each tenant is an issuer of its own, so write a source for each", s.Issuer, reference)
+			return fmt.Errorf("issuer %s: %s has no value when the configuration is loaded, and an issuer can't be a template: each tenant is an issuer of its own, so write a source for each", s.Issuer, reference)
 		}
 	}
 	if entraTemplate.MatchString(s.Issuer) {
-		return fmt.Errorf("issuer %s: no token names it, because Entra ID issues in the name of a tenant, by its ID: write a source for each tenant", s.Issuer)
+		return fmt.Errorf("issuer %s: no token names it, because Entra ID's tokens name the tenant by its ID: write a source for each tenant", s.Issuer)
 	}
 	if !strings.Contains(s.Issuer+s.JWKSURI+s.JWKSFile, "{") {
 		if err := checkJWT(s.settings()); err != nil {
@@ -176,23 +178,23 @@ func (s *JWTSource) check() error {
 	}
 	for _, host := range s.HeaderHosts {
 		if u, err := url.Parse("https://" + host); err != nil || u.Host != host || host == "" {
-			return errors.New("header_hosts: each is a host, with a port where the URL has one, and nothing else")
+			return errors.New("header_hosts: each must be a host, with a port if the URL has one, and nothing else")
 		}
 	}
 	if len(s.HeaderHosts) > 0 && len(s.Headers) == 0 {
-		return errors.New("header_hosts needs a header that they get")
+		return errors.New("header_hosts needs at least one header to send there")
 	}
 	return errors.Join(conf.CheckAudience("audience", s.Audience), checkHeaders(s.Headers))
 }
 
 var (
 	placeholders = regexp.MustCompile(`\{[^{}]*\}`)
-	// entraTemplate are the names under which Entra ID serves several tenants at once. Its
-	// tokens have the tenant's ID there.
+	// entraTemplate matches the names under which Entra ID serves several tenants at once. In its
+	// tokens, the tenant's ID is in their place.
 	entraTemplate = regexp.MustCompile(`(?i)^https://(login\.microsoftonline\.com|sts\.windows\.net)/(common|organizations|consumers)(/|$)`)
 )
 
-// checkJWT judges settings that refer to nothing any more.
+// checkJWT checks settings without placeholders.
 func checkJWT(keys introspect.KeysConfig, cfg introspect.JWTConfig) error {
 	if err := keys.Check(); err != nil {
 		return err
@@ -203,7 +205,7 @@ func checkJWT(keys introspect.KeysConfig, cfg introspect.JWTConfig) error {
 	return nil
 }
 
-// settings are those that refer to nothing.
+// settings returns the settings as configured, with placeholders and references in them.
 func (s *JWTSource) settings() (introspect.KeysConfig, introspect.JWTConfig) {
 	return introspect.KeysConfig{
 			Issuer: s.Issuer, JWKSURI: s.JWKSURI, KeysFile: s.JWKSFile, Discovery: s.JWKSURI == "" && s.JWKSFile == "", HeaderHosts: s.HeaderHosts,
@@ -217,7 +219,7 @@ func (s *JWTSource) settings() (introspect.KeysConfig, introspect.JWTConfig) {
 // Label implements TokenSource.
 func (s *JWTSource) Label() string { return s.keys.Issuer }
 
-// issuer is whose tokens the source knows.
+// issuer returns whose tokens the source knows.
 func (s *JWTSource) issuer() string { return s.keys.Issuer }
 
 // SourceKey implements TokenSource.
@@ -255,25 +257,25 @@ func (s *JWTSource) OpenSource() (introspect.Source, error) {
 	return openJWT{jwt, s.keysKey}, nil
 }
 
-// openKeys holds the keys of issuers, of which many sources may make use.
+// openKeys holds the keys of issuers. Several sources may share them.
 var openKeys = caddy.NewUsagePool()
 
-// openIssuerKeys are keys in openKeys.
+// openIssuerKeys are the keys of one issuer in openKeys.
 type openIssuerKeys struct{ *introspect.Keys }
 
-// Destruct ends the fetching.
+// Destruct stops fetching the keys.
 func (k openIssuerKeys) Destruct() error {
 	k.Close()
 	return nil
 }
 
-// openJWT is a JWT source with its share in openKeys.
+// openJWT is a JWT source that holds a reference to its keys in openKeys.
 type openJWT struct {
 	*introspect.JWT
 	keysKey string
 }
 
-// Close ends the source, and the keys if no other one uses them.
+// Close ends the source, and stops fetching the keys if no other source uses them.
 func (s openJWT) Close() error {
 	s.JWT.Close()
 	_, err := openKeys.Delete(s.keysKey)

@@ -2,7 +2,6 @@ package caddyoauth
 
 import (
 	"context"
-	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -39,7 +38,9 @@ func (s *LocalSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err != nil {
 		return err
 	}
-	s.Realm = strings.Join(args, "")
+	if len(args) > 0 {
+		s.Realm = args[0]
+	}
 	return conf.NoBlock(d, "local")
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -21,28 +20,26 @@ func init() {
 	caddy.RegisterModule(BboltStore{})
 }
 
-// BboltStore keeps tokens in a file, for one Caddy process. Every token and every
-// revocation is on the disk before its caller gets an answer, and survives a crash.
-// Expired tokens leave by themselves.
+// BboltStore keeps tokens in a file, for one Caddy process. Every token and every revocation is
+// on disk before its caller gets an answer, and survives a crash. Expired tokens are removed.
 type BboltStore struct {
-	// The file. It is made with mode 0600, its folder with mode 0700. One that belongs to
-	// another user is refused, unless that is root, and so is a folder that everybody may
-	// write in, unless it is sticky. Default:
-	// `oauth/tokens.db` in Caddy's data directory. Placeholders are replaced when the
-	// configuration is loaded.
+	// The file. It is created with mode 0600, and its folder with mode 0700. A file that belongs
+	// to another user is refused, unless that user is root. So is a folder that everybody may
+	// write to, unless it is sticky. Placeholders are replaced when the configuration is loaded.
+	// Default: `oauth/tokens.db` in Caddy's data directory.
 	Path string `json:"path,omitempty"`
 
-	// How long to wait for another process that has the file open, from a second to a minute:
-	// in an update the old process may need a while to end. Until then requests that need the
-	// store get 503, if the gateway listens at all. Default: `1s`.
+	// How long to wait for another process that has the file open, from `1s` to `1m`: during an
+	// update, the old process may need a while to end. Until then, requests that need the store
+	// get 503, if the gateway listens at all. Default: `1s`.
 	LockTimeout caddy.Duration `json:"lock_timeout,omitempty"`
 
-	path string // with placeholders replaced and the default in place
+	path string // with placeholders replaced, or the default
 }
 
-// Bounds of lock_timeout. The lower one is also the default, and what the store waits at least.
-// The upper one is below what supervisors give a start, a minute and a half with systemd;
-// and a reload holds up the admin endpoint for as long.
+// Bounds of lock_timeout. The lower bound is also the default, and the least that the store waits
+// for the file. The upper bound is less than the time that supervisors allow for a start, which is
+// a minute and a half with systemd; and a reload blocks the admin endpoint for as long.
 const (
 	minLockTimeout = time.Second
 	maxLockTimeout = time.Minute
@@ -50,7 +47,7 @@ const (
 
 func checkLockTimeout(timeout caddy.Duration) error {
 	if t := time.Duration(timeout); t < minLockTimeout || t > maxLockTimeout {
-		return fmt.Errorf("lock_timeout %v is not between %v and %v", t, minLockTimeout, maxLockTimeout)
+		return fmt.Errorf("lock_timeout must be between %v and %v, got %v", minLockTimeout, maxLockTimeout, t)
 	}
 	return nil
 }
@@ -81,7 +78,7 @@ func (s *BboltStore) Provision(caddy.Context) error {
 	return nil
 }
 
-// poolKey is the file's real path: two spellings of it are one file.
+// poolKey returns the real path of the file, so that two spellings of it mean one file.
 func (s *BboltStore) poolKey() (string, error) {
 	path, err := filepath.Abs(s.path)
 	if err != nil {
@@ -100,7 +97,7 @@ func (s *BboltStore) poolKey() (string, error) {
 func (s *BboltStore) open(path string, _ *openStore) (oauth.TokenStore, error) {
 	for begun := time.Now(); ; {
 		b, err := store.OpenBbolt(path, time.Now)
-		// A process that is told to end while it waits must not go on waiting.
+		// A process that is told to end stops waiting.
 		if !errors.Is(err, store.ErrInUse) || caddy.Exiting() || time.Since(begun) >= time.Duration(s.LockTimeout) {
 			return b, err
 		}
@@ -118,7 +115,9 @@ func (s *BboltStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err != nil {
 		return err
 	}
-	s.Path = strings.Join(args, "")
+	if len(args) > 0 {
+		s.Path = args[0]
+	}
 	return conf.Options{
 		"lock_timeout": conf.Duration(&s.LockTimeout, checkLockTimeout),
 	}.Read(d, "bbolt")

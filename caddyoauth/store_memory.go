@@ -15,9 +15,9 @@ func init() {
 	caddy.RegisterModule(MemoryStore{})
 }
 
-// MemoryStore keeps tokens in memory, a million at most, and a quarter of that for one client;
-// revoked ones count until they would have expired. They survive a reload of the
-// configuration and are gone after a restart. There is one such store in a process.
+// MemoryStore keeps tokens in memory: a million at most, and no more than a quarter of them for
+// one client. Revoked tokens count until they would have expired. Tokens survive a reload of the
+// configuration, but not a restart. A process has one such store.
 type MemoryStore struct{}
 
 // CaddyModule returns the Caddy module information.

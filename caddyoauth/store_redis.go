@@ -25,25 +25,25 @@ func init() {
 const (
 	defaultRedisPrefix  = "caddy-oauth:"
 	defaultRedisTimeout = caddy.Duration(time.Second)
-	// A request gives its store two seconds.
+	// A request waits two seconds for its store.
 	maxRedisTimeout = caddy.Duration(2 * time.Second)
 )
 
-// RedisStore keeps tokens in a Redis or Valkey, version 6 or later, that several gateways
-// share: what one issues is good at all, and what one revokes is refused by all, within
-// a round trip as a rule, and within two seconds if a link fails; but for a network that
-// leaves two servers in the belief that they are the master. The gateways must have the
-// same clients.
+// RedisStore keeps tokens in a Redis or Valkey server, version 6 or later, that several gateways
+// share: a token that one of them issues is good at all of them, and a token that one revokes is
+// refused by all, usually within a round trip, and within two seconds if a link fails. The
+// exception is a split network in which two servers take themselves for the master. All gateways
+// must have the same clients.
 //
-// Without Redis the gateway starts and runs on, answers 503, and recovers by itself.
+// Without Redis, the gateway starts and keeps running, answers 503, and recovers by itself.
 type RedisStore struct {
-	// Where Redis is, as host:port: one address, or several of a Cluster or of Sentinels.
+	// Where Redis is, as `host:port`: one address, or several of a Cluster or of Sentinels.
 	Addresses []string `json:"addresses,omitempty"`
 
-	// The addresses are nodes of a Redis Cluster. Default: false.
+	// Whether the addresses are nodes of a Redis Cluster. Default: false.
 	Cluster bool `json:"cluster,omitempty"`
 
-	// The name of the master that the Sentinels at the addresses watch. Default: none, the
+	// The name of the master, if the addresses are Sentinels that watch it. Default: none; the
 	// addresses are not Sentinels.
 	Sentinel string `json:"sentinel,omitempty"`
 
@@ -53,31 +53,31 @@ type RedisStore struct {
 	// The password, as `{env.NAME}` or `{file./path}`. Default: none.
 	Password string `json:"password,omitempty"`
 
-	// The user to authenticate as at the Sentinels. Default: their own `default` user.
+	// The user to authenticate as to the Sentinels. Default: their own `default` user.
 	SentinelUsername string `json:"sentinel_username,omitempty"`
 
-	// The password at the Sentinels, as `{env.NAME}` or `{file./path}`. Default: none.
+	// The password for the Sentinels, as `{env.NAME}` or `{file./path}`. Default: none.
 	SentinelPassword string `json:"sentinel_password,omitempty"`
 
-	// Connects by TLS. Default: plain connections.
+	// TLS settings of the connections. Default: none; connections are not encrypted.
 	TLS *TLSClient `json:"tls,omitempty"`
 
-	// The number of the database; a Cluster has only 0. Default: 0.
+	// The number of the database, which is 0 for a Cluster. Default: 0.
 	DB int `json:"db,omitempty"`
 
-	// What every key begins with. Gateways with different prefixes share nothing.
-	// Default: `caddy-oauth:`.
+	// What every key begins with: up to 128 characters, no control characters. Gateways with
+	// different prefixes share nothing. Default: `caddy-oauth:`.
 	Prefix string `json:"prefix,omitempty"`
 
-	// How long connecting may take, TLS and authentication included, up to 2s. Default: `1s`.
+	// How long connecting may take, including TLS and authentication, up to `2s`. Default: `1s`.
 	DialTimeout caddy.Duration `json:"dial_timeout,omitempty"`
 
-	// How long Redis may take to answer, up to 2s. Then it is an outage for whoever waits.
+	// How long Redis may take to answer, up to `2s`. After that, the request that waits gets 503.
 	// Default: `1s`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
 	cfg   store.RedisConfig
-	trust string // what TLS comes to, for poolKey
+	trust string // the trust that comes with TLS, for poolKey
 }
 
 // CaddyModule returns the Caddy module information.
@@ -88,7 +88,7 @@ func (RedisStore) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision resolves what refers to something else. It connects to nothing.
+// Provision replaces placeholders and references to secrets. It opens no connection.
 func (s *RedisStore) Provision(caddy.Context) error {
 	if err := s.check(); err != nil {
 		return err
@@ -152,52 +152,52 @@ func (s *RedisStore) Provision(caddy.Context) error {
 	return nil
 }
 
-// check judges what can be judged without resolving anything.
+// check checks what can be checked before placeholders are replaced.
 func (s *RedisStore) check() error {
 	switch {
 	case len(s.Addresses) == 0:
-		return errors.New("redis needs an address, such as 127.0.0.1:6379")
+		return errors.New("redis takes at least one address, such as 127.0.0.1:6379")
 	case s.Cluster && s.Sentinel != "":
-		return errors.New("cluster and sentinel exclude each other")
+		return errors.New("cluster and sentinel can't be used together")
 	case len(s.Addresses) > 1 && !s.Cluster && s.Sentinel == "":
-		return errors.New("several addresses belong to a Cluster or to Sentinels: say 'cluster', or 'sentinel <master>'")
+		return errors.New("several addresses are those of a Cluster or of Sentinels: add 'cluster' or 'sentinel <master>'")
 	case s.DB < 0 || s.DB > 0 && s.Cluster:
-		return errors.New("db is a number from 0 on, and a Cluster has only 0")
+		return errors.New("db must not be negative, and must be 0 for a Cluster")
 	case s.Username != "" && s.Password == "":
-		return errors.New("username needs a password")
+		return errors.New("username needs password")
 	case (s.SentinelUsername != "" || s.SentinelPassword != "") && s.Sentinel == "":
 		return errors.New("sentinel_username and sentinel_password need sentinel")
 	case s.SentinelUsername != "" && s.SentinelPassword == "":
 		return errors.New("sentinel_username needs sentinel_password")
 	case len(s.Prefix) > 128 || strings.ContainsFunc(s.Prefix, func(c rune) bool { return c < ' ' || c == 0x7f }):
-		return errors.New("prefix has 128 characters at most, and no control characters")
+		return errors.New("prefix must have at most 128 characters, and no control characters")
 	case s.DialTimeout < 0 || s.DialTimeout > maxRedisTimeout || s.Timeout < 0 || s.Timeout > maxRedisTimeout:
-		return fmt.Errorf("dial_timeout and timeout lie between 1ms and %s, which is what a request waits for its store", time.Duration(maxRedisTimeout))
+		return fmt.Errorf("dial_timeout and timeout must be between 1ms and %s, the time that a request waits for its store", time.Duration(maxRedisTimeout))
 	}
 	return nil
 }
 
-// checkAddress checks what an address as configured has become with its placeholders replaced.
+// checkAddress checks an address, whose placeholders are replaced. Errors name it as configured.
 func checkAddress(configured, address string) error {
 	if strings.ContainsAny(configured+address, "/@") { // not repeated: there may be a password in it
-		return errors.New("an address is host:port, such as 127.0.0.1:6379, and not a URL; what a URL says besides is said by username, password, db and tls")
+		return errors.New("an address is host:port, such as 127.0.0.1:6379, not a URL; the rest of a URL goes into username, password, db and tls")
 	}
 	host, port, err := net.SplitHostPort(address)
 	if n, portErr := strconv.Atoi(port); err != nil || host == "" || portErr != nil || n < 1 || n > 65535 {
-		return fmt.Errorf("address '%s': it is not host:port, such as 127.0.0.1:6379", configured)
+		return fmt.Errorf("address '%s' is not host:port, such as 127.0.0.1:6379", configured)
 	}
 	return nil
 }
 
-// poolKey is where the data is, and a digest of all settings: a configuration that connects
-// in another way has a connection of its own.
+// poolKey names the place of the data, and all settings: a configuration that connects in another
+// way gets a connection of its own.
 func (s *RedisStore) poolKey() (string, error) {
 	name := fmt.Sprintf("redis %s, database %d, prefix %s", strings.Join(s.cfg.Addresses, " "), s.cfg.DB, s.cfg.Prefix)
 	return conf.PoolKey(name, s, s.trust, s.cfg.Addresses, s.cfg.Username, s.cfg.Password, s.cfg.SentinelUsername, s.cfg.SentinelPassword), nil
 }
 
 func (s *RedisStore) open(key string, owner *openStore) (oauth.TokenStore, error) {
-	// The store outlives this configuration, and so its logger.
+	// The store outlives this configuration, and with it the configuration's logger.
 	logger := caddy.Log().Named("oauth.stores.redis").With(zap.String("store", key))
 	cfg := s.cfg
 	cfg.Revoked = func(realm string, id introspect.TokenID) {
@@ -209,12 +209,12 @@ func (s *RedisStore) open(key string, owner *openStore) (oauth.TokenStore, error
 		owner.cache.Flush()
 	}
 	cfg.Lost = func(err error) {
-		logger.Error("no longer hearing of revocations at other gateways: asking Redis for every token", zap.Error(err))
+		logger.Error("no longer receiving revocations from other gateways: asking Redis for every token", zap.Error(err))
 	}
-	cfg.Regained = func() { logger.Info("hearing of revocations at other gateways") }
+	cfg.Regained = func() { logger.Info("receiving revocations from other gateways") }
 	cfg.Changed = owner.changed
 	cfg.Evicting = func(address, policy string) {
-		logger.Warn("this Redis drops keys when its memory is full: tokens will be refused before their time; set maxmemory-policy noeviction",
+		logger.Warn("this Redis server drops keys when its memory is full, and their tokens are then refused early: set maxmemory-policy noeviction",
 			zap.String("address", address), zap.String("maxmemory_policy", policy))
 	}
 	return store.OpenRedis(cfg), nil
@@ -241,7 +241,7 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the store's name
 	s.Addresses = d.RemainingArgs()
 	for _, address := range s.Addresses {
-		// With a placeholder in it, it is judged when it is known.
+		// An address with a placeholder is checked when its value is known.
 		if err := checkAddress(address, address); err != nil && !strings.Contains(address, "{") {
 			return d.WrapErr(err)
 		}

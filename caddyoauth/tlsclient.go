@@ -12,26 +12,27 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 )
 
-// TLSClient are the settings of connections that the gateway opens. TLS 1.2 is the oldest
-// version; certificates are always verified.
+// TLSClient are the TLS settings of connections that the gateway opens. The oldest accepted
+// version is TLS 1.2, and certificates are always verified.
 type TLSClient struct {
-	// A PEM file with the certificates of the authorities to trust, instead of the system's.
+	// A PEM file with the certificates of the authorities to trust. Default: those that the
+	// system trusts.
 	CA string `json:"ca,omitempty"`
 
-	// A PEM file with the certificate that the gateway shows. It is read at each handshake,
+	// A PEM file with the certificate that the gateway presents. It is read at each handshake,
 	// so it may be renewed without a reload. Default: none.
 	Certificate string `json:"certificate,omitempty"`
 
-	// A PEM file with the key of that certificate, read likewise.
+	// A PEM file with the key of that certificate. It is read at each handshake, too.
 	Key string `json:"key,omitempty"`
 
-	// The name that the other side's certificate must have. Default: the host connected to.
+	// The name that the server's certificate must have. Default: the host that is connected to.
 	ServerName string `json:"server_name,omitempty"`
 }
 
-// config reads what can be read now, and returns with it a text that differs whenever the
-// trust does: a reload must not go on with a connection that believes in a withdrawn
-// authority. Files that are missing or hold nothing useful are errors, not defaults.
+// config reads the files and returns the settings for crypto/tls, and a text that differs whenever
+// the trust does: after a reload, no connection may go on that trusts a withdrawn authority. A
+// file that is missing, or holds nothing useful, is an error: there is no default to fall back on.
 func (c *TLSClient) config() (_ *tls.Config, trust string, err error) {
 	resolved := *c
 	for _, field := range []*string{&resolved.CA, &resolved.Certificate, &resolved.Key, &resolved.ServerName} {
@@ -44,7 +45,7 @@ func (c *TLSClient) config() (_ *tls.Config, trust string, err error) {
 	if resolved.CA != "" {
 		pem, err := os.ReadFile(resolved.CA)
 		if err != nil {
-			return nil, "", fmt.Errorf("reading the ca: %w", err)
+			return nil, "", fmt.Errorf("reading ca: %w", err)
 		}
 		trust += string(pem)
 		config.RootCAs = x509.NewCertPool()
@@ -73,7 +74,7 @@ func (c *TLSClient) config() (_ *tls.Config, trust string, err error) {
 
 func (c *TLSClient) check() error {
 	if (c.Certificate == "") != (c.Key == "") {
-		return errors.New("a certificate needs its key, and a key its certificate")
+		return errors.New("certificate and key need each other")
 	}
 	return nil
 }

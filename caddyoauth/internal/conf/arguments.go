@@ -11,10 +11,11 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// The options of this file put what stands behind them into place. The checks come after that;
-// their errors name the option, since modules make the same checks when they are provisioned.
+// The functions of this file return options that store their arguments in place. The checks are
+// made after that. Their errors must name the option: modules make the same checks when they are
+// provisioned, where no line of a Caddyfile says which option is wrong.
 
-// Flag is an option without arguments.
+// Flag returns an option without arguments, which stores true.
 func Flag(place *bool) Option {
 	return Func(func(d *caddyfile.Dispenser) error {
 		option := d.Val()
@@ -26,7 +27,7 @@ func Flag(place *bool) Option {
 	})
 }
 
-// Text is an option with one argument, which is not empty.
+// Text returns an option with one argument that is not empty.
 func Text(place *string, checks ...func(string) error) Option {
 	return one(place, func(option, text string) (string, error) {
 		if text == "" {
@@ -36,7 +37,7 @@ func Text(place *string, checks ...func(string) error) Option {
 	}, checks)
 }
 
-// Secret is an option with one argument, a reference to a secret. No error repeats it.
+// Secret returns an option with one argument, a reference to a secret. No error repeats it.
 func Secret(place *string) Option {
 	return one(place, func(option, text string) (string, error) {
 		if !IsSecretReference(text) {
@@ -46,7 +47,7 @@ func Secret(place *string) Option {
 	}, nil)
 }
 
-// Duration is an option with one argument, a duration greater than zero.
+// Duration returns an option with one argument, a duration greater than zero.
 func Duration(place *caddy.Duration, checks ...func(caddy.Duration) error) Option {
 	return one(place, func(option, text string) (caddy.Duration, error) {
 		duration, err := ParseDuration(option, text)
@@ -57,12 +58,12 @@ func Duration(place *caddy.Duration, checks ...func(caddy.Duration) error) Optio
 	}, checks)
 }
 
-// Number is an option with one argument, a whole number.
+// Number returns an option with one argument, a whole number.
 func Number[N int | int64](place *N, checks ...func(N) error) Option {
 	return one(place, ParseNumber[N], checks)
 }
 
-// Size is an option with one argument, a number of bytes such as 64MiB.
+// Size returns an option with one argument, a number of bytes such as 64MiB.
 func Size(place *int64, checks ...func(int64) error) Option {
 	return one(place, func(option, text string) (int64, error) {
 		size, err := humanize.ParseBytes(text)
@@ -73,7 +74,7 @@ func Size(place *int64, checks ...func(int64) error) Option {
 	}, checks)
 }
 
-// Texts is an option with one or more arguments, none of them empty.
+// Texts returns an option with one or more arguments, none of them empty.
 func Texts(place *[]string, checks ...func([]string) error) Option {
 	return several(place, func(option string, texts []string) error {
 		if slices.Contains(texts, "") {
@@ -83,13 +84,13 @@ func Texts(place *[]string, checks ...func([]string) error) Option {
 	}, checks...)
 }
 
-// Scopes is an option with one or more scopes.
+// Scopes returns an option with one or more scopes.
 func Scopes(place *[]string) Option { return several(place, CheckScopes) }
 
-// Audience is an option with one or more audiences.
+// Audience returns an option with one or more audiences.
 func Audience(place *[]string) Option { return several(place, CheckAudience) }
 
-// ParseNumber returns the whole number that text is. The error names the option.
+// ParseNumber returns text as a whole number. The error names the option.
 func ParseNumber[N int | int64](option, text string) (N, error) {
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || int64(N(n)) != n {
@@ -98,7 +99,7 @@ func ParseNumber[N int | int64](option, text string) (N, error) {
 	return N(n), nil
 }
 
-// ParseDuration returns the duration that text is, which may have days. The error names the
+// ParseDuration returns text as a duration, with Caddy's unit d for days. The error names the
 // option.
 func ParseDuration(option, text string) (caddy.Duration, error) {
 	duration, err := caddy.ParseDuration(text)
@@ -108,7 +109,7 @@ func ParseDuration(option, text string) (caddy.Duration, error) {
 	return caddy.Duration(duration), nil
 }
 
-// one is an option with one argument, of which parse makes the value.
+// one returns an option with one argument, which parse turns into a value.
 func one[T any](place *T, parse func(option, text string) (T, error), checks []func(T) error) Option {
 	return Func(func(d *caddyfile.Dispenser) error {
 		option := d.Val()
@@ -128,7 +129,7 @@ func one[T any](place *T, parse func(option, text string) (T, error), checks []f
 	})
 }
 
-// several is an option with one or more arguments.
+// several returns an option with one or more arguments.
 func several(place *[]string, check func(option string, texts []string) error, checks ...func([]string) error) Option {
 	return Func(func(d *caddyfile.Dispenser) (err error) {
 		option := d.Val()

@@ -11,7 +11,7 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// CheckScopes checks a list of scopes, and that none is in it twice. The error names the option.
+// CheckScopes checks that the list holds scopes, each of them once. The error names the option.
 func CheckScopes(option string, scopes []string) error {
 	for i, s := range scopes {
 		if !IsScope(s) {
@@ -24,12 +24,12 @@ func CheckScopes(option string, scopes []string) error {
 	return nil
 }
 
-// IsScope reports whether s is a scope (RFC 6749 section 3.3) without a comma. A comma is allowed
-// there, but in a configuration it is always a mistake for a space, and in a header with a list
-// of scopes it would make two of one.
+// IsScope reports whether s is a scope (RFC 6749 section 3.3) without a comma. The RFC allows
+// commas, but in a configuration a comma is always a mistake for a space, and in a header with a
+// list of scopes it would make two scopes of one.
 func IsScope(s string) bool { return oauth.ValidScope(s) && !strings.Contains(s, ",") }
 
-// CheckAudience checks a list of audiences. The error names the option.
+// CheckAudience checks that the list holds audiences. The error names the option.
 func CheckAudience(option string, audience []string) error {
 	for _, a := range audience {
 		if !VisibleASCII(a) || strings.ContainsAny(a, `"\`) {
@@ -39,12 +39,12 @@ func CheckAudience(option string, audience []string) error {
 	return nil
 }
 
-// CheckClientID keeps client IDs to what can travel in a header to the backend, in a challenge
-// and in logs.
+// CheckClientID refuses client IDs that can't be sent in a header to the backend or in a challenge,
+// or written to a log, without being changed.
 func CheckClientID(id string) error {
-	// A space at an end is lost in a header, so two names would become one.
+	// A header loses spaces at its ends, so two IDs would become one.
 	if id != strings.Trim(id, " ") || !VisibleASCII(strings.ReplaceAll(id, " ", "_")) || strings.ContainsAny(id, `"\,`) || len(id) > 256 {
-		return errors.New("a client ID has 1 to 256 visible ASCII characters, no quotes, backslashes or commas, and spaces only inside")
+		return errors.New("a client ID must have 1 to 256 visible ASCII characters, and no quotes, backslashes or commas; spaces are allowed, but not at its ends")
 	}
 	return nil
 }
@@ -59,7 +59,7 @@ func VisibleASCII(s string) bool {
 	return s != ""
 }
 
-// OneOf refuses a value that is none of those known to the option.
+// OneOf refuses a value of the option that is not one of those that are known.
 func OneOf(option, value string, known ...string) error {
 	if !slices.Contains(known, value) {
 		return fmt.Errorf("unknown %s '%s' (known: %s)", option, value, strings.Join(known, ", "))
@@ -67,8 +67,8 @@ func OneOf(option, value string, known ...string) error {
 	return nil
 }
 
-// HTTPSOrLoopback reports whether what is sent to u can't be read on the way: it is an https URL
-// with a host, or an http URL of this machine.
+// HTTPSOrLoopback reports whether what is sent to u can't be read on the way: u is an https URL
+// with a host, or an http URL of a loopback host.
 func HTTPSOrLoopback(u *url.URL) bool {
 	ip := net.ParseIP(u.Hostname())
 	loopback := u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()

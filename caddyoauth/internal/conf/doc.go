@@ -1,11 +1,11 @@
-// Package conf is for what people write in a configuration: how it is read and checked, in one
-// way for all modules.
+// Package conf reads and checks what people write in a configuration, in one way for all modules.
 //
-//	options.go    the blocks of a Caddyfile: Options says what a block may hold
-//	arguments.go  what stands behind an option: Text, Flag, Duration, Secret, ...
-//	secret.go     placeholders, and references to secrets, which never stand in a configuration
+//	options.go    blocks of a Caddyfile: Options says what a block may hold
+//	arguments.go  options by what they take: Flag, Text, Duration, Secret, ...
+//	secret.go     placeholders, and references to secrets, which no configuration holds
 //	check.go      values that mean the same everywhere: scopes, audiences, client IDs, URLs
-//	poolkey.go    whether two configurations mean the same connection
+//	poolkey.go    the key under which a connection outlives a configuration
 //
-// What only one module knows is checked there. No error holds a secret.
+// A module checks what only it knows. No error holds a secret, and no function here opens a
+// connection.
 package conf

@@ -12,31 +12,31 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
-// Options are all that a block of a Caddyfile may hold: each option's name, and how it is read.
+// Options are what a block of a Caddyfile may hold: the name of each option, and how it is read.
 type Options map[string]Option
 
-// Option is how an option is read, from its name to the end of its line or its block. Unless it
-// is Repeatable it may appear once in a block.
+// Option says how an option is read, from its name to the end of its line or its block. It may
+// appear once in a block, unless it is Repeatable.
 type Option struct {
 	read       func(d *caddyfile.Dispenser) error
 	repeatable bool
 }
 
-// Func is an option that read reads. It is called with the cursor on the option's name, and its
-// errors name the place in the Caddyfile; see At.
+// Func returns an option that the function reads. The cursor is on the option's name when it is
+// called. Its errors must name the place in the Caddyfile, as d.Errf and At do.
 func Func(read func(d *caddyfile.Dispenser) error) Option { return Option{read: read} }
 
-// Read reads what follows the option's name, at which the cursor is.
+// Read reads the option whose name the cursor is on.
 func (o Option) Read(d *caddyfile.Dispenser) error { return o.read(d) }
 
-// Repeatable is an option that may appear several times.
+// Repeatable returns an option that is read in the same way and may appear several times.
 func Repeatable(option Option) Option {
 	option.repeatable = true
 	return option
 }
 
-// Read reads the block that begins behind the cursor, if there is one. Errors call it block. The
-// checks judge it as a whole, when all of it has been read or there is none.
+// Read reads the block that begins after the cursor, if there is one; block is what errors call
+// it. The checks are made at the end, with or without a block, for what depends on several options.
 func (o Options) Read(d *caddyfile.Dispenser, block string, checks ...func() error) error {
 	var last string
 	seen := make(map[string]bool)
@@ -64,9 +64,9 @@ func (o Options) Read(d *caddyfile.Dispenser, block string, checks ...func() err
 	return nil
 }
 
-// Module is an option `<option> <name> ...`, where name is that of a module in the namespace,
-// which reads the rest itself. use gets what stands for the module in JSON, where its name is the
-// value of a field called like the option, and the module.
+// Module returns an option `<option> <name> ...`, where name is that of a module in the namespace.
+// The module reads the rest itself. It is passed to use, with its JSON form, in which a field that
+// is called like the option holds the module's name.
 func Module(namespace string, use func(raw json.RawMessage, module caddyfile.Unmarshaler) error) Option {
 	return Func(func(d *caddyfile.Dispenser) error {
 		option := d.Val()
@@ -89,8 +89,8 @@ func Module(namespace string, use func(raw json.RawMessage, module caddyfile.Unm
 	})
 }
 
-// Args returns the arguments of the option at the cursor: min of them at least, and max at most,
-// or any number if max is negative.
+// Args returns the arguments of the option whose name the cursor is on: at least min, and at most
+// max of them. If max is negative, there is no upper bound.
 func Args(d *caddyfile.Dispenser, min, max int) ([]string, error) {
 	option := d.Val()
 	args := d.RemainingArgs()
@@ -116,8 +116,8 @@ func Args(d *caddyfile.Dispenser, min, max int) ([]string, error) {
 	return nil, d.Errf("%s takes %s, got %d", option, takes, len(args))
 }
 
-// NoBlock makes sure that no block follows what has been read of the option. An empty one does
-// no harm.
+// NoBlock makes sure that the line of the option, which has been read, opens no block. An empty
+// block does no harm.
 func NoBlock(d *caddyfile.Dispenser, option string) error {
 	if d.NextBlock(d.Nesting()) {
 		return d.Errf("%s takes no block", option)
@@ -125,7 +125,7 @@ func NoBlock(d *caddyfile.Dispenser, option string) error {
 	return nil
 }
 
-// At returns err with the place of the cursor in the Caddyfile, or nil if there is no error.
+// At adds the place of the cursor in the Caddyfile to err. It returns nil if err is nil.
 func At(d *caddyfile.Dispenser, err error) error {
 	if err == nil {
 		return nil

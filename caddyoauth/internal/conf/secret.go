@@ -11,9 +11,9 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// ErrLiteralSecret is returned where a secret stands instead of a reference to it. It does not
-// repeat what was written.
-var ErrLiteralSecret = errors.New("a secret is given as {env.NAME} or {file./path}, never as itself: configurations are dumped and saved")
+// ErrLiteralSecret means that a secret is written where a reference to it belongs. It does not
+// repeat what is written.
+var ErrLiteralSecret = errors.New("a secret must be given as {env.NAME} or {file./path}, never literally: configurations are dumped and saved")
 
 var secretReference = regexp.MustCompile(`^\{(env|file)\.[^{}]+\}$`)
 
@@ -21,15 +21,17 @@ var secretReference = regexp.MustCompile(`^\{(env|file)\.[^{}]+\}$`)
 // {env.NAME} or {file./path}.
 func IsSecretReference(text string) bool { return secretReference.MatchString(text) }
 
-// ResolveSecret returns the secret that a reference refers to, if it is likely to be the one that
-// is meant: see oauth.CheckSecret. Of a file, one line end is dropped. No error holds any of it.
+// ResolveSecret returns the secret that a reference refers to. It refuses what is unlikely to be
+// the secret that is meant, such as one with a byte order mark or several lines; see
+// oauth.CheckSecret. One line end at the end of a file is dropped. No error holds any of the
+// secret.
 func ResolveSecret(reference string) (string, error) {
 	if !IsSecretReference(reference) {
 		return "", ErrLiteralSecret
 	}
 	secret, err := Resolve(reference)
 	if err != nil || secret == "" {
-		// err does not say whether there is no file, or nothing in it.
+		// err does not tell a missing file from an empty one.
 		return "", fmt.Errorf("%s is not set, empty, or can't be read", reference)
 	}
 	if err := oauth.CheckSecret(secret); err != nil {
@@ -38,9 +40,9 @@ func ResolveSecret(reference string) (string, error) {
 	return secret, nil
 }
 
-// Resolve returns text with its placeholders replaced, as they are now. One that is unknown or
-// empty is an error: a variable that is not set, or a file that is missing, must not quietly
-// become an empty setting.
+// Resolve returns text with its placeholders replaced by the values that they have now. An unknown
+// or empty placeholder is an error: a variable that is not set, or a missing file, must not
+// silently become an empty setting.
 func Resolve(text string) (string, error) {
 	return caddy.NewReplacer().ReplaceOrErr(text, true, true)
 }
@@ -48,8 +50,8 @@ func Resolve(text string) (string, error) {
 // secretParameter matches the names of parameters whose value is a secret.
 var secretParameter = regexp.MustCompile(`(?i)key$|token$|secret|passw|pwd|credential|signature|^(sig|auth|code)$`)
 
-// CheckQuery refuses a literal secret in the query of a URL, which the error calls what. It holds
-// no value.
+// CheckQuery refuses a literal secret in the query of a URL; what is what the error calls the URL.
+// The error holds no value.
 func CheckQuery(what, uri string) error {
 	_, query, _ := strings.Cut(uri, "?")
 	for parameter := range strings.SplitSeq(query, "&") {
