@@ -16,9 +16,11 @@ type bearer struct {
 	facts *introspect.Facts
 	realm string // of this gateway; empty for tokens from elsewhere
 
-	// client, subject, issuer and scope are what headers, placeholders and logs say; see
-	// introduce.
-	client, subject, issuer, scope string
+	// scope is what headers and placeholders say; see introduce.
+	scope string
+	// values is the memory of the identity headers' values. Handlers behind may change them in
+	// place, so nothing else is read from it.
+	values [4]string
 
 	// by is the handler that let the request in. earlier is the bearer that a handler before
 	// it let in, nil if there was none.

@@ -11,8 +11,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// Matchers, and handlers such as map, vars, root and rewrite, run before ours and may read
-// any header. So what callers say of themselves goes before all of them: the first of our
+// Matchers, and handlers such as map, vars, root and rewrite, run before ours and may read any
+// header. So what callers say about themselves is removed before all of them: the first of our
 // handlers that is provisioned in a server puts an earlyStrip in front of all its routes.
 
 // earlyStrip strips every request of a server, then runs the routes that the server was
@@ -21,18 +21,18 @@ type earlyStrip struct {
 	app    *App
 	logger *zap.Logger
 
-	// routes are those of the configuration. Caddy goes on provisioning them in their place
-	// after we have taken them.
+	// routes are the configured routes. We take them while Caddy is provisioning them, and it
+	// continues to do so in place.
 	routes  caddyhttp.RouteList
 	compile sync.Once
 	chain   caddyhttp.Handler
 
-	// marks tells that there are error routes, which want to know what has been stripped.
+	// marks is set if there are error routes, which need to know what has been stripped.
 	marks bool
 }
 
-// strippedVar marks requests that an earlyStrip has seen. Caddy gives the same request to
-// its error routes, where identity headers may be ours by then.
+// strippedVar marks requests that an earlyStrip has seen. Caddy passes the same request to the
+// error routes, when its identity headers may already be ours.
 const strippedVar = "oauth.stripped"
 
 type stripped struct{}
@@ -45,21 +45,22 @@ func stripEarly(ctx caddy.Context, server *caddyhttp.Server, app *App) error {
 			return nil
 		}
 	}
-	// Caddy forgets the source of a route's handlers once they are provisioned.
+	// Caddy forgets the source of a route's handlers once they are provisioned, so without any
+	// source left, our handler is not in these routes.
 	if !slices.ContainsFunc(server.Routes, func(r caddyhttp.Route) bool { return len(r.HandlersRaw) > 0 }) {
-		ctx.Logger().Warn("this server has oauth handlers in named routes or error routes only: whatever runs before them, or without them, sees the identity headers that callers send; put an oauth_server or oauth_protect into the site itself")
+		ctx.Logger().Warn("this server has oauth handlers only in named routes or error routes: whatever runs before them, or without them, sees the identity headers that callers send; put an oauth_server or oauth_protect into the site itself")
 		return nil
 	}
 	early := &earlyStrip{app: app, logger: ctx.Logger(), routes: server.Routes}
 	if server.Errors != nil && len(server.Errors.Routes) > 0 {
-		// These are provisioned later, ours with them.
+		// Caddy provisions these routes later, and ours with them.
 		early.marks = true
 		server.Errors.Routes = slices.Insert(server.Errors.Routes, 0,
 			caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{&earlyErrorStrip{app: app, logger: ctx.Logger()}}})
 	}
-	// Caddy is in the middle of a loop over the routes, and compiles what it finds here when
-	// the loop is over. A longer list would lack the handlers of the rest: they go where the
-	// old one is.
+	// Caddy is in the middle of a loop over the old list, and compiles what it finds in
+	// server.Routes after the loop. So a longer list would lack the handlers of the routes that
+	// are still to come: those go into the old list.
 	route := caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{early}}
 	if err := route.ProvisionHandlers(ctx, nil); err != nil {
 		return fmt.Errorf("stripping headers early: %w", err)
@@ -68,7 +69,7 @@ func stripEarly(ctx caddy.Context, server *caddyhttp.Server, app *App) error {
 	return nil
 }
 
-// configuredRoutes are the routes that a server was configured with.
+// configuredRoutes returns the routes that a server was configured with.
 func configuredRoutes(server *caddyhttp.Server) caddyhttp.RouteList {
 	if len(server.Routes) > 0 && len(server.Routes[0].Handlers) > 0 {
 		if early, ok := server.Routes[0].Handlers[0].(*earlyStrip); ok {
@@ -88,13 +89,13 @@ func (e *earlyStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next cadd
 	if e.marks {
 		caddyhttp.SetVar(r.Context(), strippedVar, stripped{})
 	}
-	// At the end of a server's routes Caddy has one and the same handler for all requests.
+	// Caddy ends a server's routes with the same handler for all requests, so next never changes.
 	e.compile.Do(func() { e.chain = e.routes.Compile(next) })
 	return e.chain.ServeHTTP(w, r)
 }
 
-// earlyErrorStrip is the same in front of a server's error routes, for requests that failed
-// before any route, such as those without a Host.
+// earlyErrorStrip does the same in front of a server's error routes, for requests that failed
+// before any route, such as requests without a Host.
 type earlyErrorStrip struct {
 	app    *App
 	logger *zap.Logger

@@ -246,7 +246,7 @@ func TestWarningAboutOnlyNamedRoutes(t *testing.T) {
 		t.Fatalf("%d", a.StatusCode)
 	}
 	checkNoIdentity(t, g.Backend.last(t).Header, "X-Oauth-")
-	const warning = "named routes or error routes only"
+	const warning = "oauth handlers only in named routes or error routes"
 	if text, _ := os.ReadFile(logs); !strings.Contains(string(text), warning) {
 		t.Errorf("no warning in the log:\n%s", text)
 	}

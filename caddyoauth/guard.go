@@ -13,24 +13,23 @@ func init() {
 	caddy.RegisterModule(Guard{})
 }
 
-// Guard stands on the requests that the matcher of an `oauth_protect` leaves out, so
-// that they are no way around it. It removes the headers that `oauth_protect` removes,
-// credentials excepted: those that tell who is calling, whatever `header_prefix` they
-// belong to, and those that give another path or method. It refuses paths that a backend
-// could read differently from Caddy's matchers: `/public/..;/admin/` does not match
-// `/admin/*`, and is just that to some backends. It asks for no token. What an
-// `oauth_protect` before it has let in keeps its identity, and is judged by its path all
-// the same.
+// Guard handles the requests that the matcher of an `oauth_protect` leaves out, so that
+// they are no way around it. It removes the headers that `oauth_protect` removes, except
+// credentials: headers that tell who is calling, whatever their `header_prefix`, and headers
+// that give another path or method. It refuses paths that a backend could read differently
+// from Caddy's matchers: `/public/..;/admin/` doesn't match `/admin/*`, but some backends
+// read it as `/admin/`. It asks for no token. A request that an `oauth_protect` before it has
+// let in keeps its identity, but its path is judged all the same.
 //
-// In a Caddyfile every `oauth_protect` with a matcher brings its own guard.
+// In a Caddyfile, every `oauth_protect` with a matcher brings its own guard.
 type Guard struct {
-	// Accepts paths that a backend could read differently. Default: false, and such
-	// requests are answered with 400.
+	// Accepts paths that a backend could read differently. Default: false; such requests are
+	// answered with 400.
 	AllowAmbiguousPaths bool `json:"allow_ambiguous_paths,omitempty"`
 
-	// Leaves `X-HTTP-Method-Override`, `X-Original-URL` and the like to an `oauth_protect`
-	// that keeps them. Requests without a token lose them all the same. Default: false, and
-	// they are removed.
+	// Leaves `X-HTTP-Method-Override`, `X-Original-URL` and the like to an `oauth_protect` that
+	// keeps them. Requests without a token lose them all the same. Default: false; these
+	// headers are removed.
 	KeepOverrideHeaders bool `json:"keep_override_headers,omitempty"`
 
 	app    *App
@@ -45,7 +44,7 @@ func (Guard) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision finds the app, which knows all prefixes.
+// Provision finds the app, which knows all header prefixes.
 func (g *Guard) Provision(ctx caddy.Context) error {
 	g.logger = ctx.Logger()
 	app, err := appFor(ctx, "oauth_guard")
@@ -57,7 +56,7 @@ func (g *Guard) Provision(ctx caddy.Context) error {
 	return err
 }
 
-// ServeHTTP cleans the request and passes it on, or refuses it for its path.
+// ServeHTTP strips the request and passes it on, or refuses it for its path.
 func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if asksForTunnel(r) {
 		refuseTunnel(w, r, g.logger)
@@ -81,7 +80,7 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 
 var errAmbiguousPath = errors.New("oauth: ambiguous_path")
 
-// refuseAmbiguous refuses a request that needs no token for its path.
+// refuseAmbiguous refuses a request for its path where no token is asked for.
 func refuseAmbiguous(w http.ResponseWriter, r *http.Request, logger *zap.Logger) error {
 	dontAwaitBody(w, r)
 	w.Header().Set("Cache-Control", "no-store")

@@ -16,10 +16,9 @@ func init() {
 	caddy.RegisterModule(MatchScope{})
 }
 
-// MatchScope matches requests that `oauth_protect` has let in with a token that has at
-// least one of the scopes. A request without a token never matches. Use it on
-// directives that come after `oauth_protect`: on earlier ones nobody is known yet, and it is
-// refused.
+// MatchScope matches requests that `oauth_protect` has let in with a token that has at least
+// one of the scopes. A request without a token never matches. Use it on directives that come
+// after `oauth_protect`. Before it, no token is known yet, and such a configuration is refused.
 type MatchScope []string
 
 // CaddyModule returns the Caddy module information.
@@ -50,7 +49,7 @@ func (m *MatchScope) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// Validate refuses an empty list, which could only be a mistake.
+// Validate refuses an empty list, which can only be a mistake.
 func (m MatchScope) Validate() error {
 	if len(m) == 0 {
 		return errors.New("oauth_scope needs at least one scope")

@@ -14,13 +14,14 @@ import (
 	"go.uber.org/zap"
 )
 
-// Handlers and matchers that run before oauth_protect know nobody: an identity placeholder or
-// header is empty there, so that `root * /srv/{http.auth.user.id}` is /srv/ with the files of
-// all. What can be seen to be so when the configuration is loaded is refused.
+// Handlers and matchers that run before oauth_protect don't know the caller. An identity
+// placeholder or header is empty there, so `root * /srv/{http.auth.user.id}` is /srv/ with
+// everybody's files. A configuration that can be seen to do this is refused when it is loaded.
 
-// checkOrder walks through the routes of a server, in the order in which they run, and returns
-// an error if something in them wants to know the caller before an oauth_protect can have told.
-// It is called for the first handler of the app that is provisioned in the server.
+// checkOrder walks through the routes of a server in the order in which they run. It returns an
+// error if something in them uses the caller's identity before an oauth_protect can have
+// established it. It is called for the first handler of the app that is provisioned in the
+// server.
 func checkOrder(ctx caddy.Context, server *caddyhttp.Server, logger *zap.Logger) error {
 	w := orderWalk{prefixes: []string{strings.ToLower(defaultHeaderPrefix)}, named: make(map[string][]sourceRoute)}
 	for name, s := range serversOf(ctx) {
@@ -50,8 +51,8 @@ type sourceRoute struct {
 	Terminal bool              `json:"terminal,omitempty"`
 }
 
-// sourceOf returns routes as the configuration has them. Of what is loaded already Caddy has
-// forgotten the source, so that is made again.
+// sourceOf returns routes as the configuration has them. Caddy has forgotten the source of
+// what is already loaded, so that is written again.
 func sourceOf(routes caddyhttp.RouteList) []sourceRoute {
 	var source []sourceRoute
 	for _, route := range routes {
@@ -60,7 +61,7 @@ func sourceOf(routes caddyhttp.RouteList) []sourceRoute {
 			s.Match = append(s.Match, sourceOfMatchers(set))
 		}
 		for _, handler := range route.Handlers {
-			// A module that can't be written again is none of Caddy's own, and is not looked into.
+			// A module that can't be written again is not one of Caddy's own, and is not looked into.
 			var ignored []caddyconfig.Warning
 			var config any = handler
 			if subroute, ok := handler.(*caddyhttp.Subroute); ok {
@@ -90,7 +91,7 @@ func sourceOfMatchers(set caddyhttp.MatcherSet) caddy.ModuleMap {
 	return source
 }
 
-// serversOf are the servers of the http app that a module is being provisioned for.
+// serversOf returns the servers of the http app that a module is being provisioned for.
 func serversOf(ctx caddy.Context) map[string]*caddyhttp.Server {
 	for _, module := range ctx.Modules() {
 		if app, ok := module.(*caddyhttp.App); ok {
@@ -105,39 +106,39 @@ type orderWalk struct {
 	server   string
 	prefixes []string // of identity headers, folded
 	named    map[string][]sourceRoute
-	// aliases are placeholders that a map makes of an identity. Their values are made where
-	// they are used.
+	// aliases are placeholders that a map makes from an identity. Their values are computed
+	// where they are used.
 	aliases []string
 
 	errs     []error
 	warnings []string
 }
 
-// knowledge is what can be known of a request on its way.
+// knowledge is what can be known about a request at one point of its way.
 type knowledge struct {
 	// protected: an oauth_protect may have run.
 	protected bool
-	// authenticated: a handler may have run that sets {http.auth.user.*} as well.
+	// authenticated: another handler that sets {http.auth.user.*} may have run.
 	authenticated bool
-	// early are the uses of an identity so far, all of them before any oauth_protect.
+	// early are the uses of an identity so far. All of them come before any oauth_protect.
 	early []*earlyUse
 }
 
-// earlyUse is a use of an identity that comes too early, if an oauth_protect comes after it.
+// earlyUse is a use of an identity. It comes too early if an oauth_protect comes after it.
 type earlyUse struct {
 	site, where, text, trouble string
-	// certain is false for modules of others: who knows when they look.
+	// certain is false for modules that are not Caddy's own: nobody knows when they look.
 	certain, reported bool
 }
 
-// with adds what a part of the way contributes.
+// with returns k and what a part of the way adds to it.
 func (k knowledge) with(more knowledge) knowledge {
 	return knowledge{k.protected || more.protected, k.authenticated || more.authenticated, append(slices.Clip(k.early), more.early...)}
 }
 
-// routes walks through a list of routes, and returns what may be known behind it.
+// routes walks through a list of routes, and returns what may be known after it.
 func (w *orderWalk) routes(list []sourceRoute, site string, before knowledge) knowledge {
-	// What the routes so far contribute: those of a group apart, since of them one runs.
+	// What the routes so far add. Groups are kept apart, since only one route of each runs.
 	reached, groups := before, make(map[string]knowledge)
 	upTo := func(group string) knowledge {
 		k := reached
@@ -166,7 +167,7 @@ func (w *orderWalk) routes(list []sourceRoute, site string, before knowledge) kn
 			after = w.handler(handler, site, after)
 		}
 		if route.Terminal {
-			continue // nothing comes behind it
+			continue // nothing comes after it
 		}
 		more := knowledge{after.protected, after.authenticated, after.early[looked:]}
 		if route.Group == "" {
@@ -194,11 +195,11 @@ func (w *orderWalk) matchers(set caddy.ModuleMap, site string, k knowledge) know
 			continue
 		case "oauth_scope":
 			var scopes []string
-			_ = json.Unmarshal(raw, &scopes) // what is no list of scopes does not load
+			_ = json.Unmarshal(raw, &scopes) // anything but a list of scopes doesn't load
 			k = w.use(k, earlyUse{site, where, strings.Join(scopes, " "), "no token is known yet", true, false})
 		case "header", "header_regexp":
 			var fields map[string]json.RawMessage
-			_ = json.Unmarshal(raw, &fields) // likewise
+			_ = json.Unmarshal(raw, &fields) // anything else doesn't load
 			for _, field := range sortedKeys(fields) {
 				if isIdentity(field, w.prefixes) {
 					k = w.use(k, earlyUse{site, where, field, isEmpty(field), true, false})
@@ -223,26 +224,26 @@ func (w *orderWalk) matchers(set caddy.ModuleMap, site string, k knowledge) know
 	return k
 }
 
-// globs are the matchers that take what a placeholder stands for as a pattern.
+// globs are the matchers that read the value of a placeholder as a pattern.
 var globs = []string{"path", "host", "header", "query"}
 
-// patterns warns of identities in patterns: a token with the subject * would match everything.
+// patterns warns about identities in patterns: a token with the subject * would match everything.
 func (w *orderWalk) patterns(raw json.RawMessage, where, site string, k knowledge) {
 	for text := range stringsIn(raw) {
 		if identity := w.identityIn(text, k.authenticated); identity != "" {
-			w.warn(w.place(site) + asWritten(fmt.Sprintf(": '%s' in %s is a pattern, which a caller whose {%s} is * always matches; compare in an expression",
+			w.warn(w.place(site) + asWritten(fmt.Sprintf(": '%s' in %s is a pattern, and a caller whose {%s} is * always matches it; compare in an expression instead",
 				text, where, identity)))
 		}
 	}
 }
 
-// directives are the names that Caddyfiles have for handlers, where they differ.
+// directives are the names of handlers in Caddyfiles, where they differ.
 var directives = map[string]string{
 	"vars": "root, vars", "rewrite": "rewrite, uri, method, try_files", "headers": "header, request_header",
 	"static_response": "redir, respond", "authentication": "basic_auth", "reverse_proxy": "forward_auth",
 }
 
-// handler looks at a handler, and returns what may be known behind it.
+// handler looks at a handler, and returns what may be known after it.
 func (w *orderWalk) handler(raw json.RawMessage, site string, k knowledge) knowledge {
 	var handler struct {
 		Handler      string
@@ -257,9 +258,9 @@ func (w *orderWalk) handler(raw json.RawMessage, site string, k knowledge) knowl
 		HandleResponse []any `json:"handle_response"`
 	}
 	if json.Unmarshal(raw, &handler) != nil {
-		// Of another shape than Caddy's own of that name: its name is all that counts.
+		// It has another shape than Caddy's own of that name, so only its name counts.
 		var name struct{ Handler string }
-		_ = json.Unmarshal(raw, &name) // what has none does not load
+		_ = json.Unmarshal(raw, &name) // a handler without a name doesn't load
 		handler.Handler = name.Handler
 	}
 	scan := raw
@@ -268,7 +269,7 @@ func (w *orderWalk) handler(raw json.RawMessage, site string, k knowledge) knowl
 		return w.routes(handler.Routes, site, k)
 	case "invoke":
 		route := w.named[handler.Name]
-		delete(w.named, handler.Name) // one that invokes itself, and one that was looked at
+		delete(w.named, handler.Name) // so that a route that invokes itself is walked only once
 		defer func() { w.named[handler.Name] = route }()
 		return w.routes(route, site, k)
 	case "oauth_protect":
@@ -293,10 +294,10 @@ func (w *orderWalk) handler(raw json.RawMessage, site string, k knowledge) knowl
 		}
 	case "reverse_proxy":
 		if len(handler.HandleResponse) == 0 {
-			return k // nothing runs behind it
+			return k // nothing runs after it
 		}
 	case "tracing", "intercept":
-		return k // they look when the answer is there
+		return k // they look only when there is a response
 	}
 	where := "the handler " + handler.Handler
 	if names := directives[handler.Handler]; names != "" {
@@ -305,29 +306,29 @@ func (w *orderWalk) handler(raw json.RawMessage, site string, k knowledge) knowl
 	return w.placeholders(scan, where, site, isCaddys("http.handlers."+handler.Handler), k)
 }
 
-// mapping looks at a map. Its values are made where they are used, so what it makes of an
-// identity is one, too.
+// mapping looks at a map. Its values are computed where they are used, so what it makes from an
+// identity is an identity too.
 func (w *orderWalk) mapping(raw json.RawMessage, destinations []string, site string, k knowledge) knowledge {
 	ofIdentity := false
 	for text := range stringsIn(without(raw, "destinations")) {
 		ofIdentity = ofIdentity || w.identityIn(text, false) != ""
 	}
 	for _, d := range destinations {
-		d = strings.Trim(d, "{}") // without braces once it is loaded
+		d = strings.Trim(d, "{}") // loaded maps have no braces
 		if ofIdentity {
 			w.aliases = append(w.aliases, d)
 		}
 		if strings.HasPrefix(d, "http.auth.user.") {
-			k = w.use(k, earlyUse{site, "the handler map", "{" + d + "}", "it would overrule what the token says", true, false})
+			k = w.use(k, earlyUse{site, "the handler map", "{" + d + "}", "it would override what the token says", true, false})
 		}
 	}
 	return k
 }
 
-// without is a JSON object without a member.
+// without returns a JSON object without one of its members.
 func without(raw json.RawMessage, member string) json.RawMessage {
 	var object map[string]json.RawMessage
-	_ = json.Unmarshal(raw, &object) // what is none does not load
+	_ = json.Unmarshal(raw, &object) // anything but an object doesn't load
 	delete(object, member)
 	rest, _ := json.Marshal(object)
 	return rest
@@ -344,7 +345,7 @@ func (w *orderWalk) placeholders(raw json.RawMessage, where, site string, certai
 }
 
 // identityIn returns the first placeholder in text that stands for the caller. With
-// authenticated, those that another handler may have set don't count.
+// authenticated, placeholders that another handler may have set don't count.
 func (w *orderWalk) identityIn(text string, authenticated bool) string {
 	for {
 		_, rest, opened := strings.Cut(text, "{")
@@ -366,7 +367,7 @@ func (w *orderWalk) identityIn(text string, authenticated bool) string {
 	}
 }
 
-// use notes a use of an identity, if nobody can be known there.
+// use notes a use of an identity if the caller can't be known there.
 func (w *orderWalk) use(k knowledge, u earlyUse) knowledge {
 	if !k.protected {
 		k.early = append(slices.Clip(k.early), &u)
@@ -374,15 +375,16 @@ func (w *orderWalk) use(k knowledge, u earlyUse) knowledge {
 	return k
 }
 
-func isEmpty(what string) string { return "nobody is known yet, and " + what + " is empty" }
+func isEmpty(what string) string { return "the caller is not known yet, and " + what + " is empty" }
 
-// report makes an error of a use that an oauth_protect comes after.
+// report turns a use that comes before an oauth_protect into an error, or into a warning if it
+// is not certain.
 func (w *orderWalk) report(u *earlyUse) {
 	if u.reported {
 		return
 	}
 	u.reported = true
-	text := w.place(u.site) + asWritten(fmt.Sprintf(": '%s' in %s comes before oauth_protect: %s; put both into a route block, oauth_protect first",
+	text := w.place(u.site) + asWritten(fmt.Sprintf(": '%s' in %s comes before oauth_protect: %s; put both into a route block, with oauth_protect first",
 		u.text, u.where, u.trouble))
 	if !u.certain {
 		w.warn(text)
@@ -391,7 +393,7 @@ func (w *orderWalk) report(u *earlyUse) {
 	w.errs = append(w.errs, errors.New(text))
 }
 
-// place says where something is.
+// place names a site of the server.
 func (w *orderWalk) place(site string) string {
 	place := "server " + w.server
 	if site != "" {
@@ -400,14 +402,15 @@ func (w *orderWalk) place(site string) string {
 	return place
 }
 
-// warn keeps a warning, once: a named route may be walked through several times.
+// warn keeps a warning once: a named route may be walked through several times.
 func (w *orderWalk) warn(text string) {
 	if !slices.Contains(w.warnings, text) {
 		w.warnings = append(w.warnings, text)
 	}
 }
 
-// asWritten has placeholders as Caddyfiles have them, to be found there.
+// asWritten returns text with placeholders as Caddyfiles have them, so that they can be found
+// there.
 func asWritten(text string) string {
 	return strings.ReplaceAll(text, "{http.request.header.", "{header.")
 }
@@ -445,7 +448,7 @@ func isCaddys(id string) bool {
 	return strings.HasPrefix(t.PkgPath(), "github.com/caddyserver/caddy/v2/")
 }
 
-// stringsIn yields all text in a JSON value, the names of members included, in order.
+// stringsIn yields all strings in a JSON value, including the names of members, in order.
 func stringsIn(raw json.RawMessage) func(yield func(string) bool) {
 	return func(yield func(string) bool) {
 		decoder := json.NewDecoder(strings.NewReader(string(raw)))

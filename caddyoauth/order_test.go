@@ -53,7 +53,7 @@ func TestIdentityTooEarlyIsRefused(t *testing.T) {
 		"forward_auth's headers":     {"forward_auth 127.0.0.1:9 {\nuri /check\nheader_up X-User {header.X-OAuth-Client-Id}\n}\noauth_protect\nrespond ok", []string{"forward_auth"}},
 		"log_append early":           {"log_append <user {http.auth.user.id}\noauth_protect\nrespond ok", []string{"log_append"}},
 		"a map, used too early":      {"map {http.auth.user.id} {tenant} {\na one\ndefault two\n}\nroot * /srv/{tenant}\noauth_protect\nfile_server", []string{"'/srv/{tenant}'"}},
-		"a map over the token":       {"map {host} {http.auth.user.groups} {\ndefault admins\n}\noauth_protect\nrespond ok", []string{"handler map", "{http.auth.user.groups}", "overrule"}},
+		"a map over the token":       {"map {host} {http.auth.user.groups} {\ndefault admins\n}\noauth_protect\nrespond ok", []string{"handler map", "{http.auth.user.groups}", "override"}},
 		"the prefix of another":      {"root * /srv/{header.X-Who-Client-Id}\noauth_protect\nfile_server", []string{"{header.X-Who-Client-Id}"}},
 		"another spelling":           {"root * /srv/{header.x_oauth-client-id}\noauth_protect\nfile_server", []string{"{header.x_oauth-client-id}"}},
 		"its own matcher":            {"@a header X-OAuth-Client-Id alice\noauth_protect @a\nrespond ok", []string{"matcher header", "'X-Oauth-Client-Id'"}},

@@ -2,22 +2,22 @@ package caddyoauth
 
 import "net/url"
 
-// ambiguousURL reports whether a request's target could be read in more than one way.
-// With allow only its path may be.
+// ambiguousURL reports whether a request's target can be read in more than one way. With
+// allow, its path may be ambiguous.
 func ambiguousURL(u *url.URL, allow bool) bool {
-	// An opaque target, as in "GET http:http://backend/admin/", has no path that a matcher
-	// could see, and goes upstream with one. No honest client sends it.
+	// An opaque target, as in "GET http:http://backend/admin/", has no path that a matcher can
+	// see, but goes upstream with one. No honest client sends it.
 	return u.Opaque != "" || !allow && ambiguousPath(u.EscapedPath())
 }
 
-// ambiguousPath reports whether a backend could read an escaped path differently from
-// the matchers that chose its route: Caddy matches the decoded, cleaned path and
-// forwards the path as it came. escaped is what goes upstream, (*url.URL).EscapedPath.
+// ambiguousPath reports whether a backend could read an escaped path differently from the
+// matchers that chose its route: Caddy matches the decoded, cleaned path, but forwards the
+// path as it came. escaped is what goes upstream, (*url.URL).EscapedPath.
 func ambiguousPath(escaped string) bool {
-	// Of the current segment, decoded: its length, and how much of it is dots.
+	// The length of the current segment, decoded, and how many of its bytes are dots.
 	length, dots := 0, 0
 	afterSlash := false
-	// How much of a percent escape stands in what has been decoded: 1 is the sign alone.
+	// How much of a percent escape stands in the decoded text: 1 is the sign alone.
 	escape := 0
 	var before byte
 	dotSegment := func() bool { return length == dots && (length == 1 || length == 2) }
@@ -37,12 +37,12 @@ func ambiguousPath(escaped string) bool {
 		case c == '/' && (wasEscaped || afterSlash || dotSegment()):
 			return true
 		case c&0xc0 == 0x80 && (before&0xfe == 0xc0 || before == 0xe0 && c < 0xa0 || before == 0xf0 && c < 0x90):
-			// A character in more bytes than it needs, which UTF-8 forbids and some decoders
-			// read: as a slash or a dot.
+			// A character in more bytes than it needs. UTF-8 forbids it, but some decoders read
+			// it, for example as a slash or a dot.
 			return true
 		}
 		before = c
-		// A percent sign that makes an escape of what follows: encoded twice.
+		// A decoded percent sign that makes what follows an escape: the path is encoded twice.
 		switch {
 		case c == '%':
 			escape = 1
@@ -66,7 +66,7 @@ func ambiguousPath(escaped string) bool {
 	return dotSegment()
 }
 
-// unescape decodes the percent escape that s begins with.
+// unescape decodes the percent escape at the beginning of s.
 func unescape(s string) (byte, bool) {
 	if len(s) < 3 {
 		return 0, false

@@ -11,12 +11,13 @@ import (
 	"go.uber.org/zap"
 )
 
-// What a caller must not say to a backend, and must not have the proxy do: who it is, what
-// it has shown to us, another path than the one that was judged, another protocol.
+// This file removes from requests what a caller must not tell a backend, and must not make the
+// proxy do: who it is, the credentials that were meant for us, another path than the one
+// that was judged, another protocol.
 
 // foldedBytes maps a byte of a header's name to what the most careless backend makes of it:
-// case never counts, and what is no letter or digit is the same as any other that is none.
-// CGI, WSGI and PHP turn - into _; lighttpd's mod_cgi and busybox's httpd turn all of these.
+// case never counts, and all bytes other than letters and digits are the same. CGI, WSGI and
+// PHP turn - into _; lighttpd's mod_cgi and busybox's httpd turn all of these into _.
 var foldedBytes = func() (folded [256]byte) {
 	for i := range folded {
 		switch c := byte(i); {
@@ -31,7 +32,7 @@ var foldedBytes = func() (folded [256]byte) {
 	return folded
 }()
 
-// hasFoldedPrefix reports whether a backend could take name for one that begins with
+// hasFoldedPrefix reports whether a backend could read name as a name that begins with
 // prefix, which is folded.
 func hasFoldedPrefix(name, prefix string) bool {
 	if len(name) < len(prefix) {
@@ -45,9 +46,9 @@ func hasFoldedPrefix(name, prefix string) bool {
 	return true
 }
 
-// hasOddByte reports whether a header's name has a sign that some backends take for - and
-// nobody uses. Caddy itself drops names with _ and . for the same reason, unless it is told
-// to expect them.
+// hasOddByte reports whether a header's name has a character that some backends read as -
+// and nobody uses. Caddy itself drops names with _ and . for the same reason, unless it is
+// told to expect them.
 func hasOddByte(name string) bool {
 	for i := range len(name) {
 		if c := name[i]; foldedBytes[c] == '-' && c != '-' && c != '_' && c != '.' {
@@ -57,7 +58,7 @@ func hasOddByte(name string) bool {
 	return false
 }
 
-// isOneOf reports whether a backend could take name for one of names, which are folded.
+// isOneOf reports whether a backend could read name as one of names, which are folded.
 func isOneOf(name string, names []string) bool {
 	for _, folded := range names {
 		if len(name) == len(folded) && hasFoldedPrefix(name, folded) {
@@ -67,7 +68,8 @@ func isOneOf(name string, names []string) bool {
 	return false
 }
 
-// isIdentity reports whether a backend could take name for an identity header.
+// isIdentity reports whether a backend could read name as an identity header. The prefixes are
+// folded.
 func isIdentity(name string, prefixes []string) bool {
 	for _, prefix := range prefixes {
 		if hasFoldedPrefix(name, prefix) {
@@ -78,29 +80,29 @@ func isIdentity(name string, prefixes []string) bool {
 }
 
 var (
-	// credentialHeaders carry what a caller shows to us.
+	// credentialHeaders carry the credentials that a caller shows to us.
 	credentialHeaders = []string{"authorization", "proxy-authorization", "dpop"}
 
-	// settingsHeader belongs to a switch to HTTP/2 and to nothing else (RFC 7540 section 3.2.1).
+	// settingsHeader belongs to a switch to HTTP/2, and to nothing else (RFC 7540 section 3.2.1).
 	settingsHeader = []string{"http2-settings"}
 
-	// overrideHeaders make some backends go by another path or method than the request's,
-	// which is what our matchers and rules have judged. They were meant for rewriting
-	// proxies and for clients that can send GET and POST only.
+	// overrideHeaders make some backends use a path or method other than the request's, which
+	// our matchers and rules have judged. They are meant for rewriting proxies and for clients
+	// that can send only GET and POST.
 	overrideHeaders = []string{
 		// The path: rewriting modules of IIS, and so older Symfony, Drupal, Zend, Yii,
 		// WordPress; nginx, as its auth_request is usually set up.
 		"x-original-url", "x-rewrite-url", "x-original-uri",
-		// What to cut off from the front of it: middleware for WSGI and others.
+		// What to cut off the front of the path: middleware for WSGI and others.
 		"x-script-name", "x-forwarded-prefix",
 		// The method: Rack and Rails, Symfony and Laravel, Express, ASP.NET, Jersey, Slim,
-		// Plack; OData and SharePoint; some of the former where they are told to.
+		// Plack; OData and SharePoint. Some of them only if they are configured to.
 		"x-http-method-override", "x-http-method", "x-method-override",
 	}
 )
 
-// isOverride reports whether name is an override header that the caller may not set. Like
-// Caddy with X-Forwarded-For, it believes X-Forwarded-Prefix if it is of a trusted proxy.
+// isOverride reports whether name is an override header that the caller may not set. As Caddy
+// does with X-Forwarded-For, it believes X-Forwarded-Prefix from a trusted proxy.
 func isOverride(r *http.Request, name string) bool {
 	if !isOneOf(name, overrideHeaders) {
 		return false
@@ -109,10 +111,10 @@ func isOverride(r *http.Request, name string) bool {
 	return !trusted || !hasFoldedPrefix(name, "x-forwarded-")
 }
 
-// strip removes from a request, in headers and trailers, in any spelling, what begins with
-// one of the prefixes, which are folded, and, with credentials, what carries those. Of
-// switches to another protocol it lets only a WebSocket pass. It takes the override headers
-// away as well, and returns them: most callers drop them.
+// strip removes from a request's headers and trailers everything that begins with one of the
+// prefixes, which are folded, in any spelling, and, if credentials is set, everything that
+// carries those. It removes every switch to another protocol except to a WebSocket. It also
+// removes the override headers and returns them; most callers drop them.
 func strip(r *http.Request, prefixes []string, credentials bool) (overrides http.Header) {
 	for name, values := range r.Header {
 		switch {
@@ -135,22 +137,22 @@ func strip(r *http.Request, prefixes []string, credentials bool) (overrides http
 }
 
 // opensWebSocket reports whether a request's Upgrade is for a WebSocket and nothing else. Such
-// a request is a GET without a body (RFC 6455 section 4.1): a backend that takes what follows
-// the header for what follows the switch, and then makes no switch, would find another
-// request there.
+// a request is a GET without a body (RFC 6455 section 4.1): a backend that takes the bytes after
+// the header as those after the switch, and then doesn't switch, would find another request in
+// a body.
 func opensWebSocket(r *http.Request) bool {
 	upgrade := r.Header["Upgrade"]
 	return len(upgrade) == 1 && strings.EqualFold(upgrade[0], "websocket") && r.Method == http.MethodGet && r.ContentLength == 0
 }
 
-// stripServer is strip for all sites of a server, those that have nothing to do with us
-// included: identity and switches to another HTTP go. Such a switch would carry requests
-// past Caddy, to whatever the backend serves. Names with an odd sign go, whatever they say:
-// Remote!User would be the Remote-User that an operator sets from the token.
+// stripServer is strip for all sites of a server, including those that have nothing to do with
+// us: it removes identity headers and switches to another HTTP. Such a switch would carry
+// requests past Caddy to anything that the backend serves. It removes all names with an odd
+// byte: Remote!User would become the Remote-User that an operator sets from the token.
 func stripServer(r *http.Request, prefixes []string) {
 	for name := range r.Header {
 		if strings.HasPrefix(name, ":") {
-			continue // of HTTP/2, and not a header
+			continue // a pseudo-header of HTTP/2
 		}
 		if isIdentity(name, prefixes) || isOneOf(name, settingsHeader) || hasOddByte(name) {
 			delete(r.Header, name)
@@ -163,15 +165,15 @@ func stripServer(r *http.Request, prefixes []string) {
 	guardTrailers(r, prefixes)
 }
 
-// leadsToHTTP reports whether a value of Upgrade has anything in it that some backend takes
-// for HTTP/2, or for TLS with another HTTP inside (RFC 2817).
+// leadsToHTTP reports whether a value of Upgrade contains anything that some backend reads as
+// HTTP/2, or as TLS with another HTTP inside (RFC 2817).
 func leadsToHTTP(value string) bool {
 	value = strings.ToLower(value)
 	return strings.Contains(value, "h2") || strings.Contains(value, "http") || strings.Contains(value, "tls")
 }
 
-// cleanConnection leaves in Connection only what it is still needed for. A proxy removes
-// the headers that Connection names, and none that we or the operator have set must go.
+// cleanConnection leaves in Connection only what is still needed. A proxy removes the headers
+// that Connection names, and it must not remove one that we or the operator have set.
 func cleanConnection(h http.Header) {
 	lines := h["Connection"]
 	harmless := func(word string) bool {
@@ -202,21 +204,21 @@ func cleanConnection(h http.Header) {
 	}
 }
 
-// guardTrailers sees to it that trailers carry no more than headers may. They arrive with
-// the end of the body and are passed on after it.
+// guardTrailers makes sure that trailers carry no more than headers may. They arrive at the
+// end of the body and are passed on after it.
 func guardTrailers(r *http.Request, prefixes []string) {
 	if r.Body == nil || r.Body == http.NoBody || r.Trailer == nil && r.ContentLength >= 0 {
 		return
 	}
 	if _, guarded := r.Body.(*trailerGuard); guarded {
-		return // by the first handler, which takes all there is to take
+		return // the first handler guards against everything there is
 	}
 	cleanTrailer(r.Trailer, prefixes)
 	r.Body = &trailerGuard{ReadCloser: r.Body, request: r, prefixes: prefixes}
 }
 
-// trailerGuard is a request body that cleans the request's trailers as soon as they
-// have arrived, before anybody can pass them on.
+// trailerGuard is a request body that cleans the request's trailers as soon as they arrive,
+// before anybody can pass them on.
 type trailerGuard struct {
 	io.ReadCloser
 	request  *http.Request
@@ -240,8 +242,8 @@ func cleanTrailer(trailer http.Header, prefixes []string) {
 	}
 }
 
-// Override headers that were taken from a request before any oauth_protect has seen it are
-// kept beside it for one that wants them.
+// asideVar is the variable with the override headers that were removed from a request before
+// it met an oauth_protect. They are kept there for one that lets them through.
 const asideVar = "oauth.override_headers"
 
 type overridesAside http.Header
@@ -258,7 +260,7 @@ func dropOverrides(r *http.Request) {
 	takeAside(r)
 }
 
-// takeAside returns what was set aside, which is then there no more.
+// takeAside returns what was set aside, and removes it from there.
 func takeAside(r *http.Request) http.Header {
 	aside, ok := caddyhttp.GetVar(r.Context(), asideVar).(overridesAside)
 	if ok {
@@ -268,11 +270,11 @@ func takeAside(r *http.Request) http.Header {
 }
 
 // asksForTunnel reports whether a request is a CONNECT that is not for a WebSocket (RFC 8441,
-// RFC 9220). Nobody could judge what goes through a tunnel. What is worse, Caddy's proxy sends
-// the body of a CONNECT that came over HTTP/2 as it is, and a backend that makes nothing of
-// CONNECT takes it for the next request.
+// RFC 9220). Nobody can judge what goes through a tunnel. Worse, Caddy's proxy sends the body of
+// a CONNECT that came over HTTP/2 unchanged, and a backend that doesn't know CONNECT takes it
+// for the next request.
 func asksForTunnel(r *http.Request) bool {
-	protocol := r.Header[":protocol"] // how net/http hands on the one of HTTP/2
+	protocol := r.Header[":protocol"] // where net/http puts the pseudo-header of HTTP/2
 	if r.Method != http.MethodConnect {
 		return protocol != nil
 	}
@@ -285,8 +287,8 @@ func asksForTunnel(r *http.Request) bool {
 	return true
 }
 
-// refuseTunnel answers a request that asksForTunnel. It is no error for Caddy, whose error
-// routes may well hold a proxy.
+// refuseTunnel answers a request that asksForTunnel. It returns no error to Caddy, because
+// error routes may contain a proxy.
 func refuseTunnel(w http.ResponseWriter, r *http.Request, logger *zap.Logger) {
 	dontAwaitBody(w, r)
 	w.Header().Set("Cache-Control", "no-store")
