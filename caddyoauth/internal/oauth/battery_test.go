@@ -12,11 +12,11 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// longBattery: the battery of faults runs for long, not for every change.
+// longBattery is set where the battery of faults runs for long. It does not for every change.
 var longBattery = os.Getenv("BATTERY") == "long"
 
-// B-06, B-01, B-05: however the clocks run and are set, no token is good after its expiry by
-// the wall clock or after its revocation; and one whose time has never been over is good.
+// However the clocks run and are set, no token is good after its expiry by the wall clock or after
+// its revocation, and a token whose time was never over is good.
 func TestBatteryClocks(t *testing.T) {
 	for name, open := range map[string]func(t *testing.T, now func() time.Time) oauth.TokenStore{
 		"memory": func(_ *testing.T, now func() time.Time) oauth.TokenStore { return store.NewMemory(now) },
@@ -34,8 +34,8 @@ func TestBatteryClocks(t *testing.T) {
 				steps = 500_000
 			}
 			wall, elapsed := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), time.Duration(0)
-			// The committer of bbolt reads the clock too, but only while somebody waits for it, or
-			// once in ten seconds: clock is for that.
+			// The committer of bbolt reads the clock as well, but only while somebody waits for it, or
+			// once in ten seconds. clock is for that.
 			clock := make(chan struct{}, 1)
 			locked := func(do func()) { clock <- struct{}{}; do(); <-clock }
 			now := func() (t time.Time) { locked(func() { t = wall }); return t }
@@ -80,9 +80,9 @@ func TestBatteryClocks(t *testing.T) {
 					active := r.check(is.text)
 					switch {
 					case active && is.revoked:
-						t.Error("B-01: a revoked token passes")
+						t.Error("a revoked token passes")
 					case active && !now().Before(is.expiry):
-						t.Errorf("B-06: a token passes %v after its expiry", now().Sub(is.expiry))
+						t.Errorf("a token passes %v after its expiry", now().Sub(is.expiry))
 					case !active && !is.revoked && !is.over:
 						t.Errorf("a good token does not pass, %v before its expiry", is.expiry.Sub(now()))
 					case active:
@@ -103,8 +103,8 @@ func TestBatteryClocks(t *testing.T) {
 	}
 }
 
-// B-01, R-08: a revocation holds also if the clock was wrong while it was made, and said that
-// the token's time was over.
+// A revocation holds even if the clock was wrong when it was made and said that the token had
+// expired.
 func TestARevocationByAClockThatIsWrong(t *testing.T) {
 	wall := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	now := func() time.Time { return wall }

@@ -18,10 +18,10 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// mapStore is a TokenStore in a map, which counts what it is asked. Get answers with what
-// misfile says, if that is set.
+// mapStore is a TokenStore in a map that counts what it is asked. If misfile is set, Get answers
+// what misfile makes of the record.
 type mapStore struct {
-	TokenStore // nil: what is not overridden is not used here
+	TokenStore // nil: these tests use only what is overridden
 	mu         sync.Mutex
 	tokens     map[Key]Token
 	puts, gets atomic.Int64
@@ -67,7 +67,7 @@ type engine struct {
 func (e *engine) now() time.Time          { return time.Unix(0, e.nanos.Load()) }
 func (e *engine) advance(d time.Duration) { e.nanos.Add(int64(d)) }
 
-// newEngine makes a realm of these clients; change may adapt its settings.
+// newEngine makes a realm with these clients. change, if not nil, adapts its settings.
 func newEngine(t testing.TB, change func(*Settings), clients ...*Client) *engine {
 	t.Helper()
 	e := &engine{store: &mapStore{tokens: make(map[Key]Token)}}
@@ -189,7 +189,7 @@ func codeOf(err error) Code {
 	return "outage"
 }
 
-// T-09: a token is good until its expiry and dead at it, from the cache and from the store.
+// A token is good until its expiry and dead at it, from the cache and from the store.
 func TestTokenLivesAsLongAsItSaid(t *testing.T) {
 	for _, maxAge := range []time.Duration{time.Minute, 0} {
 		e := newEngine(t, func(cfg *Settings) { cfg.MaxAge = maxAge }, newClient("c", quickSecret(t, "s")))
@@ -231,8 +231,8 @@ func TestTokenLivesAsLongAsItSaid(t *testing.T) {
 	}
 }
 
-// E-09, P-07: what was not minted here costs no lookup. D#55: nothing near a token is
-// that token.
+// A string that was not minted here costs no lookup, and nothing that resembles a token is that
+// token.
 func TestOnlyTheExactTokenCounts(t *testing.T) {
 	e := newEngine(t, nil, newClient("c", quickSecret(t, "s")))
 	token := e.issue(t, "c", "s")
@@ -306,7 +306,7 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 	}
 }
 
-// T-08: 100000 tokens are all different, and their random bytes look random.
+// Of 100000 tokens no two are alike, and their random bytes look random.
 func TestTokensAreRandom(t *testing.T) {
 	const n = 100_000
 	e := newEngine(t, nil)
@@ -334,7 +334,7 @@ func TestTokensAreRandom(t *testing.T) {
 	if len(seen) != n || len(ids) != n {
 		t.Errorf("of %d tokens %d have different random bytes and %d different IDs", n, len(seen), len(ids))
 	}
-	if bits := 8 * (opaqueTag - opaqueRandom); bits < 160 { // E-10
+	if bits := 8 * (opaqueTag - opaqueRandom); bits < 160 {
 		t.Errorf("a token has %d random bits, want 160 at least", bits)
 	}
 	// Chi-square with 255 degrees of freedom has mean 255 and deviation 22.6. Ten deviations
@@ -360,7 +360,7 @@ func TestTokensAreRandom(t *testing.T) {
 	}
 }
 
-// E-10: without randomness there is no token, and nothing is stored.
+// Without randomness there is no token, and nothing is stored.
 func TestNoTokenWithoutRandomness(t *testing.T) {
 	for name, random := range map[string]io.Reader{
 		"an error":    noEntropy{},
@@ -382,7 +382,7 @@ type noEntropy struct{}
 
 func (noEntropy) Read([]byte) (int, error) { return 0, errors.New("no entropy") }
 
-// E-07, D#62: the store gets the token's ID, never the token.
+// The store gets the token's ID, never the token.
 func TestStoreNeverSeesTheToken(t *testing.T) {
 	e := newEngine(t, nil, newClient("c", quickSecret(t, "canary-secret")))
 	token := e.issue(t, "c", "canary-secret")
@@ -397,7 +397,7 @@ func TestStoreNeverSeesTheToken(t *testing.T) {
 	}
 }
 
-// E-08, D#63: a record that is not the one asked for is an outage, not an answer.
+// A record that is not the one asked for is an outage, not an answer.
 func TestMisfiledRecords(t *testing.T) {
 	for name, misfile := range map[string]func(Token) Token{
 		"another token's": func(t Token) Token { t.ID[0]++; return t },
@@ -420,9 +420,9 @@ func TestMisfiledRecords(t *testing.T) {
 	}
 }
 
-// I-12: a thousand questions about garbage at once, then a hundred a second. Questions
-// about good tokens are free and always answered: else anybody who sends a resource
-// server garbage could shut out its other callers.
+// A client may ask about garbage a thousand times at once, then a hundred times a second. Questions
+// about good tokens are free and always answered: otherwise anybody who sends a resource server
+// garbage could shut out its other callers.
 func TestGuessesAreLimited(t *testing.T) {
 	c := newClient("c", quickSecret(t, "s"))
 	c.TokenLifetime = time.Hour
@@ -459,8 +459,8 @@ func TestGuessesAreLimited(t *testing.T) {
 	}
 }
 
-// A client fetches as many tokens as its limit says, and more as time goes by. What was refused
-// for another reason does not count, and other clients are not concerned.
+// A client fetches as many tokens as its limit says, and more as time passes. Requests that were
+// refused for another reason don't count, and other clients are not affected.
 func TestTokenLimit(t *testing.T) {
 	limited := newClient("limited", quickSecret(t, "s"))
 	limited.TokenLimit = Limit{Count: 3, Per: time.Minute}

@@ -15,8 +15,8 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// Most parsers here are held to one property: what is accepted, written again, is what
-// was accepted. A parser that reads two things as one has been an attack more than once.
+// Most parsers here are held to one property: what they accept, written again, is what they
+// accepted. A parser that reads two things as one has been an attack more than once.
 
 func FuzzForm(f *testing.F) {
 	for _, seed := range []string{
@@ -202,7 +202,7 @@ func FuzzSecretHash(f *testing.F) {
 			if s != nil {
 				t.Fatalf("%q is refused, and is a secret", hash)
 			}
-			// Somebody may have put the secret itself there.
+			// Somebody may have put the secret itself where the hash belongs.
 			if len(hash) > 16 && strings.Contains(err.Error(), hash[1:]) {
 				t.Fatalf("the error repeats what was configured: %v", err)
 			}

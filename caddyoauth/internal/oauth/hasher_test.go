@@ -26,7 +26,7 @@ func (h *Hasher) hold() (release func()) {
 	}
 }
 
-// asked is what a request came to.
+// asked is how a request ended.
 type asked struct {
 	client *registered
 	err    error
@@ -50,9 +50,9 @@ func (e *engine) askAtOnce(t *testing.T, requests ...Request) []asked {
 	return answers
 }
 
-// Thirty workers of one client with one secret cost one hash, and all of them are served,
-// though each of them alone has to wait for it. So do thirty that are wrong in the same way,
-// whatever is wrong: a shared computation tells nothing that a failure by itself does not.
+// Thirty workers of one client with one secret cost one hash, and all of them are served. So do
+// thirty that are wrong in the same way, whatever is wrong: a shared computation tells nothing
+// that a single failure does not.
 func TestEqualAttemptsShareAComputation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e, failures := attempts(t)
@@ -76,7 +76,7 @@ func TestEqualAttemptsShareAComputation(t *testing.T) {
 	})
 }
 
-// What is not equal shares nothing: another secret, another client, another realm, another
+// Attempts that differ share nothing: another secret, another client, another realm, another
 // method.
 func TestDifferentAttemptsShareNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -108,8 +108,7 @@ func TestDifferentAttemptsShareNothing(t *testing.T) {
 	})
 }
 
-// A secret that ends while its hash is computed lets nobody in any more, whoever began the
-// computation.
+// A secret that ends while its hash is computed lets nobody in, whoever began the computation.
 func TestSharedComputationEndsWithItsSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old := slowSecret(t, "old", memoryA, passesA)
@@ -131,8 +130,8 @@ func TestSharedComputationEndsWithItsSecret(t *testing.T) {
 	})
 }
 
-// The one who began a computation may leave; the others get their answer. When all have left
-// it is not begun.
+// Whoever began a computation may leave, and the others get their answer. If all leave before it
+// begins, it never does.
 func TestComputationOutlivesWhoeverBeganIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newEngine(t, nil, newClient("c", slowSecret(t, "right", memoryA, passesA)))
@@ -175,11 +174,11 @@ func TestComputationOutlivesWhoeverBeganIt(t *testing.T) {
 	})
 }
 
-// nothing is an attempt that costs nothing and fails.
+// nothing is the key of an attempt that costs nothing and fails.
 func nothing(i int) flightKey { return flightKey{sent: [32]byte{byte(i), byte(i >> 8)}} }
 
-// Who has to wait waits for two seconds, and is then told to come back. A hundred at once
-// are no reason to refuse anybody earlier.
+// A request that has to wait waits for two seconds, then is told to come back. A hundred at once
+// are no reason to refuse any of them earlier.
 func TestWaitForASlowHash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHasher()
@@ -213,8 +212,8 @@ func TestWaitForASlowHash(t *testing.T) {
 	})
 }
 
-// E-04: of the queue for slow hashes each address has a share, and all together have a
-// bound; beyond that the caller is told to come back, at once.
+// Each address has a share of the queue for slow hashes, and the whole queue has a bound. Beyond
+// either, the caller is told at once to come back.
 func TestQueueForSlowHashes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHasher()
@@ -234,7 +233,7 @@ func TestQueueForSlowHashes(t *testing.T) {
 		atOnce := func(from, who string) {
 			t.Helper()
 			begin := time.Now()
-			// Equal to one that waits, and all the same one more that waits.
+			// It equals one that waits, but is one more that waits all the same.
 			if _, err := h.check(t.Context(), nothing(1), attempt{}, from, ""); codeOf(err) != CodeUnavailable || time.Since(begin) != 0 {
 				t.Errorf("%s: %v, after %v", who, err, time.Since(begin))
 			}
@@ -256,7 +255,8 @@ func TestQueueForSlowHashes(t *testing.T) {
 				t.Errorf("one who waited: %v", err)
 			}
 		}
-		// One client of an address has half of that: whoever guesses at it leaves room for others.
+		// One client of an address has half of that: whoever guesses its secret leaves room for
+		// others.
 		h.queue, h.share = 10, 4
 		release = h.hold()
 		for i, want := range []bool{true, true, false} {
@@ -274,11 +274,11 @@ func TestQueueForSlowHashes(t *testing.T) {
 	})
 }
 
-// Addresses take turns, and so do the clients of an address: one who guesses, however much,
+// Addresses take turns, and so do the clients of an address: a caller who guesses, however much,
 // delays another by one hash.
 func TestTurnsAtSlowHashes(t *testing.T) {
 	h := NewHasher()
-	h.hold() // nothing leaves the line by itself
+	h.hold() // so that nothing leaves the line by itself
 	who := make(map[*flight]string)
 	add := func(n int, from, client, name string) {
 		for range n {
@@ -312,7 +312,7 @@ func TestTurnsAtSlowHashes(t *testing.T) {
 	if got, want := next(5), "guess elsewhere one elsewhere two"; got != want {
 		t.Errorf("the order is %q, want %q", got, want)
 	}
-	// A stream of newcomers does not overtake those who wait already.
+	// A stream of newcomers does not overtake those that already wait.
 	add(1, "balancer", "three", "three")
 	if got, want := next(2), "guess three"; got != want {
 		t.Errorf("with one newcomer the order is %q, want %q", got, want)
@@ -325,8 +325,8 @@ func TestTurnsAtSlowHashes(t *testing.T) {
 	}
 }
 
-// Nor do two addresses together, one of which holds the flights of the other, that begins anew
-// each time.
+// Two addresses that work together don't overtake others either: one holds the flights that the
+// other begins, and the other begins anew each time.
 func TestTurnsOfAnAddressThatBeginsAnew(t *testing.T) {
 	h := NewHasher()
 	h.hold()
@@ -347,8 +347,8 @@ func TestTurnsOfAnAddressThatBeginsAnew(t *testing.T) {
 	}
 }
 
-// A panic in a computation is an answer for all who wait for it, and says nothing of their
-// credentials; the next computation goes on.
+// A panic in a computation is the answer for all who wait for it, and says nothing about their
+// credentials. The next computation goes on.
 func TestPanicInASlowHash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHasher()
@@ -377,9 +377,9 @@ func TestPanicInASlowHash(t *testing.T) {
 	})
 }
 
-// What was remembered outlives a reload that leaves the hash as it is, whether the hash
-// stands in the configuration or was made of a secret that it refers to; a reload that
-// changes either begins anew.
+// What is remembered outlives a reload that leaves the hash as it is, whether the hash stands in
+// the configuration or was made from a secret that it refers to. A reload that changes either
+// begins anew.
 func TestSuccessOutlivesAReload(t *testing.T) {
 	hasher := NewHasher()
 	referred := func() *Secret {
@@ -417,7 +417,7 @@ func TestSuccessOutlivesAReload(t *testing.T) {
 	}
 }
 
-// What is remembered is bounded, and what is over makes room.
+// What is remembered is bounded, and expired entries make room.
 func TestRememberedSuccessesAreBounded(t *testing.T) {
 	h := NewHasher()
 	s := slowSecret(t, "x", memoryA, passesA)
@@ -433,12 +433,12 @@ func TestRememberedSuccessesAreBounded(t *testing.T) {
 	}
 	h.remember(s, "another", now.Add(rememberFor))
 	if n := len(h.remembered); n != 2 {
-		t.Errorf("%d are remembered after all but one are over, want 2", n)
+		t.Errorf("%d are remembered after all but one have expired, want 2", n)
 	}
 }
 
-// Basic credentials are good as RFC 6749 has them and as they are, and nothing else that
-// resembles them is. The client that is meant is in the log, also if the secret can't be read.
+// Basic credentials are good as RFC 6749 encodes them and as they are, and in no other form that
+// resembles them. The log has the client that is meant even if the secret can't be read.
 func TestBothReadingsOfBasic(t *testing.T) {
 	const odd = "p%+=&:%41 ä"
 	e := newEngine(t, nil,
@@ -487,7 +487,7 @@ func TestBothReadingsOfBasic(t *testing.T) {
 	}
 }
 
-// A realm with PBKDF2 hashes fails at the price of one, for whoever it is.
+// In a realm with PBKDF2 hashes, a failure costs one of them, for everybody.
 func TestFailuresOfPBKDF2CostTheSame(t *testing.T) {
 	off := newClient("off", mustHash(t, "$pbkdf2-sha512$210000$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA"))
 	off.Disabled = true

@@ -22,7 +22,7 @@ import (
 // fleetBound is how long a revocation at one gateway may stay unseen at another.
 const fleetBound = 2 * time.Second
 
-// openRedis opens a store that tells a cache what other gateways do, if there is a cache.
+// openRedis opens a store. If there is a cache, the store tells it what other gateways do.
 func openRedis(t testing.TB, address string, cache *introspect.Cache) *store.Redis {
 	t.Helper()
 	cfg := store.RedisConfig{
@@ -31,7 +31,7 @@ func openRedis(t testing.TB, address string, cache *introspect.Cache) *store.Red
 		Lost: func(error) {}, Regained: func() {}, Changed: func() {}, Evicting: func(string, string) {},
 	}
 	if cache == nil {
-		// Nothing goes wrong with this one, but the machine may be busy.
+		// Nothing goes wrong with this store, but the machine may be busy.
 		cfg.DialTimeout, cfg.Timeout = 20*time.Second, 20*time.Second
 	} else {
 		cfg.Revoked = func(realm string, id introspect.TokenID) { cache.Forget(oauth.CacheName(realm), id) }
@@ -40,7 +40,7 @@ func openRedis(t testing.TB, address string, cache *introspect.Cache) *store.Red
 	return store.OpenRedis(cfg)
 }
 
-// newNode is a gateway of a fleet: a Server with a store and a cache of its own.
+// newNode makes a gateway of a fleet: an Engine with a store and a cache of its own.
 func newNode(t testing.TB, address, plain string) *realm {
 	t.Helper()
 	cache, err := introspect.NewCache(introspect.CacheConfig{MaxTokens: 10_000})
@@ -80,17 +80,17 @@ func newNode(t testing.TB, address, plain string) *realm {
 	return &realm{t: t, engine: engine, client: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}}}
 }
 
-// nodeOperation is an operation, and the node that it was asked of.
+// nodeOperation is an operation, and the node that carried it out.
 type nodeOperation struct {
 	node int
 	porcupine.Operation
 }
 
-// seenFrom is the history that a node promises to its callers: all that was issued, its own
-// checks and revocations as they were, and the revocations of others, which take effect here
-// at some moment up to bound after they were acknowledged. The checks of others are not in
-// it: they belong to what those promise. What is asked of it is strict: one moment for each
-// revocation, before which the token is good here and after which it never is again.
+// seenFrom returns the history that a node promises to its callers: all that was issued, its own
+// checks and revocations as they were, and the revocations of others, which take effect here at
+// some moment up to bound after they were acknowledged. The checks of others are not in it: they
+// belong to what those nodes promise. The demand is strict: for each revocation there is one
+// moment before which the token is good here, and after which it never is again.
 func seenFrom(node int, history []nodeOperation, bound time.Duration) []porcupine.Operation {
 	var seen []porcupine.Operation
 	for _, op := range history {
@@ -105,11 +105,11 @@ func seenFrom(node int, history []nodeOperation, bound time.Duration) []porcupin
 	return seen
 }
 
-// B-04, B-18: of two gateways over one Redis, each is linearizable to its own callers, with
-// revocations of the other that arrive within the bound.
+// Of two gateways over one Redis, each is linearizable to its own callers, and the revocations of
+// the other arrive within the bound.
 func TestHistoryOfTwoNodes(t *testing.T) {
-	// Of each node. There are so many tokens that most are asked about for longer than the
-	// bound after they were revoked, else it would not show if they stayed good.
+	// These are of each node. There are so many tokens that most are asked about for longer than
+	// the bound after they were revoked; otherwise it would not show if they stayed good.
 	const clients, slots = 4, 60
 	duration := 3 * fleetBound
 	if testing.Short() {
@@ -187,12 +187,13 @@ func TestHistoryOfTwoNodes(t *testing.T) {
 			t.Errorf("node %d: the history is too long to judge", node)
 		}
 	}
-	// Without the bound it is no wonder if it fails; the log says whether it was needed.
+	// Without the bound it may well fail. The log says whether the bound was needed.
 	strict := porcupine.CheckOperations(tokenModel, seenFrom(0, history, 0))
 	t.Logf("%d operations at two nodes; without any delay node 0 would be linearizable: %t", len(history), strict)
 }
 
-// B-18: how long a token is good elsewhere after its revocation was acknowledged.
+// A revocation reaches the other gateway within moments; the log says how long a token stays good
+// there after its revocation was acknowledged.
 func TestRevocationReachesTheOtherNode(t *testing.T) {
 	address := redistest.Start(t).Addr
 	plain := oauth.GenerateSecret()

@@ -22,10 +22,10 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// These tests ask whether revocation holds when everything happens at once. Each goes
-// through a whole Server: its token format, its store, and the cache in front.
+// These tests ask whether revocation holds when everything happens at once. Each goes through a
+// whole Engine: its token format, its store, and the cache in front.
 
-// tokenStores are the stores that a Server works with. Another one joins by a line.
+// tokenStores are the stores that an Engine works with. Another one joins by a line.
 var tokenStores = []struct {
 	name string
 	open func(t testing.TB) oauth.TokenStore
@@ -41,14 +41,14 @@ var tokenStores = []struct {
 	{"redis", func(t testing.TB) oauth.TokenStore { return openRedis(t, redistest.Start(t).Addr, nil) }},
 }
 
-// cacheSizes are the ways to set up the cache; what a Server answers depends on none.
+// cacheSizes are the ways to set up the cache. What an Engine answers depends on none of them.
 var cacheSizes = []struct {
 	name   string
 	tokens int64
 	maxAge time.Duration
 }{{"cache on", 10_000, time.Hour}, {"tiny cache", 1, time.Hour}, {"cache off", 10_000, 0}}
 
-// realm is a Server with one client, and what that client can do.
+// realm is an Engine with one client, and what that client can do.
 type realm struct {
 	t      testing.TB
 	engine *oauth.Engine
@@ -98,7 +98,7 @@ func newRealmAt(t testing.TB, s oauth.TokenStore, cfg introspect.CacheConfig, ma
 	}
 }
 
-// patiently repeats what took longer than a store may take, as it does when the disk of a busy
+// patiently repeats what took longer than a store may take, as happens when the disk of a busy
 // machine has other things to do.
 func patiently(do func() error) error {
 	for begin := time.Now(); ; {
@@ -143,8 +143,7 @@ func (r *realm) check(token string) bool {
 	return facts.Active
 }
 
-// slowReads makes a store's answers old by the time that they arrive, which is when
-// mistakes show.
+// slowReads makes a store's answers old by the time they arrive, which is when mistakes show.
 type slowReads struct{ oauth.TokenStore }
 
 func (s slowReads) Get(ctx context.Context, key oauth.Key) (oauth.Token, error) {
@@ -155,8 +154,8 @@ func (s slowReads) Get(ctx context.Context, key oauth.Key) (oauth.Token, error) 
 	return token, err
 }
 
-// The history of one token, for porcupine: it is issued, checked and revoked, in any
-// order that agrees with the clock.
+// The history of one token, for porcupine: it is issued, checked and revoked, in any order that
+// agrees with the clock.
 type (
 	tokenInput struct {
 		op    string // issue, check or revoke
@@ -200,8 +199,8 @@ var tokenModel = porcupine.Model{
 	},
 }
 
-// B-04: whatever 8 clients do at once, there is an order of it all, in agreement with the
-// clock, in which each token is good from its issue to its revocation and not after.
+// Whatever 8 clients do at once, there is an order of it all, in agreement with the clock, in
+// which each token is good from its issue to its revocation and not after.
 func TestBatteryHistoryIsLinearizable(t *testing.T) {
 	const clients, slots = 8, 6
 	steps := 1500
@@ -213,7 +212,7 @@ func TestBatteryHistoryIsLinearizable(t *testing.T) {
 	}
 	for _, s := range tokenStores {
 		for _, c := range cacheSizes {
-			t.Run("B-04 "+s.name+", "+c.name, func(t *testing.T) {
+			t.Run(s.name+", "+c.name, func(t *testing.T) {
 				r := newRealm(t, slowReads{s.open(t)}, c.tokens, c.maxAge)
 				type issued struct {
 					number int
@@ -293,11 +292,11 @@ func TestBatteryHistoryIsLinearizable(t *testing.T) {
 	}
 }
 
-// B-01: after a revocation no lookup passes, with others filling the cache all the time.
+// After a revocation no lookup passes, while others fill the cache all the time.
 func TestNoTokenPassesAfterItsRevocation(t *testing.T) {
 	for _, s := range tokenStores {
 		for _, c := range cacheSizes {
-			t.Run("B-01 "+s.name+", "+c.name, func(t *testing.T) {
+			t.Run(s.name+", "+c.name, func(t *testing.T) {
 				rounds := 10_000
 				if s.name != "memory" {
 					rounds = 300 // each waits for the disk twice
@@ -368,8 +367,8 @@ func (g *gatedStore) Get(ctx context.Context, key oauth.Key) (oauth.Token, error
 	return token, err
 }
 
-// B-02, B-03: a lookup that read the store before the revocation and ends after it neither
-// brings the token back nor answers those who came after the revocation.
+// A lookup that reads the store before a revocation and ends after it neither brings the token
+// back nor answers those who come after the revocation.
 func TestALateReadDoesNotResurrect(t *testing.T) {
 	for _, c := range cacheSizes {
 		t.Run(c.name, func(t *testing.T) {
@@ -379,7 +378,7 @@ func TestALateReadDoesNotResurrect(t *testing.T) {
 				token := r.issue()
 
 				s.closed.Store(true)
-				go r.check(token) // A, which began before
+				go r.check(token) // begins before the revocation
 				synctest.Wait()
 				if s.held.Load() != 1 {
 					t.Fatal("the lookup has not reached the store")
@@ -387,7 +386,7 @@ func TestALateReadDoesNotResurrect(t *testing.T) {
 				s.closed.Store(false) // the revocation's own read
 				r.revoke(token)
 				var passed atomic.Int64
-				for range 10 { // C, which joins the lookup of A
+				for range 10 { // begin after it, and join that lookup
 					go func() {
 						if r.check(token) {
 							passed.Add(1)
@@ -398,11 +397,11 @@ func TestALateReadDoesNotResurrect(t *testing.T) {
 				close(s.open)
 				synctest.Wait()
 				if n := passed.Load(); n != 0 {
-					t.Errorf("B-03: %d of 10 lookups that began after the revocation passed", n)
+					t.Errorf("%d of 10 lookups that began after the revocation passed", n)
 				}
 				for range 120 {
 					if r.check(token) {
-						t.Fatal("B-02: the token passes again")
+						t.Fatal("the token passes again")
 					}
 					time.Sleep(time.Minute / 2)
 				}
@@ -411,8 +410,8 @@ func TestALateReadDoesNotResurrect(t *testing.T) {
 	}
 }
 
-// lateStore gives up on revocations and carries them out later, as a store may that was
-// still writing when its caller's time was up.
+// lateStore gives up on revocations and carries them out later, as a store may if it was still
+// writing when its caller's time was up.
 type lateStore struct {
 	oauth.TokenStore
 	late []func()
@@ -425,8 +424,8 @@ func (s *lateStore) Revoke(ctx context.Context, key oauth.Key) error {
 	return errGivenUp
 }
 
-// B-01, R-08: a revocation that failed and is sent again holds, though the store had
-// carried out the first meanwhile and has nothing left to do.
+// A revocation that failed and is sent again holds, even if the store has carried out the first one
+// in the meantime and has nothing left to do.
 func TestARevocationThatIsSentAgain(t *testing.T) {
 	s := &lateStore{TokenStore: store.NewMemory(time.Now)}
 	r := newRealm(t, s, 100, time.Hour)
@@ -462,7 +461,7 @@ func (m *mixedUp) Put(ctx context.Context, token oauth.Token) error {
 
 func (m *mixedUp) Get(context.Context, oauth.Key) (oauth.Token, error) { return *m.other.Load(), nil }
 
-// B-10, E-08: a store that mixes up its records is an outage; no token has another's rights.
+// A store that mixes up its records is an outage; no token has another's rights.
 func TestAStoreThatMixesUpRecords(t *testing.T) {
 	r := newRealm(t, &mixedUp{TokenStore: store.NewMemory(time.Now)}, 100, time.Hour)
 	first, second := r.issue(), r.issue()

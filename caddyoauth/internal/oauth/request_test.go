@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// G-05, G-06, G-07: what counts as a form, and what becomes of it.
+// A form is parsed into its parameters, or refused.
 func TestParseForm(t *testing.T) {
 	parameters := func(n int) string {
 		var names []string
@@ -61,8 +61,8 @@ func TestParseForm(t *testing.T) {
 	}
 }
 
-// A refusal names the parameter that it is about, if it is one of ours, and never repeats what
-// was sent.
+// A refusal names the parameter that it is about if that is one of ours, and repeats nothing
+// else that was sent.
 func TestParseFormNamesTheParameter(t *testing.T) {
 	for body, want := range map[string]string{
 		"scope=a&scope=b":             "scope is repeated",
@@ -82,7 +82,7 @@ func TestParseFormNamesTheParameter(t *testing.T) {
 	}
 	for _, body := range []string{"evil[]=a", "scopes[]=a", "[scope]=a", "xscope[]=a"} {
 		if _, err := parseForm(body); err != nil {
-			t.Errorf("%s, which nobody knows: %v", body, err)
+			t.Errorf("%s, an unknown parameter: %v", body, err)
 		}
 	}
 }
@@ -93,10 +93,10 @@ func parse(body string) url.Values {
 	return values
 }
 
-// CA-01, CA-02, CA-07: what counts as Basic credentials, and what they say.
+// Basic credentials are parsed into both of their readings, or refused.
 func TestParseBasic(t *testing.T) {
 	b64 := func(pair string) string { return base64.StdEncoding.EncodeToString([]byte(pair)) }
-	// What follows an | is the second reading.
+	// A second reading follows after an |.
 	for _, c := range []struct{ header, id, secret string }{
 		{"Basic " + b64("c:s"), "c", "s"},
 		{"basic " + b64("c:s"), "c", "s"},
@@ -135,13 +135,13 @@ func TestParseBasic(t *testing.T) {
 			t.Errorf("%q passes, as %q, %q", header, creds.ClientIDs, creds.Secrets)
 		}
 	}
-	// Who it was can be told from the ID, whatever the secret is.
+	// The ID says who it was, whatever the secret is.
 	if creds, _ := parseBasic("Basic " + b64("my%3Aapp:\xff")); !slices.Equal(creds.ClientIDs, []string{"my:app", "my%3Aapp"}) {
-		t.Errorf("the ID beside a secret that is no text is %q", creds.ClientIDs)
+		t.Errorf("beside a secret that is not text, the ID is %q", creds.ClientIDs)
 	}
 }
 
-// CA-03 to CA-06: which method a request uses, if it uses one.
+// A request uses exactly one method of authentication, or none.
 func TestParseRequest(t *testing.T) {
 	good := "Basic " + base64.StdEncoding.EncodeToString([]byte("c:s"))
 	odd := "Basic " + base64.StdEncoding.EncodeToString([]byte("a%3Ab:s"))
@@ -169,7 +169,7 @@ func TestParseRequest(t *testing.T) {
 		{"client_assertion_type=x", []string{good}, "", CodeInvalidRequest},
 		{"client_id=c&client_secret=s&client_assertion=x", nil, "", CodeInvalidRequest},
 		{"client_id=c&client_secret=s&client_assertion_type=x", nil, "", CodeInvalidRequest},
-		{"client_id=c&client_assertion=x&client_assertion_type=y", nil, "", ""}, // not offered: no credentials
+		{"client_id=c&client_assertion=x&client_assertion_type=y", nil, "", ""}, // a method that does not exist here: no credentials
 		{"a=b", []string{good, good}, "", CodeInvalidRequest},
 		{"a=b", []string{good, ""}, "", CodeInvalidRequest},
 		{"a=b", []string{"Bearer x"}, "", ""},
@@ -183,7 +183,7 @@ func TestParseRequest(t *testing.T) {
 	}
 }
 
-// S-02, S-04, S-06: the grammar of a scope parameter.
+// The scope parameter follows the grammar of RFC 6749 section 3.3.
 func TestParseScope(t *testing.T) {
 	many := func(n int) string {
 		var scopes []string
@@ -226,7 +226,7 @@ func TestParseScope(t *testing.T) {
 	}
 }
 
-// S-01, S-03, S-05: what a client gets is what it asked for, or nothing.
+// A client gets the scopes that it asked for, or nothing.
 func TestGrantScopes(t *testing.T) {
 	client := &Client{Scopes: []string{"read", "write", "read:all"}, DefaultScopes: []string{"read"}}
 	for _, c := range []struct {

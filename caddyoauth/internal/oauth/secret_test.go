@@ -14,13 +14,13 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// The costs of the slow hashes in these tests: as cheap as they may be, and different.
+// The costs of the slow hashes in these tests: as low as they may be, and different.
 const (
 	memoryA, passesA = 16384, 2
 	memoryB, passesB = 8192, 4
 )
 
-// attempts are the ways to fail, with the slow hashes that the realm owes for each.
+// attempts returns a realm and the ways to fail there.
 func attempts(t testing.TB) (*engine, map[string]Request) {
 	expired := slowSecret(t, "s", memoryA, passesA)
 	expired.Until = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -85,11 +85,11 @@ func mustHash(t testing.TB, hash string) *Secret {
 	return s
 }
 
-// CA-09, E-05, D#22: every failed authentication costs the same slow hashes, whatever
-// made it fail, and the same answer.
+// Every failed authentication costs the same slow hashes and gets the same answer, whatever made
+// it fail.
 func TestFailuresCostTheSame(t *testing.T) {
 	e, failures := attempts(t)
-	const once = 3 // two of the one cost, for the client with two, and one of the other
+	const once = 3 // two of one cost, for the client with two, and one of the other
 	for name, r := range failures {
 		before := e.cfg.Hasher.hashes.Load()
 		_, _, err := e.Token(t.Context(), r)
@@ -100,12 +100,12 @@ func TestFailuresCostTheSame(t *testing.T) {
 		if errors.As(err, &refusal) && refusal.Description != "client authentication failed" {
 			t.Errorf("%s is described as %q", name, refusal.Description)
 		}
-		// For each reading of what was sent, whoever it was sent for.
+		// It costs that for each reading of what was sent, whoever it was sent for.
 		if n, want := e.cfg.Hasher.hashes.Load()-before, once*int64(len(r.Credentials.Secrets)); n != want {
-			t.Errorf("CA-09 %s costs %d slow hashes, want %d", name, n, want)
+			t.Errorf("%s costs %d slow hashes, want %d", name, n, want)
 		}
 	}
-	// Credentials that are none claim nothing, and cost nothing.
+	// What is no credentials claims nothing and costs nothing.
 	for name, authorization := range map[string][]string{"none": nil, "another scheme": {"Bearer x"}, "malformed": {"Basic %"}} {
 		before := e.cfg.Hasher.hashes.Load()
 		r, err := ParseRequest(Incoming{Authorization: authorization, Body: grantForm.Encode(), From: "192.0.2.1"})
@@ -121,7 +121,7 @@ func TestFailuresCostTheSame(t *testing.T) {
 	}
 }
 
-// CA-09: a realm without slow hashes fails quickly for everybody.
+// A realm without slow hashes fails quickly for everybody.
 func TestFailuresWithoutSlowHashes(t *testing.T) {
 	e := newEngine(t, nil, newClient("quick", quickSecret(t, "right")))
 	for _, id := range []string{"quick", "nobody"} {
@@ -134,9 +134,8 @@ func TestFailuresWithoutSlowHashes(t *testing.T) {
 	}
 }
 
-// E-05, D#22: a dummy is as dear as what it stands for. Its work would end early if it
-// were malformed.
-func TestDummiesAreAsDear(t *testing.T) {
+// A dummy costs as much as what it stands for. If it were malformed, its work would end early.
+func TestDummiesCostAsMuch(t *testing.T) {
 	if err := bcrypt.CompareHashAndPassword(dummyBcrypt(10), []byte("x")); !errors.Is(err, bcrypt.ErrMismatchedHashAndPassword) {
 		t.Errorf("the bcrypt dummy: %v", err)
 	}
@@ -156,7 +155,7 @@ func TestDummiesAreAsDear(t *testing.T) {
 	}
 }
 
-// E-06: a success is remembered for a while, for this secret alone, and a wrong secret
+// A success is remembered for a while, for this secret alone, and a wrong secret
 // after it costs the full price.
 func TestSuccessIsRemembered(t *testing.T) {
 	e := newEngine(t, nil, newClient("c", slowSecret(t, "right", memoryA, passesA)), newClient("d", slowSecret(t, "right", memoryB, passesB)))
@@ -194,7 +193,7 @@ func TestSuccessIsRemembered(t *testing.T) {
 	}
 }
 
-// CA-10: at its until a secret is over, remembered or not, to the nanosecond.
+// A secret ends at its Until, to the nanosecond, remembered or not.
 func TestUntilEndsASecret(t *testing.T) {
 	for name, old := range map[string]*Secret{"slow": slowSecret(t, "old", memoryA, passesA), "quick": quickSecret(t, "old"), "hashed": mustHash(t, sha256Hash("old"))} {
 		e := newEngine(t, nil, newClient("c", old, quickSecret(t, "new")))
@@ -215,8 +214,8 @@ func TestUntilEndsASecret(t *testing.T) {
 	}
 }
 
-// D#19, D#20, D#21: right and wrong secrets of two clients at once are never taken for
-// each other, while the successes of both are being remembered.
+// Right and wrong secrets of two clients at once are never mistaken for each other while the
+// successes of both are being remembered.
 func TestConcurrentChecksAreNotMixedUp(t *testing.T) {
 	e := newEngine(t, nil,
 		newClient("one", slowSecret(t, "secret of one", memoryA, passesA), quickSecret(t, "quick of one")),
@@ -253,8 +252,8 @@ func TestConcurrentChecksAreNotMixedUp(t *testing.T) {
 	callers.Wait()
 }
 
-// E-04: a full queue is an answer of its own, which says nothing of the credentials, and
-// whoever needs no slow hash does not notice.
+// A full queue has its own answer, which says nothing about the credentials. Clients that need no
+// slow hash don't notice it.
 func TestFullQueueAtTheTokenEndpoint(t *testing.T) {
 	e := newEngine(t, nil, newClient("slow", slowSecret(t, "right", memoryA, passesA)), newClient("quick", quickSecret(t, "right")))
 	hasher := e.cfg.Hasher
@@ -274,7 +273,7 @@ func TestFullQueueAtTheTokenEndpoint(t *testing.T) {
 	e.issue(t, "slow", "right") // remembered
 }
 
-// E-03, E-02, CA-11: hashes from a configuration, good and hostile.
+// A configuration may have good hashes. Weak, expensive and malformed ones are refused.
 func TestHashedSecret(t *testing.T) {
 	b64 := base64.RawStdEncoding.EncodeToString
 	salt, digest := b64(make([]byte, 16)), b64(make([]byte, 32))
@@ -301,7 +300,7 @@ func TestHashedSecret(t *testing.T) {
 		{pbkdf2("sha256", "600000") + "$", false}, {pbkdf2("sha256", "600000") + "=", false}, {"$pbkdf2-sha256$600000$" + salt, false}, {"$pbkdf2-sha256$600000$$" + digest, false}, {"$pbkdf2-sha256$600000$" + salt + "$", false},
 		{"$pbkdf2-sha256$i=600000,l=0$" + salt + "$", false}, {"$pbkdf2-sha256$600000$" + salt + "$" + b64(make([]byte, 64)), false}, {"$pbkdf2-sha512$600000$" + salt + "$" + b64(make([]byte, 64)), true},
 		{"$pbkdf2-sha256$600000$" + b64(make([]byte, 7)) + "$" + digest, false}, {"$pbkdf2-sha256$600000$" + b64(make([]byte, 65)) + "$" + digest, false},
-		// What stands for 62 in base64 differs between the two forms.
+		// The two forms have different characters for 62 in base64.
 		{"$pbkdf2-sha256$600000$" + strings.Repeat(".", 22)[:21] + "A$" + digest, true}, {"$pbkdf2-sha256$600000$" + strings.Repeat("+", 21) + "A$" + digest, false},
 		{"$pbkdf2-sha256$i=600000,l=32$" + strings.Repeat("+", 21) + "A$" + digest, true}, {"$pbkdf2-sha256$i=600000,l=32$" + strings.Repeat(".", 21) + "A$" + digest, false},
 
@@ -337,15 +336,15 @@ func TestHashedSecret(t *testing.T) {
 		if err != nil && len(c.hash) > 30 && strings.Contains(err.Error(), c.hash[len(c.hash)-12:]) {
 			t.Errorf("the error repeats the hash: %v", err)
 		}
-		// Those that would take long are checked for their form only.
+		// Only the form is checked of those that would take long.
 		if secret != nil && (!secret.slow() || secret.cost.memory > 0 && secret.cost.memory < 50_000) && (secret.quick("") || secret.quick("x") || secret.slow() && secret.hash("x")) {
 			t.Errorf("%q accepts anything", c.hash)
 		}
 	}
 }
 
-// E-01, E-02, CA-12: hashes that the command line makes are right for their secret and no
-// other, and are refused where they would be weak.
+// The hashes that the command line makes are right for their secret and no other, and it refuses
+// to make weak ones.
 func TestMakingHashes(t *testing.T) {
 	generated := GenerateSecret()
 	if !strings.HasPrefix(generated, secretPrefix) || len(generated) != len(secretPrefix)+43 || generated == GenerateSecret() {
@@ -382,11 +381,11 @@ func TestMakingHashes(t *testing.T) {
 		}
 	}
 	if _, err := HashBcrypt(strings.Repeat("a", 73)); err == nil {
-		t.Error("CA-12 bcrypt hashes 73 bytes")
+		t.Error("bcrypt hashes 73 bytes")
 	}
 }
 
-// CA-12: bcrypt would read the first 72 bytes and let anything follow.
+// bcrypt by itself would read the first 72 bytes and let anything follow.
 func TestBcryptReadsAllOfASecret(t *testing.T) {
 	long := strings.Repeat("a", 72)
 	const hash = "$2a$10$P7snOx9lebNlTPDR1i65deh.pQBrntHeBUM2NdV3L2J/K.ntgcypK"
@@ -395,11 +394,11 @@ func TestBcryptReadsAllOfASecret(t *testing.T) {
 		t.Error("the secret of 72 bytes is refused")
 	}
 	if secret.hash(long + "XYZ") {
-		t.Error("CA-12 72 bytes and a suffix are accepted")
+		t.Error("72 bytes and a suffix are accepted")
 	}
 }
 
-// C-24: nothing that prints a secret or its hash prints more than a word.
+// Whatever prints a secret or its hash prints no more than one word.
 func TestSecretsDoNotPrint(t *testing.T) {
 	secret := quickSecret(t, "canary-secret")
 	hashed := mustHash(t, "$sha256$"+base64.RawStdEncoding.EncodeToString([]byte("canary-digest-of-thirty-two-byte")))
@@ -413,8 +412,8 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	}
 }
 
-// CA-09: the time of failed authentications, side by side. Compare them by eye, or with
-// benchstat; a machine that others use can't be asked for a verdict.
+// BenchmarkFailedAuthentication takes the time of failed authentications, side by side. Compare
+// them by eye, or with benchstat: on a machine that others use, no test could judge them.
 func BenchmarkFailedAuthentication(b *testing.B) {
 	e, failures := attempts(b)
 	for name, r := range failures {
@@ -426,7 +425,7 @@ func BenchmarkFailedAuthentication(b *testing.B) {
 	}
 }
 
-// E-01, E-06: a check of a generated secret, and of one that is remembered.
+// BenchmarkSecretCheck is a check of a generated secret, and of one that is remembered.
 func BenchmarkSecretCheck(b *testing.B) {
 	generated := GenerateSecret()
 	hash, err := HashGenerated(generated)
@@ -446,7 +445,7 @@ func BenchmarkSecretCheck(b *testing.B) {
 	}
 }
 
-// E-02: what a person may have chosen must not be tried out at full speed.
+// A secret that a person may have chosen can't be tried out at full speed.
 func TestWhichSecretsCanBeGuessed(t *testing.T) {
 	for secret, want := range map[string]bool{
 		"summer":                true,
