@@ -26,22 +26,22 @@ type bench struct {
 	report *report
 	bar    *progress
 
-	folder  string // temporary: the program, and a folder for each gateway
+	folder  string // temporary; for the binary, and with a folder for each gateway
 	binary  string
 	backend string // host:port
-	prefix  string // of keys in Redis
+	prefix  string // of the keys in Redis
 
 	generated, chosen credentials
 	clients           []credentials // all, for the Caddyfile
 
-	gateways []*gateway // of the chapter that is being measured
+	gateways []*gateway // those of the current chapter
 }
 
-// firsts is how many clients have never authenticated before: one for each round, and one
-// to warm up with.
+// firsts returns how many clients are needed that have never authenticated: one for each round, and
+// one to warm up with.
 func (c config) firsts() int { return c.Rounds + 1 }
 
-// run measures everything. When it returns, nothing that it started is left.
+// run measures everything. When it returns, nothing is left of what it started.
 func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err error) {
 	b := &bench{cfg: cfg, report: newReport(cfg)}
 	if b.folder, err = os.MkdirTemp("", "gateway-bench"); err != nil {
@@ -61,7 +61,7 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 	}
 
 	type chapter struct {
-		units   int // of the progress bar
+		units   int // on the progress bar
 		measure func(context.Context) error
 	}
 	chapters := []chapter{
@@ -76,7 +76,7 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 			chapter{7 * cfg.Rounds, func(ctx context.Context) error { return b.issue(ctx, store) }},
 			chapter{2 * cfg.Rounds, func(ctx context.Context) error { return b.ask(ctx, store) }})
 	}
-	// Last, since it needs to know how fast tokens are issued.
+	// Growth comes last, since it needs to know how fast tokens are issued.
 	chapters = append(chapters, chapter{cfg.Points + cfg.Rounds + 3, b.growth})
 
 	units := 0
@@ -90,13 +90,13 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 	if err != nil {
 		return nil, err
 	}
-	defer backend.Close() //nolint:errcheck // its clients have gone
+	defer backend.Close() //nolint:errcheck // nobody is connected any more
 	for _, c := range chapters {
 		b.gateways = nil
 		if err := c.measure(ctx); err != nil {
 			b.bar.end()
 			if ctx.Err() != nil {
-				return nil, ctx.Err() // what else went wrong did because of it
+				return nil, ctx.Err() // anything else that went wrong is a consequence
 			}
 			b.explain(stderr)
 			return nil, fmt.Errorf("%s: %w", b.bar.what, err)
@@ -105,8 +105,8 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 	return b.report, nil
 }
 
-// removeAll deletes a folder, and waits for what is being interrupted: a compiler that go
-// has started may still write into it.
+// removeAll deletes a folder. It keeps trying for ten seconds: after an interrupt, a compiler that
+// the go command has started may still be writing into it.
 func removeAll(folder string) error {
 	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 		if err := os.RemoveAll(folder); err == nil || time.Since(begin) > 10*time.Second {
@@ -115,17 +115,17 @@ func removeAll(folder string) error {
 	}
 }
 
-// explain shows what the gateways have said last.
+// explain shows the last output of the gateways.
 func (b *bench) explain(stderr io.Writer) {
 	for _, g := range b.gateways {
 		if said := g.said.String(); said != "" {
-			fmt.Fprintln(stderr, "The gateway on", g.addr, "said last:")
+			fmt.Fprintln(stderr, "Last output of the gateway on", g.addr+":")
 			fmt.Fprintln(stderr, said)
 		}
 	}
 }
 
-// prepare builds the program and makes the secrets of the clients.
+// prepare builds the binary and makes the clients' secrets.
 func (b *bench) prepare(ctx context.Context) error {
 	b.bar.say("building ./cmd/caddy")
 	var err error
@@ -157,8 +157,8 @@ func (b *bench) prepare(ctx context.Context) error {
 	return nil
 }
 
-// hashed makes a client with a secret of its own behind a slow hash. What the gateway remembers
-// belongs to the hash.
+// hashed makes a client whose secret has a slow hash. No two share a hash, because what the gateway
+// remembers of a success belongs to the hash.
 func (b *bench) hashed(ctx context.Context, id string) (credentials, error) {
 	secret := rand.Text()
 	hash := command(ctx, b.binary, "oauth", "hash-secret")
@@ -170,14 +170,14 @@ func (b *bench) hashed(ctx context.Context, id string) (credentials, error) {
 	return credentials{id: id, secret: secret, line: strings.TrimSpace(string(line))}, nil
 }
 
-// build builds the program as xcaddy does, without what only debuggers read.
+// build builds the binary as xcaddy does, without debug information.
 func build(ctx context.Context, folder string) (string, error) {
 	binary := filepath.Join(folder, "caddy")
 	if runtime.GOOS == "windows" {
 		binary += ".exe"
 	}
 	cmd := command(ctx, "go", "build", "-ldflags=-s -w", "-o", binary, "github.com/caddyoauth/gateway/cmd/caddy")
-	cmd.Env = append(os.Environ(), "GOTMPDIR="+folder) // which it may leave behind when it is interrupted
+	cmd.Env = append(os.Environ(), "GOTMPDIR="+folder) // which the go command may leave behind when interrupted
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
@@ -185,8 +185,8 @@ func build(ctx context.Context, folder string) (string, error) {
 	return binary, nil
 }
 
-// serveBackend serves what is behind the gateway, in this process: its CPU time is not
-// the gateway's.
+// serveBackend serves the backend from this process, so that its CPU time does not count as the
+// gateway's.
 func (b *bench) serveBackend(ctx context.Context) (*http.Server, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -194,14 +194,14 @@ func (b *bench) serveBackend(ctx context.Context) (*http.Server, error) {
 	}
 	b.backend = listener.Addr().String()
 	server := &http.Server{
-		Handler:           http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, backendBody) }), //nolint:errcheck // the gateway has gone
+		Handler:           http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, backendBody) }), //nolint:errcheck // fails only if the gateway is gone
 		ReadHeaderTimeout: patience,
 	}
-	go server.Serve(listener) //nolint:errcheck // ends with Close, and then there is nothing to say
+	go server.Serve(listener) //nolint:errcheck // returns after Close, with nothing to report
 	return server, nil
 }
 
-// What answers must be, beside having the status 200.
+// What the body of an answer must be; its status must be 200.
 
 func isBackend(body []byte) error   { return begins(body, backendBody) }
 func isToken(body []byte) error     { return begins(body, `{"access_token":"coa_`) }
@@ -209,13 +209,13 @@ func isActive(body []byte) error    { return begins(body, `{"active":true,`) }
 func isEmptyJSON(body []byte) error { return begins(body, `{}`) }
 func isStatic(body []byte) error    { return begins(body, `{`) }
 
-// tokenIn is the token of an answer.
+// tokenIn returns the token in an answer.
 func tokenIn(body []byte) (string, error) {
 	token, _, _ := strings.Cut(strings.TrimPrefix(string(body), `{"access_token":"`), `"`)
 	return token, isToken(body)
 }
 
-// begins doesn't say what it found: it could be a token.
+// begins checks how a body begins. Its error does not quote the body, which may hold a token.
 func begins(body []byte, with string) error {
 	if !bytes.HasPrefix(body, []byte(with)) {
 		return fmt.Errorf("a body of %d bytes does not begin with %s", len(body), with)
@@ -223,10 +223,10 @@ func begins(body []byte, with string) error {
 	return nil
 }
 
-// side is one of the two that take turns.
+// side is one of the two sides that take turns.
 type side struct {
 	gateway *gateway
-	// next makes the requests of a round; what that takes is not measured.
+	// next makes the requests of a round. The time that this takes is not measured.
 	next  func(context.Context) (requests, error)
 	check func(body []byte) error
 
@@ -238,7 +238,7 @@ func always(next requests) func(context.Context) (requests, error) {
 	return func(context.Context) (requests, error) { return next, nil }
 }
 
-// round measures one side once.
+// round measures one side for one round.
 func (b *bench) round(ctx context.Context, l *load, s *side) error {
 	next, err := s.next(ctx)
 	if err != nil {
@@ -260,10 +260,10 @@ func (b *bench) round(ctx context.Context, l *load, s *side) error {
 	return nil
 }
 
-// compare measures both sides in turns, after one round that warms them up.
-func (b *bench) compare(ctx context.Context, c comparison, ours, beside side) error {
+// compare measures the two sides in turn, after one round to warm up.
+func (b *bench) compare(ctx context.Context, c comparison, ours, baseline side) error {
 	b.bar.say(c.What + ", " + c.Store)
-	sides := []*side{&ours, &beside}
+	sides := []*side{&ours, &baseline}
 	loads := make([]*load, len(sides))
 	for i, s := range sides {
 		l, err := dial(ctx, s.gateway.addr, c.Connections)
@@ -280,8 +280,8 @@ func (b *bench) compare(ctx context.Context, c comparison, ours, beside side) er
 			}
 		}
 		if round == 0 {
-			if apart := ours.size - beside.size; apart < -8 || apart > 8 {
-				return fmt.Errorf("the bodies of both sides have %d and %d bytes, and can't be compared", ours.size, beside.size)
+			if apart := ours.size - baseline.size; apart < -8 || apart > 8 {
+				return fmt.Errorf("cannot compare bodies of %d and %d bytes", ours.size, baseline.size)
 			}
 			for _, s := range sides {
 				s.cpu, s.rate, s.p50, s.p99 = nil, nil, nil, nil
@@ -290,10 +290,10 @@ func (b *bench) compare(ctx context.Context, c comparison, ours, beside side) er
 		}
 		b.bar.step()
 	}
-	c.Ours, c.BesideIt = ours.figures(), beside.figures()
-	c.RateRatio = spreadOf(ratios(ours.rate, beside.rate))
+	c.Ours, c.Base = ours.figures(), baseline.figures()
+	c.RateRatio = spreadOf(ratios(ours.rate, baseline.rate))
 	if len(ours.cpu) > 0 {
-		ratio := spreadOf(ratios(ours.cpu, beside.cpu))
+		ratio := spreadOf(ratios(ours.cpu, baseline.cpu))
 		c.CPURatio = &ratio
 	}
 	b.report.Comparisons = append(b.report.Comparisons, c)
@@ -309,7 +309,7 @@ func (s *side) figures() figures {
 	return f
 }
 
-// tokens has n tokens issued.
+// tokens fetches n tokens.
 func (b *bench) tokens(ctx context.Context, g *gateway, n int) ([]string, error) {
 	l, err := dial(ctx, g.addr, min(n, 128))
 	if err != nil {
@@ -333,7 +333,7 @@ func (b *bench) tokens(ctx context.Context, g *gateway, n int) ([]string, error)
 	return all, err
 }
 
-// each makes a request of each token.
+// each makes a request for each token.
 func each(tokens []string, request func(token string) []byte) [][]byte {
 	all := make([][]byte, len(tokens))
 	for i, t := range tokens {
@@ -342,7 +342,7 @@ func each(tokens []string, request func(token string) []byte) [][]byte {
 	return all
 }
 
-// protected measures requests to what a token protects.
+// protected measures requests to a protected route.
 func (b *bench) protected(ctx context.Context, store string) error {
 	b.bar.say("protected requests, " + store)
 	g, err := b.start(ctx, setup{store: store})
@@ -356,14 +356,14 @@ func (b *bench) protected(ctx context.Context, store string) error {
 
 	for _, c := range []struct {
 		what   string
-		tokens int // 0: another one for each request
+		tokens int // 0 for a new one in each request
 	}{{"protected request, one token", 1}, {"protected request, 1,000 tokens", 1000}, {"protected request, a token not in the cache", 0}} {
 		var known []string
 		if known, err = b.tokens(ctx, g, max(c.tokens, 1)); err != nil {
 			return err
 		}
 		ours := side{gateway: g, check: isBackend, next: always(cycle(each(known, use)))}
-		beside := side{gateway: g, check: isBackend, next: always(cycle(each(known, plain)))}
+		baseline := side{gateway: g, check: isBackend, next: always(cycle(each(known, plain)))}
 		if c.tokens == 0 {
 			ours.next = func(ctx context.Context) (requests, error) {
 				fresh, err := b.tokens(ctx, g, b.cfg.Most/2)
@@ -376,10 +376,10 @@ func (b *bench) protected(ctx context.Context, store string) error {
 		if err != nil {
 			return err
 		}
-		if err := b.compare(ctx, comparison{What: c.what, Store: store, Beside: "plain `reverse_proxy`", Connections: connections}, ours, beside); err != nil {
+		if err := b.compare(ctx, comparison{What: c.what, Store: store, Baseline: "plain `reverse_proxy`", Connections: connections}, ours, baseline); err != nil {
 			return err
 		}
-		// That the cache was used as the name says is not taken for granted.
+		// Make sure that the cache was used as the name says.
 		hitsAfter, missesAfter, err := g.cacheUse(ctx)
 		if err != nil {
 			return err
@@ -388,13 +388,13 @@ func (b *bench) protected(ctx context.Context, store string) error {
 		share := float64(hits) / float64(hits+misses)
 		b.report.Comparisons[len(b.report.Comparisons)-1].CacheHits = &share
 		if c.tokens > 0 && share < 0.95 || c.tokens == 0 && share > 0.01 {
-			return fmt.Errorf("the cache answered %d of %d checks, so this is not what was to be measured", hits, hits+misses)
+			return fmt.Errorf("the cache answered %d of %d checks, so this did not measure what it should", hits, hits+misses)
 		}
 	}
 	return nil
 }
 
-// all sends all requests, unmeasured.
+// all sends all requests without measuring them.
 func (b *bench) all(ctx context.Context, g *gateway, next requests, check func([]byte) error) error {
 	l, err := dial(ctx, g.addr, 16)
 	if err != nil {
@@ -414,14 +414,14 @@ func (b *bench) issue(ctx context.Context, store string) error {
 		as   credentials
 	}{{"token, generated secret", b.generated}, {"token, Argon2id secret", b.chosen}} {
 		for _, connections := range []int{1, 16, 128} {
-			// Each in a gateway of its own: no client may have more than a share of the memory store.
+			// Each gets a new gateway, since no client may have more than its share of the memory store.
 			g, err := b.start(ctx, setup{store: store})
 			if err != nil {
 				return err
 			}
 			ours := side{gateway: g, check: isToken, next: always(repeat(g.post("/oauth2/access_token", form, c.as)))}
-			beside := side{gateway: g, check: isStatic, next: always(repeat(g.post("/static/token", form, c.as)))}
-			err = b.compare(ctx, comparison{What: c.what, Store: store, Beside: "static answer", Connections: connections}, ours, beside)
+			baseline := side{gateway: g, check: isStatic, next: always(repeat(g.post("/static/token", form, c.as)))}
+			err = b.compare(ctx, comparison{What: c.what, Store: store, Baseline: "static answer", Connections: connections}, ours, baseline)
 			g.stop()
 			if err != nil {
 				return err
@@ -433,14 +433,14 @@ func (b *bench) issue(ctx context.Context, store string) error {
 		return err
 	}
 	defer g.stop()
-	// A success with a slow hash is remembered. This is what it costs where none is.
+	// The gateway remembers that a secret matched a slow hash. This is the cost before it does.
 	first := 1
 	ours := side{gateway: g, check: isToken, next: func(context.Context) (requests, error) {
 		first++
 		return atMost(1, repeat(g.post("/oauth2/access_token", form, b.clients[first]))), nil
 	}}
-	beside := side{gateway: g, check: isStatic, next: always(repeat(g.post("/static/token", form, b.chosen)))}
-	return b.compare(ctx, comparison{What: "token, Argon2id secret, a client's first", Store: store, Beside: "static answer", Connections: 1}, ours, beside)
+	baseline := side{gateway: g, check: isStatic, next: always(repeat(g.post("/static/token", form, b.chosen)))}
+	return b.compare(ctx, comparison{What: "token, Argon2id secret, a client's first", Store: store, Baseline: "static answer", Connections: 1}, ours, baseline)
 }
 
 // ask measures introspection and revocation.
@@ -459,14 +459,14 @@ func (b *bench) ask(ctx context.Context, store string) error {
 	to := func(path string) func(string) []byte {
 		return func(token string) []byte { return g.post(path, "token="+token, b.generated) }
 	}
-	if err := b.compare(ctx, comparison{What: "introspection, 1,000 tokens", Store: store, Beside: "static answer", Connections: connections},
+	if err := b.compare(ctx, comparison{What: "introspection, 1,000 tokens", Store: store, Baseline: "static answer", Connections: connections},
 		side{gateway: g, check: isActive, next: always(cycle(each(known, to("/oauth2/introspect"))))},
 		side{gateway: g, check: isStatic, next: always(cycle(each(known, to("/static/introspection"))))},
 	); err != nil {
 		return err
 	}
 	var revoked []string
-	if err := b.compare(ctx, comparison{What: "revocation", Store: store, Beside: "static answer", Connections: connections},
+	if err := b.compare(ctx, comparison{What: "revocation", Store: store, Baseline: "static answer", Connections: connections},
 		side{gateway: g, check: isEmptyJSON, next: func(ctx context.Context) (requests, error) {
 			fresh, err := b.tokens(ctx, g, b.cfg.Most/2)
 			revoked = fresh
@@ -476,15 +476,14 @@ func (b *bench) ask(ctx context.Context, store string) error {
 	); err != nil {
 		return err
 	}
-	// The answer is the same for a token that is unknown, so one is looked at: the first
-	// to be handed out.
+	// Revoking an unknown token gets the same answer, so check one: the first that was sent.
 	if err := b.all(ctx, g, once(each(revoked[:1], to("/oauth2/introspect"))), isActive); err == nil {
 		return errors.New("a revoked token is still active")
 	}
 	return nil
 }
 
-// starts measures start-up, and memory at rest.
+// starts measures start-up time, and memory at rest.
 func (b *bench) starts(ctx context.Context) error {
 	b.bar.say("start-up and memory")
 	var with, without struct{ startup, resident, live []float64 }
@@ -517,16 +516,16 @@ func (b *bench) starts(ctx context.Context) error {
 		more[i] = with.resident[i] - without.resident[i]
 	}
 	b.report.Start = start{
-		Startup: spreadOf(with.startup), StartupBeside: spreadOf(without.startup),
-		Resident: spreadOf(with.resident), ResidentBeside: spreadOf(without.resident), ResidentMore: spreadOf(more),
-		Live: spreadOf(with.live), LiveBeside: spreadOf(without.live),
+		Startup: spreadOf(with.startup), StartupBaseline: spreadOf(without.startup),
+		Resident: spreadOf(with.resident), ResidentBaseline: spreadOf(without.resident), ResidentMore: spreadOf(more),
+		Live: spreadOf(with.live), LiveBaseline: spreadOf(without.live),
 	}
 	return nil
 }
 
-// cached measures the memory of a cached token: that which is in use after each token
-// has been let in once, less that of before, by how many the cache then knows. Tokens
-// are in a file, so that only what the cache holds of them is in memory.
+// cached measures the memory of a cached token: by how much the heap in use grows while each token
+// is used once, divided by the number of tokens that are in the cache afterwards. The store is a
+// file, so nothing but the cache holds tokens in memory.
 func (b *bench) cached(ctx context.Context) error {
 	b.bar.say("memory of cached tokens")
 	g, err := b.start(ctx, setup{store: "bbolt"})
@@ -540,7 +539,7 @@ func (b *bench) cached(ctx context.Context) error {
 	}
 	b.bar.step()
 	uses := each(known, func(token string) []byte { return g.get("/api/orders/17", token) })
-	// Connections and buffers are there before, too.
+	// Make connections and buffers part of the memory before.
 	if err := b.all(ctx, g, atMost(b.cfg.Cached, repeat(g.get("/plain/orders/17", ""))), isBackend); err != nil {
 		return err
 	}
@@ -578,8 +577,8 @@ func (b *bench) cached(ctx context.Context) error {
 	return nil
 }
 
-// atOnce has tokens issued, and uses each over the same connection as soon as it is there.
-// One that is refused ends the run.
+// atOnce fetches tokens and uses each one immediately, over the same connection. A refusal ends the
+// run.
 func (b *bench) atOnce(ctx context.Context) error {
 	b.bar.say("tokens used at once")
 	g, err := b.start(ctx, setup{store: "bbolt"})
@@ -598,7 +597,7 @@ func (b *bench) atOnce(ctx context.Context) error {
 				return err
 			}
 			defer l.Close()
-			token := "" // that was issued and not used yet
+			token := "" // fetched and not used yet
 			_, err = l.run(ctx, atMost(2*b.cfg.AtOnce/connections, func() []byte {
 				if token == "" {
 					return issue
@@ -624,7 +623,7 @@ func (b *bench) atOnce(ctx context.Context) error {
 	return nil
 }
 
-// sleep waits, but not longer than ctx.
+// sleep waits for d, or until ctx ends.
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):

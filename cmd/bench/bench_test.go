@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// tiny is everything that is measured, as little of it as there can be.
+// tiny measures everything, but as little of it as possible.
 func tiny() config {
 	return config{
 		Name: "tiny", Rounds: 2, Round: 20 * time.Millisecond, Most: 128, Starts: 1, Rest: 20 * time.Millisecond,
@@ -25,7 +25,7 @@ func tiny() config {
 	}
 }
 
-// binary is built once, by what also builds it for a run.
+// binary is built once, as for a run.
 var binary string
 
 func TestMain(m *testing.M) {
@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 // The whole program, against the real gateway.
 func TestBench(t *testing.T) {
 	temporary := t.TempDir()
-	t.Setenv("TMPDIR", temporary) // where the system has it
+	t.Setenv("TMPDIR", temporary) // on systems that use it
 	t.Setenv("TMP", temporary)
 	var stderr bytes.Buffer
 	cfg := tiny()
@@ -70,7 +70,7 @@ func TestBench(t *testing.T) {
 	}
 	written, err := os.ReadFile(filepath.Join(files, "figures.json"))
 	if err != nil || !bytes.Equal(written, onlyJSON.Bytes()) {
-		t.Errorf("the JSON in the file is not that of standard output: %v", err)
+		t.Errorf("the JSON in the file differs from that on standard output: %v", err)
 	}
 	var back report
 	if err := json.Unmarshal(onlyJSON.Bytes(), &back); err != nil {
@@ -86,7 +86,7 @@ func TestBench(t *testing.T) {
 	}
 	for _, c := range back.Comparisons {
 		name := fmt.Sprintf("%s, %s, %d connections", c.What, c.Store, c.Connections)
-		for side, f := range map[string]figures{"ours": c.Ours, "beside": c.BesideIt} {
+		for side, f := range map[string]figures{"ours": c.Ours, "baseline": c.Base} {
 			if f.Rate.Median <= 0 || f.P50.Median <= 0 || f.P99.Median < f.P50.Least {
 				t.Errorf("%s, %s: %+v", name, side, f)
 			}
@@ -114,8 +114,8 @@ func TestBench(t *testing.T) {
 	checkSVG(t, filepath.Join(files, "growth.svg"))
 }
 
-// redisServer starts a Redis and, when the test has ended, finds it as empty as it was.
-// Without one installed, the rest is checked without it.
+// redisServer starts a Redis, and checks at the end of the test that no keys are left in it. It
+// returns an empty address if Redis is not installed; the test then goes on without it.
 func redisServer(t *testing.T) string {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		return ""
@@ -155,8 +155,8 @@ func redisServer(t *testing.T) string {
 	return ""
 }
 
-// checkTables sees whether each row of a table has as many cells as its head, and none
-// that is no number where one belongs.
+// checkTables checks that each row of a table has as many cells as its head, and that no cell is
+// empty or a failed number.
 func checkTables(t *testing.T, text string) {
 	tables, cells := 0, 0
 	for line := range strings.Lines(text) {
@@ -194,7 +194,7 @@ func checkSVG(t *testing.T, file string) {
 		if errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
-			t.Fatalf("the drawing is no XML: %v", err)
+			t.Fatalf("the drawing is not XML: %v", err)
 		}
 		if e, ok := token.(xml.StartElement); ok && e.Name.Local == "polyline" {
 			lines++
@@ -205,8 +205,7 @@ func checkSVG(t *testing.T, file string) {
 	}
 }
 
-// What ends a run early leaves as little behind as its end: while it builds, and while a
-// gateway runs.
+// An interrupted run leaves nothing behind, whether it was building or measuring.
 func TestInterrupted(t *testing.T) {
 	for name, c := range map[string]struct {
 		binary string
@@ -229,7 +228,7 @@ func TestInterrupted(t *testing.T) {
 			cfg := tiny()
 			cfg.Binary = c.binary
 			if _, err := run(ctx, cfg, begun); !errors.Is(err, context.Canceled) {
-				t.Errorf("%v, want that it was cancelled", err)
+				t.Errorf("%v, want context.Canceled", err)
 			}
 			if left, _ := os.ReadDir(temporary); len(left) > 0 {
 				t.Errorf("%s is left behind", left[0].Name())
@@ -238,7 +237,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// A gateway that does not start is given up, with what it said, and leaves nothing.
+// A gateway that does not start ends the run, shows its output, and leaves nothing behind.
 func TestGatewayThatDoesNotStart(t *testing.T) {
 	b := &bench{cfg: tiny(), binary: binary, folder: t.TempDir(), clients: []credentials{{id: "broken", line: "no_such_option"}}}
 	if _, err := b.start(t.Context(), setup{store: "memory"}); !errors.Is(err, errEnded) {
@@ -247,7 +246,7 @@ func TestGatewayThatDoesNotStart(t *testing.T) {
 	var stderr bytes.Buffer
 	b.explain(&stderr)
 	if !strings.Contains(stderr.String(), "no_such_option") {
-		t.Errorf("it does not say why:\n%s", &stderr)
+		t.Errorf("the reason is missing:\n%s", &stderr)
 	}
 	for _, g := range b.gateways {
 		select {
@@ -281,12 +280,12 @@ func TestUsage(t *testing.T) {
 			t.Errorf("%q: status %d, want %d", c.args, status, c.status)
 		}
 		if said := strings.ReplaceAll(stderr.String(), " -quick", " --quick"); !strings.Contains(said, c.says) {
-			t.Errorf("%q: it does not say %q:\n%s", c.args, c.says, said)
+			t.Errorf("%q: the output lacks %q:\n%s", c.args, c.says, said)
 		}
 	}
 }
 
-// A refusal is not counted as done, whatever it is.
+// A refusal of any kind ends the run, and never counts as a success.
 func TestWrongAnswersEndTheRun(t *testing.T) {
 	for name, c := range map[string]struct{ answer, says string }{
 		"status":          {"HTTP/1.1 401 Unauthorized\r\nWww-Authenticate: Bearer\r\nContent-Length: 0\r\n\r\n", "status 401"},
@@ -306,7 +305,7 @@ func TestWrongAnswersEndTheRun(t *testing.T) {
 	}
 }
 
-// answering is one connection to a server that gives one answer and is gone.
+// answering returns one connection to a server that gives one answer and closes it.
 func answering(t *testing.T, answer string) *load {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -378,7 +377,7 @@ func TestQuantile(t *testing.T) {
 	}
 }
 
-// In the second round the machine was half as fast, and that changes nothing.
+// The machine was half as fast in the second round, which does not change the result.
 func TestMedianOfRatios(t *testing.T) {
 	got := spreadOf(ratios([]float64{11, 20, 13}, []float64{10, 20, 10}))
 	if got != (spread{Median: 1.1, Least: 1, LowerQuartile: 1.05, UpperQuartile: 1.2000000000000002, Greatest: 1.3}) {
@@ -399,8 +398,7 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// What the gateway says is shown when a run fails, but no more than the end, and no
-// secrets.
+// When a run fails it shows the output of the gateway: only the end of it, and no secrets.
 func TestTail(t *testing.T) {
 	var said tail
 	for i := range 10_000 {

@@ -20,12 +20,12 @@ import (
 	"time"
 )
 
-// gateway is a Caddy in a process of its own. It ends with stop, or with the context that
-// it was started with.
+// gateway is a Caddy that runs as a separate process. It ends with stop, or with the context that it
+// was started with.
 type gateway struct {
 	addr    string        // of the site
-	admin   string        // of Caddy's admin endpoint
-	startup time.Duration // until its first answer with the status 200
+	admin   string        // Caddy's admin endpoint
+	startup time.Duration // until its first answer with status 200
 	store   string        // the bbolt file, if it has one
 
 	pid    int
@@ -34,25 +34,25 @@ type gateway struct {
 	exited chan struct{} // closed when the process is gone
 }
 
-// setup is what tells one gateway from another.
+// setup is what differs between gateways.
 type setup struct {
-	store    string        // bbolt, memory, redis; without one it is Caddy without us
+	store    string        // bbolt, memory or redis; empty for Caddy without the gateway
 	lifetime time.Duration // of tokens
 }
 
-// credentials are what a client program has, and its line in the Caddyfile.
+// credentials are a client's ID and secret, and the line for them in the Caddyfile.
 type credentials struct{ id, secret, line string }
 
-// The bodies that are answered beside those of the gateway, of the same size.
+// The bodies of the static answers, as long as the gateway's own, and that of the backend.
 const (
 	staticToken         = `{"access_token":"coa_AQBrBpyui3c8vlii753p8xRiQ4lK6lxWe7P5yggr6OAG47xKcGkauXPC","scope":"read","token_type":"Bearer","expires_in":3600}`
 	staticIntrospection = `{"active":true,"scope":"read","client_id":"generated","token_type":"Bearer","exp":1790000000,"iat":1790000000,"sub":"generated","jti":"LEJDYOwHHw0QylFhGJXxP8"}`
 	backendBody         = "This is the backend."
 )
 
-// caddyfile is the configuration of a gateway. Clients are the same in all of them:
-// one with a generated secret, one with a secret that a person may have chosen, and some
-// more of the latter kind that have never been here.
+// caddyfile returns the configuration of a gateway. All have the same clients: one with a generated
+// secret, one whose secret has a slow hash, and more of the latter kind that have never
+// authenticated.
 func (b *bench) caddyfile(s setup, site, admin, data string) string {
 	quoted := func(body string) string { return strings.ReplaceAll(body, `"`, `\"`) }
 	var oauth strings.Builder
@@ -83,19 +83,19 @@ func (b *bench) caddyfile(s setup, site, admin, data string) string {
 		":" + port + " {\n\tbind 127.0.0.1\n" + served + "}\n"
 }
 
-// start starts a gateway and waits until it answers: with a token, or, without us, with
-// what is static.
+// start starts a gateway and waits until it issues a token, or, without a store, until it gives the
+// static answer.
 func (b *bench) start(ctx context.Context, s setup) (*gateway, error) {
 	for attempt := 1; ; attempt++ {
 		g, err := b.startOnce(ctx, s)
-		// Somebody else may have taken a port that was free.
+		// Another process may have taken one of the ports.
 		if attempt == 3 || !errors.Is(err, errEnded) {
 			return g, err
 		}
 	}
 }
 
-var errEnded = errors.New("the gateway has ended by itself")
+var errEnded = errors.New("the gateway exited unexpectedly")
 
 func (b *bench) startOnce(ctx context.Context, s setup) (_ *gateway, err error) {
 	if s.lifetime == 0 {
@@ -123,8 +123,8 @@ func (b *bench) startOnce(ctx context.Context, s setup) (_ *gateway, err error) 
 	ctx, g.end = context.WithCancel(ctx)
 	cmd := command(ctx, b.binary, "run", "--config", config)
 	cmd.Env = append(os.Environ(), "HOME="+data, "XDG_DATA_HOME="+data, "XDG_CONFIG_HOME="+data)
-	// A pipe, as with most service managers. What it says is read, and all but its end is
-	// dropped: a file would grow, and be written to the disk while tokens are.
+	// A pipe, as most service managers use. Only the end of the output is kept: a file would grow,
+	// and would be written to the same disk as the tokens.
 	cmd.Stdout, cmd.Stderr = &g.said, &g.said
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {
@@ -133,7 +133,7 @@ func (b *bench) startOnce(ctx context.Context, s setup) (_ *gateway, err error) 
 	}
 	g.pid = cmd.Process.Pid
 	go func() {
-		cmd.Wait() //nolint:errcheck // how it ended counts only if nobody wanted it to; then its answers stay away
+		cmd.Wait() //nolint:errcheck // if it ends when it should not, requests fail
 		close(g.exited)
 	}()
 	first, check := g.get("/static/token", ""), isStatic
@@ -148,7 +148,7 @@ func (b *bench) startOnce(ctx context.Context, s setup) (_ *gateway, err error) 
 	return g, nil
 }
 
-// await asks until the answer is as it should be.
+// await repeats a request until check accepts the answer.
 func (g *gateway) await(ctx context.Context, request []byte, check func([]byte) error) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -170,22 +170,22 @@ func (g *gateway) await(ctx context.Context, request []byte, check func([]byte) 
 		case <-g.exited:
 			return errEnded
 		case <-ctx.Done():
-			return fmt.Errorf("the gateway does not answer: %w", err)
+			return fmt.Errorf("the gateway does not answer as expected: %w", err)
 		}
 	}
 }
 
-// stop ends the process, and waits until it is gone.
+// stop ends the process and waits until it is gone.
 func (g *gateway) stop() {
 	g.end()
 	<-g.exited
 }
 
-// command is a process that is asked to end when ctx does, and made to soon after.
+// command makes a process that is interrupted when ctx ends, and killed ten seconds later.
 func command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // the program that was built here, or go
+	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // the binary built above, or go
 	cmd.Cancel = func() error {
-		if runtime.GOOS == "windows" { // has no signals
+		if runtime.GOOS == "windows" { // which has no signals
 			return cmd.Process.Kill()
 		}
 		return cmd.Process.Signal(os.Interrupt)
@@ -194,7 +194,8 @@ func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// freeAddr is an address that nobody listens on. Somebody could before the gateway does.
+// freeAddr returns an address that nobody listens on. Another process may take it before the gateway
+// does.
 func freeAddr(ctx context.Context) (string, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -203,7 +204,7 @@ func freeAddr(ctx context.Context) (string, error) {
 	return listener.Addr().String(), listener.Close()
 }
 
-// get and post are the bytes of requests.
+// get and post return the bytes of a request.
 func (g *gateway) get(path, token string) []byte {
 	authorization := ""
 	if token != "" {
@@ -220,16 +221,16 @@ func (g *gateway) post(path, form string, as credentials) []byte {
 		"Content-Length: " + strconv.Itoa(len(form)) + "\r\n\r\n" + form)
 }
 
-// cpu is the CPU time that the process has spent. It is to the nanosecond; schedstat of
-// the process itself counts its first thread only, so all threads are added. Not ok:
-// this system does not say.
+// cpu returns the CPU time that the process has used, in nanoseconds. The schedstat of the process
+// counts only its first thread, so it adds up all threads. ok is false on systems that don't
+// report it.
 func (g *gateway) cpu() (_ time.Duration, ok bool) {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", g.pid))
 	var sum time.Duration
 	for _, t := range threads {
 		text, err := os.ReadFile(t)
 		if err != nil {
-			continue // ended meanwhile; Go's threads rarely do
+			continue // the thread has ended, which is rare in a Go program
 		}
 		first, _, _ := strings.Cut(string(text), " ")
 		ns, err := strconv.ParseInt(first, 10, 64)
@@ -241,16 +242,16 @@ func (g *gateway) cpu() (_ time.Duration, ok bool) {
 	return sum, sum > 0
 }
 
-// memory is what the process has in memory, in bytes.
+// memory is how much memory the process uses, in bytes.
 type memory struct {
 	Resident int64 `json:"resident_bytes,omitempty"`
-	Own      int64 `json:"own_bytes,omitempty"` // without what is a file's, as the program and a bbolt file are
-	// What the program still uses, after a collection.
+	Own      int64 `json:"own_bytes,omitempty"` // without mapped files, such as the binary and a bbolt file
+	// The heap in use after a garbage collection.
 	Live int64 `json:"live_heap_bytes"`
 }
 
-// memory looks at the process, and has it collect its garbage. Without /proc, only the
-// latter is known.
+// memory reads how much memory the process uses, then has it collect garbage to find the heap in
+// use. Without /proc only the latter is known.
 func (g *gateway) memory(ctx context.Context) (m memory, err error) {
 	if status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.pid)); err == nil {
 		for line := range strings.Lines(string(status)) {
@@ -269,7 +270,7 @@ func (g *gateway) memory(ctx context.Context) (m memory, err error) {
 	return m, err
 }
 
-// cacheUse is how many checks the cache has answered, and how many not.
+// cacheUse returns how many token checks the cache has answered, and how many it has not.
 func (g *gateway) cacheUse(ctx context.Context) (hits, misses int64, err error) {
 	if hits, err = g.number(ctx, "/metrics", "caddy_oauth_cache_hits_total "); err != nil {
 		return 0, 0, err
@@ -278,7 +279,8 @@ func (g *gateway) cacheUse(ctx context.Context) (hits, misses int64, err error) 
 	return hits, misses, err
 }
 
-// number asks the admin endpoint, and finds what follows after the beginning of a line.
+// number fetches a path of the admin endpoint and returns the number that follows prefix at the
+// beginning of a line.
 func (g *gateway) number(ctx context.Context, path, prefix string) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -297,38 +299,38 @@ func (g *gateway) number(ctx context.Context, path, prefix string) (int64, error
 	}
 	for line := range strings.Lines(string(text)) {
 		if value, ok := strings.CutPrefix(line, prefix); ok {
-			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64) // large ones have an exponent
+			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64) // large numbers have an exponent
 			return int64(n), err
 		}
 	}
 	return 0, fmt.Errorf("%s has no line %q", path, prefix)
 }
 
-// tail keeps the end of what was written, but for the lines that tell of each token: they
-// would be all there is.
+// tail keeps the end of what is written to it, without the log lines about single tokens, which
+// would crowd out the rest.
 type tail struct {
 	mu   sync.Mutex
 	text []byte
-	line []byte // the last one, of which the end has not been written yet
+	line []byte // the last one, still incomplete
 }
 
 const tailSize = 8 << 10
 
-var tellsOfToken = [][]byte{[]byte(`"event":"token_issued"`), []byte(`"event":"token_revoked"`)}
+var tokenEvents = [][]byte{[]byte(`"event":"token_issued"`), []byte(`"event":"token_revoked"`)}
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for line := range bytes.Lines(p) {
 		if len(t.line)+len(line) > tailSize {
-			t.line = t.line[:0] // nobody reads a line of that length
+			t.line = t.line[:0] // too long to keep
 			line = line[max(0, len(line)-tailSize):]
 		}
 		t.line = append(t.line, line...)
 		if !bytes.HasSuffix(line, []byte("\n")) {
 			break
 		}
-		if !slices.ContainsFunc(tellsOfToken, func(event []byte) bool { return bytes.Contains(t.line, event) }) {
+		if !slices.ContainsFunc(tokenEvents, func(event []byte) bool { return bytes.Contains(t.line, event) }) {
 			t.text = append(t.text, t.line...)
 			t.text = t.text[max(0, len(t.text)-tailSize):]
 		}
@@ -337,11 +339,11 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// secretive is what tokens and generated secrets look like. The gateway does not log
-// them; if it ever did, this would not be the place that shows them.
+// secretive matches tokens, generated secrets and hashes. The gateway does not log them, but if it
+// ever did, they should not appear here.
 var secretive = regexp.MustCompile(`\bco[as]_[A-Za-z0-9_-]+|\$(argon2id|sha256|2b)\$[A-Za-z0-9$=,+/.]+`)
 
-// String is the end, in whole lines.
+// String returns what is kept, in whole lines.
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -11,22 +11,23 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// growth is what happens to a bbolt file, and to the process above it, while tokens
-// become many and end again.
+// growth is how a bbolt file, and the process that uses it, fare while the number of tokens grows
+// and falls again.
 type growth struct {
 	Tokens   int           `json:"tokens"`
 	Lifetime time.Duration `json:"token_lifetime_ns"`
-	Points   []point       `json:"points"` // the first is an empty file
+	Points   []point       `json:"points"` // the first is for an empty file
 	Empty    point         `json:"empty_again"`
-	// As many tokens as between two points, issued into the file that was emptied.
+	// After as many tokens as between two points were issued into the emptied file.
 	Refilled point `json:"refilled"`
-	// What lies in the file at the end, as bbolt itself counts it.
+	// What is in the file at the end, as bbolt counts it.
 	Left  int `json:"tokens_in_file_at_end"`
 	Free  int `json:"free_pages_at_end"`
 	Pages int `json:"pages_at_end"`
 }
 
-// point is one state of growth: what was issued to get there, and what there is then.
+// point is one state of growth: the cost of issuing the tokens since the last point, and what there
+// is now.
 type point struct {
 	Live   int     `json:"live_tokens"`
 	CPU    float64 `json:"cpu_us_per_token,omitempty"`
@@ -39,7 +40,7 @@ type point struct {
 
 const (
 	fillConnections = 128
-	// The gateway looks for expired tokens this often when nobody fetches one.
+	// dropEvery is how often an idle gateway looks for expired tokens.
 	dropEvery = 10 * time.Second
 )
 
@@ -77,20 +78,20 @@ func (b *bench) growth(ctx context.Context) error {
 		grown.Points = append(grown.Points, p)
 		b.bar.step()
 	}
-	l.Close() // the gateway would wait for them at its end
+	l.Close() // the gateway would wait for the connections when it ends
 
 	token := func(g *gateway) side {
 		return side{gateway: g, check: isToken, next: always(repeat(g.post("/oauth2/access_token", "grant_type=client_credentials", b.generated)))}
 	}
-	if err := b.compare(ctx, comparison{What: "token, " + thousands(p.Live) + " live ones in the file", Store: "bbolt", Beside: "token, empty file", Connections: 16}, token(full), token(empty)); err != nil {
+	if err := b.compare(ctx, comparison{What: "token, " + thousands(p.Live) + " live ones in the file", Store: "bbolt", Baseline: "token, empty file", Connections: 16}, token(full), token(empty)); err != nil {
 		return err
 	}
 	last := time.Now()
 	if last.Sub(first) > grown.Lifetime {
-		b.report.Notes = append(b.report.Notes, "The machine was slower than expected, so the first tokens had ended before the last ones were issued.")
+		b.report.Notes = append(b.report.Notes, "The machine was slower than expected: the first tokens expired before the last ones were issued.")
 	}
 
-	b.bar.say("growth, waiting for the end of the tokens")
+	b.bar.say("growth, waiting for the tokens to expire")
 	if err := emptied(ctx, full.store, last.Add(grown.Lifetime)); err != nil {
 		return err
 	}
@@ -99,7 +100,7 @@ func (b *bench) growth(ctx context.Context) error {
 	}
 	b.bar.step()
 
-	b.bar.say("growth, once more")
+	b.bar.say("growth, again")
 	if l, err = dial(ctx, full.addr, fillConnections); err != nil {
 		return err
 	}
@@ -117,15 +118,15 @@ func (b *bench) growth(ctx context.Context) error {
 		return err
 	}
 	if grown.Left > refill {
-		return fmt.Errorf("%d tokens lie in the file, where %d live", grown.Left, refill)
+		return fmt.Errorf("%d tokens are in the file, but only %d are live", grown.Left, refill)
 	}
 	b.report.Growth = grown
 	b.bar.step()
 	return nil
 }
 
-// growthLifetime is long enough for all tokens to be issued and measured while they
-// live, and not much longer, since their end has to be waited for.
+// growthLifetime returns a token lifetime that is long enough to issue and measure all tokens while
+// they live, but not much longer, since the run has to wait until they expire.
 func (b *bench) growthLifetime() time.Duration {
 	rate := 1000.0
 	for _, c := range b.report.Comparisons {
@@ -137,7 +138,7 @@ func (b *bench) growthLifetime() time.Duration {
 	return time.Duration(math.Ceil(seconds)) * time.Second
 }
 
-// fill issues n tokens and says what that was like.
+// fill fetches n tokens and returns what that cost.
 func (b *bench) fill(ctx context.Context, g *gateway, l *load, n int) (point, error) {
 	before, ok := g.cpu()
 	got, err := l.run(ctx, atMost(n, repeat(g.post("/oauth2/access_token", "grant_type=client_credentials", b.generated))), 0, isToken)
@@ -158,7 +159,7 @@ func (b *bench) fill(ctx context.Context, g *gateway, l *load, n int) (point, er
 	return p, nil
 }
 
-// look is what there is now.
+// look returns what there is now: the size of the file, and memory.
 func (g *gateway) look(ctx context.Context) (p point, err error) {
 	if p.Memory, err = g.memory(ctx); err != nil {
 		return point{}, err
@@ -171,13 +172,13 @@ func (g *gateway) look(ctx context.Context) (p point, err error) {
 	return p, nil
 }
 
-// emptied waits until all tokens have ended and the gateway has dropped them. It can't
-// look into a file that is in use; but a gateway that drops writes without a pause, and
-// one with nothing to drop and nobody to serve writes nothing.
+// emptied waits until all tokens have expired and the gateway has dropped them. It can't open a file
+// that is in use. But a gateway that drops tokens writes to it without a pause, and one that has
+// neither tokens to drop nor requests to serve writes nothing.
 func emptied(ctx context.Context, file string, end time.Time) error {
 	const (
 		quiet  = 2 * time.Second
-		commit = 200 * time.Millisecond // what was decided before the end is written by then
+		commit = 200 * time.Millisecond // a write that began before the end is done by then
 	)
 	for deadline := end.Add(10 * time.Minute); ; {
 		info, err := os.Stat(file)
@@ -189,13 +190,13 @@ func emptied(ctx context.Context, file string, end time.Time) error {
 			if written.After(end.Add(commit)) {
 				return nil
 			}
-			// Or it happened to drop the last ones in the very moment of their end.
+			// Or it dropped the last ones at the very moment when they expired.
 			if now.After(end.Add(3 * dropEvery)) {
 				return nil
 			}
 		}
 		if now.After(deadline) {
-			return errors.New("the gateway still writes ten minutes after the last token has ended")
+			return errors.New("the gateway is still writing ten minutes after the last token expired")
 		}
 		if err := sleep(ctx, 100*time.Millisecond); err != nil {
 			return err
@@ -203,7 +204,7 @@ func emptied(ctx context.Context, file string, end time.Time) error {
 	}
 }
 
-// count looks into the file of a gateway that has ended.
+// count counts what is in the file of a gateway that has ended.
 func (g *growth) count(file string) error {
 	db, err := bolt.Open(file, 0o600, &bolt.Options{ReadOnly: true, PreLoadFreelist: true, Timeout: time.Second})
 	if err != nil {
@@ -219,7 +220,7 @@ func (g *growth) count(file string) error {
 	return db.View(func(tx *bolt.Tx) error {
 		tokens := tx.Bucket([]byte("tokens"))
 		if tokens == nil {
-			return errors.New("the file has no tokens, not even none")
+			return errors.New("the file has no bucket for tokens")
 		}
 		g.Left = tokens.Stats().KeyN
 		return nil

@@ -15,20 +15,20 @@ import (
 	"time"
 )
 
-// requests hands out the bytes of one request after another, and nil when there are no
-// more. It is called from many goroutines at once.
+// requests returns the bytes of one request after another, and nil when there are no more. It must be
+// safe for concurrent use.
 type requests func() []byte
 
-// repeat hands out the same request for ever.
+// repeat returns the same request for ever.
 func repeat(request []byte) requests { return func() []byte { return request } }
 
-// cycle hands out each in turn, and begins again.
+// cycle returns each request in turn, for ever.
 func cycle(all [][]byte) requests {
 	var n atomic.Uint64
 	return func() []byte { return all[(n.Add(1)-1)%uint64(len(all))] }
 }
 
-// once hands out each one time.
+// once returns each request once.
 func once(all [][]byte) requests {
 	var n atomic.Uint64
 	return func() []byte {
@@ -39,7 +39,7 @@ func once(all [][]byte) requests {
 	}
 }
 
-// atMost hands out n at most.
+// atMost returns at most n requests.
 func atMost(n int, next requests) requests {
 	var taken atomic.Int64
 	return func() []byte {
@@ -50,11 +50,11 @@ func atMost(n int, next requests) requests {
 	}
 }
 
-// load is a number of connections that are kept alive. Each sends a request when it has
-// read the answer to the one before: a closed loop, in which a slow server is asked less.
+// load is a set of connections that are kept alive. Each sends the next request once it has read the
+// answer to the last one: a closed loop, in which a slow server gets fewer requests.
 //
-// It is not an http.Client because that one costs as much CPU time as the gateway, on a
-// machine that both have to share.
+// It is not an http.Client, which would use as much CPU time as the gateway, on a machine that both
+// share.
 type load struct {
 	conns []*loadConn
 }
@@ -64,7 +64,7 @@ type loadConn struct {
 	r *bufio.Reader
 }
 
-// dial opens the connections. Close ends them.
+// dial opens the connections. The caller must Close them.
 func dial(ctx context.Context, addr string, connections int) (*load, error) {
 	l := new(load)
 	for range connections {
@@ -80,37 +80,37 @@ func dial(ctx context.Context, addr string, connections int) (*load, error) {
 
 func (l *load) Close() {
 	for _, c := range l.conns {
-		c.Close() //nolint:errcheck // all that was sent has been answered, or nobody waits for it
+		c.Close() //nolint:errcheck // whatever is still unanswered is of no interest
 	}
 }
 
-// patience is how long requests that have no time of their own may take together. The most
-// are those that fill a file, a part of it at once. A gateway that hangs ends a run then.
+// patience is how long the requests of one run may take together, beyond the time that they have. The
+// longest are those that fill a part of a file. If the gateway hangs, the run ends after that.
 const patience = 5 * time.Minute
 
 func (l *load) setDeadline(t time.Time) {
 	for _, c := range l.conns {
-		c.SetDeadline(t) //nolint:errcheck // fails if it is closed, and then reading does, too
+		c.SetDeadline(t) //nolint:errcheck // fails if it is closed, as reading then does
 	}
 }
 
-// sample is what one side of one round was like.
+// sample is the result of one side of one round.
 type sample struct {
 	requests  int
 	took      time.Duration
 	latencies []time.Duration // sorted
-	size      int             // of the body of one of the answers
+	size      int             // of the body of an answer
 }
 
-// run sends requests until there are no more, or until the time is over if there is one.
-// Each answer must have the status 200 and a body that check, called from many
-// goroutines, finds right; the first that is wrong ends the run.
+// run sends requests until there are no more, or for the time most unless that is zero. Every answer
+// must have status 200 and a body that check accepts; check must be safe for concurrent use. The
+// first wrong answer ends the run.
 func (l *load) run(ctx context.Context, next requests, most time.Duration, check func(body []byte) error) (sample, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	start := time.Now()
 	l.setDeadline(start.Add(most + patience))
-	// Reads don't know contexts.
+	// Reads take no context.
 	defer context.AfterFunc(ctx, func() { l.setDeadline(start) })()
 	outcomes := make([]sample, len(l.conns))
 	var all sync.WaitGroup
@@ -149,7 +149,7 @@ func (c *loadConn) loop(ctx context.Context, next requests, start time.Time, mos
 			return err
 		}
 		if err := check(body.Bytes()); err != nil {
-			return fmt.Errorf("%w, after %d answers as expected on this connection", err, len(to.latencies))
+			return fmt.Errorf("%w, after %d correct answers on this connection", err, len(to.latencies))
 		}
 		now := time.Now()
 		to.latencies = append(to.latencies, now.Sub(before))
@@ -173,11 +173,11 @@ func (c *loadConn) exchange(request []byte, body *bytes.Buffer) error {
 		return fmt.Errorf("reading the body of an answer: %w", err)
 	}
 	if res.StatusCode != http.StatusOK {
-		// The challenge says why; neither it nor the body of a refusal holds a secret.
-		return fmt.Errorf("an answer has the status %s, where 200 was expected: %s %.200s", res.Status, res.Header.Get("WWW-Authenticate"), body)
+		// The challenge says why. Neither it nor the body of a refusal holds a secret.
+		return fmt.Errorf("status %s, want 200: %s %.200s", res.Status, res.Header.Get("WWW-Authenticate"), body)
 	}
 	if res.Close {
-		return errors.New("the server ends a connection that was to be kept alive")
+		return errors.New("the server closes a connection that should be kept alive")
 	}
 	return nil
 }

@@ -1,11 +1,11 @@
-// Command bench measures the gateway on this machine, and prints the tables of docs/performance.md:
+// Command bench measures the gateway on this machine and prints the tables of docs/performance.md:
 //
 //	go run ./cmd/bench
 //
-// It knows the gateway as a stranger does: it builds ./cmd/caddy, starts it as a process
-// of its own, and speaks HTTP to it. Most figures are ratios of what that process costs
-// with the gateway at work and beside it, in rounds that take turns, so that whatever
-// else the machine does meets both.
+// It sees the gateway from outside: it builds ./cmd/caddy, runs it as a separate process, and
+// speaks HTTP to it. Most figures are ratios: what a request costs that process, divided by what a
+// baseline request costs it. The two sides take turns, round by round, so that whatever else the
+// machine does affects both.
 package main
 
 import (
@@ -21,45 +21,48 @@ import (
 	"time"
 )
 
-const usage = `Measures the gateway on this machine, and prints the tables of docs/performance.md:
+const usage = `Measures the gateway on this machine and prints the tables of docs/performance.md:
 
 	go run ./cmd/bench [--quick] [--json <file>|-] [--plot <file>.svg] [--redis <host:port>]
 
-It builds ./cmd/caddy into a temporary folder and starts it as a process of its own, on
-loopback, with data of its own. Backend and load are in this process. Measured are
+It builds ./cmd/caddy into a temporary folder and runs it as a separate process, on loopback
+and with its own data. The backend and the load generator run in this process. It measures
 
-  - a protected request, beside the same request to a plain reverse_proxy;
-  - a token, an introspection and a revocation, beside a static answer of the same size;
-  - a bbolt file that grows to a million live tokens, and is emptied again by their end;
-  - start-up and memory, beside the same Caddy without the gateway, and a cached token;
-  - whether a token is good at once, for each of 100,000.
+  - a protected request, compared with the same request to a plain reverse_proxy;
+  - issuing, introspecting and revoking a token, compared with a static answer of the
+    same size;
+  - a bbolt file that grows to a million live tokens, and is empty again once they expire;
+  - start-up time and memory, compared with the same Caddy without the gateway, and the
+    memory of a cached token;
+  - whether a token works as soon as it is issued, for each of 100,000.
 
-Both sides of a ratio take turns, round by round. Of the rounds' ratios there is the
-median, with the least and the greatest. CPU time is that of the gateway's process alone;
-throughput and latency are those of a machine that also has to make the load. An answer
-that is not the expected one ends the run: nothing refused is counted as done.
+The two sides of a ratio take turns, round by round. The tables show the median of the
+rounds' ratios, with the smallest and the largest. CPU time is that of the gateway's process
+alone; throughput and latency are those of a machine that also generates the load. An
+unexpected answer ends the run, so that no refusal counts as a success.
 
-The long form takes about 25 minutes and needs 1 GB in the temporary folder, which TMPDIR
-moves. The machine should have nothing else to do. Interrupting ends everything.
+A full run takes about 25 minutes and needs 1 GB in the temporary folder; set TMPDIR to use
+another one. Nothing else should be running on the machine. To stop early, interrupt it: it
+cleans up after itself.
 
 `
 
-// config is how long and how much is measured.
+// config says how much to measure, and for how long.
 type config struct {
 	Name     string        `json:"name"`
 	Rounds   int           `json:"rounds"`             // of each comparison
-	Round    time.Duration `json:"round_ns"`           // no side of a round takes longer
-	Most     int           `json:"requests_per_round"` // nor does it send more requests
+	Round    time.Duration `json:"round_ns"`           // the most time for one side of a round
+	Most     int           `json:"requests_per_round"` // and the most requests
 	Starts   int           `json:"starts"`             // of each kind of Caddy
-	Rest     time.Duration `json:"rest_ns"`            // after a start, before memory is looked at
+	Rest     time.Duration `json:"rest_ns"`            // between a start and looking at memory
 	Cached   int           `json:"cached_tokens"`
 	AtOnce   int           `json:"used_at_once"` // tokens
 	Grow     int           `json:"grow_to"`      // tokens
-	Points   int           `json:"points"`       // of the curve of growth
-	GrowRoom time.Duration `json:"-"`            // how much longer than expected the tokens live
-	Redis    string        `json:"-"`            // host:port; empty: not measured
-	UseRedis bool          `json:"over_redis"`   // the address is nobody's business
-	Binary   string        `json:"-"`            // that is there already; empty: it is built
+	Points   int           `json:"points"`       // on the growth curve
+	GrowRoom time.Duration `json:"-"`            // how much longer the tokens live than filling should take
+	Redis    string        `json:"-"`            // host:port; empty to leave Redis out
+	UseRedis bool          `json:"over_redis"`   // the figures need not name the address
+	Binary   string        `json:"-"`            // an existing binary; empty to build one
 }
 
 func long() config {
@@ -86,15 +89,15 @@ func main() {
 	os.Exit(mainWith(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// mainWith is main, and returns the exit status.
+// mainWith is main without os.Exit: it returns the exit status.
 func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	var (
-		short    = flags.Bool("quick", false, "take about a minute, with fewer and shorter rounds and 50,000 tokens; to try it out")
-		jsonFile = flags.String("json", "", "also write all figures as JSON to this `file`; with -, write nothing else to standard output")
-		plotFile = flags.String("plot", "", "also draw growth and latency into this SVG `file`")
-		redis    = flags.String("redis", "", "also measure over the Redis at this `host:port`, under keys of its own that are deleted at the end; not its growth")
+		short    = flags.Bool("quick", false, "take only about a minute, to try it out: fewer and shorter rounds, and 50,000 tokens")
+		jsonFile = flags.String("json", "", "also write all figures as JSON to this `file`; - means standard output, which then gets no tables")
+		plotFile = flags.String("plot", "", "also draw growth and latency as SVG into this `file`")
+		redis    = flags.String("redis", "", "also measure with the Redis at this `host:port`, except for growth; its keys get a prefix of their own and are deleted at the end")
 	)
 	flags.Usage = func() {
 		fmt.Fprint(stderr, usage)
@@ -106,7 +109,7 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 		return 2
 	}
 	if flags.NArg() > 0 {
-		fmt.Fprintln(stderr, "bench takes no arguments; -h says what it takes. It got:", flags.Arg(0))
+		fmt.Fprintln(stderr, "bench takes no arguments, but got:", flags.Arg(0)+"; see -h")
 		return 2
 	}
 	cfg := long()
@@ -124,8 +127,8 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 	}()
 	switch {
 	case ctx.Err() != nil:
-		fmt.Fprintln(stderr, "interrupted; everything that was started has ended")
-		return 130 // as a shell says it of SIGINT
+		fmt.Fprintln(stderr, "interrupted; everything was cleaned up")
+		return 130 // what shells report for SIGINT
 	case err != nil:
 		fmt.Fprintln(stderr, "bench:", err)
 		return 1
@@ -133,7 +136,7 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 	return 0
 }
 
-// deliver writes what was measured to where it is wanted.
+// deliver writes the report to where the flags want it.
 func deliver(r *report, stdout io.Writer, jsonFile, plotFile string) error {
 	if jsonFile != "" {
 		text, err := json.MarshalIndent(r, "", "\t")
@@ -144,7 +147,7 @@ func deliver(r *report, stdout io.Writer, jsonFile, plotFile string) error {
 		if jsonFile == "-" {
 			_, err = stdout.Write(text)
 		} else {
-			err = os.WriteFile(jsonFile, text, 0o644) //nolint:gosec // figures are for everybody
+			err = os.WriteFile(jsonFile, text, 0o644) //nolint:gosec // anybody may read the figures
 		}
 		if err != nil {
 			return fmt.Errorf("writing the figures: %w", err)

@@ -7,22 +7,21 @@ import (
 	"strings"
 )
 
-// plot draws growth and latency as SVG. It has no colours but two that go with a light
-// and a dark page.
+// plot draws growth and latency as SVG, in colours that are readable on a light and on a dark page.
 func (r *report) plot() string {
 	g := r.Growth
 	var x, cpu, p50, p99, file, own []float64
 	for i, p := range g.Points {
-		if i > 0 { // nothing was issued to get to the first
+		if i > 0 { // nothing was issued before the first
 			x = append(x, float64(p.Live))
 			cpu, p50, p99 = append(cpu, p.CPU), append(p50, p.P50), append(p99, p.P99)
 			file, own = append(file, mib(p.File)), append(own, mib(p.Memory.Own))
 		}
 	}
 	panels := []panel{
-		{"CPU time of a token, µs", x, []line{{"of the gateway", cpu}}},
-		{fmt.Sprintf("latency of a token at %d connections, ms", fillConnections), x, []line{{"p50", p50}, {"p99", p99}}},
-		{"MiB", x, []line{{"file", file}, {"memory, without the file's", own}}},
+		{"CPU time per token, µs", x, []line{{"gateway", cpu}}},
+		{fmt.Sprintf("latency per token with %d connections, ms", fillConnections), x, []line{{"p50", p50}, {"p99", p99}}},
+		{"MiB", x, []line{{"file", file}, {"memory without the file", own}}},
 	}
 	const width, height = 720, 200
 	var s strings.Builder
@@ -37,7 +36,7 @@ func (r *report) plot() string {
 	return s.String()
 }
 
-// panel is one chart, with lines over the same x. Both axes begin at zero.
+// panel is one chart, with lines over the same x values. Both axes begin at zero.
 type panel struct {
 	title string
 	x     []float64
@@ -86,7 +85,7 @@ func (p panel) draw(s *strings.Builder, width, height float64) {
 	fmt.Fprintf(s, `<text x="%.1f" y="20" text-anchor="end">%s</text>`+"\n", width-right, names)
 }
 
-// roundUp is the next of 1, 2, 2.5, 5 and their tenfolds, and 1 for nothing.
+// roundUp rounds up to 1, 2, 2.5 or 5 times a power of ten. It returns 1 for zero or less.
 func roundUp(f float64) float64 {
 	if f <= 0 {
 		return 1

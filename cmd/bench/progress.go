@@ -10,12 +10,12 @@ import (
 	"golang.org/x/term"
 )
 
-// progress says how far the run is: a bar in a terminal, and elsewhere a line for each
-// thing that begins.
+// progress shows how far the run is: with a bar in a terminal, elsewhere with a line for each
+// measurement that begins.
 type progress struct {
 	out  io.Writer
-	bar  *progressbar.ProgressBar // nil where there is no terminal
-	what string                   // that is being measured
+	bar  *progressbar.ProgressBar // nil without a terminal
+	what string                   // what is being measured
 }
 
 func newProgress(out io.Writer, units int) *progress {
@@ -23,7 +23,7 @@ func newProgress(out io.Writer, units int) *progress {
 	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		p.bar = progressbar.NewOptions(units,
 			progressbar.OptionSetWriter(out), progressbar.OptionSetWidth(20), progressbar.OptionClearOnFinish(),
-			progressbar.OptionSetPredictTime(false), // units are not of the same length
+			progressbar.OptionSetPredictTime(false), // units don't take equally long
 			progressbar.OptionSetElapsedTime(true), progressbar.OptionThrottle(100*time.Millisecond))
 	}
 	return p
@@ -41,14 +41,14 @@ func (p *progress) say(what string) {
 	}
 }
 
-// step is one unit done.
+// step records that one unit is done.
 func (p *progress) step() {
 	if p.bar != nil {
-		p.bar.Add(1) //nolint:errcheck // the terminal has gone; the figures have not
+		p.bar.Add(1) //nolint:errcheck // the terminal is gone, but the figures still count
 	}
 }
 
-// end takes the bar away, so that what follows has the line for itself.
+// end removes the bar, so that the next output has the line to itself.
 func (p *progress) end() {
 	if p.bar != nil {
 		p.bar.Clear() //nolint:errcheck // as above

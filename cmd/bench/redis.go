@@ -8,8 +8,8 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// redisCleaner makes sure that there is a Redis, and returns what deletes all keys with
-// the prefix, and nothing else.
+// redisCleaner connects to Redis and returns a function that deletes all keys with the prefix, and
+// nothing else.
 func redisCleaner(addr, prefix string) (clean func(), _ error) {
 	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}, DisableCache: true, ForceSingleClient: true})
 	if err != nil {
@@ -17,8 +17,7 @@ func redisCleaner(addr, prefix string) (clean func(), _ error) {
 	}
 	return func() {
 		defer client.Close()
-		// Also when the run was interrupted, but not for ever: all but a few keys expire by
-		// themselves.
+		// This also runs after an interrupt, but not for ever: all but a few keys expire by themselves.
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		for cursor := uint64(0); ; {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// report is all that was measured.
+// report is everything that was measured.
 type report struct {
 	Config      config       `json:"config"`
 	Machine     machine      `json:"machine"`
@@ -19,25 +19,25 @@ type report struct {
 	Growth      growth       `json:"growth"`
 	Start       start        `json:"start"`
 	Cached      cached       `json:"cached"`
-	AtOnce      int64        `json:"let_in_at_once"` // of as many tokens
+	AtOnce      int64        `json:"let_in_at_once"` // of Config.AtOnce tokens
 	Notes       []string     `json:"notes,omitempty"`
 }
 
-// comparison is one line: what was measured, and what took turns with it.
+// comparison is one line of the table: what was measured, and the baseline that it was compared with.
 type comparison struct {
 	What        string `json:"what"`
 	Store       string `json:"store"`
-	Beside      string `json:"beside"`
+	Baseline    string `json:"beside"`
 	Connections int    `json:"connections"`
 
 	Ours      figures  `json:"ours"`
-	BesideIt  figures  `json:"beside_it"`
+	Base      figures  `json:"beside_it"`
 	CPURatio  *spread  `json:"cpu_ratio,omitempty"`
 	RateRatio spread   `json:"rate_ratio"`
 	CacheHits *float64 `json:"cache_hit_share,omitempty"`
 }
 
-// figures are of one side, over all rounds. CPU is nil where the system does not say.
+// figures are those of one side, over all rounds. CPU is nil if the system does not report it.
 type figures struct {
 	CPU  *spread `json:"cpu_us_per_request,omitempty"`
 	Rate spread  `json:"requests_per_second"`
@@ -45,15 +45,15 @@ type figures struct {
 	P99  spread  `json:"p99_ms"`
 }
 
-// start is start-up in milliseconds, and memory at rest in MiB.
+// start is start-up time in milliseconds, and memory at rest in MiB.
 type start struct {
-	Startup        spread `json:"startup_ms"`
-	StartupBeside  spread `json:"startup_beside_ms"`
-	Resident       spread `json:"resident_mib"`
-	ResidentBeside spread `json:"resident_beside_mib"`
-	ResidentMore   spread `json:"resident_more_mib"`
-	Live           spread `json:"live_heap_mib"`
-	LiveBeside     spread `json:"live_heap_beside_mib"`
+	Startup          spread `json:"startup_ms"`
+	StartupBaseline  spread `json:"startup_beside_ms"`
+	Resident         spread `json:"resident_mib"`
+	ResidentBaseline spread `json:"resident_beside_mib"`
+	ResidentMore     spread `json:"resident_more_mib"`
+	Live             spread `json:"live_heap_mib"`
+	LiveBaseline     spread `json:"live_heap_beside_mib"`
 }
 
 type cached struct {
@@ -64,15 +64,15 @@ type cached struct {
 func newReport(cfg config) *report {
 	r := &report{Config: cfg}
 	if cfg.Name != "long" {
-		r.Notes = append(r.Notes, "This is the "+cfg.Name+" form: few and short rounds, and "+thousands(cfg.Grow)+" tokens instead of a million.")
+		r.Notes = append(r.Notes, "This is a "+cfg.Name+" run: few and short rounds, and "+thousands(cfg.Grow)+" tokens instead of a million.")
 	}
 	if _, err := os.Stat("/proc/self/schedstat"); err != nil {
-		r.Notes = append(r.Notes, "This system does not say what CPU time another process has spent, nor how much memory it has.")
+		r.Notes = append(r.Notes, "This system does not report the CPU time and memory of another process.")
 	}
 	return r
 }
 
-// machine is what the figures are true for.
+// machine is what the figures were measured on.
 type machine struct {
 	CPU        string  `json:"cpu"`
 	Processors int     `json:"processors"`
@@ -80,7 +80,7 @@ type machine struct {
 	System     string  `json:"system"`
 	Go         string  `json:"go"`
 	Disk       string  `json:"file_system,omitempty"`
-	Sync       float64 `json:"sync_ms"` // of 4 KiB, in the folder where the token file is
+	Sync       float64 `json:"sync_ms"` // of 4 KiB, in the folder of the token file
 }
 
 func machineOf(folder string) machine {
@@ -105,8 +105,8 @@ func machineOf(folder string) machine {
 	return m
 }
 
-// syncTime is how long it takes until 4 KiB are on the disk, in milliseconds. It says
-// more about a disk than its name does; every token in bbolt waits for one or two.
+// syncTime returns how long it takes to sync 4 KiB to the disk, in milliseconds. That says more about
+// a disk than its name does: every token in bbolt waits for one or two syncs.
 func syncTime(folder string) float64 {
 	f, err := os.Create(filepath.Join(folder, "sync"))
 	if err != nil {
@@ -124,7 +124,7 @@ func syncTime(folder string) float64 {
 	return spreadOf(took).Median
 }
 
-// markdown is the report as tables.
+// markdown returns the report as tables.
 func (r *report) markdown() string {
 	var t strings.Builder
 	m := r.Machine
@@ -133,25 +133,25 @@ func (r *report) markdown() string {
 		fmt.Fprintf(&t, ", %s", m.Disk)
 	}
 	fmt.Fprintf(&t, "; a sync of 4 KiB takes %s ms. Load, backend and gateway share the machine.\n", number(m.Sync))
-	fmt.Fprintf(&t, "%d rounds of up to %v or %s requests a side, in turns: medians, ratios with the least and the greatest.\n",
+	fmt.Fprintf(&t, "%d rounds of up to %v or %s requests for each side, in turn: medians, ratios with the smallest and the largest.\n",
 		r.Config.Rounds, r.Config.Round, thousands(r.Config.Most))
 	for _, n := range r.Notes {
 		fmt.Fprintf(&t, "%s\n", n)
 	}
 
-	t.WriteString("\n| what | beside | store | connections | CPU µs / beside | ratio of CPU | requests/s / beside | ratio of requests/s | p50 ms / beside | p99 ms / beside |\n|---|---|---|--:|--:|--:|--:|--:|--:|--:|\n")
+	t.WriteString("\n| what | baseline | store | connections | CPU µs / baseline | CPU ratio | requests/s / baseline | requests/s ratio | p50 ms / baseline | p99 ms / baseline |\n|---|---|---|--:|--:|--:|--:|--:|--:|--:|\n")
 	for _, c := range r.Comparisons {
 		cpu, ratio := "–", "–"
 		if c.CPURatio != nil {
-			cpu = pair(c.Ours.CPU.Median, c.BesideIt.CPU.Median)
+			cpu = pair(c.Ours.CPU.Median, c.Base.CPU.Median)
 			ratio = withSpread(*c.CPURatio)
 		}
-		fmt.Fprintf(&t, "| %s | %s | %s | %d | %s | %s | %s | %s | %s | %s |\n", c.What, c.Beside, c.Store, c.Connections, cpu, ratio,
-			pair(c.Ours.Rate.Median, c.BesideIt.Rate.Median), withSpread(c.RateRatio), pair(c.Ours.P50.Median, c.BesideIt.P50.Median), pair(c.Ours.P99.Median, c.BesideIt.P99.Median))
+		fmt.Fprintf(&t, "| %s | %s | %s | %d | %s | %s | %s | %s | %s | %s |\n", c.What, c.Baseline, c.Store, c.Connections, cpu, ratio,
+			pair(c.Ours.Rate.Median, c.Base.Rate.Median), withSpread(c.RateRatio), pair(c.Ours.P50.Median, c.Base.P50.Median), pair(c.Ours.P99.Median, c.Base.P99.Median))
 	}
 
 	g := r.Growth
-	t.WriteString("\n| tokens in the bbolt file | CPU µs per token | tokens/s | p50 ms | p99 ms | file MiB | memory MiB | of that, not the file's | in use MiB |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	t.WriteString("\n| tokens in the bbolt file | CPU µs per token | tokens/s | p50 ms | p99 ms | file MiB | resident MiB | without the file | heap in use, MiB |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	row := func(label string, p point) {
 		issued := func(f float64) string {
 			if f == 0 {
@@ -169,27 +169,27 @@ func (r *report) markdown() string {
 	}
 	row("0, after all have expired", g.Empty)
 	row(thousands(g.Refilled.Live)+" again", g.Refilled)
-	fmt.Fprintf(&t, "\nAt the end the file has %s pages, of which %s are free, and %s tokens.\n", thousands(g.Pages), thousands(g.Free), thousands(g.Left))
+	fmt.Fprintf(&t, "\nAt the end the file has %s pages, %s of them free, and %s tokens.\n", thousands(g.Pages), thousands(g.Free), thousands(g.Left))
 
 	s := r.Start
 	t.WriteString("\n| what | with the gateway | the same Caddy without | difference |\n|---|--:|--:|--:|\n")
-	fmt.Fprintf(&t, "| start-up until the first token, or static answer, ms | %s | %s | %s |\n", withSpread(s.Startup), withSpread(s.StartupBeside), number(s.Startup.Median-s.StartupBeside.Median))
+	fmt.Fprintf(&t, "| start-up until the first token, or static answer, ms | %s | %s | %s |\n", withSpread(s.Startup), withSpread(s.StartupBaseline), number(s.Startup.Median-s.StartupBaseline.Median))
 	if s.Resident.Median > 0 {
-		fmt.Fprintf(&t, "| resident memory at rest, MiB | %s | %s | %s |\n", withSpread(s.Resident), withSpread(s.ResidentBeside), withSpread(s.ResidentMore))
+		fmt.Fprintf(&t, "| resident memory at rest, MiB | %s | %s | %s |\n", withSpread(s.Resident), withSpread(s.ResidentBaseline), withSpread(s.ResidentMore))
 	}
-	fmt.Fprintf(&t, "| memory in use at rest, MiB | %s | %s | %s |\n", withSpread(s.Live), withSpread(s.LiveBeside), number(s.Live.Median-s.LiveBeside.Median))
-	fmt.Fprintf(&t, "| memory of a cached token, bytes, of %s | %s | – | – |\n", thousands(int(r.Cached.Tokens)), number(r.Cached.BytesEach))
-	fmt.Fprintf(&t, "| tokens let in as soon as they were issued | %s of %s | – | – |\n", thousands(int(r.AtOnce)), thousands(r.Config.AtOnce))
+	fmt.Fprintf(&t, "| heap in use at rest, MiB | %s | %s | %s |\n", withSpread(s.Live), withSpread(s.LiveBaseline), number(s.Live.Median-s.LiveBaseline.Median))
+	fmt.Fprintf(&t, "| memory per cached token, bytes, over %s tokens | %s | – | – |\n", thousands(int(r.Cached.Tokens)), number(r.Cached.BytesEach))
+	fmt.Fprintf(&t, "| tokens accepted as soon as they were issued | %s of %s | – | – |\n", thousands(int(r.AtOnce)), thousands(r.Config.AtOnce))
 	return t.String()
 }
 
-func pair(ours, beside float64) string { return number(ours) + " / " + number(beside) }
+func pair(ours, baseline float64) string { return number(ours) + " / " + number(baseline) }
 
 func withSpread(s spread) string {
 	return fmt.Sprintf("%s (%s to %s)", number(s.Median), number(s.Least), number(s.Greatest))
 }
 
-// number writes about three digits, which is more than is known.
+// number formats about three digits, which is more than the measurements support.
 func number(f float64) string {
 	switch a := math.Abs(f); {
 	case a >= 100:

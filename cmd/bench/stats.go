@@ -5,8 +5,7 @@ import (
 	"time"
 )
 
-// quantile is the value below which the part q of the sorted values lies, between two of
-// them by proportion.
+// quantile returns the q-quantile of sorted values, interpolated linearly, or zero if there are none.
 func quantile[T ~int64 | ~float64](sorted []T, q float64) T {
 	if len(sorted) == 0 {
 		return 0
@@ -19,7 +18,7 @@ func quantile[T ~int64 | ~float64](sorted []T, q float64) T {
 	return sorted[i] + T((at-float64(i))*float64(sorted[i+1]-sorted[i]))
 }
 
-// spread is the median of the rounds, and how far they lie apart.
+// spread is the median of the rounds, and how far they are apart.
 type spread struct {
 	Median        float64 `json:"median"`
 	Least         float64 `json:"least"`
@@ -36,12 +35,12 @@ func spreadOf(values []float64) spread {
 	}
 }
 
-// ratios are those of each round. The median of ratios is not the ratio of medians: both
-// sides of a round met the same machine, and what it did to one it did to the other.
-func ratios(ours, beside []float64) []float64 {
+// ratios returns the ratio of each round. Their median is better than the ratio of the medians: both
+// sides of a round met the machine in the same state.
+func ratios(ours, baseline []float64) []float64 {
 	all := make([]float64, len(ours))
 	for i := range ours {
-		all[i] = ours[i] / beside[i]
+		all[i] = ours[i] / baseline[i]
 	}
 	return all
 }
