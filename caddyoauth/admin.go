@@ -21,9 +21,9 @@ func init() {
 	caddy.RegisterModule(adminAPI{})
 }
 
-// adminAPI is what the app adds to Caddy's admin endpoint: POST /oauth/forget, by which an
-// authorization server that revokes a token can have it forgotten here. The admin
-// endpoint itself decides who may call it.
+// adminAPI adds POST /oauth/forget to Caddy's admin endpoint. With it, an authorization server that
+// revokes a token can have the gateway forget what it has cached of the token. The admin endpoint
+// itself decides who may call it.
 type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -39,7 +39,7 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{{Pattern: "/oauth/forget", Handler: caddy.AdminHandlerFunc(forget)}}
 }
 
-// forgetRequest says what to forget: one token, all of a client, or all of a source.
+// forgetRequest says what to forget: one token, all tokens of a client, or all tokens of a source.
 type forgetRequest struct {
 	Token    string `json:"token"`
 	ClientID string `json:"client_id"`
@@ -49,8 +49,8 @@ type forgetRequest struct {
 // maxForgetBody bounds the body of POST /oauth/forget.
 const maxForgetBody = 64 << 10
 
-// forget makes the cache forget. When it answers 200, no request that begins later is let in
-// by what was known before.
+// forget makes the cache forget. Once it answers 200, no request that begins later is let in because
+// of what was cached before.
 func forget(w http.ResponseWriter, r *http.Request) error {
 	fail := func(status int, format string, args ...any) error {
 		return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
@@ -59,11 +59,11 @@ func forget(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Allow", http.MethodPost)
 		return fail(http.StatusMethodNotAllowed, "POST only")
 	}
-	// A web page can make a browser send forms to this address, but not JSON.
+	// A web page can make a browser send a form to this address, but not JSON.
 	if mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mediaType != "application/json" {
 		return fail(http.StatusUnsupportedMediaType, "the body must be application/json")
 	}
-	// Not from the configuration that provisioned this route: it may be over.
+	// Don't use the app of the configuration that provisioned this route: it may have ended.
 	app := activeApp()
 	if app == nil {
 		return fail(http.StatusNotFound, "oauth is not configured")
@@ -72,7 +72,7 @@ func forget(w http.ResponseWriter, r *http.Request) error {
 	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxForgetBody))
 	body.DisallowUnknownFields()
 	if err := body.Decode(&what); err != nil {
-		// err may quote the body, and so a token.
+		// Don't repeat err: it may quote the body, and with it a token.
 		return fail(http.StatusBadRequest, "the body must be a JSON object with token, client_id or source, all of them strings")
 	}
 	if _, err := body.Token(); !errors.Is(err, io.EOF) {
@@ -99,13 +99,14 @@ func forget(w http.ResponseWriter, r *http.Request) error {
 			app.run.opened.cache.ForgetSource(name)
 		}
 	}
-	app.logger.Info("forgot what was cached", zap.String("source", what.Source), field)
+	app.logger.Info("cached tokens forgotten", zap.String("source", what.Source), field)
 	w.Header().Set("Content-Type", "application/json")
 	_, err := io.WriteString(w, "{}\n")
 	return err
 }
 
-// sourceNames are what the cache knows the sources of that name by; without a name, all.
+// sourceNames returns the names under which the cache knows the sources called name, or all sources
+// if name is empty.
 func (a *App) sourceNames(name string) []string {
 	var names []string
 	for _, key := range sortedKeys(a.sources) {
@@ -121,7 +122,7 @@ func (a *App) sourceNames(name string) []string {
 	return names
 }
 
-// knownSources are the names that a forgetRequest may have.
+// knownSources returns the source names that a forgetRequest may have.
 func (a *App) knownSources() []string {
 	known := sortedKeys(a.realms)
 	for _, key := range sortedKeys(a.sources) {

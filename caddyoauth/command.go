@@ -19,26 +19,27 @@ func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "oauth",
 		Usage: "generate-secret | hash-secret [--algorithm <name>]",
-		Short: "Makes secrets for the clients of the oauth app",
+		Short: "Makes client secrets for the oauth app",
 		Long: `
-Makes secrets for the clients of the oauth app.
+Makes client secrets for the oauth app.
 
-'caddy oauth generate-secret' makes a secret of 256 random bits and prints it, once,
-with the Caddyfile line that lets a client authenticate with it.
+'caddy oauth generate-secret' generates a secret of 256 random bits and prints it, with
+the Caddyfile line that lets a client authenticate with it.
 
-'caddy oauth hash-secret' asks for a secret that exists already, and prints the line
-for it. The secret is read from the terminal or from standard input.
+'caddy oauth hash-secret' reads an existing secret from the terminal or from standard
+input, and prints the Caddyfile line for it.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.AddCommand(generateSecretCommand(), hashSecretCommand())
-			cmd.Args = cobra.ArbitraryArgs // RunE judges them
+			cmd.Args = cobra.ArbitraryArgs // RunE checks them
 			cmd.RunE = helpOrUnknown
 		},
 	})
 }
 
-// helpOrUnknown is what 'caddy oauth' does itself. Alone it helps, as 'caddy' does. A word that
-// is no command of its own is an error: a script must not go on without its secret.
+// helpOrUnknown runs 'caddy oauth' without a command. It prints the help, as 'caddy' does. Any
+// argument is an error, because it must be a mistyped command: a script must not go on without its
+// secret.
 func helpOrUnknown(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return cmd.Help()
@@ -55,10 +56,10 @@ func helpOrUnknown(cmd *cobra.Command, args []string) error {
 func generateSecretCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "generate-secret",
-		Short: "Makes a client secret, and the Caddyfile line for it",
+		Short: "Generates a client secret and the Caddyfile line for it",
 		Long: `
-Makes a client secret of 256 random bits. The secret is printed once and kept nowhere;
-the line below it goes into the client's block in the Caddyfile.`,
+Generates a client secret of 256 random bits. The secret is printed once and stored
+nowhere. The line below it goes into the client's block in the Caddyfile.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			secret := oauth.GenerateSecret()
@@ -66,8 +67,8 @@ the line below it goes into the client's block in the Caddyfile.`,
 			if err != nil {
 				return err
 			}
-			// The secret and the line are all there is on standard output, for scripts.
-			fmt.Fprintln(cmd.ErrOrStderr(), "The secret, for the client program. It is shown only now:")
+			// For scripts, standard output has the secret and the line, and nothing else.
+			fmt.Fprintln(cmd.ErrOrStderr(), "The secret for the client program, shown only now:")
 			fmt.Fprintln(cmd.OutOrStdout(), secret)
 			fmt.Fprintln(cmd.ErrOrStderr(), "The line for the client's block in the Caddyfile:")
 			fmt.Fprintln(cmd.OutOrStdout(), "secret_hash "+hash)
@@ -79,16 +80,16 @@ the line below it goes into the client's block in the Caddyfile.`,
 func hashSecretCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "hash-secret [--algorithm argon2id|bcrypt|sha256]",
-		Short: "Hashes a client secret, and prints the Caddyfile line for it",
+		Short: "Hashes a client secret and prints the Caddyfile line for it",
 		Long: `
 Hashes a client secret for the client's block in the Caddyfile.
 
-The secret is asked for at the terminal, or read from standard input, of which one
-line end is dropped. It is never an argument: those are seen by other users of the
-machine and kept in the shell's history.
+The secret is asked for at the terminal or read from standard input; one trailing line
+end is dropped. It is never an argument, since other users of the machine can see those,
+and the shell keeps them in its history.
 
-argon2id is for secrets that a person may have chosen, and the default; bcrypt
-likewise, up to 72 bytes. sha256 is for secrets made by generate-secret.`,
+argon2id, the default, and bcrypt are for secrets that a person may have chosen; bcrypt
+takes at most 72 bytes. sha256 is for secrets made by generate-secret.`,
 		Args: cobra.NoArgs,
 	}
 	algorithm := cmd.Flags().StringP("algorithm", "a", "argon2id", "argon2id, bcrypt or sha256")
@@ -97,7 +98,7 @@ likewise, up to 72 bytes. sha256 is for secrets made by generate-secret.`,
 			"argon2id": oauth.HashArgon2id, "bcrypt": oauth.HashBcrypt, "sha256": oauth.HashGenerated,
 		}[*algorithm]
 		if !ok {
-			return fmt.Errorf("algorithm %q is not known (known: argon2id, bcrypt, sha256)", *algorithm)
+			return fmt.Errorf("unknown algorithm %q (known: argon2id, bcrypt, sha256)", *algorithm)
 		}
 		secret, err := readSecret(cmd)
 		if err != nil {
@@ -113,12 +114,12 @@ likewise, up to 72 bytes. sha256 is for secrets made by generate-secret.`,
 	return cmd
 }
 
-// readSecret reads a secret without showing it.
+// readSecret reads a secret without echoing it. At a terminal it asks twice.
 func readSecret(cmd *cobra.Command) (string, error) {
 	in := cmd.InOrStdin()
 	file, ok := in.(*os.File)
 	if !ok || !term.IsTerminal(int(file.Fd())) {
-		// More than any secret may have, so that one too long is refused and not cut.
+		// The limit is more than any secret may have, so that one too long is refused and not cut.
 		b, err := io.ReadAll(bufio.NewReader(io.LimitReader(in, 64<<10)))
 		if err != nil {
 			return "", fmt.Errorf("reading the secret: %w", err)
@@ -135,12 +136,12 @@ func readSecret(cmd *cobra.Command) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("reading the secret: %w", err)
 	}
-	second, err := ask("Once more: ")
+	second, err := ask("Repeat the secret: ")
 	if err != nil {
 		return "", fmt.Errorf("reading the secret: %w", err)
 	}
 	if first != second {
-		return "", errors.New("the two are not the same")
+		return "", errors.New("the two secrets differ")
 	}
 	return first, nil
 }

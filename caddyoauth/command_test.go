@@ -142,7 +142,7 @@ func TestHashSecretRefuses(t *testing.T) {
 		{"a generated secret, cut short", "cos_" + leakedSecret, []string{"-a", "sha256"}, "hash others with argon2id"},
 		{"two line breaks, of which only one is removed", "cos_" + strings.Repeat("A", 43) + "\n\n", []string{"-a", "sha256"}, "hash others with argon2id"},
 		{"a space, which is part of the secret", " cos_" + strings.Repeat("A", 43), []string{"-a", "sha256"}, "hash others with argon2id"},
-		{"an unknown algorithm", leakedSecret, []string{"-a", "md5"}, `"md5" is not known (known: argon2id, bcrypt, sha256)`},
+		{"an unknown algorithm", leakedSecret, []string{"-a", "md5"}, `unknown algorithm "md5" (known: argon2id, bcrypt, sha256)`},
 		{"an unknown flag", leakedSecret, []string{"--plain"}, "unknown flag"},
 		{"an argument", "", []string{"extra"}, "unknown command"},
 	} {

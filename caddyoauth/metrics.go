@@ -10,36 +10,35 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// metrics are the collectors of this process. Labels take their values from the
-// configuration and from constants of this program, never from a request, so the
-// number of series is bounded.
+// metrics are the collectors of this process. The values of labels come from the configuration and
+// from constants, never from a request, so the number of series is bounded.
 type metrics struct {
-	// requests counts what the endpoints answered, and what looked like a request to one.
-	// endpoint is token, introspect or revoke; result is ok, inactive, not_permitted,
+	// requests counts the requests to the endpoints, and those that look as if they were meant for
+	// one. endpoint is token, introspect or revoke; result is ok, inactive, not_permitted,
 	// no_such_endpoint, or an error code.
 	requests *prometheus.CounterVec
-	// checks counts the requests that oauth_protect judged; result is ok or a refusal.
+	// checks counts the requests that oauth_protect has judged; result is ok or a refusal.
 	checks *prometheus.CounterVec
 
 	cacheHits, cacheMisses, cacheEvictions prometheus.Counter
 
-	// storeDuration is the latency of the store; operation is put, get or revoke.
+	// storeDuration is how long the store takes; operation is put, get or revoke.
 	storeDuration *prometheus.HistogramVec
-	// invalidations counts what a shared store told of single tokens, flushes how often all
-	// had to be forgotten.
+	// invalidations counts the single tokens that a shared store has reported as changed, and flushes
+	// how often the cache had to forget all.
 	invalidations, flushes prometheus.Counter
-	// staleAnswers counts under serve_stale.
+	// staleAnswers counts the answers given under serve_stale.
 	staleAnswers prometheus.Counter
-	// sourceDuration is what asking a foreign source took, sourceUp whether it can be asked;
-	// source is its name, from the configuration.
+	// sourceDuration is how long a remote source takes to answer, and sourceUp tells whether it can be
+	// asked; source is its label, which comes from the configuration.
 	sourceDuration *prometheus.HistogramVec
 	sourceUp       *prometheus.GaugeVec
-	// storeLink is 1 while the store in force is sure to tell of revocations elsewhere.
+	// storeLink is 1 while the store in force reports revocations by other gateways.
 	storeLink prometheus.GaugeFunc
 }
 
-// collectors exist once. Each configuration registers them with its own registry, so
-// what they have counted survives a reload.
+// collectors are the same for all configurations. Each registers them with its own registry, so the
+// counts survive a reload.
 var collectors = newCollectors()
 
 func newCollectors() *metrics {
@@ -50,11 +49,11 @@ func newCollectors() *metrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "caddy", Subsystem: "oauth", Name: name, Help: help}, labels)
 	}
 	return &metrics{
-		invalidations: counter("store_invalidations_total", "Cached tokens that the shared store said were changed elsewhere."),
-		flushes:       counter("cache_flushes_total", "Times that all cached tokens were forgotten, because the shared store might have kept something back."),
+		invalidations: counter("store_invalidations_total", "Cached tokens that the shared store reported as changed elsewhere."),
+		flushes:       counter("cache_flushes_total", "Times that all cached tokens were forgotten, because the shared store might have missed reporting a change."),
 		staleAnswers:  counter("stale_answers_total", "Token checks answered under serve_stale, because the token's source could not be asked."),
 		sourceDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Namespace: "caddy", Subsystem: "oauth", Name: "source_duration_seconds", Help: "Time that asking a remote server took: an introspection endpoint about a token, or an issuer for its keys.",
+			Namespace: "caddy", Subsystem: "oauth", Name: "source_duration_seconds", Help: "Time that a remote server took to answer: an introspection endpoint asked about a token, or an issuer asked for its keys.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
 		}, []string{"source", "result"}),
 		sourceUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -62,7 +61,7 @@ func newCollectors() *metrics {
 		}, []string{"source"}),
 		storeLink: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: "caddy", Subsystem: "oauth", Name: "store_link_up",
-			Help: "1 while revocations at other gateways are heard of, or there are none; 0 while every token is asked about.",
+			Help: "1 while the store reports revocations by other gateways, or there are no others; 0 while every check has to ask the store.",
 		}, func() float64 {
 			if a := activeApp(); a == nil || a.run.opened.coherent != nil && !a.run.opened.coherent() {
 				return 0
@@ -73,15 +72,15 @@ func newCollectors() *metrics {
 		checks:         counterVec("bearer_checks_total", "Requests to protected routes.", "realm", "result"),
 		cacheHits:      counter("cache_hits_total", "Token checks answered from the cache."),
 		cacheMisses:    counter("cache_misses_total", "Token checks that had to ask the token's source."),
-		cacheEvictions: counter("cache_evictions_total", "Cached tokens that made room for others."),
+		cacheEvictions: counter("cache_evictions_total", "Cached tokens that were dropped to make room for others."),
 		storeDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Namespace: "caddy", Subsystem: "oauth", Name: "store_duration_seconds", Help: "Time that the token store took.",
+			Namespace: "caddy", Subsystem: "oauth", Name: "store_duration_seconds", Help: "Time that an operation of the token store took.",
 			Buckets: []float64{.00001, .00005, .0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .5, 1, 2.5},
 		}, []string{"operation", "result"}),
 	}
 }
 
-// registerMetrics makes the collectors visible in a configuration's registry.
+// registerMetrics registers the collectors with a configuration's registry.
 func registerMetrics(registry *prometheus.Registry) error {
 	m := collectors
 	for _, c := range []prometheus.Collector{m.requests, m.checks, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp} {
