@@ -113,12 +113,13 @@ func realmOption(realms map[string]*Realm) conf.Option {
 			return err
 		}
 		name := args[0]
-		switch {
-		case name == rootRealm:
+		if err := checkRealmName(name); err != nil {
+			return d.Errf("realm '%s': %v", name, err)
+		}
+		if name == rootRealm {
 			return d.Err("the root realm has no block of its own; put its settings directly into the oauth block")
-		case !realmName.MatchString(name):
-			return d.Errf("realm name '%s' must consist of lower-case letters, digits, - and _", name)
-		case realms[name] != nil:
+		}
+		if realms[name] != nil {
 			return d.Errf("duplicate realm '%s'", name)
 		}
 		realms[name] = new(Realm)
@@ -139,7 +140,7 @@ func realmOptions(realm *Realm) conf.Options {
 	return conf.Options{
 		"issuer":                  conf.Text(&realm.Issuer),
 		"no_openid_configuration": conf.Flag(&realm.NoOpenIDConfiguration),
-		"token_lifetime":          conf.Duration(&realm.TokenLifetime, checkLifetime),
+		"token_lifetime":          conf.Lifetime(&realm.TokenLifetime),
 		"token_format":            conf.Text(&realm.TokenFormat, checkTokenFormat),
 		"limit":                   limitOption(&realm.Limits),
 		"default_scopes":          conf.Scopes(&realm.DefaultScopes),
@@ -231,7 +232,7 @@ func clientOption(realm *Realm) conf.Option {
 				_, err := client.authMethods()
 				return err
 			}),
-			"token_lifetime": conf.Duration(&client.TokenLifetime, checkLifetime),
+			"token_lifetime": conf.Lifetime(&client.TokenLifetime),
 			"limit":          limitOption(&client.Limits),
 			"introspect": conf.Func(func(d *caddyfile.Dispenser) error {
 				args, err := conf.Args(d, 1, -1)

@@ -133,7 +133,7 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 		return nil, err
 	}
 	lifetime = cmp.Or(cc.TokenLifetime, lifetime)
-	if err := checkLifetime(lifetime); err != nil {
+	if err := conf.CheckLifetime("token_lifetime", lifetime); err != nil {
 		return nil, err
 	}
 	limits = cc.Limits.or(&limits)

@@ -72,25 +72,22 @@ func (r *servedRealm) await(ctx context.Context) (*oauth.Engine, error) {
 	return r.engine, nil
 }
 
-const (
-	maxLifetime = 366 * 24 * time.Hour
-	tokenOpaque = "opaque"
-)
+const tokenOpaque = "opaque"
 
 var realmName = regexp.MustCompile(`^[a-z0-9_-]+$`)
 
 // provision checks the realm's settings, with root's where it has none, and makes of them what
 // requests use.
 func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*servedRealm, error) {
-	if !realmName.MatchString(name) {
-		return nil, errors.New("the name of a realm may only have lower-case letters, digits, - and _")
+	if err := checkRealmName(name); err != nil {
+		return nil, err
 	}
 	issuer, issuerURL, err := rc.resolveIssuer(name, root)
 	if err != nil {
 		return nil, err
 	}
 	lifetime := cmp.Or(rc.TokenLifetime, root.TokenLifetime, caddy.Duration(time.Hour))
-	if err := checkLifetime(lifetime); err != nil {
+	if err := conf.CheckLifetime("token_lifetime", lifetime); err != nil {
 		return nil, err
 	}
 	if err := checkTokenFormat(cmp.Or(rc.TokenFormat, root.TokenFormat, tokenOpaque)); err != nil {
@@ -166,10 +163,9 @@ func realmPath(name string) string {
 
 func checkTokenFormat(format string) error { return conf.OneOf("token_format", format, tokenOpaque) }
 
-func checkLifetime(d caddy.Duration) error {
-	l := time.Duration(d)
-	if l < time.Second || l > maxLifetime || l%time.Second != 0 {
-		return fmt.Errorf("token_lifetime %s must be a number of whole seconds between 1s and a year", l)
+func checkRealmName(name string) error {
+	if !realmName.MatchString(name) {
+		return errors.New("the name of a realm may only have lower-case letters, digits, - and _")
 	}
 	return nil
 }

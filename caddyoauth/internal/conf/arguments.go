@@ -58,6 +58,17 @@ func Duration(place *caddy.Duration, checks ...func(caddy.Duration) error) Optio
 	}, checks)
 }
 
+// Lifetime returns an option with one argument, a duration that CheckLifetime accepts.
+func Lifetime(place *caddy.Duration) Option {
+	return one(place, func(option, text string) (caddy.Duration, error) {
+		lifetime, err := ParseDuration(option, text)
+		if err == nil {
+			err = CheckLifetime(option, lifetime)
+		}
+		return lifetime, err
+	}, nil)
+}
+
 // Number returns an option with one argument, a whole number.
 func Number[N int | int64](place *N, checks ...func(N) error) Option {
 	return one(place, ParseNumber[N], checks)
@@ -70,7 +81,7 @@ func Size(place *int64, checks ...func(int64) error) Option {
 		if err != nil {
 			return 0, fmt.Errorf("%s: '%s' is not a size, such as 64MiB", option, text)
 		}
-		return int64(min(size, math.MaxInt64)), nil
+		return int64(min(size, math.MaxInt64)), nil // a size that does not fit is for the checks
 	}, checks)
 }
 
@@ -80,8 +91,13 @@ func Texts(place *[]string, checks ...func([]string) error) Option {
 		if slices.Contains(texts, "") {
 			return fmt.Errorf("%s must not have an empty argument", option)
 		}
+		for _, check := range checks {
+			if err := check(texts); err != nil {
+				return err
+			}
+		}
 		return nil
-	}, checks...)
+	})
 }
 
 // Scopes returns an option with one or more scopes.
@@ -130,20 +146,12 @@ func one[T any](place *T, parse func(option, text string) (T, error), checks []f
 }
 
 // several returns an option with one or more arguments.
-func several(place *[]string, check func(option string, texts []string) error, checks ...func([]string) error) Option {
+func several(place *[]string, check func(option string, texts []string) error) Option {
 	return Func(func(d *caddyfile.Dispenser) (err error) {
 		option := d.Val()
 		if *place, err = Args(d, 1, -1); err != nil {
 			return err
 		}
-		if err := check(option, *place); err != nil {
-			return d.WrapErr(err)
-		}
-		for _, check := range checks {
-			if err := check(*place); err != nil {
-				return d.WrapErr(err)
-			}
-		}
-		return nil
+		return At(d, check(option, *place))
 	})
 }

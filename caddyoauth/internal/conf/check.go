@@ -7,6 +7,9 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
@@ -45,6 +48,18 @@ func CheckClientID(id string) error {
 	// A header loses spaces at its ends, so two IDs would become one.
 	if id != strings.Trim(id, " ") || !VisibleASCII(strings.ReplaceAll(id, " ", "_")) || strings.ContainsAny(id, `"\,`) || len(id) > 256 {
 		return errors.New("a client ID must have 1 to 256 visible ASCII characters, and no quotes, backslashes or commas; spaces are allowed, but not at its ends")
+	}
+	return nil
+}
+
+// maxLifetime leaves room for a leap year.
+const maxLifetime = 366 * 24 * time.Hour
+
+// CheckLifetime checks how long something that the gateway issues lives: whole seconds, since
+// tokens and their answers know no others, from one to a year. The error names the option.
+func CheckLifetime(option string, lifetime caddy.Duration) error {
+	if l := time.Duration(lifetime); l < time.Second || l > maxLifetime || l%time.Second != 0 {
+		return fmt.Errorf("%s %s must be a number of whole seconds between 1s and a year", option, l)
 	}
 	return nil
 }
