@@ -71,6 +71,11 @@ var (
 // the medium may still be carried out after ctx has ended. An error other than ErrNotFound
 // means that the store could not do it or could not find out; the caller answers 503. A store
 // never panics over what it finds in its medium.
+//
+// TokenStore is what every store must do. What only some stores can do is an interface of its
+// own: it has the methods of that ability alone, is declared where it is used, and is found by a
+// type assertion, as [introspect.Coherent] is on a store that other gateways write to as well.
+// The assertion is on the store itself: a wrapper that embeds a TokenStore has no other methods.
 type TokenStore interface {
 	// Put makes the record durable, then returns nil. A Get that begins after that finds it.
 	// Keys are unique by construction, so Put need not look for an older record. After an
@@ -95,7 +100,9 @@ type TokenStore interface {
 
 	// Retire says that the clients in active are all that are configured. Every other client
 	// that the store knows as active passes to its next generation, durably: if it comes back
-	// one day, its old tokens stay dead.
+	// one day, its old tokens stay dead. Retire is about configured clients, the only ones that
+	// Admit is told of. A client that a store keeps itself is in no configuration, so its absence
+	// from active must not retire it: a store with such clients keeps them apart.
 	Retire(ctx context.Context, active []ClientRef) error
 
 	// Leave says, durably, that the caller no longer uses the store, except for the clients in

@@ -11,9 +11,10 @@
 // generation of each client, which decides whether its tokens still count, and secrets, which
 // all gateways have to share. Whether a token has expired is for the caller to judge.
 //
-// Two files hold what all stores have in common: record.go says how a token is stored, and
-// clients.go what happens to clients that come and go. The store modules of the configuration,
-// in package caddyoauth, only read settings and open a store from here.
+// Two files hold what stores have in common: record.go says how a token is encoded, outside the
+// memory of the process, and clients.go what happens to clients that come and go. The store
+// modules of the configuration, in package caddyoauth, only read settings and open a store from
+// here.
 //
 // A new store implements oauth.TokenStore, uses those two files as they are, and returns an
 // error for what it can't read, never "not found". It joins the suite in store_test.go by a
