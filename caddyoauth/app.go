@@ -230,7 +230,7 @@ func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
 	a.usesStore = a.usesStore || n.store
 	sources, err := a.useSources(n.sources, n.realm)
 	if err != nil {
-		return nil, fmt.Errorf("oauth_protect: %w", err)
+		return nil, fmt.Errorf("oauth_protect: %w", err) // no other handler has sources
 	}
 	if n.headerPrefix != "" && !slices.Contains(a.prefixes, n.headerPrefix) {
 		a.prefixes = append(a.prefixes, n.headerPrefix)
@@ -253,6 +253,37 @@ func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
 		}
 	}
 	return sources, stripEarly(ctx, server, a)
+}
+
+// useSources returns what routes use in place of modules of the namespace oauth.sources. A
+// LocalSource that names no realm is about the given one.
+func (a *App) useSources(modules []any, realm string) ([]routeSource, error) {
+	var sources []routeSource
+	for _, module := range modules {
+		var source routeSource
+		switch module := module.(type) {
+		case *LocalSource:
+			r, err := a.realm(cmp.Or(module.Realm, realm))
+			if err != nil {
+				return nil, err
+			}
+			a.usesStore = true
+			source = r
+		case TokenSource:
+			key := useKey(module)
+			if a.sources[key] == nil {
+				a.sources[key] = &usedSource{module: module}
+			}
+			source = a.sources[key]
+		default:
+			return nil, fmt.Errorf("%T is not a source of tokens", module)
+		}
+		if slices.Contains(sources, source) {
+			return nil, fmt.Errorf("duplicate source %s: list each source once", source.label())
+		}
+		sources = append(sources, source)
+	}
+	return sources, nil
 }
 
 // realm returns the realm of that name. Without a name it is the only realm there is, or else

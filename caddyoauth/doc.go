@@ -1,29 +1,53 @@
 // Package caddyoauth makes Caddy an OAuth 2.0 gateway for machines.
 //
-// It registers with Caddy
+// # Where things are
 //
-//	oauth                         the app: realms, clients, the token store, the cache   app.go, realm.go
-//	oauth.stores.{bbolt,memory,redis}   where issued tokens live                         store_bbolt.go, store_memory.go, store_redis.go
-//	oauth.sources.{local,introspect,jwt}   where accepted tokens come from               source_local.go, source_introspect.go, source_jwt.go
-//	http.handlers.oauth_server    the token, introspection and revocation endpoints      server.go
-//	http.handlers.oauth_protect   bearer tokens in front of a backend                    protect.go, strip.go, identity.go
-//	http.handlers.oauth_guard     no way around oauth_protect beside its matcher         guard.go, early.go
-//	http.matchers.oauth_scope     routing by the scopes of the caller                    matcher.go
-//	admin.api.oauth               forgetting what is cached                              admin.go
-//	caddy oauth                   the command line                                       command.go
+// These modules are registered with Caddy:
 //
-// and their Caddyfile syntax (caddyfile.go), with their metrics (metrics.go) and what they
-// make of connections and paths (transport.go, path.go), of requests that miss an endpoint
-// (misdirected.go), and of identities that are used too early (order.go). The rules of OAuth are in internal/oauth,
-// the stores in internal/store, the cache and its sources in package introspect.
+//	oauth                        the app: realms, clients, store, cache          app.go, realm.go, client.go
+//	oauth.stores.*               where issued tokens are kept                    store_bbolt.go, store_memory.go, store_redis.go
+//	oauth.sources.*              where accepted tokens come from                 source_local.go, source_introspect.go, source_jwt.go
+//	http.handlers.oauth_server   the token, introspection, revocation and
+//	                             metadata endpoints                              server.go, wire.go, metadata.go
+//	http.handlers.oauth_protect  checks bearer tokens in front of a backend      protect.go, bearer.go, identity.go
+//	http.handlers.oauth_guard    guards what an oauth_protect with a matcher
+//	                             leaves out                                      guard.go
+//	http.matchers.oauth_scope    matches by the scopes of the caller             matcher.go
+//	admin.api.oauth              POST /oauth/forget on the admin endpoint        admin.go
+//	caddy oauth                  the command line                                command.go
 //
-// A realm is an authorization server. Its settings are parsed in Provision; its
-// engine, an oauth.Server over the shared store and cache, exists from Start on, and
-// requests that come before wait for it. A token request goes through
+// Around them:
 //
-//	Server.ServeHTTP → oauth.ParseRequest → oauth.Server.Token → mint → TokenStore.Put → Server.answer
+//	lifecycle.go           from Start to Cleanup, across reloads; begins with the whole story
+//	caddyfile.go           the syntax of the global option and the directives
+//	early.go, strip.go     what callers must not say about themselves, removed before any handler reads it
+//	order.go               refuses a configuration that uses an identity before it is known
+//	transport.go, path.go  which connections and which paths are acceptable
+//	misdirected.go         requests that miss an endpoint, and may carry a secret
+//	metrics.go             metrics
 //
-// and a protected request through
+// The rules of OAuth are in internal/oauth, the decision whether a request may pass in
+// internal/access, the stores in internal/store, reading a configuration in internal/conf, and the
+// cache and the sources of tokens in package introspect. Imports go down only.
 //
-//	Protect.ServeHTTP → Protect.judge → findOut → introspect.CachedSource → oauth.Server.Lookup → identityHeaders.identify
+// A realm is an authorization server. Provision reads its settings. Its engine, an oauth.Engine
+// over the shared store and cache, exists once Start is over; earlier requests wait for it.
+//
+// # A token request
+//
+//	Server.ServeHTTP                      server.go                       path, method, TLS, size
+//	oauth.ParseRequest                    internal/oauth/request.go       bytes become a value
+//	oauth.Engine.authenticate             internal/oauth/authenticate.go  which client is this?
+//	oauth.Engine.Token                    internal/oauth/engine.go        grant, scopes, limits; opaque.mint makes the token
+//	store.Bbolt.Put                       internal/store/bbolt.go         durable before anybody has the token
+//	Server.answer                         wire.go                         the only place for status, JSON, log line and count
+//
+// # A protected request
+//
+//	earlyStrip.ServeHTTP                  early.go                        before all other handlers of the server
+//	Protect.ServeHTTP                     protect.go                      strips what is left; judge finds the token and decides
+//	findOut                               sources.go                      whose token can it be?
+//	introspect.CachedSource.LookupWithin  ../introspect/cached_source.go  what does it mean? Misses go to oauth's issued.Lookup
+//	access.Decide                         internal/access/access.go       may this request pass this route? Never cached
+//	identityHeaders.identify              identity.go                     tells the backend who is calling
 package caddyoauth

@@ -246,6 +246,50 @@ type noImports struct{}
 func (noImports) Import(string) (*types.Package, error) { return nil, errors.New("not imported") }
 
 // The comment of a package says what it is, and begins as Go's conventions have it.
+// doc.go says which functions a token request and a protected request go through, and where they
+// are. Whoever renames or moves one of them finds out here.
+func TestTheMapIsRight(t *testing.T) {
+	parse := func(name string) *ast.File {
+		t.Helper()
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	doc := parse("doc.go").Doc.Text()
+	for _, name := range regexp.MustCompile(`[\w./]+\.go\b`).FindAllString(doc, -1) {
+		parse(name)
+	}
+	steps := regexp.MustCompile(`(?m)^\t([\w.]+\w) +([\w./]+\.go)\b`).FindAllStringSubmatch(doc, -1)
+	if len(steps) != 12 {
+		t.Errorf("doc.go has %d steps, want six for each request", len(steps))
+	}
+	for _, step := range steps {
+		// Methods have their type before them, and others' functions their package.
+		path := strings.Split(step[1], ".")
+		name, before := path[len(path)-1], path[:len(path)-1]
+		found := slices.ContainsFunc(parse(step[2]).Decls, func(d ast.Decl) bool {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok || f.Name.Name != name {
+				return false
+			}
+			if f.Recv == nil {
+				return len(before) <= 1
+			}
+			receiver := f.Recv.List[0].Type
+			if pointer, ok := receiver.(*ast.StarExpr); ok {
+				receiver = pointer.X
+			}
+			ident, ok := receiver.(*ast.Ident)
+			return ok && len(before) > 0 && ident.Name == before[len(before)-1]
+		})
+		if !found {
+			t.Errorf("%s is not in %s", step[1], step[2])
+		}
+	}
+}
+
 func TestEveryPackageHasAComment(t *testing.T) {
 	comments := make(map[string]string)
 	sourceFiles(t, func(name string, file *ast.File) {

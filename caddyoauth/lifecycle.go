@@ -161,11 +161,17 @@ func (a *App) start() error {
 		}
 		r.engine = oauth.New(r.settings)
 	}
+	return a.beginAgreeing(key)
+}
 
+// beginAgreeing agrees for the first time, commits if no other App is in force, and starts
+// keepAgreeing if other gateways may use the store. A store that can't be reached yet is no failure;
+// the log names it by store, its key.
+func (a *App) beginAgreeing(store string) error {
 	ctx, cancel := context.WithTimeout(a.ctx, startTimeout)
 	defer cancel()
-	changed := opened.follow(a)
-	err = a.agree(ctx)
+	changed := a.run.opened.follow(a)
+	err := a.agree(ctx)
 	if err == nil && activeApp() == nil {
 		err = a.commit(ctx)
 	}
@@ -174,9 +180,9 @@ func (a *App) start() error {
 		return err
 	}
 	if unreachable {
-		a.logger.Error("cannot reach the token store: answering 503 until it can be reached", zap.String("store", key), zap.Error(err))
+		a.logger.Error("cannot reach the token store: answering 503 until it can be reached", zap.String("store", store), zap.Error(err))
 	}
-	if opened.coherent == nil {
+	if a.run.opened.coherent == nil {
 		return nil // no other gateway can change anything
 	}
 	var running context.Context

@@ -1,7 +1,6 @@
 package caddyoauth
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,37 +93,6 @@ type usedSource struct {
 	taken  map[string]bool // the issuers of all sources and realms
 
 	warn sync.Once // about the first token that names one of the other issuers
-}
-
-// useSources returns what routes use in place of modules of the namespace oauth.sources. A
-// LocalSource that names no realm is about the given one.
-func (a *App) useSources(modules []any, realm string) ([]routeSource, error) {
-	var sources []routeSource
-	for _, module := range modules {
-		var source routeSource
-		switch module := module.(type) {
-		case *LocalSource:
-			r, err := a.realm(cmp.Or(module.Realm, realm))
-			if err != nil {
-				return nil, err
-			}
-			a.usesStore = true
-			source = r
-		case TokenSource:
-			key := useKey(module)
-			if a.sources[key] == nil {
-				a.sources[key] = &usedSource{module: module}
-			}
-			source = a.sources[key]
-		default:
-			return nil, fmt.Errorf("%T is not a source of tokens", module)
-		}
-		if slices.Contains(sources, source) {
-			return nil, fmt.Errorf("duplicate source %s: list each source once", source.label())
-		}
-		sources = append(sources, source)
-	}
-	return sources, nil
 }
 
 // useKey distinguishes the uses of sources. The same source with other bounds on memory, or
