@@ -21,15 +21,15 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// serverTokens are what one kind of authorization server issues: a good access token, and
-// others of the same issuer that must not pass. Members of a JSON object that are null in a
-// change are removed.
+// serverTokens are what one kind of authorization server issues: a good access token, and other
+// tokens of the same issuer that must not pass. A change removes the members of a JSON object that
+// are null in it.
 type serverTokens struct {
 	header string // of a JWT; empty for an opaque token, whose claims are the server's answer
 	claims string
 	// What the backend is told.
 	client, subject, scope, issuer string
-	// nearMisses are changes to header and claims, and the status that they get.
+	// nearMisses are changes to header and claims, with the status that they get.
 	nearMisses []nearMiss
 }
 
@@ -38,7 +38,7 @@ type nearMiss struct {
 	status               int
 }
 
-// A token of each server has exp, iat and nbf besides.
+// Each server's token also has exp, iat and nbf.
 var authorizationServers = map[string][]serverTokens{
 	"ForgeRock AM": {{
 		header: `{"typ":"JWT","zip":"NONE","kid":"KID","alg":"RS256"}`,
@@ -235,9 +235,9 @@ var authorizationServers = map[string][]serverTokens{
 	}},
 }
 
-// What the page on authorization servers shows lets in a token of each server's own form, tells
-// the backend the right things, and keeps out what else that server issues. All blocks run
-// in one Caddy, each below a path of its own.
+// Each block of the page on authorization servers lets in a token of that server's own form, tells
+// the backend the right things, and keeps out what else the server issues. All blocks run in one
+// Caddy, each below a path of its own.
 func TestAuthorizationServers(t *testing.T) {
 	const file = "docs/authorization-servers.md"
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -258,7 +258,7 @@ func TestAuthorizationServers(t *testing.T) {
 	t.Cleanup(server.Close)
 	t.Setenv("OAUTH_TEST_SECRET", leakedSecret)
 
-	// The sections with a block, and the site that has them all.
+	// The sections with a block, and a site that has them all.
 	var headings []string
 	var site strings.Builder
 	heading, blocks := "", docBlocks(t, file)
@@ -274,17 +274,17 @@ func TestAuthorizationServers(t *testing.T) {
 		}
 	}
 	if kinds := slices.Sorted(maps.Keys(authorizationServers)); !slices.Equal(kinds, slices.Sorted(slices.Values(headings))) || len(blocks) != len(headings) {
-		t.Fatalf("the page has %q, with %d blocks, and tokens there are for %q", headings, len(blocks), kinds)
+		t.Fatalf("the page has %q, with %d blocks, and there are tokens for %q", headings, len(blocks), kinds)
 	}
 	for _, h := range headings {
 		if anchor := "(#" + strings.ReplaceAll(pathOf(h)[1:], "_", "-") + ")"; !strings.Contains(readDocument(t, file), anchor) {
-			t.Errorf("%s is not in the table, or not as %s", h, anchor)
+			t.Errorf("%s is not in the table, or not under %s", h, anchor)
 		}
 	}
 
 	g := startGateway(t, "", site.String())
 	number := 0
-	// issue makes a token, and an answer about it if it is opaque.
+	// issue makes a token, and the server's answer about it if it is opaque.
 	issue := func(header, claims string) string {
 		number++
 		if header != "" {
@@ -321,14 +321,14 @@ func TestAuthorizationServers(t *testing.T) {
 					}
 				}
 				if g.Backend.count() != before {
-					t.Error("a token that must not pass has reached the backend")
+					t.Error("a token that must not pass reached the backend")
 				}
 			}
 		})
 	}
 }
 
-// pathOf is the path below which the test serves a section, and its anchor in the table.
+// pathOf returns the path below which the test serves a section, after its anchor in the table.
 func pathOf(heading string) string {
 	return "/" + strings.NewReplacer(" ", "-", ".", "").Replace(strings.ToLower(heading))
 }
@@ -340,7 +340,7 @@ var (
 	secretFile      = regexp.MustCompile(`\{file\.[^{}]+\}`)
 )
 
-// atServer is a block of the page with a server on this machine in place of the true one.
+// atServer returns a block of the page with a server on this machine in place of the real one.
 func atServer(block, url string) string {
 	block = keysOption.ReplaceAllString(block, "")
 	block = jwtSource.ReplaceAllString(block, "${0}jwks_uri "+url+"/keys\n")
@@ -361,7 +361,7 @@ func objectOf(t *testing.T, text string) map[string]any {
 	return object
 }
 
-// withMembers is a JSON object with some members replaced, or removed by null.
+// withMembers returns a JSON object with some members replaced, or removed where they are null.
 func withMembers(t *testing.T, text string, changes map[string]any) string {
 	t.Helper()
 	object := objectOf(t, text)
@@ -379,7 +379,7 @@ func withMembers(t *testing.T, text string, changes map[string]any) string {
 	return string(b)
 }
 
-// signRS256 signs with the header as it is; go-jose would choose what may be in it.
+// signRS256 signs with the header as it is; go-jose would restrict what may be in it.
 func signRS256(t *testing.T, key *rsa.PrivateKey, header, claims string) string {
 	t.Helper()
 	input := base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(claims))

@@ -23,7 +23,7 @@ func init() {
 	})
 }
 
-// TestUser sets placeholders as handlers that authenticate do.
+// TestUser sets placeholders the way authenticating handlers do.
 type TestUser struct {
 	Placeholders map[string]string `json:"placeholders,omitempty"`
 }
@@ -50,8 +50,8 @@ func (u TestUser) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return next.ServeHTTP(w, r)
 }
 
-// whatTheBackendHears are request_header lines for the placeholders that tests look at, and
-// what the backend then got for them, and for the headers of their meaning.
+// tellBackend has the backend told the placeholders that tests look at; toldBackend returns what
+// it was told.
 const tellBackend = `
 	request_header X-Told-Id {http.auth.user.id}
 	request_header X-Told-Client {http.auth.user.client_id}
@@ -73,8 +73,8 @@ func toldBackend(h http.Header) map[string]string {
 	return told
 }
 
-// Nobody who authenticated somebody earlier on the request speaks for the caller, in any
-// placeholder, also where the token says nothing.
+// A handler that authenticated somebody earlier on the request does not speak for the caller, in
+// any placeholder, even where the token says nothing.
 func TestOnlyTheTokenSpeaks(t *testing.T) {
 	f := newForeign(t)
 	f.knows("grouped", `{"active":true,"client_id":"c","sub":"s","groups":["users"],"iss":"https://as.example.com"}`)
@@ -109,7 +109,7 @@ func TestOnlyTheTokenSpeaks(t *testing.T) {
 	}
 }
 
-// Of two oauth_protect on a request the second speaks, in headers and placeholders alike.
+// If two oauth_protect apply to a request, the second one counts, in headers and placeholders.
 func TestTheLastProtectSpeaks(t *testing.T) {
 	one, two := newForeign(t), newForeign(t)
 	one.knows("t", `{"active":true,"client_id":"first","sub":"first","scope":"a b","iss":"https://one.example.com","groups":["admins"],"role":"root"}`)
@@ -145,7 +145,8 @@ func TestTheLastProtectSpeaks(t *testing.T) {
 	})
 }
 
-// What another server says reaches the backend as one name that is no other's, or not at all.
+// A name from another server reaches the backend as one that can't be anybody else's, or not at
+// all.
 func TestForeignNamesInHeaders(t *testing.T) {
 	f := newForeign(t)
 	answer := func(members string) string { return `{"active":true,` + members + `}` }
@@ -209,7 +210,7 @@ func TestForeignNamesInHeaders(t *testing.T) {
 		checkRefusal(t, g.get("/x", token), 401, "External", "invalid_token")
 	}
 	if g.Backend.count() != passed {
-		t.Error("the backend heard of a name that can't be told")
+		t.Error("the backend was told a name that can't be passed on")
 	}
 	waitUntil(t, "the log says why", func() bool {
 		text, _ := os.ReadFile(logs)
@@ -217,7 +218,7 @@ func TestForeignNamesInHeaders(t *testing.T) {
 	})
 }
 
-// A token that is active and names nobody would make an anonymous request of a checked one.
+// An active token that names nobody would turn a checked request into an anonymous one.
 func TestATokenNamesSomebody(t *testing.T) {
 	f := newForeign(t)
 	logs := filepath.Join(t.TempDir(), "log")
@@ -232,7 +233,7 @@ func TestATokenNamesSomebody(t *testing.T) {
 	}
 	checkRefusal(t, g.get("/x", f.signs(t, `{"iss":"https://issuer.example.com","aud":"api","exp":4102444800}`)), 401, "External", "invalid_token")
 	if g.Backend.count() > 0 {
-		t.Error("the backend heard of nobody")
+		t.Error("the backend was called on behalf of nobody")
 	}
 	waitUntil(t, "the log says why", func() bool {
 		text, _ := os.ReadFile(logs)
@@ -247,7 +248,8 @@ func TestATokenNamesSomebody(t *testing.T) {
 	}
 }
 
-// One bound on a token's length, wherever it is from. What is too long says so in the log.
+// There is one bound on a token's length, whatever its source. The log says that a token is too
+// long.
 func TestLengthOfATokenIsBounded(t *testing.T) {
 	f := newForeign(t)
 	logs := filepath.Join(t.TempDir(), "log")
@@ -258,12 +260,12 @@ func TestLengthOfATokenIsBounded(t *testing.T) {
 	if a := g.get("/x", longest); a.StatusCode != 200 {
 		t.Errorf("16 KiB: %d", a.StatusCode)
 	}
-	// Entra ID's with 200 groups.
+	// Entra ID with 200 groups.
 	groups := strings.TrimSuffix(strings.Repeat(`"8e1c1c2e-3f5a-4b8e-9b5e-6f1f0b6c2d10",`, 200), ",")
 	eventuallyAnswers(t, g, f.jwt(t, `,"groups":[`+groups+`]`), 200)
 	asked := f.asked.Load()
 	if text, _ := os.ReadFile(logs); strings.Contains(string(text), "token_too_long") {
-		t.Error("the log calls a token too long that is not")
+		t.Error("the log calls a token too long, and it isn't")
 	}
 	checkRefusal(t, g.get("/x", longest+"x"), 401, "root", "invalid_token")
 	if f.asked.Load() != asked {
@@ -275,7 +277,7 @@ func TestLengthOfATokenIsBounded(t *testing.T) {
 	})
 }
 
-// A client that fetches a token with what the last challenge names comes to one that passes.
+// A client that fetches a token with the scopes of the last challenge ends up with one that passes.
 func TestChallengesLeadToAGoodToken(t *testing.T) {
 	f := newForeign(t)
 	for _, scopes := range []string{"", "read", "write", "read write", "a", "read a write"} {
@@ -284,7 +286,7 @@ func TestChallengesLeadToAGoodToken(t *testing.T) {
 	rule := func(matcher, lines string) string {
 		return "oauth_protect " + matcher + " {\n" + f.introspect("") + lines + "\n}\n"
 	}
-	// As in a site, with the rules' own matchers, and the one for a part first.
+	// As in a site: each rule with its own matcher, the one for a part of it first.
 	const site = "@write not method GET\n"
 	g := startGateway(t, "", "route /two {\n"+rule("", "scopes read")+rule("", "scopes write")+"respond ok\n}\n"+
 		"route /any {\n"+rule("", "any_scope a b read\nscopes read")+rule("", "any_scope c write")+"respond ok\n}\n"+
@@ -313,8 +315,8 @@ func TestChallengesLeadToAGoodToken(t *testing.T) {
 	}
 }
 
-// The manual's way to compare a claim with a path takes it as it is. In a path matcher it is a
-// pattern, which the manual warns of.
+// The manual's way to compare a claim with a path takes the claim literally. In a path matcher it
+// is a pattern, which the manual warns about.
 func TestClaimsInMatchers(t *testing.T) {
 	f := newForeign(t)
 	for _, name := range []string{"jane", "Jane", "*", "ja*"} {
@@ -322,7 +324,7 @@ func TestClaimsInMatchers(t *testing.T) {
 	}
 	const recipe = "@others {\npath /users/*\nnot expression `{path.1} == {http.auth.user.subject}`\n}\nrespond @others 403\n"
 	if !strings.Contains(strings.ReplaceAll(manual(t), "\t", ""), recipe) {
-		t.Error("the manual has another recipe")
+		t.Error("the manual has a different recipe")
 	}
 	protect := "oauth_protect {\n" + f.introspect("") + "}\n"
 	g := startGateway(t, "", "route /users/* {\n"+protect+recipe+"respond ok\n}\n"+
@@ -340,7 +342,7 @@ func TestClaimsInMatchers(t *testing.T) {
 	}
 }
 
-// Which rules are on a request's way depends on its method, on groups, and on what ends there.
+// Which rules apply to a request depends on its method, on groups, and on handlers that end it.
 func TestChallengesNameTheRulesOnTheWay(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\n@write not method GET\noauth_protect @write {\nscopes write\n}\noauth_protect /part/* {\nscopes a\n}\nrespond ok")
 	refused := func(method, path, scope string) {
@@ -372,13 +374,13 @@ func TestChallengesNameTheRulesOnTheWay(t *testing.T) {
 	refused("GET", "/end", "a b e f")
 }
 
-// A claim's text is one value or a list of such, by what it is in the JSON.
+// The text of a claim is one value or a list of values, depending on its JSON.
 func TestClaimsInPlaceholders(t *testing.T) {
 	f := newForeign(t)
 	g := startGateway(t, "", "oauth_protect {\n"+f.introspect("")+"}\n"+tellBackend)
 	for i, c := range []struct{ groups, want string }{
 		{`"a"`, "a"}, {`["a"]`, "a"}, {`["a","b"]`, "a,b"}, {`[1,true,"x"]`, "1,true,x"}, {`3`, "3"}, {`null`, ""}, {`[]`, ""},
-		{`"Doe, Jane"`, "Doe, Jane"}, // one value, which nobody who wants one can take for two
+		{`"Doe, Jane"`, "Doe, Jane"}, // a single value: its comma can't be taken for one between two
 		{`["x,admin"]`, ""}, {`["a","x,admin","b"]`, "a,b"}, {`["x,admin","y,admin"]`, ""}, {`[","]`, ""},
 		{`{"a":true,"x,admin":true}`, "a"}, {`{"x,admin":{}}`, ""},
 		{`["admins "]`, ""}, {`"admins "`, ""}, {`[" admins","b"]`, "b"}, {`["a b"]`, "a b"},

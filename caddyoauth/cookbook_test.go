@@ -20,7 +20,7 @@ import (
 	"golang.org/x/net/websocket"
 )
 
-// recipes are the cookbook's, by their headings: for each block, in order, what it has to do.
+// recipes are the cookbook's by heading: for each block, in order, what it has to do.
 var recipes = map[string][]func(t *testing.T, b docBlock){
 	"Let browsers call from another origin (CORS)": {corsRecipe, corsOfTheBackendRecipe},
 	"Ask for another scope to write":               {methodsRecipe},
@@ -33,8 +33,8 @@ var recipes = map[string][]func(t *testing.T, b docBlock){
 	"Update without two processes on one file":     {updateRecipe},
 }
 
-// Every block of the cookbook does what its recipe says, in a real Caddy. A recipe that nobody
-// tries fails.
+// Every block of the cookbook does what its recipe says, in a real Caddy. A recipe without a test
+// fails.
 func TestCookbook(t *testing.T) {
 	const file = "docs/cookbook.md"
 	blocks := make(map[string][]docBlock)
@@ -54,7 +54,7 @@ func TestCookbook(t *testing.T) {
 		t.Run(heading, func(t *testing.T) {
 			tries := recipes[heading]
 			if len(tries) != len(blocks[heading]) || len(tries) == 0 {
-				t.Fatalf("the recipe has %d blocks, %d of them are tried", len(blocks[heading]), len(tries))
+				t.Fatalf("the recipe has %d blocks, and %d of them have a test", len(blocks[heading]), len(tries))
 			}
 			for i, b := range blocks[heading] {
 				t.Run(b.String(), func(t *testing.T) { tries[i](t, b) })
@@ -62,12 +62,13 @@ func TestCookbook(t *testing.T) {
 		})
 	}
 	if len(recipes) != len(headings) {
-		t.Errorf("%d recipes are tried, the cookbook has %d", len(recipes), len(headings))
+		t.Errorf("%d recipes have a test, the cookbook has %d", len(recipes), len(headings))
 	}
 }
 
-// startRecipe runs the lines of a site in the cookbook, with the test's backend in place of the
-// one on port 9000, changed by pairs of old and new, and with a token endpoint if it has none.
+// startRecipe runs the lines of a site from the cookbook. The test's backend replaces the one on
+// port 9000, pairs of old and new text are replaced, and a token endpoint is added if there is
+// none.
 func startRecipe(t *testing.T, b docBlock, pairs ...string) *gateway {
 	t.Helper()
 	if b.kind != "caddyfile site" {
@@ -80,8 +81,8 @@ func startRecipe(t *testing.T, b docBlock, pairs ...string) *gateway {
 	return startGateway(t, "store memory\n"+docClients, site)
 }
 
-// changed replaces pairs of old and new in a block, each of which must be there. BACKEND need
-// not be.
+// changed replaces pairs of old and new text in a block. Each old text must be there, unless
+// BACKEND replaces it.
 func changed(t *testing.T, text string, pairs ...string) string {
 	t.Helper()
 	for i := 0; i < len(pairs); i += 2 {
@@ -92,7 +93,7 @@ func changed(t *testing.T, text string, pairs ...string) string {
 	return strings.NewReplacer(pairs...).Replace(text)
 }
 
-// tokenAt fetches a token for the client that documents may count on.
+// tokenAt fetches a token for the client that documents may rely on.
 func (g *gateway) tokenAt(path string, scopes ...string) string {
 	g.t.Helper()
 	a := g.post(path, "myClient", testSecret, url.Values{"grant_type": {"client_credentials"}, "scope": {strings.Join(scopes, " ")}})
@@ -117,7 +118,7 @@ func (g *gateway) send(want int, method, path, token string, headers ...string) 
 	return a
 }
 
-// preflight asks for leave to send a request with a token from origin.
+// preflight asks for permission to send a request with a token from origin.
 func (g *gateway) preflight(path, origin, method string) answer {
 	g.t.Helper()
 	return g.do(g.request("OPTIONS", path, "", "Origin", origin, "Access-Control-Request-Method", method, "Access-Control-Request-Headers", "authorization"))
@@ -133,7 +134,7 @@ func corsRecipe(t *testing.T, b docBlock) {
 			t.Errorf("a preflight of %s gets %d with %v", path, a.StatusCode, h)
 		}
 	}
-	// What only looks like a preflight is no way in.
+	// A request that only looks like a preflight doesn't get in.
 	for what, headers := range map[string][]string{
 		"OPTIONS alone":            nil,
 		"with no method asked for": {"Origin", app},
@@ -148,7 +149,7 @@ func corsRecipe(t *testing.T, b docBlock) {
 		t.Errorf("without a token: %d, which the page may read if its origin is allowed: %v", a.StatusCode, a.Header)
 	}
 	if g.Backend.count() > 0 {
-		t.Error("a request without a token has reached the backend")
+		t.Error("a request without a token reached the backend")
 	}
 	deferred := b
 	deferred.text = changed(t, b.text, "header Access-Control-Allow-Origin", "header >Access-Control-Allow-Origin")
@@ -157,7 +158,7 @@ func corsRecipe(t *testing.T, b docBlock) {
 	}
 	g = startRecipe(t, b)
 
-	// A backend that answers to origins itself adds no second answer.
+	// If the backend allows origins itself, its header doesn't come on top of ours.
 	g.Backend.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Access-Control-Allow-Origin", "*")
 		fmt.Fprint(w, "backend")
@@ -243,7 +244,7 @@ func prefixesRecipe(t *testing.T, b docBlock) {
 		t.Errorf("%d requests reached the backend, want 2", n)
 	}
 
-	// What the recipe warns of.
+	// What the recipe warns about.
 	g = startGateway(t, "store memory\n"+docClients, "uri strip_prefix /partners\noauth_protect /partners/* alpha\nreverse_proxy BACKEND")
 	g.send(200, "GET", "/partners/x", "")
 }
@@ -280,7 +281,7 @@ func apiKeysRecipe(t *testing.T, b docBlock) {
 		t.Errorf("%d requests reached the backend, want 2", n)
 	}
 
-	// A client that the table does not have.
+	// A client that is not in the table.
 	g = startRecipe(t, b, "/run/secrets/backend-key-my-client", key, "myClient {file", "another {file")
 	g.send(403, "GET", "/x", g.tokenAt("/oauth2/access_token", "read"))
 }
@@ -296,7 +297,7 @@ func phpRecipe(t *testing.T, b docBlock) {
 			t.Fatal(err)
 		}
 	}
-	// A front controller, as PHP would run it.
+	// A front controller, the way PHP would run it.
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -342,7 +343,7 @@ func webSocketRecipe(t *testing.T, b docBlock) {
 	echo := httptest.NewServer(websocket.Server{
 		Handshake: func(config *websocket.Config, r *http.Request) error {
 			saw <- received{Header: r.Header.Clone()}
-			config.Protocol = config.Protocol[:1] // one of those that were named
+			config.Protocol = config.Protocol[:1] // one of those that the client offered
 			return nil
 		},
 		Handler: func(ws *websocket.Conn) { io.Copy(ws, ws) },
@@ -388,15 +389,15 @@ func webSocketRecipe(t *testing.T, b docBlock) {
 			t.Errorf("%s: let in", what)
 		}
 	}
-	// Without a WebSocket the token counts in its own header only.
+	// Without a WebSocket, the token counts only in its own header.
 	g.send(401, "GET", "/chat", "", "Sec-WebSocket-Protocol", "chat, bearer."+token)
-	// An answer that the backend does not give is an error, which is logged elsewhere.
+	// A backend that doesn't answer is an error, which goes to another log.
 	echo.Close()
 	if _, err := dial("chat", "bearer."+token); err == nil {
-		t.Error("there is no backend, and a connection")
+		t.Error("there is a connection, but no backend")
 	}
 
-	if err := caddy.Stop(); err != nil { // writes the log to its end
+	if err := caddy.Stop(); err != nil { // flushes the log
 		t.Fatal(err)
 	}
 	log, err := os.ReadFile(logFile)
@@ -431,7 +432,7 @@ func balancerRecipe(t *testing.T, b docBlock) {
 	g := startCaddyfile(t, changed(t, b.text, "10.0.0.0/8", "127.0.0.0/8", "127.0.0.1:9000", "BACKEND", "http://api.example.com {", ":0 {\n\tbind 127.0.0.1",
 		"\toauth {", "\tadmin off\n\tpersist_config off\n\tauto_https off\n\tlog {\n\t\toutput file "+logFile+"\n\t}\n\toauth {\n\t\tstore memory"))
 	token := g.tokenAt("/oauth2/access_token", "read")
-	// A client at 192.0.2.7, who says that it is somebody else, through a balancer.
+	// A client at 192.0.2.7 that claims to be somebody else, through a balancer.
 	g.send(200, "GET", "/good", token, "X-Forwarded-For", "198.51.100.1, 192.0.2.7", "X-Forwarded-Proto", "https")
 	if got := g.Backend.last(t).Header.Get("X-Forwarded-For"); !strings.Contains(got, "192.0.2.7") {
 		t.Errorf("the backend had X-Forwarded-For %q", got)
@@ -442,10 +443,10 @@ func balancerRecipe(t *testing.T, b docBlock) {
 	}
 }
 
-// accessLog ends Caddy and returns what the access log has about each URI.
+// accessLog stops Caddy and returns what the access log has about each URI.
 func accessLog(t *testing.T, file string) map[string]map[string]any {
 	t.Helper()
-	if err := caddy.Stop(); err != nil { // writes the log to its end
+	if err := caddy.Stop(); err != nil { // flushes the log
 		t.Fatal(err)
 	}
 	log, err := os.ReadFile(file)
@@ -474,7 +475,7 @@ func updateRecipe(t *testing.T, b docBlock) {
 	go func() {
 		loaded <- g.load(strings.ReplaceAll(b.text, "/var/lib/caddy/tokens.db", path)+testClients, gatewaySite)
 	}()
-	// Until one that waits as long as is the default has given up, the other one waits.
+	// A process with the default gives up first; the other one is still waiting.
 	if said := secondCaddyOn(t, path); !strings.Contains(said, "in use by another process") {
 		t.Errorf("without lock_timeout: %s", said)
 	}

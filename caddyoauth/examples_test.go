@@ -29,8 +29,7 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
-// What a stranger reads is run here. In every Markdown file of the repository a fenced
-// block is one of
+// The documents are run here. In every Markdown file of the repository, a fenced block is one of
 //
 //	caddyfile         a whole configuration: adapted and provisioned
 //	caddyfile oauth   lines of the oauth block: wrapped into one, then the same
@@ -42,9 +41,9 @@ import (
 //	sh                commands that are checked and not run; see checkCommand
 //	mermaid           a sequence diagram, which GitHub draws; see checkDiagram
 //
-// and any other block fails, since nothing would notice when it goes stale.
+// and any other block fails, since nothing would notice when it becomes stale.
 
-// repositoryRoot is where this package's tests find the documents.
+// repositoryRoot is where the documents are, relative to this package.
 const repositoryRoot = ".."
 
 // docBlock is a fenced block of a document.
@@ -119,7 +118,7 @@ func docBlocks(t *testing.T, file string) []docBlock {
 		fence := strings.HasPrefix(strings.TrimSpace(line), "```")
 		switch {
 		case fence && !strings.HasPrefix(line, "```"):
-			t.Errorf("%s:%d: a block inside a list is not run; move it to the margin", file, i+1)
+			t.Errorf("%s:%d: a block inside a list is not tested; move it to the margin", file, i+1)
 		case fence && open == nil:
 			open = &docBlock{file: file, line: i + 2, kind: strings.TrimPrefix(line, "```")}
 		case fence:
@@ -130,7 +129,7 @@ func docBlocks(t *testing.T, file string) []docBlock {
 		}
 	}
 	if open != nil {
-		t.Errorf("%v: the block has no end", *open)
+		t.Errorf("%v: the block is not closed", *open)
 	}
 	return blocks
 }
@@ -161,7 +160,7 @@ func TestDocumentBlocks(t *testing.T) {
 					provisionCaddyfile(t, b.text, "{\nadmin off\nauto_https off\noauth {\n"+docClients+"}\n}\n:0 {\n"+b.text+"}\n")
 				case "json":
 					if previous.kind != "caddyfile" {
-						t.Fatal("a json block follows the caddyfile block that it is equal to")
+						t.Fatal("a json block must follow the caddyfile block that it equals")
 					}
 					compareJSON(t, previous.text, b.text)
 				case "console":
@@ -184,7 +183,7 @@ func TestDocumentBlocks(t *testing.T) {
 	}
 }
 
-// docClients is what a site block in a document may count on.
+// docClients is what a site block in a document may rely on.
 const docClients = `
 	issuer https://auth.example.com/oauth2
 	client myClient {
@@ -206,7 +205,7 @@ func adaptDocument(t *testing.T, text string) []byte {
 		t.Fatalf("adapting: %v", err)
 	}
 	for _, w := range warnings {
-		// Wrapped fragments are not formatted as a whole, only as they are shown.
+		// A wrapped fragment is formatted as it is shown, not as a whole.
 		if !strings.Contains(w.Message, "not formatted") {
 			t.Errorf("adapting warns: %v", w)
 		}
@@ -219,8 +218,8 @@ var (
 	fileReference = regexp.MustCompile(`\{file\.[^{}]+\}`)
 )
 
-// provisionCaddyfile checks that shown is formatted and that whole can be loaded. What
-// whole refers to outside of itself is made up.
+// provisionCaddyfile checks that shown is formatted and that whole can be loaded. Files and
+// variables that whole refers to are made up.
 func provisionCaddyfile(t *testing.T, shown, whole string) {
 	t.Helper()
 	checkFormat(t, shown)
@@ -250,7 +249,7 @@ func provisionCaddyfile(t *testing.T, shown, whole string) {
 func checkFormat(t *testing.T, text string) {
 	t.Helper()
 	if formatted := caddyfile.Format([]byte(text)); string(formatted) != text {
-		t.Errorf("not as 'caddy fmt' has it, which is:\n%s", formatted)
+		t.Errorf("not formatted; 'caddy fmt' makes it\n%s", formatted)
 	}
 }
 
@@ -267,11 +266,11 @@ func compareJSON(t *testing.T, caddyfile, want string) {
 	if !reflect.DeepEqual(got, wanted) {
 		var indented bytes.Buffer
 		json.Indent(&indented, config, "", "\t")
-		t.Errorf("the Caddyfile above it adapts to\n%s", indented.String())
+		t.Errorf("the Caddyfile before it adapts to\n%s", indented.String())
 	}
 }
 
-// checkCommand checks a command that would not end, or takes too long, to be run.
+// checkCommand checks a command that can't be run, because it would not end or takes too long.
 func checkCommand(t *testing.T, command string) {
 	t.Helper()
 	module, caddyVersion := moduleAndCaddy(t)
@@ -291,11 +290,11 @@ func checkCommand(t *testing.T, command string) {
 			t.Errorf("%q is not in .ci/run", command)
 		}
 	case command == "go run ./cmd/bench", command == "go run ./cmd/bench --quick":
-		// cmd/bench has tests of its own.
+		// cmd/bench has its own tests.
 	case strings.HasPrefix(command, "go test -v -run Battery "):
-		// Its short form is in every run of the tests.
+		// Its short form is part of every test run.
 	case strings.HasPrefix(command, "go test -run '^$' -bench ") && words[len(words)-1] == "./caddyoauth":
-		// A benchmark takes its time; that there is one of the name is all that is checked.
+		// A benchmark takes too long; check only that there is one of the name.
 		files, err := filepath.Glob("*bench*_test.go")
 		if err != nil || len(files) == 0 {
 			t.Fatalf("no files with benchmarks: %v", err)
@@ -312,7 +311,7 @@ func checkCommand(t *testing.T, command string) {
 	case command == "xcaddy build "+caddyVersion+" --with "+module+"/caddyoauth":
 	case command == "xcaddy build "+caddyVersion+" --with "+module+"/caddyoauth --replace "+module+"=.":
 	case strings.HasPrefix(command, "sudo "), strings.HasPrefix(command, "docker "):
-		// For a server. What it takes from the repository is there.
+		// For a server. Check only that what it takes from the repository exists.
 		for _, word := range words {
 			if strings.HasPrefix(word, "examples/") {
 				if _, err := os.Stat(filepath.Join(repositoryRoot, word)); err != nil {
@@ -321,7 +320,7 @@ func checkCommand(t *testing.T, command string) {
 			}
 		}
 	default:
-		t.Errorf("nothing checks the command %q; put it into a console block if it can be run", command)
+		t.Errorf("nothing checks the command %q; put it into a console block, if it can be run", command)
 	}
 }
 
@@ -381,7 +380,7 @@ func TestReleaseNames(t *testing.T) {
 	}
 }
 
-// moduleAndCaddy returns this module's path and the version of Caddy it is built with.
+// moduleAndCaddy returns this module's path and the version of Caddy that it is built with.
 func moduleAndCaddy(t *testing.T) (module, caddyVersion string) {
 	t.Helper()
 	for line := range strings.Lines(readDocument(t, "go.mod")) {
@@ -394,7 +393,7 @@ func moduleAndCaddy(t *testing.T) (module, caddyVersion string) {
 		}
 	}
 	if module == "" || caddyVersion == "" {
-		t.Fatal("go.mod names no module, or no Caddy")
+		t.Fatal("go.mod names no module or no Caddy")
 	}
 	return module, caddyVersion
 }
@@ -446,12 +445,12 @@ func TestExamples(t *testing.T) {
 	}
 }
 
-// siteAddress is a site's port, its name in the example of a deployment, or the port of the
+// siteAddress matches a site's port, its name in the example of a deployment, or the port of the
 // admin endpoint.
 var siteAddress = regexp.MustCompile(`(?m)^(:\d+|[a-z.]+\.example\.com) \{|^\tadmin 127\.0\.0\.1(:\d+)$`)
 
-// freePorts replaces the ports of a Caddyfile by others that are free here, and sites that
-// have names by sites on loopback, without TLS. It replaces pairs, too.
+// freePorts returns a replacer of the ports in a Caddyfile with ports that are free here, and of
+// sites that have names with sites on loopback, without TLS. It also replaces the given pairs.
 func freePorts(t *testing.T, text string, pairs ...string) *strings.Replacer {
 	t.Helper()
 	for _, m := range siteAddress.FindAllStringSubmatch(text, -1) {
@@ -459,7 +458,7 @@ func freePorts(t *testing.T, text string, pairs ...string) *strings.Replacer {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// All are open at once, so no two are the same.
+		// All stay open until the end, so no two are the same.
 		defer l.Close()
 		port := fmt.Sprintf(":%d", l.Addr().(*net.TCPAddr).Port)
 		if m[1] == "" || m[1][0] == ':' {
@@ -474,14 +473,14 @@ func freePorts(t *testing.T, text string, pairs ...string) *strings.Replacer {
 	return strings.NewReplacer(pairs...)
 }
 
-// startFleet starts what the example of a fleet has beside its first gateway: a Redis in place
+// startFleet starts what the example of a fleet needs besides its first gateway: a Redis in place
 // of the one on port 6390, and the second gateway, in a process of its own.
 func startFleet(t *testing.T, first, second string) *strings.Replacer {
 	t.Helper()
 	checkFormat(t, second)
 	redis := redistest.Start(t)
 	_, port, _ := net.SplitHostPort(redis.Addr)
-	// The story ends that one, and starts another there.
+	// The example stops that one and starts another in its place.
 	t.Cleanup(func() { exec.Command("redis-cli", "-p", port, "shutdown", "nosave").Run() })
 	moved := freePorts(t, first+second, "6390", port)
 	config := filepath.Join(t.TempDir(), "Caddyfile")
@@ -524,10 +523,10 @@ func startStory(t *testing.T, text string) (logFile string) {
 	dir := t.TempDir()
 	t.Setenv("XDG_DATA_HOME", dir)
 	t.Setenv("MAILER_SECRET", "demo-secret-from-env")
-	// Not inherited from whatever runs the tests.
-	t.Setenv("CREDENTIALS_DIRECTORY", "") // puts the old value back in the end
+	// Must not be inherited from whatever runs the tests.
+	t.Setenv("CREDENTIALS_DIRECTORY", "") // restores the old value at the end
 	os.Unsetenv("CREDENTIALS_DIRECTORY")
-	// What the unit of the deployment sets, and the files that it puts there.
+	// What the deployment's unit sets, and the files that it puts there.
 	t.Setenv("GATEWAY_SECRETS", dir)
 	for name, content := range map[string]string{"reports": deployedSecret, "billing": deployedHash} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content+"\n"), 0o600); err != nil {
@@ -540,7 +539,7 @@ func startStory(t *testing.T, text string) (logFile string) {
 	if err := json.Unmarshal(adaptDocument(t, text), &config); err != nil {
 		t.Fatal(err)
 	}
-	// An example that uses the admin endpoint has it on loopback; nobody else's is touched.
+	// An example that uses the admin endpoint has its own on loopback; no other is touched.
 	if admin, _ := config["admin"].(map[string]any); !strings.HasPrefix(fmt.Sprint(admin["listen"]), "127.0.0.1:") {
 		config["admin"] = map[string]any{"disabled": true, "config": map[string]any{"persist": false}}
 	}
@@ -567,7 +566,7 @@ func startStory(t *testing.T, text string) (logFile string) {
 	if err := caddy.Load(raw, true); err != nil {
 		t.Fatalf("loading: %v", err)
 	}
-	// An issuer that is part of the story may have started a moment after the gateway asked it.
+	// An issuer in the same example may have started a moment after the gateway asked it.
 	if strings.Contains(text, "source jwt") {
 		waitUntil(t, "the issuer's keys are here", func() bool {
 			log, err := os.ReadFile(logFile)
@@ -611,8 +610,8 @@ func consoleSteps(t *testing.T, document string, moved *strings.Replacer) []cons
 	return steps
 }
 
-// runConsole runs a document's console blocks, in order and in one shell, so that a
-// variable set in one block is there in the next.
+// runConsole runs a document's console blocks in order and in one shell, so that a variable set in
+// one block is there in the next.
 func runConsole(t *testing.T, document string, moved *strings.Replacer) {
 	t.Helper()
 	steps := consoleSteps(t, document, moved)
@@ -625,7 +624,7 @@ func runConsole(t *testing.T, document string, moved *strings.Replacer) {
 		}
 	}
 
-	// What stands between the outputs of two commands.
+	// Separates the outputs of two commands.
 	const separator = "\n\x1e\n"
 	script := "exec 2>&1\n"
 	for _, s := range steps {
@@ -635,7 +634,7 @@ func runConsole(t *testing.T, document string, moved *strings.Replacer) {
 	defer cancel()
 	sh := exec.CommandContext(ctx, "sh", "-c", script)
 	sh.Dir = repositoryRoot
-	// Nothing of the user's: no .curlrc, no proxy.
+	// Without the user's settings: no .curlrc, no proxy.
 	sh.Env = []string{"HOME=" + t.TempDir(), "PATH=" + caddyCommand(t) + ":" + os.Getenv("PATH"), "LC_ALL=C.UTF-8",
 		"REPORTS_SECRET=" + deployedSecret, "BILLING_SECRET=" + deployedSecret}
 	output, err := sh.Output()
@@ -654,7 +653,7 @@ func runConsole(t *testing.T, document string, moved *strings.Replacer) {
 	}
 }
 
-// consolePattern matches what want describes.
+// consolePattern returns a pattern for what want describes.
 func consolePattern(want string) *regexp.Regexp {
 	lines := strings.Split(strings.TrimRight(want, "\n"), "\n")
 	var pattern strings.Builder
@@ -672,7 +671,7 @@ func consolePattern(want string) *regexp.Regexp {
 	return regexp.MustCompile(pattern.String() + `\z`)
 }
 
-// caddyCommand makes a folder with a program `caddy`, which is this test binary.
+// caddyCommand returns a folder with a program `caddy`, which is this test binary.
 func caddyCommand(t *testing.T) string {
 	t.Helper()
 	self, err := os.Executable()
@@ -689,8 +688,8 @@ func caddyCommand(t *testing.T) string {
 
 const calledAsCaddy = "CADDYOAUTH_TEST_CALLED_AS_CADDY"
 
-// TestCalledAsCaddy is Caddy's command line, for the commands in console blocks. It does
-// nothing in an ordinary run of the tests.
+// TestCalledAsCaddy is Caddy's command line, for the commands in console blocks. It does nothing
+// in an ordinary test run.
 func TestCalledAsCaddy(t *testing.T) {
 	if os.Getenv(calledAsCaddy) == "" {
 		return
@@ -700,7 +699,7 @@ func TestCalledAsCaddy(t *testing.T) {
 	os.Exit(0)
 }
 
-// The wildcards of console blocks match what they should, and not everything.
+// The wildcards of console blocks match what they should, and no more.
 func TestConsolePattern(t *testing.T) {
 	for _, c := range []struct {
 		name, want, got string
@@ -722,8 +721,8 @@ func TestConsolePattern(t *testing.T) {
 	}
 }
 
-// Every example has a README, and the other way round; the README leads to every page of
-// docs; and every link between documents leads somewhere.
+// Every example has a README and vice versa, the README links to every page of docs, and no link
+// between documents is broken.
 func TestDocumentLinks(t *testing.T) {
 	for _, story := range stories(t)[1:] {
 		for _, name := range []string{story, strings.TrimSuffix(story, "Caddyfile") + "README.md"} {
@@ -735,7 +734,7 @@ func TestDocumentLinks(t *testing.T) {
 	readme := readDocument(t, "README.md")
 	for _, page := range pages(t) {
 		if !strings.Contains(readme, "]("+page) {
-			t.Errorf("the README does not lead to %s", page)
+			t.Errorf("the README does not link to %s", page)
 		}
 	}
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
@@ -752,7 +751,7 @@ func TestDocumentLinks(t *testing.T) {
 				inside = filepath.ToSlash(filepath.Join(filepath.Dir(file), target))
 			}
 			if _, err := os.Stat(filepath.Join(repositoryRoot, inside)); err != nil {
-				t.Errorf("%s: the link to %s leads nowhere", file, m[1])
+				t.Errorf("%s: the link to %s is broken", file, m[1])
 			} else if anchor != "" && !slices.Contains(anchorsOf(readDocument(t, inside)), anchor) {
 				t.Errorf("%s: %s has no heading for #%s", file, inside, anchor)
 			}
@@ -842,7 +841,7 @@ func TestREADMEHasEveryOption(t *testing.T) {
 			}
 		}
 	}
-	// Stores by their source: tests register others.
+	// The names of the stores come from the source, because tests register others.
 	stores, err := filepath.Glob("store_*.go")
 	if err != nil || len(stores) < 3 {
 		t.Fatalf("only the stores %v are looked at (%v)", stores, err)
@@ -885,7 +884,7 @@ func TestREADMEHasTheErrors(t *testing.T) {
 		}
 	}
 
-	// A damaged store is met when it is opened.
+	// A damaged store is discovered when it is opened.
 	damaged := filepath.Join(t.TempDir(), "tokens.db")
 	if err := os.WriteFile(damaged, []byte("no store"), 0o600); err != nil {
 		t.Fatal(err)
@@ -899,7 +898,7 @@ func TestREADMEHasTheErrors(t *testing.T) {
 		t.Errorf("docs/configuration.md does not explain %q, or it is not what is said of a damaged file: %v", noStore, err)
 	}
 
-	// The locked store takes two who want it.
+	// A locked store takes two processes that want it.
 	path := filepath.Join(t.TempDir(), "tokens.db")
 	startGateway(t, "store bbolt "+path+"\n"+testClients, "oauth_server")
 	held := secondCaddyOn(t, path)
@@ -909,7 +908,7 @@ func TestREADMEHasTheErrors(t *testing.T) {
 	}
 }
 
-// secondCaddyOn runs a second Caddy on the same store, and returns why it gave up.
+// secondCaddyOn runs a second Caddy on the same store and returns what it says when it gives up.
 func secondCaddyOn(t *testing.T, path string) string {
 	t.Helper()
 	config := filepath.Join(t.TempDir(), "Caddyfile")
@@ -969,7 +968,7 @@ func TestREADMEHasMetricsAndEvents(t *testing.T) {
 			}
 		}
 	}
-	// These come with the first question to another server.
+	// These exist once another server has been asked.
 	for _, name := range []string{"caddy_oauth_source_duration_seconds", "caddy_oauth_source_up"} {
 		if !slices.Contains(exist, name) {
 			exist = append(exist, name)
@@ -983,7 +982,7 @@ func TestREADMEHasMetricsAndEvents(t *testing.T) {
 	}
 
 	// Events, both ways.
-	if err := caddy.Stop(); err != nil { // writes the log to its end
+	if err := caddy.Stop(); err != nil { // flushes the log
 		t.Fatal(err)
 	}
 	log, err := os.ReadFile(logFile)
