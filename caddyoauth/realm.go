@@ -123,16 +123,15 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 // resolveIssuer returns the realm's issuer, derived from root's if it has none of its own, or
 // nothing if there is no issuer at all.
 func (rc *Realm) resolveIssuer(name string, root *Realm) (string, *url.URL, error) {
-	configured, suffix := rc.Issuer, ""
-	if configured == "" && name != rootRealm {
-		configured, suffix = root.Issuer, realmPath(name)
+	issuer, suffix := rc.Issuer, ""
+	if issuer == "" && name != rootRealm {
+		issuer, suffix = root.Issuer, realmPath(name)
 	}
-	if configured == "" {
+	if issuer == "" {
 		return "", nil, nil
 	}
-	issuer, err := conf.Resolve(configured)
-	if err != nil {
-		return "", nil, fmt.Errorf("issuer: %w", err)
+	if err := conf.Resolve("issuer", &issuer); err != nil {
+		return "", nil, err
 	}
 	if suffix != "" {
 		issuer = strings.TrimSuffix(issuer, "/") + suffix

@@ -48,8 +48,8 @@ func headers(configured map[string]string) (func() (http.Header, error), error) 
 	resolve := func() (http.Header, error) {
 		header := make(http.Header)
 		for name, value := range configured {
-			resolved, err := conf.Resolve(value)
-			if err != nil || resolved == "" {
+			resolved := value
+			if err := conf.Resolve(name, &resolved); err != nil || resolved == "" {
 				return nil, fmt.Errorf("header %s: %s is not set, empty, or can't be read", name, value)
 			}
 			header.Set(name, resolved)

@@ -100,15 +100,10 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	var err error
 	s.cfg = s.settings()
-	for _, text := range []struct {
-		name, configured string
-		resolved         *string
-	}{{"url", s.URL, &s.cfg.URL}, {"client_id", s.ClientID, &s.cfg.ClientID}, {"issuer", s.Issuer, &s.cfg.Issuer}} {
-		if *text.resolved, err = conf.Resolve(text.configured); err != nil {
-			return fmt.Errorf("%s: %w", text.name, err)
-		}
+	err := cmp.Or(conf.Resolve("url", &s.cfg.URL), conf.Resolve("client_id", &s.cfg.ClientID), conf.Resolve("issuer", &s.cfg.Issuer))
+	if err != nil {
+		return err
 	}
 	if s.ClientSecret != "" {
 		if s.cfg.ClientSecret, err = conf.ResolveSecret(s.ClientSecret); err != nil {

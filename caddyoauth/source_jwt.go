@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
@@ -96,17 +97,10 @@ func (JWTSource) CaddyModule() caddy.ModuleInfo {
 
 // Provision replaces placeholders and references to secrets. It opens no connection.
 func (s *JWTSource) Provision(caddy.Context) error {
-	var err error
 	s.keys, s.cfg = s.settings()
-	for _, text := range []struct {
-		name, configured string
-		resolved         *string
-	}{
-		{"issuer", s.Issuer, &s.keys.Issuer}, {"jwks_uri", s.JWKSURI, &s.keys.JWKSURI}, {"jwks_file", s.JWKSFile, &s.keys.KeysFile},
-	} {
-		if *text.resolved, err = conf.Resolve(text.configured); err != nil {
-			return fmt.Errorf("%s: %w", text.name, err)
-		}
+	err := cmp.Or(conf.Resolve("issuer", &s.keys.Issuer), conf.Resolve("jwks_uri", &s.keys.JWKSURI), conf.Resolve("jwks_file", &s.keys.KeysFile))
+	if err != nil {
+		return err
 	}
 	if s.keys.HeaderFunc, err = headers(s.Headers); err != nil {
 		return err

@@ -71,11 +71,7 @@ func (s *BboltStore) Provision(caddy.Context) error {
 		s.path = filepath.Join(caddy.AppDataDir(), "oauth", "tokens.db")
 		return nil
 	}
-	var err error
-	if s.path, err = conf.Resolve(s.path); err != nil {
-		return fmt.Errorf("path: %w", err)
-	}
-	return nil
+	return conf.Resolve("path", &s.path)
 }
 
 // poolKey returns the real path of the file, so that two spellings of it mean one file.

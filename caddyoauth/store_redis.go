@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -94,57 +95,36 @@ func (s *RedisStore) Provision(caddy.Context) error {
 		return err
 	}
 	s.cfg = store.RedisConfig{
-		Cluster: s.Cluster, SentinelMaster: s.Sentinel, DB: s.DB,
-		Prefix: s.Prefix, DialTimeout: time.Duration(s.DialTimeout), Timeout: time.Duration(s.Timeout),
-	}
-	if s.Prefix == "" {
-		s.cfg.Prefix = defaultRedisPrefix
-	}
-	if s.DialTimeout == 0 {
-		s.cfg.DialTimeout = time.Duration(defaultRedisTimeout)
-	}
-	if s.Timeout == 0 {
-		s.cfg.Timeout = time.Duration(defaultRedisTimeout)
+		Cluster: s.Cluster, SentinelMaster: s.Sentinel, DB: s.DB, Username: s.Username, SentinelUsername: s.SentinelUsername,
+		Prefix:      cmp.Or(s.Prefix, defaultRedisPrefix),
+		DialTimeout: time.Duration(cmp.Or(s.DialTimeout, defaultRedisTimeout)),
+		Timeout:     time.Duration(cmp.Or(s.Timeout, defaultRedisTimeout)),
 	}
 	for _, address := range s.Addresses {
-		resolved, err := conf.Resolve(address)
-		if err != nil {
-			return fmt.Errorf("addresses: %w", err)
+		resolved := address
+		if err := conf.Resolve("addresses", &resolved); err != nil {
+			return err
 		}
 		if err := checkAddress(address, resolved); err != nil {
 			return err
 		}
 		s.cfg.Addresses = append(s.cfg.Addresses, resolved)
 	}
-	for _, word := range []struct {
-		name, configured string
-		resolved         *string
-	}{
-		{"username", s.Username, &s.cfg.Username},
-		{"sentinel_username", s.SentinelUsername, &s.cfg.SentinelUsername},
-	} {
-		var err error
-		if *word.resolved, err = conf.Resolve(word.configured); err != nil {
-			return fmt.Errorf("%s: %w", word.name, err)
+	err := cmp.Or(conf.Resolve("username", &s.cfg.Username), conf.Resolve("sentinel_username", &s.cfg.SentinelUsername))
+	if err != nil {
+		return err
+	}
+	if s.Password != "" {
+		if s.cfg.Password, err = conf.ResolveSecret(s.Password); err != nil {
+			return fmt.Errorf("password: %w", err)
 		}
 	}
-	for _, secret := range []struct {
-		name, configured string
-		resolved         *string
-	}{
-		{"password", s.Password, &s.cfg.Password},
-		{"sentinel_password", s.SentinelPassword, &s.cfg.SentinelPassword},
-	} {
-		if secret.configured == "" {
-			continue
-		}
-		var err error
-		if *secret.resolved, err = conf.ResolveSecret(secret.configured); err != nil {
-			return fmt.Errorf("%s: %w", secret.name, err)
+	if s.SentinelPassword != "" {
+		if s.cfg.SentinelPassword, err = conf.ResolveSecret(s.SentinelPassword); err != nil {
+			return fmt.Errorf("sentinel_password: %w", err)
 		}
 	}
 	if s.TLS != nil {
-		var err error
 		if s.cfg.TLS, s.trust, err = s.TLS.config(); err != nil {
 			return fmt.Errorf("tls: %w", err)
 		}

@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -35,10 +36,9 @@ type TLSClient struct {
 // file that is missing, or holds nothing useful, is an error: there is no default to fall back on.
 func (c *TLSClient) config() (_ *tls.Config, trust string, err error) {
 	resolved := *c
-	for _, field := range []*string{&resolved.CA, &resolved.Certificate, &resolved.Key, &resolved.ServerName} {
-		if *field, err = conf.Resolve(*field); err != nil {
-			return nil, "", err
-		}
+	if err := cmp.Or(conf.Resolve("ca", &resolved.CA), conf.Resolve("certificate", &resolved.Certificate),
+		conf.Resolve("key", &resolved.Key), conf.Resolve("server_name", &resolved.ServerName)); err != nil {
+		return nil, "", err
 	}
 	trust = fmt.Sprintf("%q", resolved)
 	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: resolved.ServerName}

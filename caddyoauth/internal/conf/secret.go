@@ -29,8 +29,8 @@ func ResolveSecret(reference string) (string, error) {
 	if !IsSecretReference(reference) {
 		return "", ErrLiteralSecret
 	}
-	secret, err := Resolve(reference)
-	if err != nil || secret == "" {
+	secret := reference
+	if err := Resolve("secret", &secret); err != nil || secret == "" {
 		// err does not tell a missing file from an empty one.
 		return "", fmt.Errorf("%s is not set, empty, or can't be read", reference)
 	}
@@ -40,11 +40,16 @@ func ResolveSecret(reference string) (string, error) {
 	return secret, nil
 }
 
-// Resolve returns text with its placeholders replaced by the values that they have now. An unknown
-// or empty placeholder is an error: a variable that is not set, or a missing file, must not
-// silently become an empty setting.
-func Resolve(text string) (string, error) {
-	return caddy.NewReplacer().ReplaceOrErr(text, true, true)
+// Resolve replaces the placeholders in place by the values that they have now. An unknown or empty
+// placeholder is an error, which names the option: a variable that is not set, or a missing file,
+// must not silently become an empty setting.
+func Resolve(option string, place *string) error {
+	text, err := caddy.NewReplacer().ReplaceOrErr(*place, true, true)
+	if err != nil {
+		return fmt.Errorf("%s: %w", option, err)
+	}
+	*place = text
+	return nil
 }
 
 // secretParameter matches the names of parameters whose value is a secret.
