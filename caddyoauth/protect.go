@@ -285,9 +285,9 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 	if ambiguousURL(r.URL, p.AllowAmbiguousPaths) {
 		return nil, p.ambiguous
 	}
-	b := &bearer{by: p, earlier: earlier}
+	var token introspect.Token
 	if earlier != nil {
-		b.token = earlier.token
+		token = earlier.token
 	} else {
 		text, verdict := bearerToken(authorization)
 		switch verdict {
@@ -300,9 +300,10 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 		case tokenTooLong:
 			return nil, p.tooLong
 		}
-		b.token = introspect.NewToken(text)
+		token = introspect.NewToken(text)
 	}
 
+	b := &bearer{token: token, by: p, earlier: earlier}
 	err := p.app.await(r.Context())
 	if err == nil {
 		var found finding

@@ -44,8 +44,8 @@ func (s *LocalSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return conf.NoBlock(d, "local")
 }
 
-// A realm is a source on the routes that accept its tokens. It has no cache of its own here:
-// its engine asks through the cache as well, so that a revocation holds for both.
+// A realm is the source of the routes that accept its tokens. They ask in the same place as its
+// endpoints, the engine's Tokens, through which revocations go too.
 
 func (r *servedRealm) label() string     { return r.name }
 func (r *servedRealm) realmName() string { return r.name }
