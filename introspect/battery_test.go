@@ -10,12 +10,12 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// longBattery: the battery of faults runs for long, not for every change.
+// longBattery makes the battery of faults run for long, which is not for every change.
 var longBattery = os.Getenv("BATTERY") == "long"
 
-// B-06, B-01: however the two clocks run and are set, the cache answers for no token that is
-// over by the wall clock, for none longer than it had left when its source was asked, and for
-// none that is revoked.
+// However the two clocks run and are set, the cache never calls a token good that has expired
+// by the wall clock, that is older than the time it had left when its source was asked, or
+// that is revoked.
 func TestBatteryClocks(t *testing.T) {
 	steps := 50_000
 	if longBattery {
@@ -54,9 +54,9 @@ func TestBatteryClocks(t *testing.T) {
 			reg.revoke(is.name)
 			done()
 			is.revoked = true
-		case dice < 8: // somebody sets the clock
+		case dice < 8: // the clock is set
 			clock.wall.Add(upTo(6*time.Hour) - int64(3*time.Hour))
-		case dice < 9: // time passes while the wall clock stands, or is held back
+		case dice < 9: // time passes while the wall clock stands still, or is held back
 			clock.elapsed.Add(upTo(3 * time.Hour))
 		case dice < 20:
 			clock.advance(time.Duration(upTo(20 * time.Minute)))
@@ -82,7 +82,7 @@ func TestBatteryClocks(t *testing.T) {
 					allowed = allowed || elapsed-f.at < min(maxAge, f.remaining)
 				}
 				if !allowed {
-					t.Errorf("answered from memory though no answer of the source was good for so long: %v", is.fills)
+					t.Errorf("answered from the cache, but no answer of the source was good for that long: %v", is.fills)
 				}
 			}
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// benchmarkTokens are issued by a registry behind a cache that holds them all.
+// benchmarkTokens returns tokens issued by a registry behind a cache that holds them all.
 func benchmarkTokens(b *testing.B, n int, maxAge time.Duration) (*introspect.CachedSource, []string) {
 	reg := newRegistry(time.Now)
 	cache := newCache(b, introspect.CacheConfig{})
@@ -35,7 +35,7 @@ func lookup(b *testing.B, s *introspect.CachedSource, token string) {
 	}
 }
 
-// A token that is in memory.
+// BenchmarkHit looks up a cached token.
 func BenchmarkHit(b *testing.B) {
 	for _, n := range []int{1, 10_000} {
 		b.Run(fmt.Sprintf("tokens=%d", n), func(b *testing.B) {
@@ -48,7 +48,7 @@ func BenchmarkHit(b *testing.B) {
 	}
 }
 
-// The same from all processors at once.
+// BenchmarkHitParallel does so from all processors at once.
 func BenchmarkHitParallel(b *testing.B) {
 	const n = 10_000
 	s, tokens := benchmarkTokens(b, n, time.Hour)
@@ -60,7 +60,7 @@ func BenchmarkHitParallel(b *testing.B) {
 	})
 }
 
-// A token that has to be looked up in a source that answers from memory: what the cache
+// BenchmarkMiss looks up a token in a source that answers from memory: it shows what the cache
 // adds to a lookup.
 func BenchmarkMiss(b *testing.B) {
 	for _, c := range []struct {
@@ -81,7 +81,7 @@ func BenchmarkMiss(b *testing.B) {
 	}
 }
 
-// The source itself, to compare with.
+// BenchmarkNoCache is the source itself, for comparison.
 func BenchmarkNoCache(b *testing.B) {
 	reg := newRegistry(time.Now)
 	reg.issue("token", time.Now().Add(time.Hour))
@@ -92,8 +92,9 @@ func BenchmarkNoCache(b *testing.B) {
 	}
 }
 
-// What is in memory when one client has had very many tokens, or very large ones, checked, as
-// heap-MiB after the garbage is gone and as process-MiB, which the system sees.
+// BenchmarkForeignMemory shows the memory in use after one client has had very many or very
+// large tokens checked: as heap-MiB after garbage collection, and as process-MiB, which the
+// system sees.
 func BenchmarkForeignMemory(b *testing.B) {
 	text := strings.Repeat("the claims of a token, ", 223) // 5 KiB
 	for _, c := range []struct {
@@ -128,8 +129,8 @@ func BenchmarkForeignMemory(b *testing.B) {
 	}
 }
 
-// What a claim costs a request whose token is in memory: a short way in claims of 5 KiB, and
-// the worst, 64 KiB that have to be gone through.
+// BenchmarkClaimValues shows what a claim costs a request whose token is cached: a short path
+// in claims of 5 KiB and, at worst, 64 KiB that have to be scanned.
 func BenchmarkClaimValues(b *testing.B) {
 	for _, c := range []struct{ name, claims string }{
 		{"5KiB", `{"iss":"https://as.example","text":"` + strings.Repeat("x", 5<<10) + `","realm_access":{"roles":["a","b","admin"]}}`},

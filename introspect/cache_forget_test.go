@@ -62,7 +62,7 @@ func TestForgetClientAndSource(t *testing.T) {
 	warm()
 	c.ForgetClient("a", "x")
 	check("client x of a", map[string]bool{"a/x/1": true, "a/x/2": true, "a/y/1": false, "b/x/1": false, "b/y/1": false})
-	check("what was asked after that", map[string]bool{"a/x/1": false, "a/x/2": false})
+	check("what was asked about after that", map[string]bool{"a/x/1": false, "a/x/2": false})
 	c.ForgetSource("b")
 	check("source b", map[string]bool{"a/x/1": false, "a/y/1": false, "b/x/1": true, "b/x/2": true, "b/y/1": true})
 	c.ForgetClient("nowhere", "x")
@@ -79,7 +79,7 @@ func TestForgetClientAndSource(t *testing.T) {
 	}
 }
 
-// A lookup that was under way during ForgetClient is no answer for those who come later.
+// A lookup that was under way during ForgetClient is no answer for callers that come later.
 func TestForgetClientDuringALookup(t *testing.T) {
 	c, err := NewCache(CacheConfig{MaxTokens: 1000})
 	if err != nil {
@@ -105,7 +105,7 @@ func TestForgetClientDuringALookup(t *testing.T) {
 		}
 		later <- facts
 	}()
-	time.Sleep(10 * time.Millisecond) // it joins, or comes a little later: both must hold
+	time.Sleep(10 * time.Millisecond) // it joins, or comes a little later: both must work
 	close(release)
 	if facts := <-later; facts.Active {
 		t.Error("a lookup that began after ForgetClient got the answer from before")

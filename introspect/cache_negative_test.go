@@ -13,7 +13,7 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// outage is a registry that can't be asked while it is down.
+// outage is a registry that can't be reached while it is down.
 type outage struct {
 	*registry
 	down atomic.Bool
@@ -77,22 +77,22 @@ func (r *remembering) expectWithin(what, token string, maxAge time.Duration, wan
 	}
 }
 
-// A "no" is remembered where that is asked for, for as long as the source and the caller
-// allow, and until somebody says that it is over.
+// A "no" is remembered if configured, for as long as the source and the caller allow, and until
+// it is forgotten.
 func TestNoIsRememberedForAWhile(t *testing.T) {
 	r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: 5 * time.Second})
 	r.expect("at first", "token", "no", 1)
 	r.expect("again", "token", "no", 0)
 	r.clock.advance(5*time.Second - 1)
 	r.expect("at its end", "token", "no", 0)
-	r.expectWithin("for a caller with a smaller age", "token", 4*time.Second, "no", 1)
-	r.expectWithin("for a caller that wants it fresh", "token", 0, "no", 1)
+	r.expectWithin("for a caller with a smaller maximum age", "token", 4*time.Second, "no", 1)
+	r.expectWithin("for a caller that wants a fresh answer", "token", 0, "no", 1)
 	r.expect("after that", "token", "no", 0)
 	r.clock.advance(5 * time.Second)
 	r.expect("after its end", "token", "no", 1)
 
 	r.reg.issue("token", start.Add(time.Hour))
-	r.expect("issued meanwhile", "token", "no", 0) // documented
+	r.expect("issued meanwhile", "token", "no", 0) // as documented
 	for name, forget := range map[string]func(){
 		"Forget":       func() { r.Forget(introspect.IDOf("token")) },
 		"Cache.Forget": func() { r.cache.Forget("reg", introspect.IDOf("token")) },
@@ -112,13 +112,13 @@ func TestNoIsRememberedForAWhile(t *testing.T) {
 	r.cache.ForgetSource("another")
 	r.expect("after another source was forgotten", "token", "no", 0)
 	r.cache.ForgetClient("reg", "another")
-	r.expect("after a client was forgotten: whose token it is, a no does not say", "token", "yes", 1)
+	r.expect("after a client was forgotten: a no does not say whose token it is", "token", "yes", 1)
 	r.reg.revoke("token")
 	r.Forget(introspect.IDOf("token"))
 	r.expect("revoked", "token", "no", 1)
 	r.reg.issue("token", start.Add(time.Hour))
 	done := r.Revoking(introspect.IDOf("token"))
-	r.expect("while it is revoked", "token", "yes", 1)
+	r.expect("while it is being revoked", "token", "yes", 1)
 	done()
 
 	r.cache.Close()
@@ -127,8 +127,8 @@ func TestNoIsRememberedForAWhile(t *testing.T) {
 	}
 }
 
-// What was not a "no" is not remembered as one.
-func TestAnErrorIsNoNo(t *testing.T) {
+// An error is not remembered as a "no".
+func TestAnErrorIsNotANo(t *testing.T) {
 	r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: time.Hour})
 	r.reg.issue("token", start.Add(time.Hour))
 	r.reg.down.Store(true)
@@ -138,17 +138,17 @@ func TestAnErrorIsNoNo(t *testing.T) {
 	r.expect("back", "token", "yes", 1)
 }
 
-// A "yes" ends the "no" before it, also when ristretto then loses the facts.
+// A "yes" ends the "no" before it, even if ristretto then loses the facts.
 func TestAYesEndsANo(t *testing.T) {
 	r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: time.Hour})
 	r.expect("not issued yet", "token", "no", 1)
 	r.reg.issue("token", start.Add(time.Hour))
-	r.expectWithin("a caller that wants it fresh", "token", 0, "yes", 1)
+	r.expectWithin("a caller that wants a fresh answer", "token", 0, "yes", 1)
 	r.cache.Resize(1, 0) // empties it
 	r.expect("others, then", "token", "yes", 1)
 }
 
-// A "no" ends the "yes" before it, for callers who would still use it as well.
+// A "no" ends the "yes" before it, even for callers that would still accept it.
 func TestANoEndsAYes(t *testing.T) {
 	for _, age := range []time.Duration{0, 5 * time.Second} {
 		r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: age})
@@ -156,7 +156,7 @@ func TestANoEndsAYes(t *testing.T) {
 		r.expect("issued", "token", "yes", 1)
 		r.reg.revoke("token")
 		r.expect("not known yet", "token", "yes", 0)
-		r.expectWithin("a caller that wants it fresh", "token", 0, "no", 1)
+		r.expectWithin("a caller that wants a fresh answer", "token", 0, "no", 1)
 		asked := int64(1)
 		if age > 0 {
 			asked = 0
@@ -165,8 +165,8 @@ func TestANoEndsAYes(t *testing.T) {
 	}
 }
 
-// B-02, B-03: a "no" from before a revocation, of whatever, is neither remembered nor
-// shared after it.
+// A "no" from before a revocation or any other forgetting is neither remembered nor shared
+// afterwards.
 func TestALateNoIsNotBelieved(t *testing.T) {
 	for name, forget := range map[string]func(*introspect.Cache, *introspect.CachedSource){
 		"Forget":       func(_ *introspect.Cache, s *introspect.CachedSource) { s.Forget(introspect.IDOf("token")) },
@@ -195,7 +195,7 @@ func TestALateNoIsNotBelieved(t *testing.T) {
 				close(slow.open)
 				synctest.Wait()
 				if good.Load() != 5 {
-					t.Errorf("%d of 5 who came after the call see the token good", good.Load())
+					t.Errorf("%d of 5 callers that came after the call found the token good", good.Load())
 				}
 				if !active(t, s, "token") {
 					t.Error("the late no was remembered")
@@ -205,7 +205,7 @@ func TestALateNoIsNotBelieved(t *testing.T) {
 	}
 }
 
-// B-08: a flood of wrong tokens pushes out nothing that is in use, and its memory has a bound.
+// A flood of bad tokens evicts nothing that is in use, and the memory for it is bounded.
 func TestAFloodOfNegatives(t *testing.T) {
 	reg := newRegistry(time.Now)
 	cache := newCache(t, introspect.CacheConfig{MaxTokens: 1500, MaxNegatives: 1000})
@@ -232,7 +232,7 @@ func TestAFloodOfNegatives(t *testing.T) {
 		}
 	}
 	if n := reg.lookups.Swap(0); n > 100 {
-		t.Errorf("%d of 1000 tokens in use were pushed out", n)
+		t.Errorf("%d of 1000 tokens in use were evicted", n)
 	}
 	for i := 49_000; i < 50_000; i++ {
 		active(t, s, fmt.Sprintf("random %d", i))
@@ -245,7 +245,7 @@ func TestAFloodOfNegatives(t *testing.T) {
 	}
 }
 
-// B-10, for negatives: tokens whose hashes are equal keep each to its own.
+// Tokens with equal hashes each keep their own "no".
 func TestNegativesThatCollide(t *testing.T) {
 	r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: time.Minute}, func(c *introspect.CacheConfig) {
 		*c = introspect.WithHash(*c, func([]byte) uint64 { return 7 })
@@ -261,7 +261,7 @@ func TestNegativesThatCollide(t *testing.T) {
 	}
 }
 
-// A source that is not coherent, has no say about what is remembered.
+// While a source is not coherent, nothing it said is taken from memory.
 func TestNegativesOfAnIncoherentSource(t *testing.T) {
 	src := &told{registry: newRegistry(time.Now)}
 	cache := newCache(t, introspect.CacheConfig{})
@@ -274,7 +274,7 @@ func TestNegativesOfAnIncoherentSource(t *testing.T) {
 	}
 	src.coherent.Store(true)
 	if active(t, s, "token"); src.lookups.Load() != 3 {
-		t.Error("what was found out last is not remembered")
+		t.Error("the latest answer is not remembered")
 	}
 }
 
@@ -285,8 +285,8 @@ type told struct {
 
 func (s *told) Coherent() bool { return s.coherent.Load() }
 
-// While its source can't be asked, facts are good for StaleFor longer, and no moment
-// beyond that or the token's own end.
+// While its source can't be reached, facts are good for StaleFor longer, and not a moment
+// beyond that or the token's own expiry.
 func TestStaleFacts(t *testing.T) {
 	r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, StaleFor: time.Hour})
 	r.reg.issue("token", start.Add(24*time.Hour))
@@ -305,22 +305,22 @@ func TestStaleFacts(t *testing.T) {
 	if r.stale != 2 {
 		t.Errorf("OnStale was called %d times, want 2", r.stale)
 	}
-	r.expectWithin("down, a caller that allows more than their age", "token", time.Minute+1, "yes", 1)
-	r.expectWithin("down, a caller that allows less", "token", time.Minute, "error", 1)
-	r.expectWithin("down, a caller that wants it fresh", "token", 0, "error", 1)
+	r.expectWithin("down, a caller that accepts more than their age", "token", time.Minute+1, "yes", 1)
+	r.expectWithin("down, a caller that accepts less", "token", time.Minute, "error", 1)
+	r.expectWithin("down, a caller that wants a fresh answer", "token", 0, "error", 1)
 	r.clock.advance(29*time.Minute - 1)
 	r.expect("down, almost expired", "short", "yes", 1)
 	r.clock.advance(1)
 	r.expect("down, expired", "short", "error", 1)
 	r.clock.advance(31*time.Minute - 1)
-	r.expect("down, at the end of grace", "token", "yes", 1)
+	r.expect("down, at the end of StaleFor", "token", "yes", 1)
 	r.clock.advance(1)
-	r.expect("down, after grace", "token", "error", 1)
+	r.expect("down, after StaleFor", "token", "error", 1)
 	r.reg.down.Store(false)
 	r.expect("back", "token", "yes", 1)
 }
 
-// By the wall clock too: while the machine sleeps nothing else goes on.
+// StaleFor counts by the wall clock too, the only one that moves while the machine sleeps.
 func TestStaleFactsAfterASleep(t *testing.T) {
 	r := newRemembering(t, introspect.SourceConfig{MaxAge: time.Minute, StaleFor: time.Hour})
 	r.reg.issue("token", start.Add(24*time.Hour))
@@ -330,9 +330,9 @@ func TestStaleFactsAfterASleep(t *testing.T) {
 	r.expect("down, after a sleep", "token", "error", 1)
 }
 
-// Without StaleFor an outage is an error as soon as facts are older than MaxAge.
+// Without StaleFor, an outage is an error as soon as facts are older than MaxAge.
 func TestStaleIsOffByDefault(t *testing.T) {
-	for name, cfg := range map[string]introspect.SourceConfig{"by default": {MaxAge: time.Minute}, "where nothing is kept": {StaleFor: time.Hour}} {
+	for name, cfg := range map[string]introspect.SourceConfig{"by default": {MaxAge: time.Minute}, "if nothing is kept": {StaleFor: time.Hour}} {
 		t.Run(name, func(t *testing.T) {
 			r := newRemembering(t, cfg)
 			r.reg.issue("token", start.Add(24*time.Hour))
@@ -344,7 +344,7 @@ func TestStaleIsOffByDefault(t *testing.T) {
 	}
 }
 
-// What was forgotten, or has been denied since, has no grace.
+// StaleFor does not apply to facts that were forgotten or have been denied since.
 func TestStaleFactsThatAreOver(t *testing.T) {
 	for name, end := range map[string]func(*remembering){
 		"Forget":       func(r *remembering) { r.Forget(introspect.IDOf("token")) },
@@ -356,7 +356,7 @@ func TestStaleFactsThatAreOver(t *testing.T) {
 			r.reg.revoke("token")
 			r.expect("revoked", "token", "no", 1)
 		},
-		"a no while another of the shard is revoked": func(r *remembering) {
+		"a no while another token of the shard is revoked": func(r *remembering) {
 			done := r.Revoking(introspect.IDOf("token"))
 			r.reg.revoke("token")
 			r.expect("revoked", "token", "no", 1)
@@ -374,14 +374,14 @@ func TestStaleFactsThatAreOver(t *testing.T) {
 				r.reg.down.Store(false)
 				end(r)
 				r.reg.down.Store(true)
-				r.clock.advance(2 * time.Second) // the negative is over
+				r.clock.advance(2 * time.Second) // the negative has expired
 				r.expect("over", "token", "error", 1)
 			})
 		}
 	}
 }
 
-// ristretto applies a write later. A "no" that comes before that takes it back all the same.
+// ristretto applies a write later. A "no" that comes before that still takes it back.
 func TestANoTakesBackWhatIsNotApplied(t *testing.T) {
 	for i := range 300 {
 		clock := &clocks{}
@@ -407,19 +407,19 @@ func TestANoTakesBackWhatIsNotApplied(t *testing.T) {
 	}
 }
 
-// A token that nobody has said the end of is kept for a short while, and has no grace.
+// A token without an expiry is kept for a short while, and StaleFor does not apply to it.
 func TestFactsWithoutExpiry(t *testing.T) {
 	for _, c := range []struct {
-		name         string
-		maxAge, most time.Duration
-		kept         time.Duration
+		name           string
+		maxAge, config time.Duration
+		kept           time.Duration
 	}{
 		{"by default", time.Hour, 0, 30 * time.Second},
 		{"as configured", time.Hour, 10 * time.Second, 10 * time.Second},
-		{"where the source's own age is smaller", 7 * time.Second, 0, 7 * time.Second},
+		{"if the source's own maximum age is smaller", 7 * time.Second, 0, 7 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := newRemembering(t, introspect.SourceConfig{MaxAge: c.maxAge, StaleFor: time.Hour}, func(cfg *introspect.CacheConfig) { cfg.MaxAgeNoExpiry = c.most })
+			r := newRemembering(t, introspect.SourceConfig{MaxAge: c.maxAge, StaleFor: time.Hour}, func(cfg *introspect.CacheConfig) { cfg.MaxAgeNoExpiry = c.config })
 			src := sourceFunc(func(context.Context, string) (*introspect.Facts, error) {
 				r.reg.lookups.Add(1)
 				if r.reg.down.Load() {

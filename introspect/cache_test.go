@@ -20,7 +20,7 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// Every cache here is closed by its test, so nothing may be left running.
+// Every test here closes its cache, so nothing may be left running.
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // sourceFunc is a Source made of a function.
@@ -30,8 +30,8 @@ func (f sourceFunc) Lookup(ctx context.Context, token introspect.Token) (*intros
 	return f(ctx, token.Text())
 }
 
-// registry is a small authorization server: it knows the tokens that it issued and
-// has not revoked.
+// registry is a small authorization server: it knows the tokens that it has issued and not
+// revoked.
 type registry struct {
 	now     func() time.Time
 	lookups atomic.Int64
@@ -68,8 +68,7 @@ func (r *registry) Lookup(_ context.Context, token introspect.Token) (*introspec
 	return introspect.Inactive(), nil
 }
 
-// factsOf are facts that name their token, so that it shows when they end up with
-// another.
+// factsOf returns facts that name their token, so that it shows if they end up with another.
 func factsOf(token string, expiry time.Time) *introspect.Facts {
 	return &introspect.Facts{
 		Active: true, ID: introspect.IDOf(token), ClientID: "client of " + token, Subject: "client of " + token,
@@ -77,7 +76,7 @@ func factsOf(token string, expiry time.Time) *introspect.Facts {
 	}
 }
 
-// clocks are the two clocks of a cache, which stand still until somebody moves them.
+// clocks are the two clocks of a cache. They stand still until they are moved.
 type clocks struct {
 	wall    atomic.Int64 // nanoseconds after start
 	elapsed atomic.Int64
@@ -115,7 +114,7 @@ func active(t testing.TB, s *introspect.CachedSource, token string) bool {
 		return false
 	}
 	if facts.Active && facts.ID != introspect.IDOf(token) {
-		t.Errorf("looking up %q brought the facts of %s", token, facts.ClientID)
+		t.Errorf("looking up %q returned the facts of %s", token, facts.ClientID)
 	}
 	return facts.Active
 }
@@ -132,8 +131,7 @@ func warm(t testing.TB, c *introspect.Cache, s *introspect.CachedSource, token s
 	}
 }
 
-// B-01: while others keep filling the cache, no lookup after a Forget sees the token
-// alive.
+// While others keep filling the cache, no lookup after a Forget finds the token active.
 func TestARevokedTokenIsDeadAtOnce(t *testing.T) {
 	rounds := 10_000
 	if testing.Short() {
@@ -182,8 +180,8 @@ func TestARevokedTokenIsDeadAtOnce(t *testing.T) {
 	}
 }
 
-// gate is a source that reads what another source says and then waits, so that the
-// answer is old when it arrives.
+// gate is a source that asks another source and then waits, so that the answer is old when it
+// arrives.
 type gate struct {
 	introspect.Source
 	open chan struct{}
@@ -201,8 +199,8 @@ func (g *gate) Lookup(ctx context.Context, token introspect.Token) (*introspect.
 	}
 }
 
-// B-02: a lookup that read the store before the revocation, and ends after it, does
-// not bring the token back.
+// A lookup that read the store before the revocation, and ends after it, does not bring the
+// token back.
 func TestALateAnswerDoesNotResurrect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, end := range []struct {
@@ -238,8 +236,8 @@ func TestALateAnswerDoesNotResurrect(t *testing.T) {
 	})
 }
 
-// B-03: who comes after the revocation does not share the answer of a lookup that
-// began before it.
+// A caller that comes after the revocation does not share the answer of a lookup that began
+// before it.
 func TestALateJoinerAsksAnew(t *testing.T) {
 	for _, flush := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -267,7 +265,7 @@ func TestALateJoinerAsksAnew(t *testing.T) {
 			}
 			synctest.Wait()
 			if n := slow.held.Load(); n != 1 {
-				t.Fatalf("%d lookups are at the source, want the first alone, with the others waiting for it", n)
+				t.Fatalf("%d lookups are at the source, want only the first, with the others waiting for it", n)
 			}
 			close(slow.open)
 			synctest.Wait()
@@ -278,8 +276,8 @@ func TestALateJoinerAsksAnew(t *testing.T) {
 	}
 }
 
-// B-05: no entry outlives its token, however little or much time is left, and
-// ristretto is never given a ttl that it would take for "for ever".
+// No entry outlives its token, however much or little time is left, and ristretto never gets a
+// ttl that means "forever" to it.
 func TestTheEdgesOfATokensLife(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -296,15 +294,15 @@ func TestTheEdgesOfATokensLife(t *testing.T) {
 		{name: "has just maxAge", left: time.Minute, active: true},
 		{name: "has more than a Duration holds", expiry: start.Add(time.Hour).AddDate(31_000, 0, 0), active: true},
 	} {
-		t.Run("B-05 a token that "+c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { // ristretto's clock stands still as well
+		t.Run("a token that "+c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { // so that ristretto's clock stands still too
 				var clock clocks
 				lookups := 0
 				facts := factsOf("token", c.expiry)
 				if c.expiry.IsZero() && c.left != math.MinInt64 {
 					facts.Expiry = start.Add(c.left)
 				}
-				// It goes on saying yes: that the token has expired is for the cache to see.
+				// It keeps saying yes: noticing the expiry is the cache's job.
 				src := sourceFunc(func(context.Context, string) (*introspect.Facts, error) { lookups++; return facts, nil })
 				cache := newCache(t, clock.config())
 				s := cache.Wrap("src", src, time.Minute)
@@ -315,7 +313,7 @@ func TestTheEdgesOfATokensLife(t *testing.T) {
 				cache.Wait()
 				ttl, held := s.Held("token")
 				if !c.active && held {
-					t.Errorf("an answer that says no is held for %v", ttl)
+					t.Errorf("a negative answer is held for %v", ttl)
 				}
 				if c.active && (!held || ttl <= 0 || ttl > time.Minute) {
 					t.Errorf("held: %v, for %v; want more than 0 and at most a minute", held, ttl)
@@ -324,9 +322,9 @@ func TestTheEdgesOfATokensLife(t *testing.T) {
 					return
 				}
 				if active(t, s, "token"); lookups != 1 {
-					t.Errorf("the source was asked %d times in one moment, want 1", lookups)
+					t.Errorf("the source was asked %d times at the same moment, want 1", lookups)
 				}
-				// At the very end of its life, or of maxAge, the entry no longer counts.
+				// At the very end of the token's life, or of maxAge, the entry no longer counts.
 				end, alive := min(time.Minute, facts.Expiry.Sub(start)), facts.Expiry.After(start.Add(time.Minute))
 				if facts.Expiry.IsZero() {
 					end, alive = 30*time.Second, true // MaxAgeNoExpiry
@@ -344,7 +342,7 @@ func TestTheEdgesOfATokensLife(t *testing.T) {
 	}
 }
 
-// B-05: a maxAge near the end of the number range keeps no entry for ever.
+// A maxAge near the maximum of its type does not keep an entry forever.
 func TestAHugeMaxAge(t *testing.T) {
 	var clock clocks
 	clock.elapsed.Store(int64(time.Hour))
@@ -359,12 +357,12 @@ func TestAHugeMaxAge(t *testing.T) {
 		cache.Wait()
 	}
 	if ttl, held := s.Held("token"); held && ttl <= 0 {
-		t.Errorf("ristretto was given a ttl that makes the entry stay for %v", ttl)
+		t.Errorf("ristretto was given a ttl of %v, which keeps the entry forever", ttl)
 	}
 }
 
-// B-06: an entry counts only while both clocks allow it: the wall clock, which may be
-// set, and the elapsed time, which may stand still while the machine sleeps.
+// An entry counts only while both clocks allow it: the wall clock, which can be set, and the
+// elapsed time, which may stand still while the machine sleeps.
 func TestClocksThatJump(t *testing.T) {
 	for _, c := range []struct {
 		name          string
@@ -373,14 +371,14 @@ func TestClocksThatJump(t *testing.T) {
 	}{
 		{"nothing moves", 0, 0, true, true},
 		{"the wall clock is set back", -time.Hour, 0, true, true},
-		{"the wall clock is set back and the token's time passes", -time.Hour, 10 * time.Minute, false, true},
-		{"the wall clock is set back and almost all of the token's time passes", -time.Hour, 10*time.Minute - 1, true, true},
+		{"the wall clock is set back and the token's lifetime passes", -time.Hour, 10 * time.Minute, false, true},
+		{"the wall clock is set back and almost all of the token's lifetime passes", -time.Hour, 10*time.Minute - 1, true, true},
 		{"the machine sleeps past the token's life", time.Hour, 0, false, false},
 		{"the machine sleeps up to the token's last moment", 10 * time.Minute, 0, false, false},
 		{"the machine sleeps for a while", 9 * time.Minute, 0, true, true},
-		{"the wall clock stands and the token's time passes", 0, 10 * time.Minute, false, true},
+		{"the wall clock stands still and the token's lifetime passes", 0, 10 * time.Minute, false, true},
 	} {
-		t.Run("B-06 "+c.name, func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
 			var clock clocks
 			reg := newRegistry(clock.now)
 			reg.issue("token", start.Add(10*time.Minute))
@@ -393,14 +391,14 @@ func TestClocksThatJump(t *testing.T) {
 				t.Errorf("active is %v, want %v", got, c.active)
 			}
 			if hit := reg.lookups.Load() == 1; hit != c.hit {
-				t.Errorf("answered from memory: %v, want %v", hit, c.hit)
+				t.Errorf("answered from the cache: %v, want %v", hit, c.hit)
 			}
 		})
 	}
 }
 
-// While the machine sleeps a token may be revoked elsewhere, so what was found out before has
-// no more than its age by the wall clock.
+// A token may be revoked elsewhere while the machine sleeps, so facts age by the wall clock
+// too.
 func TestMaxAgeAfterASleep(t *testing.T) {
 	for name, expiry := range map[string]time.Time{"with an expiry": start.Add(24 * time.Hour), "without": {}} {
 		var clock clocks
@@ -414,18 +412,18 @@ func TestMaxAgeAfterASleep(t *testing.T) {
 		clock.wall.Add(int64(20*time.Second - 1))
 		active(t, s, "token")
 		if asked != 1 {
-			t.Errorf("%s: within max_age asked %d times, want 1", name, asked)
+			t.Errorf("%s: asked %d times within the maximum age, want 1", name, asked)
 		}
 		clock.wall.Add(1)
 		active(t, s, "token")
 		if asked != 2 {
-			t.Errorf("%s: after a sleep of max_age asked %d times, want 2", name, asked)
+			t.Errorf("%s: asked %d times after sleeping for the maximum age, want 2", name, asked)
 		}
 	}
 }
 
-// The system's own clock has two readings in one, and a comparison takes the one that stands
-// still during a sleep, where both have it.
+// A reading of the system clock contains two. If both operands of a comparison have it, the
+// monotonic one is compared, which stands still during a sleep.
 func TestASleepIsSeenByTheWallClock(t *testing.T) {
 	cache := newCache(t, introspect.CacheConfig{})
 	for name, cfg := range map[string]introspect.SourceConfig{"without an expiry": {MaxAge: time.Minute}, "in an outage": {MaxAge: time.Minute, StaleFor: time.Hour}} {
@@ -443,8 +441,8 @@ func TestASleepIsSeenByTheWallClock(t *testing.T) {
 	}
 }
 
-// B-07: "no" is not remembered: a token that turns up later, here or from another
-// node, is good at once.
+// A "no" is not remembered: a token that turns up later, here or from another node, is good at
+// once.
 func TestNoIsNeverRemembered(t *testing.T) {
 	reg, other := newRegistry(time.Now), newRegistry(time.Now)
 	cache := newCache(t, introspect.CacheConfig{})
@@ -456,14 +454,14 @@ func TestNoIsNeverRemembered(t *testing.T) {
 	}
 	cache.Wait()
 	if _, held := s.Held("token"); held {
-		t.Error("the cache holds an answer that says no")
+		t.Error("the cache holds a negative answer")
 	}
 	reg.issue("token", time.Now().Add(time.Hour))
 	if active(t, wrong, "token") {
 		t.Error("another source's token is active")
 	}
 	if !active(t, s, "token") {
-		t.Error("a token that was asked about before it was issued is not active after it")
+		t.Error("a token that was asked about before it was issued is not active afterwards")
 	}
 	cache.Wait()
 	if active(t, wrong, "token") {
@@ -471,22 +469,22 @@ func TestNoIsNeverRemembered(t *testing.T) {
 	}
 }
 
-// screened is a registry that knows its own tokens by how they look.
+// screened is a registry that recognizes its own tokens by their form.
 type screened struct{ *registry }
 
 func (screened) Screen(token introspect.Token) (introspect.Token, bool) {
 	return token, strings.HasPrefix(token.Text(), "hot ")
 }
 
-// B-08: a flood of random tokens neither pushes out those in use nor fills memory; and
-// where tokens can be told by computation, it doesn't reach the source.
+// A flood of random tokens neither evicts those in use nor fills memory. If tokens can be
+// recognized by computation, it does not even reach the source.
 func TestAFloodOfRandomTokens(t *testing.T) {
 	for _, c := range []struct {
 		name     string
 		screened bool
 		flood    int
 	}{{"screened", true, 200_000}, {"unscreened", false, 50_000}} {
-		t.Run("B-08 "+c.name, func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
 			reg := newRegistry(time.Now)
 			var src introspect.Source = reg
 			if c.screened {
@@ -521,7 +519,7 @@ func TestAFloodOfRandomTokens(t *testing.T) {
 				}
 			}
 			if misses := reg.lookups.Load(); misses > 100 {
-				t.Errorf("%d of 1000 tokens in use were pushed out, want at most 100", misses)
+				t.Errorf("%d of 1000 tokens in use were evicted, want at most 100", misses)
 			}
 			if grown > 32<<20 {
 				t.Errorf("memory grew by %d MiB, want less than 32", grown>>20)
@@ -530,7 +528,7 @@ func TestAFloodOfRandomTokens(t *testing.T) {
 	}
 }
 
-// B-08, B-09: so does a flood of many different tokens that are good.
+// A flood of many different good tokens does not fill memory either.
 func TestAFloodOfGoodTokensHasABoundInMemory(t *testing.T) {
 	src := sourceFunc(func(_ context.Context, token string) (*introspect.Facts, error) {
 		return factsOf(token, time.Now().Add(time.Hour)), nil
@@ -556,7 +554,7 @@ func TestAFloodOfGoodTokensHasABoundInMemory(t *testing.T) {
 		t.Errorf("%d tokens are held, want at most 1000", held)
 	}
 	if evicted.Load() == 0 {
-		t.Error("entries made room for others and OnEvict was not called")
+		t.Error("entries made room for others, but OnEvict was not called")
 	}
 	n := evicted.Load()
 	cache.Close()
@@ -572,9 +570,9 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// B-09: the lookups under way are bounded in each source, and a source that hangs takes no
-// place of another. Who finds no place is told to come again, and tokens in memory are
-// not affected.
+// The concurrent lookups are bounded for each source, and a source that hangs takes no places
+// of another. A caller that gets no place is told to try again, and cached tokens are not
+// affected.
 func TestLookupsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := introspect.CacheConfig{MaxLookups: 4, LookupTimeout: 2 * time.Second}
@@ -586,7 +584,7 @@ func TestLookupsAreBounded(t *testing.T) {
 			if token == "hot" {
 				return reg.Lookup(ctx, introspect.NewToken(token))
 			}
-			most.Store(max(most.Load(), under.Add(1))) // one at a time would do: it is compared with 4
+			most.Store(max(most.Load(), under.Add(1))) // a lost update does no harm: the bound is generous
 			defer under.Add(-1)
 			<-ctx.Done()
 			return nil, ctx.Err()
@@ -619,25 +617,25 @@ func TestLookupsAreBounded(t *testing.T) {
 		}
 		for range 100 {
 			if !active(t, a, "hot") {
-				t.Error("a token in memory is not active while lookups hang")
+				t.Error("a cached token is not active while lookups hang")
 			}
 		}
 		if waited := time.Since(begun); waited != 0 {
-			t.Errorf("tokens in memory waited %v for the others", waited)
+			t.Errorf("cached tokens waited %v for the others", waited)
 		}
 		time.Sleep(cfg.LookupTimeout)
 		synctest.Wait()
 		if busy.Load()+late.Load() != 100 || late.Load() < 8 {
-			t.Errorf("%d were refused and %d timed out; want 100 together, 8 or more of them timed out", busy.Load(), late.Load())
+			t.Errorf("%d were refused and %d timed out; want 100 in total, at least 8 of them timed out", busy.Load(), late.Load())
 		}
 		if most.Load() > 8 {
-			t.Errorf("the sources were asked by %d at once, want at most 8", most.Load())
+			t.Errorf("the sources were asked %d questions at once, want at most 8", most.Load())
 		}
 	})
 }
 
-// B-10: tokens whose hashes are all equal keep each to its own facts, and forgetting
-// one does not break the others.
+// Tokens with equal hashes each keep their own facts, and forgetting one does not break the
+// others.
 func TestHashesThatCollide(t *testing.T) {
 	reg := newRegistry(time.Now)
 	cache := newCache(t, introspect.WithHash(introspect.CacheConfig{}, func([]byte) uint64 { return 7 }))
@@ -667,15 +665,15 @@ func TestHashesThatCollide(t *testing.T) {
 	s.Forget(introspect.IDOf("1"))
 	for i := range tokens {
 		if got, want := active(t, s, fmt.Sprint(i)), i != 1; got != want {
-			t.Errorf("after token 1 was revoked token %d is active: %v, want %v", i, got, want)
+			t.Errorf("after token 1 was revoked, token %d is active: %v, want %v", i, got, want)
 		}
 	}
 }
 
-// narrowing is a source that holds facts against a rule of its own, which may change.
+// narrowing is a source that checks facts against a rule of its own, which may change.
 type narrowing struct {
 	*registry
-	scopes atomic.Pointer[[]string] // what may be left; nil: everything
+	scopes atomic.Pointer[[]string] // what may remain; nil: everything
 	off    atomic.Bool
 }
 
@@ -697,8 +695,8 @@ func (n *narrowing) Revise(facts *introspect.Facts) *introspect.Facts {
 	return &revised
 }
 
-// B-11, B-14, B-15: what is cached are facts. What they amount to is judged for each
-// answer, from memory or fresh, and the judgement is not remembered.
+// The cache holds facts. What they amount to is judged for each answer, cached or fresh, and
+// the judgement is not remembered.
 func TestReviseIsAppliedToEveryAnswer(t *testing.T) {
 	for name, maxAge := range map[string]time.Duration{"cache on": time.Minute, "cache off": 0} {
 		t.Run(name, func(t *testing.T) {
@@ -735,7 +733,7 @@ func TestReviseIsAppliedToEveryAnswer(t *testing.T) {
 			src.scopes.Store(nil)
 			expect("as at first", scopes(s), "true [read write]")
 			if !slices.Equal(original.Scopes, []string{"read", "write"}) {
-				t.Error("revising changed the facts themselves") // B-27
+				t.Error("Revise changed the facts themselves")
 			}
 			if asked := reg.lookups.Load(); maxAge > 0 && asked != 1 {
 				t.Errorf("the source was asked %d times, want 1", asked)
@@ -744,8 +742,8 @@ func TestReviseIsAppliedToEveryAnswer(t *testing.T) {
 	}
 }
 
-// B-12: two sources have nothing in common, even when their tokens are the same string
-// and are looked up at the same time.
+// Two sources have nothing in common, even if their tokens are the same string and are looked
+// up at the same time.
 func TestSourcesDoNotMix(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cache := newCache(t, introspect.CacheConfig{})
@@ -755,7 +753,7 @@ func TestSourcesDoNotMix(t *testing.T) {
 		a, b := cache.Wrap("a", slow, time.Minute), cache.Wrap("b", bad, time.Minute)
 		go active(t, a, "token")
 		synctest.Wait()
-		if active(t, b, "token") { // would wait for ever if it joined the lookup in a
+		if active(t, b, "token") { // would wait forever if it joined the lookup in a
 			t.Error("cold: a token of source a is active in source b")
 		}
 		close(slow.open)
@@ -771,7 +769,7 @@ func TestSourcesDoNotMix(t *testing.T) {
 	})
 }
 
-// B-12: different parts make different names, wherever the bounds between them lie.
+// Different lists of parts make different names, wherever the parts begin and end.
 func TestCacheNamesAreUnambiguous(t *testing.T) {
 	names := map[string][]string{}
 	for _, parts := range [][]string{
@@ -780,7 +778,7 @@ func TestCacheNamesAreUnambiguous(t *testing.T) {
 	} {
 		name := introspect.CacheName(parts...)
 		if other, taken := names[name]; taken {
-			t.Errorf("%q and %q make one name", parts, other)
+			t.Errorf("%q and %q make the same name", parts, other)
 		}
 		names[name] = parts
 	}
@@ -788,13 +786,13 @@ func TestCacheNamesAreUnambiguous(t *testing.T) {
 		part := rapid.OneOf(rapid.StringN(0, 3, -1), rapid.StringMatching(`[\x00-\x03ab]{0,3}`), rapid.StringMatching(`x{125,131}`))
 		a, b := rapid.SliceOfN(part, 0, 4).Draw(t, "a"), rapid.SliceOfN(part, 0, 4).Draw(t, "b")
 		if !slices.Equal(a, b) && introspect.CacheName(a...) == introspect.CacheName(b...) {
-			t.Fatalf("%q and %q make one name", a, b)
+			t.Fatalf("%q and %q make the same name", a, b)
 		}
 	})
 }
 
-// B-17: a guess that begins like a good token takes the way of every other wrong
-// token: one question to the source, one and the same answer, no entry.
+// A guess that starts like a good token is treated like every other bad token: one question to
+// the source, the same answer, no entry.
 func TestGuessesAllLookAlike(t *testing.T) {
 	reg := newRegistry(time.Now)
 	good := strings.Repeat("t", 40)
@@ -810,25 +808,25 @@ func TestGuessesAllLookAlike(t *testing.T) {
 		reg.lookups.Store(0)
 		facts, err := s.Lookup(context.Background(), guess)
 		if err != nil || facts != introspect.Inactive() {
-			t.Errorf("%q: %+v, %v; want the one inactive answer", guess, facts, err)
+			t.Errorf("%q: %+v, %v; want the shared inactive facts", guess, facts, err)
 		}
 		cache.Wait()
 		if _, held := s.Held(guess); held || reg.lookups.Load() != 1 {
-			t.Errorf("%q: held: %v, the source was asked %d times, want once", guess, held, reg.lookups.Load())
+			t.Errorf("%q: held: %v, and the source was asked %d times, want once", guess, held, reg.lookups.Load())
 		}
 	}
 }
 
-// B-22: a source that hangs holds its callers for a bounded time and a bounded number
-// of goroutines, which end when it comes back.
+// A source that hangs holds its callers for a bounded time, and a bounded number of goroutines,
+// which end when it comes back.
 func TestASlowSource(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		obeys bool
 		wait  time.Duration
 	}{{"that obeys its deadline", true, 2 * time.Second}, {"that ignores its deadline", false, 4 * time.Second}} {
-		t.Run("B-22 "+c.name, func(t *testing.T) {
-			// The bubble ends when all goroutines in it have: a leak fails the test.
+		t.Run(c.name, func(t *testing.T) {
+			// The bubble ends when all its goroutines have ended, so a leak fails the test.
 			synctest.Test(t, func(t *testing.T) {
 				cache := newCache(t, introspect.CacheConfig{MaxLookups: 8})
 				src := sourceFunc(func(ctx context.Context, _ string) (*introspect.Facts, error) {
@@ -844,7 +842,7 @@ func TestASlowSource(t *testing.T) {
 					}
 				})
 				s := cache.Wrap("src", src, time.Minute)
-				// Half ask about one token, half about many.
+				// Half of them ask about one token, the others about many.
 				for wave := range 3 {
 					var callers sync.WaitGroup
 					begun := time.Now()
@@ -852,7 +850,7 @@ func TestASlowSource(t *testing.T) {
 						callers.Go(func() {
 							_, err := s.Lookup(context.Background(), fmt.Sprint(max(0, i-100)))
 							if err == nil {
-								t.Errorf("a lookup that could not be made has no error")
+								t.Error("a lookup that could not be made returned no error")
 							}
 							if waited := time.Since(begun); waited > c.wait {
 								t.Errorf("a caller waited %v, want at most %v", waited, c.wait)
@@ -868,7 +866,7 @@ func TestASlowSource(t *testing.T) {
 				time.Sleep(time.Minute)
 				synctest.Wait()
 				if left := lookingUp(); left > 0 {
-					t.Errorf("%d goroutines are left after the source has come back", left)
+					t.Errorf("%d goroutines are left after the source came back", left)
 				}
 			})
 		})
@@ -881,7 +879,7 @@ func lookingUp() int {
 	return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "(*CachedSource).fill(")
 }
 
-// B-22: a caller's own deadline is kept too.
+// A caller's own deadline is kept too.
 func TestACallersDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cache := newCache(t, introspect.CacheConfig{})
@@ -904,11 +902,11 @@ func (*gateForever) Lookup(ctx context.Context, _ introspect.Token) (*introspect
 	return nil, ctx.Err()
 }
 
-// B-23: many who ask about one token cause one lookup, and the first of them hanging
-// up fails nobody.
+// Many callers asking about one token cause one lookup, and if the first of them hangs up,
+// nobody else fails.
 func TestManyAskOnce(t *testing.T) {
 	for name, maxAge := range map[string]time.Duration{"cache on": time.Minute, "cache off": 0} {
-		t.Run("B-23 "+name, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				cache := newCache(t, introspect.CacheConfig{})
 				reg := newRegistry(time.Now)
@@ -935,12 +933,12 @@ func TestManyAskOnce(t *testing.T) {
 				hangUp()
 				synctest.Wait()
 				if err := leader.Load(); err == nil || !errors.Is(*err, context.Canceled) {
-					t.Error("the caller that hung up still waits, or has another error than its own")
+					t.Error("the caller that hung up still waits, or got an error that is not its own")
 				}
 				close(slow.open)
 				synctest.Wait()
 				if good.Load() != 499 {
-					t.Errorf("%d of 499 others have their answer", good.Load())
+					t.Errorf("%d of the 499 others got their answer", good.Load())
 				}
 				if n := reg.lookups.Load(); n != 1 {
 					t.Errorf("500 callers caused %d lookups, want 1", n)
@@ -950,14 +948,14 @@ func TestManyAskOnce(t *testing.T) {
 	}
 }
 
-// Who looked into the cache before the answer was in it, and comes to ask only after, does
-// not ask again.
+// A caller that looked into the cache before the answer was there, but asks only afterwards,
+// does not ask again.
 func TestWhoLookedTooEarlyDoesNotAskAgain(t *testing.T) {
 	clock := new(clocks)
 	cfg := clock.config()
 	var misses atomic.Int64
 	looked, goOn := make(chan struct{}), make(chan struct{})
-	cfg.OnMiss = func() { // between the look and the question
+	cfg.OnMiss = func() { // called between looking and asking
 		if misses.Add(1) == 2 {
 			close(looked)
 			<-goOn
@@ -993,10 +991,10 @@ func TestWhoLookedTooEarlyDoesNotAskAgain(t *testing.T) {
 	}
 }
 
-// B-23: errors are not cached.
+// Errors are not cached.
 func TestErrorsAreNotRemembered(t *testing.T) {
 	cache := newCache(t, introspect.CacheConfig{})
-	outage := errors.New("the source is away")
+	outage := errors.New("the source is down")
 	answers := []func() (*introspect.Facts, error){
 		func() (*introspect.Facts, error) { return nil, outage },
 		func() (*introspect.Facts, error) { return nil, nil },
@@ -1015,15 +1013,14 @@ func TestErrorsAreNotRemembered(t *testing.T) {
 		}
 	}
 	if !active(t, s, "token") {
-		t.Error("after the failures the token is not active")
+		t.Error("the token is not active after the failures")
 	}
 	if s.UnderWay() != 0 {
-		t.Error("a lookup that failed has kept its place")
+		t.Error("a failed lookup kept its place")
 	}
 }
 
-// B-23: a panic in a source is an error of those who asked about that token, and of
-// nobody else.
+// A panic in a source is an error for those who asked about that token, and for nobody else.
 func TestAPanicIsOneLookupsFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cache := newCache(t, introspect.CacheConfig{})
@@ -1052,13 +1049,13 @@ func TestAPanicIsOneLookupsFailure(t *testing.T) {
 		close(open)
 		synctest.Wait()
 		if failed.Load() != 10 || good.Load() != 10 {
-			t.Errorf("%d of 10 failed and %d of 10 are good", failed.Load(), good.Load())
+			t.Errorf("%d of 10 failed and %d of 10 were good", failed.Load(), good.Load())
 		}
 	})
 }
 
-// B-24: Close in the middle of everything panics nowhere, and lookups end with their
-// answer or ErrClosed.
+// Close in the middle of heavy traffic causes no panic, and lookups end with their answer or
+// with ErrClosed.
 func TestCloseDuringHeavyTraffic(t *testing.T) {
 	for range 10 {
 		reg := newRegistry(time.Now)
@@ -1105,14 +1102,14 @@ func TestCloseDuringHeavyTraffic(t *testing.T) {
 		if _, err := s.Lookup(context.Background(), "1"); !errors.Is(err, introspect.ErrClosed) {
 			t.Fatalf("a lookup after Close: %v, want ErrClosed", err)
 		}
-		// Those under way when Close came may still have asked: one for each worker.
+		// Those under way when Close was called may still have asked: one for each worker.
 		if late := reg.lookups.Load() - asked; late > 4 {
 			t.Fatalf("the source was asked %d times after Close", late)
 		}
 	}
 }
 
-// B-24: a lookup that is under way when the cache is closed still has its answer.
+// A lookup that is under way when the cache is closed still gets its answer.
 func TestCloseLetsLookupsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cache := newCache(t, introspect.CacheConfig{})
@@ -1127,12 +1124,12 @@ func TestCloseLetsLookupsEnd(t *testing.T) {
 		close(slow.open)
 		synctest.Wait()
 		if !good.Load() {
-			t.Error("the lookup that was under way has no answer")
+			t.Error("the lookup that was under way got no answer")
 		}
 	})
 }
 
-// B-27: nobody writes to facts once they are out. The race detector sees who would.
+// Nobody writes to facts once they have been returned. The race detector would notice.
 func TestFactsAreSharedAndNotChanged(t *testing.T) {
 	reg := newRegistry(time.Now)
 	original := reg.issue("token", time.Now().Add(time.Hour))
@@ -1162,8 +1159,8 @@ func TestFactsAreSharedAndNotChanged(t *testing.T) {
 	}
 }
 
-// B-30: with a cache, a tiny one, or none, the answers are the same. Several caches
-// are led through one random story and must agree with what is true.
+// The answers are the same with a cache, with a tiny one, and with none. Several caches are led
+// through the same random story and must agree with what is true.
 func TestTheCacheDoesNotShow(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var clock clocks
@@ -1193,7 +1190,7 @@ func TestTheCacheDoesNotShow(t *testing.T) {
 				}
 				reg.issue(name, clock.now().Add(time.Duration(rapid.IntRange(1, 100).Draw(t, "seconds"))*time.Second))
 				for _, s := range sources {
-					s.Forget(introspect.IDOf(name)) // a token of that name may have been revoked; real ones never come back
+					s.Forget(introspect.IDOf(name)) // a token of that name may have been revoked; real tokens never come back
 				}
 			},
 			"revoke": func(t *rapid.T) {
@@ -1217,7 +1214,7 @@ func TestTheCacheDoesNotShow(t *testing.T) {
 				for i, s := range sources {
 					got, err := s.Lookup(context.Background(), name)
 					if err != nil || got != want {
-						t.Fatalf("cache %d says %+v, %v; true is %+v", i, got, err, want)
+						t.Fatalf("cache %d says %+v, %v; the truth is %+v", i, got, err, want)
 					}
 					caches[i].Wait()
 				}
@@ -1226,26 +1223,26 @@ func TestTheCacheDoesNotShow(t *testing.T) {
 	})
 }
 
-// Flush: entries stop counting at once, and later ones count again.
+// After a flush, entries stop counting at once, and later ones count again.
 func TestFlush(t *testing.T) {
 	reg := newRegistry(time.Now)
 	cache := newCache(t, introspect.CacheConfig{})
 	s := cache.Wrap("reg", reg, time.Minute)
 	reg.issue("token", time.Now().Add(time.Hour))
 	warm(t, cache, s, "token")
-	reg.revoke("token") // without a Forget, so only the flush can show it
+	reg.revoke("token") // without a Forget, so that only the flush can reveal it
 	if !active(t, s, "token") {
-		t.Error("the token was not in memory")
+		t.Error("the token was not cached")
 	}
 	cache.Flush()
 	if active(t, s, "token") {
-		t.Error("after a flush the old answer is still given")
+		t.Error("the old answer is still given after a flush")
 	}
 	reg.issue("token", time.Now().Add(time.Hour))
 	warm(t, cache, s, "token")
 	reg.lookups.Store(0)
 	if active(t, s, "token"); reg.lookups.Load() != 0 {
-		t.Error("after a flush nothing is remembered any more")
+		t.Error("nothing is remembered any more after a flush")
 	}
 }
 
@@ -1289,7 +1286,7 @@ func TestResize(t *testing.T) {
 	before := held()
 	cache.Resize(500, 0)
 	if n := held(); n != before {
-		t.Errorf("%d tokens are left of %d after nothing was changed", n, before)
+		t.Errorf("%d of %d tokens are left although nothing changed", n, before)
 	}
 	cache.Resize(5000, 1<<20)
 	fill(5000)
@@ -1298,9 +1295,9 @@ func TestResize(t *testing.T) {
 	}
 }
 
-// What the cache holds is bounded in bytes, however much a token says: 25 MiB of claims leave
-// no more than MaxSize, the latest entries included. Who was just let in is in memory, unless
-// it is very much that his token says.
+// What the cache holds is bounded in bytes, however much a token says: 25 MiB of claims take no
+// more than MaxSize, including the latest entries. A token that was just looked up is cached,
+// unless it says very much.
 func TestCacheIsBoundedInBytes(t *testing.T) {
 	const size = 4 << 20
 	for _, c := range []struct {
@@ -1310,7 +1307,7 @@ func TestCacheIsBoundedInBytes(t *testing.T) {
 	}{
 		{"five thousand tokens with 5 KiB of claims", 5000, `"` + strings.Repeat("x", 5<<10) + `"`},
 		{"150 with 64 KiB of {}", 150, "[" + strings.Repeat("{},", 21_000) + "0]"},
-		{"as small as they can be", 10_000, "0"},
+		{"tokens as small as they can be", 10_000, "0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			asked := 0
@@ -1329,9 +1326,9 @@ func TestCacheIsBoundedInBytes(t *testing.T) {
 					}
 				}
 			}
-			// The counters of ristretto are there before, and its maps have room to grow.
+			// ristretto's counters exist before, and its maps need room to grow.
 			if grown := heap() - before; grown > size+size/4 {
-				t.Errorf("the cache has grown by %d bytes, want at most about %d", grown, size)
+				t.Errorf("the cache grew by %d bytes, want at most about %d", grown, size)
 			}
 			if asked > c.tokens && len(c.claim) < 8<<10 {
 				t.Errorf("the source was asked %d times about %d tokens", asked, c.tokens)
@@ -1341,8 +1338,8 @@ func TestCacheIsBoundedInBytes(t *testing.T) {
 	}
 }
 
-// A token that would push out too many others is not kept, nor is what was known before
-// it grew. One that grows is counted by what it has become.
+// A token that would evict too many others is not kept, nor is what was known before it grew.
+// A token that grows counts with its new size.
 func TestLargeTokens(t *testing.T) {
 	const size = 1 << 20
 	claims := 0
@@ -1360,7 +1357,7 @@ func TestLargeTokens(t *testing.T) {
 		kept   bool
 	}{{1 << 10, true}, {100 << 10, true}, {64 << 10, true}, {200 << 10, false}, {2, true}, {2 << 20, false}} {
 		claims, asked = c.claims, 0
-		if _, err := s.LookupWithin(context.Background(), new(introspect.NewToken("token")), 0); err != nil { // asks anew
+		if _, err := s.LookupWithin(context.Background(), new(introspect.NewToken("token")), 0); err != nil { // asks again
 			t.Fatal(err)
 		}
 		active(t, s, "token")
@@ -1369,8 +1366,8 @@ func TestLargeTokens(t *testing.T) {
 		}
 	}
 
-	// What is too large takes the place of what came just before it, which the cache may not
-	// have finished to store.
+	// An answer that is too large replaces the one just before it, which the cache may not have
+	// finished storing.
 	for i := range 500 {
 		token := fmt.Sprint("token", i)
 		for _, claims = range []int{2, 2 << 20} {
@@ -1400,8 +1397,8 @@ func TestLargeTokens(t *testing.T) {
 	runtime.KeepAlive(cache)
 }
 
-// Each caller may insist on fresher facts than the source's own maximum age, and on no
-// older ones.
+// A caller may insist on facts that are fresher than the source's own maximum age, but can't
+// get older ones.
 func TestMaxAgeOfACaller(t *testing.T) {
 	var clock clocks
 	reg := newRegistry(clock.now)
@@ -1425,16 +1422,16 @@ func TestMaxAgeOfACaller(t *testing.T) {
 		want   int64
 	}{{11 * time.Second, 0}, {time.Hour, 0}, {10 * time.Second, 1}, {10 * time.Second, 0}, {1, 0}, {0, 1}, {-1, 1}} {
 		if got := lookups(c.maxAge); got != c.want {
-			t.Errorf("a caller content with %v caused %d lookups, want %d", c.maxAge, got, c.want)
+			t.Errorf("a caller that accepts %v caused %d lookups, want %d", c.maxAge, got, c.want)
 		}
 	}
 	clock.advance(time.Minute)
 	if got := lookups(time.Hour); got != 1 {
-		t.Errorf("after the source's own maximum age a patient caller caused %d lookups, want 1", got)
+		t.Errorf("beyond the source's own maximum age, a patient caller caused %d lookups, want 1", got)
 	}
 }
 
-// Two sources under one name share their entries: so they outlive a configuration. A
+// Two sources of the same name share their entries, so that entries outlive a configuration. A
 // source that turned the cache off takes nothing from it.
 func TestEntriesAreSharedUnderOneName(t *testing.T) {
 	old, next, off := newRegistry(time.Now), newRegistry(time.Now), newRegistry(time.Now)
@@ -1447,7 +1444,7 @@ func TestEntriesAreSharedUnderOneName(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if next.lookups.Load() != 0 {
-		t.Error("the second source was asked about a token that the first had in memory")
+		t.Error("the second source was asked about a token that the first had cached")
 	}
 	if active(t, c, "token"); off.lookups.Load() != 1 {
 		t.Error("a source that turned the cache off was not asked")
@@ -1455,11 +1452,11 @@ func TestEntriesAreSharedUnderOneName(t *testing.T) {
 	old.revoke("token") // they share the map
 	b.Forget(introspect.IDOf("token"))
 	if active(t, a, "token") || active(t, b, "token") || active(t, c, "token") {
-		t.Error("after one of them forgot the token another still has it")
+		t.Error("after one of them forgot the token, another still has it")
 	}
 }
 
-// Hits and misses are counted as they are.
+// Hits and misses are counted correctly.
 func TestHitsAndMissesAreCounted(t *testing.T) {
 	var hits, misses atomic.Int64
 	reg := newRegistry(time.Now)
@@ -1475,14 +1472,14 @@ func TestHitsAndMissesAreCounted(t *testing.T) {
 	}
 }
 
-// An ID says nothing about its token, and two spellings are two tokens.
+// An ID reveals nothing about its token, and two spellings are two tokens.
 func TestIDs(t *testing.T) {
 	if a, b := introspect.IDOf("token"), introspect.IDOf("token "); a == b {
-		t.Error("two spellings have one ID")
+		t.Error("two spellings have the same ID")
 	}
 	long := strings.Repeat("x", 1000)
 	if introspect.IDOf(long) == introspect.IDOf(long[:999]) {
-		t.Error("two long tokens have one ID")
+		t.Error("two long tokens have the same ID")
 	}
 	const want = "3c469e9d6c5875d37a43f353d4f88e61fcf812c66eee3457465a40b0da4153e0" // printf token | sha256sum
 	if got := introspect.IDOf("token").String(); got != want {
@@ -1490,8 +1487,8 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// B-04: between the store's "gone" and the end of the revocation no lookup may go back
-// to what the cache still holds: one would find the token dead, the next alive.
+// Between the store's "gone" and the end of the revocation, no lookup may go back to what the
+// cache still holds: one would find the token dead, and the next one alive.
 func TestARevocationUnderWayAsksTheSource(t *testing.T) {
 	reg := newRegistry(time.Now)
 	c := newCache(t, introspect.CacheConfig{})
@@ -1503,17 +1500,17 @@ func TestARevocationUnderWayAsksTheSource(t *testing.T) {
 	first, second := s.Revoking(introspect.IDOf("revoked")), s.Revoking(introspect.IDOf("revoked"))
 	reg.revoke("revoked")
 	if active(t, s, "revoked") {
-		t.Error("the cache was believed while the token was being revoked")
+		t.Error("the cache was believed during the token's revocation")
 	}
 	first()
 	if active(t, s, "revoked") {
-		t.Error("the cache was believed while the token was being revoked a second time")
+		t.Error("the cache was believed during the token's second revocation")
 	}
 	second()
 	if active(t, s, "revoked") {
-		t.Error("the token is alive after its revocation")
+		t.Error("the token is active after its revocation")
 	}
-	// A revocation that came to nothing leaves a token that is cached again.
+	// A revocation that came to nothing leaves a token that can be cached again.
 	s.Revoking(introspect.IDOf("other"))()
 	warm(t, c, s, "other")
 	before := reg.lookups.Load()

@@ -12,7 +12,7 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// Scopes and audiences are looked through on each request, so there is a most of them.
+// Every request searches scopes and audiences, so their number is bounded.
 func TestScopesAndAudiencesAreBounded(t *testing.T) {
 	remote := newRemote(t, remoteConfig("https://as.example"))
 	numbered := func(n int) (names []string) {
@@ -52,7 +52,7 @@ func TestScopesAndAudiencesAreBounded(t *testing.T) {
 	}
 }
 
-// What is read where it stands is what encoding/json finds there.
+// Claims that are read in place are those that encoding/json finds.
 func FuzzClaims(f *testing.F) {
 	for _, seed := range []string{
 		`{}`, ` { } `, `{"a":1}`, `{"a":{"b":[1,"x",true,null,{"c":[]}]},"a.b":"y"}`, `{"\u0061":"\ud83d\ude00","":{"":[]}}`, `{"a":"}]\",","b":[{}, [] ,"]"],"c":-1.5e3}`,
@@ -64,7 +64,7 @@ func FuzzClaims(f *testing.F) {
 	f.Fuzz(func(t *testing.T, inner []byte) {
 		facts, err := remote.Understand(slices.Concat([]byte(`{"active":true,"x":`), inner, []byte(`}`)))
 		if err != nil {
-			// Whatever it is, asking ends.
+			// Whatever it is, the lookup of a claim ends.
 			broken := &introspect.Facts{Claims: string(inner)}
 			broken.ClaimValues("a.b.c")
 			broken.ClaimValues("")
@@ -80,8 +80,8 @@ func FuzzClaims(f *testing.F) {
 	})
 }
 
-// compareClaims compares what a name leads to, and all that is below it, but for what is
-// beside a name with a dot, which can be taken for a way.
+// compareClaims compares what a name leads to, and everything below it, except for what is
+// beside a name with a dot, which can be taken for a path.
 func compareClaims(t *testing.T, facts *introspect.Facts, name string, value any) {
 	var want []string
 	text := func(v any) {

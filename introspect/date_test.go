@@ -9,8 +9,8 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// A NumericDate is read exactly in every way that JSON has to write it, and what is none
-// never becomes one.
+// A NumericDate is read exactly in every way that JSON can write it, and nothing else is taken
+// for one.
 func TestNumericDates(t *testing.T) {
 	for number, want := range map[string]time.Time{
 		"0": time.Unix(0, 0), "1700000000": time.Unix(1.7e9, 0), "1700000000.25": time.Unix(1.7e9, 25e7), "1700000000.000000001": time.Unix(1.7e9, 1),
@@ -29,12 +29,12 @@ func TestNumericDates(t *testing.T) {
 		json.Number(strings.Repeat("0", 1<<16) + "e1"), json.Number("1." + strings.Repeat("0", 1<<16) + "e9"),
 	} {
 		if got, ok := introspect.NumericDate(number); ok {
-			t.Errorf("%.40s has become %v", number, got)
+			t.Errorf("%.40s was read as %v", number, got)
 		}
 	}
 	for _, value := range []any{nil, "1700000000", 1.7e9, 1700000000, true, []any{json.Number("1")}} {
 		if got, ok := introspect.NumericDate(value); ok {
-			t.Errorf("%#v, which is no number of JSON, has become %v", value, got)
+			t.Errorf("%#v, which is not a JSON number, was read as %v", value, got)
 		}
 	}
 }

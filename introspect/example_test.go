@@ -12,8 +12,8 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// table is a Source that knows its tokens by heart. A real one would ask a database or
-// an introspection endpoint.
+// table is a Source that simply contains its tokens. A real one would ask a database or an
+// introspection endpoint.
 type table map[string]*introspect.Facts
 
 func (t table) Lookup(_ context.Context, token introspect.Token) (*introspect.Facts, error) {
@@ -25,8 +25,8 @@ func (t table) Lookup(_ context.Context, token introspect.Token) (*introspect.Fa
 	return facts, nil
 }
 
-// A program that protects itself puts a cache in front of its source, asks for each
-// request, and decides from the facts each time anew.
+// A program that protects itself puts a cache in front of its source, asks it on each request,
+// and decides anew each time.
 func Example() {
 	cache, err := introspect.NewCache(introspect.CacheConfig{MaxTokens: 10_000})
 	if err != nil {
@@ -62,8 +62,8 @@ func Example() {
 	// 401
 }
 
-// A revocation reaches the source first. Once Forget has returned, no lookup that
-// begins later is answered from before.
+// A revocation reaches the source first. No lookup that begins after Forget has returned gets
+// an answer from before.
 func ExampleCachedSource_Forget() {
 	cache, err := introspect.NewCache(introspect.CacheConfig{})
 	if err != nil {
@@ -88,14 +88,14 @@ func ExampleCachedSource_Forget() {
 	// active: false
 }
 
-// The parts of a source's name are joined so that no two lists of parts make one name.
+// Different lists of parts never make the same name.
 func ExampleCacheName() {
 	fmt.Println(introspect.CacheName("local", "a", "bc") == introspect.CacheName("local", "ab", "c"))
 	// Output: false
 }
 
-// A program that accepts the tokens of a remote authorization server asks it about each
-// of them, and puts a cache in front so that it asks about each once a minute.
+// A program that accepts the tokens of a remote authorization server asks it about each of
+// them. It puts a cache in front, so that it asks about each token only once a minute.
 func ExampleRemote() {
 	// An authorization server, which would be somebody else's.
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -159,8 +159,8 @@ func ExampleRemote() {
 	// 401
 }
 
-// What kept a server from answering is in the error, for a metric and for whoever has to
-// do something about it. Callers get 503 for all of it.
+// The error says what kept the server from answering, for a metric and for whoever has to act on
+// it. Callers get 503 in every case.
 func ExampleRemoteError() {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusUnauthorized)

@@ -11,17 +11,17 @@ func WithHash(cfg CacheConfig, hash func(key []byte) uint64) CacheConfig {
 // Wait returns when ristretto has applied all that was stored before.
 func (c *Cache) Wait() { c.items.Wait() }
 
-// Held reports whether ristretto holds an entry for token, whether or not it counts,
-// and how long it would go on holding it. Zero is for ever.
+// Held reports whether ristretto holds an entry for token, whether or not it counts, and for
+// how much longer. Zero means forever.
 func (s *CachedSource) Held(token string) (time.Duration, bool) {
 	key := keyOf(s.name, IDOf(token))
 	return s.cache.items.GetTTL(s.cache.cfg.hash(key))
 }
 
-// Until is when the latest entry for token stops counting by the wall clock.
+// Until returns when the latest entry for token stops counting by the wall clock.
 func (s *CachedSource) Until(token string) time.Time {
 	return s.cache.latest(s.cache.cfg.hash(keyOf(s.name, IDOf(token)))).Load().until
 }
 
-// UnderWay is the number of lookups that have a place.
+// UnderWay returns how many lookups hold a place.
 func (s *CachedSource) UnderWay() int { return len(s.slots) }

@@ -8,8 +8,8 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// Claims become headers and decisions, so a name leads to one value or to none, whatever
-// an issuer puts into its answers.
+// Claims become headers and decisions, so a name leads to one value or to none, whatever an
+// issuer puts into its answers.
 func TestClaimValues(t *testing.T) {
 	facts := &introspect.Facts{
 		Active: true, ClientID: "client", Issuer: "https://issuer.example", Scopes: []string{"read", "write"},
@@ -37,7 +37,7 @@ func TestClaimValues(t *testing.T) {
 		}`,
 	}
 	for name, want := range map[string][]string{
-		// What has a field comes from it, never from a member that says otherwise.
+		// Claims with a field come from that field, never from a member that says otherwise.
 		"client_id": {"client"}, "iss": {"https://issuer.example"}, "sub": nil, "aud": nil, "scope": {"read", "write"},
 
 		"text": {"a"}, "empty": {""}, "number": {"12345678901234567890"}, "yes": {"true"}, "no": {"false"}, "null": nil, "missing": nil,
@@ -65,7 +65,7 @@ func TestClaimValues(t *testing.T) {
 	for n, want := range map[int]int{1000: 1000, 1001: 0} {
 		many := &introspect.Facts{Claims: `{"list":[` + strings.Repeat(`"x",null,`, n-1) + `"x"]}`}
 		if got := many.ClaimValues("list"); len(got) != want {
-			t.Errorf("of %d values in a list there are %d, want %d", n, len(got), want)
+			t.Errorf("a list of %d values has %d, want %d", n, len(got), want)
 		}
 	}
 	if got := introspect.Inactive().ClaimValues("client_id"); got != nil {

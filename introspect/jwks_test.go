@@ -28,23 +28,23 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// network is a transport without one, for tests in which time must stand still while
-// nobody works.
+// network is a transport without a network, for tests in which time stands still while nothing
+// runs.
 type network func(r *http.Request) (*http.Response, error)
 
 func (n network) RoundTrip(r *http.Request) (*http.Response, error) { return n(r) }
 
-// answering answers every request alike.
+// answering returns the same answer for every request.
 func answering(status int, header http.Header, body string) *http.Response {
 	return &http.Response{StatusCode: status, Status: fmt.Sprint(status), Header: header, Body: io.NopCloser(strings.NewReader(body))}
 }
 
-// unknownKid is a token whose kid nobody knows.
+// unknownKid returns a token whose kid nobody knows.
 func unknownKid(n int) string {
 	return signingKey{fmt.Sprint("unknown ", n), "EdDSA", edKey()}.issue(goodClaims())
 }
 
-// wants compares what a lookup says: "active", "inactive" or "error".
+// wants checks the result of a lookup: "active", "inactive" or "error".
 func wants(t testing.TB, j *introspect.JWT, token, want string) {
 	t.Helper()
 	facts, err := j.Lookup(context.Background(), introspect.NewToken(token))
@@ -60,8 +60,8 @@ func wants(t testing.TB, j *introspect.JWT, token, want string) {
 	}
 }
 
-// The issuer is down when we start: we start, say that we can't tell, and find the keys
-// by ourselves when it is back.
+// If the issuer is down at the start, the source starts all the same, says that it can't tell,
+// and finds the keys by itself once the issuer is back.
 func TestJWKSServerDownAtStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := keyFor("EdDSA")
@@ -77,15 +77,15 @@ func TestJWKSServerDownAtStart(t *testing.T) {
 		token := key.issue(goodClaims().with(claims{"iat": nil}))
 		begin := time.Now()
 		wants(t, j, token, "error")
-		wants(t, j, token, "error") // waits for the next attempt, which is not at once
+		wants(t, j, token, "error") // waits for the next attempt, which does not come at once
 		wants(t, j, "e..", "inactive")
 		if j.Coherent() {
-			t.Error("a cache would be believed without keys")
+			t.Error("a cache would be believed although there are no keys")
 		}
 		if n := attempts.Load(); time.Since(begin) != 250*time.Millisecond*time.Duration(n-1) || n < 2 {
 			t.Errorf("%d attempts in %v", n, time.Since(begin))
 		}
-		// Left alone: after a quarter of a second, then twice as long each time, up to a minute.
+		// Left alone: after a quarter of a second, then after twice as long each time, up to a minute.
 		time.Sleep(5*time.Minute + time.Second)
 		synctest.Wait()
 		if n := attempts.Load(); n != 12 {
@@ -97,12 +97,12 @@ func TestJWKSServerDownAtStart(t *testing.T) {
 		before := attempts.Load()
 		wants(t, j, token, "active")
 		if !j.Coherent() || attempts.Load() != before {
-			t.Error("the keys came with the request and not before")
+			t.Error("the keys were fetched by the request, and not before it")
 		}
 	})
 }
 
-// An issuer that starts a moment after us costs nobody an error.
+// An issuer that starts a moment after the source causes no error.
 func TestJWKSServerStartsLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key, begin := keyFor("EdDSA"), time.Now()
@@ -120,7 +120,7 @@ func TestJWKSServerStartsLater(t *testing.T) {
 	})
 }
 
-// The first request does not fail because it came together with the start.
+// The first request does not fail because it came at the moment of the start.
 func TestJWKSFirstRequestWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := keyFor("EdDSA")
@@ -138,7 +138,7 @@ func TestJWKSFirstRequestWaits(t *testing.T) {
 	})
 }
 
-// A rotation is seen by the first token with the new key, at the latest after MinRefresh.
+// A rotation is noticed with the first token of the new key, after MinRefresh at the latest.
 func TestJWKSRotation(t *testing.T) {
 	clock := &clocks{}
 	older, newer := keyFor("EdDSA"), keyFor("ES256")
@@ -146,7 +146,7 @@ func TestJWKSRotation(t *testing.T) {
 	j := newJWT(t, jwtSettings{JWKSURI: server.URL, Now: clock.now})
 	wants(t, j, older.issue(goodClaims()), "active")
 	server.publish(jwks(older.jwk(nil), newer.jwk(nil)))
-	wants(t, j, newer.issue(goodClaims()), "inactive") // fetched a moment ago
+	wants(t, j, newer.issue(goodClaims()), "inactive") // the keys were fetched a moment ago
 	clock.advance(5*time.Second - 1)
 	wants(t, j, newer.issue(goodClaims()), "inactive")
 	clock.advance(1)
@@ -157,7 +157,7 @@ func TestJWKSRotation(t *testing.T) {
 	}
 }
 
-// Of an issuer that gives its key no name, the new one is found too.
+// The new key of an issuer that gives its keys no name is found too.
 func TestJWKSRotationWithoutKid(t *testing.T) {
 	clock := &clocks{}
 	older, newer := signingKey{"", "EdDSA", newEdKey()}, signingKey{"", "EdDSA", newEdKey()}
@@ -171,7 +171,7 @@ func TestJWKSRotationWithoutKid(t *testing.T) {
 	wants(t, j, token(older), "inactive")
 }
 
-// Feature 46: ten thousand invented kids cost one request in each MinRefresh.
+// Ten thousand made-up kids cost one request per MinRefresh.
 func TestJWKSFloodOfUnknownKids(t *testing.T) {
 	clock := &clocks{}
 	key := keyFor("EdDSA")
@@ -183,7 +183,7 @@ func TestJWKSFloodOfUnknownKids(t *testing.T) {
 		for sender := range 4 {
 			senders.Go(func() {
 				for i := range 625 {
-					// The signature does not matter: it is not looked at.
+					// The signature does not matter: it is not checked.
 					if mayPass(t, j, unknownKid(1_000_000*round+10_000*sender+i)) {
 						t.Error("an unknown kid is good")
 					}
@@ -196,7 +196,7 @@ func TestJWKSFloodOfUnknownKids(t *testing.T) {
 		}
 		clock.advance(5 * time.Second)
 	}
-	// Tokens that fail otherwise cost none at all.
+	// Tokens that fail for other reasons cost none at all.
 	before := server.requests.Load()
 	clock.advance(time.Hour)
 	forged := signingKey{key.kid, "EdDSA", newEdKey()}
@@ -209,11 +209,11 @@ func TestJWKSFloodOfUnknownKids(t *testing.T) {
 		mayPass(t, j, token)
 	}
 	if n := server.requests.Load(); n != before {
-		t.Errorf("%d requests because of forged tokens", n-before)
+		t.Errorf("forged tokens caused %d requests", n-before)
 	}
 }
 
-// An unknown kid that comes in the moment of the regular fetch causes no second one.
+// An unknown kid that arrives during the regular fetch causes no second one.
 func TestJWKSRefreshesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var fetches atomic.Int64
@@ -233,7 +233,7 @@ func TestJWKSRefreshesAtOnce(t *testing.T) {
 	})
 }
 
-// Feature 47 and CA-23: whatever goes wrong, the last good keys stay.
+// Whatever goes wrong, the last good keys stay.
 func TestJWKSLastGoodSetIsKept(t *testing.T) {
 	clock := &clocks{}
 	key, evil := keyFor("EdDSA"), signingKey{"evil", "EdDSA", newEdKey()}
@@ -275,22 +275,22 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 		"a lasting redirect": func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, trap.URL, http.StatusPermanentRedirect)
 		},
-		"a page":               body("<html>maintenance</html>"),
-		"nothing":              body(""),
-		"null":                 body("null"),
-		"no keys member":       body("{}"),
-		"no keys":              body(`{"keys":[]}`),
-		"keys null":            body(`{"keys":null}`),
-		"keys as an object":    body(`{"keys":{"evil":` + evil.jwk(nil).json() + `}}`),
-		"only unusable keys":   body(jwks(evil.jwk(claims{"use": "enc"}))),
-		"two lists of keys":    body(`{"keys":[` + key.jwk(nil).json() + `],"keys":[` + evil.jwk(nil).json() + `]}`),
-		"keys in capitals":     body(`{"KEYS":[` + evil.jwk(nil).json() + `]}`),
-		"PEM":                  body(evil.pem()),
-		"half a set":           body(jwks(evil.jwk(nil))[:60]),
-		"more behind the set":  body(jwks(evil.jwk(nil)) + "{}"),
-		"too many keys":        body(jwks(tooMany...)),
-		"too large":            body(jwks(evil.jwk(claims{"pad": strings.Repeat("x", 256<<10)}))),
-		"too large at its end": body(jwks(evil.jwk(nil)) + strings.Repeat(" ", 256<<10)),
+		"a page":                  body("<html>maintenance</html>"),
+		"nothing":                 body(""),
+		"null":                    body("null"),
+		"no keys member":          body("{}"),
+		"no keys":                 body(`{"keys":[]}`),
+		"keys null":               body(`{"keys":null}`),
+		"keys as an object":       body(`{"keys":{"evil":` + evil.jwk(nil).json() + `}}`),
+		"only unusable keys":      body(jwks(evil.jwk(claims{"use": "enc"}))),
+		"two lists of keys":       body(`{"keys":[` + key.jwk(nil).json() + `],"keys":[` + evil.jwk(nil).json() + `]}`),
+		"keys in capitals":        body(`{"KEYS":[` + evil.jwk(nil).json() + `]}`),
+		"PEM":                     body(evil.pem()),
+		"half a set":              body(jwks(evil.jwk(nil))[:60]),
+		"something after the set": body(jwks(evil.jwk(nil)) + "{}"),
+		"too many keys":           body(jwks(tooMany...)),
+		"too large":               body(jwks(evil.jwk(claims{"pad": strings.Repeat("x", 256<<10)}))),
+		"too large at its end":    body(jwks(evil.jwk(nil)) + strings.Repeat(" ", 256<<10)),
 		"endless": func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, `{"keys":[`)
 			for r.Context().Err() == nil {
@@ -318,7 +318,7 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 		server.do(answer)
 		clock.advance(5 * time.Second)
 		latest.Store("")
-		// Nobody can say now what key that is.
+		// Now nobody can say what key that is.
 		before, begin := server.requests.Load(), time.Now()
 		wants(t, j, evil.issue(goodClaims()), "error")
 		wants(t, j, evil.issue(goodClaims()), "error")
@@ -330,11 +330,11 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 		}
 		wants(t, j, key.issue(goodClaims()), "active")
 		if err := latest.Load(); err == "" || err == "<nil>" {
-			t.Errorf("%s: OnFetch heard of no error", name)
+			t.Errorf("%s: OnFetch was not called with an error", name)
 		}
 	}
 	if n := trap.requests.Load(); n != 0 {
-		t.Errorf("%d requests to where redirects lead", n)
+		t.Errorf("%d requests to the targets of redirects", n)
 	}
 	if n := sets.Load(); n != 1 {
 		t.Errorf("%d sets of keys", n)
@@ -345,8 +345,7 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 	wants(t, j, key.issue(goodClaims()), "inactive")
 }
 
-// B-16: a token dies with its key although it is cached, and without anybody asking for
-// new keys.
+// A token dies with its key although it is cached, and without anybody asking for new keys.
 func TestJWKSWithdrawnKeyKillsCachedTokens(t *testing.T) {
 	for name, change := range map[string]claims{
 		"removed":            nil,
@@ -379,7 +378,7 @@ func TestJWKSWithdrawnKeyKillsCachedTokens(t *testing.T) {
 			time.Sleep(2 * time.Second)
 			synctest.Wait()
 			if _, held := s.Held(token); !held {
-				t.Errorf("%s: the cache does not hold the token, so this shows nothing", name)
+				t.Errorf("%s: the cache does not hold the token, so this test shows nothing", name)
 			}
 			if active(t, s, token) {
 				t.Errorf("%s: alive after the refresh", name)
@@ -391,8 +390,8 @@ func TestJWKSWithdrawnKeyKillsCachedTokens(t *testing.T) {
 	}
 }
 
-// Replicas of an issuer that publish different keys: a token that is cached is refused for no
-// longer than a token would be whose key is new.
+// If replicas of an issuer publish different keys, a cached token is refused for no longer than a
+// token with a new key would be.
 func TestJWKSReplicasDisagree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		one, two := keyFor("EdDSA"), keyFor("ES256")
@@ -414,13 +413,13 @@ func TestJWKSReplicasDisagree(t *testing.T) {
 		lags.Store(false)
 		synctest.Wait()
 		if active(t, s, token) {
-			t.Error("good by a key that the issuer does not seem to have")
+			t.Error("good by a key that the issuer no longer seems to have")
 		}
 		before := fetches.Load()
 		time.Sleep(5 * time.Second)
 		for range 10 {
 			if !active(t, s, token) {
-				t.Error("refused five seconds after the fetch, and nobody has asked again")
+				t.Error("still refused five seconds after the fetch: nobody asked again")
 			}
 		}
 		if n := fetches.Load() - before; n != 1 {
@@ -429,8 +428,8 @@ func TestJWKSReplicasDisagree(t *testing.T) {
 	})
 }
 
-// After a restart of the source, which may not know its keys yet, the cache is no
-// authority: whoever verified its facts may be withdrawn.
+// After a restart of the source, which may not have its keys yet, the cache is no authority: the
+// keys that verified its facts may have been withdrawn.
 func TestJWKSUnknownKeepTheCacheSilent(t *testing.T) {
 	key := keyFor("EdDSA")
 	server := newKeyServer(t, jwks(key.jwk(nil)))
@@ -473,7 +472,7 @@ func TestJWKSCacheControl(t *testing.T) {
 	}
 }
 
-// Keys that must not be used, each beside one that may.
+// Keys that must not be used, each published beside one that may.
 func TestJWKSUnusableKeys(t *testing.T) {
 	small := signingKey{"x", "RS256", must(rsa.GenerateKey(rand.Reader, 1024))}
 	rs, es, ed := signingKey{"x", "RS256", rsaKey()}, signingKey{"x", "ES256", p256Key()}, signingKey{"x", "EdDSA", newEdKey()}
@@ -486,7 +485,7 @@ func TestJWKSUnusableKeys(t *testing.T) {
 		{"as it should be", ed, nil, true},
 		{"without use, alg and kid", ed, claims{"use": nil, "alg": nil}, true},
 		{"for verifying", ed, claims{"key_ops": []string{"verify"}}, true},
-		{"with a certificate that nobody can parse", rs, claims{"x5c": []string{"AAAA"}, "x5t": "!", "x5u": ":"}, true},
+		{"with an unparsable certificate", rs, claims{"x5c": []string{"AAAA"}, "x5t": "!", "x5u": ":"}, true},
 		{"for encryption", ed, claims{"use": "enc"}, false},
 		{"use in upper case", ed, claims{"use": "SIG"}, false},
 		{"use as a list", ed, claims{"use": []string{"sig"}}, false},
@@ -499,7 +498,7 @@ func TestJWKSUnusableKeys(t *testing.T) {
 		{"alg as a number", ed, claims{"alg": 1}, false},
 		{"alg empty", ed, claims{"alg": ""}, false},
 		{"kid as a number", ed, claims{"kid": 1}, false},
-		{"with a private part", ed, claims{"d": b64(strings.Repeat("d", 32))}, false},
+		{"with a private key", ed, claims{"d": b64(strings.Repeat("d", 32))}, false},
 		{"with a private prime", rs, claims{"p": "AQ"}, false},
 		{"symmetric", ed, claims{"kty": "oct", "k": b64("secret"), "alg": nil}, false},
 		{"symmetric without a secret", ed, claims{"kty": "oct"}, false},
@@ -513,9 +512,9 @@ func TestJWKSUnusableKeys(t *testing.T) {
 		{"RSA without a modulus", rs, claims{"n": nil}, false},
 		{"RSA with a huge modulus", rs, claims{"n": b64(strings.Repeat("\xff", 8<<10))}, false},
 		{"RSA with an exponent beyond 64 bits", rs, claims{"e": b64("\x01" + strings.Repeat("\x00", 5) + "\x01\x00\x01")}, false},
-		{"RSA with an exponent of other characters", rs, claims{"e": "A+AB"}, false},
+		{"RSA with an exponent in another alphabet", rs, claims{"e": "A+AB"}, false},
 		{"RSA with a modulus as a number", rs, claims{"n": 65537}, false},
-		{"RSA with even more than a huge modulus", rs, claims{"n": b64("\x01" + strings.Repeat("\x00", 1023) + "\x01")}, false},
+		{"RSA with a power of two as its modulus", rs, claims{"n": b64("\x01" + strings.Repeat("\x00", 1023) + "\x01")}, false},
 		{"not on its curve", es, claims{"x": b64(strings.Repeat("x", 32))}, false},
 		{"beyond its field", es, claims{"x": b64(strings.Repeat("\xff", 32))}, false},
 		{"at infinity", es, claims{"x": b64(strings.Repeat("\x00", 32)), "y": b64(strings.Repeat("\x00", 32))}, false},
@@ -523,10 +522,10 @@ func TestJWKSUnusableKeys(t *testing.T) {
 		{"with a coordinate too short", es, claims{"x": b64(strings.Repeat("x", 31))}, false},
 		{"without a coordinate", es, claims{"y": nil}, false},
 		{"of another curve", es, claims{"crv": "P-384"}, false},
-		{"of another curve than its alg", signingKey{"x", "ES256", p384Key()}, nil, false},
+		{"of another curve than its alg's", signingKey{"x", "ES256", p384Key()}, nil, false},
 		{"of an unknown curve", es, claims{"crv": "secp256k1"}, false},
 		{"too short for its curve", ed, claims{"x": "AAAA"}, false},
-		{"as long as two", ed, claims{"x": b64(strings.Repeat("x", 64))}, false},
+		{"twice as long", ed, claims{"x": b64(strings.Repeat("x", 64))}, false},
 		{"of low order", ed, claims{"x": b64("\x01" + strings.Repeat("\x00", 31))}, false},
 		{"for ECDH", ed, claims{"crv": "X25519"}, false},
 	} {
@@ -575,7 +574,7 @@ func TestJWKSDiscovery(t *testing.T) {
 		name  string
 		path  string // of the issuer
 		at    string // where the document is
-		doc   claims // what it says otherwise
+		doc   claims // what it says differently
 		asked []string
 		want  string
 	}{
@@ -591,7 +590,7 @@ func TestJWKSDiscovery(t *testing.T) {
 		{"keys over http", "/tenant", oauth, claims{"jwks_uri": "http://keys.example/"}, []string{oauth, openid}, "error"},
 		{"keys in a file", "/tenant", oauth, claims{"jwks_uri": "file:///etc/keys"}, []string{oauth, openid}, "error"},
 		{"keys of the metadata service", "/tenant", oauth, claims{"jwks_uri": "http://169.254.169.254/"}, []string{oauth, openid}, "error"},
-		{"more behind the document", "/tenant", oauth, nil, []string{oauth, openid}, "error"},
+		{"something after the document", "/tenant", oauth, nil, []string{oauth, openid}, "error"},
 		{"no document", "/tenant", "/elsewhere", nil, []string{oauth, openid}, "error"},
 	} {
 		var mu sync.Mutex
@@ -610,7 +609,7 @@ func TestJWKSDiscovery(t *testing.T) {
 			}
 			doc := claims{"issuer": server.URL + c.path, "jwks_uri": keys.URL}.with(c.doc)
 			io.WriteString(w, strings.ReplaceAll(doc.json(), "URL/", server.URL+"/"))
-			if strings.HasPrefix(c.name, "more behind") {
+			if strings.HasPrefix(c.name, "something after") {
 				io.WriteString(w, "{}")
 			}
 		})
@@ -622,19 +621,19 @@ func TestJWKSDiscovery(t *testing.T) {
 		wants(t, j, key.issue(goodClaims().with(claims{"iss": server.URL + c.path})), c.want)
 		j.Keys().Close()
 		mu.Lock()
-		// A token that comes after the first attempt failed has another one made.
+		// A token that arrives after the first attempt failed causes another one.
 		if !slices.Equal(asked[:min(len(asked), len(c.asked))], c.asked) {
 			t.Errorf("%s: asked for %v", c.name, asked)
 		}
 		if got := slices.Contains(kinds, "jwkstrue"); got != (c.want == "active") || !strings.HasPrefix(kinds[0], "discovery") {
-			t.Errorf("%s: OnFetch heard of %v", c.name, kinds)
+			t.Errorf("%s: OnFetch was called with %v", c.name, kinds)
 		}
 		mu.Unlock()
 		server.Close()
 	}
 }
 
-// TLS is checked, and can be told whom to trust.
+// TLS is verified, and the trusted authorities can be configured.
 func TestJWKSOverTLS(t *testing.T) {
 	key := keyFor("EdDSA")
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, jwks(key.jwk(nil))) }))
@@ -646,7 +645,7 @@ func TestJWKSOverTLS(t *testing.T) {
 	wants(t, newJWT(t, jwtSettings{JWKSURI: server.URL}), key.issue(goodClaims()), "error")
 }
 
-// Keys from a file, which is replaced, broken, and taken away.
+// Keys come from a file, which is replaced, broken, and removed.
 func TestJWKSFile(t *testing.T) {
 	clock := &clocks{}
 	path := filepath.Join(t.TempDir(), "keys.json")
@@ -680,7 +679,7 @@ func TestJWKSFile(t *testing.T) {
 	wants(t, newJWT(t, jwtSettings{KeysFile: t.TempDir()}), newer.issue(goodClaims()), "error")
 }
 
-// pem is the public key in PEM.
+// pem returns the public key in PEM.
 func (k signingKey) pem() string {
 	return inPEM("PUBLIC KEY", must(x509.MarshalPKIXPublicKey(k.private.Public())))
 }
@@ -689,7 +688,7 @@ func inPEM(kind string, der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
 
-// A file may have the keys in PEM. They have no kid, so they are tried with every token.
+// A file may have the keys in PEM. They have no kid, so they are tried for every token.
 func TestJWKSFileInPEM(t *testing.T) {
 	rs, es, ed := keyFor("RS256"), keyFor("ES256"), keyFor("EdDSA")
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: start.Add(-time.Hour)}
@@ -702,13 +701,13 @@ func TestJWKSFileInPEM(t *testing.T) {
 		ignored    int
 	}{
 		{"an RSA key", rs.pem(), []signingKey{rs}, 0},
-		{"an RSA key as PKCS 1 has it", inPEM("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(rs.private.Public().(*rsa.PublicKey))), []signingKey{rs}, 0},
+		{"an RSA key in PKCS #1", inPEM("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(rs.private.Public().(*rsa.PublicKey))), []signingKey{rs}, 0},
 		{"a P-256 key", es.pem(), []signingKey{es}, 0},
 		{"an Ed25519 key", ed.pem(), []signingKey{ed}, 0},
 		{"an outdated certificate", certificate, []signingKey{es}, 0},
 		{"several, with text between", "# keys\n" + rs.pem() + "\nanother:\n" + certificate + ed.pem() + "\n", []signingKey{rs, es, ed}, 0},
 		{"one beside a private key", inPEM("PRIVATE KEY", must(x509.MarshalPKCS8PrivateKey(foreign.private))) + es.pem(), []signingKey{es}, 1},
-		{"one beside others of no use", signingKey{"", "", p224}.pem() + inPEM("PUBLIC KEY", []byte("x")) + es.pem(), []signingKey{es}, 2},
+		{"one beside useless ones", signingKey{"", "", p224}.pem() + inPEM("PUBLIC KEY", []byte("x")) + es.pem(), []signingKey{es}, 2},
 		{"a private key alone", inPEM("PRIVATE KEY", must(x509.MarshalPKCS8PrivateKey(rs.private))), nil, 0},
 		{"half of a second key", es.pem() + ed.pem()[:60], nil, 0},
 		{"too many", strings.Repeat(ed.pem(), 101), nil, 0},
@@ -730,7 +729,7 @@ func TestJWKSFileInPEM(t *testing.T) {
 			}
 		}
 		if mayPass(t, j, foreign.issue(goodClaims())) {
-			t.Errorf("%s: a token of another key is good", c.name)
+			t.Errorf("%s: a token signed with another key is good", c.name)
 		}
 		if n := <-ignored; n != c.ignored {
 			t.Errorf("%s: %d keys are ignored, want %d", c.name, n, c.ignored)
@@ -738,8 +737,7 @@ func TestJWKSFileInPEM(t *testing.T) {
 	}
 }
 
-// What becomes of keys is said once for each set, not with each fetch, and to each source
-// how many are for it.
+// OnKeys is called once per set, not per fetch, and tells each source how many keys are for it.
 func TestJWKSAreToldOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		small := signingKey{strings.Repeat("k", 1000), "RS256", must(rsa.GenerateKey(rand.Reader, 1024))}
@@ -760,15 +758,15 @@ func TestJWKSAreToldOnce(t *testing.T) {
 		synctest.Wait()
 		want := fmt.Sprintf("1 [kid %q: an RSA key of 1024 bits: must have 2048 to 8192]", strings.Repeat("k", 64)+"…")
 		if !slices.Equal(told, []string{want}) || !slices.Equal(fitting, []int{0}) {
-			t.Errorf("told of %q, fitting %v", told, fitting)
+			t.Errorf("OnKeys was called with %q, fitting %v", told, fitting)
 		}
 		set.Store(jwks(keyFor("EdDSA").jwk(nil), keyFor("ES256").jwk(nil)))
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if len(told) != 2 || told[1] != "2 []" || !slices.Equal(fitting, []int{0, 1}) {
-			t.Errorf("after a change told of %q, fitting %v", told, fitting)
+			t.Errorf("after a change, OnKeys was called with %q, fitting %v", told, fitting)
 		}
-		// A source that comes later hears of them, too.
+		// A source that comes later is told too.
 		late := make(chan int, 1)
 		if _, err := introspect.NewJWT(introspect.JWTConfig{Keys: keys, OnKeys: func(n int) { late <- n }}); err != nil {
 			t.Fatal(err)
@@ -779,7 +777,7 @@ func TestJWKSAreToldOnce(t *testing.T) {
 	})
 }
 
-// Keys of the generator that CVE-2017-15361 is about are told by their remainders.
+// Keys from the generator of CVE-2017-15361 are recognized by their remainders.
 func TestCVE_2017_15361_ROCA(t *testing.T) {
 	jwk := signingKey{"x", "RS256", rsaKey()}.jwk(nil)
 	jwk["n"] = b64(string(new(big.Int).Exp(big.NewInt(65537), big.NewInt(128), nil).Bytes()))
@@ -788,7 +786,7 @@ func TestCVE_2017_15361_ROCA(t *testing.T) {
 	}
 }
 
-// The file is looked at without anybody asking.
+// The file is read again without anybody asking for it.
 func TestJWKSFileIsWatched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "keys.json")
@@ -812,7 +810,7 @@ func TestJWKSFileIsWatched(t *testing.T) {
 	})
 }
 
-// Invented kids and an issuer that hangs take up no more than their share.
+// Made-up kids and an issuer that hangs take no more than their share of places.
 func TestJWKSFewLookupsWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := keyFor("EdDSA")
@@ -842,7 +840,7 @@ func TestJWKSFewLookupsWait(t *testing.T) {
 		}
 		synctest.Wait()
 		if busy.Load() != 36 || failed.Load() != 0 {
-			t.Errorf("%d are told to come back, %d failed", busy.Load(), failed.Load())
+			t.Errorf("%d were told to try again, %d failed", busy.Load(), failed.Load())
 		}
 		begin := time.Now()
 		wants(t, j, good, "active")
@@ -852,12 +850,12 @@ func TestJWKSFewLookupsWait(t *testing.T) {
 		time.Sleep(6 * time.Second)
 		synctest.Wait()
 		if failed.Load() != 64 {
-			t.Errorf("%d were told that it failed", failed.Load())
+			t.Errorf("%d failed with the fetch", failed.Load())
 		}
 	})
 }
 
-// Close ends a fetch that is under way, and those who wait for it.
+// Close ends a fetch that is under way, and the lookups that wait for it.
 func TestJWTClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := keyFor("EdDSA")
@@ -888,7 +886,7 @@ func TestJWTClose(t *testing.T) {
 	})
 }
 
-// A panic while keys are fetched is that fetch's failure, not the process's.
+// A panic while fetching keys fails that fetch, and does not end the process.
 func TestJWKSFetchPanics(t *testing.T) {
 	j := newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/jwks"}, network(func(*http.Request) (*http.Response, error) {
 		panic("a bug")

@@ -14,8 +14,8 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// A program that accepts the JWTs of an issuer verifies them with the keys that the
-// issuer publishes, and puts a cache in front so that each is verified once.
+// A program that accepts an issuer's JWTs verifies them with the keys that the issuer
+// publishes. It puts a cache in front, so that each token is verified once.
 func ExampleJWT() {
 	// An issuer, which would be somebody else's.
 	public, private, err := ed25519.GenerateKey(rand.Reader)
@@ -85,8 +85,8 @@ func ExampleJWT() {
 	// 401
 }
 
-// Where the tokens of several issuers arrive, each goes to the source of its issuer. That
-// source decides whether the token really is from there.
+// If tokens of several issuers arrive, each goes to the source of its issuer. That source
+// decides whether the token really comes from there.
 func ExampleToken_UnverifiedIssuer() {
 	signed := introspect.NewToken("eyJhbGciOiJFUzI1NiJ9." + base64.RawURLEncoding.EncodeToString([]byte(`{"iss":"https://issuer.example"}`)) + ".c2ln")
 	opaque := introspect.NewToken("coa_opaque")

@@ -11,10 +11,10 @@ func WithTransport(cfg KeysConfig, transport http.RoundTripper) KeysConfig {
 	return cfg
 }
 
-// Keys are those of j.
+// Keys returns the keys of j.
 func (j *JWT) Keys() *Keys { return j.cfg.Keys }
 
-// ParseKeys returns how many keys of a file with keys are usable.
+// ParseKeys returns the number of usable keys in a file.
 func ParseKeys(data []byte) (int, error) {
 	set, _, err := parseKeysFile(data)
 	if err != nil {
@@ -23,5 +23,5 @@ func ParseKeys(data []byte) (int, error) {
 	return len(set.keys), nil
 }
 
-// NumericDate reads a time of JSON.
+// NumericDate reads a time from JSON.
 func NumericDate(value any) (time.Time, bool) { return numericDate(value) }

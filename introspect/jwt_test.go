@@ -34,8 +34,8 @@ import (
 
 const issuerName = "https://issuer.example/tenant"
 
-// signingKey signs tokens with the standard library alone, so that the source is not
-// tested against its own JOSE.
+// signingKey signs tokens with nothing but the standard library, so that the source is not
+// tested against its own JOSE library.
 type signingKey struct {
 	kid, alg string
 	private  crypto.Signer
@@ -43,7 +43,7 @@ type signingKey struct {
 
 var hashes = map[string]crypto.Hash{"256": crypto.SHA256, "384": crypto.SHA384, "512": crypto.SHA512}
 
-// signature signs input as alg wants it, whatever the key is meant for.
+// signature signs input with alg, whatever the key is meant for.
 func (k signingKey) signature(alg string, input []byte) []byte {
 	if alg == "EdDSA" {
 		return must(k.private.Sign(nil, input, crypto.Hash(0)))
@@ -80,7 +80,7 @@ func (k signingKey) issue(claims claims) string {
 	return k.token(fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":"at+jwt"}`, k.alg, k.kid), claims.json())
 }
 
-// jwk is the public key with changes. A change to nil removes a member.
+// jwk returns the public key with changes. A change to nil removes a member.
 func (k signingKey) jwk(changes claims) claims {
 	var jwk claims
 	switch public := k.private.Public().(type) {
@@ -121,7 +121,7 @@ func must[T any](v T, err error) T {
 
 func b64(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
 
-// Keys take long to make, so all tests share them.
+// Keys take long to generate, so all tests share them.
 var (
 	rsaKey  = sync.OnceValue(func() crypto.Signer { return must(rsa.GenerateKey(rand.Reader, 2048)) })
 	p256Key = sync.OnceValue(func() crypto.Signer { return must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)) })
@@ -154,7 +154,7 @@ func keyFor(alg string) signingKey {
 
 func jwks(keys ...claims) string { return claims{"keys": keys}.json() }
 
-// keyServer publishes a key set, and counts who asks for it.
+// keyServer publishes a key set and counts the requests for it.
 type keyServer struct {
 	*httptest.Server
 	requests atomic.Int64
@@ -186,7 +186,7 @@ type jwtSettings struct {
 	RefreshInterval, MinRefresh, Timeout time.Duration
 	Header                               http.Header
 	TLS                                  *tls.Config
-	Now                                  func() time.Time // default: start, for ever
+	Now                                  func() time.Time // default: start, forever
 	OnFetch                              func(kind string, took time.Duration, err error)
 	OnKeys                               func(n int, ignored []introspect.IgnoredKey)
 	Algorithms, Audience                 []string
@@ -237,7 +237,7 @@ func newKeys(t testing.TB, s jwtSettings) *introspect.Keys {
 	return keys
 }
 
-// newJWT makes a source with keys of its own.
+// newJWT creates a source with keys of its own.
 func newJWT(t testing.TB, s jwtSettings) *introspect.JWT {
 	t.Helper()
 	return newJWTOf(t, newKeys(t, s), s)
@@ -256,7 +256,7 @@ func newJWTOf(t testing.TB, keys *introspect.Keys, s jwtSettings) *introspect.JW
 	return j
 }
 
-// goodClaims are those of an access token that is good for an hour.
+// goodClaims are the claims of an access token that is good for an hour.
 func goodClaims() claims {
 	return claims{
 		"iss": issuerName, "sub": "alice", "client_id": "reporting", "aud": "api", "scope": "read write",
@@ -264,7 +264,7 @@ func goodClaims() claims {
 	}
 }
 
-// mayPass reports whether j takes token for good. An error fails the test.
+// mayPass reports whether j accepts token. An error fails the test.
 func mayPass(t testing.TB, j *introspect.JWT, token string) bool {
 	t.Helper()
 	facts, err := j.Lookup(context.Background(), introspect.NewToken(token))
@@ -273,10 +273,10 @@ func mayPass(t testing.TB, j *introspect.JWT, token string) bool {
 		return false
 	}
 	if _, ok := j.Screen(introspect.NewToken(token)); facts.Active && !ok {
-		t.Errorf("%.300s is active, and Screen refuses it", token)
+		t.Errorf("%.300s is active, but Screen refuses it", token)
 	}
 	if !facts.Active && !reflect.DeepEqual(facts, introspect.Inactive()) {
-		t.Errorf("%.300s is inactive with facts: %+v", token, facts)
+		t.Errorf("%.300s is inactive, but has facts: %+v", token, facts)
 	}
 	return facts.Active
 }
@@ -302,12 +302,12 @@ func TestJWTFacts(t *testing.T) {
 			t.Errorf("%s: %+v", alg, facts)
 		}
 		if j.Revise(facts) != facts {
-			t.Errorf("%s: Revise changes facts whose key is current", alg)
+			t.Errorf("%s: Revise changes facts although their key is current", alg)
 		}
 	}
 }
 
-// Where issuers put the client and the scopes.
+// Issuers put the client and the scopes into different claims.
 func TestJWTClaimsOfIssuers(t *testing.T) {
 	key := keyFor("EdDSA")
 	j := newJWT(t, jwtSettings{JWKSURI: newKeyServer(t, jwks(key.jwk(nil))).URL})
@@ -322,7 +322,7 @@ func TestJWTClaimsOfIssuers(t *testing.T) {
 		{"client_id and azp agree", claims{"azp": "reporting"}, "reporting", []string{"read", "write"}},
 		{"appid of Entra ID v1", claims{"client_id": nil, "appid": "billing"}, "billing", []string{"read", "write"}},
 		{"cid of Okta", claims{"client_id": nil, "cid": "billing"}, "billing", []string{"read", "write"}},
-		{"azp before what vendors call it", claims{"client_id": nil, "azp": "billing", "appid": "a", "cid": "b"}, "billing", []string{"read", "write"}},
+		{"azp before vendors' names", claims{"client_id": nil, "azp": "billing", "appid": "a", "cid": "b"}, "billing", []string{"read", "write"}},
 		{"a customer's ID beside client_id", claims{"cid": 17}, "reporting", []string{"read", "write"}},
 		{"client_id empty or null", claims{"client_id": "", "azp": json.RawMessage("null"), "cid": "billing"}, "billing", []string{"read", "write"}},
 		{"a name that only options can choose", claims{"client_id": nil, "client": "billing"}, "", []string{"read", "write"}},
@@ -334,7 +334,7 @@ func TestJWTClaimsOfIssuers(t *testing.T) {
 		{"nulls", claims{"client_id": json.RawMessage("null"), "azp": json.RawMessage("null"), "sub": json.RawMessage("null"), "nbf": json.RawMessage("null"),
 			"iat": json.RawMessage("null"), "aud": json.RawMessage("null"), "scope": json.RawMessage("null"), "at_hash": json.RawMessage("null"), "typ": json.RawMessage("null")}, "", nil},
 		{"scope null, but not scp", claims{"scope": json.RawMessage("null"), "scp": "read"}, "reporting", []string{"read"}},
-		{"numbers for names", claims{"client_id": 42, "sub": json.RawMessage("12345678901234567890123")}, "42", []string{"read", "write"}},
+		{"numbers as names", claims{"client_id": 42, "sub": json.RawMessage("12345678901234567890123")}, "42", []string{"read", "write"}},
 		{"one scope with a space", claims{"scope": []string{"read admin", "write"}}, "reporting", []string{"write"}},
 		{"one scope with an accent", claims{"scope": "lire \u00e9crire read"}, "reporting", []string{"lire", "read"}},
 		{"one scope with a line break", claims{"scope": "read\nadmin write"}, "reporting", []string{"write"}},
@@ -349,7 +349,7 @@ func TestJWTClaimsOfIssuers(t *testing.T) {
 	}
 }
 
-// A configuration says which claims name the client and the scopes.
+// The configuration may say which claims name the client and the scopes.
 func TestJWTChosenClaims(t *testing.T) {
 	key := keyFor("EdDSA")
 	server := newKeyServer(t, jwks(key.jwk(nil)))
@@ -362,16 +362,16 @@ func TestJWTChosenClaims(t *testing.T) {
 	}{
 		{"client of Oracle", []string{"client"}, nil, claims{"client": "billing"}, "billing", []string{"read", "write"}},
 		{"the subject", []string{"sub"}, nil, nil, "alice", []string{"read", "write"}},
-		{"the first that is there", []string{"cid", "azp", "client_id"}, nil, claims{"azp": "billing"}, "billing", []string{"read", "write"}},
-		{"none that is there", []string{"cid", "appid"}, nil, nil, "", []string{"read", "write"}},
+		{"the first one present", []string{"cid", "azp", "client_id"}, nil, claims{"azp": "billing"}, "billing", []string{"read", "write"}},
+		{"none present", []string{"cid", "appid"}, nil, nil, "", []string{"read", "write"}},
 		{"inside an object", []string{"kubernetes.io.serviceaccount.name"}, nil, claims{"kubernetes.io": claims{"serviceaccount": claims{"name": "loader"}}}, "loader", []string{"read", "write"}},
 		{"roles of Entra ID", nil, []string{"roles"}, claims{"roles": []string{"Orders.Read", "Orders.Write"}}, "reporting", []string{"Orders.Read", "Orders.Write"}},
 		{"permissions of Auth0", nil, []string{"permissions", "scope"}, claims{"permissions": []string{"read:orders"}}, "reporting", []string{"read:orders"}},
 		{"the next name", nil, []string{"permissions", "scope"}, nil, "reporting", []string{"read", "write"}},
-		{"an empty list is there", nil, []string{"permissions", "scope"}, claims{"permissions": []string{}}, "reporting", nil},
+		{"an empty list counts as present", nil, []string{"permissions", "scope"}, claims{"permissions": []string{}}, "reporting", nil},
 		{"roles of a client of Keycloak", nil, []string{"resource_access.com.example.orders.roles"}, claims{"resource_access": claims{"com.example.orders": claims{"roles": []string{"writer"}}}}, "reporting", []string{"writer"}},
 		{"roles of Zitadel", nil, []string{"urn:zitadel:iam:org:project:roles"}, claims{"urn:zitadel:iam:org:project:roles": claims{"admin": claims{"1": "x"}, "gone": nil}}, "reporting", []string{"admin"}},
-		{"a line under another name", nil, []string{"scopes"}, claims{"scopes": "a b a"}, "reporting", []string{"a", "b"}},
+		{"a string under another name", nil, []string{"scopes"}, claims{"scopes": "a b a"}, "reporting", []string{"a", "b"}},
 	} {
 		j := newJWT(t, jwtSettings{ClientClaims: c.clients, ScopeClaims: c.scopes, JWKSURI: server.URL})
 		facts, err := j.Lookup(t.Context(), introspect.NewToken(key.issue(goodClaims().with(c.changes))))
@@ -401,29 +401,29 @@ func TestJWTChosenClaims(t *testing.T) {
 func TestJWTConfigIsChecked(t *testing.T) {
 	good := jwtSettings{Issuer: issuerName, JWKSURI: "https://issuer.example/jwks"}
 	for name, change := range map[string]func(*jwtSettings){
-		"a pattern as issuer":           func(c *jwtSettings) { c.Issuer = "https://*.example/tenant" },
-		"a template as issuer":          func(c *jwtSettings) { c.Issuer = "https://issuer.example/{tenantid}" },
-		"no keys":                       func(c *jwtSettings) { c.JWKSURI = "" },
-		"keys from two places":          func(c *jwtSettings) { c.KeysFile = "keys.json" },
-		"keys over http":                func(c *jwtSettings) { c.JWKSURI = "http://issuer.example/jwks" },
-		"keys from what looks loopback": func(c *jwtSettings) { c.JWKSURI = "http://localhost.example/jwks" },
-		"keys from a file URL":          func(c *jwtSettings) { c.JWKSURI = "file:///etc/keys" },
-		"keys with a password":          func(c *jwtSettings) { c.JWKSURI = "https://a:b@issuer.example/jwks" },
-		"discovery without a URL":       func(c *jwtSettings) { c.JWKSURI, c.Discovery, c.Issuer = "", true, "issuer" },
-		"discovery with a query":        func(c *jwtSettings) { c.JWKSURI, c.Discovery, c.Issuer = "", true, issuerName+"?a=b" },
-		"discovery over http":           func(c *jwtSettings) { c.JWKSURI, c.Discovery, c.Issuer = "", true, "http://issuer.example" },
-		"algorithm none":                func(c *jwtSettings) { c.Algorithms = []string{"RS256", "none"} },
-		"algorithm HS256":               func(c *jwtSettings) { c.Algorithms = []string{"HS256"} },
-		"algorithm in lower case":       func(c *jwtSettings) { c.Algorithms = []string{"rs256"} },
-		"an empty audience":             func(c *jwtSettings) { c.Audience = []string{""} },
-		"an unknown type":               func(c *jwtSettings) { c.Type = "JWT" },
-		"leeway over a minute":          func(c *jwtSettings) { c.Leeway = 61 * time.Second },
-		"leeway below zero":             func(c *jwtSettings) { c.Leeway = -1 },
-		"refresh too often":             func(c *jwtSettings) { c.RefreshInterval = 9 * time.Second },
-		"algorithm Ed448":               func(c *jwtSettings) { c.Algorithms = []string{"Ed448"} },
-		"no pause between refreshes":    func(c *jwtSettings) { c.MinRefresh = time.Millisecond },
-		"a pause beyond the interval":   func(c *jwtSettings) { c.MinRefresh = time.Hour },
-		"a negative timeout":            func(c *jwtSettings) { c.Timeout = -1 },
+		"a pattern as issuer":         func(c *jwtSettings) { c.Issuer = "https://*.example/tenant" },
+		"a template as issuer":        func(c *jwtSettings) { c.Issuer = "https://issuer.example/{tenantid}" },
+		"no keys":                     func(c *jwtSettings) { c.JWKSURI = "" },
+		"keys from two places":        func(c *jwtSettings) { c.KeysFile = "keys.json" },
+		"keys over http":              func(c *jwtSettings) { c.JWKSURI = "http://issuer.example/jwks" },
+		"keys from a fake localhost":  func(c *jwtSettings) { c.JWKSURI = "http://localhost.example/jwks" },
+		"keys from a file URL":        func(c *jwtSettings) { c.JWKSURI = "file:///etc/keys" },
+		"keys with a password":        func(c *jwtSettings) { c.JWKSURI = "https://a:b@issuer.example/jwks" },
+		"discovery without a URL":     func(c *jwtSettings) { c.JWKSURI, c.Discovery, c.Issuer = "", true, "issuer" },
+		"discovery with a query":      func(c *jwtSettings) { c.JWKSURI, c.Discovery, c.Issuer = "", true, issuerName+"?a=b" },
+		"discovery over http":         func(c *jwtSettings) { c.JWKSURI, c.Discovery, c.Issuer = "", true, "http://issuer.example" },
+		"algorithm none":              func(c *jwtSettings) { c.Algorithms = []string{"RS256", "none"} },
+		"algorithm HS256":             func(c *jwtSettings) { c.Algorithms = []string{"HS256"} },
+		"algorithm in lower case":     func(c *jwtSettings) { c.Algorithms = []string{"rs256"} },
+		"an empty audience":           func(c *jwtSettings) { c.Audience = []string{""} },
+		"an unknown type":             func(c *jwtSettings) { c.Type = "JWT" },
+		"leeway over a minute":        func(c *jwtSettings) { c.Leeway = 61 * time.Second },
+		"leeway below zero":           func(c *jwtSettings) { c.Leeway = -1 },
+		"refresh too often":           func(c *jwtSettings) { c.RefreshInterval = 9 * time.Second },
+		"algorithm Ed448":             func(c *jwtSettings) { c.Algorithms = []string{"Ed448"} },
+		"no pause between refreshes":  func(c *jwtSettings) { c.MinRefresh = time.Millisecond },
+		"a pause beyond the interval": func(c *jwtSettings) { c.MinRefresh = time.Hour },
+		"a negative timeout":          func(c *jwtSettings) { c.Timeout = -1 },
 	} {
 		cfg := good
 		change(&cfg)
@@ -446,13 +446,13 @@ func TestJWTConfigIsChecked(t *testing.T) {
 	}
 }
 
-// forgery is a source with keys for all default algorithms, and what a forger needs.
+// forgery returns a source with keys for all default algorithms, and with what a forger needs.
 func forgery(t testing.TB, cfg jwtSettings) *introspect.JWT {
 	var set []claims
 	for _, alg := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
 		set = append(set, keyFor(alg).jwk(nil))
 	}
-	// Keys that leave it to the token how they are used.
+	// Keys that don't say how they may be used.
 	set = append(set,
 		signingKey{"any RSA", "", rsaKey()}.jwk(claims{"alg": nil}),
 		signingKey{"any EC", "", p256Key()}.jwk(claims{"alg": nil}))
@@ -466,8 +466,8 @@ func forgery(t testing.TB, cfg jwtSettings) *introspect.JWT {
 	return j
 }
 
-// RFC 8725 section 2.1: alg none in each spelling, with the signature of another token
-// and without.
+// RFC 8725 section 2.1: alg none in any spelling, with and without the signature of another
+// token.
 func TestJWTAlgNone(t *testing.T) {
 	j := forgery(t, jwtSettings{Type: "any"})
 	genuine := keyFor("RS256").issue(goodClaims())
@@ -499,7 +499,7 @@ func TestJWTAlgNone(t *testing.T) {
 	}
 }
 
-// RFC 8725 section 2.1 and Keycloak's CVE-2026-11800: the public key as an HMAC secret.
+// RFC 8725 section 2.1 and CVE-2026-11800 (Keycloak): the public key as an HMAC secret.
 func TestCVE_2026_11800_AlgorithmConfusion(t *testing.T) {
 	j := forgery(t, jwtSettings{})
 	public := rsaKey().Public().(*rsa.PublicKey)
@@ -558,15 +558,15 @@ func TestJWTAlgorithmOfAnotherKey(t *testing.T) {
 			t.Errorf("%+v is good", c)
 		}
 	}
-	// Allowed by the key, not by the configuration.
+	// Allowed by the key, but not by the configuration.
 	key := signingKey{"any RSA", "RS512", rsaKey()}
 	if token := key.issue(goodClaims()); mayPass(t, j, token) || !mayPass(t, wide, token) {
-		t.Error("the list of algorithms does not decide")
+		t.Error("the list of algorithms is ignored")
 	}
 }
 
-// RFC 8725 section 2.6 and RFC 7515 section 10: what the header says about keys is
-// neither used nor fetched.
+// RFC 8725 section 2.6 and RFC 7515 section 10: what the header says about keys is neither used
+// nor fetched.
 func TestJWTKeyInjection(t *testing.T) {
 	j := forgery(t, jwtSettings{})
 	evil := signingKey{"kid of ES256", "ES256", must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}
@@ -591,7 +591,7 @@ func TestJWTKeyInjection(t *testing.T) {
 		if mayPass(t, j, evil.token(header.json(), goodClaims().json())) {
 			t.Errorf("%v is good", injected)
 		}
-		// They are ignored, not forbidden: signed with the issuer's key the token is good.
+		// They are ignored, not forbidden: signed with the issuer's key, the token is good.
 		if _, whose := injected["kid"]; !whose && !mayPass(t, j, keyFor("ES256").token(header.json(), goodClaims().json())) {
 			t.Errorf("%v makes a genuine token bad", injected)
 		}
@@ -601,7 +601,7 @@ func TestJWTKeyInjection(t *testing.T) {
 	}
 }
 
-// RFC 9068 section 4, J-03, J-06.
+// RFC 9068 section 4: the claims that bound a token's use.
 func TestJWTForgedClaims(t *testing.T) {
 	at := func(d time.Duration) int64 { return start.Add(d).Unix() }
 	raw := func(s string) json.RawMessage { return json.RawMessage(s) }
@@ -645,11 +645,11 @@ func TestJWTForgedClaims(t *testing.T) {
 		{"expired now", claims{"exp": at(0)}},
 		{"expired a second ago", claims{"exp": at(-time.Second)}},
 		{"expired half a second ago", claims{"exp": raw(fmt.Sprint(at(-time.Second), ".5"))}},
-		{"not before later", claims{"nbf": at(time.Minute + time.Second)}},
+		{"not yet valid", claims{"nbf": at(time.Minute + time.Second)}},
 		{"not before as text", claims{"nbf": fmt.Sprint(at(-time.Hour))}},
 		{"not before negative", claims{"nbf": -1}},
 		{"not before huge", claims{"nbf": raw("1e308")}},
-		{"issued later", claims{"iat": at(time.Minute + time.Second)}},
+		{"issued in the future", claims{"iat": at(time.Minute + time.Second)}},
 		{"issued as text", claims{"iat": "0"}},
 		{"issued huge", claims{"iat": raw("1e308")}},
 		{"client in a list", claims{"client_id": []string{"reporting"}}},
@@ -657,11 +657,11 @@ func TestJWTForgedClaims(t *testing.T) {
 		{"scope as a number", claims{"scope": 1}},
 		{"scope in a list with a number", claims{"scope": []any{"read", 1}}},
 		{"two clients", claims{"azp": "billing"}},
-		{"two clients of vendors", claims{"client_id": nil, "appid": "a", "cid": "b"}},
+		{"two clients under vendors' names", claims{"client_id": nil, "appid": "a", "cid": "b"}},
 		{"client as a boolean", claims{"client_id": true}},
 		{"bound to a certificate", claims{"cnf": claims{"x5t#S256": "x"}}},
 		{"bound to a DPoP key", claims{"cnf": claims{"jkt": "x"}}},
-		{"subject as a broken number", claims{"sub": 1.5}},
+		{"subject as a fraction", claims{"sub": 1.5}},
 		{"subject as a number with an exponent", claims{"sub": raw("1e3")}},
 		{"subject as a boolean", claims{"sub": true}},
 		{"client in an object", claims{"client_id": claims{}}},
@@ -686,15 +686,15 @@ func TestJWTForgedClaims(t *testing.T) {
 			t.Errorf("%s: refused", name)
 		}
 	}
-	// Leeway is for nbf and iat.
+	// Leeway applies to nbf and iat.
 	for name, changes := range map[string]claims{"nbf": {"nbf": at(time.Minute)}, "iat": {"iat": at(time.Minute)}} {
 		if token := key.issue(goodClaims().with(changes)); mayPass(t, j, token) || !mayPass(t, late, token) {
-			t.Errorf("%s ahead by the leeway: wrong without leeway or with it", name)
+			t.Errorf("%s ahead by the leeway: accepted without leeway, or refused with it", name)
 		}
 	}
 }
 
-// RFC 8725 section 3.11: a token of another kind, signed by the same issuer.
+// RFC 8725 section 3.11: tokens of other kinds from the same issuer.
 func TestJWTTypes(t *testing.T) {
 	strict := forgery(t, jwtSettings{})
 	anyType := forgery(t, jwtSettings{Type: "any"})
@@ -739,7 +739,7 @@ func TestJWTTypes(t *testing.T) {
 	}
 }
 
-// RFC 8725 section 3.11: so with a token that says by its claims of which kind it is.
+// RFC 8725 section 3.11: tokens whose claims say what kind they are.
 func TestJWTKinds(t *testing.T) {
 	strict := forgery(t, jwtSettings{})
 	anyType := forgery(t, jwtSettings{Type: "any"})
@@ -764,22 +764,22 @@ func TestJWTKinds(t *testing.T) {
 		} {
 			check(claims{name: kind}, true, true)
 		}
-		// Another kind.
+		// Other kinds.
 		for _, kind := range []any{"refresh_token", "Refresh", "refresh-token", "RT", "Offline", "ID", "id_token", "id", "Logout", "logout_token", "code", "authorization_code", "session"} {
 			check(claims{name: kind}, false, false)
 		}
-		// Nobody knows what: not under a header that says nothing either.
+		// Unknown kinds: refused, unless the header vouches for the token.
 		for _, kind := range []any{"DPoP", "mac", "N_A", "verify-email", "RegistrationAccessToken", "nonce", "billing", "access_tokens", "Bearer ", "", 1, true, []string{"access_token"}, claims{"kind": "access_token"}} {
 			check(claims{name: kind}, false, true)
 		}
 	}
-	// What only tokens of other kinds have.
+	// Claims that only tokens of other kinds have.
 	for _, other := range []claims{{"at_hash": "x"}, {"c_hash": "x"}, {"s_hash": "x"}, {"events": claims{}}, {"token_introspection": claims{"active": true}}} {
 		check(other, false, false)
 	}
-	// One that says access does not make up for one that does not.
+	// A claim that says access does not make up for one that says otherwise.
 	check(claims{"token_type": "Bearer", "tokenName": "refresh_token"}, false, false)
-	// The type may be of anything, but not of another token.
+	// The type may be that of anything except another kind of token.
 	check(claims{"type": "service"}, true, true)
 	check(claims{"type": "access"}, true, true)
 	check(claims{"type": "refresh"}, false, false)
@@ -793,7 +793,7 @@ func TestJWTKinds(t *testing.T) {
 	}
 }
 
-// J-04: there is one spelling of a token.
+// A token has only one spelling.
 func TestJWTSpellings(t *testing.T) {
 	j := forgery(t, jwtSettings{})
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -841,7 +841,7 @@ func TestJWTSpellings(t *testing.T) {
 	}
 }
 
-// CVE-2026-27840: a token that was cut short was still good.
+// CVE-2026-27840: a truncated token was still good.
 func TestCVE_2026_27840_Prefixes(t *testing.T) {
 	j := forgery(t, jwtSettings{})
 	for _, alg := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
@@ -856,13 +856,13 @@ func TestCVE_2026_27840_Prefixes(t *testing.T) {
 		}
 		for c := range 256 {
 			if mayPass(t, j, token+string([]byte{byte(c)})) {
-				t.Errorf("%s: good with %q behind it", alg, []byte{byte(c)})
+				t.Errorf("%s: good with %q after it", alg, []byte{byte(c)})
 			}
 		}
 	}
 }
 
-// J-04: what the header must not have, and JSON that two parsers read differently.
+// What the header must not contain, and JSON that two parsers read differently.
 func TestJWTForgedStructure(t *testing.T) {
 	j := forgery(t, jwtSettings{Type: "any"})
 	key := keyFor("EdDSA")
@@ -899,14 +899,14 @@ func TestJWTForgedStructure(t *testing.T) {
 		"alg in upper case":         key.token(`{"ALG":"EdDSA","kid":"kid of EdDSA"}`, good),
 		"header is a list":          key.token(`[{"alg":"EdDSA"}]`, good),
 		"header with white space":   key.token(" "+head(""), good),
-		"header with more behind":   key.token(head("")+"{}", good),
+		"header with text after":    key.token(head("")+"{}", good),
 		"header deep":               key.token(head(`,"a":`+deep(40)), good),
 		"header not UTF-8":          key.token(head(`,"a":"`+"\xff"+`"`), good),
 		"header empty":              key.token("", good),
 		"payload empty":             key.token(head(""), ""),
 		"payload null":              key.token(head(""), "null"),
 		"payload a list":            key.token(head(""), "["+good+"]"),
-		"payload with more behind":  key.token(head(""), good+"{}"),
+		"payload with text after":   key.token(head(""), good+"{}"),
 		"payload deep":              key.token(head(""), good[:len(good)-1]+`,"a":`+deep(40)+`}`),
 		"payload very deep":         key.token(head(""), good[:len(good)-1]+`,"a":`+strings.Repeat("[", 11_000)+`}`),
 		"payload not UTF-8":         key.token(head(""), good[:len(good)-1]+`,"a":"`+"\xff"+`"}`),
@@ -929,8 +929,8 @@ func TestJWTForgedStructure(t *testing.T) {
 	}
 }
 
-// The lengths and values of ECDSA signatures (RFC 7518 section 3.4), among them the
-// zeros of CVE-2022-21449.
+// ECDSA signatures of odd lengths and values (RFC 7518 section 3.4), including the zeros of
+// CVE-2022-21449.
 func TestJWTECDSASignatures(t *testing.T) {
 	j := forgery(t, jwtSettings{})
 	key := keyFor("ES256")
@@ -962,8 +962,8 @@ func TestJWTECDSASignatures(t *testing.T) {
 			t.Errorf("%s: good", name)
 		}
 	}
-	// The twin, which nobody can refuse without refusing half of all genuine tokens. It says
-	// the same and is another token: a reason not to list revoked JWTs by their ID.
+	// The twin, which can't be refused without refusing half of all genuine tokens. It says the
+	// same but is another token, which is why revoked JWTs must not be listed by their ID.
 	twin := input + "." + b64(string(fixed(r, new(big.Int).Sub(n, s), 32)))
 	facts, err := j.Lookup(t.Context(), introspect.NewToken(twin))
 	if err != nil || !facts.Active || facts.ID != introspect.IDOf(twin) || facts.Subject != "alice" {
@@ -971,8 +971,8 @@ func TestJWTECDSASignatures(t *testing.T) {
 	}
 }
 
-// CVE-2025-27144 (go-jose), CVE-2025-30204 (golang-jwt), CVE-2025-22868 (x/oauth2): dots
-// made parsers allocate. Here they cost no allocation at all.
+// CVE-2025-27144 (go-jose), CVE-2025-30204 (golang-jwt), CVE-2025-22868 (x/oauth2): dots made
+// parsers allocate. Here they cost no allocation at all.
 func TestCVE_2025_27144_CVE_2025_30204_CVE_2025_22868_ManyDots(t *testing.T) {
 	j := forgery(t, jwtSettings{})
 	token := keyFor("EdDSA").issue(goodClaims())
@@ -990,8 +990,8 @@ func TestCVE_2025_27144_CVE_2025_30204_CVE_2025_22868_ManyDots(t *testing.T) {
 	}
 }
 
-// CVE-2026-34986 (JWE panic), CVE-2024-28180 (compression bomb), GHSA-2c7c-3mj9-8fqh
-// (PBES2 count), CVE-2024-28122: encrypted tokens are refused by the number of their parts.
+// CVE-2026-34986 (JWE panic), CVE-2024-28180 (compression bomb), GHSA-2c7c-3mj9-8fqh (PBES2
+// count), CVE-2024-28122: encrypted tokens are refused by the number of their parts.
 func TestCVE_2026_34986_CVE_2024_28180_CVE_2024_28122_EncryptedTokens(t *testing.T) {
 	j := forgery(t, jwtSettings{Type: "any"})
 	for _, header := range []string{
@@ -1013,8 +1013,8 @@ func TestCVE_2026_34986_CVE_2024_28180_CVE_2024_28122_EncryptedTokens(t *testing
 	}
 }
 
-// CVE-2024-51744: an expired token with a bad signature was taken for one that is only
-// expired. Here there is one answer for all of them.
+// CVE-2024-51744: an expired token with a bad signature was taken for one that is only expired.
+// Here all of them get the same answer.
 func TestCVE_2024_51744_ExpiredAndForged(t *testing.T) {
 	j := forgery(t, jwtSettings{})
 	token := keyFor("EdDSA").issue(goodClaims().with(claims{"exp": start.Unix() - 1}))
@@ -1024,8 +1024,8 @@ func TestCVE_2024_51744_ExpiredAndForged(t *testing.T) {
 	}
 }
 
-// CVE-2020-26160: a list of audiences passed for none, and none for any. CVE-2026-55669:
-// the audience was not looked at.
+// CVE-2020-26160: a list of audiences was taken for none, and none for any. CVE-2026-55669: the
+// audience was not checked.
 func TestCVE_2020_26160_CVE_2026_55669_Audience(t *testing.T) {
 	j := forgery(t, jwtSettings{Audience: []string{"api"}})
 	for _, aud := range []any{[]string{}, []string{"web"}, []any{}, "", "web", 0, false, nil, claims{}} {
@@ -1033,18 +1033,18 @@ func TestCVE_2020_26160_CVE_2026_55669_Audience(t *testing.T) {
 			t.Errorf("audience %v is good", aud)
 		}
 	}
-	// Where no audience is asked for, none is no mistake; servers write that in several ways.
-	// A mistake must not look like it.
+	// If no audience is required, having none is fine; servers write that in several ways. A
+	// mistake must not pass for it.
 	unchecked := forgery(t, jwtSettings{})
 	for _, aud := range []any{[]string{}, "", json.RawMessage("null"), nil} {
 		facts, err := unchecked.Lookup(t.Context(), introspect.NewToken(keyFor("EdDSA").issue(goodClaims().with(claims{"aud": aud}))))
 		if err != nil || !facts.Active || len(facts.Audience) != 0 || facts.HasAudience("") {
-			t.Errorf("audience %v where it is not checked: %+v, %v", aud, facts, err)
+			t.Errorf("audience %v, if it is not checked: %+v, %v", aud, facts, err)
 		}
 	}
 	for _, aud := range []any{[]string{""}, []string{"api", ""}, 0, false, claims{}, []any{nil}, []any{[]any{}}} {
 		if mayPass(t, unchecked, keyFor("EdDSA").issue(goodClaims().with(claims{"aud": aud}))) {
-			t.Errorf("audience %v is good where it is not checked", aud)
+			t.Errorf("audience %v is good if it is not checked", aud)
 		}
 	}
 }
@@ -1062,15 +1062,15 @@ func TestCVE_2024_21664_MissingParts(t *testing.T) {
 	}
 }
 
-// GO-2026-5732: a token without exp never ended.
+// GO-2026-5732: a token without exp never expired.
 func TestGO_2026_5732_NoExpiry(t *testing.T) {
 	j := forgery(t, jwtSettings{})
 	if mayPass(t, j, keyFor("EdDSA").issue(goodClaims().with(claims{"exp": nil}))) {
-		t.Error("a token without end is good")
+		t.Error("a token without an expiry is good")
 	}
 }
 
-// A token is dead at exp, also when it was cached before.
+// A token is dead at exp, even if it was cached before.
 func TestJWTDiesAtItsExpiry(t *testing.T) {
 	clock := &clocks{}
 	key := keyFor("EdDSA")
@@ -1089,8 +1089,8 @@ func TestJWTDiesAtItsExpiry(t *testing.T) {
 	}
 }
 
-// A token without kid is tried with the keys that fit, and with no more than ten. An empty
-// kid is none.
+// A token without a kid is tried with the keys that fit, and with no more than ten. An empty kid
+// counts as none.
 func TestJWTWithoutKid(t *testing.T) {
 	var set []claims
 	var keys []signingKey
@@ -1112,7 +1112,7 @@ func TestJWTWithoutKid(t *testing.T) {
 	}
 }
 
-// A key without kid may have signed any token, unless another one has the token's kid.
+// A key without a kid may have signed any token, unless another key has the token's kid.
 func TestJWTKeysWithoutKid(t *testing.T) {
 	named, nameless, empty := signingKey{"named", "EdDSA", newEdKey()}, signingKey{"", "EdDSA", newEdKey()}, signingKey{"", "EdDSA", newEdKey()}
 	j := newJWT(t, jwtSettings{JWKSURI: newKeyServer(t, jwks(named.jwk(nil), nameless.jwk(claims{"kid": nil}), empty.jwk(nil))).URL})
@@ -1148,7 +1148,7 @@ func TestJWTSaltOfPSS(t *testing.T) {
 		digest.Write([]byte(input))
 		for _, salt := range []int{rsa.PSSSaltLengthAuto, 0, 1, 20, 32, 48, 64, 100} {
 			if salt == 0 {
-				salt = rsa.PSSSaltLengthAuto // as long as there is room for
+				salt = rsa.PSSSaltLengthAuto // as long as possible
 			}
 			signature, err := rsa.SignPSS(rand.Reader, rsaKey().(*rsa.PrivateKey), hash, digest.Sum(nil), &rsa.PSSOptions{SaltLength: salt})
 			if err != nil {
@@ -1161,8 +1161,8 @@ func TestJWTSaltOfPSS(t *testing.T) {
 	}
 }
 
-// RFC 9864: Ed25519 is the newer name of EdDSA with that curve. The configuration's list goes
-// by name all the same.
+// RFC 9864: Ed25519 is the newer name of EdDSA with that curve. The list in the configuration
+// still goes by name.
 func TestJWTEd25519(t *testing.T) {
 	for _, alg := range []any{"EdDSA", "Ed25519", nil} {
 		server := newKeyServer(t, jwks(signingKey{"x", "EdDSA", edKey()}.jwk(claims{"alg": alg})))
@@ -1194,7 +1194,7 @@ func TestJWTSizesOfRSA(t *testing.T) {
 	mersenne := func(bits uint) *big.Int {
 		return new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), bits), big.NewInt(1))
 	}
-	// The primes are no secret, and at once there: to look for such takes many seconds.
+	// The primes are no secret but available at once; searching for such primes takes many seconds.
 	p, q, one := mersenne(4253), mersenne(3217), big.NewInt(1)
 	n := new(big.Int).Mul(p, q)
 	private := new(big.Int).ModInverse(big.NewInt(65537), new(big.Int).Mul(new(big.Int).Sub(p, one), new(big.Int).Sub(q, one)))
@@ -1210,7 +1210,7 @@ func TestJWTSizesOfRSA(t *testing.T) {
 		t.Errorf("a genuine token with a key of %d bits is refused", n.BitLen())
 	}
 	if mayPass(t, j, token[:len(token)-4]+"AAAA") {
-		t.Error("a forged one is good")
+		t.Error("a forged token is good")
 	}
 	for bits, want := range map[uint]int{2047: 0, 2048: 1, 4097: 1, 8192: 1, 8193: 0, 16384: 0} {
 		jwk["n"] = b64(string(mersenne(bits).Bytes()))
@@ -1220,8 +1220,8 @@ func TestJWTSizesOfRSA(t *testing.T) {
 	}
 }
 
-// B-29: the cache knows whole tokens. Another signature on a header and payload that it
-// holds is another token.
+// The cache knows whole tokens. A header and payload that it holds with another signature are
+// another token.
 func TestJWTCacheKnowsWholeTokens(t *testing.T) {
 	j := forgery(t, jwtSettings{})
 	cache := newCache(t, (&clocks{}).config())
@@ -1238,7 +1238,7 @@ func TestJWTCacheKnowsWholeTokens(t *testing.T) {
 			}
 		}
 		if !active(t, s, token) {
-			t.Errorf("%s: the token itself is refused", alg)
+			t.Errorf("%s: the original token is refused", alg)
 		}
 	}
 }
@@ -1275,7 +1275,7 @@ func TestUnverifiedIssuer(t *testing.T) {
 		{"iss twice, the second null", token(`{"iss":"a","iss":null}`), ""},
 		{"iss escaped", token(`{"\u0069ss":"\u0061"}`), "a"},
 		{"with spaces", token(" {\t\"iss\" :\r\n\"a\"} "), "a"},
-		{"more behind it", token(`{"iss":"a"}{}`), ""},
+		{"something after it", token(`{"iss":"a"}{}`), ""},
 		{"encrypted", "eyJ.a.b.c.d", ""},
 		{"too long", token(`{"iss":"a","b":"` + strings.Repeat("b", 16<<10) + `"}`), ""},
 	} {
@@ -1339,7 +1339,8 @@ func checkUnverifiedIssuer(t *testing.T, text string) {
 	}
 }
 
-// A JWT that is in memory, and the same token in memory from a source without keys.
+// BenchmarkJWTHit looks up a cached JWT, and for comparison the same token cached from a source
+// without keys.
 func BenchmarkJWTHit(b *testing.B) {
 	key := keyFor("RS256")
 	j := newJWT(b, jwtSettings{JWKSURI: newKeyServer(b, jwks(key.jwk(nil))).URL, Now: time.Now})
@@ -1359,7 +1360,7 @@ func BenchmarkJWTHit(b *testing.B) {
 	}
 }
 
-// A JWT that has to be verified.
+// BenchmarkJWTLookup verifies a JWT.
 func BenchmarkJWTLookup(b *testing.B) {
 	for _, alg := range []string{"RS256", "ES256", "EdDSA"} {
 		b.Run(alg, func(b *testing.B) {
@@ -1377,7 +1378,7 @@ func BenchmarkUnverifiedIssuer(b *testing.B) {
 	fresh := introspect.NewToken(keyFor("RS256").issue(goodClaims()))
 	b.ReportAllocs()
 	for b.Loop() {
-		token := fresh // which has not been decoded
+		token := fresh // which has not been decoded yet
 		token.UnverifiedIssuer()
 	}
 }

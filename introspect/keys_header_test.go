@@ -11,8 +11,8 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// Headers go to the issuer's host. Another that the metadata names gets them where the
-// configuration names it, too, and then over https alone. Without them nothing is asked.
+// Headers go to the issuer's host. Another host that the metadata names gets them only if the
+// configuration names it too, and only over https. If they can't be sent, nothing is asked.
 func TestKeysHeaderHosts(t *testing.T) {
 	for _, c := range []struct {
 		name, uri string
@@ -24,10 +24,10 @@ func TestKeysHeaderHosts(t *testing.T) {
 	}{
 		{"the issuer's host", "https://as.example/keys", nil, "Bearer one", nil, "Bearer one", true},
 		{"another host", "https://keys.example/keys", nil, "Bearer one", nil, "", true},
-		{"another host that is named", "https://KEYS.example/keys", []string{"keys.example"}, "Bearer one", nil, "Bearer one", true},
+		{"another host that is configured", "https://KEYS.example/keys", []string{"keys.example"}, "Bearer one", nil, "Bearer one", true},
 		{"another port of it", "https://keys.example:8443/keys", []string{"keys.example"}, "Bearer one", nil, "", true},
-		{"a port that is named", "https://keys.example:8443/keys", []string{"keys.example", "keys.example:8443"}, "Bearer one", nil, "Bearer one", true},
-		{"a name that ends so", "https://evil-keys.example/keys", []string{"keys.example"}, "Bearer one", nil, "", true},
+		{"a port that is configured", "https://keys.example:8443/keys", []string{"keys.example", "keys.example:8443"}, "Bearer one", nil, "Bearer one", true},
+		{"a host that ends like it", "https://evil-keys.example/keys", []string{"keys.example"}, "Bearer one", nil, "", true},
 		{"without TLS", "http://127.0.0.1:1/keys", []string{"127.0.0.1:1"}, "Bearer one", nil, "", true},
 		{"a value that can't be sent", "https://as.example/keys", nil, "canary\n", nil, "", false},
 		{"no value", "https://as.example/keys", nil, "", errors.New("{file./token} can't be read"), "", false},
@@ -50,7 +50,7 @@ func TestKeysHeaderHosts(t *testing.T) {
 				defer mu.Unlock()
 				if strings.HasPrefix(r.URL.Path, "/.well-known/") {
 					if r.Header.Get("Authorization") != c.value {
-						t.Errorf("the metadata was asked for with %q", r.Header.Get("Authorization"))
+						t.Errorf("the request for the metadata was sent with %q", r.Header.Get("Authorization"))
 					}
 					return answering(200, nil, `{"issuer":"https://as.example","jwks_uri":"`+c.uri+`"}`), nil
 				}
@@ -63,7 +63,7 @@ func TestKeysHeaderHosts(t *testing.T) {
 			}
 			for range 2 {
 				if err := <-fetched; (err == nil) != c.asked || err != nil && strings.Contains(err.Error(), "canary") {
-					t.Errorf("fetching ends with %v", err)
+					t.Errorf("the fetch ended with %v", err)
 				}
 				if !c.asked {
 					break

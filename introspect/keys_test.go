@@ -16,7 +16,7 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// Any number of sources use the same keys, which are fetched once, and each judges for
+// Any number of sources can use the same keys, which are fetched once, and each judges for
 // itself.
 func TestKeysAreShared(t *testing.T) {
 	key := keyFor("EdDSA")
@@ -38,15 +38,15 @@ func TestKeysAreShared(t *testing.T) {
 	}
 	sources[7].Close()
 	if !mayPass(t, other, keyFor("ES512").issue(goodClaims())) {
-		t.Error("the end of one source ends another's keys")
+		t.Error("closing one source took the keys away from another")
 	}
 	if n := server.requests.Load(); n != 1 {
 		t.Errorf("%d requests for keys", n)
 	}
 }
 
-// Keys are fetched as often as the source wants that wants it most, from the moment that
-// it is there until it is closed.
+// Keys are fetched as often as the most demanding source wants, from the moment that it is
+// created until it is closed.
 func TestKeysAreFetchedForTheMostEager(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var fetches atomic.Int64
@@ -75,8 +75,8 @@ func TestKeysAreFetchedForTheMostEager(t *testing.T) {
 	})
 }
 
-// An issuer may have its metadata at either place. One that hangs, or answers with an
-// error, costs the other none of its time, and nobody an error.
+// An issuer may have its metadata at either place. A place that hangs, or answers with an error,
+// takes no time from the other, and causes no error.
 func TestKeysDiscoveryTriesBothPlaces(t *testing.T) {
 	const oauth, openid = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
 	for _, c := range []struct{ name, good string }{{"RFC 8414", oauth}, {"OpenID Connect", openid}} {
@@ -112,7 +112,7 @@ func TestKeysDiscoveryTriesBothPlaces(t *testing.T) {
 					return answering(404, nil, ""), nil
 				})))
 				wants(t, j, keyFor("EdDSA").issue(goodClaims().with(claims{"iss": "https://issuer.example", "iat": nil})), "active")
-				// after lets the time pass, and returns what was asked for in it.
+				// after lets the time pass and returns what was asked for meanwhile.
 				after := func(pause time.Duration) []string {
 					mu.Lock()
 					asked = nil
@@ -123,7 +123,7 @@ func TestKeysDiscoveryTriesBothPlaces(t *testing.T) {
 					defer mu.Unlock()
 					return asked
 				}
-				// From then on it is asked for where it was.
+				// From then on it is asked for at the place where it was.
 				if asked := after(15*time.Minute + 2*time.Second); len(asked) != 2 || asked[0] != good || asked[1] != "/keys" {
 					t.Errorf("%s, the other hangs %v: asked for %v", c.name, hangs, asked)
 				}
@@ -153,17 +153,18 @@ func TestKeysDiscoveryFailsOnce(t *testing.T) {
 		})))
 		synctest.Wait()
 		if len(failures) != 1 || failures[0] == nil {
-			t.Fatalf("heard of %q", failures)
+			t.Fatalf("OnFetch was called with %q", failures)
 		}
 		for _, part := range []string{"oauth-authorization-server answered 404", "openid-configuration", "no route to host"} {
 			if !contains(failures[0], part) {
-				t.Errorf("%q does not say %q", failures[0], part)
+				t.Errorf("%q does not contain %q", failures[0], part)
 			}
 		}
 	})
 }
 
-// A redirect is not followed, and the error says where it leads, without what may be secret.
+// A redirect is not followed, and the error says where it leads, without parts that may be
+// secret.
 func TestKeysRedirect(t *testing.T) {
 	for location, want := range map[string]string{
 		"https://keys.example/jwks?api_key=canary#canary": "https://keys.example/jwks",
@@ -188,8 +189,8 @@ func TestKeysRedirect(t *testing.T) {
 	}
 }
 
-// A server may answer with the request that it got, in what is no HTTP or behind an answer.
-// What it got holds secrets, and net/http quotes it.
+// A server may answer with the request that it got, either in something that is not HTTP or
+// after an answer. The request contains secrets, and net/http quotes it.
 func TestKeysErrorsQuoteNoAnswer(t *testing.T) {
 	for name, answer := range map[string]func(request []byte) string{
 		"no HTTP":         func(request []byte) string { return string(request) },

@@ -10,8 +10,8 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// A token of a remote server that is in memory, beside one that is like those issued
-// here: the same work, but for the look at its characters and the larger facts.
+// BenchmarkRemoteHit compares a cached token of a remote server with one issued here: the work
+// is the same, apart from the check of its characters and the larger facts.
 func BenchmarkRemoteHit(b *testing.B) {
 	server := newAuthServer(b, says(`{"active":true,"client_id":"reports","sub":"reports","scope":"read write","aud":["api"],"iss":"https://issuer.example",`+
 		`"token_type":"Bearer","exp":`+at(time.Now().Add(time.Hour))+`}`))
@@ -35,7 +35,7 @@ func BenchmarkRemoteHit(b *testing.B) {
 	})
 }
 
-// A token that is remembered as no good.
+// BenchmarkNegativeHit looks up a token that is remembered as not good.
 func BenchmarkNegativeHit(b *testing.B) {
 	cache := newCache(b, introspect.CacheConfig{})
 	s := cache.WrapWith("reg", newRegistry(time.Now), introspect.SourceConfig{MaxAge: time.Hour, NegativeAge: time.Hour})
@@ -47,7 +47,7 @@ func BenchmarkNegativeHit(b *testing.B) {
 	}
 }
 
-// A question to a server on this machine, and its answer.
+// BenchmarkRemoteMiss asks a server on this machine.
 func BenchmarkRemoteMiss(b *testing.B) {
 	server := newAuthServer(b, func(w http.ResponseWriter, r *http.Request) {
 		says(`{"active":true,"client_id":"reports","scope":"read write"}`)(w, r)

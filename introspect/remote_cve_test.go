@@ -15,17 +15,17 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// Mistakes that others made with introspection and its cache, each with a test that it
-// is not made here.
+// Mistakes that others made with introspection and its cache. Each test shows that one of them is
+// not made here.
 
-// cached puts a cache in front of a remote source, with all that it can remember.
+// cached puts a cache in front of a remote source, with everything that it can remember.
 func cached(t *testing.T, cache *introspect.Cache, remote *introspect.Remote) *introspect.CachedSource {
 	t.Helper()
 	return cache.WrapWith(remote.Name(), remote, introspect.SourceConfig{MaxAge: 5 * time.Minute, NegativeAge: introspect.DefaultNegativeAge, StaleFor: time.Hour})
 }
 
-// Oathkeeper: a cached token skipped the scope check of the next rule. What is cached here
-// is what the token says, all of it, and whoever asks judges for himself.
+// Oathkeeper: a cached token skipped the scope check of the next rule. Here the cache holds all
+// that the token says, and every caller judges for itself.
 func TestCVE_2021_32701_ScopesAreJudgedOnEveryHit(t *testing.T) {
 	server := newAuthServer(t, says(`{"active":true,"scope":"read","aud":"a"}`))
 	cache := newCache(t, introspect.CacheConfig{})
@@ -44,12 +44,12 @@ func TestCVE_2021_32701_ScopesAreJudgedOnEveryHit(t *testing.T) {
 		}
 	}
 	if n := server.asked.Load(); n != 1 {
-		t.Errorf("the server was asked %d times, want 1: these are no hits", n)
+		t.Errorf("the server was asked %d times, want 1: these are not hits", n)
 	}
 }
 
-// Oathkeeper: the key of the cache lacked the URL of the endpoint, so a token of one
-// server was good where another's were asked for. A "no" must not travel either.
+// Oathkeeper: the cache key lacked the endpoint's URL, so a token of one server was good where
+// those of another were wanted. A "no" must not travel either.
 func TestCVE_2026_33496_TheKeyCoversTheEndpoint(t *testing.T) {
 	yes, no := newAuthServer(t, says(`{"active":true}`)), newAuthServer(t, says(`{"active":false}`))
 	for name, yesFirst := range map[string]bool{"yes first": true, "no first": false} {
@@ -59,7 +59,7 @@ func TestCVE_2026_33496_TheKeyCoversTheEndpoint(t *testing.T) {
 			for range 3 {
 				for _, first := range []bool{yesFirst, !yesFirst} {
 					if first != active(t, map[bool]*introspect.CachedSource{true: good, false: bad}[first], remoteToken) {
-						t.Errorf("the answer of the other server, where %v is right", first)
+						t.Errorf("got the other server's answer, want %v", first)
 					}
 				}
 			}
@@ -67,11 +67,11 @@ func TestCVE_2026_33496_TheKeyCoversTheEndpoint(t *testing.T) {
 	}
 }
 
-// Traefik: the key of a shared lookup was a concatenation, and two callers whose parts ran
-// together got each other's identity.
+// Traefik: the key of a shared lookup was a concatenation, so two callers whose parts joined to the
+// same text got each other's identity.
 func TestCVE_2026_71326_SharedLookupsDoNotSwapIdentities(t *testing.T) {
 	server := newAuthServer(t, func(w http.ResponseWriter, r *http.Request) {
-		time.Sleep(5 * time.Millisecond) // so that they are under way together
+		time.Sleep(5 * time.Millisecond) // so that they are under way at the same time
 		says(fmt.Sprintf(`{"active":true,"sub":%q}`, r.URL.Path+" "+r.PostFormValue("token")))(w, r)
 	})
 	cache := newCache(t, introspect.CacheConfig{})
@@ -94,8 +94,8 @@ func TestCVE_2026_71326_SharedLookupsDoNotSwapIdentities(t *testing.T) {
 	}
 }
 
-// mod_oauth2 and liboauth2, until 2026-06-03: a cache with one lifetime for all went on
-// with tokens that had expired. So did nginx's demo, and in an outage for as long as it took.
+// mod_oauth2 and liboauth2, until 2026-06-03: a cache with one lifetime for all entries kept using
+// expired tokens. So did nginx's demo, and during an outage for as long as it lasted.
 func TestCWE_613_NoTokenOutlivesItsExpiry(t *testing.T) {
 	var clock clocks
 	server := newAuthServer(t, says(`{"active":true,"exp":`+at(start.Add(3*time.Second))+`}`))
@@ -106,20 +106,20 @@ func TestCWE_613_NoTokenOutlivesItsExpiry(t *testing.T) {
 	warm(t, cache, s, remoteToken)
 	clock.advance(3*time.Second - 1)
 	if !active(t, s, remoteToken) || server.asked.Load() != 1 {
-		t.Error("before its end the token is not good from memory")
+		t.Error("before its expiry, the token is not good from the cache")
 	}
 	clock.advance(1)
 	server.answers(status(503))
 	if facts, err := s.Lookup(t.Context(), remoteToken); err == nil {
-		t.Errorf("in an outage, at its end, active is %v", facts.Active)
+		t.Errorf("in an outage, at its expiry, active is %v", facts.Active)
 	}
-	server.answers(says(`{"active":true,"exp":` + at(start.Add(3*time.Second)) + `}`)) // it goes on saying yes
+	server.answers(says(`{"active":true,"exp":` + at(start.Add(3*time.Second)) + `}`)) // it keeps saying yes
 	if active(t, s, remoteToken) {
-		t.Error("at its end the token is active, because the server says so")
+		t.Error("the token is active at its expiry, because the server says so")
 	}
 }
 
-// Traefik: the answer was read without a bound.
+// Traefik: the answer was read without a limit.
 func TestCVE_2026_26998_AnswersHaveABound(t *testing.T) {
 	var sent atomic.Int64
 	ended := make(chan struct{})
@@ -143,14 +143,14 @@ func TestCVE_2026_26998_AnswersHaveABound(t *testing.T) {
 		t.Errorf("%s: %v", kind, err)
 	}
 	<-ended
-	if n := sent.Load(); n > 64<<20 { // what the kernel holds for a connection, and no more
-		t.Errorf("%d MiB were taken", n>>20)
+	if n := sent.Load(); n > 64<<20 { // no more than what the kernel buffers for a connection
+		t.Errorf("%d MiB were read", n>>20)
 	}
 }
 
-// heimdall #3452: what was checked of a fresh answer was not checked of a cached one. Facts
-// from memory are the same, and an issuer that one configuration refuses it also refuses
-// when another has filled the cache.
+// heimdall #3452: checks made on a fresh answer were not made on a cached one. Cached facts are the
+// same here, and an issuer that one configuration refuses is refused there even if another has
+// filled the cache.
 func TestHeimdall3452_HitsAreCheckedLikeFreshAnswers(t *testing.T) {
 	server := newAuthServer(t, says(`{"active":true,"iss":"https://other.example","aud":["a"],"scope":"read","exp":`+at(time.Now().Add(time.Hour))+`}`))
 	cache := newCache(t, introspect.CacheConfig{})
@@ -166,15 +166,15 @@ func TestHeimdall3452_HitsAreCheckedLikeFreshAnswers(t *testing.T) {
 	cache.Wait()
 	hit, err := lenient.Lookup(t.Context(), remoteToken)
 	if err != nil || hit != fresh || hit.Issuer != "https://other.example" || !slices.Equal(hit.Audience, []string{"a"}) {
-		t.Errorf("fresh %+v, from memory %+v, %v", fresh, hit, err)
+		t.Errorf("fresh %+v, cached %+v, %v", fresh, hit, err)
 	}
 	if active(t, strict, remoteToken) {
-		t.Error("a token of another issuer is active, from memory")
+		t.Error("a token of another issuer is active from the cache")
 	}
 }
 
-// heimdall #3445: the lifetime of a stricter route was ignored on an entry that a laxer one
-// had filled.
+// heimdall #3445: the lifetime of a stricter route was ignored for an entry that a laxer route had
+// filled.
 func TestHeimdall3445_TheReadersAgeCounts(t *testing.T) {
 	var clock clocks
 	server := newAuthServer(t, says(`{"active":true}`))
@@ -186,7 +186,7 @@ func TestHeimdall3445_TheReadersAgeCounts(t *testing.T) {
 	server.answers(says(`{"active":false}`))
 	clock.advance(2 * time.Second)
 	if !active(t, s, remoteToken) {
-		t.Error("the laxer route does not use its memory")
+		t.Error("the laxer route does not use the cache")
 	}
 	if facts, err := s.LookupWithin(t.Context(), new(introspect.NewToken(remoteToken)), time.Second); err != nil || facts.Active {
 		t.Errorf("the stricter route: %+v, %v", facts, err)
@@ -197,8 +197,8 @@ func TestHeimdall3445_TheReadersAgeCounts(t *testing.T) {
 	}
 }
 
-// Oathkeeper: "500ms" was multiplied by a millisecond and became 138 hours, so that nothing
-// ended a request to a server that hangs.
+// Oathkeeper: "500ms" was multiplied by a millisecond and became 138 hours, so that nothing ended a
+// request to a server that hangs.
 func TestOathkeeperTimeoutIsInItsUnit(t *testing.T) {
 	server := newAuthServer(t, func(_ http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
@@ -219,7 +219,7 @@ func TestOathkeeperTimeoutIsInItsUnit(t *testing.T) {
 	}
 }
 
-// Oathkeeper #1167: a server that was busy made good tokens bad, because 429 became 401.
+// Oathkeeper #1167: a busy server made good tokens bad, because 429 became 401.
 func TestOathkeeper1167_ThrottledIsNotNo(t *testing.T) {
 	server := newAuthServer(t, status(429, "Retry-After", "1"))
 	var clock clocks
@@ -235,12 +235,12 @@ func TestOathkeeper1167_ThrottledIsNotNo(t *testing.T) {
 	server.answers(says(`{"active":true}`))
 	clock.advance(time.Second)
 	if !active(t, s, remoteToken) {
-		t.Error("a second later the token is not good")
+		t.Error("the token is not good a second later")
 	}
 }
 
-// nginx's demo: an error served what the cache had, and an active that was a boolean, as
-// the RFC has it, was taken for a "no".
+// nginx's demo: an error served what the cache had, and an "active" that was a boolean, as in the
+// RFC, was taken for a "no".
 func TestNginxDemo_AnErrorIsNotYes(t *testing.T) {
 	var clock clocks
 	server := newAuthServer(t, says(`{"active":true}`))
@@ -258,9 +258,9 @@ func TestNginxDemo_AnErrorIsNotYes(t *testing.T) {
 	}
 }
 
-// Kong: a "no" was remembered for ever, so that a token which was tried before it was
-// issued never became good, and random tokens filled the memory that all share; see
-// TestAFloodOfNegatives for that.
+// Kong: a "no" was remembered forever, so that a token that was tried before it was issued never
+// became good, and random tokens filled the memory that all share. For that, see
+// TestAFloodOfNegatives.
 func TestKong_NegativesEnd(t *testing.T) {
 	var clock clocks
 	server := newAuthServer(t, says(`{"active":false}`))
@@ -278,6 +278,6 @@ func TestKong_NegativesEnd(t *testing.T) {
 	server.answers(says(`{"active":true}`))
 	clock.advance(introspect.DefaultNegativeAge)
 	if !active(t, s, remoteToken) {
-		t.Error("the no has not ended")
+		t.Error("the no has not expired")
 	}
 }

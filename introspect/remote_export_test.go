@@ -1,17 +1,17 @@
 package introspect
 
-// Understand makes facts of an answer's body.
+// Understand turns the body of an answer into facts.
 func (r *Remote) Understand(body []byte) (*Facts, error) { return r.understand(body) }
 
-// InCircuit is the number of failures in a row that the circuit has counted.
+// InCircuit returns the number of failures in a row that the circuit has counted.
 func (r *Remote) InCircuit() int {
 	r.circuit.mu.Lock()
 	defer r.circuit.mu.Unlock()
 	return r.circuit.failures
 }
 
-// Settle waits until no witness is being asked.
+// Settle waits until no witness is being asked about.
 func (r *Remote) Settle() { r.checks.Wait() }
 
-// Witnesses is how many there are.
+// Witnesses returns how many there are.
 func (r *Remote) Witnesses() int { return len(r.witnesses.beside(TokenID{}, r.cfg.Now())) }

@@ -32,7 +32,7 @@ const (
 	remoteToken  = "token-nobody-may-read"
 )
 
-// authServer is a remote authorization server that counts what it is asked. answer may be
+// authServer is a remote authorization server that counts the requests. Its answer may be
 // changed at any time.
 type authServer struct {
 	*httptest.Server
@@ -53,7 +53,7 @@ func newAuthServer(t testing.TB, answer http.HandlerFunc) *authServer {
 
 func (s *authServer) answers(answer http.HandlerFunc) { s.answer.Store(&answer) }
 
-// says answers with a JSON body.
+// says returns an answer with a JSON body.
 func says(body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -61,7 +61,7 @@ func says(body string) http.HandlerFunc {
 	}
 }
 
-// status answers with a status and headers.
+// status returns an answer with a status and headers.
 func status(code int, header ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		for i := 0; i < len(header); i += 2 {
@@ -71,7 +71,7 @@ func status(code int, header ...string) http.HandlerFunc {
 	}
 }
 
-// remoteConfig is for the server at address.
+// remoteConfig returns settings for the server at address.
 func remoteConfig(address string) introspect.RemoteConfig {
 	return introspect.RemoteConfig{URL: address + "/introspect", ClientID: "gateway", ClientSecret: remoteSecret}
 }
@@ -86,15 +86,15 @@ func newRemote(t testing.TB, cfg introspect.RemoteConfig) *introspect.Remote {
 	return r
 }
 
-// kindOf is the kind of a failed lookup, which must not show what nobody may read.
+// kindOf returns the kind of a failed lookup, whose error must contain no secret.
 func kindOf(t testing.TB, facts *introspect.Facts, err error) string {
 	t.Helper()
 	if err == nil {
-		t.Errorf("no error, and active is %v", facts.Active)
+		t.Errorf("no error, but active is %v", facts.Active)
 		return ""
 	}
 	if facts != nil {
-		t.Errorf("facts and an error: %+v, %v", facts, err)
+		t.Errorf("both facts and an error: %+v, %v", facts, err)
 	}
 	for _, secret := range []string{remoteSecret, remoteToken, "echo", base64.StdEncoding.EncodeToString([]byte("gateway:" + remoteSecret))} {
 		for e := err; e != nil; e = errors.Unwrap(e) {
@@ -105,7 +105,7 @@ func kindOf(t testing.TB, facts *introspect.Facts, err error) string {
 	}
 	var remote *introspect.RemoteError
 	if !errors.As(err, &remote) {
-		t.Errorf("%v is no RemoteError", err)
+		t.Errorf("%v is not a RemoteError", err)
 		return ""
 	}
 	return remote.Kind
@@ -133,14 +133,14 @@ func TestRemoteFacts(t *testing.T) {
 		t.Errorf("%+v", facts)
 	}
 	if n := facts.ClaimValues("extra.n"); !slices.Equal(n, []string{"12345678901234567890"}) || facts.ClaimValues("nothing") != nil {
-		t.Errorf("a large number has become %v, and null %v", n, facts.ClaimValues("nothing"))
+		t.Errorf("a large number was read as %v, and null as %v", n, facts.ClaimValues("nothing"))
 	}
 	if roles := facts.ClaimValues("extra.roles"); !slices.Equal(roles, []string{"a", "b"}) {
 		t.Errorf("roles are %v", roles)
 	}
 }
 
-// What the server is sent, and how the client proves who it is.
+// What is sent to the server, and how the client authenticates.
 func TestRemoteRequests(t *testing.T) {
 	type request struct {
 		method, uri, body string
@@ -204,7 +204,7 @@ func TestRemoteRequests(t *testing.T) {
 	}
 }
 
-// Whatever a server does instead of answering, nobody is told "no" for it, it ends in
+// Whatever a server does instead of answering, nobody is told "no" because of it, it ends in
 // time, and it is forgotten after a second.
 func TestRemoteFailures(t *testing.T) {
 	half := func(declared int, body string) http.HandlerFunc {
@@ -224,7 +224,7 @@ func TestRemoteFailures(t *testing.T) {
 		}
 	}
 	hang := func(w http.ResponseWriter, r *http.Request) {
-		io.Copy(io.Discard, r.Body) // or the server doesn't see that the client has gone
+		io.Copy(io.Discard, r.Body) // otherwise the server doesn't notice that the client is gone
 		<-r.Context().Done()
 	}
 	drip := func(w http.ResponseWriter, r *http.Request) {
@@ -281,7 +281,7 @@ func TestRemoteFailures(t *testing.T) {
 			cfg := remoteConfig(server.URL)
 			cfg.Timeout = 300 * time.Millisecond
 			if c.kind != "timeout" {
-				cfg.Timeout = 20 * time.Second // the others are not about time
+				cfg.Timeout = 20 * time.Second // only the hanging cases are about time
 			}
 			var clock clocks
 			cfg.Now = clock.now
@@ -304,19 +304,19 @@ func TestRemoteFailures(t *testing.T) {
 					t.Errorf("status %d, want %d", remote.Status, c.status)
 				}
 				if errors.Is(err, context.DeadlineExceeded) != (c.kind == "timeout") {
-					t.Errorf("is the deadline's error: %v", err)
+					t.Errorf("matches the deadline's error: %v", err)
 				}
 				if took := time.Since(begin); c.kind == "timeout" && took > 5*time.Second {
 					t.Errorf("it took %v", took)
 				}
 				clock.advance(time.Second)
 			}
-			if n := server.asked.Load(); n < 2 { // the transport repeats what broke on a connection used before
-				t.Errorf("the server was asked %d times, want again after a failure", n)
+			if n := server.asked.Load(); n < 2 { // the transport repeats requests that broke on a reused connection
+				t.Errorf("the server was asked %d times, want another question after a failure", n)
 			}
 			server.answers(says(`{"active":true}`))
 			if !active(t, s, remoteToken) {
-				t.Error("after the failures the token is not active")
+				t.Error("the token is not active after the failures")
 			}
 		})
 	}
@@ -332,13 +332,13 @@ func TestRemoteFailures(t *testing.T) {
 	})
 	t.Run("no such host", func(t *testing.T) {
 		cfg := remoteConfig("https://host.invalid")
-		cfg.URL += "?echo=x" // a query may hold a key
+		cfg.URL += "?echo=x" // a query may contain a key
 		facts, err := newRemote(t, cfg).Lookup(t.Context(), introspect.NewToken(remoteToken))
 		if kind := kindOf(t, facts, err); kind != "refused" && kind != "timeout" {
 			t.Errorf("%s: %v", kind, err)
 		}
 	})
-	t.Run("a certificate that nobody vouches for", func(t *testing.T) {
+	t.Run("a certificate from an unknown authority", func(t *testing.T) {
 		server := httptest.NewUnstartedServer(says(good))
 		server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 		server.StartTLS()
@@ -350,7 +350,7 @@ func TestRemoteFailures(t *testing.T) {
 	})
 }
 
-// What is odd and clear becomes facts, and widens nothing.
+// Answers that are odd but clear become facts, and widen nothing.
 func TestRemoteReadsLiberally(t *testing.T) {
 	for _, c := range []struct {
 		name, contentType string
@@ -367,7 +367,7 @@ func TestRemoteReadsLiberally(t *testing.T) {
 		{"numbers as texts", "application/json", 200, `{"active":true,"exp":"1893459600"}`, "", "", nil, start.Add(time.Hour)},
 		{"an exponent", "application/json", 200, `{"active":true,"exp":1.8934596e+09}`, "", "", nil, start.Add(time.Hour)},
 		{"names as numbers", "application/json", 200, `{"active":true,"client_id":12345678901234567890,"sub":-7}`, "12345678901234567890", "-7", nil, time.Time{}},
-		{"nothing known", "application/json", 200, `{"active":true,"exp":-1,"sub":null,"aud":""}`, "", "", nil, time.Time{}},
+		{"times and names that say nothing", "application/json", 200, `{"active":true,"exp":-1,"sub":null,"aud":""}`, "", "", nil, time.Time{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			server := newAuthServer(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -387,14 +387,14 @@ func TestRemoteReadsLiberally(t *testing.T) {
 				t.Errorf("%+v", facts)
 			}
 			if len(c.audience) == 0 && facts.HasAudience("") {
-				t.Error("without audience it names one")
+				t.Error("names an audience although it has none")
 			}
 		})
 	}
 }
 
-// A token that is good in a second is refused for that second, and no longer. Leeway lets
-// it begin earlier, and end no later.
+// A token that becomes good in a second is refused for that second and no longer. Leeway lets it
+// begin earlier, but not end later.
 func TestRemoteNotBefore(t *testing.T) {
 	for _, leeway := range []time.Duration{0, 30 * time.Second} {
 		var clock clocks
@@ -417,16 +417,16 @@ func TestRemoteNotBefore(t *testing.T) {
 		}
 		clock.advance(leeway + time.Minute - time.Second - 1)
 		if !active(t, s, remoteToken) {
-			t.Errorf("leeway %v: refused before its end", leeway)
+			t.Errorf("leeway %v: refused before its expiry", leeway)
 		}
 		clock.advance(1)
 		if active(t, s, remoteToken) {
-			t.Errorf("leeway %v: good at its end", leeway)
+			t.Errorf("leeway %v: good at its expiry", leeway)
 		}
 	}
 }
 
-// A header may come from a file that changes. Without it nothing is sent, to anybody.
+// A header may come from a file that changes. If there is none, nothing is sent to anybody.
 func TestRemoteHeaderFunc(t *testing.T) {
 	var got atomic.Pointer[http.Header]
 	server := newAuthServer(t, func(w http.ResponseWriter, r *http.Request) {
@@ -463,7 +463,7 @@ func TestRemoteHeaderFunc(t *testing.T) {
 	}
 }
 
-// Where a server may not decode what RFC 6749 has encoded, the error says what to try.
+// If a server may not decode what RFC 6749 makes us encode, the error says what to try.
 func TestRemoteHintsAtEncoding(t *testing.T) {
 	for _, c := range []struct {
 		secret, auth string
@@ -482,7 +482,8 @@ func TestRemoteHintsAtEncoding(t *testing.T) {
 	}
 }
 
-// One rule for proxies: the environment's for https, which it can't read, and none for http.
+// There is one rule for proxies: for https the environment's, since a proxy can't read it; for
+// http none.
 func TestRemoteProxies(t *testing.T) {
 	var connected atomic.Pointer[string]
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -508,7 +509,7 @@ func TestRemoteProxies(t *testing.T) {
 	}
 }
 
-// Over TLS, with HTTP/2 as servers have it.
+// Over TLS, with HTTP/2 if the server has it.
 func TestRemoteTLS(t *testing.T) {
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		says(fmt.Sprintf(`{"active":true,"sub":%q}`, r.Proto))(w, r)
@@ -529,7 +530,7 @@ func TestRemoteTLS(t *testing.T) {
 	}
 }
 
-// What the answers mean, to the letter: a yes, a no, or an error.
+// Each answer means exactly one of yes, no, or an error.
 func TestRemoteAnswers(t *testing.T) {
 	var (
 		hour = at(start.Add(time.Hour))
@@ -540,9 +541,9 @@ func TestRemoteAnswers(t *testing.T) {
 		{`{"active":true}`, yes},
 		{`{"active":false}`, no},
 		{` {"active" : true } ` + "\n", yes},
-		{`{"active":false,"exp":"nonsense","aud":7}`, no}, // it says no, and nothing else matters
+		{`{"active":false,"exp":"nonsense","aud":7}`, no}, // it says no, so nothing else matters
 
-		// active is a boolean, or nothing is known.
+		// active is a boolean; otherwise nothing is known.
 		{`{}`, wrong}, {`{"active":null}`, wrong}, {`{"active":"true"}`, wrong}, {`{"active":"false"}`, wrong},
 		{`{"active":1}`, wrong}, {`{"active":0}`, wrong}, {`{"active":[true]}`, wrong}, {`{"active":{}}`, wrong},
 		{`{"Active":true}`, wrong}, {`{"active ":true}`, wrong}, {`{"token_introspection":{"active":true}}`, wrong},
@@ -554,32 +555,32 @@ func TestRemoteAnswers(t *testing.T) {
 		{"{\"active\":true,\"sub\":\"\xff\"}", wrong}, {`{"active":true,"a":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`, wrong},
 		{"\ufeff" + `{"active":true}`, wrong}, {`{"active":true,"\u0061ctive":false}`, wrong},
 
-		// exp is a time, and never "for ever".
+		// exp is a time, and never "forever".
 		{`{"active":true,"exp":` + hour + `}`, yes}, {`{"active":true,"exp":` + hour + `.25}`, yes},
 		{`{"active":true,"exp":` + now + `}`, no}, {`{"active":true,"exp":` + now + `.000000001}`, yes}, {`{"active":true,"exp":0.5}`, no},
 		{`{"active":true,"exp":1e308}`, wrong}, {`{"active":true,"exp":1e10}`, yes}, {`{"active":true,"exp":1.5e9}`, no}, {`{"active":true,"exp":1e12}`, wrong},
 		{`{"active":true,"exp":NaN}`, wrong}, {`{"active":true,"exp":-1e308}`, wrong},
 		{`{"active":true,"exp":9223372036854775807}`, wrong}, {`{"active":true,"exp":99999999999999999999}`, wrong}, {`{"active":true,"exp":true}`, wrong},
 		{`{"active":true,"exp":[` + hour + `]}`, wrong}, {`{"active":true,"exp":""}`, wrong}, {`{"active":true,"exp":Infinity}`, wrong},
-		// A text is read as the number in it, and nothing else in it counts.
+		// A string is read as the number in it, and may contain nothing else.
 		{`{"active":true,"exp":"` + hour + `"}`, yes}, {`{"active":true,"exp":"` + now + `"}`, no}, {`{"active":true,"exp":"1.5e9"}`, no}, {`{"active":true,"exp":"1e308"}`, wrong},
 		{`{"active":true,"exp":" ` + hour + `"}`, wrong}, {`{"active":true,"exp":"` + hour + `s"}`, wrong}, {`{"active":true,"exp":"2030-01-01"}`, wrong}, {`{"active":true,"exp":"-"}`, wrong},
-		// Where there is no time, servers write what is none.
+		// If there is no time, servers write one that says nothing.
 		{`{"active":true,"exp":null}`, yes}, {`{"active":true,"exp":0}`, yes}, {`{"active":true,"exp":-1}`, yes}, {`{"active":true,"exp":-0}`, yes}, {`{"active":true,"exp":"-1"}`, yes},
 
-		// nbf, without leeway; iat only informs.
+		// nbf, without leeway. iat is for information only.
 		{`{"active":true,"nbf":` + now + `}`, yes}, {`{"active":true,"nbf":` + now + `.1}`, no}, {`{"active":true,"nbf":"` + now + `"}`, yes}, {`{"active":true,"nbf":"` + hour + `"}`, no},
 		{`{"active":true,"nbf":"soon"}`, wrong}, {`{"active":true,"nbf":1e308}`, wrong}, {`{"active":true,"nbf":-1,"iat":0}`, yes},
 		{`{"active":true,"iat":` + hour + `}`, yes}, {`{"active":true,"iat":"` + now + `"}`, yes}, {`{"active":true,"iat":null,"nbf":null}`, yes}, {`{"active":true,"iat":{}}`, wrong},
 
-		// D-09: what is bound to a key is not for bearers.
+		// A token that is bound to a key is not for bearers.
 		{`{"active":true,"token_type":"Bearer"}`, yes}, {`{"active":true,"token_type":"BEARER"}`, yes}, {`{"active":true,"token_type":null}`, yes},
 		{`{"active":true,"token_type":"DPoP"}`, no}, {`{"active":true,"token_type":"N_A"}`, no}, {`{"active":true,"token_type":""}`, no},
 		{`{"active":true,"token_type":"Bearer "}`, no}, {`{"active":true,"token_type":["Bearer"]}`, wrong},
 		{`{"active":true,"token_type":"Bearer","cnf":{"jkt":"x"}}`, no}, {`{"active":true,"cnf":{}}`, no}, {`{"active":true,"cnf":"x"}`, no},
 		{`{"active":true,"cnf":null}`, yes},
 
-		// Nor is what is no access token.
+		// Nor is one that is not an access token.
 		{`{"active":true,"token_use":"access_token"}`, yes}, {`{"active":true,"token_use":"access"}`, yes}, {`{"active":true,"token_use":"refresh_token"}`, no},
 		{`{"active":true,"tokenName":"access_token"}`, yes}, {`{"active":true,"tokenName":"refresh_token"}`, no}, {`{"active":true,"purpose":"refresh_token"}`, no},
 		{`{"active":true,"type":"refresh"}`, no}, {`{"active":true,"type":"service"}`, yes}, {`{"active":true,"at_hash":"x"}`, no}, {`{"active":true,"typ":"Initial"}`, no},
@@ -609,7 +610,7 @@ func TestRemoteAnswers(t *testing.T) {
 		case facts.Active:
 			got = yes
 			if facts.ID != introspect.IDOf(remoteToken) {
-				t.Errorf("%s: the facts are another token's", c.body)
+				t.Errorf("%s: the facts belong to another token", c.body)
 			}
 		case facts.ID != (introspect.TokenID{}) || facts.ClientID != "" || facts.Issuer != "" || !facts.Expiry.IsZero():
 			t.Errorf("%s: an inactive token has facts: %+v", c.body, facts)
@@ -631,14 +632,14 @@ func TestRemoteConfigIsChecked(t *testing.T) {
 		{"http to IPv6 loopback", func(c *introspect.RemoteConfig) { c.URL = "http://[::1]:1/" }, ""},
 		{"http to localhost", func(c *introspect.RemoteConfig) { c.URL = "http://localhost/" }, ""},
 		{"http elsewhere", func(c *introspect.RemoteConfig) { c.URL = "http://as.example/" }, "must be https"},
-		{"http to what looks like localhost", func(c *introspect.RemoteConfig) { c.URL = "http://localhost.example/" }, "must be https"},
+		{"http to a fake localhost", func(c *introspect.RemoteConfig) { c.URL = "http://localhost.example/" }, "must be https"},
 		{"http elsewhere, allowed", func(c *introspect.RemoteConfig) { c.URL, c.InsecureHTTP = "http://as.example/", true }, ""},
 		{"no URL", func(c *introspect.RemoteConfig) { c.URL = "" }, "host"},
 		{"no host", func(c *introspect.RemoteConfig) { c.URL = "https:///x" }, "host"},
 		{"another scheme", func(c *introspect.RemoteConfig) { c.URL, c.InsecureHTTP = "ftp://as.example/", true }, "scheme"},
 		{"a fragment", func(c *introspect.RemoteConfig) { c.URL += "#x" }, "fragment"},
 		{"a password", func(c *introspect.RemoteConfig) { c.URL = "https://gateway:" + remoteSecret + "@as.example/" }, "password"},
-		{"a password in what can't be parsed", func(c *introspect.RemoteConfig) { c.URL = "https://gateway:" + remoteSecret + "@as.example:x/" }, "parsed"},
+		{"a password in an unparsable URL", func(c *introspect.RemoteConfig) { c.URL = "https://gateway:" + remoteSecret + "@as.example:x/" }, "parsed"},
 		{"no client", func(c *introspect.RemoteConfig) { c.ClientID = "" }, "ClientID"},
 		{"no secret", func(c *introspect.RemoteConfig) { c.ClientSecret = "" }, "ClientSecret"},
 		{"no secret in the body", func(c *introspect.RemoteConfig) { c.Auth, c.ClientSecret = "client_secret_post", "" }, "ClientSecret"},
@@ -649,7 +650,7 @@ func TestRemoteConfigIsChecked(t *testing.T) {
 		{"a Host that would not be sent", func(c *introspect.RemoteConfig) { c.Header = http.Header{"Host": {"x"}} }, "Host"},
 		{"an invalid header name", func(c *introspect.RemoteConfig) { c.Header = http.Header{"X Y": {"x"}} }, "not valid"},
 		{"two headers in one", func(c *introspect.RemoteConfig) { c.Header = http.Header{"X": {remoteSecret + "\r\nY: z"}} }, "control character"},
-		{"a leeway that is none", func(c *introspect.RemoteConfig) { c.Leeway = time.Hour }, "leeway"},
+		{"too much leeway", func(c *introspect.RemoteConfig) { c.Leeway = time.Hour }, "leeway"},
 		{"negative sizes", func(c *introspect.RemoteConfig) { c.MaxAnswer = -1 }, "MaxAnswer"},
 		{"negative times", func(c *introspect.RemoteConfig) { c.Timeout = -1 }, "Timeout"},
 		{"negative pauses", func(c *introspect.RemoteConfig) { c.OpenFor = -1 }, "OpenFor"},
@@ -691,7 +692,7 @@ func TestRemoteScreens(t *testing.T) {
 	}
 }
 
-// A name covers what makes the answers differ, and shows nothing.
+// A name covers everything that changes the answers, and reveals nothing.
 func TestRemoteNames(t *testing.T) {
 	names := map[string]string{}
 	for what, change := range map[string]func(*introspect.RemoteConfig){
@@ -714,7 +715,7 @@ func TestRemoteNames(t *testing.T) {
 		change(&cfg)
 		name := newRemote(t, cfg).Name()
 		if other, taken := names[name]; taken {
-			t.Errorf("%s and %s have one name", what, other)
+			t.Errorf("%s and %s have the same name", what, other)
 		}
 		names[name] = what
 		if strings.Contains(name, "as.example") || name != newRemote(t, cfg).Name() {
@@ -724,14 +725,15 @@ func TestRemoteNames(t *testing.T) {
 	cfg := remoteConfig("https://as.example")
 	cfg.ClientSecret = "another"
 	if names[newRemote(t, cfg).Name()] != "as it is" {
-		t.Error("a new secret has made another name")
+		t.Error("a new secret makes another name")
 	}
 }
 
-// Many first uses of a token are one question, and whose caller goes away harms nobody.
+// Many concurrent first uses of a token are one question, and a caller that goes away harms
+// nobody.
 func TestRemoteIsAskedOnce(t *testing.T) {
 	const callers = 200
-	// A question too many must not hold up the test that finds it.
+	// A question too many must not block the test that detects it.
 	arrived, open := make(chan struct{}, callers), make(chan struct{})
 	server := newAuthServer(t, func(w http.ResponseWriter, r *http.Request) {
 		arrived <- struct{}{}
@@ -762,20 +764,20 @@ func TestRemoteIsAskedOnce(t *testing.T) {
 			}
 		})
 	}
-	missed.Wait() // all wait for the one answer, or are about to
+	missed.Wait() // all are waiting for the one answer, or are about to
 	hangUp()
 	if err := <-leader; !errors.Is(err, context.Canceled) {
-		t.Errorf("who hung up has %v", err)
+		t.Errorf("the caller that hung up got %v", err)
 	}
 	close(open)
 	others.Wait()
 	if good.Load() != callers-1 || server.asked.Load() != 1 {
-		t.Errorf("%d of %d have their answer, after %d questions", good.Load(), callers-1, server.asked.Load())
+		t.Errorf("%d of %d got their answer, after %d questions", good.Load(), callers-1, server.asked.Load())
 	}
 }
 
-// No more requests than MaxConcurrent are under way, as many again wait, and the others
-// are told at once to come again.
+// At most MaxConcurrent requests are under way, the same number waits, and the others are told
+// at once to try again.
 func TestRemoteIsBounded(t *testing.T) {
 	open := make(chan struct{})
 	var under, most atomic.Int64
@@ -788,7 +790,7 @@ func TestRemoteIsBounded(t *testing.T) {
 		says(`{"active":true}`)(w, r)
 	})
 	cfg := remoteConfig(server.URL)
-	cfg.MaxConcurrent, cfg.Timeout = 5, 20*time.Second // of which one is for tokens that were good
+	cfg.MaxConcurrent, cfg.Timeout = 5, 20*time.Second // one of the five is reserved for tokens that were good
 	remote := newRemote(t, cfg)
 	results := make(chan error, 100)
 	for i := range 20 {
@@ -815,7 +817,7 @@ func TestRemoteIsBounded(t *testing.T) {
 		t.Errorf("%d requests were under way at once, want 4", most.Load())
 	}
 
-	t.Run("and a wait has an end", func(t *testing.T) {
+	t.Run("waiting ends", func(t *testing.T) {
 		server := newAuthServer(t, func(_ http.ResponseWriter, r *http.Request) {
 			io.Copy(io.Discard, r.Body)
 			<-r.Context().Done()
@@ -843,8 +845,7 @@ func TestRemoteIsBounded(t *testing.T) {
 	})
 }
 
-// A server may close an idle connection in the moment in which it is used again. That
-// fails nobody.
+// A server may close an idle connection just as it is used again. No lookup fails because of it.
 func TestRemoteSurvivesClosedConnections(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -915,8 +916,8 @@ func TestRemoteClose(t *testing.T) {
 	remote.Close()
 }
 
-// FuzzAnswer: whatever a server answers, nothing panics, and no token is active without
-// "active": true, with an expiry that has passed, or with one that was not understood.
+// FuzzAnswer checks that nothing panics, whatever a server answers, and that no token is active
+// without "active": true, after its expiry, or with an expiry that was not understood.
 func FuzzAnswer(f *testing.F) {
 	for _, seed := range []string{
 		`{"active":true,"exp":1893459600,"scope":"a b","aud":["x"],"client_id":"c","iss":"i","token_type":"Bearer"}`,
@@ -932,14 +933,14 @@ func FuzzAnswer(f *testing.F) {
 		facts, err := remote.Understand(body)
 		if err != nil {
 			if facts != nil {
-				t.Errorf("facts and an error")
+				t.Error("both facts and an error")
 			}
 			return
 		}
-		// Another parser's opinion. It takes the last of two members, and any case.
+		// Another parser's reading. It takes the last of two members, and any case.
 		var answer map[string]any
 		if err := json.Unmarshal(body, &answer); err != nil {
-			t.Fatalf("understood what is no JSON object: %v", err)
+			t.Fatalf("accepted something that is not a JSON object: %v", err)
 		}
 		if active, ok := answer["active"].(bool); !ok || facts.Active && !active {
 			t.Errorf("active is %v", answer["active"])
@@ -955,7 +956,7 @@ func FuzzAnswer(f *testing.F) {
 			ok = err == nil
 		}
 		if exp != nil && !ok || facts.Expiry.IsZero() != (seconds <= 0) || seconds > 0 && (seconds < float64(start.Unix())-1 || !start.Before(facts.Expiry)) {
-			t.Errorf("exp %v has become %v", exp, facts.Expiry)
+			t.Errorf("exp %v was read as %v", exp, facts.Expiry)
 		}
 		for _, scope := range facts.Scopes {
 			if scope == "" || strings.ContainsAny(scope, " \"\\") {

@@ -12,7 +12,7 @@ var (
 	escapedHalf      = regexp.MustCompile(`\\u[dD][89a-fA-F][0-9a-fA-F]{2}`)
 )
 
-// Half of a character is what is left when escaped backslashes and whole characters are gone.
+// Half of a pair is what remains once escaped backslashes and whole pairs are removed.
 func FuzzHalfEscaped(f *testing.F) {
 	for _, seed := range []string{`"\ud800"`, `"\ud83d\ude00"`, `"\\ud800"`, `"\\\ud800"`, `{"\udc00":1}`, `"\ud800\ud83d\ude00"`, `"\ude00\ud83d"`, `"\n\u0041"`} {
 		f.Add([]byte(seed))

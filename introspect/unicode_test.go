@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// encoding/json reads an escaped half of a character as U+FFFD, so that names which differ in
-// such halves would be one.
+// encoding/json reads an escaped lone surrogate as U+FFFD, so names that differ only in such
+// surrogates would become the same.
 func TestHalfOfACharacterIsRefused(t *testing.T) {
 	j := forgery(t, jwtSettings{Type: "any"})
 	key := keyFor("EdDSA")
