@@ -884,6 +884,27 @@ func TestREADMEHasTheErrors(t *testing.T) {
 		}
 	}
 
+	// Every message that the page quotes is one of ours, except those of Redis, in capitals.
+	_, table, _ := strings.Cut(configuration, "| message has |")
+	source := ""
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+			source += readDocument(t, "caddyoauth/"+filepath.ToSlash(path))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for row := range strings.SplitSeq(table, "\n| ") {
+		cell, _, _ := strings.Cut(row, " |")
+		for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cell, -1) {
+			if !strings.Contains(source, m[1]) && strings.ToUpper(m[1]) != m[1] {
+				t.Errorf("docs/configuration.md explains the message %q, which nothing says", m[1])
+			}
+		}
+	}
+
 	// A damaged store is discovered when it is opened.
 	damaged := filepath.Join(t.TempDir(), "tokens.db")
 	if err := os.WriteFile(damaged, []byte("no store"), 0o600); err != nil {
