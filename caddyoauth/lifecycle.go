@@ -19,65 +19,66 @@ import (
 
 // # The life of a configuration
 //
-// Every configuration has an App of its own. Caddy loads a new one while the old one still
-// serves, one load at a time, and takes each App through these steps:
+// Every configuration has an App of its own. Caddy loads a new configuration while the old one
+// still serves, one load at a time. Its App goes through these steps:
 //
-//	Provision  First the app, then the handlers, each of which calls register. Nothing is
-//	           opened and no other server is asked, so 'caddy validate', which ends here,
-//	           works beside a running gateway.
+//	Provision  The app is provisioned first, then the handlers, each of which calls register.
+//	           Nothing is opened and no other server is asked, so 'caddy validate', which goes
+//	           no further, works beside a running gateway.
 //	Start      Caddy starts its apps in random order, so the HTTP server may take requests
 //	           before our Start is over. They wait for it in await. Start opens the store and
 //	           the sources, or shares those of the old configuration, makes the realms'
 //	           engines, and agrees.
 //	in force   All apps have started, and Caddy has put the new configuration in the place of
-//	           the old one. activeApp returns its App from now on.
-//	Stop       Right after that, Caddy stops the old configuration, again in random order.
-//	           Its last requests may still run, so Stop closes nothing.
-//	Cleanup    Comes at once, without waiting for those requests. It gives back what Start
-//	           took; whatever no other App uses is closed. A request that outlives its store
+//	           the old one. From now on activeApp returns this App.
+//	Stop       When the next configuration is in force, Caddy stops the apps of this one, again
+//	           in random order. Its last requests may still run, so Stop closes nothing.
+//	Cleanup    follows at once, without waiting for those requests. It gives back what Start
+//	           took, and what no other App uses is closed. A request that outlives its store
 //	           gets oauth.ErrClosed, and its caller 503.
 //
-// A load can end in four ways:
+// There are four ways through them:
 //
-//   - No App was in force. Start commits, since nobody else's tokens are at stake.
-//   - It replaces another configuration. Start agrees but does not commit. The Stop of the old
-//     App does that for the new one, and leaves the old store if the new one has another.
-//   - It is refused. If Provision or our own Start failed, only Cleanup runs. If another app
-//     failed after our Start, Stop runs too, although this App never came into force. Either
-//     way Cleanup withdraws, and the old configuration goes on as if nothing had happened.
-//   - The process ends: Stop and Cleanup run while nothing is in force. No client is removed
-//     by that, so Stop has nothing to do.
+//   - No other App is in force when this one starts. Start commits, since nobody else's tokens are
+//     at stake.
+//   - It replaces another App. Start agrees but does not commit. When the new configuration is in
+//     force, the Stop of the old App commits for it, and leaves the old store if the new App does
+//     not use it.
+//   - It is refused. If Provision or our own Start fails, only Cleanup follows. If another app fails
+//     after our Start, Stop runs too, although this App was never in force. In both cases Cleanup
+//     withdraws, and the old configuration goes on as if nothing had happened.
+//   - The process ends. Stop and Cleanup run while nothing is in force. That removes no client, so
+//     Stop has nothing to do.
 //
-// During a reload two Apps are alive. What must outlive the old one lies in pools, under a key
-// that says what it is: a store with its cache in openStores, a source of tokens from elsewhere
-// in openSources. The rest ends with its App.
+// During a reload two Apps are alive. What must outlive the old one is in pools, under a key that
+// says what it is: a store with its cache in openStores, a source of tokens from elsewhere in
+// openSources. Everything else ends with its App.
 //
-// Tokens of a client must die when the client is removed, and stay dead if it ever comes back.
-// So each client has a generation in the store, its tokens carry it, and they count only while
-// it is current. The following keeps this true, across reloads and between gateways. Admit, Retire,
-// Leave and Secret are methods of the store; oauth.TokenStore has their contract.
+// The tokens of a client must die when the client is removed, and stay dead if it ever comes back.
+// So the store keeps a generation for each client. Tokens carry it, and count only while it is
+// current. The following keeps that true across reloads and between gateways. Secret, Admit, Retire
+// and Leave are methods of the store; oauth.TokenStore has their contract.
 //
-//   - agree gets from the store what all gateways that share it must have in common: the key
-//     that authenticates tokens (Secret), and the generation of each client (Admit), which
-//     creates those that the store has not met. It gives them to the engines (Engine.Share). It
-//     ends nothing, so a configuration that may yet be refused may do it. It runs in Start, and
-//     in keepAgreeing after each change that another gateway makes.
-//   - share (Engine.Share) puts what was agreed into an engine, at once and while requests run.
-//     An engine that was never told anything answers oauth.ErrUnreachable, and its caller gets
-//     503: a fleet may start while its store is down.
-//   - follow (openStore.follow) has the store report changes by other gateways. It begins before
-//     the first agree, so that no change falls between the two, and ends in Stop or Cleanup.
-//   - commit makes final what the configuration says: the size of the cache, and that clients
-//     which it does not have are gone. It happens once for each App, and only when the App is in
-//     force or nothing else is: a configuration that is merely tried must not end the tokens of
-//     the one that goes on. If the store does not answer, keepAgreeing tries again.
-//   - retire (Retire) is the part of commit that concerns clients: those that are not named pass
-//     to their next generation.
-//   - leave (Leave) does the same in a store that the next configuration does not use, because
-//     nobody would be there to retire a client that is removed in the meantime.
-//   - withdraw undoes what a refused configuration has said in the store of the one that goes on.
-//     It has admitted clients which that one does not have, and may have served them for a
-//     moment.
+//   - agree gets from the store what all gateways that share it must have in common: the key that
+//     authenticates tokens (Secret), and the generation of each client (Admit), which creates the
+//     clients that the store does not know. It ends nothing, so even a configuration that may yet be
+//     refused can do it. It runs in Start, and in keepAgreeing after each change that another
+//     gateway makes.
+//   - share (Engine.Share) is how agree hands this to the engines, while requests run. An engine that
+//     has not been told anything yet answers oauth.ErrUnreachable, and its caller gets 503. So a
+//     gateway can start while its store is down.
+//   - follow (openStore.follow) has the store report changes by other gateways. It begins before the
+//     first agree, so that no change is missed in between, and ends in Stop or Cleanup.
+//   - commit makes final what the configuration says: the size of the cache, and that clients which
+//     it does not have are gone. An App commits once, and only when it is in force or no other App
+//     is: a configuration that is only being tried must not end the tokens of the one that goes on.
+//     If the store can't be reached, keepAgreeing tries again.
+//   - retire (Retire) is the part of commit about clients: every client that the configuration does
+//     not have passes to its next generation.
+//   - leave (Leave) does the same in a store that the next configuration does not use, since nobody
+//     would be there to retire a client that is removed in the meantime.
+//   - withdraw (also Leave) undoes what a refused configuration has said in the store of the one that
+//     goes on: it has admitted clients which that one does not have, and may even have served them.
 
 const (
 	// startTimeout bounds all that Start does with the store, and all that Stop and Cleanup do.
@@ -88,22 +89,22 @@ const (
 
 // running is what an App has from Start to Cleanup. Provision makes it, with nothing but ready.
 //
-// Start sets the other fields and then closes ready. Requests reach them through await, and other
-// goroutines through activeApp, whose Start is over. From then on they don't change, but for what
-// agree and commit keep for themselves.
+// Start sets the other fields and then closes ready. Whoever reads them must know that Start is over:
+// requests after await, others because they have the App from activeApp. After Start only agree,
+// commit and Cleanup change what they keep here for themselves.
 type running struct {
 	// ready is closed when Start is over, and err says how that went.
 	ready chan struct{}
 	err   error
 
-	// before is the context of the configuration that was in force during Start, nil if none was.
-	// If it still is when this App ends, this App never was.
+	// before is the context of the configuration that was in force during Start, nil if none was. If
+	// the same one is in force when this App ends, this App never was.
 	before context.Context
 
 	// opened is the store with its cache. It is nil if Start failed early.
 	opened *openStore
-	// held is what this App took from the pools. Cleanup gives back exactly that: one reference too
-	// many would close what the configuration in force uses.
+	// held is what this App took from the pools. Cleanup gives back exactly that: giving back one
+	// reference too many would close what the configuration in force uses.
 	held []reference
 
 	// tokenKey and generations are what agree got from the store last. Only agree touches them.
@@ -260,8 +261,8 @@ func (a *App) await(ctx context.Context) error {
 	return a.run.err
 }
 
-// agree gets from the store what all gateways that share it must have in common, and gives it to
-// the realms. It runs in Start, then in keepAgreeing, so never twice at a time.
+// agree gets from the store what all gateways that share it must have in common, and gives it to the
+// realms. Only Start and then keepAgreeing call it, so it never runs twice at a time.
 func (a *App) agree(ctx context.Context) error {
 	// A store that has lost its data gets back the key that its gateways use.
 	fresh := a.run.tokenKey
@@ -317,8 +318,8 @@ func (a *App) keepAgreeing(ctx context.Context, changed <-chan struct{}, again b
 	}
 }
 
-// commit makes final what this configuration says of the cache's size and of clients. The caller
-// sees to it that the configuration is in force, or that none is. A second call does nothing.
+// commit makes final what this configuration says about the cache's size and about clients. The caller
+// makes sure that this App is in force, or that none is. After a success it does nothing.
 func (a *App) commit(ctx context.Context) error {
 	a.run.committing.Lock()
 	defer a.run.committing.Unlock()
@@ -336,14 +337,14 @@ func (a *App) commit(ctx context.Context) error {
 }
 
 // Stop runs when another configuration has replaced this one, when this one is refused after it
-// has started, and when the process ends. In the first two cases the configuration that is in force
-// now is safe, so it commits. In the first, this one also leaves its store, if nobody uses it any
-// more. The store stays open: requests of this configuration may still run.
+// has started, and when the process ends. In the first two cases the configuration that is now in
+// force can no longer be refused, so it commits. In the first case this App also leaves its store,
+// unless the other one uses it. The store stays open: requests of this configuration may still run.
 func (a *App) Stop() error {
 	a.stopAgreeing()
 	inForce := caddy.ActiveContext().Context
 	if inForce == nil {
-		return nil // the process ends, which removes no client
+		return nil // the process ends
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
@@ -373,13 +374,13 @@ func (a *App) stopAgreeing() {
 	}
 }
 
-// leave ends what is in this configuration's store if the next one uses another store or none: a
-// client may be removed while nobody opens this store, and its old tokens must not come back with
-// it. If the process dies before that, nothing can be done.
+// leave ends the tokens in this configuration's store if the next one uses another store or none. A
+// client may be removed while this store is not in use, and its old tokens must not come back with it.
+// If the process dies before that, nothing can be done.
 //
-// A store that other gateways use keeps the tokens of the clients that the next configuration
-// has, which may reach the same store in another way, and of those that another gateway has had
-// all the time.
+// In a store that other gateways use, two kinds of clients keep their tokens: those of the next
+// configuration, which may reach the same store in another way, and those that another gateway has
+// had all the time.
 func (a *App) leave(ctx context.Context, next *App) error {
 	opened := a.run.opened
 	if opened == nil || opened.store == nil || next != nil && next.run.opened == opened {
@@ -392,9 +393,9 @@ func (a *App) leave(ctx context.Context, next *App) error {
 	return opened.store.Leave(ctx, stay)
 }
 
-// withdraw undoes what a configuration that never came into force has said in the store of the one
-// that goes on. It has admitted clients that the other does not have, and may have served them until
-// another app failed: their tokens must not be good when such a client comes back.
+// withdraw undoes what a refused configuration has said in the store of the one that goes on. It has
+// admitted clients that the other does not have, and may have served them until another app failed.
+// Their tokens must not be valid again when such a client comes back.
 func (a *App) withdraw() error {
 	inForce, goesOn := caddy.ActiveContext().Context, activeApp()
 	if inForce != a.run.before || goesOn == nil || goesOn.run.opened != a.run.opened || a.run.opened.store == nil {
