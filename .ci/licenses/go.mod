@@ -1,4 +1,4 @@
-// The tool with which .ci/run checks licences, in a module of its own: its dependencies are not ours.
+// The tool with which .ci/run checks licences, in a module of its own so that its dependencies are not ours.
 module github.com/caddyoauth/gateway/ci/licenses
 
 go 1.26.0
