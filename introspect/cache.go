@@ -22,7 +22,7 @@ import (
 // in whatever order ristretto applies the two.
 //
 // A source's "no" is remembered only if [SourceConfig] asks for it, and apart from the
-// facts; see negatives.
+// facts.
 //
 // Memory is bounded by CacheConfig.MaxSize for the entries, plus ten counters of 4 bytes for
 // each of CacheConfig.MaxTokens, CacheConfig.MaxNegatives entries of about 0.2 KiB, and

@@ -69,12 +69,12 @@ type SourceConfig struct {
 // that retries ten times a second.
 const DefaultNegativeAge = 5 * time.Second
 
-// CachedSource is a [Source] with the cache in front of it. It is safe for concurrent use
-// and owns nothing, so it needs no closing.
+// CachedSource looks tokens up in a [Source], with the cache in front of it; see [Cache.Wrap].
+// It is safe for concurrent use and owns nothing, so it needs no closing.
 type CachedSource struct {
 	cache *Cache
 	cfg   SourceConfig
-	name  [sha256.Size]byte // digest
+	name  [sha256.Size]byte // digest of the source's name
 
 	src Source
 	// The optional abilities of src; nil if it lacks them.
@@ -151,11 +151,15 @@ func (s *CachedSource) Remembered(token *Token, maxAge time.Duration) (*Facts, b
 
 // screened reports whether looking up token can be worthwhile, and keeps what the source noted
 // in it.
-func (s *CachedSource) screened(token *Token) (ok bool) {
+func (s *CachedSource) screened(token *Token) bool {
 	if s.screen == nil {
 		return true
 	}
-	*token, ok = s.screen.Screen(*token)
+	noted, ok := s.screen.Screen(*token)
+	// The answer must be about this token, whatever the source returns.
+	if noted.text == token.text {
+		*token = noted
+	}
 	return ok
 }
 

@@ -98,7 +98,8 @@ var inactive = &Facts{}
 // Inactive returns the facts of a token that is not good, whatever the reason.
 func Inactive() *Facts { return inactive }
 
-// Source determines what tokens mean.
+// Source determines what tokens mean. It may have further abilities, which a [Cache] in front
+// of it uses: [Screener], [Reviser], [Doubter] and [Coherent].
 type Source interface {
 	// Lookup reports what token means now. For a token that is unknown, malformed, expired or
 	// revoked it returns Inactive and a nil error: "no" is an answer. An error means that the
@@ -117,7 +118,8 @@ type Screener interface {
 	// microseconds, and is called on every request, before the cache is consulted. False is
 	// final: the token is inactive. So garbage costs neither a lookup nor a cache entry.
 	//
-	// Screen returns the token with its findings noted, for the Lookup that may follow.
+	// Screen returns the same token, with what it found out noted in it for the Lookup that may
+	// follow. It takes and returns a value, because a pointer would move every token to the heap.
 	Screen(token Token) (Token, bool)
 }
 
@@ -156,7 +158,7 @@ var ErrBusy = errors.New("too many token lookups under way")
 // the source can tell, it would have had no answer for any token. Only such errors are
 // bridged by [SourceConfig.StaleFor]. An error that a token can provoke must not be one, or
 // the holder of a revoked token could keep using it.
-var ErrOutage = errors.New("token source is away")
+var ErrOutage = errors.New("token source is unreachable")
 
 // ErrClosed is returned by lookups after the cache has been closed.
 var ErrClosed = errors.New("token cache is closed")

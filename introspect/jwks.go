@@ -204,6 +204,7 @@ func (s *keySet) usable(ignored []IgnoredKey) (*keySet, []IgnoredKey, error) {
 	return nil, nil, fmt.Errorf("none of %d keys can be used: %s", len(ignored), strings.Join(reasons, "; "))
 }
 
+// String names the key and says why it is not used.
 func (k IgnoredKey) String() string {
 	if k.KeyID == "" {
 		return "a key without kid: " + k.Reason

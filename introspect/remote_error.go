@@ -51,8 +51,8 @@ type RemoteError struct {
 	Kind string
 	// Status is the HTTP status of the answer, or 0.
 	Status int
-	// RetryAfter is when it makes sense to ask again: what the server said, at most 60s, or the
-	// time until the circuit lets a probe through. It is 0 if that is unknown.
+	// RetryAfter is how long to wait before asking again: what the server said, at most 60s, or
+	// the time until the circuit lets a probe through. It is 0 if that is unknown.
 	RetryAfter time.Duration
 
 	endpoint string
@@ -63,6 +63,7 @@ type RemoteError struct {
 	outage, unreached bool
 }
 
+// Error says what failed at which endpoint.
 func (e *RemoteError) Error() string {
 	text := "asking " + e.endpoint + ": " + e.Kind
 	if e.Status != 0 {

@@ -24,8 +24,8 @@ func TestAPrintedTokenIsNoSecret(t *testing.T) {
 	}
 }
 
-// What one wrote down must not count for another: it is what a source trusts instead of
-// verifying the token again.
+// A note must not count for anybody else: a source trusts it instead of verifying the token
+// again.
 func TestANoteIsForItsOwnerOnly(t *testing.T) {
 	type key struct{ _ int }
 	mine, other := new(key), new(key)
@@ -78,7 +78,7 @@ func TestALookupGetsWhatScreenNoted(t *testing.T) {
 	if !active(t, s, "token") || src.screened != 1 || src.noted != 1 {
 		t.Fatalf("screened %d times, noted %d times", src.screened, src.noted)
 	}
-	// Nor is it found out again if somebody did so before.
+	// It is not found out again if somebody did so before.
 	token, _ := src.Screen(introspect.NewToken("another token"))
 	for range 3 {
 		if facts, err := s.LookupWithin(t.Context(), &token, time.Hour); err != nil || facts.ID != token.ID() {
@@ -87,5 +87,23 @@ func TestALookupGetsWhatScreenNoted(t *testing.T) {
 	}
 	if src.screened != 2 || src.noted != 4 {
 		t.Errorf("screened %d times, noted %d times", src.screened, src.noted)
+	}
+}
+
+// renaming is a source whose Screen returns another token, which it must not.
+type renaming struct{ *registry }
+
+func (renaming) Screen(introspect.Token) (introspect.Token, bool) {
+	return introspect.NewToken("good"), true
+}
+
+func TestScreenCannotReplaceTheToken(t *testing.T) {
+	reg := newRegistry(time.Now)
+	reg.issue("good", time.Now().Add(time.Hour))
+	s := newCache(t, introspect.CacheConfig{}).Wrap("src", renaming{reg}, time.Hour)
+	for range 2 {
+		if !active(t, s, "good") || active(t, s, "bad") {
+			t.Fatal("a token is taken for another")
+		}
 	}
 }
