@@ -301,7 +301,7 @@ const maxMaxTokens = 10_000_000
 
 func checkMaxTokens(n int64) error {
 	if n < 1 || n > maxMaxTokens {
-		return fmt.Errorf("max_tokens %d is not between 1 and %d; to do without a cache, turn it off", n, maxMaxTokens)
+		return fmt.Errorf("max_tokens must be between 1 and %d, got %d; to do without a cache, turn it off", maxMaxTokens, n)
 	}
 	return nil
 }
@@ -311,7 +311,7 @@ const minMaxSize = 1 << 20
 
 func checkMaxSize(n int64) error {
 	if n < minMaxSize || n > math.MaxInt64/16 {
-		return fmt.Errorf("max_size of %d bytes is not between 1MiB and 512PiB; to do without a cache, turn it off", n)
+		return fmt.Errorf("max_size must be between 1MiB and 512PiB, got %d bytes; to do without a cache, turn it off", n)
 	}
 	return nil
 }
@@ -342,12 +342,12 @@ func chooseRealm(realms map[string]*Realm, name string) (string, error) {
 	case name == "" && len(served) == 1:
 		return served[0], nil
 	case name == "" && !slices.Contains(served, rootRealm):
-		return "", fmt.Errorf("there are several realms and none is named: name one of %s", strings.Join(served, ", "))
+		return "", fmt.Errorf("name a realm, because there are several (known: %s)", strings.Join(served, ", "))
 	case name == "":
 		name = rootRealm
 	}
 	if !slices.Contains(served, name) {
-		return "", fmt.Errorf("there is no realm %q (known: %s)", name, strings.Join(served, ", "))
+		return "", fmt.Errorf("unknown realm '%s' (known: %s)", name, strings.Join(served, ", "))
 	}
 	return name, nil
 }

@@ -859,7 +859,7 @@ func TestREADMEHasTheErrors(t *testing.T) {
 	configuration := readDocument(t, "docs/configuration.md")
 	for _, c := range []struct{ message, caddyfile string }{
 		{"needs an 'oauth' block in the global options", ":0 {\noauth_protect\n}"},
-		{"there is no realm", caddyfileOf(testClients, "oauth_protect beta")},
+		{"unknown realm", caddyfileOf(testClients, "oauth_protect beta")},
 		{"a secret must be given as {env.NAME} or {file./path}, never literally", caddyfileOf("client a {\nsecret abc\n}", "")},
 		{"the hash is of an unknown kind", caddyfileOf("client a {\nsecret_hash abc\n}", "")},
 		{"it has no secret", caddyfileOf("client a {\nscopes read\n}", "oauth_server")},
