@@ -738,7 +738,8 @@ func TestDocumentLinks(t *testing.T) {
 		}
 	}
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
-	source := regexp.MustCompile("`([a-z_/]+/[a-z_]+\\.go)`")
+	// A Go file, and perhaps what is declared in it: `path/file.go`, `Name`, `Type.Method`
+	source := regexp.MustCompile("`([a-z_/]+/[a-z_]+\\.go)`((?:,\\s`[A-Za-z.]+`)*)")
 	for _, file := range documents(t) {
 		text := readDocument(t, file)
 		for _, m := range link.FindAllStringSubmatch(text, -1) {
@@ -759,6 +760,14 @@ func TestDocumentLinks(t *testing.T) {
 		for _, m := range source.FindAllStringSubmatch(text, -1) {
 			if _, err := os.Stat(filepath.Join(repositoryRoot, m[1])); err != nil {
 				t.Errorf("%s: there is no %s", file, m[1])
+				continue
+			}
+			for _, name := range regexp.MustCompile(`[A-Za-z.]+`).FindAllString(m[2], -1) {
+				name = name[strings.LastIndex(name, ".")+1:]
+				declared := regexp.MustCompile(`(?m)^(?:func (?:\([^)]*\) )?|type |var |const |\t)` + name + `\b`)
+				if !declared.MatchString(readDocument(t, m[1])) {
+					t.Errorf("%s: %s declares no %s", file, m[1], name)
+				}
 			}
 		}
 	}
