@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -119,7 +118,7 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 			return fmt.Errorf("tls: %w", err)
 		}
 	}
-	if err := errors.Join(checkEndpoint(s.cfg.URL), s.cfg.Check()); err != nil {
+	if err := cmp.Or(conf.CheckURL("the introspection endpoint", s.cfg.URL), s.cfg.Check()); err != nil {
 		return err
 	}
 	// The key has all that decides what an answer means, and so what may be remembered in the
@@ -174,10 +173,7 @@ func (s *IntrospectSource) check() error {
 		return err
 	}
 	if !strings.Contains(s.URL, "{") { // else it is checked when its value is known
-		if err := checkEndpoint(s.URL); err != nil {
-			return err
-		}
-		if err := s.settings().Check(); err != nil {
+		if err := cmp.Or(conf.CheckURL("the introspection endpoint", s.URL), s.settings().Check()); err != nil {
 			return err
 		}
 	}
@@ -190,15 +186,6 @@ func (s *IntrospectSource) check() error {
 		own.Auth, own.ClientID, own.ClientSecret = s.Auth, s.ClientID, "-"
 	}
 	return cmp.Or(own.Check(), checkHeaders(s.Headers))
-}
-
-// checkEndpoint comes before the checks of package introspect, whose message is less plain.
-func checkEndpoint(endpoint string) error {
-	u, err := url.Parse(endpoint)
-	if err != nil || !conf.HTTPSOrLoopback(u) {
-		return errors.New("the introspection endpoint must be an https URL; http is accepted for loopback hosts only")
-	}
-	return nil
 }
 
 // settings returns the settings as configured, with placeholders and references in them.

@@ -178,7 +178,7 @@ func (s *JWTSource) check() error {
 	if len(s.HeaderHosts) > 0 && len(s.Headers) == 0 {
 		return errors.New("header_hosts needs at least one header to send there")
 	}
-	return errors.Join(conf.CheckAudience("audience", s.Audience), checkHeaders(s.Headers))
+	return cmp.Or(conf.CheckAudience("audience", s.Audience), checkHeaders(s.Headers))
 }
 
 var (
@@ -188,8 +188,19 @@ var (
 	entraTemplate = regexp.MustCompile(`(?i)^https://(login\.microsoftonline\.com|sts\.windows\.net)/(common|organizations|consumers)(/|$)`)
 )
 
-// checkJWT checks settings without placeholders.
+// checkJWT checks settings without placeholders. Package introspect calls them by the names of its
+// fields, so what is often wrong is checked before, in the words of a configuration.
 func checkJWT(keys introspect.KeysConfig, cfg introspect.JWTConfig) error {
+	if keys.JWKSURI != "" {
+		if err := conf.CheckURL("jwks_uri", keys.JWKSURI); err != nil {
+			return err
+		}
+	}
+	if keys.Discovery && keys.Issuer != "" {
+		if err := conf.CheckURL("without jwks_uri and jwks_file, the issuer", keys.Issuer); err != nil {
+			return err
+		}
+	}
 	if err := keys.Check(); err != nil {
 		return err
 	}

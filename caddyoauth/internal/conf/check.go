@@ -82,6 +82,16 @@ func OneOf(option, value string, known ...string) error {
 	return nil
 }
 
+// CheckURL checks a URL that is sent secrets or tokens, or is believed. The error calls it what, and
+// does not repeat it, since it may hold a secret.
+func CheckURL(what, uri string) error {
+	u, err := url.Parse(uri)
+	if err != nil || !HTTPSOrLoopback(u) {
+		return fmt.Errorf("%s must be an https URL; http is accepted for loopback hosts only", what)
+	}
+	return nil
+}
+
 // HTTPSOrLoopback reports whether what is sent to u can't be read on the way: u is an https URL
 // with a host, or an http URL of a loopback host.
 func HTTPSOrLoopback(u *url.URL) bool {
