@@ -9,6 +9,7 @@ import (
 	"go/types"
 	"io"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
@@ -311,6 +312,25 @@ func TestEveryPackageHasAComment(t *testing.T) {
 			t.Errorf("package %s has no package comment", folder)
 		}
 	}
+}
+
+// Comments and messages say a rule in words. A code such as a letter and two digits would refer to
+// a document that readers don't have.
+func TestRulesAreInWords(t *testing.T) {
+	code := regexp.MustCompile(`(?:^|[^-\w])([A-Z]{1,2}-\d\d|[A-Z]#\d+)(?:[^-\w]|$)`)
+	sourceFiles(t, func(name string, _ *ast.File) {
+		text, err := os.ReadFile(filepath.Join("..", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for line := range strings.Lines(string(text)) {
+			n++
+			if m := code.FindStringSubmatch(line); m != nil {
+				t.Errorf("%s:%d: write the rule in words instead of %s", name, n, m[1])
+			}
+		}
+	})
 }
 
 // Whatever is random here is secret, or must not be guessed.
