@@ -237,7 +237,7 @@ func TestOnlyTheAppSetsItsFields(t *testing.T) {
 		})
 	}
 	if seen < 10 {
-		t.Errorf("only %d places set a field of App; the test does not see them any more", seen)
+		t.Errorf("only %d places set a field of App, so the test no longer sees them", seen)
 	}
 }
 
@@ -246,7 +246,6 @@ type noImports struct{}
 
 func (noImports) Import(string) (*types.Package, error) { return nil, errors.New("not imported") }
 
-// The comment of a package says what it is, and begins as Go's conventions have it.
 // doc.go says which functions a token request and a protected request go through, and where they
 // are. Whoever renames or moves one of them finds out here.
 func TestTheMapIsRight(t *testing.T) {
@@ -291,6 +290,7 @@ func TestTheMapIsRight(t *testing.T) {
 	}
 }
 
+// The comment of a package says what it is, and begins as Go's conventions have it.
 func TestEveryPackageHasAComment(t *testing.T) {
 	comments := make(map[string]string)
 	sourceFiles(t, func(name string, file *ast.File) {

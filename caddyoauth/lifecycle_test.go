@@ -697,7 +697,7 @@ func TestReloadMovesTheStore(t *testing.T) {
 
 // If a configuration that does not open a client's store removes the client, its old tokens are
 // dead when it comes back, whatever happened in the meantime.
-func TestClientThatGoesWithItsStore(t *testing.T) {
+func TestClientRemovedTogetherWithItsStore(t *testing.T) {
 	foreign := "oauth_protect {\nsource introspect https://127.0.0.1:1\n}\nreverse_proxy BACKEND"
 	without := "{\nadmin off\npersist_config off\nauto_https off\ngrace_period 1s\n}\n:0 {\nbind 127.0.0.1\nrespond x\n}\n"
 	for name, store := range stores(t) {
@@ -1014,7 +1014,7 @@ func TestStoreHeldByAnotherProcess(t *testing.T) {
 
 // The tokens of a client that is disabled or removed die at once and stay dead when it comes back,
 // across reloads and restarts.
-func TestClientThatGoesAndComesBack(t *testing.T) {
+func TestClientThatIsRemovedAndPutBack(t *testing.T) {
 	for name, store := range stores(t) {
 		for gone, without := range map[string]string{
 			"removed":  writerIs,

@@ -88,7 +88,7 @@ func TestIdentityTooEarlyIsRefused(t *testing.T) {
 
 // Using the identity after oauth_protect, in place or in time, is accepted, and so is anything that
 // does not concern it.
-func TestIdentityInItsPlaceIsAccepted(t *testing.T) {
+func TestIdentityAfterProtectIsAccepted(t *testing.T) {
 	for name, lines := range map[string]string{
 		"after it":                         "oauth_protect\nrequest_header X-User {http.auth.user.id}\nreverse_proxy 127.0.0.1:9",
 		"in a route, in the written order": "route {\noauth_protect\nroot * /srv/{http.auth.user.id}\nrewrite * /{header.X-OAuth-Client-Id}{uri}\nfile_server\n}",

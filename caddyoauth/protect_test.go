@@ -211,7 +211,7 @@ func protectCases() []protectCase {
 	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("reader:abc"))
 	return []protectCase{
 		// Without credentials, the challenge has no error code (RFC 6750 section 3.1). Another
-		// scheme, or none, is no credentials.
+		// scheme, or none, does not count as credentials.
 		{name: "no credentials", status: 401},
 		{name: "no credentials, in another realm", path: "/beta/x", status: 401, realm: "beta"},
 		{name: "Basic credentials", authorization: []string{basic}, status: 401},
@@ -264,14 +264,14 @@ func protectCases() []protectCase {
 		{name: "a token of 300 bytes with our prefix", authorization: []string{"Bearer coa_" + strings.Repeat("a", 296)}, status: 401, code: "invalid_token"},
 
 		// Only the Authorization header carries a token.
-		{name: "a token in the query alone is no credentials", path: "/plain/x?access_token=READER", status: 401},
+		{name: "a token in the query alone is not a credential", path: "/plain/x?access_token=READER", status: 401},
 		{name: "a token in the query does nothing beside a good header", path: "/plain/x?access_token=READER", authorization: []string{"Bearer READER"}, status: 200},
 		{name: "a bad token in the query does nothing beside a good header", path: "/plain/x?access_token=bad", authorization: []string{"Bearer READER"}, status: 200},
-		{name: "a cookie is no credentials", header: http.Header{"Cookie": {"access_token=READER; Authorization=Bearer%20READER"}}, status: 401},
-		{name: "Proxy-Authorization is no credentials", header: http.Header{"Proxy-Authorization": {"Bearer READER"}}, status: 401},
-		{name: "X-Access-Token is no credentials", header: http.Header{"X-Access-Token": {"READER"}, "X-Auth-Token": {"READER"}}, status: 401},
-		{name: "X-Forwarded-Access-Token and X-Authorization are no credentials", header: http.Header{"X-Forwarded-Access-Token": {"READER"}, "X-Authorization": {"Bearer READER"}}, status: 401},
-		{name: "X-Original-Authorization and X-Forwarded-Authorization are no credentials", header: http.Header{"X-Original-Authorization": {"Bearer READER"}, "X-Forwarded-Authorization": {"Bearer READER"}}, status: 401},
+		{name: "a cookie is not a credential", header: http.Header{"Cookie": {"access_token=READER; Authorization=Bearer%20READER"}}, status: 401},
+		{name: "Proxy-Authorization is not a credential", header: http.Header{"Proxy-Authorization": {"Bearer READER"}}, status: 401},
+		{name: "X-Access-Token is not a credential", header: http.Header{"X-Access-Token": {"READER"}, "X-Auth-Token": {"READER"}}, status: 401},
+		{name: "X-Forwarded-Access-Token and X-Authorization are not credentials", header: http.Header{"X-Forwarded-Access-Token": {"READER"}, "X-Authorization": {"Bearer READER"}}, status: 401},
+		{name: "X-Original-Authorization and X-Forwarded-Authorization are not credentials", header: http.Header{"X-Original-Authorization": {"Bearer READER"}, "X-Forwarded-Authorization": {"Bearer READER"}}, status: 401},
 
 		// The challenge names all the scopes that the route needs, sorted.
 		{name: "too little scope", path: "/write/x", authorization: []string{"Bearer READER"}, status: 403, code: "insufficient_scope", scope: "read write"},
@@ -595,8 +595,8 @@ func TestWhatBreaksAChallengeIsRefusedAtLoad(t *testing.T) {
 	}
 }
 
-// A token in the body is no credential, and the body is not waited for.
-func TestTokenInTheBodyIsNoCredential(t *testing.T) {
+// A token in the body is not a credential, and the body is not waited for.
+func TestTokenInTheBodyIsNotACredential(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect\nreverse_proxy BACKEND")
 	token := g.token("reader")
 	form := "access_token=" + token
@@ -697,7 +697,7 @@ func TestNoProbing(t *testing.T) {
 }
 
 // Every method needs a token, even in request lines that net/http would not send.
-// TestConnectIsNoTunnel covers CONNECT.
+// TestConnectOpensNoTunnel covers CONNECT.
 func TestOddRequestLinesNeedAToken(t *testing.T) {
 	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect {\nscopes write\n}\nreverse_proxy BACKEND")
 	for _, line := range []string{"OPTIONS /x", "TRACE /x", "get /x", "Get /x", "FOO /x", "!#$%&'*+-.^_`|~ /x", "PRI /x", "HEAD /x", strings.Repeat("X", 32) + " /x"} {
@@ -800,7 +800,7 @@ func TestMaxAge(t *testing.T) {
 }
 
 // Two oauth_protect on one request must both allow it, although the first has removed the token.
-func TestTwoProtectsMeanAnd(t *testing.T) {
+func TestTwoProtectsMustBothAllow(t *testing.T) {
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
 			g := startGateway(t, v.options(t)+twoRealms, `

@@ -876,7 +876,7 @@ func TestCallersAddNoMetricSeries(t *testing.T) {
 }
 
 // After a rewrite, the rewritten path counts.
-func TestRewrittenPathsAreJudgedAsTheBackendSeesThem(t *testing.T) {
+func TestRewrittenPathsAreCheckedAsTheBackendSeesThem(t *testing.T) {
 	for _, tt := range []struct {
 		name, site, path string
 		status           int

@@ -37,7 +37,7 @@ func TestTheSourceThatClaimsATokenDecides(t *testing.T) {
 
 // A source that may not speak for an issuer does not get in the way of the source that may: a
 // token passes from the cache as it did the first time.
-func TestASourceThatMayNotSpeakStandsInNobodysWay(t *testing.T) {
+func TestASourceThatMayNotSpeakIsSkipped(t *testing.T) {
 	f := newForeign(t)
 	f.knows("opaque", `{"active":true,"exp":4102444800,"client_id":"c","iss":"https://as.example.com"}`)
 	g := startGateway(t, "", "oauth_protect {\n"+f.introspect("")+f.introspect("issuer https://as.example.com")+"}\nreverse_proxy BACKEND")

@@ -251,7 +251,7 @@ func TestSwitchToAnotherHTTPWorksWithoutUs(t *testing.T) {
 
 // The body of a CONNECT over HTTP/2 or HTTP/3 would go to the backend as it is, without framing,
 // and a backend that does not know CONNECT would take it for the next request.
-func TestConnectIsNoTunnel(t *testing.T) {
+func TestConnectOpensNoTunnel(t *testing.T) {
 	const smuggled = "DELETE /admin/secret HTTP/1.1\r\nHost: localhost\r\nX-OAuth-Client-Id: root-admin\r\n\r\n"
 	for site, lines := range openSites {
 		for _, proto := range []string{"h2", "h3"} {
