@@ -57,12 +57,12 @@ type Protect struct {
 	// characters other than `"`, `\` and `,`. Default: none.
 	Scopes []string `json:"scopes,omitempty"`
 
-	// Scopes of which the token must have at least one. Default: none.
+	// Scopes, at least one of which the token must have. Default: none.
 	AnyScope []string `json:"any_scope,omitempty"`
 
-	// Audiences of which the token must name at least one, compared byte for byte. An audience
-	// consists of visible ASCII characters other than `"` and `\`. A token that names no
-	// audience is then refused. Default: the audience doesn't matter.
+	// Audiences, at least one of which the token must name, byte for byte. An audience consists
+	// of visible ASCII characters other than `"` and `\`. A token without an audience is then
+	// refused. Default: any token is accepted, whatever its audience.
 	Audience []string `json:"audience,omitempty"`
 
 	// How old facts from the cache may be on this route. More than the cache's own `max_age`
@@ -112,8 +112,8 @@ type Protect struct {
 	headers identityHeaders
 
 	challenge string // how challenges of this route begin
-	// beside are the routes among which this handler stands. They are complete once all
-	// routes are loaded.
+	// beside is the list of routes that this handler is in. It is complete once all routes are
+	// loaded.
 	beside caddyhttp.RouteList
 
 	allowed prometheus.Counter
@@ -406,8 +406,8 @@ func (p *Protect) scopeChallenge(r *http.Request, b *bearer, want []string) stri
 	return p.challenge + `, error="insufficient_scope", error_description="the token lacks a scope", scope="` + strings.Join(slices.Compact(needed), " ") + `"`
 }
 
-// behind returns the handlers that the request would meet next, among the routes where this
-// one stands.
+// behind returns the handlers that the request would meet next, in the list of routes that
+// this one is in.
 func (p *Protect) behind(r *http.Request) []*Protect {
 	var others []*Protect
 	var groups []string // of each, one route runs, and has been found
@@ -439,7 +439,7 @@ func (p *Protect) behind(r *http.Request) []*Protect {
 	return others
 }
 
-// routesBeside returns the routes among which the handler that is being provisioned stands.
+// routesBeside returns the list of routes that the handler being provisioned is in.
 func routesBeside(ctx caddy.Context) caddyhttp.RouteList {
 	modules := ctx.Modules()
 	if len(modules) < 2 {

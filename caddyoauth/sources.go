@@ -17,10 +17,10 @@ import (
 )
 
 // TokenSource is a module in the namespace oauth.sources: a way to find out what a token
-// means, for the sources of oauth_protect. The app's cache stands in front of it.
+// means, for the sources of oauth_protect. The app caches its answers.
 //
-// A module is provisioned with its configuration. It opens nothing and asks nobody then. All
-// methods are called later, and are safe for concurrent use.
+// A module is provisioned with its configuration, and must not open or contact anything then.
+// All methods are called later, and must be safe for concurrent use.
 type TokenSource interface {
 	// Label is what people call the source, such as its URL, in metrics and at the admin
 	// endpoint. It comes from the configuration and holds no secret.
@@ -41,9 +41,9 @@ type TokenSource interface {
 	// introspect.ErrOutage.
 	Memory() introspect.SourceConfig
 
-	// Recognizes reports whether the token can be this source's. It goes by the token alone,
-	// and takes microseconds. What it reads of the token stays noted there, so that nobody
-	// reads it again in this request.
+	// Recognizes reports whether the token can be this source's. It looks at nothing but the
+	// token, and takes microseconds. What it reads stays noted in the token, so that it is
+	// read only once a request.
 	Recognizes(token *introspect.Token) Recognition
 }
 
@@ -142,7 +142,7 @@ func (u *usedSource) own(facts *introspect.Facts) *introspect.Facts {
 		return facts
 	}
 	u.warn.Do(func() {
-		caddy.Log().Named("oauth.sources").Warn("refusing a token, because its source names an issuer that another source, or a realm, stands for; if the source speaks for that issuer, give it the option issuer",
+		caddy.Log().Named("oauth.sources").Warn("refusing a token, because its source names an issuer that belongs to another source or realm; if this source speaks for that issuer, give it the option issuer",
 			zap.String("source", u.module.Label()), zap.String("issuer", facts.Issuer))
 	})
 	return introspect.Inactive()
@@ -202,7 +202,7 @@ func findOut(ctx context.Context, app *App, sources []routeSource, token *intros
 	if !slices.ContainsFunc(perhaps, far) {
 		return recallOrAsk(ctx, perhaps, token, maxAge)
 	}
-	// Tokens that were issued here, good or not, are shown to nobody elsewhere.
+	// Nobody elsewhere gets to see tokens that were issued here, good or not.
 	minted, unsure := app.minted(token)
 	if minted || unsure != nil {
 		perhaps = slices.DeleteFunc(perhaps, far)

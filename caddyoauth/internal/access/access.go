@@ -16,9 +16,9 @@ import (
 type Rule struct {
 	// Scopes are the scopes that the token must have, all of them.
 	Scopes []string
-	// AnyScope are scopes of which the token must have at least one. Empty demands none.
+	// AnyScope are scopes, at least one of which the token must have. Empty demands none.
 	AnyScope []string
-	// Audience are audiences of which the token must name at least one, byte for byte.
+	// Audience are audiences, at least one of which the token must name, byte for byte.
 	// Empty accepts any token, including one without an audience.
 	Audience []string
 	// Claims are claims that the token must have, all of them.
@@ -36,7 +36,7 @@ type Claim struct {
 // Request is what a decision depends on besides the rule and the facts.
 type Request struct {
 	// Fit means that the names in the token can be passed on with the request: in a header,
-	// nobody can read them as another caller's, or as several.
+	// they can't be read as another caller's name, or as several names.
 	Fit bool
 }
 
@@ -50,8 +50,8 @@ const (
 	CauseInactive Cause = "inactive"
 	// CauseAudience means that the token was issued for other audiences, or for none.
 	CauseAudience Cause = "audience"
-	// CauseNamesNobody means that the token has neither a client nor a subject. To a
-	// backend its bearer would look like nobody.
+	// CauseNamesNobody means that the token has neither a client nor a subject. A backend
+	// would take its bearer for nobody.
 	CauseNamesNobody Cause = "names_nobody"
 	// CauseUnfit means that the token's names don't fit into headers; see [Request].
 	CauseUnfit Cause = "unfit_for_headers"
