@@ -205,7 +205,7 @@ func (cfg *KeysConfig) complete() error {
 	if cfg.Discovery {
 		issuer, err := endpoint(cfg.Issuer)
 		if err != nil {
-			return failed(fmt.Errorf("Discovery requires an Issuer that can be asked: %w", err))
+			return failed(fmt.Errorf("the issuer can't be asked for its metadata: %w", err))
 		}
 		if issuer.RawQuery != "" || issuer.ForceQuery {
 			return failed(errors.New("an issuer has no query"))
