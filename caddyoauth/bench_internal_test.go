@@ -21,7 +21,7 @@ import (
 )
 
 // benchmarkApp is an oauth app with one client, without the rest of Caddy. It is not started.
-func benchmarkApp(b *testing.B) (caddy.Context, *App) {
+func benchmarkApp(b testing.TB) (caddy.Context, *App) {
 	b.Helper()
 	secret := oauth.GenerateSecret()
 	hash, err := oauth.HashGenerated(secret)
