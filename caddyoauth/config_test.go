@@ -159,10 +159,10 @@ func TestJSONThatIsRefused(t *testing.T) {
 		{"an unknown authentication method", clientWith(aSecret + `,"auth":["none"]`), []string{`client "a"`, "none", "client_secret_basic"}},
 		{"an unknown right to introspect", clientWith(aSecret + `,"introspect":"all"`), []string{`client "a"`, "all", "own, audience, realm"}},
 
-		{"a server of an unknown realm", handler(`{"handler":"oauth_server","realms":["gamma"]}`), []string{"oauth_server", `"gamma"`, "known: root"}},
+		{"a server of an unknown realm", handler(`{"handler":"oauth_server","realms":["gamma"]}`), []string{"oauth_server", `'gamma'`, "known: root"}},
 		{"a relative base path", handler(`{"handler":"oauth_server","base_path":"x"}`), []string{"oauth_server", "base_path", "begin with /"}},
-		{"an unknown protected realm", handler(`{"handler":"oauth_protect","realm":"gamma"}`), []string{"oauth_protect", `"gamma"`, "known: root"}},
-		{"a protected realm that is not named but must be", `{"realms":{"alpha":{},"beta":{}}};{"handler":"oauth_protect"}`, []string{"oauth_protect", "name one of alpha, beta"}},
+		{"an unknown protected realm", handler(`{"handler":"oauth_protect","realm":"gamma"}`), []string{"oauth_protect", `'gamma'`, "known: root"}},
+		{"a protected realm that is not named but must be", `{"realms":{"alpha":{},"beta":{}}};{"handler":"oauth_protect"}`, []string{"oauth_protect", "name a realm", "known: alpha, beta"}},
 		{"a route's scopes with a comma", handler(`{"handler":"oauth_protect","scopes":["a,b"]}`), []string{"oauth_protect", "scopes", "a,b"}},
 		{"a route's audience with a space", handler(`{"handler":"oauth_protect","audience":["a b"]}`), []string{"oauth_protect", "audience", "a b"}},
 		{"a route with a negative max_age", handler(`{"handler":"oauth_protect","max_age":-1}`), []string{"oauth_protect", "max_age"}},
