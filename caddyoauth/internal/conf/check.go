@@ -55,8 +55,8 @@ func CheckClientID(id string) error {
 // maxLifetime leaves room for a leap year.
 const maxLifetime = 366 * 24 * time.Hour
 
-// CheckLifetime checks how long something that the gateway issues lives: whole seconds, since
-// tokens and their answers know no others, from one to a year. The error names the option.
+// CheckLifetime checks how long something that the gateway issues lives: from a second to a year, in
+// whole seconds, because expires_in and exp can express no others. The error names the option.
 func CheckLifetime(option string, lifetime caddy.Duration) error {
 	if l := time.Duration(lifetime); l < time.Second || l > maxLifetime || l%time.Second != 0 {
 		return fmt.Errorf("%s %s must be a number of whole seconds between 1s and a year", option, l)
@@ -82,8 +82,8 @@ func OneOf(option, value string, known ...string) error {
 	return nil
 }
 
-// CheckURL checks a URL that is sent secrets or tokens, or is believed. The error calls it what, and
-// does not repeat it, since it may hold a secret.
+// CheckURL checks a URL to which secrets or tokens are sent, or whose answers are believed. The
+// error calls it what, and does not repeat it, because it may hold a secret.
 func CheckURL(what, uri string) error {
 	u, err := url.Parse(uri)
 	if err != nil || !HTTPSOrLoopback(u) {
