@@ -264,8 +264,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	switch e.kind {
 	case endpointToken:
 		var grant oauth.Grant
-		grant, out, err = engine.Token(r.Context(), req)
-		reply = tokenAnswerOf(grant)
+		if grant, out, err = engine.Token(r.Context(), req); err == nil {
+			reply = tokenAnswerOf(grant)
+		}
 	case endpointIntrospect:
 		var facts *introspect.Facts
 		if facts, out, err = engine.Introspect(r.Context(), req); err == nil {

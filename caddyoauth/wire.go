@@ -42,7 +42,7 @@ type tokenAnswer struct {
 func tokenAnswerOf(g oauth.Grant) tokenAnswer {
 	return tokenAnswer{
 		AccessToken: g.Token,
-		Scope:       strings.Join(g.Scopes, " "),
+		Scope:       g.Scope,
 		TokenType:   "Bearer",
 		ExpiresIn:   int64(g.Lifetime / time.Second),
 	}

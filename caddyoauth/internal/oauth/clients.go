@@ -6,28 +6,29 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Clients are the clients of a realm at one moment, an immutable snapshot, with what follows
-// from all of them together. [Engine.SetClients] makes one.
+// Clients is an immutable snapshot of a realm's clients, with what depends on all of them
+// together. [Engine.SetClients] makes one.
 //
-// What outlives a snapshot is not in it. The limits of a client that stays are handed on by
-// newClients. The Hasher owns what is remembered of secrets, by their hash, so it counts in
-// every snapshot that has the hash.
+// State that outlives a snapshot has another owner. How much a client has done belongs to the
+// limiters in registered, which newClients hands on while the client stays. What is remembered
+// of secrets belongs to the Hasher, by their hash, so it counts in every snapshot that has the
+// hash.
 type Clients struct {
 	byID map[string]*registered
 	// work is what a failed authentication costs in this realm, whatever made it fail.
 	work workload
 }
 
-// registered is a client with how much it has done lately. The limits are safe for concurrent
-// use, and the snapshots that have the client share them.
+// registered is a client with its limiters. They are safe for concurrent use, and successive
+// snapshots share them.
 type registered struct {
 	*Client
 	guesses guessLimit
 	fetches *rate.Limiter // by TokenLimit; nil without one
 }
 
-// newClients makes the snapshot that follows another. A client that stays keeps its limits; a
-// limit that was changed begins anew.
+// newClients makes the snapshot that follows another. A client that stays, by its ID, keeps its
+// limiters; a limit that was changed begins anew.
 func newClients(clients map[string]*Client, before *Clients) *Clients {
 	all := &Clients{byID: make(map[string]*registered, len(clients)), work: heaviest(clients)}
 	for id, client := range clients {
@@ -43,9 +44,9 @@ func newClients(clients map[string]*Client, before *Clients) *Clients {
 	return all
 }
 
-// named returns the client of the first ID that is a client's, or nil. IDs are the readings of
-// what one request sent. If both are clients', the RFC's reading counts: a client whose ID
-// could be taken for another's has to encode it.
+// named returns the client that the first of the IDs names which names any, or nil. The IDs are
+// the readings of what one request sent. If both name a client, the RFC's reading counts: a
+// client whose ID could be taken for another's has to encode it.
 func (c *Clients) named(ids []string) *registered {
 	for _, id := range ids {
 		if client := c.byID[id]; client != nil {

@@ -62,8 +62,8 @@ type Engine struct {
 }
 
 // state is what the engine goes by at one moment. It is immutable. A request reads it once and
-// goes on with it, so that it sees one truth: a client that was authenticated before a change
-// gets a token of its generation from before the change, which that change may have ended.
+// goes on with it, so that it sees one truth: a client that was authenticated before a change gets
+// a token of its generation from before, which the change may have ended.
 type state struct {
 	clients *Clients
 	agreed  *agreement // nil until the first Share
@@ -84,7 +84,8 @@ func (s *state) agreement() (*agreement, error) {
 	return s.agreed, nil
 }
 
-// New makes the engine of a realm. Until Share is called, its only answer is ErrUnreachable.
+// New makes the engine of a realm. Until Share is called, whatever takes the store fails with
+// ErrUnreachable.
 func New(cfg Settings) *Engine {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -191,8 +192,8 @@ type Outcome struct {
 type Grant struct {
 	// Token is the access token itself, a bearer token.
 	Token string
-	// Scopes are all that were granted.
-	Scopes []string
+	// Scope is the scope granted, space-separated (RFC 6749 section 3.3).
+	Scope string
 	// Lifetime is how long the token lives, in whole seconds.
 	Lifetime time.Duration
 }
@@ -259,7 +260,7 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 		return Grant{}, out, fmt.Errorf("storing a token: %w", err)
 	}
 	out.TokenID, out.Scope = key.ID, strings.Join(scopes, " ")
-	return Grant{Token: token, Scopes: scopes, Lifetime: client.TokenLifetime}, out, nil
+	return Grant{Token: token, Scope: out.Scope, Lifetime: client.TokenLifetime}, out, nil
 }
 
 // Introspect answers an introspection request (RFC 7662) with the facts that the caller may
