@@ -40,7 +40,7 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 		out.ClientID = client.ID
 	}
 	verify := verifiers[creds.Method]
-	// A request that claims nothing that could be true has nothing to hide behind work.
+	// Where nothing is claimed that could be true, there is nothing that work would hide.
 	switch {
 	case creds.malformed:
 		return nil, invalidClient("malformed_authorization")

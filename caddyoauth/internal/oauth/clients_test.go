@@ -3,9 +3,12 @@ package oauth
 import (
 	"maps"
 	"net/url"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 // with is a client like c, of another pointer, with a change.
@@ -56,6 +59,51 @@ func TestClientsCanBeReplaced(t *testing.T) {
 	if token := e.issue(t, "comes", "s"); !active(t, e.Tokens(), token) {
 		t.Error("a token of the client that came is refused")
 	}
+}
+
+// Clients, and what the store says of them, can change while requests run: none of them fails, and
+// no token of a client that stays is refused.
+func TestClientsChangeWhileRequestsRun(t *testing.T) {
+	stays, other := newClient("stays", quickSecret(t, "s")), newClient("other", quickSecret(t, "s"))
+	e := newEngine(t, nil, stays)
+	done := make(chan struct{})
+	var changes sync.WaitGroup
+	changes.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if i%2 == 0 {
+				e.set(stays, other)
+			} else {
+				e.set(stays)
+			}
+			e.agree("a key of thirty-two random bytes")
+		}
+	})
+	var requests sync.WaitGroup
+	for range 4 {
+		requests.Go(func() {
+			for range 200 {
+				grant, _, err := e.Token(t.Context(), request(t, "stays", "s", grantForm))
+				if err != nil {
+					t.Errorf("a token request: %v", err)
+					return
+				}
+				if !active(t, e.Tokens(), grant.Token) {
+					t.Error("a new token is refused")
+				}
+				if out, err := e.Revoke(t.Context(), request(t, "stays", "s", url.Values{"token": {grant.Token}})); err != nil || out.TokenID != introspect.IDOf(grant.Token) {
+					t.Errorf("a revocation: %v, %v", out, err)
+				}
+			}
+		})
+	}
+	requests.Wait()
+	close(done)
+	changes.Wait()
 }
 
 // A change of the clients gives nobody its limits back: neither may a client that stays fetch
