@@ -86,8 +86,11 @@ func OneOf(option, value string, known ...string) error {
 // error calls it what, and does not repeat it, because it may hold a secret.
 func CheckURL(what, uri string) error {
 	u, err := url.Parse(uri)
-	if err != nil || !HTTPSOrLoopback(u) {
+	switch {
+	case err != nil || !HTTPSOrLoopback(u):
 		return fmt.Errorf("%s must be an https URL; http is accepted for loopback hosts only", what)
+	case u.User != nil || u.Fragment != "":
+		return fmt.Errorf("%s must have no user name, password or fragment", what)
 	}
 	return nil
 }
