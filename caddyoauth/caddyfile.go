@@ -263,19 +263,19 @@ func secretOption(client *Client) conf.Option {
 			return d.Errf("%s takes one value, and optionally 'until' and a time", option)
 		}
 		var secret ClientSecret
-		value := args[0]
-		switch {
-		case option == "secret" && !conf.IsSecretReference(value):
-			return d.WrapErr(errLiteralClientSecret)
-		case option == "secret":
-			secret.Secret = value
-		case !conf.IsSecretReference(value):
-			if _, err := (ClientSecret{Hash: value}).provision(); err != nil {
-				return d.Errf("secret_hash: %v", err)
+		isReference := conf.IsSecretReference(args[0])
+		if option == "secret" {
+			if !isReference {
+				return d.WrapErr(errLiteralClientSecret)
 			}
-			fallthrough
-		default:
-			secret.Hash = value
+			secret.Secret = args[0]
+		} else {
+			secret.Hash = args[0]
+			if !isReference {
+				if _, err := secret.provision(); err != nil {
+					return d.Errf("%s: %v", option, err)
+				}
+			}
 		}
 		if len(args) == 3 {
 			t, err := time.Parse(time.RFC3339, args[2])
@@ -330,7 +330,7 @@ func parseServerRoute(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, erro
 	h.Next() // the directive's name; ExtractMatcherSet goes back to before it
 	matcher, err := h.ExtractMatcherSet()
 	if err != nil {
-		return nil, err
+		return nil, h.WrapErr(err)
 	}
 	server, err := parseServer(h)
 	if err != nil {
@@ -388,7 +388,7 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 	h.Next() // the directive's name; ExtractMatcherSet goes back to before it
 	matcher, err := h.ExtractMatcherSet()
 	if err != nil {
-		return nil, err
+		return nil, h.WrapErr(err)
 	}
 	protect, err := parseProtect(h)
 	if err != nil {

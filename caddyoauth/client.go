@@ -64,7 +64,7 @@ type Client struct {
 	Disabled bool `json:"disabled,omitempty"`
 }
 
-// Limits are how much one client may do in a given time. Each gateway counts for itself, and
+// Limits say how much one client may do in a given time. Each gateway counts for itself, and
 // starts anew after a reload.
 type Limits struct {
 	// How many tokens it may fetch. Requests for more are refused with 429 `slow_down`. Default:
@@ -86,7 +86,7 @@ type Limit struct {
 type ClientSecret struct {
 	// Where the secret is: exactly `{env.NAME}` or `{file./path}`. The secret itself is refused
 	// here, because the configuration is dumped, saved and logged in many places. A value that
-	// is hardly the secret that was meant is refused, too: one with a byte order mark, several
+	// is unlikely to be the secret that was meant is refused, too: one with a byte order mark, several
 	// lines, or a space at either end. One line end is dropped from a file. A secret of less than
 	// 32 characters that was not generated here is assumed to be one that can be guessed, and is
 	// hashed with Argon2id when the configuration is loaded.
@@ -103,7 +103,7 @@ type ClientSecret struct {
 	Until time.Time `json:"until,omitzero"`
 }
 
-// provision checks the client's settings and makes of them what the engine uses.
+// provision checks the client's settings and turns them into what the engine uses.
 func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []string, limits Limits, logger *zap.Logger) (*oauth.Client, error) {
 	if err := conf.CheckClientID(id); err != nil {
 		return nil, err

@@ -568,9 +568,9 @@ func startStory(t *testing.T, text string) (logFile string) {
 	}
 	// An issuer in the same example may have started a moment after the gateway asked it.
 	if strings.Contains(text, "source jwt") {
-		waitUntil(t, "the issuer's keys are here", func() bool {
+		waitUntil(t, "fetched the issuer's keys", func() bool {
 			log, err := os.ReadFile(logFile)
-			return err == nil && bytes.Contains(log, []byte("the issuer's keys are here"))
+			return err == nil && bytes.Contains(log, []byte("fetched the issuer's keys"))
 		})
 	}
 	return logFile

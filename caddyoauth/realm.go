@@ -76,8 +76,8 @@ const tokenOpaque = "opaque"
 
 var realmName = regexp.MustCompile(`^[a-z0-9_-]+$`)
 
-// provision checks the realm's settings, with root's where it has none, and makes of them what
-// requests use.
+// provision checks the realm's settings, with root's where it has none, and turns them
+// into what requests use.
 func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*servedRealm, error) {
 	if err := checkRealmName(name); err != nil {
 		return nil, err

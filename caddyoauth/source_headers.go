@@ -38,10 +38,10 @@ func checkHeaders(headers map[string]string) error {
 	return nil
 }
 
-// headers returns a function that looks up the values of the headers. It is called for each
+// headerFunc returns a function that looks up the values of the headers. It is called for each
 // request, because a file may change, such as the token that Kubernetes gives a pod. An error means
 // that a value can't be found now. No error holds a value.
-func headers(configured map[string]string) (func() (http.Header, error), error) {
+func headerFunc(configured map[string]string) (func() (http.Header, error), error) {
 	if len(configured) == 0 {
 		return nil, nil
 	}
@@ -61,19 +61,19 @@ func headers(configured map[string]string) (func() (http.Header, error), error) 
 }
 
 // headerOption reads header <name> <value>, which may repeat.
-func headerOption(headers *map[string]string) conf.Option {
+func headerOption(place *map[string]string) conf.Option {
 	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
 		args := d.RemainingArgs()
 		if len(args) != 2 {
 			return d.Err("header takes a name and a value")
 		}
-		if *headers == nil {
-			*headers = make(map[string]string)
+		if *place == nil {
+			*place = make(map[string]string)
 		}
-		if (*headers)[args[0]] != "" {
+		if (*place)[args[0]] != "" {
 			return d.Errf("duplicate header %s", args[0])
 		}
-		(*headers)[args[0]] = args[1]
+		(*place)[args[0]] = args[1]
 		return nil
 	}))
 }

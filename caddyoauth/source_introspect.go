@@ -109,7 +109,7 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 			return fmt.Errorf("client_secret: %w", err)
 		}
 	}
-	if s.cfg.HeaderFunc, err = headers(s.Headers); err != nil {
+	if s.cfg.HeaderFunc, err = headerFunc(s.Headers); err != nil {
 		return err
 	}
 	var trust string
@@ -162,7 +162,7 @@ func (s *IntrospectSource) check() error {
 	case s.Timeout < 0 || s.MaxAge < 0 || s.NegativeMaxAge < 0 || s.ServeStale < 0:
 		return errors.New("timeout, max_age, negative_max_age and serve_stale must not be negative")
 	case s.Leeway < 0 || s.Leeway > caddy.Duration(time.Minute):
-		return errors.New("leeway must be at most 1m")
+		return errors.New("leeway must be between 0 and 1m")
 	}
 	if s.Auth != "" {
 		if err := conf.OneOf("auth", s.Auth, oauth.AuthBasic, oauth.AuthPost); err != nil {
@@ -177,15 +177,16 @@ func (s *IntrospectSource) check() error {
 			return err
 		}
 	}
-	reserved := http.Header{}
+	// Which headers can be set depends on how the gateway authenticates, but not on their values.
+	names := http.Header{}
 	for name := range s.Headers {
-		reserved.Set(name, "")
+		names.Set(name, "")
 	}
-	own := introspect.RemoteConfig{URL: "https://localhost", Auth: "none", Header: reserved}
+	settable := introspect.RemoteConfig{URL: "https://localhost", Auth: "none", Header: names}
 	if s.ClientID != "" {
-		own.Auth, own.ClientID, own.ClientSecret = s.Auth, s.ClientID, "-"
+		settable.Auth, settable.ClientID, settable.ClientSecret = s.Auth, s.ClientID, "-"
 	}
-	return cmp.Or(own.Check(), checkHeaders(s.Headers))
+	return cmp.Or(settable.Check(), checkHeaders(s.Headers))
 }
 
 // settings returns the settings as configured, with placeholders and references in them.

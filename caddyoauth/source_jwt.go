@@ -102,7 +102,7 @@ func (s *JWTSource) Provision(caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.keys.HeaderFunc, err = headers(s.Headers); err != nil {
+	if s.keys.HeaderFunc, err = headerFunc(s.Headers); err != nil {
 		return err
 	}
 	var trust string
@@ -130,13 +130,13 @@ func (s *JWTSource) Provision(caddy.Context) error {
 		result := "ok"
 		if err != nil {
 			result = "error"
-			logger().Error("fetching the issuer's keys failed: keeping those there are", zap.String("what", kind), zap.Error(err))
+			logger().Error("fetching the issuer's keys failed: keeping the current ones", zap.String("what", kind), zap.Error(err))
 		}
 		collectors.sourceDuration.WithLabelValues(name, result).Observe(took.Seconds())
 	}
 	s.keys.OnKeys = func(n int, ignored []introspect.IgnoredKey) {
 		collectors.sourceUp.WithLabelValues(name).Set(1)
-		logger().Info("the issuer's keys are here", zap.Int("keys", n), zap.Stringers("ignored", ignored))
+		logger().Info("fetched the issuer's keys", zap.Int("keys", n), zap.Stringers("ignored", ignored))
 	}
 	s.cfg.OnKeys = func(n int) {
 		if n == 0 {

@@ -110,7 +110,7 @@ func Audience(place *[]string) Option { return several(place, CheckAudience) }
 func ParseNumber[N int | int64](option, text string) (N, error) {
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || int64(N(n)) != n {
-		return 0, fmt.Errorf("%s: '%s' is not a number", option, text)
+		return 0, fmt.Errorf("%s: '%s' is not a whole number", option, text)
 	}
 	return N(n), nil
 }
