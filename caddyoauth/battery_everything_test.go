@@ -238,7 +238,7 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 	kinds := []string{"", "disabled", "gone"}
 	loads := 0
 	for deadline := time.Now().Add(time.Duration(rounds) * time.Second); !t.Failed(); loads++ {
-		// However slow the machine is, not before each kind of caller has seen something.
+		// Not before each kind of caller has seen something, however slow the machine is.
 		if time.Now().After(deadline) && accepted.Load() > 20 && revocations.Load() > 5 && deaths.Load() > 5 {
 			break
 		}

@@ -297,7 +297,7 @@ func TestSlowHashes(t *testing.T) {
 		}
 		return sum
 	}
-	// Each has a realm of its own: a failure costs as much as the dearest hash of its realm.
+	// Each has a realm of its own: a failure costs as much as the most expensive hash of its realm.
 	g := startGateway(t, "store memory\n"+
 		"realm argon {\n"+client("owasp", argonHash(secret, 19456, 2, 1))+"}\n"+
 		"realm threads {\n"+client("threads", argonHash(secret, 9216, 4, 4))+"}\n"+

@@ -258,7 +258,7 @@ func (g *gateway) post(path, id, secret string, form url.Values) answer {
 	return g.do(g.posting(path, id, secret, form))
 }
 
-// posting is the request that post sends.
+// posting returns the request that post sends.
 func (g *gateway) posting(path, id, secret string, form url.Values) *http.Request {
 	g.t.Helper()
 	r := g.request("POST", path, form.Encode(), "Content-Type", "application/x-www-form-urlencoded")
