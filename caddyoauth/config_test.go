@@ -77,6 +77,7 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 		{"an issuer with a query", "issuer https://auth.example.com/?a=b\n" + goodClient, []string{`realm "root"`, "query"}},
 		{"an issuer with a fragment", "issuer https://auth.example.com/#a\n" + goodClient, []string{`realm "root"`, "fragment"}},
 		{"an issuer with credentials", "issuer https://me:" + leakedSecret + "@auth.example.com/\n" + goodClient, []string{`realm "root"`, "user"}},
+		{"an issuer with credentials that can't be parsed", "issuer https://me:" + leakedSecret + "@auth.example.com:https\n" + goodClient, []string{`realm "root"`, "not a URL"}},
 		{"a Redis URL in a variable", "store redis {env.OAUTH_TEST_URL}\n" + goodClient, []string{"host:port", "not a URL", "password"}},
 		{"a password as a Redis address", "store redis {env.OAUTH_TEST_SECRET}\n" + goodClient, []string{"{env.OAUTH_TEST_SECRET}", "host:port"}},
 		{"an issuer from a variable that is not set", "issuer {env.OAUTH_TEST_UNSET}\n" + goodClient, []string{`realm "root"`, "issuer"}},
@@ -168,6 +169,8 @@ func TestJSONThatIsRefused(t *testing.T) {
 		{"a route with a negative max_age", handler(`{"handler":"oauth_protect","max_age":-1}`), []string{"oauth_protect", "max_age"}},
 		{"a header prefix with an underscore", handler(`{"handler":"oauth_protect","header_prefix":"X_Y-"}`), []string{"oauth_protect", "header_prefix", "X_Y-"}},
 		{"a header prefix of standard headers", handler(`{"handler":"oauth_protect","header_prefix":"Content-"}`), []string{"oauth_protect", "header_prefix", "Content-Type"}},
+		{"a literal secret before a reference in a header", handler(`{"handler":"oauth_protect","sources":[{"source":"jwt","issuer":"https://as.example.com","headers":{"Authorization":"hunter2 {env.OAUTH_TEST_UNSET}"}}]}`),
+			[]string{"oauth_protect", "header Authorization", "{env.NAME}"}},
 		{"no oauth app", `;{"handler":"oauth_protect"}`, []string{"oauth_protect", "'oauth' block"}},
 		{"no oauth app for the server", `;{"handler":"oauth_server"}`, []string{"oauth_server", "'oauth' block"}},
 	} {

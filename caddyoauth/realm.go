@@ -138,9 +138,9 @@ func (rc *Realm) resolveIssuer(name string, root *Realm) (string, *url.URL, erro
 	}
 	u, err := url.Parse(issuer)
 	switch {
-	case err != nil:
-		return "", nil, fmt.Errorf("issuer %q is not a URL", issuer)
-	case u.User != nil: // not repeated: there may be a password in it
+	case err != nil: // the issuer is not repeated: there may be a password in it
+		return "", nil, errors.New("issuer is not a URL")
+	case u.User != nil: // not repeated either
 		return "", nil, errors.New("issuer contains a user: it is published, so it must have a host and no user, query or fragment")
 	case u.Host == "" || u.RawQuery != "" || u.ForceQuery || strings.Contains(issuer, "#"):
 		return "", nil, fmt.Errorf("issuer %q must have a host and no user, query or fragment", issuer)

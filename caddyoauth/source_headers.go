@@ -38,9 +38,10 @@ func checkHeaders(headers map[string]string) error {
 	return nil
 }
 
-// headerFunc returns a function that looks up the values of the headers. It is called for each
-// request, because a file may change, such as the token that Kubernetes gives a pod. An error means
-// that a value can't be found now. No error holds a value.
+// headerFunc returns a function that looks up the values of the headers, which checkHeaders has
+// accepted. It is called for each request, because a file may change, such as the token that
+// Kubernetes gives a pod. An error means that a value can't be found now. It names the reference,
+// never what it refers to.
 func headerFunc(configured map[string]string) (func() (http.Header, error), error) {
 	if len(configured) == 0 {
 		return nil, nil

@@ -97,6 +97,9 @@ func (JWTSource) CaddyModule() caddy.ModuleInfo {
 
 // Provision replaces placeholders and references to secrets. It opens no connection.
 func (s *JWTSource) Provision(caddy.Context) error {
+	if err := s.check(); err != nil {
+		return err
+	}
 	s.keys, s.cfg = s.settings()
 	err := cmp.Or(conf.Resolve("issuer", &s.keys.Issuer), conf.Resolve("jwks_uri", &s.keys.JWKSURI), conf.Resolve("jwks_file", &s.keys.KeysFile))
 	if err != nil {
@@ -110,9 +113,6 @@ func (s *JWTSource) Provision(caddy.Context) error {
 		if s.keys.TLS, trust, err = s.TLS.config(); err != nil {
 			return fmt.Errorf("tls: %w", err)
 		}
-	}
-	if err := s.check(); err != nil {
-		return err
 	}
 	if err := checkJWT(s.keys, s.cfg); err != nil {
 		return err
