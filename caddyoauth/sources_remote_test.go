@@ -120,11 +120,9 @@ func TestReloadKeepsASourceWhoseTimeoutChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("after a reload with another timeout", "opaque", 200, 0)
-	f.away.Store(true)
-	for i := range 5 { // the circuit opens
-		g.get("/x", fmt.Sprint("other", i))
-	}
-	f.away.Store(false)
+	f.busy.Store(true)
+	g.get("/x", "other") // the circuit opens, for a minute
+	f.busy.Store(false)
 	if err := g.load("", site("timeout 800ms")); err != nil {
 		t.Fatal(err)
 	}

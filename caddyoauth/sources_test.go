@@ -24,11 +24,11 @@ import (
 )
 
 // foreign is another authorization server: an introspection endpoint, and an issuer of JWTs with
-// its keys. It can be unreachable.
+// its keys. It can be unreachable, and it can ask to be left alone for a minute.
 type foreign struct {
 	*httptest.Server
 	asked, fetched atomic.Int64
-	away           atomic.Bool
+	away, busy     atomic.Bool
 	mu             sync.Mutex
 	tokens         map[string]string // the answer about each token
 	key            ed25519.PrivateKey
@@ -42,6 +42,11 @@ func newForeign(t testing.TB) *foreign {
 	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if f.away.Load() {
 			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		if f.busy.Load() {
+			w.Header().Set("Retry-After", "60")
+			w.WriteHeader(http.StatusTooManyRequests)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
