@@ -1327,15 +1327,19 @@ func FuzzJWT(f *testing.F) {
 // checkUnverifiedIssuer compares the issuer that a token claims with what encoding/json reads.
 func checkUnverifiedIssuer(t *testing.T, text string) {
 	t.Helper()
-	var claims map[string]any
+	var claims map[string]json.RawMessage // not a struct, which would take ISS for iss
 	if parts := strings.Split(text, "."); len(parts) == 3 && strings.HasPrefix(text, "e") && len(text) <= introspect.MaxTokenLength {
 		payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-		if err != nil || !utf8.Valid(payload) || json.Unmarshal(payload, &claims) != nil {
+		if err != nil || json.Unmarshal(payload, &claims) != nil {
 			claims = nil
 		}
 	}
-	want, _ := claims["iss"].(string)
+	want := ""
+	if json.Unmarshal(claims["iss"], &want) != nil {
+		want = ""
+	}
 	token := introspect.NewToken(text)
+	// encoding/json replaces what is not UTF-8. No issuer is configured like that.
 	if got := token.UnverifiedIssuer(); got != want && utf8.ValidString(got) {
 		t.Errorf("%q claims the issuer %q, want %q", text, got, want)
 	}
