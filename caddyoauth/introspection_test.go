@@ -119,6 +119,7 @@ func TestIntrospectionThatIsNotPermitted(t *testing.T) {
 			}
 			all := strings.Split(logged(), "\n")
 			line := all[len(all)-2]
+			want += `,"remote_ip":"127.0.0.1","auth_method":"client_secret_basic","secret":1`
 			if !strings.HasSuffix(line, want+"}") || strings.Count(logged(), "token_introspected") != lines+1 {
 				t.Errorf("the log ends with %s, want %s", line, want)
 			}

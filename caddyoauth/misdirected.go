@@ -116,7 +116,7 @@ func (s *Server) refuseMisdirected(w http.ResponseWriter, r *http.Request, kind 
 	collectors.requests.WithLabelValues(noEndpoint, string(kind), "no_such_endpoint").Inc()
 	if c := s.logger.Check(zap.InfoLevel, "no endpoint at this path"); c != nil {
 		meant, _, _ = strings.Cut(meant, ";") // what follows may be parameters as well
-		c.Write(zap.String("event", "no_such_endpoint"), zap.String("endpoint", string(kind)), zap.String("path", meant))
+		c.Write(zap.String("event", "no_such_endpoint"), zap.String("endpoint", string(kind)), zap.String("path", meant), zap.String("remote_ip", clientIP(r)))
 	}
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")

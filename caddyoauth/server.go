@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -298,7 +299,7 @@ func (s *Server) passOn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 }
 
 // logOutcome logs the event of a request that was answered, and counts it.
-func (s *Server) logOutcome(e *route, out oauth.Outcome) {
+func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 	result := "ok"
 	switch {
 	case out.NotPermitted:
@@ -322,7 +323,7 @@ func (s *Server) logOutcome(e *route, out oauth.Outcome) {
 		}
 	}
 	if c := s.logger.Check(level, message); c != nil {
-		fields := append(make([]zap.Field, 0, 5), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
+		fields := append(make([]zap.Field, 0, 10), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
 		if e.kind == endpointIntrospect {
 			fields = append(fields, zap.String("result", result))
 		}
@@ -332,18 +333,38 @@ func (s *Server) logOutcome(e *route, out oauth.Outcome) {
 		if out.Scope != "" {
 			fields = append(fields, zap.String("scope", out.Scope))
 		}
-		c.Write(fields...)
+		c.Write(append(fields, sender(r, out)...)...)
 	}
+}
+
+// sender returns the fields that say who sent a request and how that was proved.
+func sender(r *http.Request, out oauth.Outcome) []zap.Field {
+	fields := []zap.Field{zap.String("remote_ip", clientIP(r))}
+	if out.AuthMethod != "" {
+		fields = append(fields, zap.String("auth_method", out.AuthMethod))
+	}
+	if out.Proof.Secret != 0 {
+		fields = append(fields, zap.Int("secret", out.Proof.Secret))
+	}
+	if !out.Proof.Until.IsZero() {
+		fields = append(fields, zap.String("secret_until", out.Proof.Until.UTC().Format(time.RFC3339)))
+	}
+	if out.Proof.Old {
+		fields = append(fields, zap.Bool("rotation", true))
+	}
+	return fields
 }
 
 // logRefusal logs the event of a request that was refused, and counts it. It names the client
 // only if that is registered: what else stands in its place may be anything, even a mistyped
 // secret.
-func (s *Server) logRefusal(e *route, refusal *oauth.Error, clientID string) {
+func (s *Server) logRefusal(r *http.Request, e *route, refusal *oauth.Error, out oauth.Outcome) {
 	e.requests.WithLabelValues(string(refusal.Code)).Inc()
 	if c := s.logger.Check(zap.InfoLevel, string(e.kind)+" request refused"); c != nil {
-		c.Write(zap.String("event", string(e.kind)+"_refused"), zap.String("realm", e.realm.name), zap.String("client_id", clientID),
-			zap.String("error", string(refusal.Code)), zap.String("reason", cmp.Or(refusal.Reason, refusal.Description)))
+		c.Write(append([]zap.Field{
+			zap.String("event", string(e.kind)+"_refused"), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID),
+			zap.String("error", string(refusal.Code)), zap.String("reason", cmp.Or(refusal.Reason, refusal.Description)),
+		}, sender(r, out)...)...)
 	}
 }
 

@@ -53,19 +53,37 @@ func allSecure(lines []string) bool {
 // and a home gets a /56. A client with a neighbor in its /48 who guesses shares a turn with that
 // neighbor; with smaller networks, all the world would.
 func clientNetwork(r *http.Request) string {
-	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	addr, err := netip.ParseAddr(ip)
-	if err != nil {
-		peer, err := netip.ParseAddrPort(r.RemoteAddr)
-		if err != nil {
-			return ""
-		}
-		addr = peer.Addr()
+	addr, ok := clientAddr(r)
+	if !ok {
+		return ""
 	}
-	if addr = addr.Unmap(); addr.Is6() {
+	if addr.Is6() {
 		if network, err := addr.WithZone("").Prefix(48); err == nil {
 			return network.String()
 		}
 	}
 	return addr.String()
+}
+
+// clientIP returns the address of the caller, for logs: the one that Caddy takes for the
+// client's, which depends on trusted_proxies. It is empty if there is none, as with a unix
+// socket.
+func clientIP(r *http.Request) string {
+	if addr, ok := clientAddr(r); ok {
+		return addr.String()
+	}
+	return ""
+}
+
+func clientAddr(r *http.Request) (addr netip.Addr, ok bool) {
+	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
+	addr, err := netip.ParseAddr(ip)
+	if err != nil {
+		peer, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil {
+			return netip.Addr{}, false
+		}
+		addr = peer.Addr()
+	}
+	return addr.Unmap(), true
 }

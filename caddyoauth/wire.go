@@ -103,7 +103,7 @@ func (a audience) MarshalJSON() ([]byte, error) {
 // log line and a count.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply any, out oauth.Outcome, err error) {
 	if err == nil {
-		s.logOutcome(e, out)
+		s.logOutcome(r, e, out)
 		writeJSON(w, http.StatusOK, reply)
 		return
 	}
@@ -127,13 +127,13 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply 
 		status = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", retryAfter)
 	}
-	s.logRefusal(e, refusal, out.ClientID)
+	s.logRefusal(r, e, refusal, out)
 	writeError(w, status, refusal)
 }
 
 // refuse answers a request that never reached the engine.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e *route, status int, refusal *oauth.Error) {
-	s.logRefusal(e, refusal, "")
+	s.logRefusal(r, e, refusal, oauth.Outcome{})
 	dontAwaitBody(w, r)
 	writeError(w, status, refusal)
 }

@@ -4,12 +4,26 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"time"
 )
 
-// A verifier reports whether a claim is true, by one method of client authentication. An error
-// means that it could not find out. For a claim about nobody it does all the work that it
-// does for one that is false, so that neither the answer nor its time tells what was wrong.
-type verifier func(e *Engine, ctx context.Context, c claim) (bool, error)
+// A verifier returns what proves a claim, by one method of client authentication, or the zero
+// Proof if nothing does. An error means that it could not find out. For a claim about nobody it
+// does all the work that it does for one that is false, so that neither the answer nor its time
+// tells what was wrong.
+type verifier func(e *Engine, ctx context.Context, c claim) (Proof, error)
+
+// Proof is what a client was authenticated with, for logs. It holds nothing secret.
+type Proof struct {
+	// Secret is the position of the secret among those that the configuration gives the client,
+	// from 1. It is 0 if nothing was proved.
+	Secret int
+	// Until is when that secret stops being valid; the zero time is never.
+	Until time.Time
+	// Old is set if the client has a newer secret, one that is valid for longer, or for as long
+	// and listed below this one. It tells who still has to change over in a rotation.
+	Old bool
+}
 
 // claim is what a request says about its sender: that these credentials prove it to be this
 // client.
@@ -39,6 +53,7 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	if client != nil {
 		out.ClientID = client.ID
 	}
+	out.AuthMethod = creds.Method
 	verify := verifiers[creds.Method]
 	// Where nothing is claimed that could be true, there is nothing that work would hide.
 	switch {
@@ -57,27 +72,28 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	case !slices.Contains(client.Auth, creds.Method):
 		client, reason = nil, "auth_method_not_allowed"
 	}
-	ok, err := verify(e, ctx, claim{clients, client, creds, req.From})
+	proof, err := verify(e, ctx, claim{clients, client, creds, req.From})
 	if err != nil {
 		return nil, err
 	}
-	if !ok || client == nil {
+	if proof == (Proof{}) || client == nil {
 		return nil, invalidClient(reason)
 	}
+	out.Proof = proof
 	return client, nil
 }
 
-// verifySecret reports whether one of the readings of a secret is a secret of the client that
-// is valid now. Success ends early. Failure costs, for each reading, the realm's whole
+// verifySecret finds the secret of the client that is valid now and that one of the readings of
+// what was sent equals. Success ends early. Failure costs, for each reading, the realm's whole
 // workload, which is at least what the secrets of the most expensive client cost.
-func (e *Engine) verifySecret(ctx context.Context, c claim) (bool, error) {
+func (e *Engine) verifySecret(ctx context.Context, c claim) (Proof, error) {
 	var candidates []*Secret
 	if c.client != nil {
 		candidates = c.client.Secrets
 	}
 	now := e.cfg.Now()
 	a := attempt{work: c.clients.work, now: now}
-	fast := false
+	var right *Secret // found quickly
 	for _, secret := range c.creds.Secrets {
 		r := reading{secret: secret, candidates: candidates}
 		if secret == "" {
@@ -91,18 +107,21 @@ func (e *Engine) verifySecret(ctx context.Context, c claim) (bool, error) {
 		}
 		for _, s := range r.candidates {
 			if s.validAt(now) && (s.quick(r.secret) || e.cfg.Hasher.remembers(s, r.secret, now)) {
-				fast = true
+				right = s
 			}
 		}
 		a.readings = append(a.readings, r)
 	}
-	if fast {
-		return true, nil
+	if right != nil {
+		return c.client.proofBy(right), nil
 	}
 	if len(a.work) == 0 {
-		return false, nil // the realm has no slow hashes: failing is quick for everybody
+		return Proof{}, nil // the realm has no slow hashes: failing is quick for everybody
 	}
 	right, err := e.cfg.Hasher.check(ctx, flightKey{c.clients, c.creds.mac()}, a, c.from, c.creds.ClientIDs[0])
 	// Whoever shares the answer may have come after the secret's end.
-	return right != nil && right.validAt(e.cfg.Now()), err
+	if err != nil || right == nil || !right.validAt(e.cfg.Now()) {
+		return Proof{}, err
+	}
+	return c.client.proofBy(right), nil
 }

@@ -59,3 +59,16 @@ func (c *Client) visible(facts *introspect.Facts) *introspect.Facts {
 	}
 	return introspect.Inactive()
 }
+
+// proofBy returns the proof that one of the client's own secrets is.
+func (c *Client) proofBy(secret *Secret) Proof {
+	proof, below := Proof{Until: secret.Until}, false
+	for i, other := range c.Secrets {
+		if other == secret {
+			proof.Secret, below = i+1, true
+			continue
+		}
+		proof.Old = proof.Old || secret.endsBefore(other) || below && !other.endsBefore(secret)
+	}
+	return proof
+}

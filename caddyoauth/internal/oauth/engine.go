@@ -178,6 +178,11 @@ func (e *Engine) Minted(token *introspect.Token) (bool, error) {
 type Outcome struct {
 	// ClientID is the client, once it is known to be registered here.
 	ClientID string
+	// AuthMethod is the method of client authentication that was tried, one of AuthMethods, or
+	// empty.
+	AuthMethod string
+	// Proof is what authenticated the client. It is zero if nothing did.
+	Proof Proof
 	// TokenID is the token that was issued, asked about or revoked, once it is known to be
 	// one of ours.
 	TokenID introspect.TokenID

@@ -272,6 +272,11 @@ var errMalformedPBKDF2 = errors.New("a PBKDF2 hash looks like $pbkdf2-sha256$i=<
 
 func (s *Secret) validAt(now time.Time) bool { return s.Until.IsZero() || now.Before(s.Until) }
 
+// endsBefore reports whether s stops being valid before other does.
+func (s *Secret) endsBefore(other *Secret) bool {
+	return !s.Until.IsZero() && (other.Until.IsZero() || s.Until.Before(other.Until))
+}
+
 func (d *digest) slow() bool { return d.cost != slowCost{} }
 
 // quick reports whether secret is right, where that takes microseconds. Of a slow hash it
