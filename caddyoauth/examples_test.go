@@ -816,7 +816,7 @@ func anchorsOf(text string) (anchors []string) {
 }
 
 // docs/configuration.md explains every option there is. What there is, the parser says itself.
-func TestREADMEHasEveryOption(t *testing.T) {
+func TestManualHasEveryOption(t *testing.T) {
 	configuration := readDocument(t, "docs/configuration.md")
 	known := regexp.MustCompile(`\(known: ([^)]+)\)`)
 	for _, c := range []struct{ where, oauth, site string }{
@@ -864,7 +864,7 @@ func TestREADMEHasEveryOption(t *testing.T) {
 }
 
 // Each mistake that docs/configuration.md explains is answered with the words that it quotes.
-func TestREADMEHasTheErrors(t *testing.T) {
+func TestManualHasTheErrors(t *testing.T) {
 	configuration := readDocument(t, "docs/configuration.md")
 	for _, c := range []struct{ message, caddyfile string }{
 		{"needs an 'oauth' block in the global options", ":0 {\noauth_protect\n}"},
@@ -962,7 +962,7 @@ func secondCaddyOn(t *testing.T, path string) string {
 }
 
 // docs/operations.md names every metric and every event, and none that don't exist.
-func TestREADMEHasMetricsAndEvents(t *testing.T) {
+func TestManualHasMetricsAndEvents(t *testing.T) {
 	operations := readDocument(t, "docs/operations.md")
 	text := strings.Replace(readDocument(t, "Caddyfile.example"), "token_lifetime 1h", "token_lifetime 1h\n\t\tcache {\n\t\t\tmax_tokens 1\n\t\t}", 1)
 	moved := freePorts(t, text)
