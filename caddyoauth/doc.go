@@ -14,7 +14,7 @@
 //	                             leaves out                                      guard.go
 //	http.matchers.oauth_scope    matches by the scopes of the caller             matcher.go
 //	admin.api.oauth              POST /oauth/forget on the admin endpoint        admin.go
-//	caddy oauth                  the command line                                command.go
+//	caddy oauth                  the command line                                command.go, command_token.go
 //
 // Around them:
 //

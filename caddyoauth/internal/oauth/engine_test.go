@@ -266,7 +266,7 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 		}
 	}
 	for what, text := range map[string]string{
-		"nothing": "", "the prefix alone": opaquePrefix, "a character more": token + "A", "padding": token + "=", "more padding": token + "==",
+		"nothing": "", "the prefix alone": TokenPrefix, "a character more": token + "A", "padding": token + "=", "more padding": token + "==",
 		"a line break after it": token + "\n", "a line break in it": token[:20] + "\n" + token[20:], "a carriage return in it": token[:20] + "\r" + token[21:],
 		"a space before it": " " + token, "a space after it": token + " ", "the standard alphabet": strings.NewReplacer("-", "+", "_", "/").Replace(token) + "=",
 		"percent-encoded": url.QueryEscape(token[:10]) + "%5F" + token[11:], "upper case": strings.ToUpper(token), "lower case": strings.ToLower(token),
@@ -277,17 +277,17 @@ func TestOnlyTheExactTokenCounts(t *testing.T) {
 	}
 
 	// The same bytes with another version, another expiry, other randomness: the tag knows.
-	raw, err := opaqueEncoding.DecodeString(token[len(opaquePrefix):])
+	raw, err := opaqueEncoding.DecodeString(token[len(TokenPrefix):])
 	if err != nil {
 		t.Fatal(err)
 	}
-	if opaquePrefix+opaqueEncoding.EncodeToString(raw) != token {
+	if TokenPrefix+opaqueEncoding.EncodeToString(raw) != token {
 		t.Error("the token is not its own encoding")
 	}
 	for i := range raw {
 		for bit := range 8 {
 			raw[i] ^= 1 << bit
-			refuse(fmt.Sprintf("byte %d, bit %d", i, bit), opaquePrefix+opaqueEncoding.EncodeToString(raw))
+			refuse(fmt.Sprintf("byte %d, bit %d", i, bit), TokenPrefix+opaqueEncoding.EncodeToString(raw))
 			raw[i] ^= 1 << bit
 		}
 	}
@@ -319,7 +319,7 @@ func TestTokensAreRandom(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		raw, err := opaqueEncoding.DecodeString(token[len(opaquePrefix):])
+		raw, err := opaqueEncoding.DecodeString(token[len(TokenPrefix):])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -155,7 +155,7 @@ func FuzzToken(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, seed := range []string{"", opaquePrefix, token, foreign, token + "=", token + "\n", " " + token, token[:len(token)-1], strings.ToUpper(token), token[len(opaquePrefix):]} {
+	for _, seed := range []string{"", TokenPrefix, token, foreign, token + "=", token + "\n", " " + token, token[:len(token)-1], strings.ToUpper(token), token[len(TokenPrefix):]} {
 		f.Add(seed, uint(10), byte(1))
 	}
 	for i := range uint(len(token)) {

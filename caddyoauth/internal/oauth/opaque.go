@@ -14,7 +14,10 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// An opaque token is opaquePrefix and the base64url form of
+// TokenPrefix begins every token that is issued here.
+const TokenPrefix = "coa_"
+
+// An opaque token is TokenPrefix and the base64url form of
 //
 //	version  1 byte    1
 //	expiry   6 bytes   unix milliseconds, big-endian
@@ -25,13 +28,11 @@ import (
 // bits, so no two strings decode to one token. The tag makes a token prove that it was issued
 // here before anything is looked up; the prefix lets secret scanners find tokens that leak.
 const (
-	opaquePrefix = "coa_"
-
 	opaqueVersion  = 1
 	opaqueRandom   = 7  // offset
 	opaqueTag      = 29 // offset
 	opaqueBytes    = 45
-	opaqueLength   = len(opaquePrefix) + opaqueBytes/3*4
+	opaqueLength   = len(TokenPrefix) + opaqueBytes/3*4
 	maxTokenExpiry = 1<<48 - 1
 )
 
@@ -42,7 +43,7 @@ var opaqueEncoding = base64.RawURLEncoding.Strict()
 // HasForm reports whether token has the form of the tokens that are issued here. It says
 // nothing about which realm issued it, or whether any did.
 func HasForm(token string) bool {
-	return len(token) == opaqueLength && token[:len(opaquePrefix)] == opaquePrefix
+	return len(token) == opaqueLength && token[:len(TokenPrefix)] == TokenPrefix
 }
 
 // opaque is the format of a realm's tokens under one key. It is safe for concurrent use.
@@ -79,7 +80,7 @@ func (o *opaque) mint(expiry time.Time) (token string, expiryMilli int64, err er
 	t := o.taggers.Get().(*tagger)
 	copy(raw[opaqueTag:], t.tag(raw[:opaqueTag]))
 	o.taggers.Put(t)
-	return opaquePrefix + opaqueEncoding.EncodeToString(raw[:]), expiryMilli, nil
+	return TokenPrefix + opaqueEncoding.EncodeToString(raw[:]), expiryMilli, nil
 }
 
 // verify reports whether this realm minted token and the token has not expired, and the time
@@ -96,18 +97,31 @@ func (o *opaque) verify(token *introspect.Token) (expiryMilli int64, ok bool) {
 	return expiryMilli, o.now().UnixMilli() < expiryMilli
 }
 
-// open returns the time when a token that carries this realm's tag expires, or else zero.
-func (o *opaque) open(token string) (expiryMilli int64) {
-	if !HasForm(token) {
-		return 0
+// ExpiryIn returns the expiry that stands in a token of our form. Nobody has verified it. It
+// reports false for a token that was certainly not issued here.
+func ExpiryIn(token string) (expiry time.Time, ok bool) {
+	raw, ok := unpack(token)
+	if !ok {
+		return time.Time{}, false
 	}
-	var raw [opaqueBytes]byte
+	return time.UnixMilli(getExpiry(raw[1:])), true
+}
+
+// unpack returns the bytes of a token, if it has our form and version.
+func unpack(token string) (raw [opaqueBytes]byte, ok bool) {
+	if !HasForm(token) {
+		return raw, false
+	}
 	var text [opaqueLength]byte
 	copy(text[:], token)
-	if n, err := opaqueEncoding.Decode(raw[:], text[len(opaquePrefix):]); err != nil || n != opaqueBytes {
-		return 0
-	}
-	if raw[0] != opaqueVersion {
+	n, err := opaqueEncoding.Decode(raw[:], text[len(TokenPrefix):])
+	return raw, err == nil && n == opaqueBytes && raw[0] == opaqueVersion
+}
+
+// open returns the time when a token that carries this realm's tag expires, or else zero.
+func (o *opaque) open(token string) (expiryMilli int64) {
+	raw, ok := unpack(token)
+	if !ok {
 		return 0
 	}
 	t := o.taggers.Get().(*tagger)
