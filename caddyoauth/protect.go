@@ -139,9 +139,14 @@ type rejection struct {
 	challenge string // WWW-Authenticate, or empty
 	err       error  // public, through {http.error.message}
 	count     prometheus.Counter
-	// decision says what was wrong with the token, for the log. It is zero if no facts were
-	// judged.
+	// decision says what the token lacks, for the log. It is zero if that is not known.
 	decision access.Decision
+}
+
+// about returns a copy of no for one decision.
+func (no rejection) about(decision access.Decision) *rejection {
+	no.decision = decision
+	return &no
 }
 
 // CaddyModule returns the Caddy module information.
@@ -325,22 +330,23 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 
 // reject returns the rejection for a decision against the bearer.
 func (p *Protect) reject(r *http.Request, b *bearer, decision access.Decision) *rejection {
-	no := *p.invalidToken
 	switch decision.Cause {
+	case access.CauseAudience:
+		return p.invalidToken.about(decision)
 	case access.CauseNamesNobody:
-		no = *p.nameless
+		return p.nameless
 	case access.CauseUnfit:
-		no = *p.unfit
+		return p.unfit
 	case access.CauseScope: // from here on it is known who is refused
 		logIdentity(r.Context(), b)
-		no = *p.insufficient
+		no := p.insufficient.about(decision)
 		no.challenge = p.scopeChallenge(r, b, decision.Want)
+		return no
 	case access.CauseClaim:
 		logIdentity(r.Context(), b)
-		no = *p.lacksClaim
+		return p.lacksClaim.about(decision)
 	}
-	no.decision = decision
-	return &no
+	return p.invalidToken // nothing is known of the token, so there is nothing more to log
 }
 
 // loadSources loads the modules that say where tokens come from.
