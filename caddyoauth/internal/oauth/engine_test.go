@@ -231,6 +231,40 @@ func TestTokenLivesAsLongAsItSaid(t *testing.T) {
 	}
 }
 
+// What a request has found out about its token holds for one realm, one key and one moment: it is
+// no finding of another realm, of a key that was shared since, or of a later time.
+func TestAFindingHoldsForOneRealmOneKeyAndOneMoment(t *testing.T) {
+	const key, another = "a key of thirty-two random bytes", "another key that is just as long"
+	e := newEngine(t, nil, newClient("c", quickSecret(t, "s")))
+	other := newEngine(t, func(cfg *Settings) { cfg.Realm = "other"; cfg.Now = e.now }, newClient("c", quickSecret(t, "s")))
+	token := introspect.NewToken(e.issue(t, "c", "s"))
+	check := func(when string, e *engine, recognized, minted bool) {
+		t.Helper()
+		// Each in turn, and again with what the one before has left in the token.
+		for range 2 {
+			if got := e.Recognizes(&token); got != recognized {
+				t.Errorf("%s: recognized is %t", when, got)
+			}
+			if got, err := e.Minted(&token); got != minted || err != nil {
+				t.Errorf("%s: minted is %t, %v", when, got, err)
+			}
+			if facts, err := e.Tokens().LookupWithin(t.Context(), &token, time.Minute); err != nil || facts.Active != recognized {
+				t.Errorf("%s: a lookup says %v, %v", when, facts, err)
+			}
+		}
+	}
+	check("in its realm", e, true, true)
+	check("in another realm, with the same key", other, false, false)
+	check("in its realm again", e, true, true)
+	e.agree(another)
+	check("with another key", e, false, false)
+	e.agree(key)
+	check("with its key again", e, true, true)
+	e.advance(2 * time.Second)
+	check("at its expiry", e, false, true)
+	check("in another realm at its expiry", other, false, false)
+}
+
 // A string that was not minted here costs no lookup, and nothing that resembles a token is that
 // token.
 func TestOnlyTheExactTokenCounts(t *testing.T) {
