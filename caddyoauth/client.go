@@ -40,7 +40,8 @@ type Client struct {
 	// introspects and revokes. Default: `client_credentials`.
 	GrantTypes []string `json:"grant_types,omitempty"`
 
-	// How it may authenticate: `client_secret_basic`, `client_secret_post`. Default: both.
+	// How it may authenticate: `client_secret_basic`, `client_secret_post`. Default: both of
+	// these.
 	Auth []string `json:"auth,omitempty"`
 
 	// How long its tokens live, in whole seconds, at most a year. Default: the realm's.
@@ -235,13 +236,17 @@ func (cc *Client) grantTypes() ([]string, error) {
 	return cc.GrantTypes, nil
 }
 
+// secretMethods are how a client may authenticate unless it says otherwise: with its secret, which
+// every client has. Any other method needs something more, such as a key, so it must be named in
+// the configuration of each client that may use it.
+var secretMethods = []string{oauth.AuthBasic, oauth.AuthPost}
+
 func (cc *Client) authMethods() ([]string, error) {
-	all := oauth.AuthMethods()
 	if len(cc.Auth) == 0 {
-		return all, nil
+		return secretMethods, nil
 	}
 	for _, method := range cc.Auth {
-		if err := conf.OneOf("auth", method, all...); err != nil {
+		if err := conf.OneOf("auth", method, oauth.AuthMethods()...); err != nil {
 			return nil, err
 		}
 	}

@@ -454,7 +454,7 @@ func TestSecretsThatLookWrongAreRefused(t *testing.T) {
 		{"canary-secret \n", "space"}, {" canary-secret", "space"}, {"\tcanary-secret", "space or a tab"}, {"canary-secret\u00a0\n", "space"},
 		{"canary\nsecret\n", "more than one line"},
 		{generated + "\nsecret_hash " + hashOf("canary") + "\n", "generate-secret"},
-		{"secret_hash " + hashOf("canary") + "\n", "secret_hash"},
+		{"secret_hash " + hashOf("canary") + "\n", "give the secret itself"},
 		{strings.Repeat("canary", 200), "longer than"},
 	} {
 		write(c.text)

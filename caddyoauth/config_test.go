@@ -171,6 +171,10 @@ func TestJSONThatIsRefused(t *testing.T) {
 		{"a header prefix of standard headers", handler(`{"handler":"oauth_protect","header_prefix":"Content-"}`), []string{"oauth_protect", "header_prefix", "Content-Type"}},
 		{"a literal secret before a reference in a header", handler(`{"handler":"oauth_protect","sources":[{"source":"jwt","issuer":"https://as.example.com","headers":{"Authorization":"hunter2 {env.OAUTH_TEST_UNSET}"}}]}`),
 			[]string{"oauth_protect", "header Authorization", "{env.NAME}"}},
+		{"two headers of an endpoint that differ in case", handler(`{"handler":"oauth_protect","sources":[{"source":"introspect","url":"https://as.example.com/introspect","headers":{"X-Tenant":"blue","x-tenant":"green"}}]}`),
+			[]string{"oauth_protect", "duplicate header x-tenant", "upper and lower case"}},
+		{"two headers of an issuer that differ in case", handler(`{"handler":"oauth_protect","sources":[{"source":"jwt","issuer":"https://as.example.com","headers":{"X-Tenant":"blue","x-tenant":"green"}}]}`),
+			[]string{"oauth_protect", "duplicate header x-tenant", "upper and lower case"}},
 		{"no oauth app", `;{"handler":"oauth_protect"}`, []string{"oauth_protect", "'oauth' block"}},
 		{"no oauth app for the server", `;{"handler":"oauth_server"}`, []string{"oauth_server", "'oauth' block"}},
 	} {

@@ -23,19 +23,28 @@ var openHeaders = []string{
 	"X-Forwarded-Host", "X-Forwarded-Proto", "X-Realm", "X-Request-Id", "X-Requested-By", "X-Requested-With", "X-Tenant", "X-Tenant-Id",
 }
 
-// checkHeaders refuses headers that no request can carry, and literal values that may be secret.
-// No error holds a value.
+// checkHeaders refuses headers that no request can carry, names that differ in case alone, of which
+// only one could be sent, and literal values that may be secret. No error holds a value.
 func checkHeaders(headers map[string]string) error {
+	seen := make(map[string]bool, len(headers))
 	for _, name := range sortedKeys(headers) {
+		canonical := http.CanonicalHeaderKey(name)
 		switch {
 		case !httpguts.ValidHeaderFieldName(name):
 			return fmt.Errorf("header %q: this is not a valid name", name)
-		case !conf.IsSecretReference(headerScheme.ReplaceAllString(headers[name], "")) && !slices.Contains(openHeaders, http.CanonicalHeaderKey(name)):
+		case seen[canonical]:
+			return duplicateHeader(name)
+		case !conf.IsSecretReference(headerScheme.ReplaceAllString(headers[name], "")) && !slices.Contains(openHeaders, canonical):
 			return fmt.Errorf("header %s: %w; it may come after Bearer, Basic, Token, ApiKey or Key. Literal values are accepted only in %s",
 				name, conf.ErrLiteralSecret, strings.Join(openHeaders, ", "))
 		}
+		seen[canonical] = true
 	}
 	return nil
+}
+
+func duplicateHeader(name string) error {
+	return fmt.Errorf("duplicate header %s; upper and lower case are the same", name)
 }
 
 // headerFunc returns a function that looks up the values of the headers, which checkHeaders has
@@ -71,8 +80,10 @@ func headerOption(place *map[string]string) conf.Option {
 		if *place == nil {
 			*place = make(map[string]string)
 		}
-		if (*place)[args[0]] != "" {
-			return d.Errf("duplicate header %s", args[0])
+		for name := range *place {
+			if strings.EqualFold(name, args[0]) {
+				return d.WrapErr(duplicateHeader(args[0]))
+			}
 		}
 		(*place)[args[0]] = args[1]
 		return nil

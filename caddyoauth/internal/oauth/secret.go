@@ -452,7 +452,7 @@ func CheckSecret(secret string) error {
 	case strings.HasPrefix(secret, secretPrefix) && strings.Contains(secret, "\nsecret_hash "):
 		return errors.New("these are the two lines that 'caddy oauth generate-secret' prints; keep the first, which is the secret, and put the second into the client's block in the Caddyfile")
 	case strings.HasPrefix(secret, "secret_hash "):
-		return errors.New("this is a whole line for the Caddyfile; keep only the hash, without the word secret_hash")
+		return errors.New("this is the Caddyfile line with the secret's hash; where the secret belongs, give the secret itself, and where its hash belongs, only the hash, without the word secret_hash")
 	case strings.Trim(secret, "\r\n") != secret:
 		return errors.New("the secret begins or ends with an empty line; remove it, since only one line end is dropped")
 	case strings.ContainsAny(secret, "\r\n"):
