@@ -168,6 +168,7 @@ func (a *App) provisionRealms() error {
 	}
 	a.realms = make(map[string]*servedRealm)
 	issuers := make(map[string]string)
+	before := activeApp() // whose counts go on
 	for _, name := range servedRealms(a.Realms) {
 		own := a.Realms[name]
 		if own == nil {
@@ -184,6 +185,7 @@ func (a *App) provisionRealms() error {
 		}
 		issuers[issuer] = name
 		r.app = a
+		r.handOnCounts(before)
 		a.realms[name] = r
 		a.usesStore = a.usesStore || len(r.settings.Clients) > 0
 	}

@@ -24,7 +24,7 @@
 //	order.go               refuses a configuration that uses an identity before it is known
 //	transport.go, path.go  which connections and which paths are acceptable
 //	misdirected.go         requests that miss an endpoint, and may carry a secret
-//	metrics.go             metrics
+//	metrics.go             metrics; those about clients are in metrics_clients.go
 //
 // The rules of OAuth are in internal/oauth, the decision whether a request may pass in
 // internal/access, the stores in internal/store, reading a configuration in internal/conf, and the

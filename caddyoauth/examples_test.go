@@ -145,6 +145,33 @@ func storyOf(file string) string {
 	return ""
 }
 
+// checkAlerts checks that every line of a block names a metric that docs/operations.md explains, and
+// no labels that this metric doesn't have.
+func checkAlerts(t *testing.T, block string) {
+	t.Helper()
+	operations := readDocument(t, "docs/operations.md")
+	for line := range strings.Lines(block) {
+		names := regexp.MustCompile(`caddy_oauth_[a-z_]+`).FindAllString(line, -1)
+		if len(names) != 1 {
+			t.Errorf("not one metric of ours in %s", line)
+			continue
+		}
+		row := regexp.MustCompile("(?m)^\\| `" + names[0] + "` .*$").FindString(operations)
+		var labels []string
+		for _, m := range regexp.MustCompile(`by \(([^)]*)\)`).FindAllStringSubmatch(line, -1) {
+			labels = append(labels, strings.Split(m[1], ", ")...)
+		}
+		for _, m := range regexp.MustCompile(`([a-z_]+)=`).FindAllStringSubmatch(line, -1) {
+			labels = append(labels, m[1])
+		}
+		for _, label := range labels {
+			if !strings.Contains(row, "`"+label+"`") {
+				t.Errorf("%s has no label %s", names[0], label)
+			}
+		}
+	}
+}
+
 // Every block of every document is of a kind that something checks, and passes.
 func TestDocumentBlocks(t *testing.T) {
 	for _, file := range documents(t) {
@@ -172,6 +199,8 @@ func TestDocumentBlocks(t *testing.T) {
 					for command := range strings.Lines(b.text) {
 						checkCommand(t, strings.TrimSpace(command))
 					}
+				case "promql":
+					checkAlerts(t, b.text)
 				case "mermaid":
 					checkDiagram(t, b.text)
 				default:

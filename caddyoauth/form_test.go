@@ -370,6 +370,8 @@ func TestMetricsAreNamedAndBounded(t *testing.T) {
 		"realm":     regexp.MustCompile(`^[a-z0-9_-]+$|^External$|^None$`), // other tests' realms included
 		"endpoint":  regexp.MustCompile(`^(token|introspect|revoke)$`),
 		"operation": regexp.MustCompile(`^(put|get|revoke)$`),
+		"client_id": regexp.MustCompile(`^[a-z-]+$|^External$`), // from the configuration
+		"secret":    regexp.MustCompile(`^[1-9]$`),
 		"source":    regexp.MustCompile(`^https?://[A-Za-z0-9.:/_-]+$`), // from the configuration
 		"result":    regexp.MustCompile(`^[a-z_]+$`),
 	}

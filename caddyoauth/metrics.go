@@ -33,6 +33,8 @@ type metrics struct {
 	// asked; source is its label, which comes from the configuration.
 	sourceDuration *prometheus.HistogramVec
 	sourceUp       *prometheus.GaugeVec
+	// clients are what each client has done, and how long its secrets last.
+	clients clientMetrics
 	// storeLink is 1 while the store in force reports revocations by other gateways.
 	storeLink prometheus.GaugeFunc
 }
@@ -49,6 +51,7 @@ func newCollectors() *metrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "caddy", Subsystem: "oauth", Name: name, Help: help}, labels)
 	}
 	return &metrics{
+		clients:       newClientMetrics(),
 		invalidations: counter("store_invalidations_total", "Cached tokens that the shared store reported as changed elsewhere."),
 		flushes:       counter("cache_flushes_total", "Times that all cached tokens were forgotten, because the shared store might have missed reporting a change."),
 		staleAnswers:  counter("stale_answers_total", "Token checks answered under serve_stale, because the token's source could not be asked."),
@@ -83,7 +86,7 @@ func newCollectors() *metrics {
 // registerMetrics registers the collectors with a configuration's registry.
 func registerMetrics(registry *prometheus.Registry) error {
 	m := collectors
-	for _, c := range []prometheus.Collector{m.requests, m.checks, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp} {
+	for _, c := range []prometheus.Collector{m.requests, m.checks, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp, m.clients} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
 			return err

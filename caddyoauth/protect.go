@@ -262,6 +262,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return p.refuse(w, r, no)
 	}
 	p.allowed.Inc()
+	p.app.countsOf(b).passed.Add(1)
 	if p.KeepToken && len(authorization) == 1 {
 		r.Header["Authorization"] = authorization
 	}
@@ -323,7 +324,11 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 	}
 	decision := access.Decide(&p.rule, b.facts, access.Request{Fit: b.introduce()})
 	if !decision.Allowed {
-		return nil, p.reject(r, b, decision)
+		no := p.reject(r, b, decision)
+		if b.facts.Active {
+			p.app.countsOf(b).countRefused(no.code)
+		}
+		return nil, no
 	}
 	return b, nil
 }

@@ -60,6 +60,8 @@ type servedRealm struct {
 	noOpenIDConfiguration bool
 	app                   *App
 	settings              oauth.Settings
+	// counts are by client ID, with an entry for each client. The map is read-only.
+	counts map[string]*clientCounts
 	// engine is nil until the app's Start. Use await.
 	engine *oauth.Engine
 }

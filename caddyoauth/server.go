@@ -308,6 +308,7 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 		result = "inactive" // there was nothing to tell or to revoke
 	}
 	e.requests.WithLabelValues(result).Inc()
+	e.countClient(out, result)
 
 	var event, message string
 	level := zap.InfoLevel
@@ -337,6 +338,14 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 	}
 }
 
+// countClient counts a request in the name of a client, if that is registered. Whether it was the
+// client that sent it, the result says.
+func (e *route) countClient(out oauth.Outcome, result string) {
+	if counts := e.realm.counts[out.ClientID]; counts != nil {
+		counts.countRequest(e.kind, result)
+	}
+}
+
 // sender returns the fields that say who sent a request and how that was proved.
 func sender(r *http.Request, out oauth.Outcome) []zap.Field {
 	fields := []zap.Field{zap.String("remote_ip", clientIP(r))}
@@ -360,6 +369,7 @@ func sender(r *http.Request, out oauth.Outcome) []zap.Field {
 // secret.
 func (s *Server) logRefusal(r *http.Request, e *route, refusal *oauth.Error, out oauth.Outcome) {
 	e.requests.WithLabelValues(string(refusal.Code)).Inc()
+	e.countClient(out, cmp.Or(refusal.Reason, string(refusal.Code)))
 	if c := s.logger.Check(zap.InfoLevel, string(e.kind)+" request refused"); c != nil {
 		c.Write(append([]zap.Field{
 			zap.String("event", string(e.kind)+"_refused"), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID),

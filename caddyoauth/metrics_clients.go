@@ -1,0 +1,138 @@
+package caddyoauth
+
+import (
+	"math"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// clientCounts is what one client has done. A reload hands it on while the client stays, by its
+// realm and ID, and drops it with the client. It is safe for concurrent use.
+type clientCounts struct {
+	passed atomic.Uint64 // checks by oauth_protect that let it pass
+
+	mu sync.Mutex
+	// refused are the checks that didn't, by what the caller was told, and requests those to the
+	// endpoints. Their keys are constants, so there are a few dozen at most.
+	refused  map[string]uint64
+	requests map[clientRequest]uint64
+}
+
+// clientRequest is a kind of request to an endpoint.
+type clientRequest struct {
+	endpoint endpointKind
+	result   string
+}
+
+func newClientCounts() *clientCounts {
+	return &clientCounts{refused: make(map[string]uint64), requests: make(map[clientRequest]uint64)}
+}
+
+func (c *clientCounts) countRefused(result string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refused[result]++
+}
+
+func (c *clientCounts) countRequest(endpoint endpointKind, result string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.requests[clientRequest{endpoint, result}]++
+}
+
+// foreignCounts is for the clients of tokens from elsewhere. They are counted together: another
+// server may have any number of them.
+var foreignCounts = newClientCounts()
+
+// handOnCounts gives the realm's clients their counts: those from before, and new ones to clients
+// that are new.
+func (r *servedRealm) handOnCounts(before *App) {
+	var known map[string]*clientCounts
+	if before != nil && before.realms[r.name] != nil {
+		known = before.realms[r.name].counts
+	}
+	r.counts = make(map[string]*clientCounts, len(r.settings.Clients))
+	for id := range r.settings.Clients {
+		if r.counts[id] = known[id]; r.counts[id] == nil {
+			r.counts[id] = newClientCounts()
+		}
+	}
+}
+
+// countsOf returns the counts of a bearer's client. It doesn't allocate.
+func (a *App) countsOf(b *bearer) *clientCounts {
+	if realm := a.realms[b.realm]; realm != nil {
+		if counts := realm.counts[b.facts.ClientID]; counts != nil {
+			return counts
+		}
+	}
+	return foreignCounts
+}
+
+// clientMetrics collects what there is to tell about the clients of the configuration in force, and
+// nothing about others: series of a client that is gone are gone with it.
+type clientMetrics struct{ requests, checks, secretExpiry *prometheus.Desc }
+
+func newClientMetrics() clientMetrics {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(prometheus.BuildFQName("caddy", "oauth", name), help, labels, nil)
+	}
+	return clientMetrics{
+		requests:     desc("client_requests_total", "Requests to the token, introspection and revocation endpoints in the name of a client.", "realm", "client_id", "endpoint", "result"),
+		checks:       desc("client_checks_total", "Requests to protected routes with a valid token.", "realm", "client_id", "result"),
+		secretExpiry: desc("secret_expiry_timestamp_seconds", "When a client's secret stops being accepted, in seconds since 1970; +Inf for never.", "realm", "client_id", "secret"),
+	}
+}
+
+// Describe implements [prometheus.Collector].
+func (m clientMetrics) Describe(descs chan<- *prometheus.Desc) {
+	descs <- m.requests
+	descs <- m.checks
+	descs <- m.secretExpiry
+}
+
+// Collect implements [prometheus.Collector].
+func (m clientMetrics) Collect(metrics chan<- prometheus.Metric) {
+	app := activeApp()
+	if app == nil {
+		return
+	}
+	for _, realm := range app.realms {
+		for id, counts := range realm.counts {
+			m.collect(metrics, realm.name, id, counts)
+		}
+		for id, client := range realm.settings.Clients {
+			if client.Disabled {
+				continue // its secrets are accepted from nobody
+			}
+			for i, secret := range client.Secrets {
+				until := math.Inf(1)
+				if !secret.Until.IsZero() {
+					until = float64(secret.Until.Unix())
+				}
+				metrics <- prometheus.MustNewConstMetric(m.secretExpiry, prometheus.GaugeValue, until, realm.name, id, strconv.Itoa(i+1))
+			}
+		}
+	}
+	if len(app.sources) > 0 {
+		m.collect(metrics, noRealm, noRealm, foreignCounts)
+	}
+}
+
+func (m clientMetrics) collect(metrics chan<- prometheus.Metric, realm, client string, counts *clientCounts) {
+	counter := func(desc *prometheus.Desc, n uint64, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), append([]string{realm, client}, labels...)...)
+	}
+	counter(m.checks, counts.passed.Load(), "ok")
+	counts.mu.Lock()
+	defer counts.mu.Unlock()
+	for result, n := range counts.refused {
+		counter(m.checks, n, result)
+	}
+	for request, n := range counts.requests {
+		counter(m.requests, n, string(request.endpoint), request.result)
+	}
+}
