@@ -55,7 +55,7 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	}
 	out.AuthMethod = creds.Method
 	verify := verifiers[creds.Method]
-	// Where nothing is claimed that could be true, there is nothing that work would hide.
+	// These can't be anybody's credentials, so there is nothing that work would hide.
 	switch {
 	case creds.malformed:
 		return nil, invalidClient("malformed_authorization")

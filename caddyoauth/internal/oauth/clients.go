@@ -44,9 +44,9 @@ func newClients(clients map[string]*Client, before *Clients) *Clients {
 	return all
 }
 
-// named returns the client that the first of the IDs names which names any, or nil. The IDs are
-// the readings of what one request sent. If both name a client, the RFC's reading counts: a
-// client whose ID could be taken for another's has to encode it.
+// named returns the client that ids name, or nil. The IDs are the readings of what one request
+// sent, the RFC's first. If each names a client, the first counts: a client whose ID could be
+// taken for another's has to encode it.
 func (c *Clients) named(ids []string) *registered {
 	for _, id := range ids {
 		if client := c.byID[id]; client != nil {

@@ -83,10 +83,11 @@ func (o *opaque) mint(expiry time.Time) (token string, expiryMilli int64, err er
 	return TokenPrefix + opaqueEncoding.EncodeToString(raw[:]), expiryMilli, nil
 }
 
-// verify reports whether this realm minted token and the token has not expired, and the time
-// when it expires or did, which is zero for a token that is none of ours. It costs one MAC, no
-// I/O and no memory. The MAC is computed once a request: the token remembers what the MAC
-// vouches for, under this key. Each call judges the time anew.
+// verify reports whether this realm minted token and the token has not expired. It also returns
+// when the token expires or expired, in unix milliseconds, or zero if the realm did not mint it.
+// It costs one MAC, no I/O and no memory. A genuine token costs the MAC once a request: it is
+// noted in the token which expiry the MAC vouches for, under this key. Each call judges the time
+// anew.
 func (o *opaque) verify(token *introspect.Token) (expiryMilli int64, ok bool) {
 	expiryMilli, known := token.Noted(o)
 	if !known {
@@ -118,7 +119,8 @@ func unpack(token string) (raw [opaqueBytes]byte, ok bool) {
 	return raw, err == nil && n == opaqueBytes && raw[0] == opaqueVersion
 }
 
-// open returns the time when a token that carries this realm's tag expires, or else zero.
+// open returns when a token with this realm's tag expires, in unix milliseconds, or zero if the
+// token does not have it.
 func (o *opaque) open(token string) (expiryMilli int64) {
 	raw, ok := unpack(token)
 	if !ok {
