@@ -21,9 +21,9 @@ func init() {
 	caddy.RegisterModule(adminAPI{})
 }
 
-// adminAPI adds POST /oauth/forget to Caddy's admin endpoint. With it, an authorization server that
-// revokes a token can have the gateway forget what it has cached of the token. The admin endpoint
-// itself decides who may call it.
+// adminAPI adds to Caddy's admin endpoint, which itself decides who may call it. With POST
+// /oauth/forget, an authorization server that revokes a token can have the gateway forget what it
+// has cached of the token. GET /oauth/health says whether the gateway can do its work.
 type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -36,7 +36,10 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 
 // Routes implements caddy.AdminRouter.
 func (adminAPI) Routes() []caddy.AdminRoute {
-	return []caddy.AdminRoute{{Pattern: "/oauth/forget", Handler: caddy.AdminHandlerFunc(forget)}}
+	return []caddy.AdminRoute{
+		{Pattern: "/oauth/forget", Handler: caddy.AdminHandlerFunc(forget)},
+		{Pattern: "/oauth/health", Handler: caddy.AdminHandlerFunc(serveHealth)},
+	}
 }
 
 // forgetRequest says what to forget: one token, all tokens of a client, or all tokens of a source.

@@ -13,7 +13,8 @@
 //	http.handlers.oauth_guard    guards what an oauth_protect with a matcher
 //	                             leaves out                                      guard.go
 //	http.matchers.oauth_scope    matches by the scopes of the caller             matcher.go
-//	admin.api.oauth              POST /oauth/forget on the admin endpoint        admin.go
+//	admin.api.oauth              /oauth/forget and /oauth/health on the
+//	                             admin endpoint                                  admin.go, health.go
 //	caddy oauth                  the command line                                command.go, command_token.go
 //
 // Around them:

@@ -219,6 +219,7 @@ func (a *App) openAllSources() error {
 		if remote, ok := used.module.(*IntrospectSource); ok {
 			source = source.(*introspect.Remote).WithTimeout(time.Duration(remote.Timeout))
 		}
+		used.source = source
 		used.lookup = a.run.opened.cache.WrapWith(foreignName(key), source, memory)
 	}
 	a.shareOutIssuers()

@@ -89,8 +89,9 @@ type usedSource struct {
 	module TokenSource
 	// The app's Start sets these.
 	lookup *introspect.CachedSource
-	issuer string          // whose tokens it knows, if the configuration says so
-	taken  map[string]bool // the issuers of all sources and realms
+	source introspect.Source // what lookup asks
+	issuer string            // whose tokens it knows, if the configuration says so
+	taken  map[string]bool   // the issuers of all sources and realms
 
 	warn sync.Once // about the first token that names one of the other issuers
 }

@@ -202,6 +202,13 @@ func (j *JWT) Lookup(ctx context.Context, token Token) (*Facts, error) {
 
 func (j *JWT) issuer() string { return j.cfg.Keys.cfg.Issuer }
 
+// HasKeys reports whether there are keys that fit the allowed algorithms. Without any, no token
+// can be good. It does not block.
+func (j *JWT) HasKeys() bool {
+	set := j.set()
+	return set != nil && set.fitting(j.cfg.Algorithms) > 0
+}
+
 // set returns the current set of keys, nil if there is none yet.
 func (j *JWT) set() *keySet { return j.cfg.Keys.current.Load() }
 

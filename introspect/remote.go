@@ -99,6 +99,14 @@ const (
 	defaultRemoteTimeout = 2 * time.Second
 )
 
+// Available reports whether the server may be asked now. It is false while the server is left
+// alone, and true again when that time is over, although only the next request can tell whether
+// the server is back. It asks nobody.
+func (r *Remote) Available() bool {
+	_, ok := r.circuit.asks(r.cfg.Now())
+	return ok
+}
+
 // NewRemote creates a source that asks the introspection endpoint of cfg. It sends nothing
 // yet. An error means that the configuration is wrong.
 func NewRemote(cfg RemoteConfig) (*Remote, error) {

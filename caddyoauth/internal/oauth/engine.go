@@ -130,6 +130,10 @@ func (e *Engine) Share(shared Shared) {
 	e.change(func(next *state) { next.agreed = agreed })
 }
 
+// Agreed reports whether Share has been called: until then, nobody can tell anything about a token
+// of the realm.
+func (e *Engine) Agreed() bool { return e.state.Load().agreed != nil }
+
 // change puts another state in the place of the current one.
 func (e *Engine) change(alter func(next *state)) {
 	e.changing.Lock()
