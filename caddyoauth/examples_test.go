@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"go/format"
 	"io/fs"
 	"net"
 	"os"
@@ -25,6 +26,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
@@ -38,6 +40,8 @@ import (
 //	console           "$ " commands, each with its output, run by sh against the Caddyfile
 //	                  beside the document, or Caddyfile.example for the README and docs;
 //	                  "…" stands for anything in a line, or, alone in a line, for any lines
+//	go                a whole program, run like that; it must print what its comment
+//	                  "Output:" says. The variable CLIENT_SECRET has its secret
 //	sh                commands that are checked and not run; see checkCommand
 //	mermaid           a sequence diagram, which GitHub draws; see checkDiagram
 //
@@ -145,33 +149,6 @@ func storyOf(file string) string {
 	return ""
 }
 
-// checkAlerts checks that every line of a block names a metric that docs/operations.md explains, and
-// no labels that this metric doesn't have.
-func checkAlerts(t *testing.T, block string) {
-	t.Helper()
-	operations := readDocument(t, "docs/operations.md")
-	for line := range strings.Lines(block) {
-		names := regexp.MustCompile(`caddy_oauth_[a-z_]+`).FindAllString(line, -1)
-		if len(names) != 1 {
-			t.Errorf("not one metric of ours in %s", line)
-			continue
-		}
-		row := regexp.MustCompile("(?m)^\\| `" + names[0] + "` .*$").FindString(operations)
-		var labels []string
-		for _, m := range regexp.MustCompile(`by \(([^)]*)\)`).FindAllStringSubmatch(line, -1) {
-			labels = append(labels, strings.Split(m[1], ", ")...)
-		}
-		for _, m := range regexp.MustCompile(`([a-z_]+)=`).FindAllStringSubmatch(line, -1) {
-			labels = append(labels, m[1])
-		}
-		for _, label := range labels {
-			if !strings.Contains(row, "`"+label+"`") {
-				t.Errorf("%s has no label %s", names[0], label)
-			}
-		}
-	}
-}
-
 // Every block of every document is of a kind that something checks, and passes.
 func TestDocumentBlocks(t *testing.T) {
 	for _, file := range documents(t) {
@@ -190,7 +167,7 @@ func TestDocumentBlocks(t *testing.T) {
 						t.Fatal("a json block must follow the caddyfile block that it equals")
 					}
 					compareJSON(t, previous.text, b.text)
-				case "console":
+				case "console", "go":
 					if storyOf(file) == "" {
 						t.Error("there is no Caddyfile to run it against")
 					}
@@ -199,8 +176,6 @@ func TestDocumentBlocks(t *testing.T) {
 					for command := range strings.Lines(b.text) {
 						checkCommand(t, strings.TrimSpace(command))
 					}
-				case "promql":
-					checkAlerts(t, b.text)
 				case "mermaid":
 					checkDiagram(t, b.text)
 				default:
@@ -339,6 +314,8 @@ func checkCommand(t *testing.T, command string) {
 	case command == `export GOPROXY="$(go env GOPROXY | cut -d, -f1)|off"`: // for xcaddy
 	case command == "xcaddy build "+caddyVersion+" --with "+module+"/caddyoauth":
 	case command == "xcaddy build "+caddyVersion+" --with "+module+"/caddyoauth --replace "+module+"=.":
+	case strings.HasPrefix(command, "./caddy-oauth_") && strings.HasSuffix(command, " run --config Caddyfile"):
+		// A downloaded release. TestReleaseNames checks how it is called.
 	case strings.HasPrefix(command, "sudo "), strings.HasPrefix(command, "docker "):
 		// For a server. Check only that what it takes from the repository exists.
 		for _, word := range words {
@@ -397,7 +374,8 @@ func TestReleaseNames(t *testing.T) {
 	if strings.Contains(release, "sha256sum -- * >SHA256SUMS") {
 		made = append(made, "SHA256SUMS")
 	}
-	named := regexp.MustCompile("`(caddy-oauth_[^`]+|ghcr\\.io/[^`]+|[A-Z0-9]+SUMS)`").FindAllStringSubmatch(readDocument(t, "README.md"), -1)
+	readme := readDocument(t, "README.md")
+	named := regexp.MustCompile("`(caddy-oauth_[^`]+|ghcr\\.io/[^`]+|[A-Z0-9]+SUMS)`").FindAllStringSubmatch(readme, -1)
 	var names []string
 	for _, m := range named {
 		names = append(names, m[1])
@@ -406,6 +384,12 @@ func TestReleaseNames(t *testing.T) {
 	slices.Sort(names)
 	if !slices.Equal(made, names) {
 		t.Errorf("a release has %q, the README names %q", made, names)
+	}
+	// Its commands are for one version.
+	for _, m := range regexp.MustCompile(`(?m)^(?:\./|docker .* )((?:caddy-oauth_|ghcr\.io/)\S+)`).FindAllStringSubmatch(readme, -1) {
+		if name := strings.Replace(m[1], "v1.2.3", "<version>", 1); !slices.Contains(made, name) {
+			t.Errorf("the README starts %s, and a release has %q", m[1], made)
+		}
 	}
 }
 
@@ -447,8 +431,8 @@ func TestExamples(t *testing.T) {
 		t.Run(strings.TrimSuffix(strings.TrimPrefix(story, "examples/"), "/Caddyfile"), func(t *testing.T) {
 			var told []string // the documents that tell it
 			for _, file := range documents(t) {
-				isConsole := func(b docBlock) bool { return b.kind == "console" }
-				if storyOf(file) == story && slices.ContainsFunc(docBlocks(t, file), isConsole) {
+				runs := func(b docBlock) bool { return b.kind == "console" || b.kind == "go" }
+				if storyOf(file) == story && slices.ContainsFunc(docBlocks(t, file), runs) {
 					told = append(told, file)
 				}
 			}
@@ -469,6 +453,11 @@ func TestExamples(t *testing.T) {
 			t.Chdir("caddyoauth")
 			for _, document := range told {
 				runConsole(t, document, moved)
+				for _, b := range docBlocks(t, document) {
+					if b.kind == "go" {
+						runProgram(t, b, moved)
+					}
+				}
 			}
 		})
 	}
@@ -682,6 +671,28 @@ func runConsole(t *testing.T, document string, moved *strings.Replacer) {
 	}
 }
 
+// runProgram runs a Go program of a document.
+func runProgram(t *testing.T, b docBlock, moved *strings.Replacer) {
+	t.Helper()
+	if formatted, err := format.Source([]byte(b.text)); err != nil || string(formatted) != b.text {
+		t.Errorf("%v: not formatted by gofmt (%v)", b, err)
+	}
+	_, want, _ := strings.Cut(b.text, "// Output: ")
+	want, _, _ = strings.Cut(want, "\n")
+	if want == "" {
+		t.Fatalf("%v: the program doesn't say what it prints", b)
+	}
+	file := filepath.Join(t.TempDir(), "main.go")
+	if err := os.WriteFile(file, []byte(moved.Replace(b.text)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "run", file) // in this module, for its dependencies
+	cmd.Env = append(os.Environ(), "CLIENT_SECRET=mySecret", "NO_PROXY=127.0.0.1")
+	if output, err := cmd.CombinedOutput(); err != nil || strings.TrimSpace(string(output)) != want {
+		t.Errorf("%v prints %q (%v), want %q", b, output, err, want)
+	}
+}
+
 // consolePattern returns a pattern for what want describes.
 func consolePattern(want string) *regexp.Regexp {
 	lines := strings.Split(strings.TrimRight(want, "\n"), "\n")
@@ -892,6 +903,39 @@ func TestManualHasEveryOption(t *testing.T) {
 	}
 }
 
+// docs/configuration.md has every command of caddy oauth, with its options.
+func TestManualHasEveryCommand(t *testing.T) {
+	configuration := readDocument(t, "docs/configuration.md")
+	oauth := &cobra.Command{Use: "oauth"}
+	caddycmd.Commands()["oauth"].CobraFunc(oauth)
+	(&cobra.Command{Use: "caddy"}).AddCommand(oauth)
+	found := 0
+	var look func(*cobra.Command)
+	look = func(cmd *cobra.Command) {
+		for _, c := range cmd.Commands() {
+			look(c)
+		}
+		if cmd.HasSubCommands() {
+			return
+		}
+		found++
+		_, row, ok := strings.Cut(configuration, "\n| `"+cmd.CommandPath()+"` |")
+		if !ok {
+			t.Errorf("docs/configuration.md has no row for %s", cmd.CommandPath())
+		}
+		row, _, _ = strings.Cut(row, "\n")
+		for _, flag := range regexp.MustCompile(`--[a-z-]+`).FindAllString(cmd.LocalFlags().FlagUsages(), -1) {
+			if !strings.Contains(row, "`"+flag+"`") {
+				t.Errorf("docs/configuration.md doesn't explain %s of %s", flag, cmd.CommandPath())
+			}
+		}
+	}
+	look(oauth)
+	if found < 3 {
+		t.Errorf("only %d commands were found", found)
+	}
+}
+
 // Each mistake that docs/configuration.md explains is answered with the words that it quotes.
 func TestManualHasTheErrors(t *testing.T) {
 	configuration := readDocument(t, "docs/configuration.md")
@@ -990,6 +1034,50 @@ func secondCaddyOn(t *testing.T, path string) string {
 	return string(output)
 }
 
+// Each alert in docs/operations.md is about one metric that the page explains, with labels that the
+// metric has and values that the manual names.
+func TestAlerts(t *testing.T) {
+	operations, all := readDocument(t, "docs/operations.md"), manual(t)
+	_, section, _ := strings.Cut(operations, "\n### Alerts\n")
+	section, _, _ = strings.Cut(section, "\n### ")
+	alerts := regexp.MustCompile("(?m)^\\| `([^`]+)` ").FindAllStringSubmatch(section, -1)
+	if len(alerts) < 10 {
+		t.Fatalf("only %d alerts were found", len(alerts))
+	}
+	for _, m := range alerts {
+		alert := m[1]
+		names := regexp.MustCompile(`caddy_oauth_[a-z_]+`).FindAllString(alert, -1)
+		if len(names) != 1 {
+			t.Errorf("not one metric of ours in %s", alert)
+			continue
+		}
+		row := regexp.MustCompile("(?m)^\\| `" + observed(names[0]) + "` .*$").FindString(operations)
+		var labels []string
+		for _, m := range regexp.MustCompile(`by \(([^)]*)\)`).FindAllStringSubmatch(alert, -1) {
+			labels = append(labels, strings.Split(m[1], ", ")...)
+		}
+		for _, m := range regexp.MustCompile(`([a-z_]+)="([^"]*)"`).FindAllStringSubmatch(alert, -1) {
+			labels = append(labels, m[1])
+			if !strings.Contains(all, "`"+m[2]+"`") {
+				t.Errorf("nothing explains the value %s in %s", m[2], alert)
+			}
+		}
+		for _, label := range labels {
+			if !strings.Contains(row, "`"+label+"`") {
+				t.Errorf("%s has no label %s", names[0], label)
+			}
+		}
+	}
+}
+
+// observed returns the name of the histogram whose number of observations name counts, or name.
+func observed(name string) string {
+	if histogram, ok := strings.CutSuffix(name, "_seconds_count"); ok {
+		return histogram + "_seconds"
+	}
+	return name
+}
+
 // docs/operations.md names every metric and every event, and none that don't exist.
 func TestManualHasMetricsAndEvents(t *testing.T) {
 	operations := readDocument(t, "docs/operations.md")
@@ -1035,6 +1123,9 @@ func TestManualHasMetricsAndEvents(t *testing.T) {
 	}
 	slices.Sort(exist)
 	named := regexp.MustCompile(`caddy_oauth_[a-z_]+`).FindAllString(operations, -1)
+	for i, name := range named { // an alert may count what a histogram has observed
+		named[i] = observed(name)
+	}
 	slices.Sort(named)
 	if named = slices.Compact(named); !slices.Equal(named, exist) {
 		t.Errorf("docs/operations.md names the metrics %v, there are %v", named, exist)
