@@ -26,6 +26,7 @@
 //	transport.go, path.go  which connections and which paths are acceptable
 //	misdirected.go         requests that miss an endpoint, and may carry a secret
 //	metrics.go             metrics; those about clients are in metrics_clients.go
+//	observe.go             spans, and the trace that goes along to other servers
 //
 // The rules of OAuth are in internal/oauth, the decision whether a request may pass in
 // internal/access, the stores in internal/store, reading a configuration in internal/conf, and the

@@ -537,7 +537,11 @@ func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (*openS
 	if shared, ok := store.(introspect.Coherent); ok {
 		s.coherent = shared.Coherent
 	}
-	s.store = timedStore{store}
+	system := "other"
+	if module, ok := opener.(caddy.Module); ok {
+		system = module.CaddyModule().ID.Name()
+	}
+	s.store = timedStore{store, system}
 	return s, nil
 }
 

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
@@ -95,32 +97,39 @@ func registerMetrics(registry *prometheus.Registry) error {
 	return nil
 }
 
-// timedStore measures a store. It hides the abilities that the store has beyond TokenStore, so
+// timedStore measures and traces a store. It hides the abilities that the store has beyond TokenStore, so
 // newOpenStore asks for them before it wraps the store.
-type timedStore struct{ oauth.TokenStore }
+type timedStore struct {
+	oauth.TokenStore
+	system string // the kind of store, for spans
+}
 
 func (s timedStore) Put(ctx context.Context, t oauth.Token) error {
+	ctx, span := startSpan(ctx, "oauth.store put", trace.SpanKindClient)
 	start := time.Now()
 	err := s.TokenStore.Put(ctx, t)
-	observe("put", start, err)
+	s.observe("put", start, span, err)
 	return err
 }
 
 func (s timedStore) Get(ctx context.Context, key oauth.Key) (oauth.Token, error) {
+	ctx, span := startSpan(ctx, "oauth.store get", trace.SpanKindClient)
 	start := time.Now()
 	t, err := s.TokenStore.Get(ctx, key)
-	observe("get", start, err)
+	s.observe("get", start, span, err)
 	return t, err
 }
 
 func (s timedStore) Revoke(ctx context.Context, key oauth.Key) error {
+	ctx, span := startSpan(ctx, "oauth.store revoke", trace.SpanKindClient)
 	start := time.Now()
 	err := s.TokenStore.Revoke(ctx, key)
-	observe("revoke", start, err)
+	s.observe("revoke", start, span, err)
 	return err
 }
 
-func observe(operation string, start time.Time, err error) {
+// observe measures an operation that has ended, and ends its span if it has one.
+func (s timedStore) observe(operation string, start time.Time, span trace.Span, err error) {
 	result := "ok"
 	switch {
 	case errors.Is(err, oauth.ErrNotFound):
@@ -131,4 +140,8 @@ func observe(operation string, start time.Time, err error) {
 		result = "error"
 	}
 	collectors.storeDuration.WithLabelValues(operation, result).Observe(time.Since(start).Seconds())
+	if span != nil {
+		span.SetAttributes(attribute.String("db.system.name", s.system), attribute.String("db.operation.name", operation))
+		endSpan(span, result, result == "error")
+	}
 }

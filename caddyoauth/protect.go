@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -257,7 +258,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	overrides, aside := strip(r, prefixes, true), takeAside(r)
 
-	b, no := p.judge(r, earlier, authorization)
+	b, no := p.check(r, earlier, authorization)
 	if no != nil {
 		return p.refuse(w, r, no)
 	}
@@ -281,10 +282,22 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return err
 }
 
+// check is judge, with a span if the request is traced.
+func (p *Protect) check(r *http.Request, earlier *bearer, authorization []string) (*bearer, *rejection) {
+	ctx, span := startSpan(r.Context(), "oauth.check", trace.SpanKindInternal)
+	if span == nil {
+		return p.judge(r, nil, earlier, authorization)
+	}
+	defer span.End() // a panic, too
+	b, no := p.judge(r.WithContext(ctx), span, earlier, authorization)
+	p.describeCheck(span, no)
+	return b, no
+}
+
 // judge decides whether the request may pass, and returns its bearer if it may. The facts
 // of the token come from the cache or from its source. The decision is always made anew,
-// for this request and this route.
-func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string) (*bearer, *rejection) {
+// for this request and this route. span is nil unless the request is traced.
+func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, authorization []string) (*bearer, *rejection) {
 	if !p.InsecureHTTP && !secureOrLocal(r) {
 		return nil, p.insecure
 	}
@@ -315,6 +328,9 @@ func (p *Protect) judge(r *http.Request, earlier *bearer, authorization []string
 		var found finding
 		found, err = findOut(r.Context(), p.app, p.sources, &b.token, p.maxAge)
 		b.facts, b.realm = found.facts, found.realm
+		if span != nil {
+			describeBearer(span, b)
+		}
 	}
 	if err != nil {
 		if r.Context().Err() == nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
@@ -83,6 +84,7 @@ type route struct {
 	kind  endpointKind
 	// metadata is the document, ready to send. Nil says that there is none.
 	metadata []byte
+	span     string                 // the name of its spans
 	requests *prometheus.CounterVec // by result
 }
 
@@ -155,7 +157,7 @@ func (s *Server) layOut(r *servedRealm) error {
 	}
 	post := func(kind endpointKind) *route {
 		labels := prometheus.Labels{"realm": r.name, "endpoint": string(kind)}
-		return &route{realm: r, kind: kind, requests: collectors.requests.MustCurryWith(labels)}
+		return &route{realm: r, kind: kind, span: "oauth." + string(kind), requests: collectors.requests.MustCurryWith(labels)}
 	}
 	token, introspection, revocation := post(endpointToken), post(endpointIntrospect), post(endpointRevoke)
 	for _, base := range bases {
@@ -209,6 +211,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	if e.kind == endpointMetadata {
 		s.serveMetadata(w, r, e)
 		return nil
+	}
+	if ctx, span := startSpan(r.Context(), e.span, trace.SpanKindInternal); span != nil {
+		defer span.End()
+		r = r.WithContext(ctx)
 	}
 	h.Set("Cache-Control", "no-store")
 	h.Set("Pragma", "no-cache")
@@ -309,6 +315,7 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 	}
 	e.requests.WithLabelValues(result).Inc()
 	e.countClient(out, result)
+	describeRequest(r.Context(), e, out.ClientID, result, "")
 
 	var event, message string
 	level := zap.InfoLevel
@@ -370,6 +377,7 @@ func sender(r *http.Request, out oauth.Outcome) []zap.Field {
 func (s *Server) logRefusal(r *http.Request, e *route, refusal *oauth.Error, out oauth.Outcome) {
 	e.requests.WithLabelValues(string(refusal.Code)).Inc()
 	e.countClient(out, cmp.Or(refusal.Reason, string(refusal.Code)))
+	describeRequest(r.Context(), e, out.ClientID, string(refusal.Code), cmp.Or(refusal.Reason, refusal.Description))
 	if c := s.logger.Check(zap.InfoLevel, string(e.kind)+" request refused"); c != nil {
 		c.Write(append([]zap.Field{
 			zap.String("event", string(e.kind)+"_refused"), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID),

@@ -138,6 +138,7 @@ func (s *IntrospectSource) Provision(caddy.Context) error {
 				zap.String("client_id", client))
 		}
 	}
+	s.cfg.OnSend = traceRequests(name, s.cfg.URL)
 	s.cfg.OnCircuit = func(state string) {
 		up := 0.0
 		switch state {

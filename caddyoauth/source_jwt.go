@@ -134,6 +134,7 @@ func (s *JWTSource) Provision(caddy.Context) error {
 		}
 		collectors.sourceDuration.WithLabelValues(name, result).Observe(took.Seconds())
 	}
+	s.keys.OnSend = traceRequests(name, cmp.Or(s.keys.JWKSURI, s.keys.Issuer))
 	s.keys.OnKeys = func(n int, ignored []introspect.IgnoredKey) {
 		collectors.sourceUp.WithLabelValues(name).Set(1)
 		logger().Info("fetched the issuer's keys", zap.Int("keys", n), zap.Stringers("ignored", ignored))

@@ -113,8 +113,13 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token *Token, maxAge ti
 		facts, ok = inactive, true
 	}
 	if ok {
+		token.cache = cacheHit
+		if !facts.Active {
+			token.cache = cacheNegative
+		}
 		s.cache.cfg.OnHit()
 	} else {
+		token.cache = cacheMiss
 		s.cache.cfg.OnMiss()
 		var err error
 		facts, err = s.ask(ctx, key, *token, maxAge)
@@ -126,6 +131,7 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token *Token, maxAge ti
 			if facts, ok = s.stale(key, maxAge); !ok {
 				return nil, err
 			}
+			token.cache = cacheStale
 			s.cfg.OnStale()
 		}
 	}
@@ -145,6 +151,7 @@ func (s *CachedSource) Remembered(token *Token, maxAge time.Duration) (*Facts, b
 	if !ok {
 		return nil, false
 	}
+	token.cache = cacheHit
 	s.cache.cfg.OnHit()
 	return s.revised(facts), true
 }

@@ -188,6 +188,7 @@ type jwtSettings struct {
 	TLS                                  *tls.Config
 	Now                                  func() time.Time // default: start, forever
 	OnFetch                              func(kind string, took time.Duration, err error)
+	OnSend                               func(*http.Request) func(int, string)
 	OnKeys                               func(n int, ignored []introspect.IgnoredKey)
 	Algorithms, Audience                 []string
 	ClientClaims, ScopeClaims            []string
@@ -209,7 +210,7 @@ func (s jwtSettings) keys() (*introspect.Keys, error) {
 	}
 	cfg := introspect.KeysConfig{
 		Issuer: s.Issuer, Discovery: s.Discovery, JWKSURI: s.JWKSURI, KeysFile: s.KeysFile, MinRefresh: s.MinRefresh,
-		Timeout: s.Timeout, Header: s.Header, TLS: s.TLS, Now: s.Now, OnFetch: s.OnFetch, OnKeys: s.OnKeys,
+		Timeout: s.Timeout, Header: s.Header, TLS: s.TLS, Now: s.Now, OnFetch: s.OnFetch, OnSend: s.OnSend, OnKeys: s.OnKeys,
 	}
 	if s.network != nil {
 		cfg = introspect.WithTransport(cfg, s.network)

@@ -38,7 +38,9 @@ type Keys struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the goroutine has ended
-	wake   chan struct{} // asks the goroutine to fetch; has room for one
+	// wake asks the goroutine to fetch, with the values of the context of the lookup that wants
+	// it; has room for one.
+	wake chan context.Context
 	// waiting bounds the lookups that wait for a fetch.
 	waiting chan struct{}
 
@@ -122,6 +124,13 @@ type KeysConfig struct {
 	OnFetch func(kind string, took time.Duration, err error)
 	OnKeys  func(n int, ignored []IgnoredKey)
 
+	// OnSend, if set, is called with each request just before it is sent, as in
+	// [RemoteConfig.OnSend]. The request has the values of the context of the lookup that wants
+	// the keys; those that are fetched because it is time have none. The document may have named
+	// the host that the request goes to. kind is "ok" or one of RemoteTimeout, RemoteRefused,
+	// RemoteStatus, RemoteRedirect and RemoteTooLarge.
+	OnSend func(req *http.Request) (done func(status int, kind string))
+
 	// transport, in tests, stands in for the network.
 	transport http.RoundTripper
 }
@@ -170,7 +179,7 @@ func NewKeys(cfg KeysConfig) (*Keys, error) {
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		done:    make(chan struct{}),
-		wake:    make(chan struct{}, 1),
+		wake:    make(chan context.Context, 1),
 		waiting: make(chan struct{}, maxWaiting),
 		flight:  make(chan struct{}), // for the first fetch, which is about to begin
 		users:   make(map[*JWT]struct{}),
@@ -319,7 +328,7 @@ func (k *Keys) refresh(ctx context.Context) error {
 			return k.failure
 		}
 		k.flight = make(chan struct{})
-		k.wake <- struct{}{} // there is room: it is drained while there is a flight
+		k.wake <- context.WithoutCancel(ctx) // there is room: it is drained while there is a flight
 	}
 	flight := k.flight
 	k.mu.Unlock()
@@ -354,19 +363,19 @@ func (k *Keys) leastPause() time.Duration {
 // keep is the goroutine that fetches the keys. Nothing else does.
 func (k *Keys) keep() {
 	defer close(k.done)
-	backoff := k.leastPause()
+	backoff, cause := k.leastPause(), context.Background()
 	for k.ctx.Err() == nil {
 		k.mu.Lock()
 		if k.flight == nil {
 			k.flight = make(chan struct{})
 		}
 		select {
-		case <-k.wake: // requested, and about to be done
+		case cause = <-k.wake: // requested, and about to be done
 		default:
 		}
 		k.mu.Unlock()
 
-		good, err := k.fetch()
+		good, err := k.fetch(cause)
 
 		k.mu.Lock()
 		k.ended, k.failure = k.cfg.Now(), err
@@ -380,7 +389,7 @@ func (k *Keys) keep() {
 		} else {
 			backoff = k.cfg.MinRefresh
 		}
-		k.rest(good)
+		cause = k.rest(good)
 	}
 }
 
@@ -388,7 +397,10 @@ func (k *Keys) keep() {
 // over. As long as there are no keys at all, requests wait for an attempt that comes
 // firstPause after the last one: often the issuer has started just after this program, or is
 // served by it.
-func (k *Keys) rest(good time.Duration) {
+//
+// It returns the context of the lookup that wants the next fetch, or one without values.
+func (k *Keys) rest(good time.Duration) (cause context.Context) {
+	cause = context.Background()
 	for begin := time.Now(); ; {
 		timer := time.NewTimer(min(good, k.interval()) - time.Since(begin))
 		select {
@@ -396,7 +408,7 @@ func (k *Keys) rest(good time.Duration) {
 			timer.Stop()
 			continue
 		case <-k.ctx.Done():
-		case <-k.wake:
+		case cause = <-k.wake:
 			timer.Stop()
 			if k.current.Load() == nil {
 				k.waitFor(firstPause - time.Since(begin))
@@ -404,7 +416,7 @@ func (k *Keys) rest(good time.Duration) {
 		case <-timer.C:
 		}
 		timer.Stop()
-		return
+		return cause
 	}
 }
 
@@ -419,16 +431,17 @@ func (k *Keys) waitFor(d time.Duration) {
 }
 
 // fetch gets the keys and makes them the current ones. It returns how long they may be used
-// before the next fetch.
-func (k *Keys) fetch() (good time.Duration, err error) {
+// before the next fetch. Its requests have the values of cause; they end with Close.
+func (k *Keys) fetch(cause context.Context) (good time.Duration, err error) {
 	// Outside data is parsed here, in a goroutine that nobody watches.
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("fetching keys panicked: %v", r)
 		}
 	}()
-	ctx, cancel := context.WithTimeout(k.ctx, k.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(cause, k.cfg.Timeout)
 	defer cancel()
+	defer context.AfterFunc(k.ctx, cancel)()
 
 	if k.cfg.KeysFile != "" {
 		return k.cfg.MinRefresh, k.observed("file", func() error {
@@ -556,30 +569,49 @@ func (k *Keys) get(ctx context.Context, uri string) ([]byte, http.Header, error)
 		}
 	}
 	req.Header.Set("Accept", "application/jwk-set+json, application/json")
+	status, kind := 0, "ok"
+	if k.cfg.OnSend != nil {
+		done := k.cfg.OnSend(req)
+		defer func() { done(status, kind) }()
+	}
 	resp, err := k.client.Do(req)
 	if err != nil {
+		kind = brokenKind(err)
 		return nil, nil, fmt.Errorf("asking %s: %s", place(req.URL), networkTrouble(err))
 	}
 	defer resp.Body.Close()
+	status = resp.StatusCode
 	switch {
-	case resp.StatusCode == http.StatusOK:
-	case resp.StatusCode/100 == 3:
+	case status == http.StatusOK:
+	case status/100 == 3:
+		kind = RemoteRedirect
 		where := "somewhere"
 		if to, err := resp.Location(); err == nil {
 			where = place(to)
 		}
-		return nil, nil, fmt.Errorf("%s answered %d with a redirect to %s, which is not followed: if the keys are there, configure that", place(req.URL), resp.StatusCode, where)
+		return nil, nil, fmt.Errorf("%s answered %d with a redirect to %s, which is not followed: if the keys are there, configure that", place(req.URL), status, where)
 	default:
-		return nil, nil, fmt.Errorf("%s answered %d", place(req.URL), resp.StatusCode)
+		kind = RemoteStatus
+		return nil, nil, fmt.Errorf("%s answered %d", place(req.URL), status)
 	}
 	data, err := readKeys(resp.Body)
 	switch {
 	case errors.Is(err, errKeysSize):
+		kind = RemoteTooLarge
 		return nil, nil, fmt.Errorf("reading %s: %w", place(req.URL), err)
 	case err != nil:
+		kind = brokenKind(err)
 		return nil, nil, fmt.Errorf("reading %s: %s", place(req.URL), networkTrouble(err))
 	}
 	return data, resp.Header, nil
+}
+
+// brokenKind returns the kind of a network error, as for a Remote.
+func brokenKind(err error) string {
+	if outOfTime(err) {
+		return RemoteTimeout
+	}
+	return RemoteRefused
 }
 
 // sendsHeader reports whether Header goes to u.

@@ -19,7 +19,7 @@ import (
 )
 
 // ask sends one request and reads the answer.
-func (r *Remote) ask(ctx context.Context, token Token) (*Facts, *RemoteError) {
+func (r *Remote) ask(ctx context.Context, token Token) (facts *Facts, failure *RemoteError) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	var connected atomic.Bool
@@ -58,12 +58,18 @@ func (r *Remote) ask(ctx context.Context, token Token) (*Facts, *RemoteError) {
 		}
 	}()
 
+	status := 0
+	if r.cfg.OnSend != nil {
+		done := r.cfg.OnSend(req)
+		defer func() { done(status, kindOf(facts, failure)) }()
+	}
 	resp, err := r.client.Do(req)
 	if err != nil {
 		return nil, r.broken(err, connected.Load())
 	}
 	defer resp.Body.Close()
-	switch status := resp.StatusCode; {
+	status = resp.StatusCode
+	switch {
 	case status >= 200 && status < 300:
 	case status >= 300 && status < 400:
 		return nil, r.fails(RemoteRedirect, status, "", 0)
@@ -86,14 +92,24 @@ func (r *Remote) ask(ctx context.Context, token Token) (*Facts, *RemoteError) {
 	if int64(len(body)) > r.cfg.MaxAnswer {
 		return nil, r.fails(RemoteTooLarge, 0, fmt.Sprintf("more than %d bytes", r.cfg.MaxAnswer), 0)
 	}
-	facts, err := r.understand(body)
-	if err != nil {
+	if facts, err = r.understand(body); err != nil {
 		return nil, r.fails(RemoteMalformed, 0, err.Error(), 0)
 	}
 	if facts.Active {
 		facts.ID = token.ID()
 	}
 	return facts, nil
+}
+
+// kindOf returns how a request ended, as for OnRequest.
+func kindOf(facts *Facts, failure *RemoteError) string {
+	switch {
+	case failure != nil:
+		return failure.Kind
+	case facts != nil && facts.Active:
+		return RemoteActive
+	}
+	return RemoteInactive
 }
 
 // moreHeader returns the headers of HeaderFunc, if they can be sent.

@@ -111,6 +111,14 @@ type RemoteConfig struct {
 	// or "closed". Both must return at once, and OnCircuit must not call Lookup.
 	OnRequest func(kind string, took time.Duration)
 	OnCircuit func(state string)
+
+	// OnSend, if set, is called with each request just before it is sent. The request has the
+	// values of the context of the lookup that causes it; behind a Cache, lookups are shared, and
+	// that is the first one's. OnSend may read the request and add headers that carry a trace.
+	// The function that it returns is called once, when the answer has been read or there is
+	// none: status is that of the answer, or 0, and kind is RemoteActive, RemoteInactive or the
+	// Kind of the RemoteError. Both must return at once.
+	OnSend func(req *http.Request) (done func(status int, kind string))
 }
 
 // Check reports what NewRemote would refuse.

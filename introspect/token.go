@@ -20,6 +20,7 @@ type Token struct {
 	id      TokenID
 
 	issuerRead bool
+	cache      cacheAnswer // beside the bool, where it takes no room
 	issuer     string
 
 	owner any
@@ -70,6 +71,24 @@ func (t Token) Noted(owner any) (finding int64, ok bool) {
 		return 0, false
 	}
 	return t.note, true
+}
+
+// cacheAnswer is where a [CachedSource] has an answer from; see [Token.Cache].
+type cacheAnswer uint8
+
+const (
+	cacheHit cacheAnswer = 1 + iota
+	cacheNegative
+	cacheMiss
+	cacheStale
+)
+
+// Cache returns where the latest [CachedSource] that was asked about the token had its answer
+// from: "hit" for facts and "negative" for a "no" that the cache remembered, "miss" if the source
+// was asked, whatever came of it, or "stale" if that was unreachable and older facts were used. It
+// is empty if no source had to look.
+func (t Token) Cache() string {
+	return [...]string{"", "hit", "negative", "miss", "stale"}[t.cache]
 }
 
 // claimedIssuer returns the member iss of a JWT's payload, or the empty string if the token
