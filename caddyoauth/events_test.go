@@ -7,19 +7,26 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// lastEvent returns the fields of a log's last line, which must be this event.
+// lastEvent returns the fields of the last event in a log, which must be this one.
 func lastEvent(t *testing.T, log, event string) map[string]any {
 	t.Helper()
-	lines := strings.Split(strings.TrimSpace(log), "\n")
-	var fields map[string]any
-	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &fields); err != nil || fields["event"] != event {
-		t.Fatalf("the log ends with %s, want a %s", lines[len(lines)-1], event)
+	for _, line := range slices.Backward(strings.Split(log, "\n")) {
+		var fields map[string]any
+		if json.Unmarshal([]byte(line), &fields) != nil || fields["event"] == nil {
+			continue // Caddy writes lines of its own, at any time
+		}
+		if fields["event"] != event {
+			t.Fatalf("the last event is %s, want %s", line, event)
+		}
+		return fields
 	}
-	return fields
+	t.Fatalf("the log has no event, want %s", event)
+	return nil
 }
 
 // The events of the endpoints say from where a request came, how it was authenticated, and with
