@@ -14,6 +14,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 )
 
 func init() {
@@ -64,6 +66,8 @@ type App struct {
 	judgesPaths bool
 	// servers are all oauth_server handlers.
 	servers []*Server
+	// refusals are the logs of refusals of all handlers, which Cleanup ends.
+	refusals []*refusalLog
 	// ordered are the servers whose routes checkOrder has checked.
 	ordered map[*caddyhttp.Server]bool
 
@@ -255,6 +259,13 @@ func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
 		}
 	}
 	return sources, stripEarly(ctx, server, a)
+}
+
+// refusalLogFor makes the refusalLog of the handler that is being provisioned.
+func (a *App) refusalLogFor(ctx caddy.Context, realm string) *refusalLog {
+	l := &refusalLog{logger: ctx.Logger(), realm: realm, rule: placeOf(ctx), seen: make(map[access.Cause]int)}
+	a.refusals = append(a.refusals, l)
+	return l
 }
 
 // useSources returns what routes use in place of modules of the namespace oauth.sources. A

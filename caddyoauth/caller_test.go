@@ -214,7 +214,7 @@ func TestForeignNamesInHeaders(t *testing.T) {
 	}
 	waitUntil(t, "the log says why", func() bool {
 		text, _ := os.ReadFile(logs)
-		return strings.Contains(string(text), `"reason":"unfit_for_headers"`)
+		return strings.Contains(string(text), `"cause":"unfit_for_headers"`)
 	})
 }
 
@@ -237,7 +237,7 @@ func TestATokenNamesSomebody(t *testing.T) {
 	}
 	waitUntil(t, "the log says why", func() bool {
 		text, _ := os.ReadFile(logs)
-		return strings.Contains(string(text), `"reason":"names_nobody"`)
+		return strings.Contains(string(text), `"cause":"names_nobody"`)
 	})
 	f.knows("client", `{"active":true,"client_id":"c"}`)
 	f.knows("subject", `{"active":true,"sub":"s"}`)
@@ -273,7 +273,7 @@ func TestLengthOfATokenIsBounded(t *testing.T) {
 	}
 	waitUntil(t, "the log says why", func() bool {
 		text, _ := os.ReadFile(logs)
-		return strings.Contains(string(text), `"reason":"token_too_long"`)
+		return strings.Contains(string(text), `"cause":"token_too_long"`)
 	})
 }
 

@@ -24,6 +24,7 @@
 //	early.go, strip.go     what callers must not say about themselves, removed before any handler reads it
 //	order.go               refuses a configuration that uses an identity before it is known
 //	transport.go, path.go  which connections and which paths are acceptable
+//	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret
 //	metrics.go             metrics; those about clients are in metrics_clients.go
 //	observe.go             spans, and the trace that goes along to other servers

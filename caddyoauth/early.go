@@ -8,7 +8,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"go.uber.org/zap"
 )
 
 // Matchers, and handlers such as map, vars, root and rewrite, run before ours and may read any
@@ -18,8 +17,8 @@ import (
 // earlyStrip strips every request of a server, then runs the routes that the server was
 // configured with.
 type earlyStrip struct {
-	app    *App
-	logger *zap.Logger
+	app      *App
+	refusals *refusalLog
 
 	// routes are the configured routes. We take them while Caddy is provisioning them, and it
 	// continues to do so in place.
@@ -51,12 +50,14 @@ func stripEarly(ctx caddy.Context, server *caddyhttp.Server, app *App) error {
 		ctx.Logger().Warn("this server has oauth handlers only in named routes or error routes: whatever runs before them, or without them, sees the identity headers that callers send; put an oauth_server or oauth_protect into the site itself")
 		return nil
 	}
-	early := &earlyStrip{app: app, logger: ctx.Logger(), routes: server.Routes}
+	refusals := app.refusalLogFor(ctx, "")
+	refusals.rule = server.Name() // in front of all its routes
+	early := &earlyStrip{app: app, refusals: refusals, routes: server.Routes}
 	if server.Errors != nil && len(server.Errors.Routes) > 0 {
 		// Caddy provisions these routes later, and ours with them.
 		early.marks = true
 		server.Errors.Routes = slices.Insert(server.Errors.Routes, 0,
-			caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{&earlyErrorStrip{app: app, logger: ctx.Logger()}}})
+			caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{&earlyErrorStrip{app: app, refusals: refusals}}})
 	}
 	// Caddy is in the middle of a loop over the old list, and compiles what it finds in
 	// server.Routes after the loop. So a longer list would lack the handlers of the routes that
@@ -82,7 +83,7 @@ func configuredRoutes(server *caddyhttp.Server) caddyhttp.RouteList {
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (e *earlyStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if asksForTunnel(r) {
-		refuseTunnel(w, r, e.logger)
+		refuseTunnel(w, r, e.refusals)
 		return nil
 	}
 	stripServer(r, e.app.prefixes)
@@ -97,14 +98,14 @@ func (e *earlyStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next cadd
 // earlyErrorStrip does the same in front of a server's error routes, for requests that failed
 // before any route, such as requests without a Host.
 type earlyErrorStrip struct {
-	app    *App
-	logger *zap.Logger
+	app      *App
+	refusals *refusalLog
 }
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (e *earlyErrorStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if asksForTunnel(r) {
-		refuseTunnel(w, r, e.logger)
+		refuseTunnel(w, r, e.refusals)
 		return nil
 	}
 	if _, ok := caddyhttp.GetVar(r.Context(), strippedVar).(stripped); !ok {

@@ -1090,6 +1090,7 @@ func TestManualHasMetricsAndEvents(t *testing.T) {
 	if a := g.get("/api/x", token); a.StatusCode != 200 {
 		t.Errorf("with a token: %d", a.StatusCode)
 	}
+	g.get("/api/x", "")
 	g.post("/oauth2/token", "myClient", "wrong", form)
 	for _, path := range []string{"/oauth2/introspect", "/oauth2/revoke"} {
 		g.post(path, "myClient", "wrong", form)
@@ -1150,7 +1151,7 @@ func TestManualHasMetricsAndEvents(t *testing.T) {
 			t.Errorf("the log holds a token: %s", lines.Text())
 		}
 	}
-	for _, event := range []string{"token_issued", "token_introspected", "token_revoked", "token_refused", "introspect_refused", "revoke_refused", "no_such_endpoint"} {
+	for _, event := range []string{"token_issued", "token_introspected", "token_revoked", "token_refused", "introspect_refused", "revoke_refused", "no_such_endpoint", "request_refused"} {
 		if !strings.Contains(operations, "`"+event+"`") {
 			t.Errorf("docs/operations.md does not explain the event %s", event)
 		}

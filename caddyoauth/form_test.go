@@ -374,6 +374,7 @@ func TestMetricsAreNamedAndBounded(t *testing.T) {
 		"secret":    regexp.MustCompile(`^[1-9]$`),
 		"source":    regexp.MustCompile(`^https?://[A-Za-z0-9.:/_-]+$`), // from the configuration
 		"result":    regexp.MustCompile(`^[a-z_]+$`),
+		"cause":     regexp.MustCompile(`^[a-z_]*$`), // empty if the request was let in
 	}
 	ours := 0
 	for _, family := range families {

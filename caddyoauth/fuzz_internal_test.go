@@ -343,21 +343,22 @@ func FuzzChallenge(f *testing.F) {
 		}
 		want := slices.Compact(slices.Sorted(slices.Values(list)))
 		nobody := introspect.Inactive()
-		insufficient := p.reject(httptest.NewRequest("GET", "/", nil), &bearer{facts: nobody}, access.Decision{Cause: access.CauseScope, Want: p.rule.ScopesFor(nobody)})
-		for _, no := range []*rejection{p.missingToken, p.malformed, p.invalidToken, insufficient} {
+		insufficient := *p.rejections[access.CauseScope]
+		insufficient.challenge = p.scopeChallenge(httptest.NewRequest("GET", "/", nil), &bearer{facts: nobody}, p.rule.ScopesFor(nobody))
+		for _, no := range []*rejection{p.rejections[access.CauseMissing], p.rejections[access.CauseMalformedAuthorization], p.rejections[introspect.CauseForged], &insufficient} {
 			scheme, params, err := ParseChallenge(no.challenge)
 			if err != nil {
-				t.Errorf("%s: %v", no.code, err)
+				t.Errorf("%s: %v", no.result, err)
 				continue
 			}
 			if scheme != "Bearer" || params["realm"] != p.label {
-				t.Errorf("%s: scheme %q, realm %q", no.code, scheme, params["realm"])
+				t.Errorf("%s: scheme %q, realm %q", no.result, scheme, params["realm"])
 			}
-			if no == insufficient && params["scope"] != strings.Join(want, " ") {
+			if no == &insufficient && params["scope"] != strings.Join(want, " ") {
 				t.Errorf("the challenge asks for %q, the route for %q", params["scope"], want)
 			}
 			if strings.ContainsAny(no.challenge, "\r\n\x00") {
-				t.Errorf("%s: %q is more than one line", no.code, no.challenge)
+				t.Errorf("%s: %q is more than one line", no.result, no.challenge)
 			}
 		}
 	})

@@ -6,7 +6,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 )
 
 func init() {
@@ -32,8 +33,8 @@ type Guard struct {
 	// headers are removed.
 	KeepOverrideHeaders bool `json:"keep_override_headers,omitempty"`
 
-	app    *App
-	logger *zap.Logger
+	app      *App
+	refusals *refusalLog
 }
 
 // CaddyModule returns the Caddy module information.
@@ -46,12 +47,11 @@ func (Guard) CaddyModule() caddy.ModuleInfo {
 
 // Provision finds the app, which knows all header prefixes.
 func (g *Guard) Provision(ctx caddy.Context) error {
-	g.logger = ctx.Logger()
 	app, err := appFor(ctx, "oauth_guard")
 	if err != nil {
 		return err
 	}
-	g.app = app
+	g.app, g.refusals = app, app.refusalLogFor(ctx, "")
 	_, err = app.register(ctx, needs{})
 	return err
 }
@@ -59,7 +59,7 @@ func (g *Guard) Provision(ctx caddy.Context) error {
 // ServeHTTP strips the request and passes it on, or refuses it for its path.
 func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if asksForTunnel(r) {
-		refuseTunnel(w, r, g.logger)
+		refuseTunnel(w, r, g.refusals)
 		return nil
 	}
 	_, letIn := FactsFromContext(r.Context())
@@ -73,7 +73,7 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 		takeAside(r)
 	}
 	if ambiguousURL(r.URL, g.AllowAmbiguousPaths) {
-		return refuseAmbiguous(w, r, g.logger)
+		return refuseAmbiguous(w, r, g.refusals)
 	}
 	return next.ServeHTTP(w, r)
 }
@@ -81,15 +81,14 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 var errAmbiguousPath = errors.New("oauth: ambiguous_path")
 
 // refuseAmbiguous refuses a request for its path where no token is asked for.
-func refuseAmbiguous(w http.ResponseWriter, r *http.Request, logger *zap.Logger) error {
+func refuseAmbiguous(w http.ResponseWriter, r *http.Request, log *refusalLog) error {
 	dontAwaitBody(w, r)
 	w.Header().Set("Cache-Control", "no-store")
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.oauth.error", "ambiguous_path")
 	}
-	if c := logger.Check(zap.DebugLevel, "request refused"); c != nil {
-		c.Write(zap.String("reason", "ambiguous_path"))
-	}
+	log.write(r, access.CauseAmbiguousPath, http.StatusBadRequest, nil)
+	logRefused(r.Context(), nil, access.ResultPath, access.CauseAmbiguousPath)
 	return caddyhttp.Error(http.StatusBadRequest, errAmbiguousPath)
 }
 

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 )
 
@@ -86,7 +87,7 @@ func (ih *identityHeaders) identify(r *http.Request, b *bearer) *http.Request {
 			b.first().last = b
 		}
 	}
-	logIdentity(ctx, b)
+	addToAccessLog(ctx, b) // the client and its realm
 	return r.WithContext(context.WithValue(ctx, bearerCtxKey{}, b))
 }
 
@@ -120,14 +121,20 @@ func (b *bearer) placeholder(name string) (any, bool) {
 	return b.facts.ClaimText(name), true
 }
 
-// logIdentity adds the client and its realm to the request's access log line.
-func logIdentity(ctx context.Context, b *bearer) {
+// logRefused adds to the request's access log line why it was refused, and the client if it is
+// known.
+func logRefused(ctx context.Context, b *bearer, result access.Result, cause access.Cause) {
+	addToAccessLog(ctx, refusedRequest{b, result, cause})
+}
+
+// addToAccessLog adds an object's members to the request's access log line.
+func addToAccessLog(ctx context.Context, members zapcore.ObjectMarshaler) {
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && server.Logs == nil {
 		return // the server writes no access log, which is the default
 	}
 	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		// One field for both. Its key only replaces the field of an oauth_protect before this one.
-		extra.Set(zap.Field{Key: "oauth_protect", Type: zapcore.InlineMarshalerType, Interface: b})
+		// One field for all. Its key only replaces the field of an oauth_protect before this one.
+		extra.Set(zap.Field{Key: "oauth_protect", Type: zapcore.InlineMarshalerType, Interface: members})
 	}
 }
 
@@ -135,6 +142,23 @@ func logIdentity(ctx context.Context, b *bearer) {
 func (b *bearer) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	enc.AddString("client", b.client())
 	enc.AddString("realm", b.realm)
+	return nil
+}
+
+// refusedRequest is what the access log says of a request that was refused.
+type refusedRequest struct {
+	bearer *bearer // nil if nobody knows
+	result access.Result
+	cause  access.Cause
+}
+
+// MarshalLogObject implements zapcore.ObjectMarshaler.
+func (no refusedRequest) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	enc.AddString("error", string(no.result))
+	enc.AddString("cause", string(no.cause))
+	if no.bearer != nil {
+		return no.bearer.MarshalLogObject(enc)
+	}
 	return nil
 }
 

@@ -417,6 +417,9 @@ func (a *App) Cleanup() error {
 		errs = append(errs, err)
 	}
 	a.run.held = nil
+	for _, l := range a.refusals {
+		l.end()
+	}
 	return errors.Join(errs...)
 }
 

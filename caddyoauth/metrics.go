@@ -19,7 +19,8 @@ type metrics struct {
 	// one. endpoint is token, introspect or revoke; result is ok, inactive, not_permitted,
 	// no_such_endpoint, or an error code.
 	requests *prometheus.CounterVec
-	// checks counts the requests that oauth_protect has judged; result is ok or a refusal.
+	// checks counts the requests that oauth_protect has judged; result is ok or what the caller was
+	// told, and cause is why, from the table in package access, or empty.
 	checks *prometheus.CounterVec
 
 	cacheHits, cacheMisses, cacheEvictions prometheus.Counter
@@ -74,7 +75,7 @@ func newCollectors() *metrics {
 			return 1
 		}),
 		requests:       counterVec("requests_total", "Requests to the token, introspection and revocation endpoints.", "realm", "endpoint", "result"),
-		checks:         counterVec("bearer_checks_total", "Requests to protected routes.", "realm", "result"),
+		checks:         counterVec("bearer_checks_total", "Requests to protected routes.", "realm", "result", "cause"),
 		cacheHits:      counter("cache_hits_total", "Token checks answered from the cache."),
 		cacheMisses:    counter("cache_misses_total", "Token checks that had to ask the token's source."),
 		cacheEvictions: counter("cache_evictions_total", "Cached tokens that were dropped to make room for others."),

@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/introspect"
 )
@@ -99,14 +100,15 @@ func describeBearer(span trace.Span, b *bearer) {
 }
 
 // describeCheck sets the attributes of a check that depend on its result.
-func (p *Protect) describeCheck(span trace.Span, no *rejection) {
+func (p *Protect) describeCheck(span trace.Span, decision access.Decision) {
 	span.SetAttributes(attribute.String("oauth.realm", p.label))
-	if no == nil {
+	if decision.Allowed {
 		setOutcome(span, "ok", false)
 		return
 	}
-	span.SetAttributes(attribute.String("oauth.cause", no.reason))
-	setOutcome(span, no.code, no.status >= http.StatusInternalServerError)
+	no := p.rejections[decision.Cause]
+	span.SetAttributes(attribute.String("oauth.cause", string(no.cause)))
+	setOutcome(span, string(no.result), no.status >= http.StatusInternalServerError)
 }
 
 // traceRequests returns the OnSend of a source: it gives each request that a traced request causes

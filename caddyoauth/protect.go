@@ -21,6 +21,7 @@ import (
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/introspect"
 )
 
@@ -117,37 +118,21 @@ type Protect struct {
 	// loaded.
 	beside caddyhttp.RouteList
 
-	allowed prometheus.Counter
-	// These are made when the configuration is loaded.
-	missingToken   *rejection
-	malformed      *rejection
-	invalidToken   *rejection
-	tooLong        *rejection
-	unfit          *rejection
-	nameless       *rejection
-	insufficient   *rejection
-	lacksClaim     *rejection
-	ambiguous      *rejection
-	insecure       *rejection
-	undeterminable *rejection
+	refusals *refusalLog
+	allowed  prometheus.Counter
+	// rejections are made when the configuration is loaded: one for each cause.
+	rejections map[access.Cause]*rejection
 }
 
-// rejection is one way to refuse a request.
+// rejection is one way to refuse a request. What callers see depends on the result alone, so
+// that they can't tell its causes apart.
 type rejection struct {
 	status    int
-	code      string // for {http.oauth.error}
-	reason    string // for the log: code, or more than callers may know
-	challenge string // WWW-Authenticate, or empty
-	err       error  // public, through {http.error.message}
+	result    access.Result // for {http.oauth.error}
+	cause     access.Cause  // for logs and metrics
+	challenge string        // WWW-Authenticate, or empty
+	err       error         // public, through {http.error.message}
 	count     prometheus.Counter
-	// decision says what the token lacks, for the log. It is zero if that is not known.
-	decision access.Decision
-}
-
-// about returns a copy of no for one decision.
-func (no rejection) about(decision access.Decision) *rejection {
-	no.decision = decision
-	return &no
 }
 
 // CaddyModule returns the Caddy module information.
@@ -205,6 +190,7 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	}
 
 	p.beside = routesBeside(ctx)
+	p.refusals = app.refusalLogFor(ctx, p.label)
 	p.prepareRejections()
 	return nil
 }
@@ -213,37 +199,36 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 // count anything.
 func (p *Protect) prepareRejections() {
 	p.challenge = `Bearer realm="` + p.label + `"`
-	newRejection := func(status int, code, challenge string) *rejection {
-		return &rejection{
-			status: status, code: code, reason: code, challenge: challenge, err: errors.New("oauth: " + code),
-			count: collectors.checks.WithLabelValues(p.label, code),
+	ways := map[access.Result]rejection{
+		access.ResultMissing: {status: http.StatusUnauthorized, challenge: p.challenge},
+		access.ResultRequest: {status: http.StatusBadRequest, challenge: p.challenge + `, error="invalid_request", error_description="the request must carry exactly one well-formed bearer token"`},
+		access.ResultToken:   {status: http.StatusUnauthorized, challenge: p.challenge + `, error="invalid_token", error_description="the token is not valid here"`},
+		access.ResultScope:   {status: http.StatusForbidden}, // its challenge depends on the request
+		// The caller doesn't learn which claim. RFC 6750 has no other code for a token that grants
+		// too little.
+		access.ResultClaims:      {status: http.StatusForbidden, challenge: p.challenge + `, error="insufficient_scope", error_description="the token lacks a claim"`},
+		access.ResultPath:        {status: http.StatusBadRequest}, // no challenge: no token would help
+		access.ResultInsecure:    {status: http.StatusForbidden},
+		access.ResultUnavailable: {status: http.StatusServiceUnavailable},
+	}
+	p.allowed = collectors.checks.WithLabelValues(p.label, "ok", "")
+	p.rejections = make(map[access.Cause]*rejection)
+	for _, e := range access.Explanations {
+		no, ok := ways[e.Result]
+		if !ok {
+			continue // tunnels, which are refused before anything else
 		}
+		no.result, no.cause, no.err = e.Result, e.Cause, errors.New("oauth: "+string(e.Result))
+		no.count = collectors.checks.WithLabelValues(p.label, string(e.Result), string(e.Cause))
+		p.rejections[e.Cause] = &no
 	}
-	p.allowed = collectors.checks.WithLabelValues(p.label, "ok")
-	p.missingToken = newRejection(http.StatusUnauthorized, "missing_token", p.challenge)
-	p.malformed = newRejection(http.StatusBadRequest, "invalid_request", p.challenge+`, error="invalid_request", error_description="the request must carry exactly one well-formed bearer token"`)
-	p.ambiguous = newRejection(http.StatusBadRequest, "ambiguous_path", "") // no challenge: no token would help
-	p.invalidToken = newRejection(http.StatusUnauthorized, "invalid_token", p.challenge+`, error="invalid_token", error_description="the token is not valid here"`)
-	// Callers can't tell these apart, so none of them reveals the token's state.
-	because := func(reason string) *rejection {
-		no := *p.invalidToken
-		no.reason = reason
-		return &no
-	}
-	p.tooLong, p.unfit, p.nameless = because("token_too_long"), because(string(access.CauseUnfit)), because(string(access.CauseNamesNobody))
-	p.insufficient = newRejection(http.StatusForbidden, "insufficient_scope", "") // its challenge depends on the request
-	// The caller doesn't learn which claim. RFC 6750 has no other code for a token that grants
-	// too little.
-	p.lacksClaim = newRejection(http.StatusForbidden, "insufficient_claims", p.challenge+`, error="insufficient_scope", error_description="the token lacks a claim"`)
-	p.insecure = newRejection(http.StatusForbidden, "insecure_transport", "")
-	p.undeterminable = newRejection(http.StatusServiceUnavailable, "temporarily_unavailable", "")
 }
 
 // ServeHTTP lets the request pass or refuses it: every return without a call of next is a
 // refusal.
 func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if asksForTunnel(r) {
-		refuseTunnel(w, r, p.logger)
+		refuseTunnel(w, r, p.refusals)
 		return nil
 	}
 	// A handler before this one may have let the request in already, and removed the token.
@@ -258,9 +243,9 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	overrides, aside := strip(r, prefixes, true), takeAside(r)
 
-	b, no := p.check(r, earlier, authorization)
-	if no != nil {
-		return p.refuse(w, r, no)
+	b, decision := p.check(r, earlier, authorization)
+	if !decision.Allowed {
+		return p.refuse(w, r, b, decision, earlier)
 	}
 	p.allowed.Inc()
 	p.app.countsOf(b).passed.Add(1)
@@ -283,26 +268,27 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 }
 
 // check is judge, with a span if the request is traced.
-func (p *Protect) check(r *http.Request, earlier *bearer, authorization []string) (*bearer, *rejection) {
+func (p *Protect) check(r *http.Request, earlier *bearer, authorization []string) (*bearer, access.Decision) {
 	ctx, span := startSpan(r.Context(), "oauth.check", trace.SpanKindInternal)
 	if span == nil {
 		return p.judge(r, nil, earlier, authorization)
 	}
 	defer span.End() // a panic, too
-	b, no := p.judge(r.WithContext(ctx), span, earlier, authorization)
-	p.describeCheck(span, no)
-	return b, no
+	b, decision := p.judge(r.WithContext(ctx), span, earlier, authorization)
+	p.describeCheck(span, decision)
+	return b, decision
 }
 
-// judge decides whether the request may pass, and returns its bearer if it may. The facts
-// of the token come from the cache or from its source. The decision is always made anew,
-// for this request and this route. span is nil unless the request is traced.
-func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, authorization []string) (*bearer, *rejection) {
+// judge decides whether the request may pass, and returns its bearer, which is nil if no token
+// was looked up. The facts of the token come from the cache or from its source. The decision is
+// always made anew, for this request and this route. span is nil unless the
+// request is traced.
+func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, authorization []string) (*bearer, access.Decision) {
 	if !p.InsecureHTTP && !secureOrLocal(r) {
-		return nil, p.insecure
+		return nil, access.Decision{Cause: access.CauseInsecure}
 	}
 	if ambiguousURL(r.URL, p.AllowAmbiguousPaths) {
-		return nil, p.ambiguous
+		return nil, access.Decision{Cause: access.CauseAmbiguousPath}
 	}
 	var token introspect.Token
 	if earlier != nil {
@@ -311,13 +297,13 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 		text, verdict := bearerToken(authorization)
 		switch verdict {
 		case tokenMissing:
-			return nil, p.missingToken
+			return nil, access.Decision{Cause: access.CauseMissing}
 		case tokenMalformed:
-			return nil, p.malformed
+			return nil, access.Decision{Cause: access.CauseMalformedAuthorization}
 		case tokenInvalid:
-			return nil, p.invalidToken
+			return nil, access.Decision{Cause: introspect.CauseMalformed}
 		case tokenTooLong:
-			return nil, p.tooLong
+			return nil, access.Decision{Cause: access.CauseTooLong}
 		}
 		token = introspect.NewToken(text)
 	}
@@ -336,38 +322,16 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 		if r.Context().Err() == nil {
 			p.trouble.Error("token could not be checked", zap.String("realm", p.label), zap.Error(err))
 		}
-		return nil, p.undeterminable
+		return b, access.Decision{Cause: access.CauseOutage}
 	}
 	decision := access.Decide(&p.rule, b.facts, access.Request{Fit: b.introduce()})
 	if !decision.Allowed {
-		no := p.reject(r, b, decision)
 		if b.facts.Active {
-			p.app.countsOf(b).countRefused(no.code)
+			p.app.countsOf(b).countRefused(string(p.rejections[decision.Cause].result))
 		}
-		return nil, no
+		decision.Cause = p.app.whyNot(p.sources, &b.token, decision.Cause)
 	}
-	return b, nil
-}
-
-// reject returns the rejection for a decision against the bearer.
-func (p *Protect) reject(r *http.Request, b *bearer, decision access.Decision) *rejection {
-	switch decision.Cause {
-	case access.CauseAudience:
-		return p.invalidToken.about(decision)
-	case access.CauseNamesNobody:
-		return p.nameless
-	case access.CauseUnfit:
-		return p.unfit
-	case access.CauseScope: // from here on it is known who is refused
-		logIdentity(r.Context(), b)
-		no := p.insufficient.about(decision)
-		no.challenge = p.scopeChallenge(r, b, decision.Want)
-		return no
-	case access.CauseClaim:
-		logIdentity(r.Context(), b)
-		return p.lacksClaim.about(decision)
-	}
-	return p.invalidToken // nothing is known of the token, so there is nothing more to log
+	return b, decision
 }
 
 // loadSources loads the modules that say where tokens come from.
@@ -483,33 +447,70 @@ func routesBeside(ctx caddy.Context) caddyhttp.RouteList {
 	return nil
 }
 
-// refuse is the one place that turns a rejection into headers and an error for Caddy.
-// Caddy answers with the status and an empty body unless handle_errors says otherwise.
-func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, no *rejection) error {
+// refuse is the one place that turns a decision into headers and an error for Caddy. Caddy
+// answers with the status and an empty body unless handle_errors says otherwise. The bearer is
+// nil if no token was looked up. A handler before this one has let in earlier, which is nil if
+// there was none.
+func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, b *bearer, decision access.Decision, earlier *bearer) error {
+	no := p.rejections[decision.Cause]
 	no.count.Inc()
 	dontAwaitBody(w, r)
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
-	if no.challenge != "" {
+	if decision.Cause == access.CauseScope {
+		h.Set("WWW-Authenticate", p.scopeChallenge(r, b, decision.Want))
+	} else if no.challenge != "" {
 		h.Set("WWW-Authenticate", no.challenge)
 	}
 	if no.status == http.StatusServiceUnavailable {
 		h.Set("Retry-After", retryAfter)
 	}
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		repl.Set("http.oauth.error", no.code)
+		repl.Set("http.oauth.error", string(no.result))
 	}
-	if c := p.logger.Check(zap.DebugLevel, "request refused"); c != nil {
-		fields := []zap.Field{zap.String("realm", p.label), zap.String("reason", no.reason)}
-		if d := &no.decision; d.Want != nil {
-			if d.Claim != "" {
-				fields = append(fields, zap.String("claim", d.Claim))
-			}
-			fields = append(fields, zap.Strings("want", d.Want), zap.Strings("has", d.Has))
-		}
-		c.Write(fields...)
+	named := earlier
+	if decision.Cause == access.CauseScope || decision.Cause == access.CauseClaim {
+		named = b // its token is good, and lacks something here
 	}
+	logRefused(r.Context(), named, no.result, no.cause)
+	p.refusals.write(r, no.cause, no.status, func() []zap.Field {
+		return append([]zap.Field{zap.String("error", string(no.result))}, b.refused(decision)...)
+	})
 	return caddyhttp.Error(no.status, no.err)
+}
+
+// refused returns what the event of a refusal says about the token. The bearer may be nil.
+func (b *bearer) refused(decision access.Decision) (fields []zap.Field) {
+	if decision.Claim != "" {
+		fields = append(fields, zap.String("claim", decision.Claim))
+	}
+	if decision.Want != nil {
+		fields = append(fields, zap.Strings("want", decision.Want), zap.Strings("has", loggedTexts(decision.Has)))
+	}
+	if b == nil {
+		return fields
+	}
+	fields = append(fields, zap.Stringer("token_id", b.token.ID()))
+	about := b.facts
+	if about != nil && !about.Active {
+		about = about.Was()
+	}
+	client, issuer := "", ""
+	switch ours := oauth.HasForm(b.token.Text()); {
+	case about != nil && ours:
+		client = about.ClientID
+	case about != nil:
+		client, issuer = headerText(about.ClientID), headerText(about.Issuer)
+	case !ours: // nothing has proved what the token says, but it helps to know what that is
+		issuer = headerText(b.token.UnverifiedIssuer())
+	}
+	if client != "" {
+		fields = append(fields, zap.String("client_id", loggedText(client)))
+	}
+	if issuer != "" {
+		fields = append(fields, zap.String("issuer", loggedText(issuer)))
+	}
+	return fields
 }
 
 // thinned returns a logger that writes ten lines of each message a second, and of the rest

@@ -68,8 +68,9 @@ type Server struct {
 	// `oauth_protect` in the configuration would do so.
 	AllowAmbiguousPaths bool `json:"allow_ambiguous_paths,omitempty"`
 
-	app    *App
-	logger *zap.Logger
+	app      *App
+	logger   *zap.Logger
+	refusals *refusalLog
 	// endpoints are by path. Nothing is matched by prefix.
 	endpoints map[string]*route
 	// site is where this handler stands.
@@ -112,7 +113,7 @@ func (s *Server) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	s.app = app
+	s.app, s.refusals = app, app.refusalLogFor(ctx, "")
 	if s.BasePath == "" {
 		s.BasePath = "/oauth2"
 	}
@@ -290,7 +291,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 // passOn hands a request that is for no endpoint to the next handler, guarded.
 func (s *Server) passOn(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if asksForTunnel(r) {
-		refuseTunnel(w, r, s.logger)
+		refuseTunnel(w, r, s.refusals)
 		return nil
 	}
 	// In a route block an oauth_protect may have come before. Then the headers are ours.
@@ -299,7 +300,7 @@ func (s *Server) passOn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		setAside(r, strip(r, s.app.prefixes, false))
 	}
 	if ambiguousURL(r.URL, s.AllowAmbiguousPaths || !s.app.judgesPaths) {
-		return refuseAmbiguous(w, r, s.logger)
+		return refuseAmbiguous(w, r, s.refusals)
 	}
 	return next.ServeHTTP(w, r)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/introspect"
 )
@@ -136,7 +137,7 @@ func (u *usedSource) remembered(token *introspect.Token, maxAge time.Duration) (
 	return u.own(facts), true
 }
 
-// own returns the facts if the source may speak for their issuer, and inactive ones if not:
+// own returns the facts if the source may speak for their issuer, and refuses them if not:
 // an answer may name any issuer, and the backend believes it.
 func (u *usedSource) own(facts *introspect.Facts) *introspect.Facts {
 	if !facts.Active || facts.Issuer == u.issuer || !u.taken[facts.Issuer] {
@@ -146,7 +147,7 @@ func (u *usedSource) own(facts *introspect.Facts) *introspect.Facts {
 		caddy.Log().Named("oauth.sources").Warn("refusing a token, because its source names an issuer that belongs to another source or realm; if this source speaks for that issuer, give it the option issuer",
 			zap.String("source", u.module.Label()), zap.String("issuer", facts.Issuer))
 	})
-	return introspect.Inactive()
+	return facts.Refused(introspect.CauseIssuer)
 }
 
 // minted reports whether a realm of this gateway issued the token, be it still good or not.
@@ -165,6 +166,35 @@ func (a *App) minted(token *introspect.Token) (_ bool, unsure error) {
 		}
 	}
 	return false, unsure
+}
+
+// whyNot returns why sources of a route don't accept a token, where none of them could say more
+// than that it isn't one of theirs or that it doesn't know it. It is called for requests that are refused, and costs them
+// at most a MAC for each realm: microseconds, that tell the caller at most whether any realm
+// here issued a token that it holds anyway.
+func (a *App) whyNot(sources []routeSource, token *introspect.Token, cause introspect.Cause) introspect.Cause {
+	switch {
+	case cause != introspect.CauseNoSource && cause != introspect.CauseForged && cause != introspect.CauseUnknown:
+		return cause
+	case oauth.HasForm(token.Text()):
+		for _, r := range a.realms {
+			if r.engine == nil {
+				continue
+			}
+			if minted, _ := r.engine.Minted(token); minted && slices.Contains(sources, routeSource(r)) {
+				return introspect.CauseExpired // or the source would have recognized it
+			} else if minted {
+				return access.CauseOtherRealm
+			}
+		}
+		if cause == introspect.CauseUnknown {
+			return cause // another server was asked: it may issue tokens of our form
+		}
+		return introspect.CauseForged
+	case cause == introspect.CauseNoSource && token.UnverifiedIssuer() != "":
+		return introspect.CauseIssuer
+	}
+	return cause
 }
 
 // finding is what a route found out about a token.
@@ -233,12 +263,17 @@ func recallOrAsk(ctx context.Context, sources []routeSource, token *introspect.T
 // before it knows.
 func askEach(ctx context.Context, sources []routeSource, token *introspect.Token, maxAge time.Duration) (finding, error) {
 	var unsure error
-	for _, s := range sources {
+	no := introspect.InactiveBecause(introspect.CauseNoSource) // if there is nobody to ask
+	for i, s := range sources {
 		facts, err := s.ask(ctx, token, maxAge)
 		if err == nil && facts.Active {
 			return finding{facts, s.realmName()}, nil
 		}
+		// Of several, the first that says more than "unknown" counts.
+		if err == nil && (i == 0 || no.Cause() == introspect.CauseUnknown) {
+			no = facts
+		}
 		unsure = errors.Join(unsure, err)
 	}
-	return finding{facts: introspect.Inactive()}, unsure
+	return finding{facts: no}, unsure
 }

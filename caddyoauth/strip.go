@@ -8,7 +8,8 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 )
 
 // This file removes from requests what a caller must not tell a backend, and must not make the
@@ -289,11 +290,9 @@ func asksForTunnel(r *http.Request) bool {
 
 // refuseTunnel answers a request that asksForTunnel. It returns no error to Caddy, because
 // error routes may contain a proxy.
-func refuseTunnel(w http.ResponseWriter, r *http.Request, logger *zap.Logger) {
+func refuseTunnel(w http.ResponseWriter, r *http.Request, log *refusalLog) {
 	dontAwaitBody(w, r)
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusNotImplemented) // RFC 9220 section 3
-	if c := logger.Check(zap.DebugLevel, "request refused"); c != nil {
-		c.Write(zap.String("reason", "tunnel"))
-	}
+	log.write(r, access.CauseTunnel, http.StatusNotImplemented, nil)
 }

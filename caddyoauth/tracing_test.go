@@ -254,10 +254,10 @@ func TestTracing(t *testing.T) {
 	send(bearer("/own", own), 200, "handler\n"+
 		"  oauth.check oauth.cache=hit oauth.client_id=reader oauth.outcome=ok oauth.realm=root\n")
 	send(bearer("/own", weak), 403, "handler\n"+
-		"  oauth.check oauth.cache=miss oauth.cause=insufficient_scope oauth.client_id=writer oauth.outcome=insufficient_scope oauth.realm=root\n"+
+		"  oauth.check oauth.cache=miss oauth.cause=scope oauth.client_id=writer oauth.outcome=insufficient_scope oauth.realm=root\n"+
 		"    oauth.store get "+fmt.Sprintf(stored, "get", "ok"))
 	send(g.request("GET", "/own", ""), 401, "handler\n"+
-		"  oauth.check oauth.cause=missing_token oauth.outcome=missing_token oauth.realm=root\n")
+		"  oauth.check oauth.cause=missing oauth.outcome=missing_token oauth.realm=root\n")
 	send(g.posting("/oauth2/revoke", "reader", testSecret, url.Values{"token": {own}}), 200, "handler\n"+
 		"  oauth.revoke oauth.client_id=reader oauth.outcome=ok oauth.realm=root\n"+
 		"    oauth.store get "+fmt.Sprintf(stored, "get", "ok")+
@@ -275,12 +275,12 @@ func TestTracing(t *testing.T) {
 		t.Errorf("the introspection endpoint got the tracestate %q and the baggage %q", along.Get("Tracestate"), along.Get("Baggage"))
 	}
 	send(bearer("/asked", "unknown"), 401, "handler\n"+
-		"  oauth.check oauth.cache=miss oauth.cause=invalid_token oauth.outcome=invalid_token oauth.realm=External\n"+
+		"  oauth.check oauth.cache=miss oauth.cause=unknown oauth.outcome=invalid_token oauth.realm=External\n"+
 		asking+" http.request.method=POST http.response.status_code=200 oauth.outcome=inactive "+at("/introspect", port)+"\n")
 	send(bearer("/asked", "unknown"), 401, "handler\n"+
-		"  oauth.check oauth.cache=negative oauth.cause=invalid_token oauth.outcome=invalid_token oauth.realm=External\n")
+		"  oauth.check oauth.cache=negative oauth.cause=unknown oauth.outcome=invalid_token oauth.realm=External\n")
 	send(bearer("/asked", "broken"), 503, "handler\n"+
-		"  oauth.check FAILED error.type=temporarily_unavailable oauth.cache=miss oauth.cause=temporarily_unavailable oauth.outcome=temporarily_unavailable oauth.realm=External\n"+
+		"  oauth.check FAILED error.type=temporarily_unavailable oauth.cache=miss oauth.cause=outage oauth.outcome=temporarily_unavailable oauth.realm=External\n"+
 		asking+" FAILED error.type=status http.request.method=POST http.response.status_code=418 oauth.outcome=status "+at("/introspect", port)+"\n")
 
 	// A token with a new key makes us fetch the keys, five seconds after the last time. The issuer's

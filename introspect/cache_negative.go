@@ -17,7 +17,7 @@ import (
 type negatives struct {
 	mu   sync.Mutex
 	max  int
-	ring []negative     // grows to max, of 112 bytes each
+	ring []negative     // grows to max, of 120 bytes each
 	next int            // the slot to write next, once the ring is full
 	at   map[uint64]int // slots by hash
 }
@@ -31,6 +31,7 @@ type negative struct {
 	forgets    uint64
 	asked      time.Duration
 	lifetime   time.Duration // from asked
+	facts      *Facts        // inactive, and shared: they say why
 }
 
 func (n *negatives) get(h uint64) (negative, bool) {
@@ -91,22 +92,24 @@ func (s *CachedSource) refuse(a *answer, key cacheKey, h uint64, asked, lifetime
 		c.mu.RUnlock()
 	}
 	if lifetime > 0 {
-		c.negatives.add(negative{key: key, hash: h, generation: a.generation, global: a.global, forgets: a.forgets, asked: asked, lifetime: lifetime})
+		c.negatives.add(negative{key: key, hash: h, generation: a.generation, global: a.global, forgets: a.forgets, asked: asked, lifetime: lifetime, facts: a.facts})
 	}
 }
 
-// refused reports whether the source said no less than maxAge ago, and that still holds.
-func (s *CachedSource) refused(key cacheKey, maxAge time.Duration) bool {
+// refused returns what the source said if it said no less than maxAge ago, and that still
+// holds.
+func (s *CachedSource) refused(key cacheKey, maxAge time.Duration) (*Facts, bool) {
 	if maxAge <= 0 || s.coherent != nil && !s.coherent.Coherent() {
-		return false
+		return nil, false
 	}
 	c := s.cache
 	h := c.cfg.hash(key)
 	n, ok := c.negatives.get(h)
-	return ok && !c.closed.Load() &&
+	counts := ok && !c.closed.Load() &&
 		subtle.ConstantTimeCompare(n.key[:], key[:]) == 1 &&
 		n.generation == c.generations[h%generationShards].Load() && n.global == c.global.Load() &&
 		!c.forgotNegative(&n) && c.cfg.Elapsed()-n.asked < min(maxAge, n.lifetime)
+	return n.facts, counts
 }
 
 // forgotNegative reports whether n predates a call of ForgetClient or ForgetSource that may

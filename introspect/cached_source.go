@@ -30,6 +30,7 @@ func (c *Cache) WrapWith(name string, src Source, cfg SourceConfig) *CachedSourc
 	}
 	c.entriesLive(max(sum(max(cfg.MaxAge, 0), max(cfg.StaleFor, 0)), cfg.NegativeAge))
 	s.screen, _ = src.(Screener)
+	s.explain, _ = src.(Explainer)
 	s.revise, _ = src.(Reviser)
 	s.doubt, _ = src.(Doubter)
 	s.coherent, _ = src.(Coherent)
@@ -79,6 +80,7 @@ type CachedSource struct {
 	src Source
 	// The optional abilities of src; nil if it lacks them.
 	screen   Screener
+	explain  Explainer
 	revise   Reviser
 	doubt    Doubter
 	coherent Coherent
@@ -98,19 +100,22 @@ func (s *CachedSource) Lookup(ctx context.Context, text string) (*Facts, error) 
 // LookupWithin reports what token means, from memory if the source was asked about it less
 // than maxAge ago. It never returns facts at or after the token's expiry, nor facts found
 // before a Forget or Flush that ended before this call began. Like every Source, it returns
-// Inactive and no error for a token that is not good. maxAge also bounds the age of a
+// Inactive or InactiveBecause, and no error, for a token that is not good. maxAge also bounds the age of a
 // remembered "no".
 //
 // It blocks until there is an answer, ctx ends, or twice CacheConfig.LookupTimeout has passed.
 // What is found out about the token by computation alone is noted in it.
 func (s *CachedSource) LookupWithin(ctx context.Context, token *Token, maxAge time.Duration) (*Facts, error) {
 	if !s.screened(token) {
+		if s.explain != nil {
+			return InactiveBecause(s.explain.WhyNot(*token)), nil
+		}
 		return inactive, nil
 	}
 	key := keyOf(s.name, token.ID())
 	facts, ok := s.cached(key, min(maxAge, s.cfg.MaxAge))
-	if !ok && s.refused(key, min(maxAge, s.cfg.NegativeAge)) {
-		facts, ok = inactive, true
+	if !ok {
+		facts, ok = s.refused(key, min(maxAge, s.cfg.NegativeAge))
 	}
 	if ok {
 		token.cache = cacheHit
@@ -136,7 +141,7 @@ func (s *CachedSource) LookupWithin(ctx context.Context, token *Token, maxAge ti
 		}
 	}
 	if !facts.Active {
-		return inactive, nil
+		return facts, nil
 	}
 	return s.revised(facts), nil
 }
@@ -355,7 +360,11 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token T
 	immortal := facts.Expiry.IsZero()
 	remaining := facts.Expiry.Sub(c.cfg.Now())
 	if !facts.Active || !immortal && remaining <= 0 {
-		a.facts = inactive
+		// Whatever else the source returned with its "no" is dropped.
+		a.facts = InactiveBecause(facts.Cause())
+		if facts.Active {
+			a.facts = InactiveBecause(CauseExpired)
+		}
 		lifetime := s.cfg.NegativeAge
 		if !facts.notYet.IsZero() {
 			lifetime = min(lifetime, facts.notYet.Sub(begun))

@@ -43,7 +43,8 @@ const MaxTokenLength = 16 << 10
 //
 // The zero value describes an inactive token.
 type Facts struct {
-	// Active is "active" of RFC 7662. If it is false, all other fields are empty.
+	// Active is "active" of RFC 7662. If it is false, all other fields are empty; see
+	// [Facts.Cause].
 	Active bool
 
 	// ID is the token's ID.
@@ -82,6 +83,11 @@ type Facts struct {
 
 	// notYet is when an inactive token becomes usable, if its source knows.
 	notYet time.Time
+
+	// cause is why the token is inactive, and was what its facts were; see [Facts.Cause] and
+	// [Facts.Was].
+	cause Cause
+	was   *Facts
 }
 
 // HasScope reports whether scope was granted. Scopes are compared as whole strings
@@ -92,17 +98,18 @@ func (f *Facts) HasScope(scope string) bool { return slices.Contains(f.Scopes, s
 // without an audience names none.
 func (f *Facts) HasAudience(audience string) bool { return slices.Contains(f.Audience, audience) }
 
-// inactive is the one answer for every token that is not good.
+// inactive is the answer for every token that is not good for a reason that nobody knows.
 var inactive = &Facts{}
 
-// Inactive returns the facts of a token that is not good, whatever the reason.
+// Inactive returns the facts of a token that is not good, if no more is known. If there is
+// more, [InactiveBecause] says it to logs.
 func Inactive() *Facts { return inactive }
 
 // Source determines what tokens mean. It may have further abilities, which a [Cache] in front
-// of it uses: [Screener], [Reviser], [Doubter] and [Coherent].
+// of it uses: [Screener], [Explainer], [Reviser], [Doubter] and [Coherent].
 type Source interface {
 	// Lookup reports what token means now. For a token that is unknown, malformed, expired or
-	// revoked it returns Inactive and a nil error: "no" is an answer. An error means that the
+	// revoked it returns Inactive or InactiveBecause and a nil error: "no" is an answer. An error means that the
 	// source could not find out; the caller must then answer 503, and never that the token is
 	// bad.
 	//

@@ -173,9 +173,9 @@ func (j *JWT) Close() { j.cfg.Keys.leave(j) }
 //
 // Lookup blocks only for a token whose key is unknown, until the keys have been fetched.
 func (j *JWT) Lookup(ctx context.Context, token Token) (*Facts, error) {
-	signed, ok := j.read(token)
-	if !ok {
-		return inactive, nil
+	signed, cause := j.read(token)
+	if cause != "" {
+		return InactiveBecause(cause), nil
 	}
 	set := j.set()
 	payload, key, known := set.verify(signed.jws, signed.kid)
@@ -185,15 +185,18 @@ func (j *JWT) Lookup(ctx context.Context, token Token) (*Facts, error) {
 		}
 		// The same keys would give the same answer.
 		if fresh := j.set(); fresh != set {
-			payload, key, _ = fresh.verify(signed.jws, signed.kid)
+			payload, key, known = fresh.verify(signed.jws, signed.kid)
 		}
 	}
-	if key == nil {
-		return inactive, nil
+	switch {
+	case key == nil && known:
+		return InactiveBecause(CauseSignature), nil
+	case key == nil:
+		return InactiveBecause(CauseUnknownKey), nil
 	}
-	facts, ok := j.judge(payload, signed.access)
-	if !ok {
-		return inactive, nil
+	facts, cause := j.judge(payload, signed.access)
+	if cause != "" {
+		return InactiveBecause(cause), nil
 	}
 	facts.ID = token.ID()
 	facts.verifiedBy = key.id
@@ -216,6 +219,9 @@ func (j *JWT) set() *keySet { return j.cfg.Keys.current.Load() }
 // looks no closer.
 func (j *JWT) Screen(token Token) (Token, bool) { return token, outline(token.text) }
 
+// WhyNot implements [Explainer].
+func (j *JWT) WhyNot(Token) Cause { return CauseNoSource }
+
 // Doubts reports whether facts were verified with a key that is not in the current set. An
 // issuer that withdraws a key wants its tokens dead, so they are looked up again. That fetches
 // the keys, unless they were fetched less than MinRefresh ago, and settles it: the current set
@@ -227,7 +233,7 @@ func (j *JWT) Doubts(facts *Facts) bool { return !j.set().has(facts.verifiedBy) 
 // lookup.
 func (j *JWT) Revise(facts *Facts) *Facts {
 	if j.Doubts(facts) {
-		return inactive
+		return facts.Refused(CauseUnknownKey)
 	}
 	return facts
 }
@@ -245,51 +251,55 @@ type signedToken struct {
 	access bool
 }
 
-// read takes a token apart and checks everything that needs no key.
-func (j *JWT) read(token Token) (signed signedToken, ok bool) {
+// read takes a token apart and checks everything that needs no key. The cause is empty if the
+// token passes.
+func (j *JWT) read(token Token) (signed signedToken, no Cause) {
 	// A key ID in another issuer's token must not cause a fetch. The issuer is compared once
 	// more after the token is verified.
 	if token.UnverifiedIssuer() != j.issuer() {
-		return signed, false
+		return signed, CauseIssuer
 	}
 	if !oneSpelling(token.text) {
-		return signed, false
+		return signed, CauseMalformed
 	}
 	protected, _, _ := strings.Cut(token.text, ".")
 	data, err := base64.RawURLEncoding.DecodeString(protected)
 	if err != nil {
-		return signed, false
+		return signed, CauseMalformed
 	}
 	header, ok := decodeObject(data)
 	if !ok {
-		return signed, false
+		return signed, CauseMalformed
 	}
 	// An access token has no use for any of these: crit demands extensions that we don't know,
 	// b64 changes what is signed (RFC 7797), zip and enc belong to encryption.
 	for _, name := range []string{"crit", "b64", "zip", "enc"} {
 		// ForgeRock AM states in each header that nothing is compressed.
 		if value, present := header[name]; present && !(name == "zip" && value == "NONE") {
-			return signed, false
+			return signed, CauseMalformed
 		}
 	}
 	typ, present := header["typ"]
 	if signed.access, ok = j.acceptsType(typ, present); !ok {
-		return signed, false
+		return signed, CauseType
 	}
 	// Some serializers write an empty kid if there is none.
 	if value, present := header["kid"]; present && value != nil {
 		if signed.kid, ok = value.(string); !ok {
-			return signed, false
+			return signed, CauseMalformed
 		}
 	}
 	alg, ok := header["alg"].(string)
 	if !ok || !slices.Contains(j.cfg.Algorithms, alg) {
-		return signed, false
+		return signed, CauseAlgorithm
 	}
 	// go-jose parses the header itself. Allowing only this algorithm makes sure that it reads
 	// the same one.
 	signed.jws, err = jose.ParseSignedCompact(token.text, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
-	return signed, err == nil
+	if err != nil {
+		return signed, CauseMalformed
+	}
+	return signed, ""
 }
 
 // oneSpelling reports whether no other text decodes to the same three parts as token, provided
@@ -325,23 +335,30 @@ func (j *JWT) acceptsType(value any, present bool) (access, ok bool) {
 }
 
 // judge turns a payload whose signature is good into facts. access is whether the header says
-// that it is an access token. Members that are null count as absent, except cnf.
-func (j *JWT) judge(payload []byte, access bool) (*Facts, bool) {
+// that it is an access token. Members that are null count as absent, except cnf. The
+// cause is empty if the token is good.
+func (j *JWT) judge(payload []byte, access bool) (_ *Facts, no Cause) {
 	claims, ok := decodeObject(payload)
-	if !ok || claims["iss"] != j.issuer() {
-		return nil, false
+	if !ok {
+		return nil, CauseMalformed
+	}
+	if claims["iss"] != j.issuer() {
+		return nil, CauseIssuer
 	}
 	if _, bound := claims["cnf"]; bound {
-		return nil, false
+		return nil, CauseBinding
 	}
 	if otherKind(claims, access) {
-		return nil, false
+		return nil, CauseKind
 	}
 
 	now := j.cfg.Now()
 	expiry, ok := numericDate(claims["exp"])
-	if !ok || !now.Before(expiry) {
-		return nil, false
+	if !ok {
+		return nil, CauseMalformed
+	}
+	if !now.Before(expiry) {
+		return nil, CauseExpired
 	}
 	var issued time.Time
 	for _, name := range []string{"nbf", "iat"} {
@@ -350,8 +367,11 @@ func (j *JWT) judge(payload []byte, access bool) (*Facts, bool) {
 			continue
 		}
 		at, ok := numericDate(value)
-		if !ok || now.Add(j.cfg.Leeway).Before(at) {
-			return nil, false
+		if !ok {
+			return nil, CauseMalformed
+		}
+		if now.Add(j.cfg.Leeway).Before(at) {
+			return nil, CauseNotYet
 		}
 		if name == "iat" {
 			issued = at
@@ -363,32 +383,32 @@ func (j *JWT) judge(payload []byte, access bool) (*Facts, bool) {
 	// among others is a mistake whose meaning nobody knows.
 	if value := claims["aud"]; value != nil && value != "" {
 		if audience, ok = texts(value); !ok || slices.Contains(audience, "") {
-			return nil, false
+			return nil, CauseMalformed
 		}
 	}
 	if len(j.cfg.Audience) > 0 && !slices.ContainsFunc(j.cfg.Audience, func(a string) bool { return slices.Contains(audience, a) }) {
-		return nil, false
+		return nil, CauseAudience
 	}
 
 	text := string(bytes.TrimSpace(payload))
 	client, ok := clientOf(text, j.cfg.ClientClaims)
 	if !ok {
-		return nil, false
+		return nil, CauseMalformed
 	}
 	scopes, ok := scopesOf(text, j.cfg.ScopeClaims)
 	if !ok {
-		return nil, false
+		return nil, CauseMalformed
 	}
 	subject := ""
 	if value := claims["sub"]; value != nil {
 		if subject, ok = nameText(value); !ok {
-			return nil, false
+			return nil, CauseMalformed
 		}
 	}
 	return &Facts{
 		Active: true, ClientID: client, Subject: subject, Issuer: j.issuer(),
 		Scopes: scopes, Audience: audience, IssuedAt: issued, Expiry: expiry, Claims: text,
-	}, true
+	}, ""
 }
 
 // numericDate reads a NumericDate (RFC 7519 section 2): seconds from 1970 to the year 9999,

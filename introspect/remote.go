@@ -201,6 +201,9 @@ func (r *Remote) Close() {
 // the characters in RFC 6750 section 2.1.
 func (r *Remote) Screen(token Token) (Token, bool) { return token, isBearerToken(token.text) }
 
+// WhyNot implements [Explainer].
+func (r *Remote) WhyNot(Token) Cause { return CauseMalformed }
+
 func isBearerToken(token string) bool {
 	if token == "" || len(token) > MaxTokenLength {
 		return false
@@ -221,7 +224,7 @@ func isBearerToken(token string) bool {
 // ctx.
 func (r *Remote) Lookup(ctx context.Context, token Token) (*Facts, error) {
 	if !isBearerToken(token.text) {
-		return inactive, nil
+		return InactiveBecause(CauseMalformed), nil
 	}
 	// Before waiting for a place: those who hold one may be stuck.
 	if wait, ok := r.circuit.asks(r.cfg.Now()); !ok {

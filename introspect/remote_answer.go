@@ -217,14 +217,17 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 	now := r.cfg.Now()
 	_, bound := answer["cnf"]
 	switch {
-	case !facts.Expiry.IsZero() && !now.Before(facts.Expiry),
-		bound,
-		otherKind(answer, false), // endpoints answer for refresh tokens too
-		r.cfg.Issuer != "" && facts.Issuer != "" && facts.Issuer != r.cfg.Issuer:
-		return inactive, nil
+	case !facts.Expiry.IsZero() && !now.Before(facts.Expiry):
+		return InactiveBecause(CauseExpired), nil
+	case bound:
+		return InactiveBecause(CauseBinding), nil
+	case otherKind(answer, false): // endpoints answer for refresh tokens too
+		return InactiveBecause(CauseKind), nil
+	case r.cfg.Issuer != "" && facts.Issuer != "" && facts.Issuer != r.cfg.Issuer:
+		return InactiveBecause(CauseIssuer), nil
 	}
 	if usable := notBefore.Add(-r.cfg.Leeway); now.Before(usable) {
-		return &Facts{notYet: usable}, nil
+		return &Facts{notYet: usable, cause: CauseNotYet}, nil
 	}
 	if facts.Issuer == "" {
 		facts.Issuer = r.cfg.Issuer // the one that the endpoint is known to speak for

@@ -40,27 +40,6 @@ type Request struct {
 	Fit bool
 }
 
-// Cause is why a request is refused. It is for logs and metrics. Callers are not told:
-// it would tell them about the token's state.
-type Cause string
-
-// The causes that [Decide] finds, in the order in which it looks for them.
-const (
-	// CauseInactive means that the token is unknown, malformed, expired or revoked.
-	CauseInactive Cause = "inactive"
-	// CauseAudience means that the token was issued for other audiences, or for none.
-	CauseAudience Cause = "audience"
-	// CauseNamesNobody means that the token has neither a client nor a subject. A backend
-	// would take its bearer for nobody.
-	CauseNamesNobody Cause = "names_nobody"
-	// CauseUnfit means that the token's names don't fit into headers; see [Request].
-	CauseUnfit Cause = "unfit_for_headers"
-	// CauseScope means that the token is valid here and lacks a scope.
-	CauseScope Cause = "scope"
-	// CauseClaim means that the token is valid here and lacks a claim.
-	CauseClaim Cause = "claim"
-)
-
 // Decision is the answer to one request. The zero value refuses.
 type Decision struct {
 	Allowed bool
@@ -69,19 +48,20 @@ type Decision struct {
 	// Claim is the name of the claim that CauseClaim is about.
 	Claim string
 	// Want is what the rule asked for and Has what the token has of that kind: audiences,
-	// scopes, or values of Claim. They are set for CauseAudience, CauseScope and CauseClaim,
+	// scopes, or values of Claim. They are set for the causes audience, scope and claim,
 	// and are read-only.
 	Want, Has []string
 }
 
-// Decide decides whether a request with these facts may pass the rule. It doesn't allocate
+// Decide decides whether a request with these facts may pass the rule. It looks for causes in
+// the order of its lines: first why the token is inactive. It doesn't allocate
 // where the request is allowed, unless the rule demands claims.
 func Decide(rule *Rule, facts *introspect.Facts, request Request) Decision {
 	switch {
 	case !facts.Active:
-		return Decision{Cause: CauseInactive}
+		return Decision{Cause: ofToken(facts.Cause())}
 	case len(rule.Audience) > 0 && !slices.ContainsFunc(rule.Audience, facts.HasAudience):
-		return Decision{Cause: CauseAudience, Want: rule.Audience, Has: facts.Audience}
+		return Decision{Cause: introspect.CauseAudience, Want: rule.Audience, Has: facts.Audience}
 	case facts.ClientID == "" && facts.Subject == "":
 		return Decision{Cause: CauseNamesNobody}
 	case !request.Fit:

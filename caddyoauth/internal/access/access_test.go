@@ -3,6 +3,7 @@ package access
 import (
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/caddyoauth/gateway/introspect"
@@ -35,15 +36,18 @@ func TestEachCauseIsFoundAndNothingElseRefuses(t *testing.T) {
 	}{
 		{"a rule without demands takes any valid token", Rule{}, good(nil), fit, allowed},
 		{"a token that meets every demand passes", everything, good(nil), fit, allowed},
-		{"an inactive token is refused without demands", Rule{}, introspect.Inactive(), fit, Decision{Cause: CauseInactive}},
-		{"an inactive token is no more than inactive", everything, introspect.Inactive(), Request{}, Decision{Cause: CauseInactive}},
+		{"an inactive token is refused without demands", Rule{}, introspect.Inactive(), fit, Decision{Cause: introspect.CauseUnknown}},
+		{"an inactive token is no more than inactive", everything, introspect.Inactive(), Request{}, Decision{Cause: introspect.CauseUnknown}},
+		{"an inactive token keeps the cause that its source found", everything, introspect.InactiveBecause(introspect.CauseRevoked), fit, Decision{Cause: introspect.CauseRevoked}},
+		{"a cause that is not on the list is unknown", Rule{}, introspect.InactiveBecause("made_up"), fit, Decision{Cause: introspect.CauseUnknown}},
+		{"no source can say that a token only lacks a scope", Rule{}, introspect.InactiveBecause(CauseScope), fit, Decision{Cause: introspect.CauseUnknown}},
 
 		{"a token for another audience", everything, good(func(f *introspect.Facts) { f.Audience = []string{"API"} }), fit,
-			Decision{Cause: CauseAudience, Want: []string{"api", "web"}, Has: []string{"API"}}},
+			Decision{Cause: introspect.CauseAudience, Want: []string{"api", "web"}, Has: []string{"API"}}},
 		{"a token without audience", everything, good(func(f *introspect.Facts) { f.Audience = nil }), fit,
-			Decision{Cause: CauseAudience, Want: []string{"api", "web"}}},
+			Decision{Cause: introspect.CauseAudience, Want: []string{"api", "web"}}},
 		{"the audience comes before the names", everything, good(func(f *introspect.Facts) { f.Audience, f.ClientID, f.Subject = nil, "", "" }), Request{},
-			Decision{Cause: CauseAudience, Want: []string{"api", "web"}}},
+			Decision{Cause: introspect.CauseAudience, Want: []string{"api", "web"}}},
 
 		{"a token that names nobody", Rule{}, good(func(f *introspect.Facts) { f.ClientID, f.Subject = "", "" }), fit, Decision{Cause: CauseNamesNobody}},
 		{"a client is somebody", Rule{}, good(func(f *introspect.Facts) { f.Subject = "" }), fit, allowed},
@@ -97,5 +101,32 @@ func TestAllowingDoesNotAllocate(t *testing.T) {
 	allowed := true
 	if n := testing.AllocsPerRun(100, func() { allowed = allowed && Decide(&rule, facts, Request{Fit: true}).Allowed }); n != 0 || !allowed {
 		t.Errorf("allowed %t with %v allocations, want none", allowed, n)
+	}
+}
+
+func TestEveryCauseIsExplainedOnce(t *testing.T) {
+	seen := make(map[Cause]bool)
+	for _, e := range Explanations {
+		if seen[e.Cause] {
+			t.Errorf("%s is explained twice", e.Cause)
+		}
+		seen[e.Cause] = true
+		if e.Result == "" || !strings.HasSuffix(e.Means, ".") || !strings.HasSuffix(e.Do, ".") {
+			t.Errorf("%s is not explained: %+v", e.Cause, e)
+		}
+	}
+	for _, cause := range introspect.Causes() {
+		if !seen[cause] {
+			t.Errorf("sources find %s, which is not explained", cause)
+		}
+	}
+}
+
+// Callers can't tell the causes apart that a token's source finds.
+func TestAllCausesThatASourceFindsHaveOneResult(t *testing.T) {
+	for _, e := range Explanations {
+		if slices.Contains(introspect.Causes(), e.Cause) && e.Result != ResultToken {
+			t.Errorf("%s has the result %s, want %s", e.Cause, e.Result, ResultToken)
+		}
 	}
 }

@@ -29,6 +29,22 @@ func (i *issued) Screen(token introspect.Token) (introspect.Token, bool) {
 	return token, ok
 }
 
+// WhyNot says why Screen refused token. It computes no second MAC: Screen has noted what the
+// first one vouches for. See [introspect.Explainer].
+func (i *issued) WhyNot(token introspect.Token) introspect.Cause {
+	if !HasForm(token.Text()) {
+		return introspect.CauseNoSource
+	}
+	agreed := i.state.Load().agreed
+	if agreed == nil {
+		return introspect.CauseUnknown
+	}
+	if _, ours := token.Noted(agreed.format); ours {
+		return introspect.CauseExpired
+	}
+	return introspect.CauseForged
+}
+
 // Coherent reports whether the cache may answer. See [introspect.Coherent].
 func (i *issued) Coherent() bool {
 	// Before the first Share, Revise knows no generations.
@@ -43,12 +59,12 @@ func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspec
 	}
 	expiry, ok := agreed.format.verify(&token)
 	if !ok {
-		return introspect.Inactive(), nil
+		return introspect.InactiveBecause(i.WhyNot(token)), nil
 	}
 	key := i.key(token.ID(), expiry)
 	record, err := i.record(ctx, key)
 	if errors.Is(err, ErrNotFound) {
-		return introspect.Inactive(), nil
+		return introspect.InactiveBecause(introspect.CauseRevoked), nil
 	}
 	if err != nil {
 		return nil, err
@@ -73,11 +89,16 @@ func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspec
 func (i *issued) Revise(facts *introspect.Facts) *introspect.Facts {
 	now := i.state.Load()
 	client := now.clients.byID[facts.ClientID]
-	if client == nil || client.Disabled || now.agreed == nil {
-		return introspect.Inactive()
+	switch {
+	case client == nil:
+		return facts.Refused(introspect.CauseClientRemoved)
+	case client.Disabled:
+		return facts.Refused(introspect.CauseClientDisabled)
+	case now.agreed == nil:
+		return facts.Refused(introspect.CauseUnknown)
 	}
 	if generation, known := now.agreed.generations[client.ID]; !known || generation != facts.Revision {
-		return introspect.Inactive()
+		return facts.Refused(introspect.CauseClientGeneration)
 	}
 	if containsAll(client.Scopes, facts.Scopes) && containsAll(client.Audience, facts.Audience) && facts.Issuer == i.cfg.Issuer {
 		return facts
@@ -88,7 +109,7 @@ func (i *issued) Revise(facts *introspect.Facts) *introspect.Facts {
 	revised.Audience = intersect(facts.Audience, client.Audience)
 	if len(facts.Audience) > 0 && len(revised.Audience) == 0 {
 		// With no audience left, the token would be good everywhere.
-		return introspect.Inactive()
+		return facts.Refused(introspect.CauseAudience)
 	}
 	return &revised
 }

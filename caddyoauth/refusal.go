@@ -1,0 +1,207 @@
+package caddyoauth
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
+)
+
+// What the log says of requests that are refused in front of a backend. Anybody can cause such
+// lines, so they are few: see refusalLog.
+
+const (
+	// maxRefusals is how many refusals of a cause a handler writes in full in maxRefusalsPer.
+	maxRefusals    = 10
+	maxRefusalsPer = time.Second
+	// maxLoggedText bounds texts in the log that come from a request, in bytes.
+	maxLoggedText = 256
+)
+
+// refusalLog writes the events of one handler: request_refused for each refusal, but for at
+// most maxRefusals of a cause in each second. If there are more, refusals_left_out follows at
+// the end of the second, with their number by cause. So a flood can't fill the disk, hides no
+// refusal with another cause, and is counted.
+//
+// It holds a number for each cause, and a timer while a summary is due. The App ends it.
+type refusalLog struct {
+	logger *zap.Logger
+	realm  string // the realm that tokens are for, empty if none are asked for
+	rule   string // the handler's place in the configuration, empty if unknown
+
+	mu    sync.Mutex
+	begun time.Time // the current second
+	seen  map[access.Cause]int
+	due   *time.Timer // writes the summary; nil if there is nothing to write
+	ended bool
+}
+
+// write writes the event of a refusal. fields are called only if it is written, for what the
+// event has to say about the token.
+func (l *refusalLog) write(r *http.Request, cause access.Cause, status int, fields func() []zap.Field) {
+	c := l.logger.Check(zap.InfoLevel, "request refused")
+	if c == nil || !l.has(cause, time.Now()) {
+		return
+	}
+	path := r.URL
+	// Rewrites and handle_path have changed the path; the log has what the caller sent.
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
+		path = original.URL
+	}
+	all := append(make([]zap.Field, 0, 16), zap.String("event", "request_refused"), zap.String("cause", string(cause)), zap.Int("status", status))
+	all = append(all, l.place()...)
+	if fields != nil {
+		all = append(all, fields()...)
+	}
+	c.Write(append(all, zap.String("remote_ip", clientIP(r)), zap.String("method", loggedText(r.Method)), zap.String("path", loggedText(path.EscapedPath())))...)
+}
+
+func (l *refusalLog) place() (fields []zap.Field) {
+	if l.realm != "" {
+		fields = append(fields, zap.String("realm", l.realm))
+	}
+	if l.rule != "" {
+		fields = append(fields, zap.String("rule", l.rule))
+	}
+	return fields
+}
+
+// has reports whether there is room for one more event, and counts it.
+func (l *refusalLog) has(cause access.Cause, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.begun) >= maxRefusalsPer {
+		l.sum()
+		l.begun = now
+	}
+	l.seen[cause]++
+	if l.seen[cause] <= maxRefusals {
+		return true
+	}
+	if l.due == nil && !l.ended {
+		var due *time.Timer
+		due = time.AfterFunc(maxRefusalsPer-now.Sub(l.begun), func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if l.due == due { // otherwise somebody else has written it
+				l.sum()
+			}
+		})
+		l.due = due
+	}
+	return false
+}
+
+// sum writes what was left out in the second that is over. The caller holds mu.
+func (l *refusalLog) sum() {
+	if l.due != nil {
+		l.due.Stop()
+		l.due = nil
+	}
+	left, total := leftOut{}, 0
+	for cause, n := range l.seen {
+		if n > maxRefusals {
+			left[cause] = n - maxRefusals
+			total += n - maxRefusals
+		}
+	}
+	clear(l.seen)
+	if total == 0 {
+		return
+	}
+	fields := append([]zap.Field{zap.String("event", "refusals_left_out"), zap.Int("count", total)}, l.place()...)
+	l.logger.Info("more requests refused than are logged", append(fields, zap.Object("causes", left))...)
+}
+
+// end writes what is left. Requests that outlive their configuration may still be refused, and
+// are logged, but are not summed up.
+func (l *refusalLog) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sum()
+	l.ended = true
+}
+
+// leftOut is the number of events that were left out, by cause.
+type leftOut map[access.Cause]int
+
+// MarshalLogObject implements zapcore.ObjectMarshaler.
+func (l leftOut) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	for _, e := range access.Explanations {
+		if n := l[e.Cause]; n > 0 {
+			enc.AddInt(string(e.Cause), n)
+		}
+	}
+	return nil
+}
+
+// loggedText bounds a text from a request.
+func loggedText(s string) string {
+	if len(s) <= maxLoggedText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxLoggedText], "") + "…"
+}
+
+func loggedTexts(all []string) []string {
+	const most = 32
+	some := make([]string, 0, min(len(all), most+1))
+	for i, s := range all {
+		if i == most {
+			return append(some, "…")
+		}
+		some = append(some, loggedText(s))
+	}
+	return some
+}
+
+// placeOf returns where the handler that is being provisioned stands: its server and, of each
+// list of routes on the way to it, the position of the route, as in srv0/routes/1/routes/0. It
+// is what 'caddy adapt' shows. It is as much as is known, and empty outside of a server.
+func placeOf(ctx caddy.Context) string {
+	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok {
+		return ""
+	}
+	place := server.Name()
+	for _, module := range ctx.Modules() {
+		var routes caddyhttp.RouteList
+		switch module := module.(type) {
+		case *caddyhttp.App:
+			routes = configuredRoutes(server)
+			if at := beingProvisioned(routes); at < 0 && server.Errors != nil {
+				routes, place = server.Errors.Routes, place+"/errors"
+			}
+		case *caddyhttp.Subroute:
+			routes = module.Routes
+		default:
+			continue
+		}
+		at := beingProvisioned(routes)
+		if at < 0 {
+			return place
+		}
+		place += "/routes/" + strconv.Itoa(at)
+	}
+	return place
+}
+
+// beingProvisioned returns the position of the route whose handlers Caddy is provisioning, or
+// -1. Caddy goes through a list in its order, and forgets the source of handlers once they are
+// provisioned.
+func beingProvisioned(routes caddyhttp.RouteList) int {
+	for i := range routes {
+		if len(routes[i].HandlersRaw) > 0 {
+			return i
+		}
+	}
+	return -1
+}
