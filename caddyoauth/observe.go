@@ -82,7 +82,7 @@ func describeRequest(ctx context.Context, e *route, clientID, outcome, cause str
 	if cause != "" {
 		span.SetAttributes(attribute.String("oauth.cause", cause))
 	}
-	setOutcome(span, outcome, outcome == string(oauth.CodeUnavailable))
+	setOutcome(span, outcome, outcome == string(oauth.CodeUnavailable) && ctx.Err() == nil)
 }
 
 // describeBearer sets the attributes of a check that depend on the token.
@@ -93,14 +93,20 @@ func describeBearer(span trace.Span, b *bearer) {
 	if b.facts == nil || !b.facts.Active {
 		return
 	}
-	span.SetAttributes(attribute.String("oauth.client_id", b.facts.ClientID))
-	if b.realm == "" && b.facts.Issuer != "" {
-		span.SetAttributes(attribute.String("oauth.issuer", b.facts.Issuer))
+	if b.realm != "" {
+		span.SetAttributes(attribute.String("oauth.client_id", b.facts.ClientID))
+		return
+	}
+	// Another server says these, so they are spelled and bounded as in the events.
+	span.SetAttributes(attribute.String("oauth.client_id", loggedText(headerText(b.facts.ClientID))))
+	if b.facts.Issuer != "" {
+		span.SetAttributes(attribute.String("oauth.issuer", loggedText(headerText(b.facts.Issuer))))
 	}
 }
 
-// describeCheck sets the attributes of a check that depend on its result.
-func (p *Protect) describeCheck(span trace.Span, decision access.Decision) {
+// describeCheck sets the attributes of a check that depend on its result. A caller that has gone away
+// got no answer either, but nothing is broken.
+func (p *Protect) describeCheck(ctx context.Context, span trace.Span, decision access.Decision) {
 	span.SetAttributes(attribute.String("oauth.realm", p.label))
 	if decision.Allowed {
 		setOutcome(span, "ok", false)
@@ -108,7 +114,7 @@ func (p *Protect) describeCheck(span trace.Span, decision access.Decision) {
 	}
 	no := p.rejections[decision.Cause]
 	span.SetAttributes(attribute.String("oauth.cause", string(no.cause)))
-	setOutcome(span, string(no.result), no.status >= http.StatusInternalServerError)
+	setOutcome(span, string(no.result), no.status >= http.StatusInternalServerError && ctx.Err() == nil)
 }
 
 // traceRequests returns the OnSend of a source: it gives each request that a traced request causes

@@ -275,14 +275,13 @@ func (p *Protect) check(r *http.Request, earlier *bearer, authorization []string
 	}
 	defer span.End() // a panic, too
 	b, decision := p.judge(r.WithContext(ctx), span, earlier, authorization)
-	p.describeCheck(span, decision)
+	p.describeCheck(ctx, span, decision)
 	return b, decision
 }
 
 // judge decides whether the request may pass, and returns its bearer, which is nil if no token
 // was looked up. The facts of the token come from the cache or from its source. The decision is
-// always made anew, for this request and this route. span is nil unless the
-// request is traced.
+// always made anew, for this request and this route. span is nil unless the request is traced.
 func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, authorization []string) (*bearer, access.Decision) {
 	if !p.InsecureHTTP && !secureOrLocal(r) {
 		return nil, access.Decision{Cause: access.CauseInsecure}

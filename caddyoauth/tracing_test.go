@@ -1,6 +1,7 @@
 package caddyoauth_test
 
 import (
+	"context"
 	"crypto/ed25519"
 	"encoding/hex"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/go-jose/go-jose/v4"
@@ -355,5 +357,74 @@ func TestTracing(t *testing.T) {
 		if strings.Contains(strings.NewReplacer("wrong_secret", "", "vendor=opaque", "").Replace(all.String()), secret) {
 			t.Errorf("a span holds %q", secret)
 		}
+	}
+}
+
+// Requests that need the same answer share one question. It belongs to the trace of the first, even
+// if that caller goes away.
+func TestTracingOfSharedQuestions(t *testing.T) {
+	spans := newOTLPCollector(t)
+	asked, answer := make(chan string), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Header.Get("Traceparent")
+		<-answer
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"active":true,"client_id":"machine","exp":4102444800}`)
+	}))
+	defer server.Close()
+	g := startGateway(t, "", "tracing\nhandle /metrics {\nmetrics\n}\nhandle {\noauth_protect {\nsource introspect "+server.URL+"\n}\nreverse_proxy BACKEND\n}")
+	misses := g.metric("caddy_oauth_cache_misses_total")
+	var callers sync.WaitGroup
+	send := func(number int, timeout time.Duration, want int) string {
+		ctx, cancel := context.WithTimeout(t.Context(), timeout)
+		r, id := traced(g.request("GET", "/x", "", "Authorization", "Bearer token"), number, "01")
+		callers.Go(func() {
+			defer cancel()
+			if a, err := g.try(r.WithContext(ctx)); err == nil && a.StatusCode != want || err != nil && want != 0 {
+				t.Errorf("caller %d: %v, %v", number, a.Response, err)
+			}
+		})
+		return id
+	}
+	first := send(1, 200*time.Millisecond, 0)
+	if along := <-asked; !strings.HasPrefix(along, "00-"+first) {
+		t.Errorf("the question has the traceparent %q, want trace %s", along, first)
+	}
+	second := send(2, 10*time.Second, 200)
+	waitUntil(t, "both callers wait", func() bool { return g.metric("caddy_oauth_cache_misses_total") == misses+2 })
+	time.Sleep(300 * time.Millisecond) // the first one has gone away
+	close(answer)
+	callers.Wait()
+	trees := spans.traces(t)
+	for id, want := range map[string][]string{
+		first:  {"oauth.check oauth.cache=miss oauth.cause=outage", "oauth.source ", "oauth.outcome=active"},
+		second: {"oauth.check oauth.cache=miss oauth.client_id=machine oauth.outcome=ok"},
+	} {
+		for _, part := range want {
+			if !strings.Contains(trees[id], part) {
+				t.Errorf("trace %s has the spans\n%swithout %s", id, trees[id], part)
+			}
+		}
+	}
+	if strings.Contains(trees[second], "oauth.source") || strings.Contains(trees[first], "FAILED") {
+		t.Errorf("the spans are\n%sand\n%s", trees[first], trees[second])
+	}
+}
+
+// A span names the store that it is about.
+func TestTracingNamesTheStore(t *testing.T) {
+	for _, v := range variants(t) {
+		if v.cache != "" {
+			continue
+		}
+		t.Run(v.store, func(t *testing.T) {
+			spans := newOTLPCollector(t)
+			g := startGateway(t, v.options(t)+testClients, "tracing\noauth_server")
+			r, id := traced(g.posting("/oauth2/token", "reader", testSecret, url.Values{"grant_type": {"client_credentials"}}), 1, "01")
+			g.do(r)
+			if tree := spans.traces(t)[id]; !strings.Contains(tree, "oauth.store put (client) db.operation.name=put db.system.name="+v.store+" oauth.outcome=ok") {
+				t.Errorf("the spans are\n%s", tree)
+			}
+		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,7 +65,8 @@ func TestRemoteTellsWhatItSends(t *testing.T) {
 func TestKeysTellWhatTheySend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lines := make(chan string, 10)
-		code := 200
+		var code atomic.Int64
+		code.Store(200)
 		j := newJWT(t, overNetwork(jwtSettings{JWKSURI: "https://issuer.example/keys", Now: time.Now, OnSend: noteSends(lines)}, network(func(r *http.Request) (*http.Response, error) {
 			if r.Header.Get("Traceparent") != "along" {
 				t.Error("the header that OnSend adds is not sent")
@@ -72,13 +74,14 @@ func TestKeysTellWhatTheySend(t *testing.T) {
 			if err := r.Context().Err(); err != nil {
 				return nil, err
 			}
-			switch code {
+			switch code := int(code.Load()); code {
 			case 0:
 				return nil, errors.New("no network")
 			case 1:
 				return answering(200, nil, strings.Repeat(" ", 1<<20)), nil
+			default:
+				return answering(code, nil, jwks(keyFor("EdDSA").jwk(nil))), nil
 			}
-			return answering(code, nil, jwks(keyFor("EdDSA").jwk(nil))), nil
 		})))
 		if got := <-lines; got != "<nil> /keys 200 ok" {
 			t.Errorf("at first, OnSend was told %q", got)
@@ -87,7 +90,7 @@ func TestKeysTellWhatTheySend(t *testing.T) {
 			code int
 			want string
 		}{{500, "500 status"}, {307, "307 redirect"}, {0, "0 refused"}, {1, "200 too_large"}, {200, "200 ok"}} {
-			code = 200
+			code.Store(200)
 			time.Sleep(time.Minute) // an attempt follows each failure, without a cause
 			synctest.Wait()
 			for len(lines) > 0 {
@@ -95,7 +98,7 @@ func TestKeysTellWhatTheySend(t *testing.T) {
 					t.Errorf("OnSend was told %q of another attempt", got)
 				}
 			}
-			code = c.code
+			code.Store(int64(c.code))
 			ctx, cancel := context.WithCancel(context.WithValue(t.Context(), causeKey{}, "request 7"))
 			cancel() // the fetch goes on without its caller
 			j.Lookup(ctx, introspect.NewToken(unknownKid(i)))
