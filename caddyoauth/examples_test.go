@@ -1097,6 +1097,7 @@ func TestManualHasMetricsAndEvents(t *testing.T) {
 		g.post(path, "myClient", "mySecret", map[string][]string{"token": {token}})
 	}
 
+	g.post("/oauth2/introspect", "myClient", "mySecret", map[string][]string{"token": {token}})
 	g.post("/oauth2/nobody/token", "myClient", "mySecret", form)
 
 	// Metrics, both ways.

@@ -103,8 +103,14 @@ func TestIntrospectionThatIsNotPermitted(t *testing.T) {
 		}
 		return g.metricOf(series)
 	}
+	foreign := "coa_" + strings.Repeat("A", 60)
+	causes := map[string]string{other: "not_permitted", revoked: "revoked", "garbage": "no_source", foreign: "forged"}
+	inactive := func(token string) float64 {
+		return metric(t, "caddy_oauth_introspections_inactive_total", "realm", "root", "cause", causes[token])
+	}
 	for range 2 { // the second time from the cache
-		for token, result := range map[string]string{mine: "ok", other: "not_permitted", revoked: "inactive", "garbage": "inactive"} {
+		for token, result := range map[string]string{mine: "ok", other: "not_permitted", revoked: "inactive", "garbage": "inactive", foreign: "inactive"} {
+			whyBefore := inactive(token)
 			before, lines := count(result), strings.Count(logged(), "token_introspected")
 			a := g.introspectAt("/oauth2", "stranger", token)
 			if (a.Body == `{"active":false}`) != (result != "ok") {
@@ -114,11 +120,21 @@ func TestIntrospectionThatIsNotPermitted(t *testing.T) {
 				t.Errorf("%s was counted %v times", result, n)
 			}
 			want := `"event":"token_introspected","realm":"root","client_id":"stranger","result":"` + result + `"`
+			if result == "inactive" {
+				want += `,"cause":"` + causes[token] + `"`
+			}
+			if n := inactive(token) - whyBefore; causes[token] != "" && n != 1 {
+				t.Errorf("%s was counted %v times", causes[token], n)
+			}
 			if result != "inactive" {
 				want += `,"token_id":"` + introspect.IDOf(token).String() + `"`
 			}
-			all := strings.Split(logged(), "\n")
-			line := all[len(all)-2]
+			line := ""
+			for one := range strings.Lines(logged()) { // Caddy writes others, at any time
+				if strings.Contains(one, "token_introspected") {
+					line = strings.TrimSpace(one)
+				}
+			}
 			want += `,"remote_ip":"127.0.0.1","auth_method":"client_secret_basic","secret":1`
 			if !strings.HasSuffix(line, want+"}") || strings.Count(logged(), "token_introspected") != lines+1 {
 				t.Errorf("the log ends with %s, want %s", line, want)

@@ -19,6 +19,9 @@ type metrics struct {
 	// one. endpoint is token, introspect or revoke; result is ok, inactive, not_permitted,
 	// no_such_endpoint, or an error code.
 	requests *prometheus.CounterVec
+	// inactive counts the introspections that were answered with inactive; cause is that of the
+	// token, or not_permitted.
+	inactive *prometheus.CounterVec
 	// checks counts the requests that oauth_protect has judged; result is ok or what the caller was
 	// told, and cause is why, from the table in package access, or empty.
 	checks *prometheus.CounterVec
@@ -75,6 +78,7 @@ func newCollectors() *metrics {
 			return 1
 		}),
 		requests:       counterVec("requests_total", "Requests to the token, introspection and revocation endpoints.", "realm", "endpoint", "result"),
+		inactive:       counterVec("introspections_inactive_total", "Introspections answered with inactive, by what the caller is not told.", "realm", "cause"),
 		checks:         counterVec("bearer_checks_total", "Requests to protected routes.", "realm", "result", "cause"),
 		cacheHits:      counter("cache_hits_total", "Token checks answered from the cache."),
 		cacheMisses:    counter("cache_misses_total", "Token checks that had to ask the token's source."),
@@ -89,7 +93,7 @@ func newCollectors() *metrics {
 // registerMetrics registers the collectors with a configuration's registry.
 func registerMetrics(registry *prometheus.Registry) error {
 	m := collectors
-	for _, c := range []prometheus.Collector{m.requests, m.checks, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp, m.clients} {
+	for _, c := range []prometheus.Collector{m.requests, m.inactive, m.checks, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp, m.clients} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
 			return err

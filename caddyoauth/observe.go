@@ -69,7 +69,7 @@ func setOutcome(span trace.Span, outcome string, failed bool) {
 }
 
 // describeRequest sets the attributes of the span of a request to an endpoint, if it has one. The
-// outcome is that of the metrics, the cause the reason of the events.
+// outcome is that of the metrics, the cause the reason or the cause of the events.
 func describeRequest(ctx context.Context, e *route, clientID, outcome, cause string) {
 	span := trace.SpanFromContext(ctx)
 	if !span.IsRecording() {

@@ -316,7 +316,15 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 	}
 	e.requests.WithLabelValues(result).Inc()
 	e.countClient(out, result)
-	describeRequest(r.Context(), e, out.ClientID, result, "")
+	describeRequest(r.Context(), e, out.ClientID, result, string(out.Cause))
+	// Why an answer to an introspection is inactive is for operators alone.
+	why := string(out.Cause)
+	if result == "not_permitted" {
+		why = result
+	}
+	if why != "" {
+		collectors.inactive.WithLabelValues(e.realm.name, why).Inc()
+	}
 
 	var event, message string
 	level := zap.InfoLevel
@@ -332,9 +340,12 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 		}
 	}
 	if c := s.logger.Check(level, message); c != nil {
-		fields := append(make([]zap.Field, 0, 10), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
+		fields := append(make([]zap.Field, 0, 11), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
 		if e.kind == endpointIntrospect {
 			fields = append(fields, zap.String("result", result))
+			if out.Cause != "" {
+				fields = append(fields, zap.String("cause", string(out.Cause)))
+			}
 		}
 		if result != "inactive" {
 			fields = append(fields, zap.Stringer("token_id", out.TokenID))

@@ -248,7 +248,7 @@ func TestTracing(t *testing.T) {
 	send(g.request("GET", "/oauth2/token", ""), 405, "handler\n"+
 		"  oauth.token oauth.cause=method oauth.outcome=invalid_request oauth.realm=root\n")
 	send(g.posting("/oauth2/introspect", "writer", testSecret, url.Values{"token": {gone}}), 200, "handler\n"+
-		"  oauth.introspect oauth.client_id=writer oauth.outcome=inactive oauth.realm=root\n"+
+		"  oauth.introspect oauth.cause=revoked oauth.client_id=writer oauth.outcome=inactive oauth.realm=root\n"+
 		"    oauth.store get "+fmt.Sprintf(stored, "get", "not_found"))
 	send(bearer("/own", own), 200, "handler\n"+
 		"  oauth.check oauth.cache=miss oauth.client_id=reader oauth.outcome=ok oauth.realm=root\n"+

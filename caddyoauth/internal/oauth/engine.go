@@ -195,6 +195,8 @@ type Outcome struct {
 	// NotPermitted is set if the token is good but the client may not ask about it. The
 	// client is told what it is told of any token that is not good.
 	NotPermitted bool
+	// Cause is why a token that was asked about is not good. It is empty if the token is good.
+	Cause introspect.Cause
 }
 
 // Grant is what a token request was given.
@@ -301,6 +303,8 @@ func (e *Engine) Introspect(ctx context.Context, req Request) (*introspect.Facts
 	visible := caller.visible(facts)
 	if facts.Active {
 		out.TokenID, out.NotPermitted = facts.ID, !visible.Active
+	} else {
+		out.Cause = facts.Cause()
 	}
 	if !visible.Active {
 		caller.guesses.wrong(now)
