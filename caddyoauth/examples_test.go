@@ -42,6 +42,7 @@ import (
 //	                  "…" stands for anything in a line, or, alone in a line, for any lines
 //	go                a whole program, run like that; it must print what its comment
 //	                  "Output:" says. The variable CLIENT_SECRET has its secret
+//	log               lines of the log, which TestManualHasMetricsAndEvents causes; "…" as above
 //	sh                commands that are checked and not run; see checkCommand
 //	mermaid           a sequence diagram, which GitHub draws; see checkDiagram
 //
@@ -172,6 +173,10 @@ func TestDocumentBlocks(t *testing.T) {
 						t.Error("there is no Caddyfile to run it against")
 					}
 					// TestExamples runs it.
+				case "log":
+					if file != "docs/operations.md" {
+						t.Error("nothing causes these lines; they belong into docs/operations.md")
+					}
 				case "sh":
 					for command := range strings.Lines(b.text) {
 						checkCommand(t, strings.TrimSpace(command))
@@ -1156,10 +1161,24 @@ func TestManualHasMetricsAndEvents(t *testing.T) {
 		if !strings.Contains(operations, "`"+event+"`") {
 			t.Errorf("docs/operations.md does not explain the event %s", event)
 		}
+		if !strings.Contains(operations, `"event":"`+event+`"`) {
+			t.Errorf("docs/operations.md has no sample line of the event %s", event)
+		}
 		if !events[event] {
 			t.Errorf("the log has no event %s", event)
 		}
 		delete(events, event)
+	}
+	for _, b := range docBlocks(t, "docs/operations.md") {
+		if b.kind != "log" {
+			continue
+		}
+		for line := range strings.Lines(b.text) {
+			sample := consolePattern(line)
+			if !slices.ContainsFunc(strings.Split(string(log), "\n"), sample.MatchString) {
+				t.Errorf("%v: the log has no line like %s", b, line)
+			}
+		}
 	}
 	for event := range events {
 		t.Errorf("the event %s is new; explain it in docs/operations.md", event)
