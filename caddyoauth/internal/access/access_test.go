@@ -1,7 +1,9 @@
 package access
 
 import (
+	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -118,6 +120,22 @@ func TestEveryCauseIsExplainedOnce(t *testing.T) {
 	for _, cause := range introspect.Causes() {
 		if !seen[cause] {
 			t.Errorf("sources find %s, which is not explained", cause)
+		}
+	}
+	// Nothing else has all the causes, so look for them in the source.
+	for _, file := range []string{"cause.go", "../../../introspect/cause.go"} {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		declared := regexp.MustCompile(`(?m)^\tCause\w+ +Cause += "([a-z_]+)"`).FindAllSubmatch(source, -1)
+		if len(declared) < 10 {
+			t.Errorf("only %d causes were found in %s", len(declared), file)
+		}
+		for _, m := range declared {
+			if !seen[Cause(m[1])] {
+				t.Errorf("%s declares the cause %s, which is not explained", file, m[1])
+			}
 		}
 	}
 }
