@@ -263,7 +263,7 @@ func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
 
 // refusalLogFor makes the refusalLog of the handler that is being provisioned.
 func (a *App) refusalLogFor(ctx caddy.Context, realm string) *refusalLog {
-	l := &refusalLog{logger: ctx.Logger(), realm: realm, rule: placeOf(ctx), seen: make(map[access.Cause]int)}
+	l := &refusalLog{logger: ctx.Logger(), realm: realm, rule: placeOf(ctx), seen: make(map[access.Cause]int), left: make(leftOut)}
 	a.refusals = append(a.refusals, l)
 	return l
 }

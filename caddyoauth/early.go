@@ -86,7 +86,7 @@ func (e *earlyStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next cadd
 		refuseTunnel(w, r, e.refusals)
 		return nil
 	}
-	stripServer(r, e.app.prefixes)
+	e.refusals.stripped(r, stripServer(r, e.app.prefixes))
 	if e.marks {
 		caddyhttp.SetVar(r.Context(), strippedVar, stripped{})
 	}
@@ -109,7 +109,7 @@ func (e *earlyErrorStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next
 		return nil
 	}
 	if _, ok := caddyhttp.GetVar(r.Context(), strippedVar).(stripped); !ok {
-		stripServer(r, e.app.prefixes)
+		e.refusals.stripped(r, stripServer(r, e.app.prefixes))
 	}
 	return next.ServeHTTP(w, r)
 }

@@ -67,9 +67,12 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 	case letIn && !g.KeepOverrideHeaders:
 		dropOverrides(r)
 	case !letIn && g.KeepOverrideHeaders:
-		setAside(r, strip(r, g.app.prefixes, false))
+		overrides, gone := strip(r, g.app.prefixes, false)
+		g.refusals.stripped(r, gone)
+		setAside(r, overrides)
 	case !letIn:
-		strip(r, g.app.prefixes, false)
+		_, gone := strip(r, g.app.prefixes, false)
+		g.refusals.stripped(r, gone)
 		takeAside(r)
 	}
 	if ambiguousURL(r.URL, g.AllowAmbiguousPaths) {
@@ -87,6 +90,7 @@ func refuseAmbiguous(w http.ResponseWriter, r *http.Request, log *refusalLog) er
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.oauth.error", "ambiguous_path")
 	}
+	collectors.guarded[access.CauseAmbiguousPath].Inc()
 	log.write(r, access.CauseAmbiguousPath, http.StatusBadRequest, nil)
 	logRefused(r.Context(), nil, access.ResultPath, access.CauseAmbiguousPath)
 	return caddyhttp.Error(http.StatusBadRequest, errAmbiguousPath)

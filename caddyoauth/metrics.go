@@ -9,6 +9,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
@@ -25,6 +26,12 @@ type metrics struct {
 	// checks counts the requests that oauth_protect has judged; result is ok or what the caller was
 	// told, and cause is why, from the table in package access, or empty.
 	checks *prometheus.CounterVec
+
+	// guard counts what is kept from backends without a look at any token: requests that are refused
+	// for their path where no token is asked for, tunnels, and what is removed from requests. guarded
+	// are all of its counters.
+	guard   *prometheus.CounterVec
+	guarded map[access.Cause]prometheus.Counter
 
 	cacheHits, cacheMisses, cacheEvictions prometheus.Counter
 
@@ -56,7 +63,13 @@ func newCollectors() *metrics {
 	counterVec := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "caddy", Subsystem: "oauth", Name: name, Help: help}, labels)
 	}
+	guard := counterVec("guard_total", "Requests that were refused without a look at any token, or from which something was removed.", "cause")
+	guarded := make(map[access.Cause]prometheus.Counter)
+	for _, cause := range []access.Cause{access.CauseAmbiguousPath, access.CauseTunnel, strippedIdentity, strippedUpgrade} {
+		guarded[cause] = guard.WithLabelValues(string(cause))
+	}
 	return &metrics{
+		guard: guard, guarded: guarded,
 		clients:       newClientMetrics(),
 		invalidations: counter("store_invalidations_total", "Cached tokens that the shared store reported as changed elsewhere."),
 		flushes:       counter("cache_flushes_total", "Times that all cached tokens were forgotten, because the shared store might have missed reporting a change."),
@@ -93,7 +106,7 @@ func newCollectors() *metrics {
 // registerMetrics registers the collectors with a configuration's registry.
 func registerMetrics(registry *prometheus.Registry) error {
 	m := collectors
-	for _, c := range []prometheus.Collector{m.requests, m.inactive, m.checks, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp, m.clients} {
+	for _, c := range []prometheus.Collector{m.requests, m.inactive, m.checks, m.guard, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp, m.clients} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
 			return err

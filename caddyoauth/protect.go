@@ -241,7 +241,11 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if earlier != nil {
 		prefixes = p.headers.prefixes // that handler has set the others, and they are true
 	}
-	overrides, aside := strip(r, prefixes, true), takeAside(r)
+	overrides, gone := strip(r, prefixes, true)
+	aside := takeAside(r)
+	if earlier == nil { // otherwise that handler may have set what is removed
+		p.refusals.stripped(r, gone)
+	}
 
 	b, decision := p.check(r, earlier, authorization)
 	if !decision.Allowed {

@@ -1,7 +1,9 @@
 package caddyoauth
 
 import (
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,16 +24,19 @@ const (
 	// maxRefusals is how many refusals of a cause a handler writes in full in maxRefusalsPer.
 	maxRefusals    = 10
 	maxRefusalsPer = time.Second
+	// maxStripped is the same for requests that go on without what was removed from them.
+	maxStripped = 1
 	// maxLoggedText bounds texts in the log that come from a request, in bytes.
 	maxLoggedText = 256
 )
 
-// refusalLog writes the events of one handler: request_refused for each refusal, but for at
-// most maxRefusals of a cause in each second. If there are more, refusals_left_out follows at
-// the end of the second, with their number by cause. So a flood can't fill the disk, hides no
-// refusal with another cause, and is counted.
+// refusalLog writes the events of one handler: request_refused for each refusal, and
+// request_stripped for each request from which something was removed, but at most maxRefusals
+// or maxStripped of a cause in each second. If there are more, events_left_out follows at the
+// end of the second, with their number by cause. So a flood can't fill the disk, hides no event
+// with another cause, and is counted.
 //
-// It holds a number for each cause, and a timer while a summary is due. The App ends it.
+// It holds two numbers for each cause, and a timer while a summary is due. The App ends it.
 type refusalLog struct {
 	logger *zap.Logger
 	realm  string // the realm that tokens are for, empty if none are asked for
@@ -40,6 +45,7 @@ type refusalLog struct {
 	mu    sync.Mutex
 	begun time.Time // the current second
 	seen  map[access.Cause]int
+	left  leftOut
 	due   *time.Timer // writes the summary; nil if there is nothing to write
 	ended bool
 }
@@ -48,20 +54,38 @@ type refusalLog struct {
 // event has to say about the token.
 func (l *refusalLog) write(r *http.Request, cause access.Cause, status int, fields func() []zap.Field) {
 	c := l.logger.Check(zap.InfoLevel, "request refused")
-	if c == nil || !l.has(cause, time.Now()) {
+	if c == nil || !l.has(cause, maxRefusals, time.Now()) {
 		return
-	}
-	path := r.URL
-	// Rewrites and handle_path have changed the path; the log has what the caller sent.
-	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
-		path = original.URL
 	}
 	all := append(make([]zap.Field, 0, 16), zap.String("event", "request_refused"), zap.String("cause", string(cause)), zap.Int("status", status))
 	all = append(all, l.place()...)
 	if fields != nil {
 		all = append(all, fields()...)
 	}
-	c.Write(append(all, zap.String("remote_ip", clientIP(r)), zap.String("method", loggedText(r.Method)), zap.String("path", loggedText(path.EscapedPath())))...)
+	c.Write(append(all, asked(r)...)...)
+}
+
+// stripped counts what was removed from a request, and writes an event for each.
+func (l *refusalLog) stripped(r *http.Request, gone removed) {
+	for _, what := range gone.causes() {
+		collectors.guarded[what].Inc()
+		c := l.logger.Check(zap.InfoLevel, "removed from a request")
+		if c == nil || !l.has(what, maxStripped, time.Now()) {
+			continue
+		}
+		all := []zap.Field{zap.String("event", "request_stripped"), zap.String("cause", string(what))}
+		c.Write(append(append(all, l.place()...), asked(r)...)...)
+	}
+}
+
+// asked returns the fields that say who asked for what.
+func asked(r *http.Request) []zap.Field {
+	path := r.URL
+	// Rewrites and handle_path have changed the path; the log has what the caller sent.
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
+		path = original.URL
+	}
+	return []zap.Field{zap.String("remote_ip", clientIP(r)), zap.String("method", loggedText(r.Method)), zap.String("path", loggedText(path.EscapedPath()))}
 }
 
 func (l *refusalLog) place() (fields []zap.Field) {
@@ -74,8 +98,8 @@ func (l *refusalLog) place() (fields []zap.Field) {
 	return fields
 }
 
-// has reports whether there is room for one more event, and counts it.
-func (l *refusalLog) has(cause access.Cause, now time.Time) bool {
+// has reports whether there is room for one more event, of most in a second, and counts it.
+func (l *refusalLog) has(cause access.Cause, most int, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if now.Sub(l.begun) >= maxRefusalsPer {
@@ -83,9 +107,10 @@ func (l *refusalLog) has(cause access.Cause, now time.Time) bool {
 		l.begun = now
 	}
 	l.seen[cause]++
-	if l.seen[cause] <= maxRefusals {
+	if l.seen[cause] <= most {
 		return true
 	}
+	l.left[cause]++
 	if l.due == nil && !l.ended {
 		var due *time.Timer
 		due = time.AfterFunc(maxRefusalsPer-now.Sub(l.begun), func() {
@@ -106,19 +131,16 @@ func (l *refusalLog) sum() {
 		l.due.Stop()
 		l.due = nil
 	}
-	left, total := leftOut{}, 0
-	for cause, n := range l.seen {
-		if n > maxRefusals {
-			left[cause] = n - maxRefusals
-			total += n - maxRefusals
-		}
+	total := 0
+	for _, n := range l.left {
+		total += n
+	}
+	if total > 0 {
+		fields := append([]zap.Field{zap.String("event", "events_left_out"), zap.Int("count", total)}, l.place()...)
+		l.logger.Info("more events than are logged", append(fields, zap.Object("causes", l.left))...)
 	}
 	clear(l.seen)
-	if total == 0 {
-		return
-	}
-	fields := append([]zap.Field{zap.String("event", "refusals_left_out"), zap.Int("count", total)}, l.place()...)
-	l.logger.Info("more requests refused than are logged", append(fields, zap.Object("causes", left))...)
+	clear(l.left)
 }
 
 // end writes what is left. Requests that outlive their configuration may still be refused, and
@@ -135,10 +157,8 @@ type leftOut map[access.Cause]int
 
 // MarshalLogObject implements zapcore.ObjectMarshaler.
 func (l leftOut) MarshalLogObject(enc zapcore.ObjectEncoder) error {
-	for _, e := range access.Explanations {
-		if n := l[e.Cause]; n > 0 {
-			enc.AddInt(string(e.Cause), n)
-		}
+	for _, cause := range slices.Sorted(maps.Keys(l)) {
+		enc.AddInt(string(cause), l[cause])
 	}
 	return nil
 }

@@ -313,7 +313,7 @@ func TestAFloodOfRefusalsIsSummedUp(t *testing.T) {
 				written++
 			}
 		}
-		for _, event := range eventsIn(t, log, "refusals_left_out") {
+		for _, event := range eventsIn(t, log, "events_left_out") {
 			causes := event["causes"].(map[string]any)
 			if n, _ := causes["no_source"].(float64); len(causes) != 1 || event["count"] != n || event["realm"] != "root" || event["rule"] == "" {
 				t.Errorf("the summary is %v", event)
@@ -342,7 +342,7 @@ func TestAFloodIsSummedUpWhenTheConfigurationEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	written := len(eventsIn(t, log, "request_refused"))
-	for _, event := range eventsIn(t, log, "refusals_left_out") {
+	for _, event := range eventsIn(t, log, "events_left_out") {
 		written += int(event["count"].(float64))
 	}
 	if written != 50 {
@@ -359,5 +359,91 @@ func TestTheManualExplainsEachCause(t *testing.T) {
 	}
 	if !strings.Contains(readDocument(t, "docs/operations.md"), "\n\n"+table.String()+"\n") {
 		t.Errorf("docs/operations.md needs this table of causes:\n%s", table.String())
+	}
+}
+
+// What is kept from backends where no token is asked for is counted and logged too.
+func TestWhatTheGuardDoesIsCountedAndLogged(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	g := startCaddyfile(t, logTo(log, caddyfileOf("store memory\n"+testClients, "metrics /metrics\noauth_server\noauth_protect /private/*\nroute /twice {\noauth_protect\noauth_protect\nrespond 200\n}\nrespond /p* 200")))
+	token := g.token("reader")
+	type seen struct{ event, cause string }
+	for _, c := range []struct {
+		name, request string
+		headers       []string
+		status        int
+		want          []seen // in the order of time
+	}{
+		{"nothing special", "GET /public", nil, 200, nil},
+		{"with a token", "GET /private/x", []string{"Authorization: Bearer " + token}, 200, nil},
+		{"past two handlers, with the names that the first has set", "GET /twice", []string{"Authorization: Bearer " + token}, 200, nil},
+		{"an ambiguous path", "GET /public/..%2fprivate/x", nil, 400, []seen{{"request_refused", "ambiguous_path"}}},
+		{"a tunnel", "CONNECT example.com:443", nil, 501, []seen{{"request_refused", "tunnel"}}},
+		{"a name of its own", "GET /public", []string{"X-OAuth-Client-Id: admin"}, 200, []seen{{"request_stripped", "identity_header"}}},
+		{"a name that is read as one", "GET /public", []string{"X!OAuth!Client!Id: admin"}, 200, []seen{{"request_stripped", "identity_header"}}},
+		{"another HTTP", "GET /public", []string{"Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"}, 200, []seen{{"request_stripped", "upgrade"}}},
+		{"another protocol, with a token", "GET /private/x", []string{"Connection: Upgrade", "Upgrade: foo", "Authorization: Bearer " + token}, 200, []seen{{"request_stripped", "upgrade"}}},
+		{"a WebSocket", "GET /public", []string{"Connection: Upgrade", "Upgrade: websocket"}, 200, nil},
+		{"both", "GET /public", []string{"X-OAuth-Subject: admin", "Connection: Upgrade", "Upgrade: TLS/1.2"}, 200, []seen{{"request_stripped", "identity_header"}, {"request_stripped", "upgrade"}}},
+	} {
+		time.Sleep(time.Second) // one request_stripped of a cause is written a second
+		series := func(cause string) string { return `caddy_oauth_guard_total{cause="` + cause + `"}` }
+		counts := make(map[string]float64)
+		for _, cause := range []string{"ambiguous_path", "tunnel", "identity_header", "upgrade"} {
+			counts[cause] = g.metricOf(series(cause))
+		}
+		before := len(eventsIn(t, log, "request_refused")) + len(eventsIn(t, log, "request_stripped"))
+		if a := g.rawRequest(c.request, c.headers...); a.StatusCode != c.status {
+			t.Errorf("%s: %d, want %d", c.name, a.StatusCode, c.status)
+		}
+		var got []seen
+		for _, name := range []string{"request_refused", "request_stripped"} {
+			for _, event := range eventsIn(t, log, name) {
+				got = append(got, seen{name, event["cause"].(string)})
+				if strings.Contains(fmt.Sprint(event), "admin") {
+					t.Errorf("%s: the event holds a header's value: %v", c.name, event)
+				}
+				if event["remote_ip"] != "127.0.0.1" || event["rule"] == nil {
+					t.Errorf("%s: %v", c.name, event)
+				}
+			}
+		}
+		if len(got) != before+len(c.want) {
+			t.Errorf("%s: %d events more, want %v", c.name, len(got)-before, c.want)
+		}
+		for _, want := range c.want {
+			counts[want.cause]++
+			if !slices.Contains(got, want) {
+				t.Errorf("%s: no event %v", c.name, want)
+			}
+		}
+		for cause, n := range counts {
+			if now := g.metricOf(series(cause)); now != n {
+				t.Errorf("%s: %s is %v, want %v", c.name, series(cause), now, n)
+			}
+		}
+	}
+}
+
+// A caller that always sends an identity header fills no disk, and is counted.
+func TestStrippedRequestsAreSummedUp(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	g := startCaddyfile(t, logTo(log, caddyfileOf("store memory\n"+testClients, "oauth_protect /private/*\nrespond 200")))
+	const flood = 100
+	begin := time.Now()
+	for range flood {
+		g.do(g.request("GET", "/public", "", "X-OAuth-Client-Id", "admin"))
+	}
+	seconds := int(time.Since(begin)/time.Second) + 1
+	written, left := 0, 0
+	waitUntil(t, "every request is written or counted", func() bool {
+		written, left = len(eventsIn(t, log, "request_stripped")), 0
+		for _, event := range eventsIn(t, log, "events_left_out") {
+			left += int(event["causes"].(map[string]any)["identity_header"].(float64))
+		}
+		return written+left == flood
+	})
+	if written > seconds {
+		t.Errorf("%d of %d events in %d s are written, want one a second", written, flood, seconds)
 	}
 }

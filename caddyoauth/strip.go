@@ -115,11 +115,15 @@ func isOverride(r *http.Request, name string) bool {
 // strip removes from a request's headers and trailers everything that begins with one of the
 // prefixes, which are folded, in any spelling, and, if credentials is set, everything that
 // carries those. It removes every switch to another protocol except to a WebSocket. It also
-// removes the override headers and returns them; most callers drop them.
-func strip(r *http.Request, prefixes []string, credentials bool) (overrides http.Header) {
+// removes the override headers and returns them; most callers drop them. gone is what the
+// request loses besides.
+func strip(r *http.Request, prefixes []string, credentials bool) (overrides http.Header, gone removed) {
 	for name, values := range r.Header {
 		switch {
-		case isIdentity(name, prefixes), isOneOf(name, settingsHeader), credentials && isOneOf(name, credentialHeaders):
+		case isIdentity(name, prefixes):
+			delete(r.Header, name)
+			gone |= removedIdentity
+		case isOneOf(name, settingsHeader), credentials && isOneOf(name, credentialHeaders):
 			delete(r.Header, name)
 		case isOverride(r, name):
 			if overrides == nil {
@@ -129,13 +133,39 @@ func strip(r *http.Request, prefixes []string, credentials bool) (overrides http
 			delete(r.Header, name)
 		}
 	}
-	if !opensWebSocket(r) {
+	if r.Header["Upgrade"] != nil && !opensWebSocket(r) {
 		delete(r.Header, "Upgrade")
+		gone |= removedUpgrade
 	}
 	cleanConnection(r.Header)
 	guardTrailers(r, prefixes)
-	return overrides
+	return overrides, gone
 }
+
+// removed is what a request has lost that somebody should hear of: it was an attempt to pass
+// for somebody else or to get past the gateway, or a client that relies on what can't work.
+type removed uint8
+
+const (
+	removedIdentity removed = 1 << iota // a header that tells who is calling, or could be read as one
+	removedUpgrade                      // a switch to another protocol
+)
+
+// causes returns the names of what was removed, for logs and metrics.
+func (gone removed) causes() (causes []access.Cause) {
+	if gone&removedIdentity != 0 {
+		causes = append(causes, strippedIdentity)
+	}
+	if gone&removedUpgrade != 0 {
+		causes = append(causes, strippedUpgrade)
+	}
+	return causes
+}
+
+const (
+	strippedIdentity access.Cause = "identity_header"
+	strippedUpgrade  access.Cause = "upgrade"
+)
 
 // opensWebSocket reports whether a request's Upgrade is for a WebSocket and nothing else. Such
 // a request is a GET without a body (RFC 6455 section 4.1): a backend that takes the bytes after
@@ -150,20 +180,25 @@ func opensWebSocket(r *http.Request) bool {
 // us: it removes identity headers and switches to another HTTP. Such a switch would carry
 // requests past Caddy to anything that the backend serves. It removes all names with an odd
 // byte: Remote!User would become the Remote-User that an operator sets from the token.
-func stripServer(r *http.Request, prefixes []string) {
+func stripServer(r *http.Request, prefixes []string) (gone removed) {
 	for name := range r.Header {
 		if strings.HasPrefix(name, ":") {
 			continue // a pseudo-header of HTTP/2
 		}
 		if isIdentity(name, prefixes) || isOneOf(name, settingsHeader) || hasOddByte(name) {
 			delete(r.Header, name)
+			if !isOneOf(name, settingsHeader) {
+				gone |= removedIdentity
+			}
 		}
 	}
 	if slices.ContainsFunc(r.Header["Upgrade"], leadsToHTTP) {
 		delete(r.Header, "Upgrade")
+		gone |= removedUpgrade
 	}
 	cleanConnection(r.Header)
 	guardTrailers(r, prefixes)
+	return gone
 }
 
 // leadsToHTTP reports whether a value of Upgrade contains anything that some backend reads as
@@ -294,5 +329,6 @@ func refuseTunnel(w http.ResponseWriter, r *http.Request, log *refusalLog) {
 	dontAwaitBody(w, r)
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusNotImplemented) // RFC 9220 section 3
+	collectors.guarded[access.CauseTunnel].Inc()
 	log.write(r, access.CauseTunnel, http.StatusNotImplemented, nil)
 }
