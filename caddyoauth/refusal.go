@@ -65,8 +65,15 @@ func (l *refusalLog) write(r *http.Request, cause access.Cause, status int, fiel
 	c.Write(append(all, asked(r)...)...)
 }
 
-// stripped counts what was removed from a request, and writes an event for each.
+// stripped counts what was removed from a request, and writes an event for each. Most requests
+// lose nothing, so that costs no call.
 func (l *refusalLog) stripped(r *http.Request, gone removed) {
+	if gone != 0 {
+		l.writeStripped(r, gone)
+	}
+}
+
+func (l *refusalLog) writeStripped(r *http.Request, gone removed) {
 	for _, what := range gone.causes() {
 		collectors.guarded[what].Inc()
 		c := l.logger.Check(zap.InfoLevel, "removed from a request")
