@@ -3,6 +3,7 @@
 package redistest
 
 import (
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -121,21 +122,19 @@ func StartClusterReplica(t testing.TB, of *Server) *Server {
 	return nil
 }
 
-// freePort finds a free port below 55000, so that adding 10000, for the cluster bus, gives a port too.
+// freePort finds a free port below those that systems hand out themselves. One of those could be
+// given to another test's server, or to a connection, before redis-server has it or while it is
+// stopped.
 func freePort(t testing.TB) string {
 	t.Helper()
 	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
-		if port < 55000 {
-			return strconv.Itoa(port)
+		port := strconv.Itoa(20_000 + rand.IntN(10_000))
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", port)); err == nil {
+			l.Close()
+			return port
 		}
 	}
-	t.Fatal("no free port below 55000")
+	t.Fatal("no free port between 20000 and 30000")
 	return ""
 }
 
