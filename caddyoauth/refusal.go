@@ -68,9 +68,20 @@ func (l *refusalLog) write(r *http.Request, cause access.Cause, status int, fiel
 // stripped counts what was removed from a request, and writes an event for each. Most requests
 // lose nothing, so that costs no call.
 func (l *refusalLog) stripped(r *http.Request, gone removed) {
-	if gone != 0 {
+	if gone != 0 && !ownHeaders(r) {
 		l.writeStripped(r, gone)
 	}
+}
+
+// ownHeaders reports whether what is removed from r may be ours rather than the caller's. Error
+// routes get the request with the headers that an oauth_protect has set, but without the context
+// that tells so. What the caller sent is gone by then: an earlyStrip has been there.
+func ownHeaders(r *http.Request) bool {
+	if r.Context().Value(caddyhttp.ErrorCtxKey) == nil {
+		return false
+	}
+	_, early := caddyhttp.GetVar(r.Context(), strippedVar).(stripped)
+	return early
 }
 
 func (l *refusalLog) writeStripped(r *http.Request, gone removed) {
@@ -107,56 +118,74 @@ func (l *refusalLog) place() (fields []zap.Field) {
 
 // has reports whether there is room for one more event, of most in a second, and counts it.
 func (l *refusalLog) has(cause access.Cause, most int, now time.Time) bool {
+	room, left := l.count(cause, most, now)
+	l.sum(left)
+	return room
+}
+
+// count does the work of has, and returns what was left out in a second that is over.
+func (l *refusalLog) count(cause access.Cause, most int, now time.Time) (room bool, left leftOut) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if now.Sub(l.begun) >= maxRefusalsPer {
-		l.sum()
+		left = l.takeLeft()
 		l.begun = now
 	}
 	l.seen[cause]++
 	if l.seen[cause] <= most {
-		return true
+		return true, left
 	}
 	l.left[cause]++
 	if l.due == nil && !l.ended {
 		var due *time.Timer
 		due = time.AfterFunc(maxRefusalsPer-now.Sub(l.begun), func() {
 			l.mu.Lock()
-			defer l.mu.Unlock()
-			if l.due == due { // otherwise somebody else has written it
-				l.sum()
+			var left leftOut
+			if l.due == due { // otherwise somebody else has it
+				left = l.takeLeft()
 			}
+			l.mu.Unlock()
+			l.sum(left)
 		})
 		l.due = due
 	}
-	return false
+	return false, left
 }
 
-// sum writes what was left out in the second that is over. The caller holds mu.
-func (l *refusalLog) sum() {
+// takeLeft returns what was left out in the second that is over, and begins another. The caller
+// holds mu.
+func (l *refusalLog) takeLeft() leftOut {
 	if l.due != nil {
 		l.due.Stop()
 		l.due = nil
 	}
+	left := maps.Clone(l.left)
+	clear(l.seen)
+	clear(l.left)
+	return left
+}
+
+// sum writes what was left out, if anything was. The caller does not hold mu: a log that is slow
+// must not hold up every request that is refused.
+func (l *refusalLog) sum(left leftOut) {
 	total := 0
-	for _, n := range l.left {
+	for _, n := range left {
 		total += n
 	}
 	if total > 0 {
 		fields := append([]zap.Field{zap.String("event", "events_left_out"), zap.Int("count", total)}, l.place()...)
-		l.logger.Info("more events than are logged", append(fields, zap.Object("causes", l.left))...)
+		l.logger.Info("more events than are logged", append(fields, zap.Object("causes", left))...)
 	}
-	clear(l.seen)
-	clear(l.left)
 }
 
 // end writes what is left. Requests that outlive their configuration may still be refused, and
 // are logged, but are not summed up.
 func (l *refusalLog) end() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.sum()
+	left := l.takeLeft()
 	l.ended = true
+	l.mu.Unlock()
+	l.sum(left)
 }
 
 // leftOut is the number of events that were left out, by cause.
@@ -204,7 +233,7 @@ func placeOf(ctx caddy.Context) string {
 		switch module := module.(type) {
 		case *caddyhttp.App:
 			routes = configuredRoutes(server)
-			if at := beingProvisioned(routes); at < 0 && server.Errors != nil {
+			if beingProvisioned(routes) < 0 && server.Errors != nil && beingProvisioned(server.Errors.Routes) >= 0 {
 				routes, place = server.Errors.Routes, place+"/errors"
 			}
 		case *caddyhttp.Subroute:

@@ -425,6 +425,40 @@ func TestWhatTheGuardDoesIsCountedAndLogged(t *testing.T) {
 	}
 }
 
+// On an error route, what is removed are the names that oauth_protect has set itself: an outage of
+// the backend must not look like an attack by the caller.
+func TestErrorRoutesBlameNobodyForOurHeaders(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	site := "metrics /metrics\noauth_server\noauth_protect /private/*\nerror /private/* 502\nhandle_errors {\noauth_protect /admin*\nrespond 502\n}"
+	g := startCaddyfile(t, logTo(log, caddyfileOf("store memory\n"+testClients, site)))
+	const count = `caddy_oauth_guard_total{cause="identity_header"}`
+	before := g.metricOf(count)
+	if a := g.get("/private/x", g.token("reader")); a.StatusCode != 502 {
+		t.Errorf("a backend that is away: %d", a.StatusCode)
+	}
+	if n := g.metricOf(count) - before; n != 0 {
+		t.Errorf("%v requests with made-up names were counted, and there was none", n)
+	}
+	if events := eventsIn(t, log, "request_stripped"); len(events) != 0 {
+		t.Errorf("the caller is blamed: %v", events)
+	}
+}
+
+// Of a handler in a named route only the server is known, with error routes beside it, too.
+func TestTheRuleOfANamedRouteIsItsServer(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	text := caddyfileOf("store memory\n"+testClients, "invoke named\nhandle_errors {\nrespond 401\n}")
+	g := startCaddyfile(t, logTo(log, text+"&(named) {\noauth_protect\n}\n"))
+	g.get("/x", "")
+	for _, event := range eventsIn(t, log, "request_refused") {
+		if event["rule"] != "srv0" {
+			t.Errorf("the rule is %v, want srv0", event["rule"])
+		}
+		return
+	}
+	t.Error("there is no event")
+}
+
 // A caller that always sends an identity header fills no disk, and is counted.
 func TestStrippedRequestsAreSummedUp(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
