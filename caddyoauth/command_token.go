@@ -12,6 +12,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf16"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
@@ -70,7 +71,7 @@ The exit status is 0, or 2 if there was no token that could be read.`,
 				return 2, err
 			}
 			if *asJSON {
-				err = json.NewEncoder(cmd.OutOrStdout()).Encode(told)
+				err = told.printJSON(cmd.OutOrStdout())
 			} else {
 				err = told.print(cmd.OutOrStdout(), time.Now())
 			}
@@ -148,9 +149,8 @@ func inspectToken(token string) (*toldByToken, error) {
 	if strings.HasPrefix(token, oauth.TokenPrefix) {
 		expiry, ok := oauth.ExpiryIn(token)
 		if !ok {
-			return nil, fmt.Errorf("the token begins as those of this gateway do, with %s, but can't be one: part of it is missing or changed", oauth.TokenPrefix)
+			return nil, fmt.Errorf("the token begins as those of this gateway do, with %s, but can't be one: part of it is missing or changed, or its expiry is beyond the year 9999", oauth.TokenPrefix)
 		}
-		expiry = expiry.UTC()
 		told.Kind, told.Expires = kindGateway, &expiry
 		return told, nil
 	}
@@ -194,6 +194,17 @@ func membersOf(encoded string, names []string) (map[string]claimText, bool) {
 		}
 	}
 	return shown, true
+}
+
+// printJSON writes a JSON object in one line. Its strings are escaped like those of print: it may be
+// shown by a terminal, too.
+func (t *toldByToken) printJSON(w io.Writer) error {
+	text, err := json.Marshal(t)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(w, printableJSON(text))
+	return err
 }
 
 // print writes what people read. Values of a JWT are quoted: whoever made the token may have put
@@ -274,12 +285,20 @@ func quotedValue(value any) string {
 	if err != nil {
 		return "?"
 	}
+	return printableJSON(text)
+}
+
+// printableJSON returns compact JSON with everything escaped that is not printable. In such JSON that
+// stands only inside strings, where the escape means the same.
+func printableJSON(text []byte) string {
 	var shown strings.Builder
 	for _, c := range string(text) {
 		if strconv.IsPrint(c) {
 			shown.WriteRune(c)
-		} else { // in JSON that stands inside a string, where the escape means the same
-			fmt.Fprintf(&shown, `\u%04x`, c)
+			continue
+		}
+		for _, unit := range utf16.Encode([]rune{c}) {
+			fmt.Fprintf(&shown, `\u%04x`, unit)
 		}
 	}
 	return shown.String()

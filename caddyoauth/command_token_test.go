@@ -82,6 +82,16 @@ claim nbf    "soon"
 claim exp    ?
 claim jti    "\x00"
 `, ""},
+		{"a JWT with characters that a terminal obeys as they are", jwtOf(`{"alg":"none","kid":"\u007f"}`, "{\"iss\":\"\u009b2Jé\",\"sub\":\"\u202e\U000e0001\",\"scope\":{\"\u202e\":1}}"), `
+kind         JWT
+token_id     ID
+verified     no: this is only what the token says
+header alg   "none"
+header kid   "\x7f"
+claim iss    "\u009b2Jé"
+claim sub    "\u202e\U000e0001"
+claim scope  {"\u202e":1}
+`, `{"kind":"jwt","token_id":"ID","header":{"alg":"none","kid":"\u007f"},"claims":{"iss":"\u009b2Jé","scope":{"\u202e":1},"sub":"\u202e\udb40\udc01"},"verified":false}`},
 		{"an expired JWT without more", jwtOf(`{"alg":"RS256"}`, `{"exp":1577836800.5}`), `
 kind        JWT
 token_id    ID
@@ -149,6 +159,8 @@ func TestTokenInspectRefuses(t *testing.T) {
 		{"too long", "canary" + strings.Repeat("x", 16<<10), nil, "longer than 16384 bytes"},
 		{"ours, cut short", ours[:40] + "canary", nil, "part of it is missing or changed"},
 		{"ours, of another version", "coa_B" + ours[5:], nil, "part of it is missing or changed"},
+		{"ours, with an expiry that can't be", tokenUntil(1<<48 - 1), nil, "beyond the year 9999"},
+		{"ours, with an expiry that can't be, as JSON", tokenUntil(1<<48 - 1), []string{"--json"}, "beyond the year 9999"},
 		{"a JWT with half a header", "eyJhbGci.canary.canary", nil, "its header can't be read"},
 		{"a JWT without claims", jwtOf(`{"alg":"ES256"}`, "canary"), nil, "its claims can't be read"},
 		{"a JWT whose claims are a list", jwtOf(`{"alg":"ES256"}`, `["canary"]`), nil, "its claims can't be read"},

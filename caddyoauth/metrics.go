@@ -92,7 +92,7 @@ func newCollectors() *metrics {
 		}),
 		requests:       counterVec("requests_total", "Requests to the token, introspection and revocation endpoints.", "realm", "endpoint", "result"),
 		inactive:       counterVec("introspections_inactive_total", "Introspections answered with inactive, by what the caller is not told.", "realm", "cause"),
-		checks:         counterVec("bearer_checks_total", "Requests to protected routes.", "realm", "result", "cause"),
+		checks:         counterVec("bearer_checks_total", "Checks by oauth_protect: one for each oauth_protect that a request meets.", "realm", "result", "cause"),
 		cacheHits:      counter("cache_hits_total", "Token checks answered from the cache."),
 		cacheMisses:    counter("cache_misses_total", "Token checks that had to ask the token's source."),
 		cacheEvictions: counter("cache_evictions_total", "Cached tokens that were dropped to make room for others."),

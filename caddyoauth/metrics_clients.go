@@ -82,7 +82,7 @@ func newClientMetrics() clientMetrics {
 	}
 	return clientMetrics{
 		requests:     desc("client_requests_total", "Requests to the token, introspection and revocation endpoints in the name of a client.", "realm", "client_id", "endpoint", "result"),
-		checks:       desc("client_checks_total", "Requests to protected routes with a valid token.", "realm", "client_id", "result"),
+		checks:       desc("client_checks_total", "Checks of valid tokens by oauth_protect: one for each oauth_protect that a request meets.", "realm", "client_id", "result"),
 		secretExpiry: desc("secret_expiry_timestamp_seconds", "When a client's secret stops being accepted, in seconds since 1970; +Inf for never.", "realm", "client_id", "secret"),
 	}
 }

@@ -268,7 +268,7 @@ func TestEachRefusalHasItsCause(t *testing.T) {
 func TestRefusalsWithoutATokenHaveTheirCause(t *testing.T) {
 	f := newForeign(t)
 	log := filepath.Join(t.TempDir(), "log")
-	g := startCaddyfile(t, logTo(log, caddyfileOf("", "oauth_protect {\n"+f.introspect("")+"}\nrespond 200")))
+	g := startCaddyfile(t, logTo(log, caddyfileOf("", "log\noauth_protect {\n"+f.introspect("")+"}\nrespond 200")))
 	f.away.Store(true)
 	if a := g.get("/outage", "token"); a.StatusCode != 503 {
 		t.Errorf("an outage: %d", a.StatusCode)
@@ -291,6 +291,17 @@ func TestRefusalsWithoutATokenHaveTheirCause(t *testing.T) {
 	want := map[string]string{"/outage": "outage", "/twice": "malformed_authorization", "//path": "ambiguous_path", "": "tunnel"}
 	if !maps.Equal(got, want) {
 		t.Errorf("the causes are %v, want %v", got, want)
+	}
+	for cause, result := range map[string]string{"outage": "temporarily_unavailable", "malformed_authorization": "invalid_request", "ambiguous_path": "ambiguous_path", "tunnel": "tunnel"} {
+		waitUntil(t, "the access log has error and cause of "+cause, func() bool {
+			text, _ := os.ReadFile(log)
+			for line := range strings.Lines(string(text)) {
+				if strings.Contains(line, `"http.log.access`) && strings.Contains(line, fmt.Sprintf(`"error":%q,"cause":%q`, result, cause)) {
+					return true
+				}
+			}
+			return false
+		})
 	}
 }
 

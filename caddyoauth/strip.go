@@ -331,4 +331,5 @@ func refuseTunnel(w http.ResponseWriter, r *http.Request, log *refusalLog) {
 	w.WriteHeader(http.StatusNotImplemented) // RFC 9220 section 3
 	collectors.guarded[access.CauseTunnel].Inc()
 	log.write(r, access.CauseTunnel, http.StatusNotImplemented, nil)
+	logRefused(r.Context(), nil, access.ResultTunnel, access.CauseTunnel)
 }

@@ -98,14 +98,18 @@ func (o *opaque) verify(token *introspect.Token) (expiryMilli int64, ok bool) {
 	return expiryMilli, o.now().UnixMilli() < expiryMilli
 }
 
-// ExpiryIn returns the expiry that stands in a token of our form. Nobody has verified it. It
+// ExpiryIn returns the expiry, in UTC, that stands in a token of our form. Nobody has verified it. It
 // reports false for a token that was certainly not issued here.
 func ExpiryIn(token string) (expiry time.Time, ok bool) {
 	raw, ok := unpack(token)
 	if !ok {
 		return time.Time{}, false
 	}
-	return time.UnixMilli(getExpiry(raw[1:])), true
+	expiry = time.UnixMilli(getExpiry(raw[1:])).UTC()
+	if expiry.Year() > 9999 {
+		return time.Time{}, false // no lifetime reaches that far, and RFC 3339 can't write it
+	}
+	return expiry, true
 }
 
 // unpack returns the bytes of a token, if it has our form and version.
