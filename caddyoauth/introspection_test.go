@@ -92,7 +92,7 @@ func TestIntrospectionRights(t *testing.T) {
 // Only the log and the metrics distinguish a valid token that the caller may not ask about from
 // one that is not valid.
 func TestIntrospectionThatIsNotPermitted(t *testing.T) {
-	g, logged := startLogged(t, "store memory\n"+askers(), "metrics /metrics\noauth_server")
+	g, logged := startLogged(t, "store memory\n"+askers()+"realm alpha {\n"+askers()+"}\n", "metrics /metrics\noauth_server")
 	mine, other := g.fetchAt("/oauth2", "stranger", "a"), g.fetchAt("/oauth2", "maker", "a")
 	revoked := g.fetchAt("/oauth2", "maker", "a")
 	g.revoke("maker", revoked)
@@ -104,12 +104,13 @@ func TestIntrospectionThatIsNotPermitted(t *testing.T) {
 		return g.metricOf(series)
 	}
 	foreign := "coa_" + strings.Repeat("A", 60)
-	causes := map[string]string{other: "not_permitted", revoked: "revoked", "garbage": "no_source", foreign: "forged"}
+	alien := g.fetchAt(alphaBase, "stranger", "a")
+	causes := map[string]string{other: "not_permitted", revoked: "revoked", "garbage": "no_source", foreign: "forged", alien: "other_realm"}
 	inactive := func(token string) float64 {
 		return metric(t, "caddy_oauth_introspections_inactive_total", "realm", "root", "cause", causes[token])
 	}
 	for range 2 { // the second time from the cache
-		for token, result := range map[string]string{mine: "ok", other: "not_permitted", revoked: "inactive", "garbage": "inactive", foreign: "inactive"} {
+		for token, result := range map[string]string{mine: "ok", other: "not_permitted", revoked: "inactive", "garbage": "inactive", foreign: "inactive", alien: "inactive"} {
 			whyBefore := inactive(token)
 			before, lines := count(result), strings.Count(logged(), "token_introspected")
 			a := g.introspectAt("/oauth2", "stranger", token)
