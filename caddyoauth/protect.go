@@ -210,6 +210,7 @@ func (p *Protect) prepareRejections() {
 		access.ResultPath:        {status: http.StatusBadRequest}, // no challenge: no token would help
 		access.ResultInsecure:    {status: http.StatusForbidden},
 		access.ResultUnavailable: {status: http.StatusServiceUnavailable},
+		access.ResultCanceled:    {status: http.StatusServiceUnavailable},
 	}
 	p.allowed = collectors.checks.WithLabelValues(p.label, "ok", "")
 	p.rejections = make(map[access.Cause]*rejection)
@@ -322,9 +323,11 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 		}
 	}
 	if err != nil {
-		if r.Context().Err() == nil {
-			p.trouble.Error("token could not be checked", zap.String("realm", p.label), zap.Error(err))
+		if r.Context().Err() != nil {
+			// Not an outage: otherwise, callers that hang up could raise the alert for one.
+			return b, access.Decision{Cause: access.CauseCanceled}
 		}
+		p.trouble.Error("token could not be checked", zap.String("realm", p.label), zap.Error(err))
 		return b, access.Decision{Cause: access.CauseOutage}
 	}
 	decision := access.Decide(&p.rule, b.facts, access.Request{Fit: b.introduce()})
@@ -488,12 +491,19 @@ func (b *bearer) refused(decision access.Decision) (fields []zap.Field) {
 		fields = append(fields, zap.String("claim", decision.Claim))
 	}
 	if decision.Want != nil {
-		fields = append(fields, zap.Strings("want", decision.Want), zap.Strings("has", loggedTexts(decision.Has)))
+		fields = append(fields, zap.Strings("want", decision.Want))
+		if decision.Cause != access.CauseClaim {
+			fields = append(fields, zap.Strings("has", loggedTexts(decision.Has)))
+		}
 	}
 	if b == nil {
 		return fields
 	}
-	fields = append(fields, zap.Stringer("token_id", b.token.ID()))
+	// An ID is a plain hash. What nobody recognized may be a password that was sent by mistake,
+	// which could be guessed from it.
+	if decision.Cause != introspect.CauseNoSource && decision.Cause != introspect.CauseMalformed {
+		fields = append(fields, zap.Stringer("token_id", b.token.ID()))
+	}
 	about := b.facts
 	if about != nil && !about.Active {
 		about = about.Was()

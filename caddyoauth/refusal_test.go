@@ -1,6 +1,7 @@
 package caddyoauth_test
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -70,10 +72,10 @@ func TestEachRefusalHasItsCause(t *testing.T) {
 	site := "log {\noutput file " + accessLog + "\n}\nmetrics /metrics\noauth_server\n"
 	for path, block := range map[string]string{
 		"own": "", "audience": "audience https://a.example.com", "scope": "scopes write", "claim": "claim tenant a",
-		"introspect": f.introspect(""), "jwt": f.jwtSource(), "all": f.sources(""),
+		"introspect": f.introspect(""), "jwt": f.jwtSource(), "jwt-claim": f.jwtSource() + "\nclaim tenant a", "all": f.sources(""),
 	} {
 		realm := " root"
-		if path == "introspect" || path == "jwt" {
+		if path == "introspect" || strings.HasPrefix(path, "jwt") {
 			realm = ""
 		}
 		site += "handle_path /" + path + "/* {\noauth_protect" + realm + " {\n" + block + "\n}\nrespond 200\n}\n"
@@ -156,6 +158,7 @@ func TestEachRefusalHasItsCause(t *testing.T) {
 		{"another audience", "audience", tokens["moved"], "audience", map[string]any{"client_id": "moved", "want": []any{"https://a.example.com"}, "has": []any{"https://b.example.com"}}},
 		{"too little scope", "scope", tokens[steady], "scope", map[string]any{"client_id": steady, "want": []any{"write"}, "has": []any{"read"}}},
 		{"a claim too little", "claim", tokens[steady], "claim", map[string]any{"client_id": steady, "claim": "tenant", "want": []any{"a"}}},
+		{"another value of a claim", "jwt-claim", f.signs(t, claims(`,"tenant":"personal-data"`)), "claim", map[string]any{"client_id": "signed", "claim": "tenant", "want": []any{"a"}}},
 
 		{"unknown to the other server", "introspect", "made-up", "unknown", nil},
 		{"unknown, remembered", "introspect", "made-up", "unknown", nil},
@@ -188,7 +191,7 @@ func TestEachRefusalHasItsCause(t *testing.T) {
 	told := make(map[string]string) // what callers saw, by result
 	for i, c := range rows {
 		realm := "root"
-		if c.path == "introspect" || c.path == "jwt" {
+		if c.path == "introspect" || strings.HasPrefix(c.path, "jwt") {
 			realm = "External"
 		}
 		series := fmt.Sprintf(`caddy_oauth_bearer_checks_total{cause=%q,realm=%q,result=%q}`, c.cause, realm, results[c.cause])
@@ -242,8 +245,12 @@ func TestEachRefusalHasItsCause(t *testing.T) {
 		if rule, _ := event["rule"].(string); !strings.HasPrefix(rule, "srv0/routes/") {
 			t.Errorf("%s: the rule is %q", c.name, rule)
 		}
-		looked := !slices.Contains([]string{"missing", "token_too_long"}, c.cause) && c.token != "$$$"
-		if id, _ := event["token_id"].(string); looked != (len(id) == 64) {
+		if _, has := event["has"]; has != (c.cause == "scope" || c.cause == "audience" && event["want"] != nil) {
+			t.Errorf("%s: what the token has is logged: %v, %v", c.name, has, event["has"])
+		}
+		// What nobody recognized may be a password, so not even its hash is logged.
+		recognized := !slices.Contains([]string{"missing", "token_too_long", "no_source", "malformed"}, c.cause)
+		if id, there := event["token_id"].(string); there != recognized || there && len(id) != 64 {
 			t.Errorf("%s: the token's ID is %q", c.name, id)
 		}
 		found := false
@@ -257,6 +264,9 @@ func TestEachRefusalHasItsCause(t *testing.T) {
 		}
 	}
 	both, _ := os.ReadFile(log)
+	if strings.Contains(string(both), "personal-data") {
+		t.Error("the log holds the value of a token's claim")
+	}
 	for _, c := range rows {
 		if len(c.token) > 10 && strings.Contains(string(both), c.token) {
 			t.Errorf("%s: the log holds the token", c.name)
@@ -302,6 +312,32 @@ func TestRefusalsWithoutATokenHaveTheirCause(t *testing.T) {
 			}
 			return false
 		})
+	}
+}
+
+// A caller that hangs up while its token is checked is no outage, so it can't raise the alert for one.
+func TestACallerThatHangsUpIsNoOutage(t *testing.T) {
+	f := newForeign(t)
+	log := filepath.Join(t.TempDir(), "log")
+	g := startCaddyfile(t, logTo(log, caddyfileOf("", "metrics /metrics\noauth_protect /slow {\n"+f.introspect("")+"}\nrespond /slow 200")))
+	outage := `caddy_oauth_bearer_checks_total{cause="outage",realm="External",result="temporarily_unavailable"}`
+	canceled := `caddy_oauth_bearer_checks_total{cause="canceled",realm="External",result="canceled"}`
+	counted, outages := g.metricOf(canceled), g.metricOf(outage)
+	f.mu.Lock() // the other server is slow
+	goesOn := sync.OnceFunc(f.mu.Unlock)
+	defer goesOn()
+	hasty, hangUp := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer hangUp()
+	if a, err := g.try(g.request("GET", "/slow", "", "Authorization", "Bearer slow").WithContext(hasty)); err == nil {
+		t.Errorf("the slow server: %d", a.StatusCode)
+	}
+	waitUntil(t, "the refusal is logged", func() bool { return len(eventsIn(t, log, "request_refused")) == 1 })
+	goesOn()
+	if event := eventsIn(t, log, "request_refused")[0]; event["status"] != 503.0 || event["error"] != "canceled" {
+		t.Errorf("a caller that hangs up: %v", event)
+	}
+	if now, then := g.metricOf(canceled), g.metricOf(outage); now != counted+1 || then != outages {
+		t.Errorf("a caller that hangs up: %s went up by %v, and outages by %v", canceled, now-counted, then-outages)
 	}
 }
 

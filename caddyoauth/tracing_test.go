@@ -397,7 +397,7 @@ func TestTracingOfSharedQuestions(t *testing.T) {
 	callers.Wait()
 	trees := spans.traces(t)
 	for id, want := range map[string][]string{
-		first:  {"oauth.check oauth.cache=miss oauth.cause=outage", "oauth.source ", "oauth.outcome=active"},
+		first:  {"oauth.check oauth.cache=miss oauth.cause=canceled", "oauth.source ", "oauth.outcome=active"},
 		second: {"oauth.check oauth.cache=miss oauth.client_id=machine oauth.outcome=ok"},
 	} {
 		for _, part := range want {

@@ -47,9 +47,10 @@ type Decision struct {
 	Cause Cause
 	// Claim is the name of the claim that CauseClaim is about.
 	Claim string
-	// Want is what the rule asked for and Has what the token has of that kind: audiences,
-	// scopes, or values of Claim. They are set for the causes audience, scope and claim,
-	// and are read-only.
+	// Want is what the rule asked for and Has what the token has of that kind: audiences or
+	// scopes. They are set for the causes audience and scope, and are read-only. For the cause
+	// claim only Want is set, to the values of Claim: those in the token may be personal data,
+	// which must not get into the log.
 	Want, Has []string
 }
 
@@ -74,7 +75,7 @@ func Decide(rule *Rule, facts *introspect.Facts, request Request) Decision {
 		has := facts.ClaimValues(claim.Name)
 		accepted := func(value string) bool { return slices.Contains(claim.Values, value) }
 		if !slices.ContainsFunc(has, accepted) {
-			return Decision{Cause: CauseClaim, Claim: claim.Name, Want: claim.Values, Has: has}
+			return Decision{Cause: CauseClaim, Claim: claim.Name, Want: claim.Values}
 		}
 	}
 	return Decision{Allowed: true}

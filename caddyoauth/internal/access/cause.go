@@ -34,6 +34,8 @@ const (
 	CauseInsecure Cause = "insecure"
 	// CauseOutage means that nobody could find out what the token means.
 	CauseOutage Cause = "outage"
+	// CauseCanceled means that the caller went away before anybody could.
+	CauseCanceled Cause = "canceled"
 )
 
 // Result is what a caller is told, as in {http.oauth.error} and metrics.
@@ -50,6 +52,7 @@ const (
 	ResultTunnel      Result = "tunnel"
 	ResultInsecure    Result = "insecure_transport"
 	ResultUnavailable Result = "temporarily_unavailable"
+	ResultCanceled    Result = "canceled"
 )
 
 // Explanation says what a cause means to an operator.
@@ -88,11 +91,12 @@ var Explanations = []Explanation{
 	{CauseNamesNobody, ResultToken, "The token has neither a client nor a subject.", "Name the issuer's claim with `client_claim`, if it has one."},
 	{CauseUnfit, ResultToken, "The token's client, subject, issuer or scopes don't fit into headers: too long, with control characters, or with spaces at an end.", "Have the issuer use other names."},
 	{CauseScope, ResultScope, "The token is good and lacks a scope.", "Compare `want` with `has`; the client must ask for the scope, and be allowed to."},
-	{CauseClaim, ResultClaims, "The token is good and lacks a claim.", "Compare `want` with `has`, which are about `claim`."},
+	{CauseClaim, ResultClaims, "The token is good and lacks a claim.", "See that the issuer puts one of `want` into the token's `claim`. The log doesn't hold what the token has there, which may be about a person."},
 	{CauseAmbiguousPath, ResultPath, "A backend could read the path differently from the matchers of Caddy.", "See `allow_ambiguous_paths` if the path is legitimate."},
 	{CauseTunnel, ResultTunnel, "The request asks for a tunnel through the gateway.", "Nothing, unless it is a client of yours: only WebSockets can pass."},
 	{CauseInsecure, ResultInsecure, "The request came over plain HTTP from another machine.", "Use HTTPS, or set `trusted_proxies` for a proxy that does."},
 	{CauseOutage, ResultUnavailable, "The store or another server could not be asked, so nobody knows what the token means.", "See the line at level `error` of the same moment, and [503](#503)."},
+	{CauseCanceled, ResultCanceled, "The caller went away before it was known what the token means.", "Nothing, unless it is often: then see how long the store and other servers take."},
 }
 
 // ofToken returns the cause that a source found. A source outside of this repository can make
