@@ -210,21 +210,21 @@ func (t *toldByToken) printJSON(w io.Writer) error {
 // print writes what people read. Values of a JWT are quoted: whoever made the token may have put
 // anything into it, even what a terminal obeys.
 func (t *toldByToken) print(w io.Writer, now time.Time) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(table, "kind\t%s\n", map[tokenKind]string{
+	var rows strings.Builder
+	fmt.Fprintf(&rows, "kind\t%s\n", map[tokenKind]string{
 		kindGateway: "issued by this gateway or another one, by its form",
 		kindJWT:     "JWT",
 		kindJWE:     "encrypted JWT: only its recipient can read the claims",
 		kindOther:   "other: only the server that issued it can tell",
 	}[t.Kind])
-	fmt.Fprintf(table, "token_id\t%s\n", t.ID)
+	fmt.Fprintf(&rows, "token_id\t%s\n", t.ID)
 	if t.Expires != nil {
-		fmt.Fprintf(table, "expires\t%s\n", when(*t.Expires, now))
+		fmt.Fprintf(&rows, "expires\t%s\n", when(*t.Expires, now))
 	}
-	fmt.Fprint(table, "verified\tno: this is only what the token says\n")
+	rows.WriteString("verified\tno: this is only what the token says\n")
 	for _, name := range shownHeader {
 		if value, ok := t.Header[name]; ok {
-			fmt.Fprintf(table, "header %s\t%s\n", name, quoted(value))
+			fmt.Fprintf(&rows, "header %s\t%s\n", name, quoted(value))
 		}
 	}
 	for _, name := range shownClaims {
@@ -244,7 +244,11 @@ func (t *toldByToken) print(w io.Writer, now time.Time) error {
 				}
 			}
 		}
-		fmt.Fprintf(table, "claim %s\t%s\n", name, text)
+		fmt.Fprintf(&rows, "claim %s\t%s\n", name, text)
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if _, err := io.WriteString(table, rows.String()); err != nil {
+		return err
 	}
 	return table.Flush()
 }

@@ -497,13 +497,10 @@ func TestTheRuleOfANamedRouteIsItsServer(t *testing.T) {
 	text := caddyfileOf("store memory\n"+testClients, "invoke named\nhandle_errors {\nrespond 401\n}")
 	g := startCaddyfile(t, logTo(log, text+"&(named) {\noauth_protect\n}\n"))
 	g.get("/x", "")
-	for _, event := range eventsIn(t, log, "request_refused") {
-		if event["rule"] != "srv0" {
-			t.Errorf("the rule is %v, want srv0", event["rule"])
-		}
-		return
+	events := eventsIn(t, log, "request_refused")
+	if len(events) != 1 || events[0]["rule"] != "srv0" {
+		t.Errorf("the rule should be srv0: %v", events)
 	}
-	t.Error("there is no event")
 }
 
 // A caller that always sends an identity header fills no disk, and is counted.

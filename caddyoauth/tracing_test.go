@@ -46,9 +46,7 @@ func newOTLPCollector(t *testing.T) *otlpCollector {
 		defer c.mu.Unlock()
 		for _, resource := range export.ResourceSpans {
 			for _, scope := range resource.ScopeSpans {
-				for _, span := range scope.Spans {
-					c.spans = append(c.spans, span)
-				}
+				c.spans = append(c.spans, scope.Spans...)
 			}
 		}
 		w.Header().Set("Content-Type", "application/x-protobuf")

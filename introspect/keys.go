@@ -389,7 +389,7 @@ func (k *Keys) keep() {
 		} else {
 			backoff = k.cfg.MinRefresh
 		}
-		cause = k.rest(good)
+		cause = k.rest(good) //nolint:fatcontext // another request's; none is made from the one before
 	}
 }
 

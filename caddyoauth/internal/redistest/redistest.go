@@ -3,7 +3,8 @@
 package redistest
 
 import (
-	"math/rand/v2"
+	"crypto/rand"
+	"encoding/binary"
 	"net"
 	"os"
 	"os/exec"
@@ -128,7 +129,9 @@ func StartClusterReplica(t testing.TB, of *Server) *Server {
 func freePort(t testing.TB) string {
 	t.Helper()
 	for range 100 {
-		port := strconv.Itoa(20_000 + rand.IntN(10_000))
+		var b [2]byte
+		rand.Read(b[:])
+		port := strconv.Itoa(20_000 + int(binary.BigEndian.Uint16(b[:]))%10_000)
 		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", port)); err == nil {
 			l.Close()
 			return port
