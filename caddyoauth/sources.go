@@ -169,9 +169,10 @@ func (a *App) minted(token *introspect.Token) (_ bool, unsure error) {
 }
 
 // whyNot returns why sources of a route don't accept a token, where none of them could say more
-// than that it isn't one of theirs or that it doesn't know it. It is called for requests that are refused and for
-// introspections of tokens without the realm's mark, and costs them at most a MAC for each realm: microseconds, that tell the caller at most whether any realm
-// here issued a token that it holds anyway.
+// than that it isn't one of theirs or that it doesn't know it. It is called for requests that are
+// refused and for introspections of tokens without the realm's mark. It costs them at most a MAC
+// for each realm: microseconds, that tell the caller at most whether any realm here issued a token
+// that it holds anyway.
 func (a *App) whyNot(sources []routeSource, token *introspect.Token, cause introspect.Cause) introspect.Cause {
 	switch {
 	case cause != introspect.CauseNoSource && cause != introspect.CauseForged && cause != introspect.CauseUnknown:
