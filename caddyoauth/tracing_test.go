@@ -372,6 +372,8 @@ func TestTracingOfSharedQuestions(t *testing.T) {
 	defer server.Close()
 	g := startGateway(t, "", "tracing\nhandle /metrics {\nmetrics\n}\nhandle {\noauth_protect {\nsource introspect "+server.URL+"\n}\nreverse_proxy BACKEND\n}")
 	misses := g.metric("caddy_oauth_cache_misses_total")
+	const canceled = `caddy_oauth_bearer_checks_total{cause="canceled",realm="External",result="canceled"}`
+	gone := g.metricOf(canceled)
 	var callers sync.WaitGroup
 	send := func(number int, timeout time.Duration, want int) string {
 		ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -390,7 +392,7 @@ func TestTracingOfSharedQuestions(t *testing.T) {
 	}
 	second := send(2, 10*time.Second, 200)
 	waitUntil(t, "both callers wait", func() bool { return g.metric("caddy_oauth_cache_misses_total") == misses+2 })
-	time.Sleep(300 * time.Millisecond) // the first one has gone away
+	waitUntil(t, "the first one has gone away", func() bool { return g.metricOf(canceled) == gone+1 })
 	close(answer)
 	callers.Wait()
 	trees := spans.traces(t)
