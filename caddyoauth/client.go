@@ -33,7 +33,8 @@ type Client struct {
 
 	// The resource servers its tokens are meant for, recorded in each token and compared
 	// byte for byte by routes that require an audience: visible ASCII characters other
-	// than `"` and `\`. Default: none.
+	// than `"` and `\`. A token request with `resource` parameters (RFC 8707) gets a token for
+	// just those of them. Default: none.
 	Audience []string `json:"audience,omitempty"`
 
 	// The grant types it may use: `client_credentials`, or `none` for a client that only

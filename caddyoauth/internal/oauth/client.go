@@ -24,7 +24,7 @@ type Client struct {
 	// Scopes are what it may ask for, DefaultScopes what it gets if it asks for none.
 	Scopes        []string
 	DefaultScopes []string
-	// Audience is recorded in its tokens.
+	// Audience is recorded in its tokens, unless a request asks for a part of it.
 	Audience []string
 	// GrantTypes are those it may use; none for a client that only introspects.
 	GrantTypes []string

@@ -210,7 +210,8 @@ type Grant struct {
 }
 
 // Token answers a token request with the client credentials grant (RFC 6749 section 4.4). The
-// order of the checks gives strangers no oracle: the form, the client, the grant, the scope.
+// order of the checks gives strangers no oracle: the form, the client, the grant, the scope, the
+// resources.
 // The token is in the store, durably, before Token returns.
 //
 // The error is an *Error, or says that the store or the random source failed.
@@ -232,6 +233,10 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 		return Grant{}, out, &Error{Code: CodeUnauthorizedClient, Description: "the client is not authorized to use this grant type"}
 	}
 	scopes, err := client.grantScopes(req.Form.Get("scope"))
+	if err != nil {
+		return Grant{}, out, err
+	}
+	audience, err := client.grantAudience(req.Form[resourceParameter])
 	if err != nil {
 		return Grant{}, out, err
 	}
@@ -261,7 +266,7 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 		ClientID:         client.ID,
 		ClientGeneration: generation,
 		Scopes:           scopes,
-		Audience:         client.Audience,
+		Audience:         audience,
 		IssuedAt:         issuedAt,
 	})
 	if errors.Is(err, ErrClientFull) {

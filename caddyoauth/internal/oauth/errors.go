@@ -11,6 +11,7 @@ const (
 	CodeUnauthorizedClient   Code = "unauthorized_client"     // 400
 	CodeUnsupportedGrantType Code = "unsupported_grant_type"  // 400
 	CodeInvalidScope         Code = "invalid_scope"           // 400
+	CodeInvalidTarget        Code = "invalid_target"          // 400; RFC 8707 section 2
 	CodeTooManyRequests      Code = "slow_down"               // 429; the word is RFC 8628's
 	CodeUnavailable          Code = "temporarily_unavailable" // 503
 )

@@ -15,8 +15,11 @@ const maxParameters = 64
 // refusal may name them. Nothing else that a caller sent is repeated, not even a name.
 var parameters = []string{
 	"grant_type", "scope", "client_id", "client_secret", "token", "token_type_hint",
-	"client_assertion", "client_assertion_type", "resource", "realm",
+	"client_assertion", "client_assertion_type", resourceParameter, "realm",
 }
+
+// resourceParameter is the only parameter that may be sent more than once (RFC 8707 section 2).
+const resourceParameter = "resource"
 
 // Incoming is a request to an endpoint that authenticates clients, as it came. Whatever may
 // prove who sent it arrives here.
@@ -32,7 +35,7 @@ type Incoming struct {
 // Request is a request to such an endpoint, parsed.
 type Request struct {
 	// Form holds the parameters of the body. A parameter that was sent empty is absent (RFC
-	// 6749 section 3.2), and none has more than one value.
+	// 6749 section 3.2), and only resource may have more than one value.
 	Form url.Values
 	// Credentials are what the request offers to authenticate its client with.
 	Credentials Credentials
@@ -52,9 +55,9 @@ func ParseRequest(in Incoming) (Request, error) {
 }
 
 // parseForm parses a form. It refuses, with an *Error, a form that is malformed, contains a NUL
-// or invalid UTF-8, names a parameter twice, even with equal values, or spells one of ours as a
-// list, as in `scope[0]`: as an unknown parameter, that would be ignored, as if nothing had been
-// asked for.
+// or invalid UTF-8, names a parameter other than resource twice, even with equal values, or
+// spells one of ours as a list, as in `scope[0]`: as an unknown parameter, that would be ignored,
+// as if nothing had been asked for.
 func parseForm(body string) (url.Values, error) {
 	if strings.Count(body, "&") >= maxParameters {
 		return nil, invalidRequest("too many parameters")
@@ -64,24 +67,27 @@ func parseForm(body string) (url.Values, error) {
 		return nil, invalidRequest("the body is not well-formed")
 	}
 	for _, known := range parameters {
-		if len(form[known]) > 1 {
+		if len(form[known]) > 1 && known != resourceParameter {
 			return nil, invalidRequest(known + " is repeated")
 		}
 	}
 	for name, values := range form {
-		if len(values) > 1 {
+		if len(values) > 1 && name != resourceParameter {
 			return nil, invalidRequest("a parameter is repeated")
 		}
 		if base, _, isList := strings.Cut(name, "["); isList {
-			if i := slices.Index(parameters, base); i >= 0 {
+			if i := slices.Index(parameters, base); i >= 0 && base == resourceParameter {
+				return nil, invalidRequest("resource must be repeated under its plain name, and not as a list with brackets")
+			} else if i >= 0 {
 				return nil, invalidRequest(parameters[i] + " must be sent once, and not as a list with brackets")
 			}
 		}
-		if !plainText(name) || !plainText(values[0]) {
+		if !plainText(name) || slices.ContainsFunc(values, func(value string) bool { return !plainText(value) }) {
 			return nil, invalidRequest("the body is not well-formed")
 		}
+		form[name] = slices.DeleteFunc(values, func(value string) bool { return value == "" })
 	}
-	maps.DeleteFunc(form, func(_ string, values []string) bool { return values[0] == "" })
+	maps.DeleteFunc(form, func(_ string, values []string) bool { return len(values) == 0 })
 	return form, nil
 }
 

@@ -66,7 +66,7 @@ func TestParseForm(t *testing.T) {
 func TestParseFormNamesTheParameter(t *testing.T) {
 	for body, want := range map[string]string{
 		"scope=a&scope=b":             "scope is repeated",
-		"resource=a&resource=b":       "resource is repeated",
+		"resource[]=a":                "resource must be repeated under its plain name, and not as a list with brackets",
 		"x=1&x=2&token=a&token=b":     "token is repeated",
 		"evil=1&evil=2":               "a parameter is repeated",
 		"Scope=1&Scope=2":             "a parameter is repeated",
@@ -255,5 +255,51 @@ func TestGrantScopes(t *testing.T) {
 		if err != nil || strings.Join(got, " ") != c.want {
 			t.Errorf("%q gets %q, %v; want %q", c.scope, got, err, c.want)
 		}
+	}
+}
+
+// A token is for the resources that were asked for, or there is none (RFC 8707).
+func TestGrantAudience(t *testing.T) {
+	client := &Client{Audience: []string{"https://a.example/api", "https://b.example", "urn:example:c", "orders"}}
+	for _, c := range []struct {
+		resources string
+		want      string // empty: invalid_target
+	}{
+		{"", "https://a.example/api https://b.example urn:example:c orders"},
+		{"https://b.example", "https://b.example"},
+		{"urn:example:c https://a.example/api", "urn:example:c https://a.example/api"},
+		{"https://b.example https://b.example", "https://b.example"},
+		{"https://b.example https://c.example", ""},
+		// Compared byte for byte.
+		{"https://b.example/", ""}, {"https://B.example", ""}, {"https://b.example:443", ""}, {"https://a.example/API", ""}, {"https://a.example/%61pi", ""},
+		// Not a resource, even where it is in the audience.
+		{"orders", ""}, {"//b.example", ""}, {"/api", ""}, {"https://b.example#", ""}, {"https://b.example#x", ""}, {"https://[", ""},
+	} {
+		got, err := client.grantAudience(strings.Fields(c.resources))
+		if c.want == "" {
+			if codeOf(err) != CodeInvalidTarget || got != nil {
+				t.Errorf("%q is for %q, %v", c.resources, got, err)
+			}
+			continue
+		}
+		if err != nil || strings.Join(got, " ") != c.want {
+			t.Errorf("%q is for %q, %v; want %q", c.resources, got, err, c.want)
+		}
+	}
+	if got, err := new(Client).grantAudience([]string{"https://b.example"}); codeOf(err) != CodeInvalidTarget {
+		t.Errorf("a client without audience gets %q, %v", got, err)
+	}
+}
+
+func TestResourceMayRepeat(t *testing.T) {
+	form, err := parseForm("resource=&resource=https://a.example&scope=&resource=https://b.example")
+	if want := "map[resource:[https://a.example https://b.example]]"; err != nil || fmt.Sprint(form) != want {
+		t.Errorf("the form is %v, %v; want %s", form, err, want)
+	}
+	if form, err = parseForm("resource=&resource="); err != nil || len(form) != 0 {
+		t.Errorf("empty resources are %v, %v; want none", form, err)
+	}
+	if _, err = parseForm("resource=a&resource=%00"); codeOf(err) != CodeInvalidRequest {
+		t.Errorf("NUL in the second resource: %v", err)
 	}
 }
