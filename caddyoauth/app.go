@@ -261,9 +261,10 @@ func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
 	return sources, stripEarly(ctx, server, a)
 }
 
-// refusalLogFor makes the refusalLog of the handler that is being provisioned.
-func (a *App) refusalLogFor(ctx caddy.Context, realm string) *refusalLog {
-	l := &refusalLog{logger: ctx.Logger(), realm: realm, rule: placeOf(ctx), seen: make(map[access.Cause]int), left: make(leftOut)}
+// refusalLogFor makes the refusalLog of the handler that is being provisioned. at says where that
+// stands, if the configuration says so.
+func (a *App) refusalLogFor(ctx caddy.Context, realm, at string) *refusalLog {
+	l := &refusalLog{logger: ctx.Logger(), realm: realm, rule: cmp.Or(at, placeOf(ctx)), seen: make(map[access.Cause]int), left: make(leftOut)}
 	a.refusals = append(a.refusals, l)
 	return l
 }

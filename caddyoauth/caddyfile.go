@@ -6,6 +6,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -44,6 +45,7 @@ func init() {
 // where realm settings are those of realmOptions.
 func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	d.Next() // the option's name
+	begin := at(d)
 	if existing != nil {
 		return nil, d.Err("oauth is already configured; put everything into one oauth block")
 	}
@@ -65,6 +67,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		return nil, err
 	}
 	if !reflect.ValueOf(*root).IsZero() {
+		root.At = begin
 		app.Realms[rootRealm] = root
 	}
 	raw, err := json.Marshal(app)
@@ -72,6 +75,11 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		return nil, d.WrapErr(err)
 	}
 	return httpcaddyfile.App{Name: "oauth", Value: raw}, nil
+}
+
+// at says where the current token of d stands.
+func at(d *caddyfile.Dispenser) string {
+	return cmp.Or(d.File(), "Caddyfile") + ":" + strconv.Itoa(d.Line())
 }
 
 // cacheOption reads one of
@@ -108,6 +116,7 @@ func cacheOption(place **CacheSettings) conf.Option {
 // realmOption reads realm <name> and a block of realmOptions.
 func realmOption(realms map[string]*Realm) conf.Option {
 	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
+		begin := at(d)
 		args, err := conf.Args(d, 1, 1)
 		if err != nil {
 			return err
@@ -122,7 +131,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 		if realms[name] != nil {
 			return d.Errf("duplicate realm '%s'", name)
 		}
-		realms[name] = new(Realm)
+		realms[name] = &Realm{At: begin}
 		return realmOptions(realms[name]).Read(d, "realm")
 	}))
 }
@@ -202,6 +211,7 @@ func limitOption(limits **Limits) conf.Option {
 // secret and secret_hash may repeat.
 func clientOption(realm *Realm) conf.Option {
 	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
+		begin := at(d)
 		args, err := conf.Args(d, 1, 1)
 		if err != nil {
 			return err
@@ -213,7 +223,7 @@ func clientOption(realm *Realm) conf.Option {
 		if realm.Clients[id] != nil {
 			return d.Errf("duplicate client '%s'", id)
 		}
-		client := new(Client)
+		client := &Client{At: begin}
 		if realm.Clients == nil {
 			realm.Clients = make(map[string]*Client)
 		}
@@ -359,11 +369,12 @@ func newRoute(h httpcaddyfile.Helper, matcher caddy.ModuleMap, handler caddyhttp
 //	}
 func parseServer(h httpcaddyfile.Helper) (*Server, error) {
 	h.Next() // the directive's name
+	begin := at(h.Dispenser)
 	realms, err := configuredRealms(h)
 	if err != nil {
 		return nil, err
 	}
-	s := new(Server)
+	s := &Server{At: begin}
 	options := conf.Options{
 		"base_path":             conf.Text(&s.BasePath, checkBasePath),
 		"insecure_http":         conf.Flag(&s.InsecureHTTP),
@@ -396,7 +407,7 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 	}
 	routes := newRoute(h, matcher, protect)
 	if matcher != nil {
-		routes = append(routes, h.NewRoute(nil, &Guard{AllowAmbiguousPaths: protect.AllowAmbiguousPaths, KeepOverrideHeaders: protect.KeepOverrideHeaders})...)
+		routes = append(routes, h.NewRoute(nil, &Guard{At: protect.At, AllowAmbiguousPaths: protect.AllowAmbiguousPaths, KeepOverrideHeaders: protect.KeepOverrideHeaders})...)
 	}
 	return routes, nil
 }
@@ -420,11 +431,12 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 // claim and source may repeat.
 func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 	h.Next() // the directive's name
+	begin := at(h.Dispenser)
 	realms, err := configuredRealms(h)
 	if err != nil {
 		return nil, err
 	}
-	p := new(Protect)
+	p := &Protect{At: begin}
 	options := conf.Options{
 		"scopes":    conf.Scopes(&p.Scopes),
 		"any_scope": conf.Scopes(&p.AnyScope),

@@ -18,6 +18,10 @@ import (
 // Client is a program that fetches tokens, or asks about them. Every client is confidential:
 // it has a secret.
 type Client struct {
+	// Where its block begins in the Caddyfile, as in `Caddyfile:12`. The adapter writes it, for people:
+	// it decides nothing. Default: none.
+	At string `json:"at,omitempty"`
+
 	// The secrets it may authenticate with: several while one replaces another, at least one
 	// unless the client is disabled.
 	Secrets []ClientSecret `json:"secrets,omitempty"`

@@ -50,8 +50,7 @@ func stripEarly(ctx caddy.Context, server *caddyhttp.Server, app *App) error {
 		ctx.Logger().Warn("this server has oauth handlers only in named routes or error routes: whatever runs before them, or without them, sees the identity headers that callers send; put an oauth_server or oauth_protect into the site itself")
 		return nil
 	}
-	refusals := app.refusalLogFor(ctx, "")
-	refusals.rule = server.Name() // in front of all its routes
+	refusals := app.refusalLogFor(ctx, "", server.Name()) // in front of all its routes
 	early := &earlyStrip{app: app, refusals: refusals, routes: server.Routes}
 	if server.Errors != nil && len(server.Errors.Routes) > 0 {
 		// Caddy provisions these routes later, and ours with them.

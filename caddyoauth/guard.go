@@ -24,6 +24,10 @@ func init() {
 //
 // In a Caddyfile, every `oauth_protect` with a matcher brings its own guard.
 type Guard struct {
+	// Where its `oauth_protect` stands in the Caddyfile, as in `Caddyfile:12`. The adapter writes it, for people:
+	// it is named in logs and decides nothing. Default: none.
+	At string `json:"at,omitempty"`
+
 	// Accepts paths that a backend could read differently. Default: false; such requests are
 	// answered with 400.
 	AllowAmbiguousPaths bool `json:"allow_ambiguous_paths,omitempty"`
@@ -51,7 +55,7 @@ func (g *Guard) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	g.app, g.refusals = app, app.refusalLogFor(ctx, "")
+	g.app, g.refusals = app, app.refusalLogFor(ctx, "", g.At)
 	_, err = app.register(ctx, needs{})
 	return err
 }

@@ -51,6 +51,10 @@ func init() {
 // `{http.auth.user.<claim>}` | Any claim of a token from elsewhere, several values separated by commas
 // `{http.oauth.error}` | Why a request was refused, for `handle_errors`
 type Protect struct {
+	// Where it stands in the Caddyfile, as in `Caddyfile:12`. The adapter writes it, for people:
+	// it is named in logs and decides nothing. Default: none.
+	At string `json:"at,omitempty"`
+
 	// The realm whose tokens are accepted. Default: the only realm, or `root` if there are
 	// several.
 	Realm string `json:"realm,omitempty"`
@@ -190,7 +194,7 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	}
 
 	p.beside = routesBeside(ctx)
-	p.refusals = app.refusalLogFor(ctx, p.label)
+	p.refusals = app.refusalLogFor(ctx, p.label, p.At)
 	p.prepareRejections()
 	return nil
 }

@@ -19,6 +19,10 @@ import (
 
 // Realm is an authorization server: an issuer with its own clients and tokens.
 type Realm struct {
+	// Where its block begins in the Caddyfile, as in `Caddyfile:12`. The adapter writes it, for people:
+	// it decides nothing. Default: none.
+	At string `json:"at,omitempty"`
+
 	// The issuer identifier (RFC 8414): an https URL without query or fragment, such as
 	// `https://auth.example.com/oauth2`. Plain http is accepted for loopback hosts only.
 	// A realm without one uses root's, followed by `/realms/root/realms/<name>`. Without

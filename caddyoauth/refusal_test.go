@@ -241,7 +241,7 @@ func TestEachRefusalHasItsCause(t *testing.T) {
 				t.Errorf("%s: the event has %s %v, want %v", c.name, name, event[name], value)
 			}
 		}
-		if rule, _ := event["rule"].(string); !strings.HasPrefix(rule, "srv0/routes/") {
+		if rule, _ := event["rule"].(string); !strings.HasPrefix(rule, "Caddyfile:") {
 			t.Errorf("%s: the rule is %q", c.name, rule)
 		}
 		if _, has := event["has"]; has != (c.cause == "scope" || c.cause == "audience" && event["want"] != nil) {
@@ -492,15 +492,35 @@ func TestErrorRoutesBlameNobodyForOurHeaders(t *testing.T) {
 	}
 }
 
-// Of a handler in a named route only the server is known, with error routes beside it, too.
-func TestTheRuleOfANamedRouteIsItsServer(t *testing.T) {
+// A configuration that was a Caddyfile names the line. Of any other, the event has the position of
+// the route, and in a named route only the server, with error routes beside it, too.
+func TestTheRuleIsALineOrARoute(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
-	text := caddyfileOf("store memory\n"+testClients, "invoke named\nhandle_errors {\nrespond 401\n}")
-	g := startCaddyfile(t, logTo(log, text+"&(named) {\noauth_protect\n}\n"))
-	g.get("/x", "")
-	events := eventsIn(t, log, "request_refused")
-	if len(events) != 1 || events[0]["rule"] != "srv0" {
-		t.Errorf("the rule should be srv0: %v", events)
+	text := caddyfileOf("store memory\n"+testClients, "handle /here {\noauth_protect\n}\ninvoke /named named\nhandle_errors {\nrespond 401\n}")
+	text = logTo(log, text+"&(named) {\noauth_protect\n}\n")
+	g := startCaddyfile(t, text)
+	g.get("/named", "")
+	g.get("/here", "")
+	config, err := adapt(t, formatted(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.loadJSON(withoutPlaces(t, config)); err != nil {
+		t.Fatal(err)
+	}
+	g.get("/named", "")
+	g.get("/here", "")
+	line := func(what string, after int) string {
+		at := after + strings.Index(text[after:], what)
+		return fmt.Sprintf("Caddyfile:%d", 1+strings.Count(text[:at], "\n"))
+	}
+	want := []string{line("oauth_protect", strings.Index(text, "&(named)")), line("oauth_protect", 0), "srv0", "srv0/routes/1/routes/0"}
+	var got []string
+	for _, event := range eventsIn(t, log, "request_refused") {
+		got = append(got, fmt.Sprint(event["rule"]))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the rules are %q, want %q", got, want)
 	}
 }
 

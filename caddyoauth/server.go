@@ -50,6 +50,10 @@ func init() {
 // That matcher should be for hosts only: with one for paths, the metadata is not served, and
 // other requests are not guarded.
 type Server struct {
+	// Where it stands in the Caddyfile, as in `Caddyfile:12`. The adapter writes it, for people:
+	// it is named in logs and decides nothing. Default: none.
+	At string `json:"at,omitempty"`
+
 	// The realms to serve. Default: all.
 	Realms []string `json:"realms,omitempty"`
 
@@ -113,7 +117,7 @@ func (s *Server) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	s.app, s.refusals = app, app.refusalLogFor(ctx, "")
+	s.app, s.refusals = app, app.refusalLogFor(ctx, "", s.At)
 	if s.BasePath == "" {
 		s.BasePath = "/oauth2"
 	}
