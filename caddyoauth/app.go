@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -62,6 +63,9 @@ type App struct {
 	sources map[string]*usedSource
 	// prefixes are what the names of identity headers begin with, folded.
 	prefixes []string
+	// credentials are the folded names of the headers that carry credentials: those that callers
+	// show to us, and those that clients have for backends. They are complete after Provision.
+	credentials []string
 	// judgesPaths is set if any oauth_protect refuses ambiguous paths.
 	judgesPaths bool
 	// servers are all oauth_server handlers.
@@ -110,6 +114,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.logger = ctx.Logger()
 	a.run = &running{ready: make(chan struct{})}
 	a.prefixes = []string{strings.ToLower(defaultHeaderPrefix)}
+	a.credentials = slices.Clone(credentialHeaders)
 	a.sources = make(map[string]*usedSource)
 	a.ordered = make(map[*caddyhttp.Server]bool)
 
@@ -131,7 +136,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading the token store: %w", err)
 	}
 	a.opener = mod.(storeOpener)
-	return a.provisionRealms()
+	if err := a.provisionRealms(); err != nil {
+		return err
+	}
+	a.warnOfDebug()
+	return nil
 }
 
 // provision fills in the defaults and checks the rest.
@@ -190,6 +199,7 @@ func (a *App) provisionRealms() error {
 		issuers[issuer] = name
 		r.app = a
 		r.handOnCounts(before)
+		a.credentials = append(a.credentials, r.upstreamNames()...)
 		a.realms[name] = r
 		a.usesStore = a.usesStore || len(r.settings.Clients) > 0
 	}
@@ -237,6 +247,11 @@ func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
 	sources, err := a.useSources(n.sources, n.realm)
 	if err != nil {
 		return nil, fmt.Errorf("oauth_protect: %w", err) // no other handler has sources
+	}
+	for _, name := range a.credentials {
+		if n.headerPrefix != "" && hasFoldedPrefix(name, n.headerPrefix) {
+			return nil, fmt.Errorf("oauth_protect: header_prefix %q covers %s, which is an upstream_header of a client; give one of them another name", n.headerPrefix, http.CanonicalHeaderKey(name))
+		}
 	}
 	if n.headerPrefix != "" && !slices.Contains(a.prefixes, n.headerPrefix) {
 		a.prefixes = append(a.prefixes, n.headerPrefix)

@@ -205,10 +205,11 @@ func limitOption(limits **Limits) conf.Option {
 //		token_lifetime <duration>
 //		limit          tokens <n> <duration>
 //		introspect     own|audience [<audience>...]|realm
+//		upstream_header <name> <value>
 //		disabled
 //	}
 //
-// secret and secret_hash may repeat.
+// secret, secret_hash and upstream_header may repeat.
 func clientOption(realm *Realm) conf.Option {
 	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
 		begin := at(d)
@@ -253,7 +254,8 @@ func clientOption(realm *Realm) conf.Option {
 				_, _, err = client.introspects(id)
 				return conf.At(d, err)
 			}),
-			"disabled": conf.Flag(&client.Disabled),
+			"upstream_header": upstreamOption(&client.UpstreamHeaders),
+			"disabled":        conf.Flag(&client.Disabled),
 		}).Read(d, "client"); err != nil {
 			return err
 		}
@@ -437,6 +439,12 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		return nil, err
 	}
 	p := &Protect{At: begin}
+	var accepted []string // the realms whose tokens it accepts
+	accept := func(name string) error {
+		realm, err := chooseRealm(realms, name)
+		accepted = append(accepted, realm)
+		return err
+	}
 	options := conf.Options{
 		"scopes":    conf.Scopes(&p.Scopes),
 		"any_scope": conf.Scopes(&p.AnyScope),
@@ -454,8 +462,7 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		"source": conf.Repeatable(conf.Module("oauth.sources", func(raw json.RawMessage, module caddyfile.Unmarshaler) error {
 			p.SourcesRaw = append(p.SourcesRaw, raw)
 			if local, ok := module.(*LocalSource); ok {
-				_, err := chooseRealm(realms, cmp.Or(local.Realm, p.Realm))
-				return err
+				return accept(cmp.Or(local.Realm, p.Realm))
 			}
 			return nil
 		})),
@@ -470,11 +477,12 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		p.Realm = h.Val()
 	}
 	return p, options.Read(h.Dispenser, "oauth_protect", func() error {
-		if len(p.SourcesRaw) > 0 {
-			return nil
+		if len(p.SourcesRaw) == 0 {
+			if err := accept(p.Realm); err != nil {
+				return err
+			}
 		}
-		_, err := chooseRealm(realms, p.Realm)
-		return err
+		return p.checkUpstream(realms, accepted)
 	})
 }
 

@@ -65,6 +65,15 @@ type Client struct {
 	// its client ID.
 	IntrospectAudience []string `json:"introspect_audience,omitempty"`
 
+	// What a backend gets in the client's name, by header: on each request that an
+	// `oauth_protect` lets in as this client, these headers are set, to an API key for example. A
+	// value has at least one `{env.NAME}` or `{file./path}`, and may have other text before and
+	// after it, as in `Basic {env.NAME}`. References are resolved when the configuration is loaded.
+	// Whatever callers send under these names is removed from every request that meets an
+	// `oauth_protect`, whoever the caller is. With `Authorization`, routes that accept the client
+	// can't have `keep_token`. Default: none.
+	UpstreamHeaders map[string]string `json:"upstream_headers,omitempty"`
+
 	// Keeps the client in the configuration but out of the gateway: it can't authenticate, and
 	// its tokens are refused at once. They stay refused when it is enabled again. Default: false.
 	Disabled bool `json:"disabled,omitempty"`

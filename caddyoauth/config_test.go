@@ -160,6 +160,17 @@ func TestJSONThatIsRefused(t *testing.T) {
 		{"an unknown authentication method", clientWith(aSecret + `,"auth":["none"]`), []string{`client "a"`, "none", "client_secret_basic"}},
 		{"an unknown right to introspect", clientWith(aSecret + `,"introspect":"all"`), []string{`client "a"`, "all", "own, audience, realm"}},
 
+		{"a literal upstream header", clientWith(aSecret + `,"upstream_headers":{"X-Api-Key":"hunter2"}`), []string{`client "a"`, "upstream_header X-Api-Key", "{env.NAME}"}},
+		{"an upstream header that is a placeholder of the request", clientWith(aSecret + `,"upstream_headers":{"X-Api-Key":"{env.HOME}{http.request.header.Hunter2}"}`), []string{`client "a"`, "upstream_header X-Api-Key", "no other placeholder"}},
+		{"an upstream header with a line break", clientWith(aSecret + `,"upstream_headers":{"X-Api-Key":"a\r\nX-OAuth-Client-Id: {env.HOME}"}`), []string{`client "a"`, "upstream_header X-Api-Key"}},
+		{"an upstream header from a variable that is not set", clientWith(aSecret + `,"upstream_headers":{"X-Api-Key":"Bearer {env.OAUTH_TEST_UNSET}"}`), []string{`client "a"`, "upstream_header X-Api-Key", "{env.OAUTH_TEST_UNSET}", "not set"}},
+		{"two upstream headers that differ in case", clientWith(aSecret + `,"upstream_headers":{"X-Api-Key":"{env.HOME}","x-api-key":"{env.HOME}"}`), []string{`client "a"`, "duplicate upstream_header x-api-key", "upper and lower case"}},
+		{"an upstream header of the proxy", clientWith(aSecret + `,"upstream_headers":{"X-Forwarded-For":"{env.HOME}"}`), []string{`client "a"`, "upstream_header X-Forwarded-For"}},
+		{"an upstream header that names a method", clientWith(aSecret + `,"upstream_headers":{"X-HTTP-Method":"{env.HOME}"}`), []string{`client "a"`, "upstream_header X-HTTP-Method"}},
+		{"an upstream header that says who is calling", clientWith(aSecret + `,"upstream_headers":{"x-oauth-key":"{env.HOME}"}`), []string{`client "a"`, "upstream_header x-oauth-key", "who is calling"}},
+		{"an upstream header below a route's prefix", clientWith(aSecret+`,"upstream_headers":{"X-Partner-Key":"{env.HOME}"}`) + `;{"handler":"oauth_protect","header_prefix":"x-partner-"}`, []string{"oauth_protect", "x-partner-", "X-Partner-Key"}},
+		{"an upstream header Authorization where the token is kept", clientWith(aSecret+`,"upstream_headers":{"authorization":"{env.HOME}"}`) + `;{"handler":"oauth_protect","keep_token":true}`, []string{"oauth_protect", "keep_token", `client "a"`, `realm "root"`}},
+
 		{"a server of an unknown realm", handler(`{"handler":"oauth_server","realms":["gamma"]}`), []string{"oauth_server", `'gamma'`, "known: root"}},
 		{"a relative base path", handler(`{"handler":"oauth_server","base_path":"x"}`), []string{"oauth_server", "base_path", "begin with /"}},
 		{"an unknown protected realm", handler(`{"handler":"oauth_protect","realm":"gamma"}`), []string{"oauth_protect", `'gamma'`, "known: root"}},

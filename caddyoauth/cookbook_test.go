@@ -249,41 +249,45 @@ func prefixesRecipe(t *testing.T, b docBlock) {
 	g.send(200, "GET", "/partners/x", "")
 }
 
+// startWhole runs a whole configuration from the cookbook, whose one site is api.example.com, with
+// the test's backend in the place of the one on port 9000. pairs of old and new text are replaced.
+func startWhole(t *testing.T, b docBlock, pairs ...string) *gateway {
+	t.Helper()
+	return startCaddyfile(t, changed(t, b.text, append(pairs, "127.0.0.1:9000", "BACKEND", "api.example.com {", ":0 {\n\tbind 127.0.0.1",
+		"\toauth {", "\tadmin off\n\tpersist_config off\n\tauto_https off\n\toauth {\n\t\tstore memory")...))
+}
+
 func apiKeysRecipe(t *testing.T, b docBlock) {
 	key := filepath.Join(t.TempDir(), "key")
-	write := func(content string) {
-		t.Helper()
-		if err := os.WriteFile(key, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("the key\n")
-	g := startRecipe(t, b, "/run/secrets/backend-key-my-client", key)
-	token := g.tokenAt("/oauth2/access_token", "read")
-	backendGets := func(want string) {
-		t.Helper()
-		g.send(200, "GET", "/x", token, "X-Api-Key", "the caller's own")
-		if got := g.Backend.last(t).Header["X-Api-Key"]; !slices.Equal(got, []string{want}) {
-			t.Errorf("the backend had the keys %q, want %q", got, want)
-		}
-	}
-	backendGets("the key")
-	write("the next key")
-	backendGets("the next key")
-	g.send(401, "GET", "/x", "", "X-Api-Key", "the next key")
-	write("\n")
-	g.send(403, "GET", "/x", token, "X-Api-Key", "the next key")
-	if err := os.Remove(key); err != nil {
+	if err := os.WriteFile(key, []byte("the key of reports\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	g.send(403, "GET", "/x", token, "X-Api-Key", "the next key")
+	t.Setenv("API_KEY_BILLING", "the key of billing")
+	t.Setenv("BASIC_BILLING", "dXNlcjpwYXNz")
+	g := startWhole(t, b, "/run/secrets/backend-key-reports", key)
+	for client, want := range map[string]string{"reports": "the key of reports", "billing": "the key of billing"} {
+		g.send(200, "GET", "/x", g.token(client, "read"), "X-Api-Key", "the caller's own")
+		if got := g.Backend.last(t).Header["X-Api-Key"]; !slices.Equal(got, []string{want}) {
+			t.Errorf("for %s, the backend had the keys %q, want %q", client, got, want)
+		}
+	}
+	g.send(401, "GET", "/x", "", "X-Api-Key", "the key of reports")
+	g.send(403, "GET", "/x", g.token("guest", "read"), "X-Api-Key", "the key of reports")
 	if n := g.Backend.count(); n != 2 {
 		t.Errorf("%d requests reached the backend, want 2", n)
 	}
 
-	// A client that is not in the table.
-	g = startRecipe(t, b, "/run/secrets/backend-key-my-client", key, "myClient {file", "another {file")
-	g.send(403, "GET", "/x", g.tokenAt("/oauth2/access_token", "read"))
+	// Without the lines for clients that have no key, and with another scheme.
+	g = startWhole(t, b, "/run/secrets/backend-key-reports", key, "@no_key not header X-Api-Key *\n\terror @no_key 403", "",
+		"X-Api-Key {env.API_KEY_BILLING}", `Authorization "Basic {env.BASIC_BILLING}"`)
+	g.send(200, "GET", "/x", g.token("guest", "read"), "X-Api-Key", "the key of reports")
+	if got := g.Backend.last(t).Header["X-Api-Key"]; got != nil {
+		t.Errorf("for guest, the backend had the keys %q", got)
+	}
+	g.send(200, "GET", "/x", g.token("billing", "read"))
+	if got := g.Backend.last(t).Header["Authorization"]; !slices.Equal(got, []string{"Basic dXNlcjpwYXNz"}) {
+		t.Errorf("for billing, the backend had Authorization %q", got)
+	}
 }
 
 func phpRecipe(t *testing.T, b docBlock) {

@@ -85,7 +85,7 @@ func (e *earlyStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next cadd
 		refuseTunnel(w, r, e.refusals)
 		return nil
 	}
-	e.refusals.stripped(r, stripServer(r, e.app.prefixes))
+	e.refusals.stripped(r, stripServer(r, e.app.prefixes, e.app.credentials))
 	if e.marks {
 		caddyhttp.SetVar(r.Context(), strippedVar, stripped{})
 	}
@@ -108,7 +108,7 @@ func (e *earlyErrorStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next
 		return nil
 	}
 	if _, ok := caddyhttp.GetVar(r.Context(), strippedVar).(stripped); !ok {
-		e.refusals.stripped(r, stripServer(r, e.app.prefixes))
+		e.refusals.stripped(r, stripServer(r, e.app.prefixes, e.app.credentials))
 	}
 	return next.ServeHTTP(w, r)
 }

@@ -275,7 +275,7 @@ func FuzzStrip(f *testing.F) {
 		r.ContentLength = -1
 		r.Header, r.Trailer = sent.Clone(), make(http.Header)
 		r.Header["Connection"], r.Header["Upgrade"] = []string{connection}, []string{upgrade}
-		strip(r, prefixes, true)
+		strip(r, prefixes, credentialHeaders, true)
 		if got := r.Header["Upgrade"]; got != nil && !strings.EqualFold(got[0], "websocket") {
 			t.Errorf("a switch to %q arrives", got)
 		}
@@ -297,7 +297,7 @@ func FuzzStrip(f *testing.F) {
 		// version of HTTP.
 		r.Header = sent.Clone()
 		r.Header["Upgrade"] = []string{upgrade}
-		stripServer(r, prefixes)
+		stripServer(r, prefixes, credentialHeaders)
 		for name := range r.Header {
 			if strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.") != "" {
 				t.Errorf("%q arrives at another site", name)

@@ -71,11 +71,11 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 	case letIn && !g.KeepOverrideHeaders:
 		dropOverrides(r)
 	case !letIn && g.KeepOverrideHeaders:
-		overrides, gone := strip(r, g.app.prefixes, false)
+		overrides, gone := strip(r, g.app.prefixes, g.app.credentials, false)
 		g.refusals.stripped(r, gone)
 		setAside(r, overrides)
 	case !letIn:
-		_, gone := strip(r, g.app.prefixes, false)
+		_, gone := strip(r, g.app.prefixes, g.app.credentials, false)
 		g.refusals.stripped(r, gone)
 		takeAside(r)
 	}

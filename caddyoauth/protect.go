@@ -173,6 +173,9 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if p.label, err = p.labelFor(p.sources); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
+	if err := p.checkUpstream(app.Realms, p.localRealms()); err != nil {
+		return fmt.Errorf("oauth_protect: %w", err)
+	}
 	for _, rule := range p.Claims {
 		if err := rule.check(); err != nil {
 			return fmt.Errorf("oauth_protect: %w", err)
@@ -246,7 +249,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if earlier != nil {
 		prefixes = p.headers.prefixes // that handler has set the others, and they are true
 	}
-	overrides, gone := strip(r, prefixes, true)
+	overrides, gone := strip(r, prefixes, p.app.credentials, true)
 	aside := takeAside(r)
 	if earlier == nil { // otherwise that handler may have set what is removed
 		p.refusals.stripped(r, gone)
@@ -265,10 +268,13 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		maps.Copy(r.Header, aside)
 		maps.Copy(r.Header, overrides)
 	}
+	upstream := p.app.upstreamOf(b)
+	upstream.set(r)
 	err := next.ServeHTTP(w, p.headers.identify(r, b))
 	if err != nil {
-		// These headers were kept for the backend, but error routes would see them too.
+		// These headers are for the backend, but error routes would see them too.
 		delete(r.Header, "Authorization")
+		upstream.unset(r)
 		if p.KeepOverrideHeaders {
 			dropOverrides(r)
 		}

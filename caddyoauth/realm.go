@@ -66,6 +66,8 @@ type servedRealm struct {
 	settings              oauth.Settings
 	// counts are by client ID, with an entry for each client. The map is read-only.
 	counts map[string]*clientCounts
+	// upstream are by client ID, with an entry for each client that has any. The map is read-only.
+	upstream map[string]upstreamHeaders
 	// engine is nil until the app's Start. Use await.
 	engine *oauth.Engine
 }
@@ -114,7 +116,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
-	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration}
+	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, upstream: make(map[string]upstreamHeaders)}
 	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client)}
 	for _, id := range sortedKeys(rc.Clients) {
 		client, err := rc.Clients[id].provision(id, lifetime, defaultScopes, limits, logger)
@@ -122,6 +124,13 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 			return nil, fmt.Errorf("client %q: %w", id, err)
 		}
 		r.settings.Clients[id] = client
+		upstream, err := resolveUpstream(rc.Clients[id].UpstreamHeaders)
+		if err != nil {
+			return nil, fmt.Errorf("client %q: %w", id, err)
+		}
+		if len(upstream) > 0 {
+			r.upstream[id] = upstream
+		}
 	}
 	return r, nil
 }

@@ -305,7 +305,7 @@ func (s *Server) passOn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	// In a route block an oauth_protect may have come before. Then the headers are ours.
 	if _, letIn := FactsFromContext(r.Context()); !letIn {
 		// Only an oauth_protect behind us can tell whether these may pass.
-		overrides, gone := strip(r, s.app.prefixes, false)
+		overrides, gone := strip(r, s.app.prefixes, s.app.credentials, false)
 		s.refusals.stripped(r, gone)
 		setAside(r, overrides)
 	}

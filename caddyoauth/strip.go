@@ -113,17 +113,17 @@ func isOverride(r *http.Request, name string) bool {
 }
 
 // strip removes from a request's headers and trailers everything that begins with one of the
-// prefixes, which are folded, in any spelling, and, if credentials is set, everything that
-// carries those. It removes every switch to another protocol except to a WebSocket. It also
-// removes the override headers and returns them; most callers drop them. gone is what the
-// request loses besides.
-func strip(r *http.Request, prefixes []string, credentials bool) (overrides http.Header, gone removed) {
+// prefixes, which are folded, in any spelling. If judged is set, it also removes the headers
+// that carry credentials, whose names are folded, too; trailers lose those in any case. It
+// removes every switch to another protocol except to a WebSocket. It also removes the override
+// headers and returns them; most callers drop them. gone is what the request loses besides.
+func strip(r *http.Request, prefixes, credentials []string, judged bool) (overrides http.Header, gone removed) {
 	for name, values := range r.Header {
 		switch {
 		case isIdentity(name, prefixes):
 			delete(r.Header, name)
 			gone |= removedIdentity
-		case isOneOf(name, settingsHeader), credentials && isOneOf(name, credentialHeaders):
+		case isOneOf(name, settingsHeader), judged && isOneOf(name, credentials):
 			delete(r.Header, name)
 		case isOverride(r, name):
 			if overrides == nil {
@@ -138,7 +138,7 @@ func strip(r *http.Request, prefixes []string, credentials bool) (overrides http
 		gone |= removedUpgrade
 	}
 	cleanConnection(r.Header)
-	guardTrailers(r, prefixes)
+	guardTrailers(r, prefixes, credentials)
 	return overrides, gone
 }
 
@@ -180,7 +180,7 @@ func opensWebSocket(r *http.Request) bool {
 // us: it removes identity headers and switches to another HTTP. Such a switch would carry
 // requests past Caddy to anything that the backend serves. It removes all names with an odd
 // byte: Remote!User would become the Remote-User that an operator sets from the token.
-func stripServer(r *http.Request, prefixes []string) (gone removed) {
+func stripServer(r *http.Request, prefixes, credentials []string) (gone removed) {
 	for name := range r.Header {
 		if strings.HasPrefix(name, ":") {
 			continue // a pseudo-header of HTTP/2
@@ -197,7 +197,7 @@ func stripServer(r *http.Request, prefixes []string) (gone removed) {
 		gone |= removedUpgrade
 	}
 	cleanConnection(r.Header)
-	guardTrailers(r, prefixes)
+	guardTrailers(r, prefixes, credentials)
 	return gone
 }
 
@@ -242,37 +242,37 @@ func cleanConnection(h http.Header) {
 
 // guardTrailers makes sure that trailers carry no more than headers may. They arrive at the
 // end of the body and are passed on after it.
-func guardTrailers(r *http.Request, prefixes []string) {
+func guardTrailers(r *http.Request, prefixes, credentials []string) {
 	if r.Body == nil || r.Body == http.NoBody || r.Trailer == nil && r.ContentLength >= 0 {
 		return
 	}
 	if _, guarded := r.Body.(*trailerGuard); guarded {
 		return // the first handler guards against everything there is
 	}
-	cleanTrailer(r.Trailer, prefixes)
-	r.Body = &trailerGuard{ReadCloser: r.Body, request: r, prefixes: prefixes}
+	cleanTrailer(r.Trailer, prefixes, credentials)
+	r.Body = &trailerGuard{ReadCloser: r.Body, request: r, prefixes: prefixes, credentials: credentials}
 }
 
 // trailerGuard is a request body that cleans the request's trailers as soon as they arrive,
 // before anybody can pass them on.
 type trailerGuard struct {
 	io.ReadCloser
-	request  *http.Request
-	prefixes []string
+	request               *http.Request
+	prefixes, credentials []string
 }
 
 func (g *trailerGuard) Read(p []byte) (int, error) {
 	n, err := g.ReadCloser.Read(p)
 	if err != nil {
-		cleanTrailer(g.request.Trailer, g.prefixes)
+		cleanTrailer(g.request.Trailer, g.prefixes, g.credentials)
 	}
 	return n, err
 }
 
 // cleanTrailer deletes what a trailer must not carry.
-func cleanTrailer(trailer http.Header, prefixes []string) {
+func cleanTrailer(trailer http.Header, prefixes, credentials []string) {
 	for name := range trailer {
-		if isIdentity(name, prefixes) || hasOddByte(name) || isOneOf(name, credentialHeaders) || isOneOf(name, overrideHeaders) || isOneOf(name, settingsHeader) {
+		if isIdentity(name, prefixes) || hasOddByte(name) || isOneOf(name, credentials) || isOneOf(name, overrideHeaders) || isOneOf(name, settingsHeader) {
 			delete(trailer, name)
 		}
 	}

@@ -21,6 +21,33 @@ var secretReference = regexp.MustCompile(`^\{(env|file)\.[^{}]+\}$`)
 // {env.NAME} or {file./path}.
 func IsSecretReference(text string) bool { return secretReference.MatchString(text) }
 
+var secretReferences = regexp.MustCompile(`\{(env|file)\.[^{}]+\}`)
+
+// HasSecretReference reports whether text has at least one reference to a secret, between other
+// text or alone, and neither another placeholder nor a brace.
+func HasSecretReference(text string) bool {
+	rest := secretReferences.ReplaceAllLiteralString(text, "")
+	return rest != text && !strings.ContainsAny(rest, "{}")
+}
+
+// ResolveSecrets returns text with its references replaced by the secrets that they refer to, each
+// as ResolveSecret returns it. No error holds any of the text besides the reference.
+func ResolveSecrets(text string) (string, error) {
+	if !HasSecretReference(text) {
+		return "", ErrLiteralSecret
+	}
+	var failed error
+	resolved := secretReferences.ReplaceAllStringFunc(text, func(reference string) string {
+		secret, err := ResolveSecret(reference)
+		failed = errors.Join(failed, err)
+		return secret
+	})
+	if failed != nil {
+		return "", failed
+	}
+	return resolved, nil
+}
+
 // ResolveSecret returns the secret that a reference refers to. It refuses what is unlikely to be
 // the secret that is meant, such as one with a byte order mark or several lines; see
 // oauth.CheckSecret. One line end at the end of a file is dropped. No error holds any of the
