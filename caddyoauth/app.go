@@ -279,7 +279,7 @@ func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
 // refusalLogFor makes the refusalLog of the handler that is being provisioned. at says where that
 // stands, if the configuration says so.
 func (a *App) refusalLogFor(ctx caddy.Context, realm, at string) *refusalLog {
-	l := &refusalLog{logger: ctx.Logger(), realm: realm, rule: cmp.Or(at, placeOf(ctx)), seen: make(map[access.Cause]int), left: make(leftOut)}
+	l := &refusalLog{logger: ctx.Logger(), realm: realm, rule: cmp.Or(at, placeOf(ctx)), seen: make(map[access.Cause]int)}
 	a.refusals = append(a.refusals, l)
 	return l
 }

@@ -495,7 +495,8 @@ func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, b *bearer, deci
 	return caddyhttp.Error(no.status, no.err)
 }
 
-// refused returns what the event of a refusal says about the token. The bearer may be nil.
+// refused returns what the event of a refusal says about the token. The bearer may be nil. It is
+// called after the request, so it only reads.
 func (b *bearer) refused(decision access.Decision) (fields []zap.Field) {
 	if decision.Claim != "" {
 		fields = append(fields, zap.String("claim", decision.Claim))
@@ -509,23 +510,24 @@ func (b *bearer) refused(decision access.Decision) (fields []zap.Field) {
 	if b == nil {
 		return fields
 	}
+	token := b.token // a copy, in which it is noted what is read
 	// An ID is a plain hash. What nobody recognized may be a password that was sent by mistake,
 	// which could be guessed from it.
 	if decision.Cause != introspect.CauseNoSource && decision.Cause != introspect.CauseMalformed {
-		fields = append(fields, zap.Stringer("token_id", b.token.ID()))
+		fields = append(fields, zap.Stringer("token_id", token.ID()))
 	}
 	about := b.facts
 	if about != nil && !about.Active {
 		about = about.Was()
 	}
 	client, issuer := "", ""
-	switch ours := oauth.HasForm(b.token.Text()); {
+	switch ours := oauth.HasForm(token.Text()); {
 	case about != nil && ours:
 		client = about.ClientID
 	case about != nil:
 		client, issuer = headerText(about.ClientID), headerText(about.Issuer)
 	case !ours: // nothing has proved what the token says, but it helps to know what that is
-		issuer = headerText(b.token.UnverifiedIssuer())
+		issuer = headerText(token.UnverifiedIssuer())
 	}
 	if client != "" {
 		fields = append(fields, zap.String("client_id", loggedText(client)))

@@ -3,6 +3,8 @@ package caddyoauth
 import (
 	"maps"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +28,8 @@ const (
 	maxRefusalsPer = time.Second
 	// maxStripped is the same for requests that go on without what was removed from them.
 	maxStripped = 1
+	// writeEvery is how long an event waits to be written, together with those that come meanwhile.
+	writeEvery = 100 * time.Millisecond
 	// maxLoggedText bounds texts in the log that come from a request, in bytes.
 	maxLoggedText = 256
 )
@@ -36,40 +40,169 @@ const (
 // end of the second, with their number by cause. So a flood can't fill the disk, hides no event
 // with another cause, and is counted.
 //
-// It holds two numbers for each cause, and a timer while a summary is due. The App ends it.
+// A request only notes its event, which is the same work whatever the cause is and whether the
+// event will be written. Otherwise a caller could tell by the time of an answer which of several
+// causes with that answer it was: after a flood of one of them, only the others take the time of
+// writing. Every writeEvery a timer writes what was noted, in that order.
+//
+// It holds a number for each cause and the events that are not written yet, at most maxRefusals of
+// a cause, and has a timer from the first event until the end of the second. App.Cleanup ends it.
 type refusalLog struct {
 	logger *zap.Logger
 	realm  string // the realm that tokens are for, empty if none are asked for
 	rule   string // the handler's place in the configuration, empty if unknown
 
+	writing sync.Mutex // held by whoever writes, so that events keep their order; before mu
+
 	mu    sync.Mutex
-	begun time.Time // the current second
+	begun time.Time // the second that the timer is for
 	seen  map[access.Cause]int
-	left  leftOut
-	due   *time.Timer // writes the summary; nil if there is nothing to write
-	ended bool
+	first *refusedEvent // of a list of events that are not written yet
+	last  *refusedEvent
+	due   *time.Timer // nil if there is nothing to write or to sum up
 }
 
-// write writes the event of a refusal. fields are called only if it is written, for what the
-// event has to say about the token.
+// refusedEvent is what a request leaves for the log. Nothing in it changes when the request goes on.
+type refusedEvent struct {
+	at     time.Time
+	cause  access.Cause
+	status int                // 0 if the request was not refused
+	fields func() []zap.Field // what else there is to say; nil if nothing
+	from   netip.Addr
+	method string
+	url    url.URL
+	next   *refusedEvent
+}
+
+// write notes the event of a refusal. fields are called only if it is written, after the request:
+// they must not touch anything that the request's goroutine still changes.
 func (l *refusalLog) write(r *http.Request, cause access.Cause, status int, fields func() []zap.Field) {
-	c := l.logger.Check(zap.InfoLevel, "request refused")
-	if c == nil || !l.has(cause, maxRefusals, time.Now()) {
+	l.note(r, &refusedEvent{cause: cause, status: status, fields: fields})
+}
+
+// note keeps an event for writeNoted, unless there are enough with that cause.
+func (l *refusalLog) note(r *http.Request, e *refusedEvent) {
+	if !l.logger.Core().Enabled(zap.InfoLevel) {
 		return
 	}
-	all := append(make([]zap.Field, 0, 16), zap.String("event", "request_refused"), zap.String("cause", string(cause)), zap.Int("status", status))
-	all = append(all, l.place()...)
-	if fields != nil {
-		all = append(all, fields()...)
+	e.at, e.method = time.Now(), r.Method
+	e.from, _ = clientAddr(r)
+	// Rewrites and handle_path have changed the path; the log has what the caller sent.
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
+		e.url = *original.URL
+	} else {
+		e.url = *r.URL
 	}
-	c.Write(append(all, asked(r)...)...)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.due == nil {
+		l.begun = e.at
+		l.due = time.AfterFunc(writeEvery, l.writeDue)
+	}
+	l.seen[e.cause]++
+	switch {
+	case l.seen[e.cause] > mostOf(e.cause):
+	case l.last == nil:
+		l.first, l.last = e, e
+	default:
+		l.last.next, l.last = e, e
+	}
 }
 
-// stripped counts what was removed from a request, and writes an event for each. Most requests
+// mostOf returns how many events with a cause are written in a second.
+func mostOf(cause access.Cause) int {
+	if cause == strippedIdentity || cause == strippedUpgrade {
+		return maxStripped
+	}
+	return maxRefusals
+}
+
+// writeDue runs when the timer fires.
+func (l *refusalLog) writeDue() {
+	l.writeNoted(func() bool { return time.Since(l.begun) >= maxRefusalsPer })
+}
+
+// end writes what is left. Requests that outlive their configuration may still be refused. Their
+// events have a timer of their own, which ends within a second.
+func (l *refusalLog) end() { l.writeNoted(func() bool { return true }) }
+
+// writeNoted writes the events that have been noted. If the second is over, it also writes how many
+// were left out; otherwise the timer goes on.
+func (l *refusalLog) writeNoted(over func() bool) {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	e, left := l.takeNoted(over)
+	for ; e != nil; e = e.next {
+		l.writeEvent(e)
+	}
+	l.sum(left)
+}
+
+// takeNoted returns the list of events that have been noted and, if the second is over, what was left
+// out of it.
+func (l *refusalLog) takeNoted(over func() bool) (first *refusedEvent, left leftOut) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	first = l.first
+	l.first, l.last = nil, nil
+	switch {
+	case l.due == nil: // somebody else has been faster
+	case over():
+		l.due.Stop()
+		l.due = nil
+		left = make(leftOut)
+		for cause, n := range l.seen {
+			if most := mostOf(cause); n > most {
+				left[cause] = n - most
+			}
+		}
+		clear(l.seen)
+	default:
+		l.due.Reset(writeEvery)
+	}
+	return first, left
+}
+
+// writeEvent writes an event in full. A panic costs the event and not the process, just as it would
+// only end the request if the request wrote the event itself.
+func (l *refusalLog) writeEvent(e *refusedEvent) {
+	defer func() {
+		if recover() != nil {
+			l.logger.Error("an event could not be written", zap.String("cause", string(e.cause)))
+		}
+	}()
+	event, message := "request_refused", "request refused"
+	if e.status == 0 {
+		event, message = "request_stripped", "removed from a request"
+	}
+	c := l.logger.Check(zap.InfoLevel, message)
+	if c == nil {
+		return
+	}
+	c.Time = e.at
+	all := append(make([]zap.Field, 0, 16), zap.String("event", event), zap.String("cause", string(e.cause)))
+	if e.status != 0 {
+		all = append(all, zap.Int("status", e.status))
+	}
+	all = append(all, l.place()...)
+	if e.fields != nil {
+		all = append(all, e.fields()...)
+	}
+	from := ""
+	if e.from.IsValid() {
+		from = e.from.String()
+	}
+	c.Write(append(all, zap.String("remote_ip", from), zap.String("method", loggedText(e.method)), zap.String("path", loggedText(e.url.EscapedPath())))...)
+}
+
+// stripped counts what was removed from a request, and notes an event for each. Most requests
 // lose nothing, so that costs no call.
 func (l *refusalLog) stripped(r *http.Request, gone removed) {
 	if gone != 0 && !ownHeaders(r) {
-		l.writeStripped(r, gone)
+		for _, what := range gone.causes() {
+			collectors.guarded[what].Inc()
+			l.note(r, &refusedEvent{cause: what})
+		}
 	}
 }
 
@@ -84,28 +217,6 @@ func ownHeaders(r *http.Request) bool {
 	return early
 }
 
-func (l *refusalLog) writeStripped(r *http.Request, gone removed) {
-	for _, what := range gone.causes() {
-		collectors.guarded[what].Inc()
-		c := l.logger.Check(zap.InfoLevel, "removed from a request")
-		if c == nil || !l.has(what, maxStripped, time.Now()) {
-			continue
-		}
-		all := []zap.Field{zap.String("event", "request_stripped"), zap.String("cause", string(what))}
-		c.Write(append(append(all, l.place()...), asked(r)...)...)
-	}
-}
-
-// asked returns the fields that say who asked for what.
-func asked(r *http.Request) []zap.Field {
-	path := r.URL
-	// Rewrites and handle_path have changed the path; the log has what the caller sent.
-	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
-		path = original.URL
-	}
-	return []zap.Field{zap.String("remote_ip", clientIP(r)), zap.String("method", loggedText(r.Method)), zap.String("path", loggedText(path.EscapedPath()))}
-}
-
 func (l *refusalLog) place() (fields []zap.Field) {
 	if l.realm != "" {
 		fields = append(fields, zap.String("realm", l.realm))
@@ -116,57 +227,7 @@ func (l *refusalLog) place() (fields []zap.Field) {
 	return fields
 }
 
-// has reports whether there is room for one more event, of most in a second, and counts it.
-func (l *refusalLog) has(cause access.Cause, most int, now time.Time) bool {
-	room, left := l.count(cause, most, now)
-	l.sum(left)
-	return room
-}
-
-// count does the work of has, and returns what was left out in a second that is over.
-func (l *refusalLog) count(cause access.Cause, most int, now time.Time) (room bool, left leftOut) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if now.Sub(l.begun) >= maxRefusalsPer {
-		left = l.takeLeft()
-		l.begun = now
-	}
-	l.seen[cause]++
-	if l.seen[cause] <= most {
-		return true, left
-	}
-	l.left[cause]++
-	if l.due == nil && !l.ended {
-		var due *time.Timer
-		due = time.AfterFunc(maxRefusalsPer-now.Sub(l.begun), func() {
-			l.mu.Lock()
-			var left leftOut
-			if l.due == due { // otherwise somebody else has it
-				left = l.takeLeft()
-			}
-			l.mu.Unlock()
-			l.sum(left)
-		})
-		l.due = due
-	}
-	return false, left
-}
-
-// takeLeft returns what was left out in the second that is over, and begins another. The caller
-// holds mu.
-func (l *refusalLog) takeLeft() leftOut {
-	if l.due != nil {
-		l.due.Stop()
-		l.due = nil
-	}
-	left := maps.Clone(l.left)
-	clear(l.seen)
-	clear(l.left)
-	return left
-}
-
-// sum writes what was left out, if anything was. The caller does not hold mu: a log that is slow
-// must not hold up every request that is refused.
+// sum writes what was left out, if anything was.
 func (l *refusalLog) sum(left leftOut) {
 	total := 0
 	for _, n := range left {
@@ -176,16 +237,6 @@ func (l *refusalLog) sum(left leftOut) {
 		fields := append([]zap.Field{zap.String("event", "events_left_out"), zap.Int("count", total)}, l.place()...)
 		l.logger.Info("more events than are logged", append(fields, zap.Object("causes", left))...)
 	}
-}
-
-// end writes what is left. Requests that outlive their configuration may still be refused, and
-// are logged, but are not summed up.
-func (l *refusalLog) end() {
-	l.mu.Lock()
-	left := l.takeLeft()
-	l.ended = true
-	l.mu.Unlock()
-	l.sum(left)
 }
 
 // leftOut is the number of events that were left out, by cause.

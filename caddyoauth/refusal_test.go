@@ -18,12 +18,15 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/caddyoauth/gateway/caddyoauth"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 )
 
-// eventsIn returns the events of that name in a log file.
+// eventsIn returns the events of that name in a log file, with those that the gateway has still to
+// write.
 func eventsIn(t *testing.T, file, name string) (events []map[string]any) {
 	t.Helper()
+	caddyoauth.WriteEvents()
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,11 @@
+package caddyoauth
+
+// WriteEvents has the configuration in force write at once what it has noted for the log of requests
+// that were refused, so that tests need not wait for it.
+func WriteEvents() {
+	if app := activeApp(); app != nil {
+		for _, l := range app.refusals {
+			l.writeDue()
+		}
+	}
+}
