@@ -47,6 +47,9 @@ type App struct {
 	// letters, digits, `-` and `_`.
 	Realms map[string]*Realm `json:"realms,omitempty"`
 
+	// Findings of `caddy oauth lint` that are meant to be, in any part of the configuration. Default: none.
+	LintIgnore []LintIgnore `json:"lint_ignore,omitempty"`
+
 	// What Provision makes of the configuration.
 
 	ctx    caddy.Context
@@ -124,6 +127,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 
 	if a.Cache == nil {
 		a.Cache = new(CacheSettings)
+	}
+	if err := checkLintIgnores(a.LintIgnore, true); err != nil {
+		return err
 	}
 	if err := a.Cache.provision(); err != nil {
 		return fmt.Errorf("cache: %w", err)

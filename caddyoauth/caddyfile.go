@@ -35,6 +35,7 @@ func init() {
 //		store memory
 //		store redis <host:port>... { ... }
 //		cache ...
+//		lint_ignore <code> [<site>] <reason>
 //
 //		<realm settings>          # of the root realm
 //		realm <name> {
@@ -54,15 +55,16 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	}
 	app := &App{Realms: make(map[string]*Realm)}
 	root := new(Realm)
-	options := conf.Options{
+	options := realmOptions(root)
+	maps.Copy(options, conf.Options{
 		"store": conf.Module("oauth.stores", func(raw json.RawMessage, _ caddyfile.Unmarshaler) error {
 			app.StoreRaw = raw
 			return nil
 		}),
-		"cache": cacheOption(&app.Cache),
-		"realm": realmOption(app.Realms),
-	}
-	maps.Copy(options, realmOptions(root))
+		"cache":       cacheOption(&app.Cache),
+		"lint_ignore": lintIgnoreOption(&app.LintIgnore, true),
+		"realm":       realmOption(app.Realms),
+	})
 	if err := options.Read(d, "oauth"); err != nil {
 		return nil, err
 	}
@@ -145,6 +147,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 //	limit          tokens <n> <duration>
 //	default_scopes <scope>...
 //	client         <id> { ... }
+//	lint_ignore    <code> <reason>
 func realmOptions(realm *Realm) conf.Options {
 	return conf.Options{
 		"issuer":                  conf.Text(&realm.Issuer),
@@ -154,6 +157,7 @@ func realmOptions(realm *Realm) conf.Options {
 		"limit":                   limitOption(&realm.Limits),
 		"default_scopes":          conf.Scopes(&realm.DefaultScopes),
 		"client":                  clientOption(realm),
+		"lint_ignore":             lintIgnoreOption(&realm.LintIgnore, false),
 	}
 }
 
@@ -207,9 +211,10 @@ func limitOption(limits **Limits) conf.Option {
 //		introspect     own|audience [<audience>...]|realm
 //		upstream_header <name> <value>
 //		disabled
+//		lint_ignore    <code> <reason>
 //	}
 //
-// secret, secret_hash and upstream_header may repeat.
+// secret, secret_hash, upstream_header and lint_ignore may repeat.
 func clientOption(realm *Realm) conf.Option {
 	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
 		begin := at(d)
@@ -256,6 +261,7 @@ func clientOption(realm *Realm) conf.Option {
 			}),
 			"upstream_header": upstreamOption(&client.UpstreamHeaders),
 			"disabled":        conf.Flag(&client.Disabled),
+			"lint_ignore":     lintIgnoreOption(&client.LintIgnore, false),
 		}).Read(d, "client"); err != nil {
 			return err
 		}
@@ -368,7 +374,10 @@ func newRoute(h httpcaddyfile.Helper, matcher caddy.ModuleMap, handler caddyhttp
 //		base_path <path>
 //		insecure_http
 //		allow_ambiguous_paths
+//		lint_ignore <code> <reason>
 //	}
+//
+// lint_ignore may repeat.
 func parseServer(h httpcaddyfile.Helper) (*Server, error) {
 	h.Next() // the directive's name
 	begin := at(h.Dispenser)
@@ -381,6 +390,7 @@ func parseServer(h httpcaddyfile.Helper) (*Server, error) {
 		"base_path":             conf.Text(&s.BasePath, checkBasePath),
 		"insecure_http":         conf.Flag(&s.InsecureHTTP),
 		"allow_ambiguous_paths": conf.Flag(&s.AllowAmbiguousPaths),
+		"lint_ignore":           lintIgnoreOption(&s.LintIgnore, false),
 	}
 	for h.NextArg() {
 		if err := checkRealmArgument(h, "oauth_server", realms, options); err != nil {
@@ -428,9 +438,10 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 //		allow_ambiguous_paths
 //		insecure_http
 //		source        <name> ...
+//		lint_ignore   <code> <reason>
 //	}
 //
-// claim and source may repeat.
+// claim, source and lint_ignore may repeat.
 func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 	h.Next() // the directive's name
 	begin := at(h.Dispenser)
@@ -459,6 +470,7 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		"keep_override_headers": conf.Flag(&p.KeepOverrideHeaders),
 		"allow_ambiguous_paths": conf.Flag(&p.AllowAmbiguousPaths),
 		"insecure_http":         conf.Flag(&p.InsecureHTTP),
+		"lint_ignore":           lintIgnoreOption(&p.LintIgnore, false),
 		"source": conf.Repeatable(conf.Module("oauth.sources", func(raw json.RawMessage, module caddyfile.Unmarshaler) error {
 			p.SourcesRaw = append(p.SourcesRaw, raw)
 			if local, ok := module.(*LocalSource); ok {
@@ -497,5 +509,31 @@ func claimOption(place *[]ClaimRule) conf.Option {
 		rule := ClaimRule{Name: args[0], Values: args[1:]}
 		*place = append(*place, rule)
 		return conf.At(d, rule.check())
+	}))
+}
+
+// lintIgnoreOption reads lint_ignore <code> <reason>, or, with sites, lint_ignore <code> [<site>]
+// <reason>.
+func lintIgnoreOption(place *[]LintIgnore, sites bool) conf.Option {
+	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
+		ignore := LintIgnore{At: at(d)}
+		args := d.RemainingArgs()
+		switch {
+		case len(args) == 0:
+			return d.Err("lint_ignore takes the code of a finding and a reason, in quotes")
+		case len(args) == 3 && sites:
+			ignore.Site = args[1]
+		case len(args) > 2:
+			return d.Errf("lint_ignore %s takes one reason: put it in quotes, as in lint_ignore %s \"%s\"", args[0], args[0], strings.Join(args[1:], " "))
+		}
+		ignore.Code = args[0]
+		if len(args) > 1 {
+			ignore.Reason = args[len(args)-1]
+		}
+		*place = append(*place, ignore)
+		if err := ignore.check(); err != nil {
+			return d.WrapErr(err)
+		}
+		return conf.NoBlock(d, "lint_ignore")
 	}))
 }

@@ -77,6 +77,9 @@ type Client struct {
 	// Keeps the client in the configuration but out of the gateway: it can't authenticate, and
 	// its tokens are refused at once. They stay refused when it is enabled again. Default: false.
 	Disabled bool `json:"disabled,omitempty"`
+
+	// Findings of `caddy oauth lint` that are meant to be, in the client. Default: none.
+	LintIgnore []LintIgnore `json:"lint_ignore,omitempty"`
 }
 
 // Limits say how much one client may do in a given time. Each gateway counts for itself, and
@@ -121,6 +124,9 @@ type ClientSecret struct {
 // provision checks the client's settings and turns them into what the engine uses.
 func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []string, limits Limits, logger *zap.Logger) (*oauth.Client, error) {
 	if err := conf.CheckClientID(id); err != nil {
+		return nil, err
+	}
+	if err := checkLintIgnores(cc.LintIgnore, false); err != nil {
 		return nil, err
 	}
 	if err := conf.CheckScopes("scopes", cc.Scopes); err != nil {

@@ -15,7 +15,8 @@
 //	http.matchers.oauth_scope    matches by the scopes of the caller             matcher.go
 //	admin.api.oauth              /oauth/forget and /oauth/health on the
 //	                             admin endpoint                                  admin.go, health.go
-//	caddy oauth                  the command line                                command.go, command_token.go
+//	caddy oauth                  the command line                                command.go, command_lint.go,
+//	                                                                             command_token.go
 //
 // Around them:
 //
@@ -23,6 +24,8 @@
 //	caddyfile.go           the syntax of the global option and the directives
 //	early.go, strip.go     what callers must not say about themselves, removed before any handler reads it
 //	order.go               refuses a configuration that uses an identity before it is known
+//	lint.go                finds what loads in silence and should not; what exactly, in lint_locked.go
+//	                       and lint_doubtful.go
 //	transport.go, path.go  which connections and which paths are acceptable
 //	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret

@@ -125,6 +125,7 @@ type running struct {
 // Start opens the store and the sources, then releases the requests that wait for it.
 func (a *App) Start() error {
 	a.run.before = caddy.ActiveContext().Context
+	a.warnOfFindings()
 	a.run.err = a.start()
 	close(a.run.ready)
 	return a.run.err

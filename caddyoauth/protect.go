@@ -108,6 +108,9 @@ type Protect struct {
 	// affect the tokens of another. Default: `local`, the tokens of the realm.
 	SourcesRaw []json.RawMessage `json:"sources,omitempty" caddy:"namespace=oauth.sources inline_key=source"`
 
+	// Findings of `caddy oauth lint` that are meant to be, in this handler. Default: none.
+	LintIgnore []LintIgnore `json:"lint_ignore,omitempty"`
+
 	logger  *zap.Logger
 	trouble *zap.Logger // for messages that any request may cause; see thinned
 	app     *App
@@ -185,6 +188,9 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
 	if err := conf.CheckAudience("audience", p.Audience); err != nil {
+		return fmt.Errorf("oauth_protect: %w", err)
+	}
+	if err := checkLintIgnores(p.LintIgnore, false); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
 	if p.MaxAge < 0 {

@@ -51,6 +51,9 @@ type Realm struct {
 	// among the client's scopes. Default: none, and such a request is refused.
 	DefaultScopes []string `json:"default_scopes,omitempty"`
 
+	// Findings of `caddy oauth lint` that are meant to be, in the realm and its clients. Default: none.
+	LintIgnore []LintIgnore `json:"lint_ignore,omitempty"`
+
 	// The clients, by client ID. An ID has 1 to 256 visible ASCII characters other than `"`,
 	// `\` and `,`; it may have spaces inside.
 	Clients map[string]*Client `json:"clients,omitempty"`
@@ -88,6 +91,9 @@ var realmName = regexp.MustCompile(`^[a-z0-9_-]+$`)
 // into what requests use.
 func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*servedRealm, error) {
 	if err := checkRealmName(name); err != nil {
+		return nil, err
+	}
+	if err := checkLintIgnores(rc.LintIgnore, false); err != nil {
 		return nil, err
 	}
 	issuer, issuerURL, err := rc.resolveIssuer(name, root)

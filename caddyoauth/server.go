@@ -72,6 +72,9 @@ type Server struct {
 	// `oauth_protect` in the configuration would do so.
 	AllowAmbiguousPaths bool `json:"allow_ambiguous_paths,omitempty"`
 
+	// Findings of `caddy oauth lint` that are meant to be, in this handler. Default: none.
+	LintIgnore []LintIgnore `json:"lint_ignore,omitempty"`
+
 	app      *App
 	logger   *zap.Logger
 	refusals *refusalLog
@@ -122,6 +125,9 @@ func (s *Server) Provision(ctx caddy.Context) error {
 		s.BasePath = "/oauth2"
 	}
 	if err := checkBasePath(s.BasePath); err != nil {
+		return fmt.Errorf("oauth_server: %w", err)
+	}
+	if err := checkLintIgnores(s.LintIgnore, false); err != nil {
 		return fmt.Errorf("oauth_server: %w", err)
 	}
 	s.BasePath = strings.TrimSuffix(s.BasePath, "/")
