@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 	"github.com/caddyoauth/gateway/introspect"
 )
 
@@ -22,10 +23,13 @@ type bearer struct {
 	// place, so nothing else is read from it.
 	values [4]string
 
-	// by is the handler that let the request in. earlier is the bearer that a handler before
-	// it let in, nil if there was none.
+	// by is the handler that let the request in, and rule the rule of it that did. earlier is the
+	// bearer that a handler before it let in, nil if there was none; before is set if it let
+	// somebody unnamed pass.
 	by      *Protect
+	rule    *access.Rule
 	earlier *bearer
+	before  *unnamed
 	// last is the bearer that the last of several handlers let in. Only the first bearer of a
 	// request has it, and only if there are others.
 	last *bearer

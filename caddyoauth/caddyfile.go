@@ -431,6 +431,8 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 //		any_scope     <scope>...
 //		audience      <audience>...
 //		claim         <name> <value>...
+//		optional
+//		on            <method>...|* { ... }
 //		max_age       <duration>
 //		header_prefix <prefix>
 //		keep_token
@@ -441,7 +443,7 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 //		lint_ignore   <code> <reason>
 //	}
 //
-// claim, source and lint_ignore may repeat.
+// claim, on, source and lint_ignore may repeat.
 func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 	h.Next() // the directive's name
 	begin := at(h.Dispenser)
@@ -461,6 +463,8 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		"any_scope": conf.Scopes(&p.AnyScope),
 		"audience":  conf.Audience(&p.Audience),
 		"claim":     claimOption(&p.Claims),
+		"optional":  conf.Flag(&p.Optional),
+		"on":        onOption(&p.On),
 		"max_age":   conf.Duration(&p.MaxAge),
 		"header_prefix": conf.Text(&p.HeaderPrefix, func(prefix string) error {
 			_, err := newIdentityHeaders(prefix)
@@ -496,6 +500,43 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		}
 		return p.checkUpstream(realms, accepted)
 	})
+}
+
+// onOption reads
+//
+//	on <method>...|* {
+//		scopes    <scope>...
+//		any_scope <scope>...
+//		audience  <audience>...
+//		claim     <name> <value>...
+//		optional
+//	}
+//
+// claim may repeat.
+func onOption(place *[]MethodRule) conf.Option {
+	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
+		on := MethodRule{Methods: d.RemainingArgs()}
+		if err := checkMethods(on.Methods); err != nil {
+			return d.WrapErr(err)
+		}
+		if err := checkMethodsOnce(append(*place, on)); err != nil {
+			return d.WrapErr(err)
+		}
+		if err := (conf.Options{
+			"scopes":    conf.Scopes(&on.Scopes),
+			"any_scope": conf.Scopes(&on.AnyScope),
+			"audience":  conf.Audience(&on.Audience),
+			"claim":     claimOption(&on.Claims),
+			"optional":  conf.Flag(&on.Optional),
+		}).Read(d, "on"); err != nil {
+			return err
+		}
+		if d.Val() != "}" {
+			return d.Errf("on takes methods and a block: on %s {, then a line such as 'scopes read', then }", strings.Join(on.Methods, " "))
+		}
+		*place = append(*place, on)
+		return nil
+	}))
 }
 
 // claimOption reads claim <name> <value>...

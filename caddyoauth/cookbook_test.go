@@ -24,6 +24,7 @@ import (
 var recipes = map[string][]func(t *testing.T, b docBlock){
 	"Let browsers call from another origin (CORS)": {corsRecipe, corsOfTheBackendRecipe},
 	"Ask for another scope to write":               {methodsRecipe},
+	"Let everybody read":                           {readingRecipe},
 	"Put one backend under two prefixes":           {prefixesRecipe},
 	"Give the backend an API key for each client":  {apiKeysRecipe},
 	"Put a token in front of PHP":                  {phpRecipe},
@@ -218,6 +219,25 @@ func methodsRecipe(t *testing.T, b docBlock) {
 	}
 	g.send(200, "GET", "/health", "")
 	g.send(200, "POST", "/apiary", "")
+}
+
+func readingRecipe(t *testing.T, b docBlock) {
+	g := startRecipe(t, b)
+	reader, writer := g.tokenAt("/oauth2/access_token", "read"), g.tokenAt("/oauth2/access_token", "write")
+	for _, method := range []string{"GET", "HEAD"} {
+		for token, client := range map[string]string{"": "", reader: "myClient", writer: "myClient"} {
+			g.send(200, method, "/x", token, "X-OAuth-Client-Id", "admin")
+			if got := g.Backend.last(t).Header.Get("X-OAuth-Client-Id"); got != client {
+				t.Errorf("%s with a token %t: the backend is told of %q", method, token != "", got)
+			}
+		}
+		g.send(401, method, "/x", "expired")
+	}
+	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS", "get", "NONSENSE"} {
+		g.send(401, method, "/x", "")
+		g.send(403, method, "/x", reader)
+		g.send(200, method, "/x", writer)
+	}
 }
 
 func prefixesRecipe(t *testing.T, b docBlock) {
@@ -463,7 +483,7 @@ func accessLog(t *testing.T, file string) map[string]map[string]any {
 		if err := json.Unmarshal(line, &fields); err != nil {
 			t.Fatalf("%s: %v", line, err)
 		}
-		if request, ok := fields["request"].(map[string]any); ok && fields["logger"] == "http.log.access" {
+		if request, ok := fields["request"].(map[string]any); ok && strings.HasPrefix(fields["logger"].(string), "http.log.access") {
 			lines[request["uri"].(string)] = fields
 		}
 	}

@@ -23,6 +23,8 @@
 //	lifecycle.go           from Start to Cleanup, across reloads; begins with the whole story
 //	caddyfile.go           the syntax of the global option and the directives
 //	early.go, strip.go     what callers must not say about themselves, removed before any handler reads it
+//	methods.go             rules that depend on the method
+//	unnamed.go             requests that pass without an identity
 //	order.go               refuses a configuration that uses an identity before it is known
 //	lint.go                finds what loads in silence and should not; what exactly, in lint_locked.go
 //	                       and lint_doubtful.go

@@ -81,10 +81,13 @@ func (ih *identityHeaders) identify(r *http.Request, b *bearer) *http.Request {
 		// it has set is deleted. Placeholders that are looked up come from the first function
 		// that knows them, so with several oauth_protect the first bearer answers for the last.
 		repl.DeleteByPrefix("http.auth.user.")
-		if b.earlier == nil {
-			repl.Map(b.placeholder)
-		} else {
+		switch {
+		case b.earlier != nil:
 			b.first().last = b
+		case b.before != nil:
+			b.before.bearer = b
+		default:
+			repl.Map(b.placeholder)
 		}
 	}
 	addToAccessLog(ctx, b) // the client and its realm

@@ -23,8 +23,8 @@ type metrics struct {
 	// inactive counts the introspections that were answered with inactive; cause is that of the
 	// token, or not_permitted.
 	inactive *prometheus.CounterVec
-	// checks counts the requests that oauth_protect has judged; result is ok or what the caller was
-	// told, and cause is why, from the table in package access, or empty.
+	// checks counts the requests that oauth_protect has judged; result is ok, anonymous or what the
+	// caller was told, and cause is why, from the table in package access, or empty.
 	checks *prometheus.CounterVec
 
 	// guard counts what is kept from backends without a look at any token: requests that are refused

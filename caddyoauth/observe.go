@@ -106,10 +106,14 @@ func describeBearer(span trace.Span, b *bearer) {
 
 // describeCheck sets the attributes of a check that depend on its result. A caller that has gone away
 // got no answer either, but nothing is broken.
-func (p *Protect) describeCheck(ctx context.Context, span trace.Span, decision access.Decision) {
+func (p *Protect) describeCheck(ctx context.Context, span trace.Span, b *bearer, decision access.Decision) {
 	span.SetAttributes(attribute.String("oauth.realm", p.label))
 	if decision.Allowed {
-		setOutcome(span, "ok", false)
+		outcome := "ok"
+		if b == nil {
+			outcome = "anonymous"
+		}
+		setOutcome(span, outcome, false)
 		return
 	}
 	no := p.rejections[decision.Cause]

@@ -20,7 +20,6 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
-	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/introspect"
 )
@@ -102,6 +101,14 @@ type Protect struct {
 	// Claims that the token must have, all of them. Default: none.
 	Claims []ClaimRule `json:"claims,omitempty"`
 
+	// Lets requests without a bearer token pass, unnamed: the backend is told of no client, and
+	// placeholders are empty. A request with a token is judged as ever. Default: false.
+	Optional bool `json:"optional,omitempty"`
+
+	// What is asked for instead if a request has certain methods. A method may be in one of
+	// them. Default: the same for all methods.
+	On []MethodRule `json:"on,omitempty"`
+
 	// Where tokens may come from: modules of the namespace `oauth.sources`. A token that says
 	// where it is from is looked up there. Any other token is looked up at the remote
 	// endpoints, in this order, until one of them knows it. An outage of one source doesn't
@@ -117,8 +124,13 @@ type Protect struct {
 	label   string // in challenges, logs and metrics: the realm, or noRealm
 	sources []routeSource
 	maxAge  time.Duration // without a limit of its own, more than any source has
-	rule    access.Rule
 	headers identityHeaders
+
+	// rule is for requests whose method no other rule names; see ruleFor.
+	rule access.Rule
+	// named are the rules by method, and misspelt those for a method that differs from a named one
+	// by case. Both are nil if no method has a rule of its own.
+	named, misspelt map[string]*access.Rule
 
 	challenge string // how challenges of this route begin
 	// beside is the list of routes that this handler is in. It is complete once all routes are
@@ -127,6 +139,8 @@ type Protect struct {
 
 	refusals *refusalLog
 	allowed  prometheus.Counter
+	// anonymous counts the requests that pass without a token. It is nil if none can.
+	anonymous prometheus.Counter
 	// rejections are made when the configuration is loaded: one for each cause.
 	rejections map[access.Cause]*rejection
 }
@@ -179,17 +193,10 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if err := p.checkUpstream(app.Realms, p.localRealms()); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
-	for _, rule := range p.Claims {
-		if err := rule.check(); err != nil {
-			return fmt.Errorf("oauth_protect: %w", err)
-		}
-	}
-	if err := errors.Join(conf.CheckScopes("scopes", p.Scopes), conf.CheckScopes("any_scope", p.AnyScope)); err != nil {
+	if err := p.provisionRules(); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
-	if err := conf.CheckAudience("audience", p.Audience); err != nil {
-		return fmt.Errorf("oauth_protect: %w", err)
-	}
+	p.warnOfOptional()
 	if err := checkLintIgnores(p.LintIgnore, false); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
@@ -197,10 +204,6 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 		return errors.New("oauth_protect: max_age must be greater than zero")
 	}
 	p.maxAge = time.Duration(cmp.Or(p.MaxAge, math.MaxInt64))
-	p.rule = access.Rule{Scopes: p.Scopes, AnyScope: p.AnyScope, Audience: p.Audience}
-	for _, claim := range p.Claims {
-		p.rule.Claims = append(p.rule.Claims, access.Claim(claim))
-	}
 
 	p.beside = routesBeside(ctx)
 	p.refusals = app.refusalLogFor(ctx, p.label, p.At)
@@ -226,6 +229,9 @@ func (p *Protect) prepareRejections() {
 		access.ResultCanceled:    {status: http.StatusServiceUnavailable},
 	}
 	p.allowed = collectors.checks.WithLabelValues(p.label, "ok", "")
+	if p.anyOptional() {
+		p.anonymous = collectors.checks.WithLabelValues(p.label, "anonymous", "")
+	}
 	p.rejections = make(map[access.Cause]*rejection)
 	for _, e := range access.Explanations {
 		no, ok := ways[e.Result]
@@ -246,8 +252,12 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return nil
 	}
 	// A handler before this one may have let the request in already, and removed the token.
-	earlier, _ := r.Context().Value(bearerCtxKey{}).(*bearer)
-	authorization := r.Header["Authorization"]
+	earlier, before := callerOf(r.Context())
+	sent := r.Header["Authorization"]
+	authorization := sent
+	if sent == nil && before != nil {
+		authorization = before.authorization // removed there, and still to be judged here
+	}
 
 	// Strip before anything is decided, so that error routes see no made-up identity and no
 	// credentials either.
@@ -257,7 +267,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	overrides, gone := strip(r, prefixes, p.app.credentials, true)
 	aside := takeAside(r)
-	if earlier == nil { // otherwise that handler may have set what is removed
+	if earlier == nil && before == nil { // otherwise what is removed may have been set since
 		p.refusals.stripped(r, gone)
 	}
 
@@ -265,10 +275,25 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if !decision.Allowed {
 		return p.refuse(w, r, b, decision, earlier)
 	}
+	if b == nil {
+		p.anonymous.Inc()
+		if before == nil {
+			before = new(unnamed)
+		}
+		before.authorization = authorization
+		if p.KeepToken && len(sent) == 1 {
+			r.Header["Authorization"] = sent
+		}
+		if p.KeepOverrideHeaders {
+			keepAside(r, aside, overrides) // for an oauth_protect behind that finds a token
+		}
+		return passUnnamed(w, r, next, before)
+	}
+	b.before = before
 	p.allowed.Inc()
 	p.app.countsOf(b).passed.Add(1)
-	if p.KeepToken && len(authorization) == 1 {
-		r.Header["Authorization"] = authorization
+	if p.KeepToken && len(sent) == 1 {
+		r.Header["Authorization"] = sent
 	}
 	if p.KeepOverrideHeaders {
 		maps.Copy(r.Header, aside)
@@ -296,12 +321,12 @@ func (p *Protect) check(r *http.Request, earlier *bearer, authorization []string
 	}
 	defer span.End() // a panic, too
 	b, decision := p.judge(r.WithContext(ctx), span, earlier, authorization)
-	p.describeCheck(ctx, span, decision)
+	p.describeCheck(ctx, span, b, decision)
 	return b, decision
 }
 
 // judge decides whether the request may pass, and returns its bearer, which is nil if no token
-// was looked up. The facts of the token come from the cache or from its source. The decision is
+// was looked up: a request that is allowed without a bearer passes unnamed. The facts of the token come from the cache or from its source. The decision is
 // always made anew, for this request and this route. span is nil unless the request is traced.
 func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, authorization []string) (*bearer, access.Decision) {
 	if !p.InsecureHTTP && !secureOrLocal(r) {
@@ -310,6 +335,7 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 	if ambiguousURL(r.URL, p.AllowAmbiguousPaths) {
 		return nil, access.Decision{Cause: access.CauseAmbiguousPath}
 	}
+	rule := p.ruleFor(r.Method)
 	var token introspect.Token
 	if earlier != nil {
 		token = earlier.token
@@ -317,6 +343,9 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 		text, verdict := bearerToken(authorization)
 		switch verdict {
 		case tokenMissing:
+			if rule.Optional {
+				return nil, access.Decision{Allowed: true}
+			}
 			return nil, access.Decision{Cause: access.CauseMissing}
 		case tokenMalformed:
 			return nil, access.Decision{Cause: access.CauseMalformedAuthorization}
@@ -328,7 +357,7 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 		token = introspect.NewToken(text)
 	}
 
-	b := &bearer{token: token, by: p, earlier: earlier}
+	b := &bearer{token: token, by: p, rule: rule, earlier: earlier}
 	err := p.app.await(r.Context())
 	if err == nil {
 		var found finding
@@ -346,7 +375,7 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 		p.trouble.Error("token could not be checked", zap.String("realm", p.label), zap.Error(err))
 		return b, access.Decision{Cause: access.CauseOutage}
 	}
-	decision := access.Decide(&p.rule, b.facts, access.Request{Fit: b.introduce()})
+	decision := access.Decide(rule, b.facts, access.Request{Fit: b.introduce()})
 	if !decision.Allowed {
 		if b.facts.Active {
 			p.app.countsOf(b).countRefused(string(p.rejections[decision.Cause].result))
@@ -410,10 +439,10 @@ func (c ClaimRule) check() error {
 func (p *Protect) scopeChallenge(r *http.Request, b *bearer, want []string) string {
 	needed := slices.Clone(want)
 	for e := b.earlier; e != nil; e = e.earlier {
-		needed = append(needed, e.by.rule.ScopesFor(e.facts)...)
+		needed = append(needed, e.rule.ScopesFor(e.facts)...)
 	}
 	for _, other := range p.behind(r) {
-		needed = append(needed, other.rule.ScopesFor(b.facts)...)
+		needed = append(needed, other.ruleFor(r.Method).ScopesFor(b.facts)...)
 	}
 	slices.Sort(needed)
 	return p.challenge + `, error="insufficient_scope", error_description="the token lacks a scope", scope="` + strings.Join(slices.Compact(needed), " ") + `"`

@@ -290,6 +290,16 @@ func setAside(r *http.Request, overrides http.Header) {
 	}
 }
 
+// keepAside sets aside what was taken from there, and what has been removed since.
+func keepAside(r *http.Request, aside, overrides http.Header) {
+	if aside == nil {
+		aside = overrides
+	} else {
+		maps.Copy(aside, overrides)
+	}
+	setAside(r, aside)
+}
+
 // dropOverrides removes override headers for good, those set aside included.
 func dropOverrides(r *http.Request) {
 	maps.DeleteFunc(r.Header, func(name string, _ []string) bool { return isOverride(r, name) })

@@ -23,6 +23,19 @@ type Rule struct {
 	Audience []string
 	// Claims are claims that the token must have, all of them.
 	Claims []Claim
+	// Optional means that a request without a token may pass, without a name. It changes nothing
+	// for requests with one, and so nothing for Decide.
+	Optional bool
+	// Also is another rule that must allow the request, too; nil if there is none.
+	Also *Rule
+}
+
+// Both returns a rule that allows what both rules allow. Neither of them has an Also.
+func Both(a, b *Rule) *Rule {
+	both := *a
+	both.Optional = a.Optional && b.Optional
+	both.Also = b
+	return &both
 }
 
 // Claim is a claim that a token must have.
@@ -78,6 +91,9 @@ func Decide(rule *Rule, facts *introspect.Facts, request Request) Decision {
 			return Decision{Cause: CauseClaim, Claim: claim.Name, Want: claim.Values}
 		}
 	}
+	if rule.Also != nil {
+		return Decide(rule.Also, facts, request)
+	}
 	return Decision{Allowed: true}
 }
 
@@ -87,7 +103,10 @@ func (r *Rule) scopesSuffice(facts *introspect.Facts) bool {
 			return false
 		}
 	}
-	return len(r.AnyScope) == 0 || slices.ContainsFunc(r.AnyScope, facts.HasScope)
+	if len(r.AnyScope) > 0 && !slices.ContainsFunc(r.AnyScope, facts.HasScope) {
+		return false
+	}
+	return r.Also == nil || r.Also.scopesSuffice(facts)
 }
 
 // ScopesFor returns the scopes that the bearer of a token needs for this rule, in a slice
@@ -98,5 +117,9 @@ func (r *Rule) ScopesFor(facts *introspect.Facts) []string {
 	if slices.ContainsFunc(alternatives, facts.HasScope) {
 		alternatives = slices.DeleteFunc(slices.Clone(alternatives), func(s string) bool { return !facts.HasScope(s) })
 	}
-	return slices.Concat(r.Scopes, alternatives)
+	scopes := slices.Concat(r.Scopes, alternatives)
+	if r.Also != nil {
+		scopes = append(scopes, r.Also.ScopesFor(facts)...)
+	}
+	return scopes
 }

@@ -74,6 +74,18 @@ func TestEachCauseIsFoundAndNothingElseRefuses(t *testing.T) {
 			Decision{Cause: CauseClaim, Claim: "role", Want: []string{"OPS", "root"}}},
 		{"a claim is missing", Rule{Claims: []Claim{{"role", []string{"ops"}}, {"tenant", []string{"a"}}}}, good(nil), fit,
 			Decision{Cause: CauseClaim, Claim: "tenant", Want: []string{"a"}}},
+
+		{"of two rules, both allow the request", *Both(&everything, &Rule{Scopes: []string{"list"}}), good(nil), fit, allowed},
+		{"of two rules, the first refuses", *Both(&Rule{Audience: []string{"web"}}, &everything), good(nil), fit,
+			Decision{Cause: introspect.CauseAudience, Want: []string{"web"}, Has: []string{"api"}}},
+		{"of two rules, the second refuses the audience", *Both(&everything, &Rule{Audience: []string{"web"}}), good(nil), fit,
+			Decision{Cause: introspect.CauseAudience, Want: []string{"web"}, Has: []string{"api"}}},
+		{"of two rules, the second refuses a claim", *Both(&everything, &Rule{Claims: []Claim{{"tenant", []string{"a"}}}}), good(nil), fit,
+			Decision{Cause: CauseClaim, Claim: "tenant", Want: []string{"a"}}},
+		{"of two rules that ask for scopes, both are named", *Both(&Rule{Scopes: []string{"read"}}, &Rule{AnyScope: []string{"write", "admin"}}), good(nil), fit,
+			Decision{Cause: CauseScope, Want: []string{"read", "write", "admin"}, Has: []string{"read", "list"}}},
+		{"a rule for requests without a token changes nothing for others", Rule{Scopes: []string{"write"}, Optional: true}, good(nil), fit,
+			Decision{Cause: CauseScope, Want: []string{"write"}, Has: []string{"read", "list"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := Decide(&c.rule, c.facts, c.request); !reflect.DeepEqual(got, c.want) {
@@ -94,6 +106,16 @@ func TestTheScopesForABearerAreItsOwnAlternatives(t *testing.T) {
 	slices.Sort(rule.ScopesFor(introspect.Inactive()))
 	if want := []string{"write", "list", "delete"}; !slices.Equal(rule.AnyScope, want) {
 		t.Errorf("a caller that sorts its scopes changes the rule to %q", rule.AnyScope)
+	}
+}
+
+func TestOfTwoRulesATokenIsOptionalOnlyIfBothSaySo(t *testing.T) {
+	for _, a := range []bool{false, true} {
+		for _, b := range []bool{false, true} {
+			if got := Both(&Rule{Optional: a}, &Rule{Optional: b}).Optional; got != (a && b) {
+				t.Errorf("optional %t and %t make %t", a, b, got)
+			}
+		}
 	}
 }
 

@@ -1,0 +1,63 @@
+package caddyoauth
+
+import (
+	"context"
+	"net/http"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// unnamed is the caller of a request that an oauth_protect has let pass without knowing who it
+// is. It travels in the request's context, in the place of a bearer.
+type unnamed struct {
+	// authorization is what the caller sent in Authorization, for an oauth_protect behind that
+	// wants to know.
+	authorization []string
+	// bearer is whom an oauth_protect behind has let in; nil if none has.
+	bearer *bearer
+}
+
+// callerOf returns whom an earlier oauth_protect has let in. Both are nil if the request has met
+// none, and at most one is not.
+func callerOf(ctx context.Context) (*bearer, *unnamed) {
+	switch caller := ctx.Value(bearerCtxKey{}).(type) {
+	case *bearer:
+		return caller, nil
+	case *unnamed:
+		return nil, caller
+	}
+	return nil, nil
+}
+
+// passUnnamed lets a request pass without an identity. It has been stripped of whatever the caller
+// must not say.
+func passUnnamed(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, caller *unnamed) error {
+	ctx := r.Context()
+	_, known := callerOf(ctx)
+	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		// A handler that authenticated somebody before us must not speak for our caller.
+		repl.DeleteByPrefix("http.auth.user.")
+		if known == nil {
+			repl.Map(caller.placeholder)
+		}
+	}
+	if known == nil {
+		r = r.WithContext(context.WithValue(ctx, bearerCtxKey{}, caller))
+	}
+	err := next.ServeHTTP(w, r)
+	if err != nil {
+		delete(r.Header, "Authorization") // it was for the backend, but error routes would see it too
+	}
+	return err
+}
+
+// placeholder returns the value of a placeholder. Nobody's are empty: those that nothing knows
+// would be passed on as they are written.
+func (u *unnamed) placeholder(name string) (any, bool) {
+	if u.bearer != nil {
+		return u.bearer.placeholder(name)
+	}
+	return "", strings.HasPrefix(name, "http.auth.user.")
+}
