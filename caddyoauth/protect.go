@@ -546,23 +546,24 @@ func (b *bearer) refused(decision access.Decision) (fields []zap.Field) {
 		return fields
 	}
 	token := b.token // a copy, in which it is noted what is read
-	// An ID is a plain hash. What nobody recognized may be a password that was sent by mistake,
-	// which could be guessed from it.
-	if decision.Cause != introspect.CauseNoSource && decision.Cause != introspect.CauseMalformed {
-		fields = append(fields, zap.Stringer("token_id", token.ID()))
-	}
 	about := b.facts
 	if about != nil && !about.Active {
 		about = about.Was()
 	}
 	client, issuer := "", ""
-	switch ours := oauth.HasForm(token.Text()); {
-	case about != nil && ours:
+	hasForm := oauth.HasForm(token.Text())
+	switch {
+	case about != nil && b.realm != "":
 		client = about.ClientID
 	case about != nil:
 		client, issuer = headerText(about.ClientID), headerText(about.Issuer)
-	case !ours: // nothing has proved what the token says, but it helps to know what that is
+	case !hasForm: // nothing has proved what the token says, but it helps to know what that is
 		issuer = headerText(token.UnverifiedIssuer())
+	}
+	// An ID is a plain hash. What nobody recognized, and doesn't look like a token either, may be a
+	// password that was sent by mistake, which could be guessed from it.
+	if hasForm || issuer != "" || !slices.Contains(causesOfAnything, decision.Cause) {
+		fields = append(fields, zap.Stringer("token_id", token.ID()))
 	}
 	if client != "" {
 		fields = append(fields, zap.String("client_id", loggedText(client)))
@@ -571,6 +572,11 @@ func (b *bearer) refused(decision access.Decision) (fields []zap.Field) {
 		fields = append(fields, zap.String("issuer", loggedText(issuer)))
 	}
 	return fields
+}
+
+// causesOfAnything are those that whatever a caller sends in the place of a token may have.
+var causesOfAnything = []access.Cause{
+	introspect.CauseMalformed, introspect.CauseNoSource, introspect.CauseUnknown, access.CauseOutage, access.CauseCanceled,
 }
 
 // thinned returns a logger that writes ten lines of each message a second, and of the rest

@@ -133,6 +133,8 @@ func TestEachRefusalHasItsCause(t *testing.T) {
 		"remote-nobody":  `{"active":true}`, "remote-unfit": `{"active":true,"client_id":"a\u0007b"}`,
 		"remote-scope": `{"active":true,"client_id":"c","scope":"read","iss":"https://as.example.com"}`,
 	}
+	lookalike := "coa_" + strings.Repeat("B", 60)
+	answers[lookalike] = `{"active":true,"iss":"https://as.example.com"}`
 	for token, answer := range answers {
 		f.knows(token, answer)
 	}
@@ -146,7 +148,7 @@ func TestEachRefusalHasItsCause(t *testing.T) {
 		{"impossible characters", "own", "$$$", "malformed", nil},
 		{"too long", "own", strings.Repeat("x", 16<<10+1), "token_too_long", nil},
 		{"none of ours", "own", "garbage", "no_source", nil},
-		{"a JWT where none is accepted", "own", f.jwt(t, ""), "issuer", map[string]any{"issuer": "https://issuer.example.com"}},
+		{"a JWT where none is accepted", "own", f.jwt(t, ""), "no_source", map[string]any{"issuer": "https://issuer.example.com"}},
 		{"our form without our mark", "own", "coa_" + strings.Repeat("A", 60), "forged", nil},
 		{"our form without our mark, and somebody else to ask", "all", "coa_" + strings.Repeat("A", 60), "unknown", nil},
 		{"of another realm", "own", alien, "other_realm", nil},
@@ -171,6 +173,7 @@ func TestEachRefusalHasItsCause(t *testing.T) {
 		{"not good yet", "introspect", "remote-early", "not_yet", nil},
 		{"a refresh token", "introspect", "remote-refresh", "kind", nil},
 		{"naming nobody", "introspect", "remote-nobody", "names_nobody", nil},
+		{"in our form, and another server's", "introspect", lookalike, "names_nobody", map[string]any{"issuer": "https://as.example.com"}},
 		{"a name with a bell", "introspect", "remote-unfit", "unfit_for_headers", map[string]any{"client_id": "a%07b"}},
 
 		{"no JWT", "jwt", "garbage", "no_source", nil},
@@ -250,8 +253,10 @@ func TestEachRefusalHasItsCause(t *testing.T) {
 		if _, has := event["has"]; has != (c.cause == "scope" || c.cause == "audience" && event["want"] != nil) {
 			t.Errorf("%s: what the token has is logged: %v, %v", c.name, has, event["has"])
 		}
-		// What nobody recognized may be a password, so not even its hash is logged.
-		recognized := !slices.Contains([]string{"missing", "token_too_long", "no_source", "malformed"}, c.cause)
+		// What nobody recognized may be a password, so not even its hash is logged, unless it looks like
+		// a token.
+		recognized := !slices.Contains([]string{"missing", "token_too_long", "no_source", "malformed", "unknown"}, c.cause) ||
+			strings.HasPrefix(c.token, "coa_") || event["issuer"] != nil
 		if id, there := event["token_id"].(string); there != recognized || there && len(id) != 64 {
 			t.Errorf("%s: the token's ID is %q", c.name, id)
 		}
@@ -299,6 +304,11 @@ func TestRefusalsWithoutATokenHaveTheirCause(t *testing.T) {
 	got := make(map[string]string)
 	for _, event := range eventsIn(t, log, "request_refused") {
 		got[event["path"].(string)] = event["cause"].(string)
+	}
+	for _, event := range eventsIn(t, log, "request_refused") {
+		if event["token_id"] != nil {
+			t.Errorf("the hash of what may be a password is logged: %v", event)
+		}
 	}
 	want := map[string]string{"/outage": "outage", "/twice": "malformed_authorization", "//path": "ambiguous_path", "": "tunnel"}
 	if !maps.Equal(got, want) {

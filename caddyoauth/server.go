@@ -289,7 +289,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		var facts *introspect.Facts
 		if facts, out, err = engine.Introspect(r.Context(), req); err == nil {
 			reply = introspectionAnswerOf(facts)
-			if out.Cause == introspect.CauseForged { // another realm here may have issued it
+			if !facts.Active { // another realm here may have issued it
 				token := introspect.NewToken(req.Form.Get("token"))
 				out.Cause = s.app.whyNot([]routeSource{e.realm}, &token, out.Cause)
 			}

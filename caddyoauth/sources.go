@@ -168,40 +168,50 @@ func (a *App) minted(token *introspect.Token) (_ bool, unsure error) {
 	return false, unsure
 }
 
-// whyNot returns why sources of a route don't accept a token, where none of them could say more
-// than that it isn't one of theirs or that it doesn't know it. It is called for requests that are
-// refused and for introspections of tokens without the realm's mark. It costs them at most a MAC
-// for each realm: microseconds, that tell the caller at most whether any realm here issued a token
-// that it holds anyway.
+// whyNot returns why sources of a route don't accept a token: the cause that they found, unless none
+// of them could say more than that the token isn't one of theirs or that it doesn't know it. It is
+// called for requests that are refused, and for introspections of tokens that are not good.
+//
+// For a token of our form it computes a MAC for each realm, whatever the cause and whoever issued the
+// token, so that the time of an answer doesn't tell one from another. That is a microsecond a realm.
 func (a *App) whyNot(sources []routeSource, token *introspect.Token, cause introspect.Cause) introspect.Cause {
-	switch {
-	case cause != introspect.CauseNoSource && cause != introspect.CauseForged && cause != introspect.CauseUnknown:
+	silent := cause == introspect.CauseNoSource || cause == introspect.CauseForged || cause == introspect.CauseUnknown
+	if !oauth.HasForm(token.Text()) {
+		// Only a source of tokens from elsewhere goes by the issuer, and it has read that already.
+		elsewhere := func(s routeSource) bool { return s.realmName() == "" }
+		if cause == introspect.CauseNoSource && slices.ContainsFunc(sources, elsewhere) && token.UnverifiedIssuer() != "" {
+			return introspect.CauseIssuer
+		}
 		return cause
-	case oauth.HasForm(token.Text()):
-		for _, r := range a.realms {
-			if r.engine == nil {
-				continue
-			}
-			if minted, _ := r.engine.Minted(token); minted && slices.Contains(sources, routeSource(r)) {
-				return introspect.CauseExpired // or the source would have recognized it
-			} else if minted {
-				return access.CauseOtherRealm
-			}
-		}
-		if cause == introspect.CauseUnknown {
-			return cause // another server was asked: it may issue tokens of our form
-		}
-		return introspect.CauseForged
-	case cause == introspect.CauseNoSource && token.UnverifiedIssuer() != "":
-		return introspect.CauseIssuer
 	}
-	return cause
+	accepted, minted := false, false
+	for _, r := range a.realms {
+		if r.engine == nil {
+			continue // the app opened no store, so nothing is issued here
+		}
+		anew := introspect.NewToken(token.Text()) // in which no MAC is noted
+		if ok, _ := r.engine.Minted(&anew); ok {
+			minted = true
+			accepted = accepted || slices.Contains(sources, routeSource(r))
+		}
+	}
+	switch {
+	case !silent:
+		return cause
+	case accepted: // and not recognized
+		return introspect.CauseExpired
+	case minted:
+		return access.CauseOtherRealm
+	case cause == introspect.CauseUnknown:
+		return cause // another server was asked: it may issue tokens of our form
+	}
+	return introspect.CauseForged
 }
 
 // finding is what a route found out about a token.
 type finding struct {
 	facts *introspect.Facts
-	// realm is the realm that issued the token; empty for tokens from elsewhere.
+	// realm is the realm that issued the token, or that refuses it; empty for tokens from elsewhere.
 	realm string
 }
 
@@ -264,17 +274,17 @@ func recallOrAsk(ctx context.Context, sources []routeSource, token *introspect.T
 // before it knows.
 func askEach(ctx context.Context, sources []routeSource, token *introspect.Token, maxAge time.Duration) (finding, error) {
 	var unsure error
-	no := introspect.InactiveBecause(introspect.CauseNoSource) // if there is nobody to ask
+	no := finding{facts: introspect.InactiveBecause(introspect.CauseNoSource)} // if there is nobody to ask
 	for i, s := range sources {
 		facts, err := s.ask(ctx, token, maxAge)
 		if err == nil && facts.Active {
 			return finding{facts, s.realmName()}, nil
 		}
 		// Of several, the first that says more than "unknown" counts.
-		if err == nil && (i == 0 || no.Cause() == introspect.CauseUnknown) {
-			no = facts
+		if err == nil && (i == 0 || no.facts.Cause() == introspect.CauseUnknown) {
+			no = finding{facts, s.realmName()}
 		}
 		unsure = errors.Join(unsure, err)
 	}
-	return finding{facts: no}, unsure
+	return no, unsure
 }
