@@ -34,6 +34,8 @@ type claim struct {
 	client *registered
 	creds  Credentials
 	from   string // as Request.From
+	// instead is as Request.instead. The same credentials can be right for one purpose alone.
+	instead bool
 }
 
 // verifiers are the methods of client authentication that exist here.
@@ -71,8 +73,10 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 		client, reason = nil, "client_disabled"
 	case !slices.Contains(client.Auth, creds.Method):
 		client, reason = nil, "auth_method_not_allowed"
+	case req.instead && !client.canHaveTokens():
+		client, reason = nil, "no_tokens"
 	}
-	proof, err := verify(e, ctx, claim{clients, client, creds, req.From})
+	proof, err := verify(e, ctx, claim{clients, client, creds, req.From, req.instead})
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +122,7 @@ func (e *Engine) verifySecret(ctx context.Context, c claim) (Proof, error) {
 	if len(a.work) == 0 {
 		return Proof{}, nil // the realm has no slow hashes: failing is quick for everybody
 	}
-	right, err := e.cfg.Hasher.check(ctx, flightKey{c.clients, c.creds.mac()}, a, c.from, c.creds.ClientIDs[0])
+	right, err := e.cfg.Hasher.check(ctx, flightKey{c.clients, c.creds.mac(), c.instead}, a, c.from, c.creds.ClientIDs[0])
 	// Whoever shares the answer may have come after the secret's end.
 	if err != nil || right == nil || !right.validAt(e.cfg.Now()) {
 		return Proof{}, err

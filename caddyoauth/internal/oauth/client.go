@@ -43,6 +43,11 @@ type Client struct {
 	Disabled bool
 }
 
+// canHaveTokens reports whether there is any token that the client can fetch.
+func (c *Client) canHaveTokens() bool {
+	return slices.Contains(c.GrantTypes, GrantClientCredentials) && len(c.Scopes) > 0
+}
+
 // visible returns the part of facts that the client may see, which is none of them if it may
 // not see the token.
 func (c *Client) visible(facts *introspect.Facts) *introspect.Facts {

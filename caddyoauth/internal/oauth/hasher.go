@@ -102,6 +102,7 @@ type flight struct {
 type flightKey struct {
 	clients *Clients
 	sent    [sha256.Size]byte // Credentials.mac
+	instead bool              // as claim.instead
 }
 
 // row counts what waits from one address.

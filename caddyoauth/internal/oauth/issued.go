@@ -69,18 +69,24 @@ func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspec
 	if err != nil {
 		return nil, err
 	}
+	facts := i.facts(record)
+	facts.Expiry = key.Expiry()
+	return facts, nil
+}
+
+// facts returns what a record means, without its end.
+func (i *issued) facts(record Token) *introspect.Facts {
 	return &introspect.Facts{
 		Active:   true,
-		ID:       key.ID,
+		ID:       record.ID,
 		ClientID: record.ClientID,
 		Subject:  record.ClientID,
 		Issuer:   i.cfg.Issuer,
 		Scopes:   record.Scopes,
 		Audience: record.Audience,
 		IssuedAt: record.IssuedAt,
-		Expiry:   key.Expiry(),
 		Revision: record.ClientGeneration,
-	}, nil
+	}
 }
 
 // Revise applies the present state of the token's client: a client that is gone, disabled, or

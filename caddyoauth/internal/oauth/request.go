@@ -41,6 +41,10 @@ type Request struct {
 	Credentials Credentials
 	// From is where the request came from, for the fair use of slow hashes.
 	From string
+
+	// instead is set if the credentials stand in for a token. A client that can have no token is
+	// then treated like one that doesn't exist.
+	instead bool
 }
 
 // ParseRequest parses a request. The error is an *Error about the request's form; whether the
