@@ -102,10 +102,19 @@ var (
 	}
 )
 
+// overrideLengths has a bit for the length of each of the overrideHeaders. Most names are told from
+// them by that alone.
+var overrideLengths = func() (lengths uint64) {
+	for _, name := range overrideHeaders {
+		lengths |= 1 << len(name)
+	}
+	return lengths
+}()
+
 // isOverride reports whether name is an override header that the caller may not set. As Caddy
 // does with X-Forwarded-For, it believes X-Forwarded-Prefix from a trusted proxy.
 func isOverride(r *http.Request, name string) bool {
-	if !isOneOf(name, overrideHeaders) {
+	if overrideLengths>>len(name)&1 == 0 || !isOneOf(name, overrideHeaders) {
 		return false
 	}
 	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
