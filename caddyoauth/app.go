@@ -69,8 +69,10 @@ type App struct {
 	// credentials are the folded names of the headers that carry credentials: those that callers
 	// show to us, and those that clients have for backends. They are complete after Provision.
 	credentials []string
-	// judgesPaths is set if any oauth_protect refuses ambiguous paths.
-	judgesPaths bool
+	// judgesPaths is set if any oauth_protect refuses ambiguous paths; see refusesPaths. If one only
+	// will, judgesPathsFrom is when.
+	judgesPaths     bool
+	judgesPathsFrom time.Time
 	// servers are all oauth_server handlers.
 	servers []*Server
 	// refusals are the logs of refusals of all handlers, which Cleanup ends.
@@ -237,8 +239,9 @@ type needs struct {
 	// app has all handlers remove such headers, so that a caller can't use another route to
 	// tell the backend who is calling. Empty for a handler that sets none.
 	headerPrefix string
-	// judgesPaths has every oauth_server refuse ambiguous paths, too.
-	judgesPaths bool
+	// protect is the handler itself if it is an oauth_protect: while it refuses ambiguous paths,
+	// every oauth_server does.
+	protect *Protect
 	// server is the handler itself if it is an oauth_server: each must know the paths of the
 	// others.
 	server *Server
@@ -262,7 +265,9 @@ func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
 	if n.headerPrefix != "" && !slices.Contains(a.prefixes, n.headerPrefix) {
 		a.prefixes = append(a.prefixes, n.headerPrefix)
 	}
-	a.judgesPaths = a.judgesPaths || n.judgesPaths
+	if n.protect != nil {
+		a.judgePaths(n.protect)
+	}
 	if n.server != nil {
 		a.servers = append(a.servers, n.server)
 	}
@@ -280,6 +285,22 @@ func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
 		}
 	}
 	return sources, stripEarly(ctx, server, a)
+}
+
+// judgePaths notes whether an oauth_protect refuses ambiguous paths, or will.
+func (a *App) judgePaths(p *Protect) {
+	switch {
+	case p.AllowAmbiguousPaths:
+	case p.ReportOnly == nil:
+		a.judgesPaths = true
+	case !p.ReportOnly.Until.IsZero() && (a.judgesPathsFrom.IsZero() || p.ReportOnly.Until.Before(a.judgesPathsFrom)):
+		a.judgesPathsFrom = p.ReportOnly.Until
+	}
+}
+
+// refusesPaths reports whether an oauth_server must refuse ambiguous paths now.
+func (a *App) refusesPaths() bool {
+	return a.judgesPaths || !a.judgesPathsFrom.IsZero() && !time.Now().Before(a.judgesPathsFrom)
 }
 
 // refusalLogFor makes the refusalLog of the handler that is being provisioned. at says where that

@@ -419,7 +419,7 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 	}
 	routes := newRoute(h, matcher, protect)
 	if matcher != nil {
-		routes = append(routes, h.NewRoute(nil, &Guard{At: protect.At, AllowAmbiguousPaths: protect.AllowAmbiguousPaths, KeepOverrideHeaders: protect.KeepOverrideHeaders})...)
+		routes = append(routes, h.NewRoute(nil, &Guard{At: protect.At, AllowAmbiguousPaths: protect.AllowAmbiguousPaths, KeepOverrideHeaders: protect.KeepOverrideHeaders, ReportOnly: protect.ReportOnly})...)
 	}
 	return routes, nil
 }
@@ -439,6 +439,7 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 //		keep_override_headers
 //		allow_ambiguous_paths
 //		insecure_http
+//		report_only   [until <time>]
 //		source        <name> ...
 //		lint_ignore   <code> <reason>
 //	}
@@ -474,6 +475,7 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		"keep_override_headers": conf.Flag(&p.KeepOverrideHeaders),
 		"allow_ambiguous_paths": conf.Flag(&p.AllowAmbiguousPaths),
 		"insecure_http":         conf.Flag(&p.InsecureHTTP),
+		"report_only":           reportOption(&p.ReportOnly),
 		"lint_ignore":           lintIgnoreOption(&p.LintIgnore, false),
 		"source": conf.Repeatable(conf.Module("oauth.sources", func(raw json.RawMessage, module caddyfile.Unmarshaler) error {
 			p.SourcesRaw = append(p.SourcesRaw, raw)

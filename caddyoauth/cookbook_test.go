@@ -25,6 +25,7 @@ var recipes = map[string][]func(t *testing.T, b docBlock){
 	"Let browsers call from another origin (CORS)": {corsRecipe, corsOfTheBackendRecipe},
 	"Ask for another scope to write":               {methodsRecipe},
 	"Let everybody read":                           {readingRecipe},
+	"Protect what is in use":                       {reportRecipe},
 	"Put one backend under two prefixes":           {prefixesRecipe},
 	"Give the backend an API key for each client":  {apiKeysRecipe},
 	"Put a token in front of PHP":                  {phpRecipe},
@@ -238,6 +239,48 @@ func readingRecipe(t *testing.T, b docBlock) {
 		g.send(403, method, "/x", reader)
 		g.send(200, method, "/x", writer)
 	}
+}
+
+func reportRecipe(t *testing.T, b docBlock) {
+	const basicAuth = "Basic dXNlcjpwYXNzd29yZA=="
+	logFile := filepath.Join(t.TempDir(), "access")
+	pairs := []string{"log\n", "log {\noutput file " + logFile + "\n}\n"}
+	g := startRecipe(t, b, append(pairs, "until 2027", "until 2999")...)
+	reader, writer := g.tokenAt("/oauth2/access_token", "read"), g.tokenAt("/oauth2/access_token", "write")
+	before := metric(t, "caddy_oauth_report_only_total")
+	for _, c := range []struct{ path, token, client string }{
+		{"/api/nobody", "", ""}, {"/api/reader", reader, "myClient"}, {"/api/writer", writer, ""}, {"/api/expired", "expired", ""}, {"/elsewhere", "", ""},
+	} {
+		g.send(200, "GET", c.path, c.token, "X-OAuth-Client-Id", "admin")
+		if got := g.Backend.last(t).Header.Get("X-OAuth-Client-Id"); got != c.client {
+			t.Errorf("%s: the backend is told of %q", c.path, got)
+		}
+	}
+	g.send(200, "GET", "/api/basic", "", "Authorization", basicAuth)
+	if got := g.Backend.last(t).Header.Get("Authorization"); got != basicAuth {
+		t.Errorf("the backend gets Authorization %q", got)
+	}
+	if n := metric(t, "caddy_oauth_report_only_total") - before; n != 4 {
+		t.Errorf("%v requests are counted, want 4", n)
+	}
+	if a := g.get("/metrics", ""); !strings.Contains(a.Body, `caddy_oauth_report_only_total{cause="scope",realm="root"} `) {
+		t.Errorf("the metrics have %d bytes without the counter", len(a.Body))
+	}
+	lines := accessLog(t, logFile)
+	for path, cause := range map[string]any{"/api/nobody": "missing", "/api/basic": "missing", "/api/writer": "scope", "/api/reader": nil, "/elsewhere": nil} {
+		if got := lines[path]["report_only_cause"]; got != cause {
+			t.Errorf("%s: the access log says %v, want %v", path, got, cause)
+		}
+	}
+	if lines["/api/writer"]["client"] != "myClient" {
+		t.Errorf("the access log doesn't say whom it would hit: %v", lines["/api/writer"])
+	}
+
+	// The date is what ends it.
+	g = startRecipe(t, b, append(pairs, "until 2027", "until 2020")...)
+	g.send(401, "GET", "/api/x", "")
+	g.send(403, "GET", "/api/x", g.tokenAt("/oauth2/access_token", "write"))
+	g.send(200, "GET", "/elsewhere", "")
 }
 
 func prefixesRecipe(t *testing.T, b docBlock) {

@@ -37,6 +37,10 @@ type Guard struct {
 	// headers are removed.
 	KeepOverrideHeaders bool `json:"keep_override_headers,omitempty"`
 
+	// Lets requests pass that would be refused for their path, and reports them. Tunnels and
+	// targets without a path are refused all the same. Default: refuses them.
+	ReportOnly *ReportOnly `json:"report_only,omitempty"`
+
 	app      *App
 	refusals *refusalLog
 }
@@ -80,7 +84,10 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 		takeAside(r)
 	}
 	if ambiguousURL(r.URL, g.AllowAmbiguousPaths) {
-		return refuseAmbiguous(w, r, g.refusals)
+		if r.URL.Opaque != "" || !g.ReportOnly.holds() {
+			return refuseAmbiguous(w, r, g.refusals)
+		}
+		reportAmbiguous(r, g.refusals)
 	}
 	return next.ServeHTTP(w, r)
 }

@@ -130,14 +130,21 @@ func logRefused(ctx context.Context, b *bearer, result access.Result, cause acce
 	addToAccessLog(ctx, refusedRequest{b, result, cause})
 }
 
-// addToAccessLog adds an object's members to the request's access log line.
+// addToAccessLog adds an object's members to the request's access log line, in place of those that
+// an oauth_protect before this one has added.
 func addToAccessLog(ctx context.Context, members zapcore.ObjectMarshaler) {
+	addFieldToAccessLog(ctx, "oauth_protect", members)
+}
+
+// addFieldToAccessLog adds an object's members to the request's access log line, in place of those
+// that were added under the same key.
+func addFieldToAccessLog(ctx context.Context, key string, members zapcore.ObjectMarshaler) {
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && server.Logs == nil {
 		return // the server writes no access log, which is the default
 	}
 	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		// One field for all. Its key only replaces the field of an oauth_protect before this one.
-		extra.Set(zap.Field{Key: "oauth_protect", Type: zapcore.InlineMarshalerType, Interface: members})
+		// The key itself isn't written.
+		extra.Set(zap.Field{Key: key, Type: zapcore.InlineMarshalerType, Interface: members})
 	}
 }
 

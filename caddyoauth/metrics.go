@@ -23,9 +23,13 @@ type metrics struct {
 	// inactive counts the introspections that were answered with inactive; cause is that of the
 	// token, or not_permitted.
 	inactive *prometheus.CounterVec
-	// checks counts the requests that oauth_protect has judged; result is ok, anonymous or what the
-	// caller was told, and cause is why, from the table in package access, or empty.
+	// checks counts the requests that oauth_protect has judged; result is ok, anonymous, report_only or
+	// what the caller was told, and cause is why, from the table in package access, or empty.
 	checks *prometheus.CounterVec
+
+	// reportOnly counts the requests that would have been refused, and passed under report_only; realm
+	// is None where no token is asked for.
+	reportOnly *prometheus.CounterVec
 
 	// guard counts what is kept from backends without a look at any token: requests that are refused
 	// for their path where no token is asked for, tunnels, and what is removed from requests. guarded
@@ -93,6 +97,7 @@ func newCollectors() *metrics {
 		requests:       counterVec("requests_total", "Requests to the token, introspection and revocation endpoints.", "realm", "endpoint", "result"),
 		inactive:       counterVec("introspections_inactive_total", "Introspections answered with inactive, by what the caller is not told.", "realm", "cause"),
 		checks:         counterVec("bearer_checks_total", "Checks by oauth_protect: one for each oauth_protect that a request meets.", "realm", "result", "cause"),
+		reportOnly:     counterVec("report_only_total", "Requests that would have been refused, and passed under report_only.", "realm", "cause"),
 		cacheHits:      counter("cache_hits_total", "Token checks answered from the cache."),
 		cacheMisses:    counter("cache_misses_total", "Token checks that had to ask the token's source."),
 		cacheEvictions: counter("cache_evictions_total", "Cached tokens that were dropped to make room for others."),
@@ -106,7 +111,7 @@ func newCollectors() *metrics {
 // registerMetrics registers the collectors with a configuration's registry.
 func registerMetrics(registry *prometheus.Registry) error {
 	m := collectors
-	for _, c := range []prometheus.Collector{m.requests, m.inactive, m.checks, m.guard, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp, m.clients} {
+	for _, c := range []prometheus.Collector{m.requests, m.inactive, m.checks, m.reportOnly, m.guard, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp, m.clients} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
 			return err

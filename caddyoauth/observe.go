@@ -106,7 +106,7 @@ func describeBearer(span trace.Span, b *bearer) {
 
 // describeCheck sets the attributes of a check that depend on its result. A caller that has gone away
 // got no answer either, but nothing is broken.
-func (p *Protect) describeCheck(ctx context.Context, span trace.Span, b *bearer, decision access.Decision) {
+func (p *Protect) describeCheck(ctx context.Context, span trace.Span, reports bool, b *bearer, decision access.Decision) {
 	span.SetAttributes(attribute.String("oauth.realm", p.label))
 	if decision.Allowed {
 		outcome := "ok"
@@ -118,6 +118,10 @@ func (p *Protect) describeCheck(ctx context.Context, span trace.Span, b *bearer,
 	}
 	no := p.rejections[decision.Cause]
 	span.SetAttributes(attribute.String("oauth.cause", string(no.cause)))
+	if reports {
+		setOutcome(span, reportOnlyResult, false)
+		return
+	}
 	setOutcome(span, string(no.result), no.status >= http.StatusInternalServerError && ctx.Err() == nil)
 }
 

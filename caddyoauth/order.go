@@ -116,8 +116,12 @@ type orderWalk struct {
 
 // knowledge is what can be known about a request at one point of its way.
 type knowledge struct {
-	// protected: an oauth_protect may have run.
+	// protected: an oauth_protect may have run. Those that a request can pass unnamed count as well:
+	// what comes after them may well use the identity of whoever has one.
 	protected bool
+	// named: an oauth_protect that nobody passes unnamed may have run, or a matcher has looked at the
+	// caller.
+	named bool
 	// authenticated: another handler that sets {http.auth.user.*} may have run.
 	authenticated bool
 	// early are the uses of an identity so far. All of them come before any oauth_protect.
@@ -133,7 +137,7 @@ type earlyUse struct {
 
 // with returns k and what a part of the way adds to it.
 func (k knowledge) with(more knowledge) knowledge {
-	return knowledge{k.protected || more.protected, k.authenticated || more.authenticated, append(slices.Clip(k.early), more.early...)}
+	return knowledge{k.protected || more.protected, k.named || more.named, k.authenticated || more.authenticated, append(slices.Clip(k.early), more.early...)}
 }
 
 // routes walks through a list of routes, and returns what may be known after it.
@@ -163,13 +167,18 @@ func (w *orderWalk) routes(list []sourceRoute, site string, before knowledge) kn
 		// Matchers look at a request whether it then matches or not.
 		reached = reached.with(knowledge{early: matching.early[known:]})
 		after, looked := matching, len(matching.early)
+		looksAtCaller := slices.ContainsFunc(route.Match, w.looksAtCaller)
+		after.named = after.named || looksAtCaller
 		for _, handler := range route.Handle {
 			after = w.handler(handler, site, after)
+		}
+		if looksAtCaller {
+			after.named = matching.named // it holds in this route alone
 		}
 		if route.Terminal {
 			continue // nothing comes after it
 		}
-		more := knowledge{after.protected, after.authenticated, after.early[looked:]}
+		more := knowledge{after.protected, after.named, after.authenticated, after.early[looked:]}
 		if route.Group == "" {
 			reached = reached.with(more)
 		} else {
@@ -278,7 +287,7 @@ func (w *orderWalk) handler(raw json.RawMessage, site string, k knowledge) knowl
 				w.report(u)
 			}
 		}
-		k.protected = true
+		k.protected, k.named = true, k.named || !passesUnnamed(raw)
 		return k
 	case "authentication":
 		k.authenticated = true
@@ -303,7 +312,44 @@ func (w *orderWalk) handler(raw json.RawMessage, site string, k knowledge) knowl
 	if names := directives[handler.Handler]; names != "" {
 		where += " (in a Caddyfile " + names + ")"
 	}
+	if slices.Contains(choosers, handler.Handler) && k.protected && !k.named {
+		for text := range stringsIn(scan) {
+			if identity := w.identityIn(text, k.authenticated); identity != "" && strings.Contains(text, "/") {
+				w.warn(w.place(site) + asWritten(fmt.Sprintf(": '%s' in %s: requests that oauth_protect lets pass unnamed get here as well, and {%s} is then empty; give it a matcher that looks at the caller",
+					text, where, identity)))
+			}
+		}
+	}
 	return w.placeholders(scan, where, site, isCaddys("http.handlers."+handler.Handler), k)
+}
+
+// choosers are the handlers that choose what is served.
+var choosers = []string{"vars", "rewrite", "file_server"}
+
+// passesUnnamed reports whether an oauth_protect may let requests pass without knowing the caller.
+func passesUnnamed(raw json.RawMessage) bool {
+	var protect struct {
+		Optional   bool
+		ReportOnly any `json:"report_only"`
+		On         []struct{ Optional bool }
+	}
+	_ = json.Unmarshal(raw, &protect) // anything else doesn't load
+	return protect.Optional || protect.ReportOnly != nil || slices.ContainsFunc(protect.On, func(on struct{ Optional bool }) bool { return on.Optional })
+}
+
+// looksAtCaller reports whether a set of matchers depends on who is calling.
+func (w *orderWalk) looksAtCaller(set caddy.ModuleMap) bool {
+	for name, raw := range set {
+		if name == "oauth_scope" {
+			return true
+		}
+		for text := range stringsIn(raw) {
+			if w.identityIn(text, false) != "" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // mapping looks at a map. Its values are computed where they are used, so what it makes from an

@@ -169,6 +169,47 @@ func TestWarningAboutIdentityInAPattern(t *testing.T) {
 	}
 }
 
+// After an oauth_protect that requests can pass unnamed, a path made of an identity may be somebody
+// else's, so the log has a warning.
+func TestWarningAboutPathsOfNobody(t *testing.T) {
+	const root = "root * /srv/{http.auth.user.id}\nfile_server"
+	for name, c := range map[string]struct {
+		lines string
+		warns bool
+	}{
+		"optional":                     {"oauth_protect {\noptional\n}\n" + root, true},
+		"optional for a method":        {"oauth_protect {\non GET {\noptional\n}\n}\n" + root, true},
+		"report_only":                  {"oauth_protect {\nreport_only\n}\n" + root, true},
+		"two of them":                  {"oauth_protect {\nreport_only\n}\noauth_protect {\noptional\n}\n" + root, true},
+		"in a handle":                  {"oauth_protect {\noptional\n}\nhandle /a/* {\n" + root + "\n}", true},
+		"a rewrite by a header":        {"oauth_protect {\noptional\n}\nrewrite * /{header.X-OAuth-Client-Id}{uri}\nrespond ok", true},
+		"a file server":                {"oauth_protect {\noptional\n}\nfile_server {\nroot /srv/{http.auth.user.id}\n}", true},
+		"every request has a name":     {"oauth_protect\n" + root, false},
+		"one that refuses":             {"oauth_protect {\noptional\n}\noauth_protect\n" + root, false},
+		"one that refuses comes first": {"oauth_protect\noauth_protect {\nreport_only\n}\n" + root, false},
+		"a scope":                      {"oauth_protect {\noptional\n}\n@known oauth_scope read\nroot @known /srv/{http.auth.user.id}\nfile_server", false},
+		"a matcher for the caller":     {"oauth_protect {\noptional\n}\n@known not vars {http.auth.user.id} \"\"\nroot @known /srv/{http.auth.user.id}\nfile_server", false},
+		"a matcher for another route":  {"oauth_protect {\noptional\n}\n@known oauth_scope read\nhandle @known {\nrespond ok\n}\n" + root, true},
+		"no path":                      {"oauth_protect {\noptional\n}\nvars user {http.auth.user.id}\nrequest_header X-User /{http.auth.user.id}\nrespond ok", false},
+	} {
+		log := filepath.Join(t.TempDir(), "log")
+		config, err := adapt(t, formatted(logTo(log, caddyfileOf("store memory\n"+testClients, "route {\n"+c.lines+"\n}"))))
+		if err == nil {
+			err = validate(config)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		text, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if warned := strings.Contains(string(text), "requests that oauth_protect lets pass unnamed get here as well"); warned != c.warns {
+			t.Errorf("%s: warned %t", name, warned)
+		}
+	}
+}
+
 // A site with thousands of routes loads without delay, even if they use an identity without an
 // oauth_protect.
 func TestOrderOfManyRoutes(t *testing.T) {

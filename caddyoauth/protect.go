@@ -109,6 +109,11 @@ type Protect struct {
 	// them. Default: the same for all methods.
 	On []MethodRule `json:"on,omitempty"`
 
+	// Lets requests pass that would be refused, and reports them in logs and metrics. They have no
+	// identity, and tunnels and targets without a path are refused all the same. Default: refuses
+	// them.
+	ReportOnly *ReportOnly `json:"report_only,omitempty"`
+
 	// Where tokens may come from: modules of the namespace `oauth.sources`. A token that says
 	// where it is from is looked up there. Any other token is looked up at the remote
 	// endpoints, in this order, until one of them knows it. An outage of one source doesn't
@@ -154,6 +159,9 @@ type rejection struct {
 	challenge string        // WWW-Authenticate, or empty
 	err       error         // public, through {http.error.message}
 	count     prometheus.Counter
+	// passed and reported count the requests that pass under report_only all the same. They are nil
+	// without it.
+	passed, reported prometheus.Counter
 }
 
 // CaddyModule returns the Caddy module information.
@@ -183,7 +191,7 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if p.headers, err = newIdentityHeaders(p.HeaderPrefix); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
-	p.sources, err = app.register(ctx, needs{sources: modules, realm: p.Realm, headerPrefix: p.headers.prefixes[0], judgesPaths: !p.AllowAmbiguousPaths})
+	p.sources, err = app.register(ctx, needs{sources: modules, realm: p.Realm, headerPrefix: p.headers.prefixes[0], protect: p})
 	if err != nil {
 		return err
 	}
@@ -197,6 +205,7 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
 	p.warnOfOptional()
+	p.ReportOnly.warnOfEnd(p.logger, p.At)
 	if err := checkLintIgnores(p.LintIgnore, false); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
@@ -240,6 +249,10 @@ func (p *Protect) prepareRejections() {
 		}
 		no.result, no.cause, no.err = e.Result, e.Cause, errors.New("oauth: "+string(e.Result))
 		no.count = collectors.checks.WithLabelValues(p.label, string(e.Result), string(e.Cause))
+		if p.ReportOnly != nil {
+			no.passed = collectors.checks.WithLabelValues(p.label, reportOnlyResult, string(e.Cause))
+			no.reported = collectors.reportOnly.WithLabelValues(p.label, string(e.Cause))
+		}
 		p.rejections[e.Cause] = &no
 	}
 }
@@ -254,9 +267,11 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	// A handler before this one may have let the request in already, and removed the token.
 	earlier, before := callerOf(r.Context())
 	sent := r.Header["Authorization"]
-	authorization := sent
-	if sent == nil && before != nil {
-		authorization = before.authorization // removed there, and still to be judged here
+	authorization := before.original(sent)
+	reports := r.URL.Opaque == "" && p.ReportOnly.holds()
+	var letIn http.Header // what an earlier handler has let in
+	if reports && earlier != nil {
+		letIn = maps.Clone(r.Header)
 	}
 
 	// Strip before anything is decided, so that error routes see no made-up identity and no
@@ -271,28 +286,34 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		p.refusals.stripped(r, gone)
 	}
 
-	b, decision := p.check(r, earlier, authorization)
-	if !decision.Allowed {
+	keepsToken := p.KeepToken && len(sent) == 1
+	b, decision := p.check(r, reports, earlier, authorization)
+	switch {
+	case !decision.Allowed && !reports:
 		return p.refuse(w, r, b, decision, earlier)
-	}
-	if b == nil {
-		p.anonymous.Inc()
-		if before == nil {
-			before = new(unnamed)
+	case !decision.Allowed && earlier != nil:
+		p.report(r, b, decision, earlier)
+		return passAsLetIn(w, r, next, earlier, letIn, keepsToken)
+	case !decision.Allowed || b == nil:
+		var goesOn []string // of Authorization, to the backend
+		if !decision.Allowed {
+			p.report(r, b, decision, nil)
+			goesOn = otherSchemes(sent)
+		} else {
+			p.anonymous.Inc()
 		}
-		before.authorization = authorization
-		if p.KeepToken && len(sent) == 1 {
-			r.Header["Authorization"] = sent
+		if keepsToken {
+			goesOn = sent
 		}
 		if p.KeepOverrideHeaders {
-			keepAside(r, aside, overrides) // for an oauth_protect behind that finds a token
+			keepAside(r, aside, overrides) // for an oauth_protect behind that lets in a token
 		}
-		return passUnnamed(w, r, next, before)
+		return passUnnamed(w, r, next, before, authorization, goesOn)
 	}
 	b.before = before
 	p.allowed.Inc()
 	p.app.countsOf(b).passed.Add(1)
-	if p.KeepToken && len(sent) == 1 {
+	if keepsToken {
 		r.Header["Authorization"] = sent
 	}
 	if p.KeepOverrideHeaders {
@@ -313,21 +334,23 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return err
 }
 
-// check is judge, with a span if the request is traced.
-func (p *Protect) check(r *http.Request, earlier *bearer, authorization []string) (*bearer, access.Decision) {
+// check is judge, with a span if the request is traced. reports is set if the request passes in any
+// case.
+func (p *Protect) check(r *http.Request, reports bool, earlier *bearer, authorization []string) (*bearer, access.Decision) {
 	ctx, span := startSpan(r.Context(), "oauth.check", trace.SpanKindInternal)
 	if span == nil {
 		return p.judge(r, nil, earlier, authorization)
 	}
 	defer span.End() // a panic, too
 	b, decision := p.judge(r.WithContext(ctx), span, earlier, authorization)
-	p.describeCheck(ctx, span, b, decision)
+	p.describeCheck(ctx, span, reports, b, decision)
 	return b, decision
 }
 
 // judge decides whether the request may pass, and returns its bearer, which is nil if no token
-// was looked up: a request that is allowed without a bearer passes unnamed. The facts of the token come from the cache or from its source. The decision is
-// always made anew, for this request and this route. span is nil unless the request is traced.
+// was looked up: a request that is allowed without a bearer passes unnamed. The facts of the
+// token come from the cache or from its source. The decision is always made anew, for this
+// request and this route. span is nil unless the request is traced.
 func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, authorization []string) (*bearer, access.Decision) {
 	if !p.InsecureHTTP && !secureOrLocal(r) {
 		return nil, access.Decision{Cause: access.CauseInsecure}
@@ -377,9 +400,6 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 	}
 	decision := access.Decide(rule, b.facts, access.Request{Fit: b.introduce()})
 	if !decision.Allowed {
-		if b.facts.Active {
-			p.app.countsOf(b).countRefused(string(p.rejections[decision.Cause].result))
-		}
 		decision.Cause = p.app.whyNot(p.sources, &b.token, decision.Cause)
 	}
 	return b, decision
@@ -442,7 +462,9 @@ func (p *Protect) scopeChallenge(r *http.Request, b *bearer, want []string) stri
 		needed = append(needed, e.rule.ScopesFor(e.facts)...)
 	}
 	for _, other := range p.behind(r) {
-		needed = append(needed, other.ruleFor(r.Method).ScopesFor(b.facts)...)
+		if !other.ReportOnly.holds() {
+			needed = append(needed, other.ruleFor(r.Method).ScopesFor(b.facts)...)
+		}
 	}
 	slices.Sort(needed)
 	return p.challenge + `, error="insufficient_scope", error_description="the token lacks a scope", scope="` + strings.Join(slices.Compact(needed), " ") + `"`
@@ -505,6 +527,7 @@ func routesBeside(ctx caddy.Context) caddyhttp.RouteList {
 func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, b *bearer, decision access.Decision, earlier *bearer) error {
 	no := p.rejections[decision.Cause]
 	no.count.Inc()
+	p.countRefused(b, string(no.result))
 	dontAwaitBody(w, r)
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
@@ -520,14 +543,26 @@ func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, b *bearer, deci
 		repl.Set("http.oauth.error", string(no.result))
 	}
 	named := earlier
-	if decision.Cause == access.CauseScope || decision.Cause == access.CauseClaim {
-		named = b // its token is good, and lacks something here
+	if lacksRight(decision) {
+		named = b
 	}
 	logRefused(r.Context(), named, no.result, no.cause)
 	p.refusals.write(r, no.cause, no.status, func() []zap.Field {
 		return append([]zap.Field{zap.String("error", string(no.result))}, b.refused(decision)...)
 	})
 	return caddyhttp.Error(no.status, no.err)
+}
+
+// lacksRight reports whether a request is refused although its token is good.
+func lacksRight(decision access.Decision) bool {
+	return decision.Cause == access.CauseScope || decision.Cause == access.CauseClaim
+}
+
+// countRefused counts what became of a client's token, if it is one.
+func (p *Protect) countRefused(b *bearer, result string) {
+	if b != nil && b.facts != nil && b.facts.Active {
+		p.app.countsOf(b).countRefused(result)
+	}
 }
 
 // refused returns what the event of a refusal says about the token. The bearer may be nil. It is

@@ -66,18 +66,25 @@ type refusalLog struct {
 type refusedEvent struct {
 	at     time.Time
 	cause  access.Cause
-	status int                // 0 if the request was not refused
-	fields func() []zap.Field // what else there is to say; nil if nothing
-	from   netip.Addr
-	method string
-	url    url.URL
-	next   *refusedEvent
+	status int // 0 if the request was not refused
+	// reportOnly is set if the request was only reported, and the status is what it would have been.
+	reportOnly bool
+	fields     func() []zap.Field // what else there is to say; nil if nothing
+	from       netip.Addr
+	method     string
+	url        url.URL
+	next       *refusedEvent
 }
 
 // write notes the event of a refusal. fields are called only if it is written, after the request:
 // they must not touch anything that the request's goroutine still changes.
 func (l *refusalLog) write(r *http.Request, cause access.Cause, status int, fields func() []zap.Field) {
 	l.note(r, &refusedEvent{cause: cause, status: status, fields: fields})
+}
+
+// writeReported is write for a request that passes under report_only.
+func (l *refusalLog) writeReported(r *http.Request, cause access.Cause, status int, fields func() []zap.Field) {
+	l.note(r, &refusedEvent{cause: cause, status: status, fields: fields, reportOnly: true})
 }
 
 // note keeps an event for writeNoted, unless there are enough with that cause.
@@ -172,8 +179,11 @@ func (l *refusalLog) writeEvent(e *refusedEvent) {
 		}
 	}()
 	event, message := "request_refused", "request refused"
-	if e.status == 0 {
+	switch {
+	case e.status == 0:
 		event, message = "request_stripped", "removed from a request"
+	case e.reportOnly:
+		message = "request would be refused, and passes under report_only"
 	}
 	c := l.logger.Check(zap.InfoLevel, message)
 	if c == nil {
@@ -183,6 +193,9 @@ func (l *refusalLog) writeEvent(e *refusedEvent) {
 	all := append(make([]zap.Field, 0, 16), zap.String("event", event), zap.String("cause", string(e.cause)))
 	if e.status != 0 {
 		all = append(all, zap.Int("status", e.status))
+	}
+	if e.reportOnly {
+		all = append(all, zap.Bool("report_only", true))
 	}
 	all = append(all, l.place()...)
 	if e.fields != nil {

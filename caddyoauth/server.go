@@ -315,7 +315,7 @@ func (s *Server) passOn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		s.refusals.stripped(r, gone)
 		setAside(r, overrides)
 	}
-	if ambiguousURL(r.URL, s.AllowAmbiguousPaths || !s.app.judgesPaths) {
+	if ambiguousURL(r.URL, s.AllowAmbiguousPaths || !s.app.refusesPaths()) {
 		return refuseAmbiguous(w, r, s.refusals)
 	}
 	return next.ServeHTTP(w, r)

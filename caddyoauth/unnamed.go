@@ -3,6 +3,7 @@ package caddyoauth
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -13,10 +14,19 @@ import (
 // is. It travels in the request's context, in the place of a bearer.
 type unnamed struct {
 	// authorization is what the caller sent in Authorization, for an oauth_protect behind that
-	// wants to know.
-	authorization []string
+	// wants to know, and left what that oauth_protect left of it.
+	authorization, left []string
 	// bearer is whom an oauth_protect behind has let in; nil if none has.
 	bearer *bearer
+}
+
+// original returns what the caller sent in Authorization, given what is there now. A handler may
+// have set something else after the oauth_protect, which counts then. u is nil if there was none.
+func (u *unnamed) original(now []string) []string {
+	if u != nil && slices.Equal(now, u.left) {
+		return u.authorization
+	}
+	return now
 }
 
 // callerOf returns whom an earlier oauth_protect has let in. Both are nil if the request has met
@@ -32,18 +42,26 @@ func callerOf(ctx context.Context) (*bearer, *unnamed) {
 }
 
 // passUnnamed lets a request pass without an identity. It has been stripped of whatever the caller
-// must not say.
-func passUnnamed(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, caller *unnamed) error {
+// must not say. caller is nil if this is the first oauth_protect that it meets. authorization is
+// what the caller sent, and goesOn what the backend gets of it.
+func passUnnamed(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, caller *unnamed, authorization, goesOn []string) error {
+	first := caller == nil
+	if first {
+		caller = new(unnamed)
+	}
+	caller.authorization, caller.left = authorization, goesOn
+	if goesOn != nil {
+		r.Header["Authorization"] = goesOn
+	}
 	ctx := r.Context()
-	_, known := callerOf(ctx)
 	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		// A handler that authenticated somebody before us must not speak for our caller.
 		repl.DeleteByPrefix("http.auth.user.")
-		if known == nil {
+		if first {
 			repl.Map(caller.placeholder)
 		}
 	}
-	if known == nil {
+	if first {
 		r = r.WithContext(context.WithValue(ctx, bearerCtxKey{}, caller))
 	}
 	err := next.ServeHTTP(w, r)
