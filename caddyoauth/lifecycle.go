@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/introspect"
@@ -511,6 +512,9 @@ type openStore struct {
 	cache *introspect.Cache
 	// coherent is nil for a store that no other gateway writes to; see introspect.Coherent.
 	coherent func() bool
+	// writes and looks are for GET /oauth/health.
+	writes writes
+	looks  singleflight.Group
 
 	mu sync.Mutex
 	// followers has an entry for each App that follows.
@@ -545,7 +549,7 @@ func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (*openS
 	if module, ok := opener.(caddy.Module); ok {
 		system = module.CaddyModule().ID.Name()
 	}
-	s.store = timedStore{store, system}
+	s.store = timedStore{store, system, &s.writes}
 	return s, nil
 }
 

@@ -125,13 +125,15 @@ func registerMetrics(registry *prometheus.Registry) error {
 type timedStore struct {
 	oauth.TokenStore
 	system string // the kind of store, for spans
+	writes *writes
 }
 
 func (s timedStore) Put(ctx context.Context, t oauth.Token) error {
 	ctx, span := startSpan(ctx, "oauth.store put", trace.SpanKindClient)
 	start := time.Now()
 	err := s.TokenStore.Put(ctx, t)
-	s.observe("put", start, span, err)
+	s.observe(ctx, "put", start, span, err)
+	s.writes.ended(ctx, &s.writes.put, err)
 	return err
 }
 
@@ -139,7 +141,7 @@ func (s timedStore) Get(ctx context.Context, key oauth.Key) (oauth.Token, error)
 	ctx, span := startSpan(ctx, "oauth.store get", trace.SpanKindClient)
 	start := time.Now()
 	t, err := s.TokenStore.Get(ctx, key)
-	s.observe("get", start, span, err)
+	s.observe(ctx, "get", start, span, err)
 	return t, err
 }
 
@@ -147,18 +149,22 @@ func (s timedStore) Revoke(ctx context.Context, key oauth.Key) error {
 	ctx, span := startSpan(ctx, "oauth.store revoke", trace.SpanKindClient)
 	start := time.Now()
 	err := s.TokenStore.Revoke(ctx, key)
-	s.observe("revoke", start, span, err)
+	s.observe(ctx, "revoke", start, span, err)
+	s.writes.ended(ctx, &s.writes.revoke, err)
 	return err
 }
 
-// observe measures an operation that has ended, and ends its span if it has one.
-func (s timedStore) observe(operation string, start time.Time, span trace.Span, err error) {
+// observe measures an operation that has ended, and ends its span if it has one. If its caller went
+// away, nothing is broken.
+func (s timedStore) observe(ctx context.Context, operation string, start time.Time, span trace.Span, err error) {
 	result := "ok"
 	switch {
 	case errors.Is(err, oauth.ErrNotFound):
 		result = "not_found"
 	case errors.Is(err, oauth.ErrClientFull):
 		result = "refused"
+	case err != nil && errors.Is(ctx.Err(), context.Canceled):
+		result = "canceled"
 	case err != nil:
 		result = "error"
 	}

@@ -58,6 +58,8 @@ type remoteServer struct {
 	client        *http.Client
 	circuit       circuit
 
+	denied atomic.Bool // see Denied
+
 	good   remembered[struct{}]     // tokens that were active
 	faulty remembered[*RemoteError] // tokens that got no sensible answer
 
@@ -106,6 +108,10 @@ func (r *Remote) Available() bool {
 	_, ok := r.circuit.asks(r.cfg.Now())
 	return ok
 }
+
+// Denied reports whether the server answered the latest requests with [RemoteCredentials], and none
+// sensibly since. The credentials are then probably wrong; but some servers say that of a token.
+func (r *Remote) Denied() bool { return r.denied.Load() }
 
 // NewRemote creates a source that asks the introspection endpoint of cfg. It sends nothing
 // yet. An error means that the configuration is wrong.
@@ -269,6 +275,9 @@ func (r *Remote) Lookup(ctx context.Context, token Token) (*Facts, error) {
 		r.cfg.OnRequest(RemoteCanceled, took)
 		return nil, ctx.Err()
 	}
+	if failure.Kind == RemoteCredentials {
+		r.denied.Store(true)
+	}
 	outcome = failure.outcome()
 	if outcome == circuitFault {
 		r.faulty.put(id, r.cfg.Now(), failure)
@@ -277,8 +286,9 @@ func (r *Remote) Lookup(ctx context.Context, token Token) (*Facts, error) {
 	return nil, failure
 }
 
-// count reports an answer to OnRequest.
+// count reports an answer to OnRequest. It makes sense, so the server knows us.
 func (r *Remote) count(facts *Facts, took time.Duration) {
+	r.denied.Store(false)
 	if facts.Active {
 		r.cfg.OnRequest(RemoteActive, took)
 	} else {
