@@ -16,6 +16,8 @@ type bearer struct {
 	token introspect.Token
 	facts *introspect.Facts
 	realm string // of this gateway; empty for tokens from elsewhere
+	// basic is set if there is no token, but Basic credentials.
+	basic *basicCaller
 
 	// scope is what headers and placeholders say; see introduce.
 	scope string
@@ -45,7 +47,8 @@ func (b *bearer) first() *bearer {
 type bearerCtxKey struct{}
 
 // FactsFromContext returns the facts of the token with which oauth_protect let a request
-// in, for other Caddy modules. The facts are shared between requests and read-only.
+// in, for other Caddy modules. For Basic credentials these are the facts of the best token that
+// their client could fetch, without an ID, a time of issue, and an end. The facts are shared between requests and read-only.
 func FactsFromContext(ctx context.Context) (*introspect.Facts, bool) {
 	if b, ok := ctx.Value(bearerCtxKey{}).(*bearer); ok {
 		return b.facts, true

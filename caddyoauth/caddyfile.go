@@ -3,12 +3,12 @@ package caddyoauth
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"maps"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -296,9 +296,9 @@ func secretOption(client *Client) conf.Option {
 			}
 		}
 		if len(args) == 3 {
-			t, err := time.Parse(time.RFC3339, args[2])
+			t, err := conf.ParseTime("until", args[2])
 			if err != nil {
-				return d.Errf("until '%s' is not a time such as 2026-12-31T00:00:00Z", args[2])
+				return d.WrapErr(err)
 			}
 			secret.Until = t
 		}
@@ -433,6 +433,7 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 //		claim         <name> <value>...
 //		optional
 //		on            <method>...|* { ... }
+//		basic         [until <time>]
 //		max_age       <duration>
 //		header_prefix <prefix>
 //		keep_token
@@ -466,6 +467,7 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		"claim":     claimOption(&p.Claims),
 		"optional":  conf.Flag(&p.Optional),
 		"on":        onOption(&p.On),
+		"basic":     basicOption(&p.Basic),
 		"max_age":   conf.Duration(&p.MaxAge),
 		"header_prefix": conf.Text(&p.HeaderPrefix, func(prefix string) error {
 			_, err := newIdentityHeaders(prefix)
@@ -500,7 +502,7 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 				return err
 			}
 		}
-		return p.checkUpstream(realms, accepted)
+		return errors.Join(p.checkUpstream(realms, accepted), p.checkBasic(accepted))
 	})
 }
 

@@ -152,6 +152,11 @@ func addFieldToAccessLog(ctx context.Context, key string, members zapcore.Object
 func (b *bearer) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	enc.AddString("client", b.client())
 	enc.AddString("realm", b.realm)
+	if b.basic != nil {
+		for _, field := range provedBy(b.basic.out) {
+			field.AddTo(enc)
+		}
+	}
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 // realm and ID, and drops it with the client. It is safe for concurrent use.
 type clientCounts struct {
 	passed atomic.Uint64 // checks by oauth_protect that let it pass
+	basic  atomic.Uint64 // requests to protected routes with its right secret in the place of a token
 
 	mu sync.Mutex
 	// refused are the checks that didn't, by what the caller was told, and requests those to the
@@ -74,7 +75,7 @@ func (a *App) countsOf(b *bearer) *clientCounts {
 
 // clientMetrics collects what there is to tell about the clients of the configuration in force, and
 // nothing about others: series of a client that is gone are gone with it.
-type clientMetrics struct{ requests, checks, secretExpiry *prometheus.Desc }
+type clientMetrics struct{ requests, checks, basic, secretExpiry *prometheus.Desc }
 
 func newClientMetrics() clientMetrics {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
@@ -83,6 +84,7 @@ func newClientMetrics() clientMetrics {
 	return clientMetrics{
 		requests:     desc("client_requests_total", "Requests to the token, introspection and revocation endpoints in the name of a client.", "realm", "client_id", "endpoint", "result"),
 		checks:       desc("client_checks_total", "Checks of valid tokens by oauth_protect: one for each oauth_protect that a request meets.", "realm", "client_id", "result"),
+		basic:        desc("client_basic_total", "Requests to protected routes with a client's ID and secret by Basic in the place of a token.", "realm", "client_id"),
 		secretExpiry: desc("secret_expiry_timestamp_seconds", "When a client's secret stops being accepted, in seconds since 1970; +Inf for never.", "realm", "client_id", "secret"),
 	}
 }
@@ -91,6 +93,7 @@ func newClientMetrics() clientMetrics {
 func (m clientMetrics) Describe(descs chan<- *prometheus.Desc) {
 	descs <- m.requests
 	descs <- m.checks
+	descs <- m.basic
 	descs <- m.secretExpiry
 }
 
@@ -103,6 +106,9 @@ func (m clientMetrics) Collect(metrics chan<- prometheus.Metric) {
 	for _, realm := range app.realms {
 		for id, counts := range realm.counts {
 			m.collect(metrics, realm.name, id, counts)
+			if realm.takesBasic {
+				metrics <- prometheus.MustNewConstMetric(m.basic, prometheus.CounterValue, float64(counts.basic.Load()), realm.name, id)
+			}
 		}
 		for id, client := range realm.settings.Clients {
 			if client.Disabled {

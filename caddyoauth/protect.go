@@ -109,6 +109,12 @@ type Protect struct {
 	// them. Default: the same for all methods.
 	On []MethodRule `json:"on,omitempty"`
 
+	// Takes a client's ID and secret by Basic (RFC 7617) in the place of a token. Such a caller has
+	// what the best token has that the client could fetch: all its scopes, and its whole audience.
+	// The sources must accept the tokens of exactly one realm here, whose clients may do so, if
+	// `client_secret_basic` is among their methods and they can have tokens. Default: tokens alone.
+	Basic *Basic `json:"basic,omitempty"`
+
 	// Lets requests pass that would be refused, and reports them in logs and metrics. They have no
 	// identity, and tunnels and targets without a path are refused all the same. Default: refuses
 	// them.
@@ -137,7 +143,8 @@ type Protect struct {
 	// by case. Both are nil if no method has a rule of its own.
 	named, misspelt map[string]*access.Rule
 
-	challenge string // how challenges of this route begin
+	basic     *basicRoute // nil without the option
+	challenge string      // how challenges of this route begin
 	// beside is the list of routes that this handler is in. It is complete once all routes are
 	// loaded.
 	beside caddyhttp.RouteList
@@ -209,6 +216,9 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if err := checkLintIgnores(p.LintIgnore, false); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
+	if p.basic, err = p.provisionBasic(); err != nil {
+		return fmt.Errorf("oauth_protect: %w", err)
+	}
 	if p.MaxAge < 0 {
 		return errors.New("oauth_protect: max_age must be greater than zero")
 	}
@@ -229,6 +239,7 @@ func (p *Protect) prepareRejections() {
 		access.ResultRequest: {status: http.StatusBadRequest, challenge: p.challenge + `, error="invalid_request", error_description="the request must carry exactly one well-formed bearer token"`},
 		access.ResultToken:   {status: http.StatusUnauthorized, challenge: p.challenge + `, error="invalid_token", error_description="the token is not valid here"`},
 		access.ResultScope:   {status: http.StatusForbidden}, // its challenge depends on the request
+		access.ResultClient:  {status: http.StatusUnauthorized, challenge: p.challenge},
 		// The caller doesn't learn which claim. RFC 6750 has no other code for a token that grants
 		// too little.
 		access.ResultClaims:      {status: http.StatusForbidden, challenge: p.challenge + `, error="insufficient_scope", error_description="the token lacks a claim"`},
@@ -246,6 +257,9 @@ func (p *Protect) prepareRejections() {
 		no, ok := ways[e.Result]
 		if !ok {
 			continue // tunnels, which are refused before anything else
+		}
+		if p.basic == nil && (e.Cause == access.CauseBasic || e.Cause == access.CauseBusy) {
+			continue
 		}
 		no.result, no.cause, no.err = e.Result, e.Cause, errors.New("oauth: "+string(e.Result))
 		no.count = collectors.checks.WithLabelValues(p.label, string(e.Result), string(e.Cause))
@@ -268,6 +282,9 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	earlier, before := callerOf(r.Context())
 	sent := r.Header["Authorization"]
 	authorization := before.original(sent)
+	if earlier != nil && earlier.basic != nil {
+		authorization = earlier.basic.authorization
+	}
 	reports := r.URL.Opaque == "" && p.ReportOnly.holds()
 	var letIn http.Header // what an earlier handler has let in
 	if reports && earlier != nil {
@@ -286,7 +303,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		p.refusals.stripped(r, gone)
 	}
 
-	keepsToken := p.KeepToken && len(sent) == 1
+	keepsToken := p.KeepToken && len(sent) == 1 && !p.isSecret(sent)
 	b, decision := p.check(r, reports, earlier, authorization)
 	switch {
 	case !decision.Allowed && !reports:
@@ -298,7 +315,9 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		var goesOn []string // of Authorization, to the backend
 		if !decision.Allowed {
 			p.report(r, b, decision, nil)
-			goesOn = otherSchemes(sent)
+			if !p.isSecret(sent) {
+				goesOn = otherSchemes(sent)
+			}
 		} else {
 			p.anonymous.Inc()
 		}
@@ -322,8 +341,14 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	upstream := p.app.upstreamOf(b)
 	upstream.set(r)
+	if b.basic != nil {
+		w = p.basic.deprecating(w)
+	}
 	err := next.ServeHTTP(w, p.headers.identify(r, b))
 	if err != nil {
+		if b.basic != nil {
+			p.basic.deprecate(w.Header()) // error routes don't get the wrapped writer
+		}
 		// These headers are for the backend, but error routes would see them too.
 		delete(r.Header, "Authorization")
 		upstream.unset(r)
@@ -360,13 +385,16 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 	}
 	rule := p.ruleFor(r.Method)
 	var token introspect.Token
-	if earlier != nil {
+	if earlier != nil && earlier.basic == nil {
 		token = earlier.token
 	} else {
 		text, verdict := bearerToken(authorization)
 		switch verdict {
 		case tokenMissing:
-			if rule.Optional {
+			if p.basic.takes(authorization, time.Now()) {
+				return p.judgeBasic(r, span, earlier, rule, authorization)
+			}
+			if rule.Optional && earlier == nil {
 				return nil, access.Decision{Allowed: true}
 			}
 			return nil, access.Decision{Cause: access.CauseMissing}
@@ -536,6 +564,9 @@ func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, b *bearer, deci
 	} else if no.challenge != "" {
 		h.Set("WWW-Authenticate", no.challenge)
 	}
+	if no.status == http.StatusUnauthorized && p.basic.on(time.Now()) {
+		h.Add("WWW-Authenticate", p.basic.challenge)
+	}
 	if no.status == http.StatusServiceUnavailable {
 		h.Set("Retry-After", retryAfter)
 	}
@@ -579,6 +610,9 @@ func (b *bearer) refused(decision access.Decision) (fields []zap.Field) {
 	}
 	if b == nil {
 		return fields
+	}
+	if b.basic != nil {
+		return append(fields, b.basic.refused()...)
 	}
 	token := b.token // a copy, in which it is noted what is read
 	about := b.facts

@@ -71,6 +71,9 @@ type servedRealm struct {
 	counts map[string]*clientCounts
 	// upstream are by client ID, with an entry for each client that has any. The map is read-only.
 	upstream map[string]upstreamHeaders
+	// takesBasic is set if there is a route where its clients may use Basic. Provisioning such a
+	// route sets it.
+	takesBasic bool
 	// engine is nil until the app's Start. Use await.
 	engine *oauth.Engine
 }

@@ -383,7 +383,11 @@ func (e *route) countClient(out oauth.Outcome, result string) {
 
 // sender returns the fields that say who sent a request and how that was proved.
 func sender(r *http.Request, out oauth.Outcome) []zap.Field {
-	fields := []zap.Field{zap.String("remote_ip", clientIP(r))}
+	return append([]zap.Field{zap.String("remote_ip", clientIP(r))}, provedBy(out)...)
+}
+
+// provedBy returns the fields that say how it was proved who sent a request.
+func provedBy(out oauth.Outcome) (fields []zap.Field) {
 	if out.AuthMethod != "" {
 		fields = append(fields, zap.String("auth_method", out.AuthMethod))
 	}

@@ -32,6 +32,12 @@ const (
 	CauseTunnel Cause = "tunnel"
 	// CauseInsecure means that the request came over plain HTTP from another machine.
 	CauseInsecure Cause = "insecure"
+	// CauseBasic means that Basic credentials, which the route takes, are not those of a client that
+	// may use them here.
+	CauseBasic Cause = "basic"
+	// CauseBusy means that so many slow hashes are under way that nobody could tell whether Basic
+	// credentials are right.
+	CauseBusy Cause = "busy"
 	// CauseOutage means that nobody could find out what the token means.
 	CauseOutage Cause = "outage"
 	// CauseCanceled means that the caller went away before anybody could.
@@ -46,6 +52,7 @@ const (
 	ResultMissing     Result = "missing_token"
 	ResultRequest     Result = "invalid_request"
 	ResultToken       Result = "invalid_token"
+	ResultClient      Result = "invalid_client"
 	ResultScope       Result = "insufficient_scope"
 	ResultClaims      Result = "insufficient_claims"
 	ResultPath        Result = "ambiguous_path"
@@ -90,12 +97,14 @@ var Explanations = []Explanation{
 	{introspect.CauseBinding, ResultToken, "The token is bound to a key (`cnf`), which the gateway doesn't check and so doesn't accept.", "Have the issuer issue bearer tokens for this service."},
 	{CauseNamesNobody, ResultToken, "The token has neither a client nor a subject.", "Name the issuer's claim with `client_claim`, if it has one."},
 	{CauseUnfit, ResultToken, "The token's client, subject, issuer or scopes don't fit into headers: too long, with control characters, or with spaces at an end.", "Have the issuer use other names."},
+	{CauseBasic, ResultClient, "The request has Basic credentials, which the route takes, but they are not those of a client that may use them here.", "See the event's `reason`: `wrong_secret`, `unknown_client`, `client_disabled`, `auth_method_not_allowed`, `no_tokens` (the client has no scopes, or no grant type), or `malformed_authorization`."},
 	{CauseScope, ResultScope, "The token is good and lacks a scope.", "Compare `want` with `has`; the client must ask for the scope, and be allowed to."},
 	{CauseClaim, ResultClaims, "The token is good and lacks a claim.", "See that the issuer puts one of `want` into the token's `claim`. The log doesn't hold what the token has there, which may be about a person."},
 	{CauseAmbiguousPath, ResultPath, "A backend could read the path differently from the matchers of Caddy.", "See `allow_ambiguous_paths` if the path is legitimate."},
 	{CauseTunnel, ResultTunnel, "The request asks for a tunnel through the gateway.", "Nothing, unless it is a client of yours: only WebSockets can pass."},
 	{CauseInsecure, ResultInsecure, "The request came over plain HTTP from another machine.", "Use HTTPS, or set `trusted_proxies` for a proxy that does."},
 	{CauseOutage, ResultUnavailable, "The store or another server could not be asked, so nobody knows what the token means.", "See the line at level `error` of the same moment, and [503](#503)."},
+	{CauseBusy, ResultUnavailable, "The request has Basic credentials, and too many secrets are being checked at once.", "See [503](#503)."},
 	{CauseCanceled, ResultCanceled, "The caller went away before it was known what the token means.", "Nothing, unless it is often: then see how long the store and other servers take."},
 }
 

@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -123,6 +124,15 @@ func ParseDuration(option, text string) (caddy.Duration, error) {
 		return 0, fmt.Errorf("%s: '%s' is not a duration, such as 30s, 5m or 1h", option, text)
 	}
 	return caddy.Duration(duration), nil
+}
+
+// ParseTime returns text as a point in time (RFC 3339). The error names the option.
+func ParseTime(option, text string) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%s '%s' is not a time such as 2026-12-31T00:00:00Z", option, text)
+	}
+	return t, nil
 }
 
 // one returns an option with one argument, which parse turns into a value.
