@@ -28,7 +28,7 @@
 //	report.go              requests that pass although they would be refused
 //	order.go               refuses a configuration that uses an identity before it is known
 //	lint.go                finds what loads in silence and should not; what exactly, in lint_locked.go
-//	                       and lint_doubtful.go
+//	                       and lint_doubtful.go; what is known of order and matchers, in lint_routes.go
 //	transport.go, path.go  which connections and which paths are acceptable
 //	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret

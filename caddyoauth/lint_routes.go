@@ -1,0 +1,179 @@
+package caddyoauth
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// What can be said about the order of handlers, and about matchers, without any request. When in
+// doubt the answer is no, so that what is certain remains so.
+
+// before yields the handlers of a server that may run before h, with the routes around each that a
+// request must match to get there, except those around h as well.
+func (h *lintHandler) before(yield func(earlier *lintHandler, around []*lintRoute) bool) {
+	var all func(r *lintRoute, handlers []*lintHandler, around []*lintRoute) bool
+	all = func(r *lintRoute, handlers []*lintHandler, around []*lintRoute) bool {
+		for _, earlier := range handlers {
+			if !yield(earlier, around) {
+				return false
+			}
+			inside := earlier.routes
+			if invoke, ok := earlier.module.(*caddyhttp.Invoke); ok {
+				if named := r.server.named[invoke.Name]; named != nil && len(around) < maxDepth && !slices.Contains(around, named) {
+					inside = []*lintRoute{named}
+				}
+			}
+			for _, r := range inside {
+				if !all(r, r.handlers, append(slices.Clip(around), r)) {
+					return false
+				}
+			}
+		}
+		return true
+	}
+	for at := h; at != nil; at = at.route.in {
+		r := at.route
+		if !all(r, r.handlers[:at.index], nil) {
+			return
+		}
+		for _, other := range r.beside[:r.index] {
+			// After a terminal route, and after one of its group, this one doesn't run.
+			if other.Terminal || other.Group != "" && other.Group == r.Group {
+				continue
+			}
+			if !all(other, other.handlers, []*lintRoute{other}) {
+				return
+			}
+		}
+	}
+}
+
+// maxDepth bounds how deep named routes are followed, which may invoke each other.
+const maxDepth = 16
+
+// chain returns the routes around the handler, the outermost first.
+func (h *lintHandler) chain() (routes []*lintRoute) {
+	for at := h; at != nil; at = at.route.in {
+		routes = append(routes, at.route)
+	}
+	slices.Reverse(routes)
+	return routes
+}
+
+// demands are sets of matchers: a request matches if it matches all of one set. A set is a list of
+// maps because routes inside each other may have the same kind of matcher.
+type demands [][]caddy.ModuleMap
+
+// maxDemands bounds the sets, which multiply with each route.
+const maxDemands = 256
+
+// demandsOf returns what a request must match to get through the routes, and whether it is known.
+func demandsOf(routes []*lintRoute) (demands, bool) {
+	all := demands{nil}
+	for _, r := range routes {
+		sets := r.match()
+		if len(sets) == 0 {
+			continue
+		}
+		var next demands
+		for _, so := range all {
+			for _, set := range sets {
+				next = append(next, append(slices.Clip(so), set))
+			}
+		}
+		if all = next; len(all) > maxDemands {
+			return nil, false
+		}
+	}
+	return all, true
+}
+
+// cover reports whether the matchers of a route surely match all requests that meet the demands.
+func cover(sets []caddy.ModuleMap, special demands) bool {
+	if len(sets) == 0 {
+		return true
+	}
+	for _, demand := range special {
+		covers := func(set caddy.ModuleMap) bool {
+			for name, raw := range set {
+				if !slices.ContainsFunc(demand, func(d caddy.ModuleMap) bool { return matcherCovers(name, raw, d[name]) }) {
+					return false
+				}
+			}
+			return true
+		}
+		if !slices.ContainsFunc(sets, covers) {
+			return false
+		}
+	}
+	return true
+}
+
+// matcherCovers reports whether a matcher surely matches whatever another one of its kind does.
+func matcherCovers(name string, general, special json.RawMessage) bool {
+	if special == nil || string(general) == "null" || string(special) == "null" {
+		return false
+	}
+	if bytes.Equal(general, special) {
+		return true
+	}
+	covers, ok := map[string]func(general, special string) bool{
+		"path": pathCovers, "host": hostCovers, "method": func(a, b string) bool { return a == b }, "protocol": func(a, b string) bool { return a == b },
+	}[name]
+	var generals, specials []string
+	if !ok || json.Unmarshal(general, &generals) != nil || json.Unmarshal(special, &specials) != nil {
+		return false
+	}
+	for _, s := range specials {
+		if !slices.ContainsFunc(generals, func(g string) bool { return covers(g, s) }) {
+			return false
+		}
+	}
+	return len(specials) > 0
+}
+
+// pathCovers reports whether one pattern of the matcher path surely matches whatever another does.
+func pathCovers(general, special string) bool {
+	general, special = strings.ToLower(general), strings.ToLower(special)
+	if general == special || general == "*" || general == "/*" {
+		return true
+	}
+	// These have rules of their own.
+	if strings.ContainsAny(general, "{%") || strings.Contains(general, "//") || strings.ContainsAny(special, "{%") || strings.Contains(special, "//") {
+		return false
+	}
+	prefix, ok := strings.CutSuffix(general, "*")
+	if !ok || strings.ContainsAny(prefix, "*?[\\") {
+		return false
+	}
+	if i := strings.IndexAny(special, "*?[\\"); i >= 0 {
+		special = special[:i]
+	}
+	return strings.HasPrefix(special, prefix)
+}
+
+// hostCovers reports whether one pattern of the matcher host surely matches whatever another does.
+func hostCovers(general, special string) bool {
+	if strings.EqualFold(general, special) {
+		return true
+	}
+	if strings.ContainsAny(general+special, "{") {
+		return false
+	}
+	domain, ok := strings.CutPrefix(strings.ToLower(general), "*.")
+	if !ok || strings.Contains(domain, "*") {
+		return false
+	}
+	_, of, ok := strings.Cut(strings.ToLower(special), ".")
+	return ok && of == domain
+}
+
+// surely reports whether every request that meets the demands matches all the routes.
+func surely(routes []*lintRoute, special demands) bool {
+	return !slices.ContainsFunc(routes, func(r *lintRoute) bool { return !cover(r.match(), special) })
+}
