@@ -79,6 +79,8 @@ func goldenEnvironment(t testing.TB) {
 	certFile, keyFile, _ := certificate(t)
 	t.Setenv("OAUTH_TEST_CERT", certFile)
 	t.Setenv("OAUTH_TEST_KEY", keyFile)
+	t.Setenv("OAUTH_TEST_ENCRYPTION_KEY", leakedSecret+strings.Repeat("1", 32))
+	t.Setenv("OAUTH_TEST_FORMER_KEY", leakedSecret+strings.Repeat("2", 32))
 }
 
 // Every option has a file that shows its JSON, and every mistake one that shows its error. After an

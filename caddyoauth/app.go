@@ -17,6 +17,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/keys"
 )
 
 func init() {
@@ -39,6 +41,14 @@ type App struct {
 	// The cache of what tokens mean.
 	Cache *CacheSettings `json:"cache,omitempty"`
 
+	// Secrets that protect keys at rest: each exactly `{env.NAME}` or `{file./path}`, of at least 32
+	// characters. The keys of self-contained tokens lie in the token store, encrypted with
+	// AES-256-GCM under the first of these; the others decrypt what was encrypted before. Losing them
+	// loses the keys, and ends the tokens. Required for self-contained tokens in `redis`, where
+	// whoever can read the store could make tokens otherwise. Default: none; the keys lie in the
+	// store as they are.
+	EncryptionKeys []string `json:"encryption_keys,omitempty"`
+
 	// The realms by name. Each realm is an authorization server of its own, with its own
 	// issuer, clients and tokens; a token of one realm is refused by every other. The
 	// endpoints of the realm `root` are directly below the base path. Its settings, except
@@ -55,6 +65,7 @@ type App struct {
 	ctx    caddy.Context
 	logger *zap.Logger
 	opener storeOpener
+	cipher *keys.Cipher            // by EncryptionKeys; nil without them
 	realms map[string]*servedRealm // those that are served, by name
 
 	// What all handlers together need. Only register adds to it. It is complete when the last
@@ -144,10 +155,26 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading the token store: %w", err)
 	}
 	a.opener = mod.(storeOpener)
+	if err := a.provisionEncryption(); err != nil {
+		return err
+	}
 	if err := a.provisionRealms(); err != nil {
 		return err
 	}
 	a.warnOfDebug()
+	return nil
+}
+
+func (a *App) provisionEncryption() (err error) {
+	secrets := make([]string, len(a.EncryptionKeys))
+	for i, reference := range a.EncryptionKeys {
+		if secrets[i], err = conf.ResolveSecret(reference); err != nil {
+			return fmt.Errorf("encryption_keys: %w", err)
+		}
+	}
+	if a.cipher, err = keys.NewCipher(secrets...); err != nil {
+		return fmt.Errorf("encryption_keys: %w", err)
+	}
 	return nil
 }
 
@@ -205,6 +232,9 @@ func (a *App) provisionRealms() error {
 			return fmt.Errorf("realms %q and %q have the same issuer %s; each needs its own", other, name, r.settings.Issuer)
 		}
 		issuers[issuer] = name
+		if _, shared := a.opener.(*RedisStore); shared && r.selfContained() && a.cipher == nil {
+			return fmt.Errorf("realm %q has self-contained tokens, whose keys lie in Redis: give an encryption_key, or whoever can read that Redis can make tokens", name)
+		}
 		r.app = a
 		r.handOnCounts(before)
 		a.credentials = append(a.credentials, r.upstreamNames()...)

@@ -63,7 +63,18 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		}),
 		"cache":       cacheOption(&app.Cache),
 		"lint_ignore": lintIgnoreOption(&app.LintIgnore, true),
-		"realm":       realmOption(app.Realms),
+		"encryption_key": conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
+			args, err := conf.Args(d, 1, 1)
+			if err != nil {
+				return err
+			}
+			if !conf.IsSecretReference(args[0]) {
+				return d.WrapErr(conf.ErrLiteralSecret)
+			}
+			app.EncryptionKeys = append(app.EncryptionKeys, args[0])
+			return conf.NoBlock(d, "encryption_key")
+		})),
+		"realm": realmOption(app.Realms),
 	})
 	if err := options.Read(d, "oauth"); err != nil {
 		return nil, err
@@ -143,7 +154,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 //	issuer         <url>
 //	no_openid_configuration
 //	token_lifetime <duration>
-//	token_format   opaque
+//	token_format   opaque|sealed
 //	limit          tokens <n> <duration>
 //	default_scopes <scope>...
 //	client         <id> { ... }
@@ -206,6 +217,7 @@ func limitOption(limits **Limits) conf.Option {
 //		audience       <audience>...
 //		grant_types    client_credentials|none
 //		auth           client_secret_basic|client_secret_post...
+//		token_format   opaque|sealed
 //		token_lifetime <duration>
 //		limit          tokens <n> <duration>
 //		introspect     own|audience [<audience>...]|realm
@@ -248,6 +260,7 @@ func clientOption(realm *Realm) conf.Option {
 				_, err := client.authMethods()
 				return err
 			}),
+			"token_format":   conf.Text(&client.TokenFormat, checkTokenFormat),
 			"token_lifetime": conf.Lifetime(&client.TokenLifetime),
 			"limit":          limitOption(&client.Limits),
 			"introspect": conf.Func(func(d *caddyfile.Dispenser) error {

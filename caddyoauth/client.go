@@ -49,6 +49,9 @@ type Client struct {
 	// these.
 	Auth []string `json:"auth,omitempty"`
 
+	// What its tokens look like: `opaque` or `sealed`; see the realm's. Default: the realm's.
+	TokenFormat string `json:"token_format,omitempty"`
+
 	// How long its tokens live, in whole seconds, at most a year. Default: the realm's.
 	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
 
@@ -119,13 +122,10 @@ type ClientSecret struct {
 
 	// When the secret stops being accepted, without a reload. Default: never.
 	Until time.Time `json:"until,omitzero"`
-
-	// published is set if everybody can read it in the documents.
-	published bool
 }
 
 // provision checks the client's settings and turns them into what the engine uses.
-func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []string, limits Limits, logger *zap.Logger) (*oauth.Client, error) {
+func (cc *Client) provision(id, format string, lifetime caddy.Duration, realmDefaults []string, limits Limits, logger *zap.Logger) (*oauth.Client, error) {
 	if err := conf.CheckClientID(id); err != nil {
 		return nil, err
 	}
@@ -156,6 +156,10 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 	if err != nil {
 		return nil, err
 	}
+	format = cmp.Or(cc.TokenFormat, format)
+	if err := checkTokenFormat(format); err != nil {
+		return nil, err
+	}
 	lifetime = cmp.Or(cc.TokenLifetime, lifetime)
 	if err := conf.CheckLifetime("token_lifetime", lifetime); err != nil {
 		return nil, err
@@ -170,7 +174,7 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 	}
 	c := &oauth.Client{
 		ID: id, Scopes: cc.Scopes, DefaultScopes: defaults, Audience: cc.Audience,
-		GrantTypes: grants, Auth: auth, TokenLifetime: time.Duration(lifetime),
+		GrantTypes: grants, Auth: auth, TokenFormat: format, TokenLifetime: time.Duration(lifetime),
 		Introspect: introspect, IntrospectAudience: introspectAudience, Disabled: cc.Disabled,
 	}
 	if tokens := limits.Tokens; tokens != nil {
@@ -195,11 +199,6 @@ func (cc *Client) provision(id string, lifetime caddy.Duration, realmDefaults []
 		logger.Warn("all secrets of a client have expired: it can't authenticate", zap.String("client_id", id))
 	}
 	return c, nil
-}
-
-// published reports whether everybody can read a secret of the client in the documents.
-func (cc *Client) published() bool {
-	return slices.ContainsFunc(cc.Secrets, func(s ClientSecret) bool { return s.published && (s.Until.IsZero() || time.Now().Before(s.Until)) })
 }
 
 // or returns these limits, completed by others.
@@ -306,7 +305,7 @@ func (cc *Client) introspects(id string) (whose string, audience []string, err e
 var errLiteralClientSecret = fmt.Errorf("%w; or give its hash, which 'caddy oauth hash-secret' makes", conf.ErrLiteralSecret)
 
 // provision resolves references and parses the hash. No error holds the secret.
-func (sc *ClientSecret) provision() (*oauth.Secret, error) {
+func (sc ClientSecret) provision() (*oauth.Secret, error) {
 	if (sc.Secret == "") == (sc.Hash == "") {
 		return nil, errors.New("give either a reference to the secret or its hash")
 	}
@@ -320,7 +319,6 @@ func (sc *ClientSecret) provision() (*oauth.Secret, error) {
 			return nil, err
 		}
 	}
-	sc.published = publishedSecrets[value]
 	secret, err := oauth.HashedSecret(value)
 	switch {
 	case sc.Hash != "" && err != nil:

@@ -116,7 +116,8 @@ func readToken(cmd *cobra.Command) (string, error) {
 type tokenKind string
 
 const (
-	kindGateway tokenKind = "gateway" // the form of those that are issued here
+	kindGateway tokenKind = "gateway" // the form of opaque tokens that are issued here
+	kindSealed  tokenKind = "sealed"  // the form of sealed tokens that are issued here
 	kindJWT     tokenKind = "jwt"     // signed
 	kindJWE     tokenKind = "jwe"     // encrypted: the claims can't be read
 	kindOther   tokenKind = "other"
@@ -152,6 +153,13 @@ func inspectToken(token string) (*toldByToken, error) {
 			return nil, fmt.Errorf("the token begins as those of this gateway do, with %s, but can't be one: part of it is missing or changed, or its expiry is beyond the year 9999", oauth.TokenPrefix)
 		}
 		told.Kind, told.Expires = kindGateway, &expiry
+		return told, nil
+	}
+	if strings.HasPrefix(token, oauth.SealedPrefix) {
+		if !oauth.HasForm(token) {
+			return nil, fmt.Errorf("the token begins as the sealed tokens of this gateway do, with %s, but can't be one: part of it is missing", oauth.SealedPrefix)
+		}
+		told.Kind = kindSealed
 		return told, nil
 	}
 	parts := strings.Split(token, ".")
@@ -213,6 +221,7 @@ func (t *toldByToken) print(w io.Writer, now time.Time) error {
 	var rows strings.Builder
 	fmt.Fprintf(&rows, "kind\t%s\n", map[tokenKind]string{
 		kindGateway: "issued by this gateway or another one, by its form",
+		kindSealed:  "sealed by this gateway or another one, by its form: only that can read it",
 		kindJWT:     "JWT",
 		kindJWE:     "encrypted JWT: only its recipient can read the claims",
 		kindOther:   "other: only the server that issued it can tell",

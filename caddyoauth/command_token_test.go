@@ -49,6 +49,11 @@ token_id  ID
 expires   2020-01-01T00:00:00.25Z, which has passed
 verified  no: this is only what the token says
 `, `{"kind":"gateway","token_id":"ID","expires":"2020-01-01T00:00:00.25Z","verified":false}`},
+		{"sealed", "coe_" + strings.Repeat("A", 80), `
+kind      sealed by this gateway or another one, by its form: only that can read it
+token_id  ID
+verified  no: this is only what the token says
+`, `{"kind":"sealed","token_id":"ID","verified":false}`},
 		{"a JWT", jwtOf(`{"typ":"at+jwt","alg":"ES256","kid":"k1","x5c":["secret"]}`,
 			`{"sub":"robot","iss":"https://issuer.example.com","aud":["a","b"],"client_id":"c","scope":"read write","exp":4102444799,"nbf":4102444000,"iat":1577836800,"email":"x@example.com"}`), `
 kind             JWT
@@ -158,6 +163,7 @@ func TestTokenInspectRefuses(t *testing.T) {
 		{"not ASCII", "canary\xff", nil, "in one line"},
 		{"too long", "canary" + strings.Repeat("x", 16<<10), nil, "longer than 16384 bytes"},
 		{"ours, cut short", ours[:40] + "canary", nil, "part of it is missing or changed"},
+		{"sealed, cut short", "coe_AAAA", nil, "part of it is missing"},
 		{"ours, of another version", "coa_B" + ours[5:], nil, "part of it is missing or changed"},
 		{"ours, with an expiry that can't be", tokenUntil(1<<48 - 1), nil, "beyond the year 9999"},
 		{"ours, with an expiry that can't be, as JSON", tokenUntil(1<<48 - 1), []string{"--json"}, "beyond the year 9999"},

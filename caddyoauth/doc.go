@@ -28,7 +28,7 @@
 //	report.go              requests that pass although they would be refused
 //	order.go               refuses a configuration that uses an identity before it is known
 //	lint.go                finds what loads in silence and should not; what exactly, in lint_locked.go
-//	                       and lint_doubtful.go; what is known of order and matchers, in lint_routes.go
+//	                       and lint_doubtful.go
 //	transport.go, path.go  which connections and which paths are acceptable
 //	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret
@@ -36,8 +36,9 @@
 //	observe.go             spans, and the trace that goes along to other servers
 //
 // The rules of OAuth are in internal/oauth, the decision whether a request may pass in
-// internal/access, the stores in internal/store, reading a configuration in internal/conf, and the
-// cache and the sources of tokens in package introspect. Imports go down only.
+// internal/access, the keys of self-contained tokens in internal/keys, the stores in
+// internal/store, reading a configuration in internal/conf, and the cache and the sources of tokens
+// in package introspect. Imports go down only.
 //
 // A realm is an authorization server. Provision reads its settings. Its engine, an oauth.Engine
 // over the shared store and cache, exists once Start is over; earlier requests wait for it.

@@ -284,7 +284,7 @@ func wantE401(t testing.TB, a answer, realm string, sent ...string) {
 // tokenAnswer is a successful token response, byte for byte: four members in the documented
 // order and no other token, access_token of VSCHARs, expires_in an integer (RFC 6749 sections
 // 4.4.3 and 5.1).
-var tokenAnswer = regexp.MustCompile(`^\{"access_token":"(coa_[A-Za-z0-9_-]{50,80})","scope":"([^"]+)","token_type":"Bearer","expires_in":([0-9]+)\}$`)
+var tokenAnswer = regexp.MustCompile(`^\{"access_token":"(co[ae]_[A-Za-z0-9_-]{50,200})","scope":"([^"]+)","token_type":"Bearer","expires_in":([0-9]+)\}$`)
 
 // wantToken checks a successful token response and returns the token. If scope is empty, any
 // will do.

@@ -104,6 +104,13 @@ func TestImportsGoDown(t *testing.T) {
 			"net/http":                                 opensNothing,
 			"context":                                  opensNothing,
 		},
+		"caddyoauth/internal/keys": {
+			"github.com/caddyserver":                  caddyIsTheTop,
+			modulePath + "/caddyoauth/internal/store": "a ring is bytes; who puts them into a store is above",
+			"net/http":        noServer,
+			"os":              opensNothing,
+			"go.uber.org/zap": "keys return their errors; who logs them is above",
+		},
 		"caddyoauth/internal/store": {
 			"github.com/caddyserver": caddyIsTheTop,
 			"net/http":               "a store answers calls, not requests",

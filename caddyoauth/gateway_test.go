@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -44,12 +45,14 @@ const (
 	testSecret = "abc"
 )
 
-// variant is one combination of store and cache. What a gateway answers must not depend on it.
+// variant is one combination of store, cache and token format. What a gateway answers must not
+// depend on it.
 type variant struct {
-	name, store, cache string
+	name, store, cache, format string
 }
 
-// variants returns all combinations of stores and caches. They must behave alike.
+// variants returns all combinations of stores and caches for opaque tokens, and some for sealed
+// ones. They must behave alike.
 func variants(t testing.TB) []variant {
 	var all []variant
 	stores := []string{"bbolt", "memory"}
@@ -58,7 +61,10 @@ func variants(t testing.TB) []variant {
 	}
 	for _, store := range stores {
 		for name, cache := range map[string]string{"cache on": "", "tiny cache": "cache {\n max_tokens 1\n}", "no cache": "cache off"} {
-			all = append(all, variant{store + ", " + name, store, cache})
+			all = append(all, variant{store + ", " + name, store, cache, "opaque"})
+			if (store == "memory") == (name == "no cache") && name != "tiny cache" {
+				all = append(all, variant{store + ", " + name + ", sealed", store, cache, "sealed"})
+			}
 		}
 	}
 	return all
@@ -73,7 +79,20 @@ func (v variant) options(t testing.TB) string {
 	case "redis":
 		line += " " + redistest.Start(t).Addr
 	}
+	if v.format != "opaque" {
+		line += "\ntoken_format " + v.format + "\nencryption_key {file." + encryptionKeyFile(t) + "}"
+	}
 	return line + "\n" + v.cache + "\n"
+}
+
+// encryptionKeyFile makes a file with an encryption key, always the same.
+func encryptionKeyFile(t testing.TB) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "encryption-key")
+	if err := os.WriteFile(path, []byte("an encryption key of 40 characters, or so\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // gateway is Caddy in this process, with a backend behind it. There is only one at a time.

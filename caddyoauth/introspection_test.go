@@ -237,7 +237,7 @@ func TestDeadTokensLookAlike(t *testing.T) {
 			tokens := map[string]string{
 				"unknown": "nobody-issued-this", "expired": expired, "revoked": revoked, "of a disabled client": ofLeaving, "of another realm": ofAlpha,
 				"cut short": mine[:len(mine)-1], "followed by a letter": mine + "A", "in another case": strings.ToUpper(mine),
-				"without its prefix": strings.TrimPrefix(mine, "coa_"), "only a prefix": "coa_", "a space": " ", "of two lines": "a\nb", "markup": "<script>alert(1)</script>",
+				"without its prefix": mine[4:], "only a prefix": "coa_", "a space": " ", "of two lines": "a\nb", "markup": "<script>alert(1)</script>",
 				"a JWT": "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.", "10 KiB long": strings.Repeat("x", 10<<10), "surrounded by spaces": " " + mine + " ",
 			}
 			const inactive, nothing = `{"active":false}`, `{}`

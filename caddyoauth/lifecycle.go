@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/keys"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/introspect"
 )
@@ -156,7 +157,8 @@ func (a *App) start() error {
 	a.logger.Info("token store is open", zap.String("store", key), zap.Bool("shared_with_previous_config", shared))
 
 	for _, r := range a.realms {
-		r.settings.Store, r.settings.Cache, r.settings.Coherent = opened.store, opened.cache, opened.coherent
+		r.settings.Store, r.settings.Keys = opened.store, opened.keys
+		r.settings.Cache, r.settings.Coherent = opened.cache, opened.coherent
 		r.settings.Hasher = hasher()
 		r.settings.MaxAge = time.Duration(a.Cache.MaxAge)
 		if a.Cache.Disabled {
@@ -287,7 +289,94 @@ func (a *App) agree(ctx context.Context) error {
 		for id := range r.settings.Clients {
 			shared.Generations[id] = generations[oauth.ClientRef{Realm: r.name, ClientID: id}]
 		}
-		r.engine.Share(shared)
+		ring, err := a.ringOf(ctx, r)
+		if err != nil {
+			return fmt.Errorf("loading the keys of realm %q: %w", r.name, err)
+		}
+		if ring != nil {
+			shared.Epoch, shared.SealKeys = ring.Epoch(), ring.Seals()
+		}
+		if err := r.engine.Share(shared); err != nil {
+			return fmt.Errorf("realm %q: %w", r.name, err)
+		}
+	}
+	return nil
+}
+
+// ringOf returns the keys of a realm's self-contained tokens. If there are none, it makes them, or
+// returns nil if the realm issues no such tokens. It never replaces keys that are there: a ring
+// that can't be read is an error.
+func (a *App) ringOf(ctx context.Context, r *servedRealm) (*keys.Ring, error) {
+	store, needed := a.run.opened.keys, r.selfContained()
+	switch {
+	case store == nil && needed:
+		return nil, errors.New("this kind of token store can't serve self-contained tokens")
+	case store == nil:
+		return nil, nil
+	}
+	if needed {
+		if err := store.Keeps(ctx); err != nil {
+			return nil, err
+		}
+	}
+	for {
+		stored, err := store.Keys(ctx, r.name)
+		switch {
+		case err != nil:
+			return nil, err
+		case stored != nil:
+			ring, err := keys.Read(r.name, stored, a.cipher)
+			if errors.Is(err, keys.ErrNotConfigured) && !needed {
+				a.logger.Warn("the realm's self-contained tokens of before are refused: their keys are encrypted under an encryption_key that is no longer configured", zap.String("realm", r.name))
+				return nil, nil
+			}
+			return ring, err
+		case !needed:
+			return nil, nil
+		}
+		ring, err := keys.New(r.name, time.Now(), a.cipher)
+		if err != nil {
+			return nil, err
+		}
+		if swapped, err := store.SwapKeys(ctx, r.name, nil, ring.Stored()); err != nil || swapped {
+			return ring, err
+		} // otherwise another gateway was quicker
+	}
+}
+
+// encryptAnew encrypts the realms' keys under the encryption key that is now the first. Only a
+// configuration in force does it: the one before it may not have that key.
+func (a *App) encryptAnew(ctx context.Context) error {
+	store := a.run.opened.keys
+	if store == nil {
+		return nil
+	}
+	for _, r := range a.realms {
+		stored, err := store.Keys(ctx, r.name)
+		if err != nil {
+			return err
+		}
+		if stored == nil {
+			continue
+		}
+		ring, err := keys.Read(r.name, stored, a.cipher)
+		if errors.Is(err, keys.ErrNotConfigured) && !r.selfContained() {
+			continue // see ringOf
+		}
+		if err != nil {
+			return err
+		}
+		ring, changed, err := ring.Encrypted(a.cipher)
+		if err != nil {
+			return err
+		}
+		if !changed {
+			continue
+		}
+		// If another gateway was quicker, it has done this or something later.
+		if _, err := store.SwapKeys(ctx, r.name, stored, ring.Stored()); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -333,6 +422,9 @@ func (a *App) commit(ctx context.Context) error {
 	if a.usesStore {
 		if err := a.run.opened.store.Retire(ctx, a.activeClients()); err != nil {
 			return fmt.Errorf("recording which clients are gone: %w", err)
+		}
+		if err := a.encryptAnew(ctx); err != nil {
+			return fmt.Errorf("encrypting keys under the first encryption_key: %w", err)
 		}
 	}
 	a.run.committed = true
@@ -509,6 +601,8 @@ func (noStore) open(string, *openStore) (oauth.TokenStore, error) { return nil, 
 // openStore is an entry of openStores: a store and the cache that belongs to it.
 type openStore struct {
 	store oauth.TokenStore // nil for noStore
+	// keys is the store's ability to serve self-contained tokens; nil if it has none.
+	keys  oauth.KeyStore
 	cache *introspect.Cache
 	// coherent is nil for a store that no other gateway writes to; see introspect.Coherent.
 	coherent func() bool
@@ -548,6 +642,9 @@ func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (*openS
 	system := "other"
 	if module, ok := opener.(caddy.Module); ok {
 		system = module.CaddyModule().ID.Name()
+	}
+	if able, ok := store.(oauth.KeyStore); ok {
+		s.keys = timedKeys{able, system, &s.writes}
 	}
 	s.store = timedStore{store, system, &s.writes}
 	return s, nil

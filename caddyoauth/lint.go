@@ -176,7 +176,6 @@ type linted struct {
 	realms  map[string]*servedRealm // the app's
 	servers []*lintServer
 	ignores map[*LintIgnore]*lintIgnoreUse
-	clients map[string]*lintClients // by the names of their realms
 	// inUse is set where other requests may already use the modules. Only Caddy's own and ours are
 	// then written again; see lintCheck.certain.
 	inUse bool

@@ -2,12 +2,8 @@ package caddyoauth
 
 import (
 	"fmt"
-	"io/fs"
-	"maps"
 	"os"
-	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -46,48 +42,5 @@ func TestFindingsAreExplained(t *testing.T) {
 		if !strings.HasSuffix(c.means, ".") || !strings.HasSuffix(c.do, ".") || c.find == nil {
 			t.Errorf("%s is not explained, or not looked for", c.code)
 		}
-	}
-}
-
-// The secrets that everybody can read are those in the documents and examples, no more and no less.
-func TestPublishedSecretsAreThoseOfTheDocuments(t *testing.T) {
-	found := make(map[string]bool)
-	hash := regexp.MustCompile(`\$(?:sha256|argon2id|2[aby]|pbkdf2-sha256|pbkdf2-sha512)\$[^\s` + "`" + `…]{40,}`)
-	secret := regexp.MustCompile(`-u ["']?[^\s:"']+:([^\s"'$]+)|SECRET=(cos_\S+|demo-\S+)|(?m:^# ?)?Demo secret[^:]*: (\S+)|Its secret is "(\w+)"`)
-	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() && strings.HasPrefix(d.Name(), ".") && d.Name() != ".." || d.Name() == "testdata" {
-			return filepath.SkipDir
-		}
-		name := d.Name()
-		switch {
-		case d.IsDir():
-			return nil
-		case strings.HasSuffix(name, ".demo-secret"):
-			text, err := os.ReadFile(path)
-			found[strings.TrimSpace(string(text))] = true
-			return err
-		case strings.HasSuffix(name, ".md"), strings.HasPrefix(name, "Caddyfile"):
-			text, err := os.ReadFile(path)
-			for _, m := range hash.FindAllString(string(text), -1) {
-				found[m] = true
-			}
-			for _, m := range secret.FindAllStringSubmatch(string(text), -1) {
-				found[strings.Join(m[1:], "")] = true
-			}
-			return err
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !maps.Equal(found, publishedSecrets) {
-		for _, s := range slices.Sorted(maps.Keys(found)) {
-			t.Logf("\t%q: true,", s)
-		}
-		t.Errorf("publishedSecrets should be the %d above", len(found))
 	}
 }

@@ -132,7 +132,7 @@ func (s timedStore) Put(ctx context.Context, t oauth.Token) error {
 	ctx, span := startSpan(ctx, "oauth.store put", trace.SpanKindClient)
 	start := time.Now()
 	err := s.TokenStore.Put(ctx, t)
-	s.observe(ctx, "put", start, span, err)
+	observeStore(ctx, "put", s.system, start, span, err)
 	s.writes.ended(ctx, &s.writes.put, err)
 	return err
 }
@@ -141,7 +141,7 @@ func (s timedStore) Get(ctx context.Context, key oauth.Key) (oauth.Token, error)
 	ctx, span := startSpan(ctx, "oauth.store get", trace.SpanKindClient)
 	start := time.Now()
 	t, err := s.TokenStore.Get(ctx, key)
-	s.observe(ctx, "get", start, span, err)
+	observeStore(ctx, "get", s.system, start, span, err)
 	return t, err
 }
 
@@ -149,17 +149,41 @@ func (s timedStore) Revoke(ctx context.Context, key oauth.Key) error {
 	ctx, span := startSpan(ctx, "oauth.store revoke", trace.SpanKindClient)
 	start := time.Now()
 	err := s.TokenStore.Revoke(ctx, key)
-	s.observe(ctx, "revoke", start, span, err)
+	observeStore(ctx, "revoke", s.system, start, span, err)
 	s.writes.ended(ctx, &s.writes.revoke, err)
 	return err
 }
 
-// observe measures an operation that has ended, and ends its span if it has one. If its caller went
-// away, nothing is broken.
-func (s timedStore) observe(ctx context.Context, operation string, start time.Time, span trace.Span, err error) {
+// timedKeys measures and traces what requests do with a KeyStore.
+type timedKeys struct {
+	oauth.KeyStore
+	system string // the kind of store, for spans
+	writes *writes
+}
+
+func (k timedKeys) Deny(ctx context.Context, key oauth.Key) error {
+	ctx, span := startSpan(ctx, "oauth.store deny", trace.SpanKindClient)
+	start := time.Now()
+	err := k.KeyStore.Deny(ctx, key)
+	observeStore(ctx, "deny", k.system, start, span, err)
+	k.writes.ended(ctx, &k.writes.revoke, err)
+	return err
+}
+
+func (k timedKeys) Denied(ctx context.Context, epoch oauth.Epoch, key oauth.Key) (bool, error) {
+	ctx, span := startSpan(ctx, "oauth.store denied", trace.SpanKindClient)
+	start := time.Now()
+	denied, err := k.KeyStore.Denied(ctx, epoch, key)
+	observeStore(ctx, "denied", k.system, start, span, err)
+	return denied, err
+}
+
+// observeStore measures an operation that has ended, and ends its span if it has one. If its caller
+// went away, nothing is broken.
+func observeStore(ctx context.Context, operation, system string, start time.Time, span trace.Span, err error) {
 	result := "ok"
 	switch {
-	case errors.Is(err, oauth.ErrNotFound):
+	case errors.Is(err, oauth.ErrNotFound), errors.Is(err, oauth.ErrOtherEpoch):
 		result = "not_found"
 	case errors.Is(err, oauth.ErrClientFull):
 		result = "refused"
@@ -170,7 +194,7 @@ func (s timedStore) observe(ctx context.Context, operation string, start time.Ti
 	}
 	collectors.storeDuration.WithLabelValues(operation, result).Observe(time.Since(start).Seconds())
 	if span != nil {
-		span.SetAttributes(attribute.String("db.system.name", s.system), attribute.String("db.operation.name", operation))
+		span.SetAttributes(attribute.String("db.system.name", system), attribute.String("db.operation.name", operation))
 		endSpan(span, result, result == "error")
 	}
 }

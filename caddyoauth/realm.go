@@ -33,7 +33,9 @@ type Realm struct {
 	// How long a token lives, in whole seconds, at most a year. Default: `1h`.
 	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
 
-	// What tokens look like. Accepted: `opaque`. Default: `opaque`.
+	// What tokens look like: `opaque`, which stand for a record in the store, or `sealed`, which
+	// carry what they say, encrypted, so that the store keeps only those that are revoked. A change
+	// is for new tokens; the others stay good until they end. Default: `opaque`.
 	TokenFormat string `json:"token_format,omitempty"`
 
 	// Answers 404 where OpenID Connect has its metadata: at `/.well-known/openid-configuration`
@@ -86,7 +88,15 @@ func (r *servedRealm) await(ctx context.Context) (*oauth.Engine, error) {
 	return r.engine, nil
 }
 
-const tokenOpaque = "opaque"
+// selfContained reports whether any client of the realm gets tokens that carry their facts.
+func (r *servedRealm) selfContained() bool {
+	for _, client := range r.settings.Clients {
+		if oauth.SelfContained(client.TokenFormat) {
+			return true
+		}
+	}
+	return false
+}
 
 var realmName = regexp.MustCompile(`^[a-z0-9_-]+$`)
 
@@ -107,7 +117,8 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	if err := conf.CheckLifetime("token_lifetime", lifetime); err != nil {
 		return nil, err
 	}
-	if err := checkTokenFormat(cmp.Or(rc.TokenFormat, root.TokenFormat, tokenOpaque)); err != nil {
+	format := cmp.Or(rc.TokenFormat, root.TokenFormat, oauth.FormatOpaque)
+	if err := checkTokenFormat(format); err != nil {
 		return nil, err
 	}
 	defaultScopes := rc.DefaultScopes
@@ -128,7 +139,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, upstream: make(map[string]upstreamHeaders)}
 	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client)}
 	for _, id := range sortedKeys(rc.Clients) {
-		client, err := rc.Clients[id].provision(id, lifetime, defaultScopes, limits, logger)
+		client, err := rc.Clients[id].provision(id, format, lifetime, defaultScopes, limits, logger)
 		if err != nil {
 			return nil, fmt.Errorf("client %q: %w", id, err)
 		}
@@ -184,7 +195,9 @@ func realmPath(name string) string {
 	return "/realms/root/realms/" + name
 }
 
-func checkTokenFormat(format string) error { return conf.OneOf("token_format", format, tokenOpaque) }
+func checkTokenFormat(format string) error {
+	return conf.OneOf("token_format", format, oauth.FormatOpaque, oauth.FormatSealed)
+}
 
 func checkRealmName(name string) error {
 	if !realmName.MatchString(name) {

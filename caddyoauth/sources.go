@@ -175,7 +175,7 @@ func (a *App) minted(token *introspect.Token) (_ bool, unsure error) {
 // For a token of our form it computes a MAC for each realm, whatever the cause and whoever issued the
 // token, so that the time of an answer doesn't tell one from another. That is a microsecond a realm.
 func (a *App) whyNot(sources []routeSource, token *introspect.Token, cause introspect.Cause) introspect.Cause {
-	silent := cause == introspect.CauseNoSource || cause == introspect.CauseForged || cause == introspect.CauseUnknown
+	silent := cause == introspect.CauseNoSource || cause == introspect.CauseForged || cause == introspect.CauseUnknown || cause == introspect.CauseUnknownKey
 	if !oauth.HasForm(token.Text()) {
 		// Only a source of tokens from elsewhere goes by the issuer, and it has read that already.
 		elsewhere := func(s routeSource) bool { return s.realmName() == "" }
@@ -202,6 +202,8 @@ func (a *App) whyNot(sources []routeSource, token *introspect.Token, cause intro
 		return introspect.CauseExpired
 	case minted:
 		return access.CauseOtherRealm
+	case cause == introspect.CauseUnknownKey:
+		return cause
 	case cause == introspect.CauseUnknown:
 		return cause // another server was asked: it may issue tokens of our form
 	}

@@ -92,7 +92,7 @@ var Explanations = []Explanation{
 	{introspect.CauseType, ResultToken, "The JWT's header has another `typ` than access tokens have.", "Have the issuer issue access tokens by RFC 9068; for one that can't, see `typ any`."},
 	{introspect.CauseKind, ResultToken, "The token is not an access token but, by its claims, an ID token, a refresh token or the like.", "Have the client send its access token."},
 	{introspect.CauseAlgorithm, ResultToken, "The JWT's `alg` is not accepted.", "Compare it with the source's `algorithms`."},
-	{introspect.CauseUnknownKey, ResultToken, "The issuer's key set has no key that fits the JWT, or the key was withdrawn.", "Compare the token's `kid` with the issuer's key set."},
+	{introspect.CauseUnknownKey, ResultToken, "The issuer's key set has no key that fits the JWT, or the key was withdrawn. A sealed token: its key is not, or no longer, in the token store.", "Compare the token's `kid` with the issuer's key set. Sealed tokens end when the store loses its data; have the client fetch another."},
 	{introspect.CauseSignature, ResultToken, "The JWT's signature doesn't match the key that it names.", "Somebody changed the token, or two issuers use one `kid`."},
 	{introspect.CauseBinding, ResultToken, "The token is bound to a key (`cnf`), which the gateway doesn't check and so doesn't accept.", "Have the issuer issue bearer tokens for this service."},
 	{CauseNamesNobody, ResultToken, "The token has neither a client nor a subject.", "Name the issuer's claim with `client_claim`, if it has one."},

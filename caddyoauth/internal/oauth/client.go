@@ -30,6 +30,8 @@ type Client struct {
 	GrantTypes []string
 	// Auth are the methods by which it may authenticate, some of AuthMethods.
 	Auth []string
+	// TokenFormat is what its tokens look like, one of the Format constants.
+	TokenFormat string
 	// TokenLifetime is how long its tokens live, in whole seconds.
 	TokenLifetime time.Duration
 	// Introspect is one of the Introspect constants.

@@ -32,6 +32,9 @@ type Settings struct {
 
 	// Store keeps the tokens. The engine does not close it.
 	Store TokenStore
+	// Keys is the store's ability to serve self-contained tokens. Nil if it has none; then no client
+	// has such tokens.
+	Keys KeyStore
 	// Cache stands in front of the store for every lookup. The engine does not close it.
 	Cache *introspect.Cache
 	// MaxAge bounds how long the cache answers without asking the store. Zero or less turns
@@ -72,7 +75,10 @@ type state struct {
 // agreement is a Shared in use. Generations stand here rather than with the clients, because
 // the store decides them and other gateways may raise them.
 type agreement struct {
-	format      *opaque
+	opaque *opaque
+	sealed *sealed // nil if the realm has no keys for it
+	// epoch is that of the keys of self-contained tokens.
+	epoch       Epoch
 	generations map[string]uint64
 }
 
@@ -119,15 +125,28 @@ type Shared struct {
 	// Generations are those of the realm's clients, by client ID, as [TokenStore.Admit]
 	// returned them.
 	Generations map[string]uint64
+	// Epoch is that of the realm's keyring, and SealKeys are the keys of sealed tokens in it: the
+	// first seals, all open. Without keys there are no sealed tokens.
+	Epoch    Epoch
+	SealKeys []SealKey
 }
 
 // Share tells the engine what the store says now. It may be called while requests run.
-func (e *Engine) Share(shared Shared) {
+//
+// The error says that a key is unusable. The engine then goes on with what it had.
+func (e *Engine) Share(shared Shared) error {
+	sealed, err := newSealed(e.cfg.Realm, shared.SealKeys, e.cfg.Now, e.cfg.Random)
+	if err != nil {
+		return fmt.Errorf("the keys of sealed tokens: %w", err)
+	}
 	agreed := &agreement{
-		format:      newOpaque(e.cfg.Realm, shared.Key, e.cfg.Now, e.cfg.Random),
+		opaque:      newOpaque(e.cfg.Realm, shared.Key, e.cfg.Now, e.cfg.Random),
+		sealed:      sealed,
+		epoch:       shared.Epoch,
 		generations: maps.Clone(shared.Generations),
 	}
 	e.change(func(next *state) { next.agreed = agreed })
+	return nil
 }
 
 // Agreed reports whether Share has been called: until then, nobody can tell anything about a token
@@ -173,7 +192,7 @@ func (e *Engine) Minted(token *introspect.Token) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	expiry, _ := agreed.format.verify(token)
+	expiry, _ := agreed.verify(token)
 	return expiry != 0, nil
 }
 
@@ -254,29 +273,49 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 		return Grant{}, out, &Error{Code: CodeTooManyRequests, Description: "the client fetches too many tokens", Reason: "token_limit"}
 	}
 	issuedAt := now.Truncate(time.Millisecond) // as exact as the token itself
-	token, expiry, err := agreed.format.mint(issuedAt.Add(client.TokenLifetime))
-	if err != nil {
-		return Grant{}, out, err
-	}
-	key := e.issued.key(introspect.IDOf(token), expiry)
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	err = e.cfg.Store.Put(ctx, Token{
-		Key:              key,
+	text, id, err := e.issue(ctx, agreed, client.TokenFormat, Token{
 		ClientID:         client.ID,
 		ClientGeneration: generation,
 		Scopes:           scopes,
 		Audience:         audience,
 		IssuedAt:         issuedAt,
-	})
+	}, issuedAt.Add(client.TokenLifetime))
+	if err != nil {
+		return Grant{}, out, err
+	}
+	out.TokenID, out.Scope = id, strings.Join(scopes, " ")
+	return Grant{Token: text, Scope: out.Scope, Lifetime: client.TokenLifetime}, out, nil
+}
+
+// issue makes the token that t describes, all but its key, and makes it durable if it needs a
+// record.
+func (e *Engine) issue(ctx context.Context, agreed *agreement, format string, t Token, expiry time.Time) (text string, id introspect.TokenID, err error) {
+	if format == FormatSealed {
+		if agreed.sealed == nil {
+			return "", id, fmt.Errorf("%w: the keys of sealed tokens have not been shared", ErrUnreachable)
+		}
+		t.Key = Key{Realm: e.cfg.Realm, ExpiryMilli: expiry.UnixMilli()}
+		text, err = agreed.sealed.mint(&t)
+		if errors.Is(err, errTooLong) {
+			err = &Error{Code: CodeInvalidScope, Description: "the token would be too long; ask for fewer scopes or resources"}
+		}
+		return text, introspect.IDOf(text), err
+	}
+	text, expiryMilli, err := agreed.opaque.mint(expiry)
+	if err != nil {
+		return "", id, err
+	}
+	t.Key = e.issued.key(introspect.IDOf(text), expiryMilli)
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	err = e.cfg.Store.Put(ctx, t)
 	if errors.Is(err, ErrClientFull) {
-		return Grant{}, out, &Error{Code: CodeTooManyRequests, Description: "the client has too many tokens", Reason: "store_share"}
+		return "", id, &Error{Code: CodeTooManyRequests, Description: "the client has too many tokens", Reason: "store_share"}
 	}
 	if err != nil {
-		return Grant{}, out, fmt.Errorf("storing a token: %w", err)
+		return "", id, fmt.Errorf("storing a token: %w", err)
 	}
-	out.TokenID, out.Scope = key.ID, strings.Join(scopes, " ")
-	return Grant{Token: token, Scope: out.Scope, Lifetime: client.TokenLifetime}, out, nil
+	return text, t.ID, nil
 }
 
 // Introspect answers an introspection request (RFC 7662) with the facts that the caller may
@@ -336,7 +375,7 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 		return out, err
 	}
 	token := introspect.NewToken(text)
-	expiry, inTime := agreed.format.verify(&token)
+	expiry, inTime := agreed.verify(&token)
 	if expiry == 0 {
 		return out, nil
 	}
@@ -346,8 +385,8 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	// Ask the store, not the cache: the past must not decide a revocation.
-	record, err := e.issued.record(ctx, key)
-	if errors.Is(err, ErrNotFound) {
+	record, err := e.issued.recordOf(ctx, agreed, &token, expiry)
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrOtherEpoch) {
 		// Another revocation may have reached the store but not yet the cache. Or its caller
 		// gave it up, and the store carried it out after a lookup.
 		e.tokens.Forget(key.ID)
@@ -363,7 +402,11 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 		return out, &Error{Code: CodeInvalidGrant, Description: "the token was issued to another client"}
 	}
 	done := e.tokens.Revoking(key.ID)
-	err = e.cfg.Store.Revoke(ctx, key)
+	if hasSealedForm(text) {
+		err = e.cfg.Keys.Deny(ctx, key)
+	} else {
+		err = e.cfg.Store.Revoke(ctx, key)
+	}
 	done() // whatever the store said: it may have revoked the token
 	if err != nil {
 		return out, fmt.Errorf("revoking a token: %w", err)

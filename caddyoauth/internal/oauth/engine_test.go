@@ -349,7 +349,7 @@ func TestTokensAreRandom(t *testing.T) {
 	var total [256]int
 	var at [opaqueTag - opaqueRandom][256]int
 	for range n {
-		token, _, err := e.state.Load().agreed.format.mint(e.now().Add(time.Hour))
+		token, _, err := e.state.Load().agreed.opaque.mint(e.now().Add(time.Hour))
 		if err != nil {
 			t.Fatal(err)
 		}

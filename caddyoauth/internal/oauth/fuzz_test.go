@@ -146,12 +146,12 @@ func tokenServer(t testing.TB, realm string) *Engine {
 func FuzzToken(f *testing.F) {
 	s, other := tokenServer(f, "root"), tokenServer(f, "alpha")
 	expiry := s.cfg.Now().Add(time.Hour)
-	format := s.state.Load().agreed.format
+	format := s.state.Load().agreed.opaque
 	token, expires, err := format.mint(expiry)
 	if err != nil {
 		f.Fatal(err)
 	}
-	foreign, _, err := other.state.Load().agreed.format.mint(expiry)
+	foreign, _, err := other.state.Load().agreed.opaque.mint(expiry)
 	if err != nil {
 		f.Fatal(err)
 	}

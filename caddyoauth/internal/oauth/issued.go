@@ -25,24 +25,20 @@ func (i *issued) Screen(token introspect.Token) (introspect.Token, bool) {
 	if err != nil {
 		return token, true // it may be ours: Lookup says that nobody knows
 	}
-	_, ok := agreed.format.verify(&token)
+	_, ok := agreed.verify(&token)
 	return token, ok
 }
 
-// WhyNot says why Screen refused token. It computes no second MAC: Screen has noted what the
-// first one vouches for. See [introspect.Explainer].
+// WhyNot says why Screen refused token. See [introspect.Explainer].
 func (i *issued) WhyNot(token introspect.Token) introspect.Cause {
-	if !HasForm(token.Text()) {
+	agreed := i.state.Load().agreed
+	switch {
+	case agreed != nil:
+		return agreed.whyNot(token)
+	case !HasForm(token.Text()):
 		return introspect.CauseNoSource
 	}
-	agreed := i.state.Load().agreed
-	if agreed == nil {
-		return introspect.CauseUnknown
-	}
-	if _, ours := token.Noted(agreed.format); ours {
-		return introspect.CauseExpired
-	}
-	return introspect.CauseForged
+	return introspect.CauseUnknown
 }
 
 // Coherent reports whether the cache may answer. See [introspect.Coherent].
@@ -51,26 +47,31 @@ func (i *issued) Coherent() bool {
 	return i.state.Load().agreed != nil && (i.cfg.Coherent == nil || i.cfg.Coherent())
 }
 
-// Lookup reads the facts of a token from the store. See [introspect.Source].
+// Lookup reads the facts of a token from the store, or from the token itself. See
+// [introspect.Source].
 func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspect.Facts, error) {
 	agreed, err := i.state.Load().agreement()
 	if err != nil {
 		return nil, err
 	}
-	expiry, ok := agreed.format.verify(&token)
+	expiry, ok := agreed.verify(&token)
 	if !ok {
 		return introspect.InactiveBecause(i.WhyNot(token)), nil
 	}
-	key := i.key(token.ID(), expiry)
-	record, err := i.record(ctx, key)
+	record, err := i.recordOf(ctx, agreed, &token, expiry)
 	if errors.Is(err, ErrNotFound) {
 		return introspect.InactiveBecause(introspect.CauseRevoked), nil
+	}
+	if errors.Is(err, ErrOtherEpoch) {
+		// The store lost what it knew, or was emptied, a moment ago. What was revoked before is
+		// not known any more, so no token of before counts.
+		return introspect.InactiveBecause(introspect.CauseUnknownKey), nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	facts := i.facts(record)
-	facts.Expiry = key.Expiry()
+	facts.Expiry = record.Expiry()
 	return facts, nil
 }
 
@@ -123,6 +124,23 @@ func (i *issued) Revise(facts *introspect.Facts) *introspect.Facts {
 // key is where the record of a token of this realm lies in the store.
 func (i *issued) key(id introspect.TokenID, expiryMilli int64) Key {
 	return Key{Realm: i.cfg.Realm, ExpiryMilli: expiryMilli, ID: id}
+}
+
+// recordOf returns the record of a genuine token, from the store or from the token itself. It
+// returns ErrNotFound for one that was revoked.
+func (i *issued) recordOf(ctx context.Context, agreed *agreement, token *introspect.Token, expiry int64) (Token, error) {
+	if !hasSealedForm(token.Text()) {
+		return i.record(ctx, i.key(token.ID(), expiry))
+	}
+	record, ok := agreed.sealed.read(token)
+	if !ok {
+		return Token{}, errors.New("a sealed token holds what this program can't read")
+	}
+	denied, err := i.cfg.Keys.Denied(ctx, agreed.epoch, record.Key)
+	if err == nil && denied {
+		err = ErrNotFound
+	}
+	return record, err
 }
 
 // record reads a record and checks that it is the one asked for: a store that mixes up its

@@ -41,7 +41,7 @@ func openRedis(t testing.TB, address string, cache *introspect.Cache) *store.Red
 }
 
 // newNode makes a gateway of a fleet: an Engine with a store and a cache of its own.
-func newNode(t testing.TB, address, plain string) *realm {
+func newNode(t testing.TB, format, address, plain string) *realm {
 	t.Helper()
 	cache, err := introspect.NewCache(introspect.CacheConfig{MaxTokens: 10_000})
 	if err != nil {
@@ -64,14 +64,18 @@ func newNode(t testing.TB, address, plain string) *realm {
 		t.Fatal(err)
 	}
 	engine := oauth.New(oauth.Settings{
-		Realm: "root", Store: slowReads{s}, Cache: cache, MaxAge: time.Hour, Coherent: s.Coherent, Hasher: oauth.NewHasher(),
+		Realm: "root", Store: slowReads{s}, Keys: slowKeys{s}, Cache: cache, MaxAge: time.Hour, Coherent: s.Coherent, Hasher: oauth.NewHasher(),
 		Clients: map[string]*oauth.Client{"reader": {
 			ID: "reader", Secrets: []*oauth.Secret{secret}, Scopes: []string{"read"}, DefaultScopes: []string{"read"},
 			GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []string{oauth.AuthBasic},
-			TokenLifetime: time.Hour, Introspect: oauth.IntrospectOwn,
+			TokenFormat: format, TokenLifetime: time.Hour, Introspect: oauth.IntrospectOwn,
 		}},
 	})
-	engine.Share(oauth.Shared{Key: key, Generations: map[string]uint64{"reader": generations[ref]}})
+	if err := engine.Share(oauth.Shared{
+		Key: key, Generations: map[string]uint64{"reader": generations[ref]}, Epoch: agreeOnKeys(t, s), SealKeys: []oauth.SealKey{{}},
+	}); err != nil {
+		t.Fatal(err)
+	}
 	for deadline := time.Now().Add(10 * time.Second); !s.Coherent(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the link does not come up")
@@ -108,6 +112,15 @@ func seenFrom(node int, history []nodeOperation, bound time.Duration) []porcupin
 // Of two gateways over one Redis, each is linearizable to its own callers, and the revocations of
 // the other arrive within the bound.
 func TestHistoryOfTwoNodes(t *testing.T) {
+	for _, format := range []string{oauth.FormatOpaque, oauth.FormatSealed} {
+		t.Run(format, func(t *testing.T) {
+			t.Parallel()
+			testHistoryOfTwoNodes(t, format)
+		})
+	}
+}
+
+func testHistoryOfTwoNodes(t *testing.T, format string) {
 	// These are of each node. There are so many tokens that most are asked about for longer than
 	// the bound after they were revoked; otherwise it would not show if they stayed good.
 	const clients, slots = 4, 60
@@ -117,7 +130,7 @@ func TestHistoryOfTwoNodes(t *testing.T) {
 	}
 	address := redistest.Start(t).Addr
 	plain := oauth.GenerateSecret()
-	nodes := []*realm{newNode(t, address, plain), newNode(t, address, plain)}
+	nodes := []*realm{newNode(t, format, address, plain), newNode(t, format, address, plain)}
 	type issued struct {
 		number int
 		token  string
@@ -195,9 +208,15 @@ func TestHistoryOfTwoNodes(t *testing.T) {
 // A revocation reaches the other gateway within moments; the log says how long a token stays good
 // there after its revocation was acknowledged.
 func TestRevocationReachesTheOtherNode(t *testing.T) {
+	for _, format := range []string{oauth.FormatOpaque, oauth.FormatSealed} {
+		t.Run(format, func(t *testing.T) { testRevocationReachesTheOtherNode(t, format) })
+	}
+}
+
+func testRevocationReachesTheOtherNode(t *testing.T, format string) {
 	address := redistest.Start(t).Addr
 	plain := oauth.GenerateSecret()
-	one, two := newNode(t, address, plain), newNode(t, address, plain)
+	one, two := newNode(t, format, address, plain), newNode(t, format, address, plain)
 	rounds := 500
 	if testing.Short() {
 		rounds = 100

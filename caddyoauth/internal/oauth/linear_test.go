@@ -57,10 +57,21 @@ type realm struct {
 
 func newRealm(t testing.TB, s oauth.TokenStore, cacheTokens int64, maxAge time.Duration) *realm {
 	t.Helper()
-	return newRealmAt(t, s, introspect.CacheConfig{MaxTokens: cacheTokens}, maxAge, time.Now)
+	return newRealmAt(t, s, nil, introspect.CacheConfig{MaxTokens: cacheTokens}, maxAge, time.Now)
 }
 
-func newRealmAt(t testing.TB, s oauth.TokenStore, cfg introspect.CacheConfig, maxAge time.Duration, now func() time.Time) *realm {
+// newRealmOf is newRealm for tokens of a format.
+func newRealmOf(t testing.TB, format string, s oauth.TokenStore, cacheTokens int64, maxAge time.Duration) *realm {
+	t.Helper()
+	var keys oauth.KeyStore
+	if format == oauth.FormatSealed {
+		keys = slowKeys{s.(oauth.KeyStore)}
+	}
+	return newRealmAt(t, slowReads{s}, keys, introspect.CacheConfig{MaxTokens: cacheTokens}, maxAge, time.Now)
+}
+
+// newRealmAt makes a realm whose tokens are sealed if it has keys, a store for them.
+func newRealmAt(t testing.TB, s oauth.TokenStore, keys oauth.KeyStore, cfg introspect.CacheConfig, maxAge time.Duration, now func() time.Time) *realm {
 	t.Helper()
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
@@ -82,20 +93,40 @@ func newRealmAt(t testing.TB, s oauth.TokenStore, cfg introspect.CacheConfig, ma
 	if err != nil {
 		t.Fatal(err)
 	}
+	shared := oauth.Shared{Key: make([]byte, 32), Generations: map[string]uint64{"reader": generations[ref]}}
+	format := oauth.FormatOpaque
+	if keys != nil {
+		format, shared.Epoch, shared.SealKeys = oauth.FormatSealed, agreeOnKeys(t, keys), []oauth.SealKey{{}}
+	}
 	engine := oauth.New(oauth.Settings{
-		Realm: "root", Store: s, Cache: cache, MaxAge: maxAge, Hasher: oauth.NewHasher(), Now: now,
+		Realm: "root", Store: s, Keys: keys, Cache: cache, MaxAge: maxAge, Hasher: oauth.NewHasher(), Now: now,
 		Clients: map[string]*oauth.Client{"reader": {
 			ID: "reader", Secrets: []*oauth.Secret{secret}, Scopes: []string{"read"}, DefaultScopes: []string{"read"},
 			GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []string{oauth.AuthBasic},
-			TokenLifetime: time.Hour, Introspect: oauth.IntrospectOwn,
+			TokenFormat: format, TokenLifetime: time.Hour, Introspect: oauth.IntrospectOwn,
 		}},
 	})
-	engine.Share(oauth.Shared{Key: make([]byte, 32), Generations: map[string]uint64{"reader": generations[ref]}})
+	if err := engine.Share(shared); err != nil {
+		t.Fatal(err)
+	}
 	return &realm{
 		t:      t,
 		engine: engine,
 		client: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}},
 	}
+}
+
+// agreeOnKeys returns the epoch that all users of a store have in common.
+func agreeOnKeys(t testing.TB, keys oauth.KeyStore) (epoch oauth.Epoch) {
+	t.Helper()
+	if _, err := keys.SwapKeys(context.Background(), "root", nil, []byte("an epoch of the tests")); err != nil {
+		t.Fatal(err)
+	}
+	ring, err := keys.Keys(context.Background(), "root")
+	if err != nil || copy(epoch[:], ring) != len(epoch) {
+		t.Fatalf("there are no keys: %v", err)
+	}
+	return epoch
 }
 
 // patiently repeats what took longer than a store may take, as happens when the disk of a busy
@@ -154,6 +185,32 @@ func (s slowReads) Get(ctx context.Context, key oauth.Key) (oauth.Token, error) 
 	return token, err
 }
 
+// slowKeys does the same for what is asked about self-contained tokens.
+type slowKeys struct{ oauth.KeyStore }
+
+func (s slowKeys) Denied(ctx context.Context, epoch oauth.Epoch, key oauth.Key) (bool, error) {
+	denied, err := s.KeyStore.Denied(ctx, epoch, key)
+	for range rand.IntN(20) {
+		runtime.Gosched()
+	}
+	return denied, err
+}
+
+// forEachFormat runs a test for each format, store and cache. Of sealed tokens it leaves out the
+// tiny cache, to save time.
+func forEachFormat(t *testing.T, test func(t *testing.T, format string, open func(testing.TB) oauth.TokenStore, store string, tokens int64, maxAge time.Duration)) {
+	for _, format := range []string{oauth.FormatOpaque, oauth.FormatSealed} {
+		for _, s := range tokenStores {
+			for _, c := range cacheSizes {
+				if format == oauth.FormatSealed && c.name == "tiny cache" {
+					continue
+				}
+				t.Run(format+", "+s.name+", "+c.name, func(t *testing.T) { test(t, format, s.open, s.name, c.tokens, c.maxAge) })
+			}
+		}
+	}
+}
+
 // The history of one token, for porcupine: it is issued, checked and revoked, in any order that
 // agrees with the clock.
 type (
@@ -210,145 +267,138 @@ func TestBatteryHistoryIsLinearizable(t *testing.T) {
 	case testing.Short():
 		steps = 300
 	}
-	for _, s := range tokenStores {
-		for _, c := range cacheSizes {
-			t.Run(s.name+", "+c.name, func(t *testing.T) {
-				r := newRealm(t, slowReads{s.open(t)}, c.tokens, c.maxAge)
-				type issued struct {
-					number int
-					token  string
-				}
-				var (
-					begin   = time.Now()
-					clock   = func() int64 { return int64(time.Since(begin)) }
-					number  atomic.Int64
-					current [slots]atomic.Pointer[issued] // tokens in use; old ones stay for a while
-					mu      sync.Mutex
-					history []porcupine.Operation
-				)
-				record := func(client int, in tokenInput, called int64, out any) {
-					returned := clock()
-					mu.Lock()
-					defer mu.Unlock()
-					history = append(history, porcupine.Operation{ClientId: client, Input: in, Call: called, Output: out, Return: returned})
-				}
-				issue := func(client, slot int) {
-					n := int(number.Add(1))
+	forEachFormat(t, func(t *testing.T, format string, open func(testing.TB) oauth.TokenStore, _ string, tokens int64, maxAge time.Duration) {
+		r := newRealmOf(t, format, open(t), tokens, maxAge)
+		type issued struct {
+			number int
+			token  string
+		}
+		var (
+			begin   = time.Now()
+			clock   = func() int64 { return int64(time.Since(begin)) }
+			number  atomic.Int64
+			current [slots]atomic.Pointer[issued] // tokens in use; old ones stay for a while
+			mu      sync.Mutex
+			history []porcupine.Operation
+		)
+		record := func(client int, in tokenInput, called int64, out any) {
+			returned := clock()
+			mu.Lock()
+			defer mu.Unlock()
+			history = append(history, porcupine.Operation{ClientId: client, Input: in, Call: called, Output: out, Return: returned})
+		}
+		issue := func(client, slot int) {
+			n := int(number.Add(1))
+			called := clock()
+			token := r.issue()
+			record(client, tokenInput{"issue", n}, called, nil)
+			current[slot].Store(&issued{n, token})
+		}
+		for slot := range slots {
+			issue(0, slot)
+		}
+		var all sync.WaitGroup
+		for client := range clients {
+			all.Go(func() {
+				for range steps {
+					slot := rand.IntN(slots)
+					is := current[slot].Load()
 					called := clock()
-					token := r.issue()
-					record(client, tokenInput{"issue", n}, called, nil)
-					current[slot].Store(&issued{n, token})
-				}
-				for slot := range slots {
-					issue(0, slot)
-				}
-				var all sync.WaitGroup
-				for client := range clients {
-					all.Go(func() {
-						for range steps {
-							slot := rand.IntN(slots)
-							is := current[slot].Load()
-							called := clock()
-							switch dice := rand.IntN(100); {
-							case dice < 4:
-								issue(client, slot)
-							case dice < 14:
-								r.revoke(is.token)
-								record(client, tokenInput{"revoke", is.number}, called, nil)
-							default:
-								out := r.check(is.token)
-								record(client, tokenInput{"check", is.number}, called, out)
-							}
-						}
-					})
-				}
-				all.Wait()
-				if t.Failed() {
-					return
-				}
-				active := 0
-				for _, op := range history {
-					if op.Output == true {
-						active++
+					switch dice := rand.IntN(100); {
+					case dice < 4:
+						issue(client, slot)
+					case dice < 14:
+						r.revoke(is.token)
+						record(client, tokenInput{"revoke", is.number}, called, nil)
+					default:
+						out := r.check(is.token)
+						record(client, tokenInput{"check", is.number}, called, out)
 					}
-				}
-				if active == 0 || active == len(history) {
-					t.Fatalf("%d of %d operations found a token good: the test tests nothing", active, len(history))
-				}
-				t.Logf("battery: %d operations of %d clients: %d found a token good", len(history), clients, active)
-				result, info := porcupine.CheckOperationsVerbose(tokenModel, history, 5*time.Minute)
-				switch result {
-				case porcupine.Illegal:
-					path := filepath.Join(t.ArtifactDir(), "history.html")
-					if err := porcupine.VisualizePath(tokenModel, info, path); err != nil {
-						t.Log(err)
-					}
-					t.Errorf("the history has no order; run with -artifacts to keep the picture of it in %s", path)
-				case porcupine.Unknown:
-					t.Errorf("%d operations are too many to judge", len(history))
 				}
 			})
 		}
-	}
+		all.Wait()
+		if t.Failed() {
+			return
+		}
+		active := 0
+		for _, op := range history {
+			if op.Output == true {
+				active++
+			}
+		}
+		if active == 0 || active == len(history) {
+			t.Fatalf("%d of %d operations found a token good: the test tests nothing", active, len(history))
+		}
+		t.Logf("battery: %d operations of %d clients: %d found a token good", len(history), clients, active)
+		result, info := porcupine.CheckOperationsVerbose(tokenModel, history, 5*time.Minute)
+		switch result {
+		case porcupine.Illegal:
+			path := filepath.Join(t.ArtifactDir(), "history.html")
+			if err := porcupine.VisualizePath(tokenModel, info, path); err != nil {
+				t.Log(err)
+			}
+			t.Errorf("the history has no order; run with -artifacts to keep the picture of it in %s", path)
+		case porcupine.Unknown:
+			t.Errorf("%d operations are too many to judge", len(history))
+		}
+	})
 }
 
 // After a revocation no lookup passes, while others fill the cache all the time.
 func TestNoTokenPassesAfterItsRevocation(t *testing.T) {
-	for _, s := range tokenStores {
-		for _, c := range cacheSizes {
-			t.Run(s.name+", "+c.name, func(t *testing.T) {
-				rounds := 10_000
-				if s.name != "memory" {
-					rounds = 300 // each waits for the disk twice
-				}
-				if testing.Short() {
-					rounds /= 10
-				}
-				r := newRealm(t, slowReads{s.open(t)}, c.tokens, c.maxAge)
-				var current atomic.Pointer[string]
-				first := r.issue()
-				current.Store(&first)
-				stop := make(chan struct{})
-				var fillers sync.WaitGroup
-				for range 2 {
-					fillers.Go(func() {
-						for {
-							select {
-							case <-stop:
-								return
-							default:
-								r.check(*current.Load())
-								runtime.Gosched() // hits never block, and there are few processors
-							}
-						}
-					})
-				}
-				passed := 0
-				for range rounds {
-					token := r.issue()
-					current.Store(&token)
-					if !r.check(token) {
-						t.Error("a token that was just issued does not pass")
-						break
+	forEachFormat(t, func(t *testing.T, format string, open func(testing.TB) oauth.TokenStore, store string, tokens int64, maxAge time.Duration) {
+		rounds := 10_000
+		if store != "memory" {
+			rounds = 300 // each waits for the disk twice
+		}
+		if testing.Short() {
+			rounds /= 10
+		}
+		r := newRealmOf(t, format, open(t), tokens, maxAge)
+		var current atomic.Pointer[string]
+		first := r.issue()
+		current.Store(&first)
+		stop := make(chan struct{})
+		var fillers sync.WaitGroup
+		for range 2 {
+			fillers.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						r.check(*current.Load())
+						runtime.Gosched() // hits never block, and there are few processors
 					}
-					r.revoke(token)
-					if r.check(token) {
-						passed++
-					}
-				}
-				close(stop)
-				fillers.Wait()
-				if passed != 0 {
-					t.Errorf("%d of %d tokens passed after their revocation", passed, rounds)
 				}
 			})
 		}
-	}
+		passed := 0
+		for range rounds {
+			token := r.issue()
+			current.Store(&token)
+			if !r.check(token) {
+				t.Error("a token that was just issued does not pass")
+				break
+			}
+			r.revoke(token)
+			if r.check(token) {
+				passed++
+			}
+		}
+		close(stop)
+		fillers.Wait()
+		if passed != 0 {
+			t.Errorf("%d of %d tokens passed after their revocation", passed, rounds)
+		}
+	})
 }
 
 // gatedStore reads and then waits with what it read.
 type gatedStore struct {
 	oauth.TokenStore
+	oauth.KeyStore
 	closed atomic.Bool // whether the gate is
 	open   chan struct{}
 	held   atomic.Int64
@@ -356,57 +406,73 @@ type gatedStore struct {
 
 func (g *gatedStore) Get(ctx context.Context, key oauth.Key) (oauth.Token, error) {
 	token, err := g.TokenStore.Get(ctx, key)
+	g.wait(ctx)
+	return token, err
+}
+
+func (g *gatedStore) Denied(ctx context.Context, epoch oauth.Epoch, key oauth.Key) (bool, error) {
+	denied, err := g.KeyStore.Denied(ctx, epoch, key)
+	g.wait(ctx)
+	return denied, err
+}
+
+func (g *gatedStore) wait(ctx context.Context) {
 	if g.closed.Load() {
 		g.held.Add(1)
 		select {
 		case <-g.open:
 		case <-ctx.Done():
-			return oauth.Token{}, ctx.Err()
 		}
 	}
-	return token, err
 }
 
 // A lookup that reads the store before a revocation and ends after it neither brings the token
 // back nor answers those who come after the revocation.
 func TestALateReadDoesNotResurrect(t *testing.T) {
 	for _, c := range cacheSizes {
-		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := &gatedStore{TokenStore: store.NewMemory(time.Now), open: make(chan struct{})}
-				r := newRealm(t, s, c.tokens, c.maxAge)
-				token := r.issue()
-
-				s.closed.Store(true)
-				go r.check(token) // begins before the revocation
-				synctest.Wait()
-				if s.held.Load() != 1 {
-					t.Fatal("the lookup has not reached the store")
-				}
-				s.closed.Store(false) // the revocation's own read
-				r.revoke(token)
-				var passed atomic.Int64
-				for range 10 { // begin after it, and join that lookup
-					go func() {
-						if r.check(token) {
-							passed.Add(1)
-						}
-					}()
-				}
-				synctest.Wait()
-				close(s.open)
-				synctest.Wait()
-				if n := passed.Load(); n != 0 {
-					t.Errorf("%d of 10 lookups that began after the revocation passed", n)
-				}
-				for range 120 {
-					if r.check(token) {
-						t.Fatal("the token passes again")
+		for _, format := range []string{oauth.FormatOpaque, oauth.FormatSealed} {
+			t.Run(format+", "+c.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					memory := store.NewMemory(time.Now)
+					s := &gatedStore{TokenStore: memory, KeyStore: memory, open: make(chan struct{})}
+					var keys oauth.KeyStore
+					if format == oauth.FormatSealed {
+						keys = s
 					}
-					time.Sleep(time.Minute / 2)
-				}
+					r := newRealmAt(t, s, keys, introspect.CacheConfig{MaxTokens: c.tokens}, c.maxAge, time.Now)
+					token := r.issue()
+
+					s.closed.Store(true)
+					go r.check(token) // begins before the revocation
+					synctest.Wait()
+					if s.held.Load() != 1 {
+						t.Fatal("the lookup has not reached the store")
+					}
+					s.closed.Store(false) // the revocation's own read
+					r.revoke(token)
+					var passed atomic.Int64
+					for range 10 { // begin after it, and join that lookup
+						go func() {
+							if r.check(token) {
+								passed.Add(1)
+							}
+						}()
+					}
+					synctest.Wait()
+					close(s.open)
+					synctest.Wait()
+					if n := passed.Load(); n != 0 {
+						t.Errorf("%d of 10 lookups that began after the revocation passed", n)
+					}
+					for range 120 {
+						if r.check(token) {
+							t.Fatal("the token passes again")
+						}
+						time.Sleep(time.Minute / 2)
+					}
+				})
 			})
-		})
+		}
 	}
 }
 

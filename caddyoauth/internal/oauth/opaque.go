@@ -14,7 +14,7 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// TokenPrefix begins every token that is issued here.
+// TokenPrefix begins every opaque token.
 const TokenPrefix = "coa_"
 
 // An opaque token is TokenPrefix and the base64url form of
@@ -40,9 +40,7 @@ const (
 // line breaks all the same, but then there are too few bytes for the length that verify wants.
 var opaqueEncoding = base64.RawURLEncoding.Strict()
 
-// HasForm reports whether token has the form of the tokens that are issued here. It says
-// nothing about which realm issued it, or whether any did.
-func HasForm(token string) bool {
+func hasOpaqueForm(token string) bool {
 	return len(token) == opaqueLength && token[:len(TokenPrefix)] == TokenPrefix
 }
 
@@ -114,7 +112,7 @@ func ExpiryIn(token string) (expiry time.Time, ok bool) {
 
 // unpack returns the bytes of a token, if it has our form and version.
 func unpack(token string) (raw [opaqueBytes]byte, ok bool) {
-	if !HasForm(token) {
+	if !hasOpaqueForm(token) {
 		return raw, false
 	}
 	var text [opaqueLength]byte

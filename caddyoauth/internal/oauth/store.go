@@ -53,6 +53,8 @@ var (
 	ErrClosed = errors.New("token store is closed")
 	// ErrFull means that the store has no room for another token.
 	ErrFull = errors.New("token store is full")
+	// ErrOtherEpoch means that the store has another keyring than the caller thinks, or none.
+	ErrOtherEpoch = errors.New("the token store has begun another epoch")
 	// ErrClientFull means that the store has room, but not for another token of this client.
 	ErrClientFull = errors.New("the client has its share of the token store")
 	// ErrUnreachable means that the store lies elsewhere and does not answer now. It may later.
@@ -116,4 +118,37 @@ type TokenStore interface {
 
 	// Close releases what the store holds, after the calls under way have ended.
 	Close() error
+}
+
+// Epoch is one life of what a store keeps about a realm's self-contained tokens: the keyring and
+// the denials, which come and go together. It is random, so no two are the same.
+type Epoch [16]byte
+
+// KeyStore is the ability of a store to serve self-contained tokens, which have no record: it
+// keeps the keys that make them, and which of them were revoked. Losing such a denial would
+// revive a token, so a store that loses data must lose the keyring before or together with the
+// denials. Then the tokens die with their epoch.
+//
+// The rules of [TokenStore] about durability, contexts, errors and concurrency hold here too.
+type KeyStore interface {
+	// Keeps returns an error if the store may drop what it has acknowledged, as a Redis that evicts
+	// does. A dropped denial would revive a token, so such a store can't serve them.
+	Keeps(ctx context.Context) error
+
+	// Keys returns the keyring of a realm, or nil if there is none. Other gateways may have
+	// replaced it; the store reports that as it reports changed generations.
+	Keys(ctx context.Context, realm string) ([]byte, error)
+
+	// SwapKeys makes next, which begins with its Epoch, the realm's keyring if old still is. An
+	// old of nil stands for none. It reports whether it did. After an error it may have.
+	SwapKeys(ctx context.Context, realm string, old, next []byte) (bool, error)
+
+	// Deny makes the revocation of the self-contained token under key durable, then returns nil.
+	// A Denied that begins after that says so, until the token's expiry at least.
+	Deny(ctx context.Context, key Key) error
+
+	// Denied reports whether the token under key was revoked. It returns ErrOtherEpoch if the
+	// keyring of the key's realm does not begin with epoch: the denials may have been lost since
+	// the caller read its keyring, so only a token of the present epoch can be judged.
+	Denied(ctx context.Context, epoch Epoch, key Key) (bool, error)
 }

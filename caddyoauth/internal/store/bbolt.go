@@ -191,35 +191,46 @@ func (b *Bbolt) dropIdle() {
 	}
 }
 
-// hasExpired reports whether the file has an expired token; if not, an idle gateway writes
-// nothing.
+// hasExpired reports whether the file has an expired token or denial; if not, an idle gateway
+// writes nothing.
 func (b *Bbolt) hasExpired() (expired bool) {
 	b.view(func(tx *bolt.Tx) error {
-		k, _ := tx.Bucket(bucketTokens).Cursor().First()
-		expired = isExpired(k, b.now())
+		for _, e := range expiring {
+			k, _ := tx.Bucket(e.bucket).Cursor().First()
+			expired = expired || isExpired(k, b.now().Add(-e.grace))
+		}
 		return nil
 	})
 	return expired
 }
 
+// expiring are the buckets whose keys begin with an expiry, and how much longer they are kept.
+var expiring = []struct {
+	bucket []byte
+	grace  time.Duration
+}{{bucketTokens, 0}, {bucketDenied, denialGrace}}
+
 func isExpired(key []byte, now time.Time) bool {
 	return len(key) >= 8 && binary.BigEndian.Uint64(key) <= uint64(now.UnixMilli())
 }
 
-// dropExpired deletes up to most expired tokens and returns how many it deleted.
-func dropExpired(tx *bolt.Tx, now time.Time, most int) (int, error) {
-	tokens := tx.Bucket(bucketTokens)
-	var keys [][]byte
-	c := tokens.Cursor()
-	for k, _ := c.First(); isExpired(k, now) && len(keys) < most; k, _ = c.Next() {
-		keys = append(keys, k)
-	}
-	for _, k := range keys {
-		if err := deleteValue(tokens, k); err != nil {
-			return 0, err
+// dropExpired deletes up to most expired tokens and denials, and returns how many it deleted.
+func dropExpired(tx *bolt.Tx, now time.Time, most int) (dropped int, _ error) {
+	for _, e := range expiring {
+		bucket := tx.Bucket(e.bucket)
+		var keys [][]byte
+		c := bucket.Cursor()
+		for k, _ := c.First(); isExpired(k, now.Add(-e.grace)) && dropped < most; k, _ = c.Next() {
+			keys = append(keys, k)
+			dropped++
+		}
+		for _, k := range keys {
+			if err := deleteValue(bucket, k); err != nil {
+				return 0, err
+			}
 		}
 	}
-	return len(keys), nil
+	return dropped, nil
 }
 
 // update runs a transaction that writes, view one that reads.
@@ -378,6 +389,50 @@ func (b *Bbolt) Secret(ctx context.Context, name string, fresh []byte) ([]byte, 
 		return nil, err
 	}
 	return kept, nil
+}
+
+// Keeps implements oauth.KeyStore.
+func (b *Bbolt) Keeps(context.Context) error { return nil }
+
+// Keys implements oauth.KeyStore.
+func (b *Bbolt) Keys(_ context.Context, realm string) (keyring []byte, err error) {
+	err = b.view(func(tx *bolt.Tx) error {
+		keyring = slices.Clone(tx.Bucket(bucketKeys).Get([]byte(realm)))
+		return nil
+	})
+	return keyring, err
+}
+
+// SwapKeys implements oauth.KeyStore.
+func (b *Bbolt) SwapKeys(ctx context.Context, realm string, old, next []byte) (bool, error) {
+	next = slices.Clone(next) // the committer may use it after this call has given up
+	swapped := false          // set by the committer, as in Admit
+	err := b.write(ctx, func(tx *bolt.Tx) error {
+		keys := tx.Bucket(bucketKeys)
+		if swapped = sameKeyring(keys.Get([]byte(realm)), old); !swapped {
+			return nil
+		}
+		return setValue(keys, []byte(realm), next)
+	})
+	return err == nil && swapped, err
+}
+
+// Deny implements oauth.KeyStore.
+func (b *Bbolt) Deny(ctx context.Context, key oauth.Key) error {
+	k := tokenKey(key)
+	return b.write(ctx, func(tx *bolt.Tx) error { return setValue(tx.Bucket(bucketDenied), k, []byte(key.Realm)) })
+}
+
+// Denied implements oauth.KeyStore. It ignores ctx: it reads mapped memory.
+func (b *Bbolt) Denied(_ context.Context, epoch oauth.Epoch, key oauth.Key) (denied bool, err error) {
+	err = b.view(func(tx *bolt.Tx) error {
+		if !begins(tx.Bucket(bucketKeys).Get([]byte(key.Realm)), epoch) {
+			return oauth.ErrOtherEpoch
+		}
+		denied = tx.Bucket(bucketDenied).Get(tokenKey(key)) != nil
+		return nil
+	})
+	return denied, err
 }
 
 func tokenKey(key oauth.Key) []byte {

@@ -22,6 +22,8 @@ import (
 //	tokens   expiry (8 bytes, big-endian unix milliseconds), token ID (32 bytes) → record
 //	clients  realm, NUL, client ID → clientState
 //	secrets  name → bytes
+//	keys     realm → keyring
+//	denied   expiry, token ID → realm; the self-contained tokens that were revoked
 //
 // Keys of tokens begin with the expiry: new tokens go to the end of the tree, where
 // the pages are hot, and expired ones are a range at its beginning.
@@ -30,6 +32,8 @@ var (
 	bucketTokens  = []byte("tokens")
 	bucketClients = []byte("clients")
 	bucketSecrets = []byte("secrets")
+	bucketKeys    = []byte("keys")
+	bucketDenied  = []byte("denied")
 
 	keyVersion = []byte("version")
 )
@@ -40,11 +44,12 @@ var (
 // A change of layout raises it, adds its buckets to fileBuckets, and brings a file from one
 // version to the next by a function, called where OpenBbolt calls makeBuckets: there the
 // change and the new number are one transaction, so a crash leaves one version or the other.
-const fileVersion = 1
+const fileVersion = 2
 
 // fileBuckets are the buckets that a file of each version has, beside meta.
 var fileBuckets = map[int][][]byte{
 	1: {bucketTokens, bucketClients, bucketSecrets},
+	2: {bucketTokens, bucketClients, bucketSecrets, bucketKeys, bucketDenied},
 }
 
 // lockTimeout is how long to wait for another process to close the file.
@@ -115,8 +120,11 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	// A transaction even if there is nothing to change: a file that can't be written to is
 	// refused now, not when the first token is issued.
 	if err := b.update(func(tx *bolt.Tx) error {
-		if version == 0 {
+		switch version {
+		case 0:
 			return makeBuckets(tx)
+		case 1:
+			return addKeys(tx)
 		}
 		return nil
 	}); err != nil {
@@ -139,6 +147,21 @@ func makeBuckets(tx *bolt.Tx) error {
 		return err
 	}
 	return setValue(meta, keyVersion, []byte(strconv.Itoa(fileVersion)))
+}
+
+// addKeys makes a file of version 1 one of version 2, which has room for the keys of
+// self-contained tokens and for those that were revoked.
+func addKeys(tx *bolt.Tx) error {
+	for _, name := range [][]byte{bucketKeys, bucketDenied} {
+		if _, err := tx.CreateBucket(name); err != nil {
+			return err
+		}
+	}
+	meta, err := tx.CreateBucketIfNotExists(bucketMeta)
+	if err != nil {
+		return err
+	}
+	return setValue(meta, keyVersion, []byte("2"))
 }
 
 // makePrivate refuses a file of another user, and denies all others access to it.

@@ -31,6 +31,12 @@ type Memory struct {
 	holders map[oauth.ClientRef]*holder
 	clients clientTable
 	secrets map[string][]byte
+
+	keyrings map[string][]byte // by realm
+	// denied holds the revoked self-contained tokens until denialGrace after their expiry, max at
+	// most; deniedUntil orders them by expiry.
+	denied      map[oauth.Key]struct{}
+	deniedUntil keyHeap
 }
 
 // NewMemory makes an empty store. now is the wall clock that decides which tokens have expired
@@ -43,6 +49,9 @@ func NewMemory(now func() time.Time) *Memory {
 		holders: make(map[oauth.ClientRef]*holder),
 		clients: make(clientTable),
 		secrets: make(map[string][]byte),
+
+		keyrings: make(map[string][]byte),
+		denied:   make(map[oauth.Key]struct{}),
 	}
 }
 
@@ -168,7 +177,71 @@ func (m *Memory) Close() error {
 	defer m.mu.Unlock()
 	m.closed = true
 	m.tokens, m.expiries, m.holders, m.clients, m.secrets = nil, nil, nil, nil, nil
+	m.keyrings, m.denied, m.deniedUntil = nil, nil, nil
 	return nil
+}
+
+// Keeps implements oauth.KeyStore.
+func (m *Memory) Keeps(context.Context) error { return nil }
+
+// Keys implements oauth.KeyStore.
+func (m *Memory) Keys(_ context.Context, realm string) ([]byte, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.closed {
+		return nil, oauth.ErrClosed
+	}
+	return slices.Clone(m.keyrings[realm]), nil
+}
+
+// SwapKeys implements oauth.KeyStore.
+func (m *Memory) SwapKeys(_ context.Context, realm string, old, next []byte) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false, oauth.ErrClosed
+	}
+	if !sameKeyring(m.keyrings[realm], old) {
+		return false, nil
+	}
+	m.keyrings[realm] = slices.Clone(next)
+	return true, nil
+}
+
+// Deny implements oauth.KeyStore. It drops the denials that are over.
+func (m *Memory) Deny(_ context.Context, key oauth.Key) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return oauth.ErrClosed
+	}
+	over := m.now().Add(-denialGrace).UnixMilli()
+	for len(m.deniedUntil) > 0 && m.deniedUntil[0].ExpiryMilli <= over {
+		delete(m.denied, heap.Pop(&m.deniedUntil).(heldKey).Key)
+	}
+	if _, already := m.denied[key]; already {
+		return nil
+	}
+	if len(m.denied) >= m.max {
+		return oauth.ErrFull
+	}
+	m.denied[key] = struct{}{}
+	heap.Push(&m.deniedUntil, heldKey{Key: key})
+	return nil
+}
+
+// Denied implements oauth.KeyStore.
+func (m *Memory) Denied(_ context.Context, epoch oauth.Epoch, key oauth.Key) (bool, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.closed {
+		return false, oauth.ErrClosed
+	}
+	if !begins(m.keyrings[key.Realm], epoch) {
+		return false, oauth.ErrOtherEpoch
+	}
+	_, denied := m.denied[key]
+	return denied, nil
 }
 
 // holder is a client, and how many keys in the heap belong to its tokens.

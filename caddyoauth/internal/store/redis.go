@@ -31,8 +31,12 @@ import (
 //	realm:<realm>:clients                                   a hash: client ID → clientState
 //	realms                                                  a set: the realms that have clients
 //	secrets                                                 a hash: name → secret
+//	{realm:<realm>}:keys                                    the realm's keyring
+//	{realm:<realm>}:denied:<expiry, unix ms>:<token ID>     a revoked self-contained token, until it expires
 //
-// No command touches two keys, so a Cluster may spread them as it likes.
+// The braces keep a realm's keyring and its denials on one node of a Cluster, so that a node
+// which loses its data loses both. Otherwise no two keys are used together, and a Cluster may
+// spread them as it likes.
 //
 // The keys carry no version of their layout; each record carries one, see recordVersion.
 //
@@ -65,6 +69,8 @@ type Redis struct {
 	client           rueidis.Client
 	connected, tried chan struct{}
 	failure          atomic.Pointer[error] // of the last attempt to connect; nil before the first failure
+
+	evicts atomic.Bool // whether a server was found that may evict keys; see Keeps
 
 	slots chan struct{} // holds a value for each command under way
 	stop  chan struct{} // closed by Close
@@ -221,7 +227,7 @@ func (r *Redis) Revoke(ctx context.Context, key oauth.Key) error {
 		return c.Do(ctx, c.B().Del().Key(k).Build()).Error()
 	})
 	if err == nil {
-		r.remember(k)
+		r.remember(k, time.Time{})
 	}
 	return err
 }
@@ -295,7 +301,7 @@ func (r *Redis) do(ctx context.Context, f func(context.Context, rueidis.Client) 
 func redisError(err error) error {
 	answer, answered := rueidis.IsRedisErr(err)
 	switch {
-	case errors.Is(err, oauth.ErrNotFound), errors.Is(err, errCorrupt):
+	case errors.Is(err, oauth.ErrNotFound), errors.Is(err, oauth.ErrOtherEpoch), errors.Is(err, errCorrupt), errors.Is(err, ErrEvicts):
 		return err
 	case errors.Is(err, rueidis.ErrClosing):
 		return oauth.ErrClosed
@@ -324,18 +330,27 @@ func (r *Redis) tokenKey(key oauth.Key) string {
 // colons while what follows it does not.
 func (r *Redis) parseTokenKey(key string) (realm string, id introspect.TokenID, ok bool) {
 	rest, ok := strings.CutPrefix(key, r.cfg.Prefix+"realm:")
-	colon := strings.LastIndexByte(rest, ':')
-	if !ok || colon < 0 || len(rest)-colon-1 != hex.EncodedLen(len(id)) {
+	if !ok {
 		return "", id, false
 	}
-	if _, err := hex.Decode(id[:], []byte(rest[colon+1:])); err != nil {
+	rest, id, ok = cutID(rest)
+	realm, isToken := strings.CutSuffix(rest, ":token")
+	return realm, id, ok && isToken
+}
+
+// cutID cuts an expiry and a token ID off the end of a key.
+func cutID(key string) (rest string, id introspect.TokenID, ok bool) {
+	colon := strings.LastIndexByte(key, ':')
+	if colon < 0 || len(key)-colon-1 != hex.EncodedLen(len(id)) {
 		return "", id, false
 	}
-	rest = rest[:colon]
-	colon = strings.LastIndexByte(rest, ':')
+	if _, err := hex.Decode(id[:], []byte(key[colon+1:])); err != nil {
+		return "", id, false
+	}
+	key = key[:colon]
+	colon = strings.LastIndexByte(key, ':')
 	if colon < 0 {
 		return "", id, false
 	}
-	realm, ok = strings.CutSuffix(rest[:colon], ":token")
-	return realm, id, ok
+	return key[:colon], id, true
 }

@@ -29,6 +29,9 @@ const (
 type revocation struct {
 	key string
 	at  time.Time
+	// until is the expiry of a self-contained token, whose denial stands under key. It is zero
+	// for a recorded token, whose record stood there.
+	until time.Time
 }
 
 // Coherent implements introspect.Coherent: it reports whether Revoked has been told of every
@@ -224,6 +227,8 @@ func (r *Redis) invalidated(keys []rueidis.RedisMessage) {
 		}
 		if realm, id, ok := r.parseTokenKey(key); ok {
 			r.cfg.Revoked(realm, id)
+		} else if realm, id, ok := r.parseDeniedKey(key); ok {
+			r.cfg.Revoked(realm, id)
 		} else {
 			r.cfg.Changed()
 		}
@@ -231,7 +236,7 @@ func (r *Redis) invalidated(keys []rueidis.RedisMessage) {
 }
 
 // remember keeps a revocation, to repeat it if the link is lost soon.
-func (r *Redis) remember(key string) {
+func (r *Redis) remember(key string, until time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
@@ -239,7 +244,7 @@ func (r *Redis) remember(key string) {
 	for drop < len(r.revoked) && (now.Sub(r.revoked[drop].at) > replayTime || len(r.revoked)-drop >= maxReplay) {
 		drop++
 	}
-	r.revoked = append(r.revoked[drop:], revocation{key, now})
+	r.revoked = append(r.revoked[drop:], revocation{key, now, until})
 }
 
 // repeatRevocations repeats the revocations made shortly before the link was lost, and since: the
@@ -249,8 +254,13 @@ func (r *Redis) repeatRevocations() (done bool) {
 	r.mu.Lock()
 	var again rueidis.Commands
 	for _, revoked := range r.revoked {
-		if r.lostAt.Sub(revoked.at) <= replayTime {
+		if r.lostAt.Sub(revoked.at) > replayTime {
+			continue
+		}
+		if revoked.until.IsZero() {
 			again = append(again, r.client.B().Del().Key(revoked.key).Build())
+		} else if denial, inTime := deny(r.client, revoked.key, revoked.until); inTime {
+			again = append(again, denial)
 		}
 	}
 	r.mu.Unlock()
@@ -270,19 +280,29 @@ func (r *Redis) findEvicting() {
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
 	defer cancel()
 	for address, node := range r.client.Nodes() {
-		info, err := node.Do(ctx, node.B().Info().Section("memory").Build()).ToString()
-		if err != nil {
-			continue // perhaps we may not ask
-		}
-		fields := make(map[string]string)
-		for line := range strings.Lines(info) {
-			name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-			fields[name] = value
-		}
-		if policy := fields["maxmemory_policy"]; fields["maxmemory"] != "0" && policy != "noeviction" && policy != "" {
+		if policy := evictionPolicy(ctx, node); policy != "" {
+			r.evicts.Store(true)
 			r.cfg.Evicting(address, policy)
 		}
 	}
+}
+
+// evictionPolicy returns by which policy a server drops keys to make room; empty if it drops none,
+// or does not tell.
+func evictionPolicy(ctx context.Context, node rueidis.Client) string {
+	info, err := node.Do(ctx, node.B().Info().Section("memory").Build()).ToString()
+	if err != nil {
+		return "" // perhaps we may not ask
+	}
+	fields := make(map[string]string)
+	for line := range strings.Lines(info) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		fields[name] = value
+	}
+	if policy := fields["maxmemory_policy"]; fields["maxmemory"] != "0" && policy != "noeviction" {
+		return policy
+	}
+	return ""
 }
 
 // dial connects, and records the connection for cutSilent.
