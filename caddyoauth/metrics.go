@@ -72,6 +72,12 @@ func newCollectors() *metrics {
 	for _, cause := range []access.Cause{access.CauseAmbiguousPath, access.CauseTunnel, strippedIdentity, strippedUpgrade} {
 		guarded[cause] = guard.WithLabelValues(string(cause))
 	}
+	requests := counterVec("requests_total", "Requests to the token, introspection and revocation endpoints.", "realm", "endpoint", "result")
+	// There may be one such request, and it matters. Prometheus sees no increase where a series
+	// begins with it.
+	for _, endpoint := range endpointNames {
+		requests.WithLabelValues(noEndpoint, string(endpoint), noSuchEndpoint)
+	}
 	return &metrics{
 		guard: guard, guarded: guarded,
 		clients:       newClientMetrics(),
@@ -94,7 +100,7 @@ func newCollectors() *metrics {
 			}
 			return 1
 		}),
-		requests:       counterVec("requests_total", "Requests to the token, introspection and revocation endpoints.", "realm", "endpoint", "result"),
+		requests:       requests,
 		inactive:       counterVec("introspections_inactive_total", "Introspections answered with inactive, by what the caller is not told.", "realm", "cause"),
 		checks:         counterVec("bearer_checks_total", "Checks by oauth_protect: one for each oauth_protect that a request meets.", "realm", "result", "cause"),
 		reportOnly:     counterVec("report_only_total", "Requests that would have been refused, and passed under report_only.", "realm", "cause"),

@@ -23,6 +23,9 @@ import (
 // has no capitals.
 const noEndpoint = "None"
 
+// noSuchEndpoint is their result there, and their event.
+const noSuchEndpoint = "no_such_endpoint"
+
 // endpointNames are the last parts of the paths of endpoints, here or at other servers.
 var endpointNames = map[string]endpointKind{
 	"access_token":  endpointToken,
@@ -113,10 +116,10 @@ func mayCarrySecret(r *http.Request) bool {
 
 // refuseMisdirected answers a request that misdirected found.
 func (s *Server) refuseMisdirected(w http.ResponseWriter, r *http.Request, kind endpointKind, meant string) {
-	collectors.requests.WithLabelValues(noEndpoint, string(kind), "no_such_endpoint").Inc()
+	collectors.requests.WithLabelValues(noEndpoint, string(kind), noSuchEndpoint).Inc()
 	if c := s.logger.Check(zap.InfoLevel, "no endpoint at this path"); c != nil {
 		meant, _, _ = strings.Cut(meant, ";") // what follows may be parameters as well
-		c.Write(zap.String("event", "no_such_endpoint"), zap.String("endpoint", string(kind)), zap.String("path", meant), zap.String("remote_ip", clientIP(r)))
+		c.Write(zap.String("event", noSuchEndpoint), zap.String("endpoint", string(kind)), zap.String("path", meant), zap.String("remote_ip", clientIP(r)))
 	}
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")

@@ -225,6 +225,7 @@ func (s *IntrospectSource) Memory() introspect.SourceConfig {
 
 // OpenSource implements TokenSource.
 func (s *IntrospectSource) OpenSource() (introspect.Source, error) {
+	collectors.sourceUp.WithLabelValues(s.Label()).Set(1) // until OnCircuit says otherwise
 	return introspect.NewRemote(s.cfg)
 }
 
