@@ -179,6 +179,7 @@ func (o *observed) story() []chapter {
 				o.ask(o.URL, "/introspect", "billing", billing, url.Values{"token": {o.reports}})
 			}
 			o.get("/orders/1", "")
+			o.get("/drafts/1", o.reports)
 		}},
 		// A job fetches a token for each request, and has not the scope that it needs.
 		{from: 8, to: 14, do: func(n int) {
