@@ -26,6 +26,7 @@ var recipes = map[string][]func(t *testing.T, b docBlock){
 	"Ask for another scope to write":               {methodsRecipe},
 	"Let everybody read":                           {readingRecipe},
 	"Protect what is in use":                       {reportRecipe},
+	"From Basic to tokens in four steps":           {basicStep1, basicStep2, basicStep3, basicStep4},
 	"Put one backend under two prefixes":           {prefixesRecipe},
 	"Give the backend an API key for each client":  {apiKeysRecipe},
 	"Put a token in front of PHP":                  {phpRecipe},
@@ -281,6 +282,99 @@ func reportRecipe(t *testing.T, b docBlock) {
 	g.send(401, "GET", "/api/x", "")
 	g.send(403, "GET", "/api/x", g.tokenAt("/oauth2/access_token", "write"))
 	g.send(200, "GET", "/elsewhere", "")
+}
+
+// The steps of the recipe for Basic. The backend knows the client by other credentials than the
+// gateway does.
+const (
+	basicOfCaller  = "Basic cmVwb3J0czphYmM=" // reports:abc
+	basicOfBackend = "cmVwb3J0czpvdGhlcg=="
+)
+
+// startBasicStep runs a step's site with the clients of step 1.
+func startBasicStep(t *testing.T, b docBlock, pairs ...string) *gateway {
+	t.Helper()
+	t.Setenv("REPORTS_BASIC", basicOfBackend)
+	if b.kind == "caddyfile" {
+		return startWhole(t, b, pairs...)
+	}
+	for _, first := range docBlocks(t, b.file) {
+		if first.kind == "caddyfile" && strings.Contains(first.text, "REPORTS_BASIC") {
+			clients, _, _ := strings.Cut(first.text, "api.example.com {")
+			first.text = clients + "api.example.com {\n" + b.text + "}\n"
+			return startWhole(t, first, pairs...)
+		}
+	}
+	t.Fatal("step 1 has no clients")
+	return nil
+}
+
+// withCallersBasic sends what a program sends that hasn't changed over, and checks what the backend
+// gets of Authorization if the status is 200.
+func (g *gateway) withCallersBasic(want int, authorization string) answer {
+	g.t.Helper()
+	before := g.Backend.count()
+	a := g.do(g.request("GET", "/x", "", "Authorization", basicOfCaller))
+	if reached := g.Backend.count() > before; a.StatusCode != want || reached != (want == 200) {
+		g.t.Fatalf("Basic gets %d with %v, and reached the backend: %t", a.StatusCode, a.Header, reached)
+	}
+	if want == 200 && g.Backend.last(g.t).Header.Get("Authorization") != authorization {
+		g.t.Errorf("the backend gets %v", g.Backend.last(g.t).Header)
+	}
+	return a
+}
+
+// changedOver checks that a program with a token is served, as it is in each step.
+func (g *gateway) changedOver() {
+	g.t.Helper()
+	a := g.send(200, "GET", "/x", g.token("reports", "read"))
+	if got := g.Backend.last(g.t).Header; got.Get("Authorization") != "Basic "+basicOfBackend || got.Get("X-OAuth-Client-Id") != "reports" || a.Header["Deprecation"] != nil {
+		g.t.Errorf("with a token: %v, and the backend gets %v", a.Header, got)
+	}
+}
+
+func basicStep1(t *testing.T, b docBlock) {
+	g := startBasicStep(t, b)
+	before := metric(t, "caddy_oauth_report_only_total", "cause", "missing")
+	g.withCallersBasic(200, basicOfCaller)
+	if got := g.Backend.last(t).Header["X-Oauth-Client-Id"]; got != nil {
+		t.Errorf("the backend is told of %q", got)
+	}
+	if n := metric(t, "caddy_oauth_report_only_total", "cause", "missing") - before; n != 1 {
+		t.Errorf("%v requests were reported, want 1", n)
+	}
+	g.changedOver()
+}
+
+func basicStep2(t *testing.T, b docBlock) {
+	g := startBasicStep(t, b)
+	a := g.withCallersBasic(200, "Basic "+basicOfBackend)
+	if got := g.Backend.last(t).Header; got.Get("X-OAuth-Client-Id") != "reports" || got.Get("X-OAuth-Scope") != "read" || a.Header["Deprecation"] == nil || a.Header["Sunset"] != nil {
+		t.Errorf("the caller gets %v, the backend %v", a.Header, got)
+	}
+	g.send(401, "GET", "/x", "", "Authorization", "Basic "+basicOfBackend)
+	g.send(401, "GET", "/x", "")
+	g.changedOver()
+}
+
+func basicStep3(t *testing.T, b docBlock) {
+	g := startBasicStep(t, b, "until 2027", "until 2999")
+	a := g.withCallersBasic(200, "Basic "+basicOfBackend)
+	if a.Header.Get("Sunset") != "Sun, 30 Jun 2999 00:00:00 GMT" || a.Header["Deprecation"] == nil {
+		t.Errorf("the caller gets %v", a.Header)
+	}
+	g.changedOver()
+	expectSeries(t, "who uses Basic", basicCount(t), map[string]float64{"root/reports": 1})
+	// After the date.
+	startBasicStep(t, b, "until 2027", "until 2020").withCallersBasic(401, "")
+}
+
+func basicStep4(t *testing.T, b docBlock) {
+	g := startBasicStep(t, b)
+	if challenges := g.withCallersBasic(401, "").Header["Www-Authenticate"]; len(challenges) != 1 {
+		t.Errorf("the challenges are %q", challenges)
+	}
+	g.changedOver()
 }
 
 func prefixesRecipe(t *testing.T, b docBlock) {

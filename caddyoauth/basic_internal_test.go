@@ -1,0 +1,100 @@
+package caddyoauth
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+)
+
+func TestBasicEndsByItself(t *testing.T) {
+	end := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	right := []string{"Basic YTpi"}
+	for name, c := range map[string]struct {
+		basic *basicRoute
+		now   time.Time
+		want  bool
+	}{
+		"before its end":   {&basicRoute{until: end}, end.Add(-1), true},
+		"at its end":       {&basicRoute{until: end}, end, false},
+		"without an end":   {&basicRoute{}, end, true},
+		"without basic":    {nil, end, false},
+		"long after it":    {&basicRoute{until: end}, end.AddDate(100, 0, 0), false},
+		"at the zero time": {&basicRoute{until: end}, time.Time{}, true},
+	} {
+		if c.basic.on(c.now) != c.want || c.basic.takes(right, c.now) != c.want {
+			t.Errorf("%s: on %t, takes %t, want %t", name, c.basic.on(c.now), c.basic.takes(right, c.now), c.want)
+		}
+	}
+}
+
+// Whatever writes the header of a response, it has Deprecation.
+func TestEachWayOfWritingIsDeprecated(t *testing.T) {
+	b := &basicRoute{deprecation: "@1", sunset: "Tue, 01 Jan 2030 00:00:00 GMT"}
+	for name, write := range map[string]func(http.ResponseWriter){
+		"WriteHeader": func(w http.ResponseWriter) { w.WriteHeader(http.StatusTeapot) },
+		"Write":       func(w http.ResponseWriter) { w.Write([]byte("x")) },
+		"Flush":       func(w http.ResponseWriter) { http.NewResponseController(w).Flush() },
+		"ReadFrom":    func(w http.ResponseWriter) { w.(io.ReaderFrom).ReadFrom(strings.NewReader("x")) },
+	} {
+		recorder := httptest.NewRecorder()
+		w := b.deprecating(recorder)
+		w.Header().Set("Sunset", "mine")
+		write(w)
+		if h := recorder.Result().Header; h.Get("Deprecation") != "@1" || h.Get("Sunset") != "mine" {
+			t.Errorf("%s: %v", name, h)
+		}
+	}
+}
+
+// No Authorization is both a bearer token and Basic, and of several lines none is Basic.
+func FuzzBasicIsNoBearer(f *testing.F) {
+	for _, seed := range []string{"", "Basic YTpi", "basic", "Basic\tx", "Bearer x", "BasicBearer x", "Bearer", "Basic, Bearer x"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		_, verdict := bearerToken([]string{line})
+		if isBasic([]string{line}) && verdict != tokenMissing {
+			t.Fatalf("%q is Basic, and as a bearer token %d", line, verdict)
+		}
+		if isBasic(nil) || isBasic([]string{line, line}) {
+			t.Fatalf("%q is Basic without being one line", line)
+		}
+	})
+}
+
+// A name and a value that are accepted make a header that a request can carry, which is no identity
+// and means nothing to HTTP.
+func FuzzUpstreamHeader(f *testing.F) {
+	for _, seed := range [][2]string{
+		{"X-Api-Key", "{env.UPSTREAM_FUZZ}"}, {"Authorization", "Basic {env.UPSTREAM_FUZZ}"}, {"x-oauth-key", "{env.UPSTREAM_FUZZ}"}, {"Connection", "a"},
+		{"X_Api_Key", "{env.UPSTREAM_FUZZ}"}, {"Content-Length", "{env.UPSTREAM_FUZZ}"}, {"A", "{env.UPSTREAM_FUZZ}\r\nB: c"}, {"A", "{{env.UPSTREAM_FUZZ}}"}, {"A", "{env.UPSTREAM_FUZZ}{http.request.host}"},
+		{"A", "\"{env.UPSTREAM_FUZZ}\""}, {"Proxy-Authorization", "{env.UPSTREAM_FUZZ}"}, {"X-HTTP-Method", "{file./etc/hostname}"},
+	} {
+		f.Add(seed[0], seed[1])
+	}
+	f.Setenv("UPSTREAM_FUZZ", "hunter2")
+	f.Fuzz(func(t *testing.T, name, value string) {
+		if strings.Contains(value, "{file.") {
+			t.Skip() // no file is read here
+		}
+		all, err := resolveUpstream(map[string]string{name: value})
+		if err != nil {
+			if strings.Contains(err.Error(), "hunter2") && !strings.Contains(name+value, "hunter2") {
+				t.Fatalf("the error holds the secret: %v", err)
+			}
+			return
+		}
+		h := all[0]
+		if len(all) != 1 || !httpguts.ValidHeaderFieldName(h.name) || !httpguts.ValidHeaderFieldValue(h.value) || !strings.Contains(h.value, "hunter2") || strings.ContainsAny(h.value, "{}\r\n") {
+			t.Fatalf("%q %q make %q: %q", name, value, h.name, h.value)
+		}
+		if isIdentity(h.name, []string{strings.ToLower(defaultHeaderPrefix)}) || isOneOf(h.name, overrideHeaders) || isOneOf(h.name, []string{"connection", "host", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authorization"}) {
+			t.Fatalf("%q is accepted", name)
+		}
+	})
+}
