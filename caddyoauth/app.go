@@ -86,6 +86,8 @@ type App struct {
 	judgesPathsFrom time.Time
 	// servers are all oauth_server handlers.
 	servers []*Server
+	// foreign are the counts for the clients of tokens from elsewhere.
+	foreign *clientCounts
 	// refusals are the logs of refusals of all handlers, which Cleanup ends.
 	refusals []*refusalLog
 	// ordered are the servers whose routes checkOrder has checked.
@@ -131,6 +133,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.run = &running{ready: make(chan struct{})}
 	a.prefixes = []string{strings.ToLower(defaultHeaderPrefix)}
 	a.credentials = slices.Clone(credentialHeaders)
+	a.foreign = foreignCounts
 	a.sources = make(map[string]*usedSource)
 	a.ordered = make(map[*caddyhttp.Server]bool)
 

@@ -135,6 +135,9 @@ func (p *Protect) judgeBasic(r *http.Request, span trace.Span, earlier *bearer, 
 // nobody can tell.
 func (p *Protect) authenticate(r *http.Request, b *bearer, authorization []string) access.Cause {
 	b.basic = &basicCaller{authorization: authorization}
+	if p.asked != nil {
+		return access.CauseOutage // a question checks no secrets: that would count, and can be used to guess
+	}
 	engine, err := p.basic.realm.await(r.Context())
 	if err == nil {
 		b.facts, b.basic.out, err = engine.Basic(r.Context(), authorization[0], clientNetwork(r))

@@ -29,6 +29,8 @@
 //	order.go               refuses a configuration that uses an identity before it is known
 //	lint.go                finds what loads in silence and should not; what exactly, in lint_locked.go
 //	                       and lint_doubtful.go
+//	walk.go                asks a configuration who gets in where, without a request: walk_routes.go goes
+//	                       through the routes as Caddy does, walk_handlers.go asks our own handlers
 //	transport.go, path.go  which connections and which paths are acceptable
 //	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret

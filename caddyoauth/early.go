@@ -81,17 +81,25 @@ func configuredRoutes(server *caddyhttp.Server) caddyhttp.RouteList {
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (e *earlyStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if !e.admit(w, r) {
+		return nil
+	}
+	// Caddy ends a server's routes with the same handler for all requests, so next never changes.
+	e.compile.Do(func() { e.chain = e.routes.Compile(next) })
+	return e.chain.ServeHTTP(w, r)
+}
+
+// admit strips a request, or answers it and returns false.
+func (e *earlyStrip) admit(w http.ResponseWriter, r *http.Request) bool {
 	if asksForTunnel(r) {
 		refuseTunnel(w, r, e.refusals)
-		return nil
+		return false
 	}
 	e.refusals.stripped(r, stripServer(r, e.app.prefixes, e.app.credentials))
 	if e.marks {
 		caddyhttp.SetVar(r.Context(), strippedVar, stripped{})
 	}
-	// Caddy ends a server's routes with the same handler for all requests, so next never changes.
-	e.compile.Do(func() { e.chain = e.routes.Compile(next) })
-	return e.chain.ServeHTTP(w, r)
+	return true
 }
 
 // earlyErrorStrip does the same in front of a server's error routes, for requests that failed

@@ -101,7 +101,7 @@ func refuseAmbiguous(w http.ResponseWriter, r *http.Request, log *refusalLog) er
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.oauth.error", "ambiguous_path")
 	}
-	collectors.guarded[access.CauseAmbiguousPath].Inc()
+	log.count(access.CauseAmbiguousPath)
 	log.write(r, access.CauseAmbiguousPath, http.StatusBadRequest, nil)
 	logRefused(r.Context(), nil, access.ResultPath, access.CauseAmbiguousPath)
 	return caddyhttp.Error(http.StatusBadRequest, errAmbiguousPath)

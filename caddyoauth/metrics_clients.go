@@ -70,7 +70,7 @@ func (a *App) countsOf(b *bearer) *clientCounts {
 			return counts
 		}
 	}
-	return foreignCounts
+	return a.foreign
 }
 
 // clientMetrics collects what there is to tell about the clients of the configuration in force, and

@@ -150,7 +150,10 @@ type Protect struct {
 	beside caddyhttp.RouteList
 
 	refusals *refusalLog
-	allowed  prometheus.Counter
+	// asked hears of each decision, if it is only asked what would happen; see walk.go. Nil for
+	// requests.
+	asked   func(*bearer, access.Decision)
+	allowed prometheus.Counter
 	// anonymous counts the requests that pass without a token. It is nil if none can.
 	anonymous prometheus.Counter
 	// rejections are made when the configuration is loaded: one for each cause.
@@ -226,13 +229,13 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 
 	p.beside = routesBeside(ctx)
 	p.refusals = app.refusalLogFor(ctx, p.label, p.At)
-	p.prepareRejections()
+	p.prepareRejections(collectors)
 	return nil
 }
 
-// prepareRejections makes the rejections. Their counters show up in the metrics before they
-// count anything.
-func (p *Protect) prepareRejections() {
+// prepareRejections makes the rejections, and all counters of the route out of m. They show up in
+// the metrics before they count anything.
+func (p *Protect) prepareRejections(m *metrics) {
 	p.challenge = `Bearer realm="` + p.label + `"`
 	ways := map[access.Result]rejection{
 		access.ResultMissing: {status: http.StatusUnauthorized, challenge: p.challenge},
@@ -248,9 +251,9 @@ func (p *Protect) prepareRejections() {
 		access.ResultUnavailable: {status: http.StatusServiceUnavailable},
 		access.ResultCanceled:    {status: http.StatusServiceUnavailable},
 	}
-	p.allowed = collectors.checks.WithLabelValues(p.label, "ok", "")
+	p.allowed = m.checks.WithLabelValues(p.label, "ok", "")
 	if p.anyOptional() {
-		p.anonymous = collectors.checks.WithLabelValues(p.label, "anonymous", "")
+		p.anonymous = m.checks.WithLabelValues(p.label, "anonymous", "")
 	}
 	p.rejections = make(map[access.Cause]*rejection)
 	for _, e := range access.Explanations {
@@ -262,10 +265,10 @@ func (p *Protect) prepareRejections() {
 			continue
 		}
 		no.result, no.cause, no.err = e.Result, e.Cause, errors.New("oauth: "+string(e.Result))
-		no.count = collectors.checks.WithLabelValues(p.label, string(e.Result), string(e.Cause))
+		no.count = m.checks.WithLabelValues(p.label, string(e.Result), string(e.Cause))
 		if p.ReportOnly != nil {
-			no.passed = collectors.checks.WithLabelValues(p.label, reportOnlyResult, string(e.Cause))
-			no.reported = collectors.reportOnly.WithLabelValues(p.label, string(e.Cause))
+			no.passed = m.checks.WithLabelValues(p.label, reportOnlyResult, string(e.Cause))
+			no.reported = m.reportOnly.WithLabelValues(p.label, string(e.Cause))
 		}
 		p.rejections[e.Cause] = &no
 	}
@@ -362,6 +365,11 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 // check is judge, with a span if the request is traced. reports is set if the request passes in any
 // case.
 func (p *Protect) check(r *http.Request, reports bool, earlier *bearer, authorization []string) (*bearer, access.Decision) {
+	if p.asked != nil {
+		b, decision := p.judge(r, nil, earlier, authorization)
+		p.asked(b, decision)
+		return b, decision
+	}
 	ctx, span := startSpan(r.Context(), "oauth.check", trace.SpanKindInternal)
 	if span == nil {
 		return p.judge(r, nil, earlier, authorization)

@@ -13,7 +13,7 @@ import (
 func TestEveryCauseHasAnAnswer(t *testing.T) {
 	p := &Protect{label: "every cause", basic: new(basicRoute)}
 	t.Cleanup(func() { collectors.checks.DeletePartialMatch(prometheus.Labels{"realm": p.label}) })
-	p.prepareRejections()
+	p.prepareRejections(collectors)
 	for _, e := range access.Explanations {
 		no := p.rejections[e.Cause]
 		if e.Cause == access.CauseTunnel {

@@ -51,6 +51,9 @@ type refusalLog struct {
 	logger *zap.Logger
 	realm  string // the realm that tokens are for, empty if none are asked for
 	rule   string // the handler's place in the configuration, empty if unknown
+	// asked hears of what would be counted, if nobody sent a request and it is only asked what
+	// would happen; see walk.go. Nil for requests.
+	asked func(access.Cause)
 
 	writing sync.Mutex // held by whoever writes, so that events keep their order; before mu
 
@@ -213,10 +216,28 @@ func (l *refusalLog) writeEvent(e *refusedEvent) {
 func (l *refusalLog) stripped(r *http.Request, gone removed) {
 	if gone != 0 && !ownHeaders(r) {
 		for _, what := range gone.causes() {
-			collectors.guarded[what].Inc()
+			l.count(what)
 			l.note(r, &refusedEvent{cause: what})
 		}
 	}
+}
+
+// count counts what was refused or removed where no token is asked for.
+func (l *refusalLog) count(cause access.Cause) {
+	if l.asked != nil {
+		l.asked(cause)
+		return
+	}
+	collectors.guarded[cause].Inc()
+}
+
+// countReported counts what would have been refused where no token is asked for.
+func (l *refusalLog) countReported(cause access.Cause) {
+	if l.asked != nil {
+		l.asked(cause)
+		return
+	}
+	collectors.reportOnly.WithLabelValues(noEndpoint, string(cause)).Inc()
 }
 
 // ownHeaders reports whether what is removed from r may be ours rather than the caller's. Error

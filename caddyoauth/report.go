@@ -81,7 +81,7 @@ func (p *Protect) report(r *http.Request, b *bearer, decision access.Decision, e
 
 // reportAmbiguous reports a request that would be refused for its path where no token is asked for.
 func reportAmbiguous(r *http.Request, log *refusalLog) {
-	collectors.reportOnly.WithLabelValues(noEndpoint, string(access.CauseAmbiguousPath)).Inc()
+	log.countReported(access.CauseAmbiguousPath)
 	logReported(r, access.CauseAmbiguousPath)
 	log.writeReported(r, access.CauseAmbiguousPath, http.StatusBadRequest, nil)
 }

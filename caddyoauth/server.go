@@ -230,27 +230,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	h.Set("Cache-Control", "no-store")
 	h.Set("Pragma", "no-cache")
 
-	if r.Method != http.MethodPost {
-		h.Set("Allow", http.MethodPost)
-		s.refuse(w, r, e, http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be POST", Reason: "method"})
-		return nil
-	}
-	if !s.InsecureHTTP && !secureOrLocal(r) {
-		s.refuse(w, r, e, http.StatusForbidden, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "TLS is required", Reason: "insecure_transport"})
-		return nil
-	}
-	if r.TLS != nil && !r.TLS.HandshakeComplete || r.Header.Get("Early-Data") == "1" {
-		// 0-RTT data can be replayed by whoever recorded it (RFC 8470). If TLS ends at a load
-		// balancer, the header says so; from anybody else the header does no harm.
-		s.refuse(w, r, e, http.StatusTooEarly, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "send it again after the TLS handshake", Reason: "early_data"})
-		return nil
-	}
-	if e.contradictedBy(r.URL.RawQuery) {
-		s.refuse(w, r, e, http.StatusBadRequest, errOtherRealm)
-		return nil
-	}
-	if types := r.Header["Content-Type"]; !isForm(types) {
-		s.refuse(w, r, e, http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the content type must be application/x-www-form-urlencoded", Reason: "content_type"})
+	if status, refusal := s.unfit(r, e); refusal != nil {
+		if status == http.StatusMethodNotAllowed {
+			h.Set("Allow", http.MethodPost)
+		}
+		s.refuse(w, r, e, status, refusal)
 		return nil
 	}
 	body, err := readBody(w, r)
@@ -300,6 +284,26 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	}
 	s.answer(w, r, e, reply, out, err)
 	return nil
+}
+
+// unfit returns how a request to an endpoint is refused for what can be told before its body is
+// read, or nil.
+func (s *Server) unfit(r *http.Request, e *route) (status int, _ *oauth.Error) {
+	switch {
+	case r.Method != http.MethodPost:
+		return http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be POST", Reason: "method"}
+	case !s.InsecureHTTP && !secureOrLocal(r):
+		return http.StatusForbidden, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "TLS is required", Reason: "insecure_transport"}
+	case r.TLS != nil && !r.TLS.HandshakeComplete || r.Header.Get("Early-Data") == "1":
+		// 0-RTT data can be replayed by whoever recorded it (RFC 8470). If TLS ends at a load
+		// balancer, the header says so; from anybody else the header does no harm.
+		return http.StatusTooEarly, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "send it again after the TLS handshake", Reason: "early_data"}
+	case e.contradictedBy(r.URL.RawQuery):
+		return http.StatusBadRequest, errOtherRealm
+	case !isForm(r.Header["Content-Type"]):
+		return http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the content type must be application/x-www-form-urlencoded", Reason: "content_type"}
+	}
+	return 0, nil
 }
 
 // passOn hands a request that is for no endpoint to the next handler, guarded.

@@ -140,7 +140,7 @@ func (u *usedSource) remembered(token *introspect.Token, maxAge time.Duration) (
 // own returns the facts if the source may speak for their issuer, and refuses them if not:
 // an answer may name any issuer, and the backend believes it.
 func (u *usedSource) own(facts *introspect.Facts) *introspect.Facts {
-	if !facts.Active || facts.Issuer == u.issuer || !u.taken[facts.Issuer] {
+	if u.speaksFor(facts) {
 		return facts
 	}
 	u.warn.Do(func() {
@@ -148,6 +148,11 @@ func (u *usedSource) own(facts *introspect.Facts) *introspect.Facts {
 			zap.String("source", u.module.Label()), zap.String("issuer", facts.Issuer))
 	})
 	return facts.Refused(introspect.CauseIssuer)
+}
+
+// speaksFor reports whether the source may say such facts.
+func (u *usedSource) speaksFor(facts *introspect.Facts) bool {
+	return !facts.Active || facts.Issuer == u.issuer || !u.taken[facts.Issuer]
 }
 
 // minted reports whether a realm of this gateway issued the token, be it still good or not.
@@ -192,7 +197,7 @@ func (a *App) whyNot(sources []routeSource, token *introspect.Token, cause intro
 		anew := introspect.NewToken(token.Text()) // in which no MAC is noted
 		if ok, _ := r.engine.Minted(&anew); ok {
 			minted = true
-			accepted = accepted || slices.Contains(sources, routeSource(r))
+			accepted = accepted || slices.ContainsFunc(sources, func(s routeSource) bool { return s.realmName() == r.name })
 		}
 	}
 	switch {

@@ -348,7 +348,7 @@ func refuseTunnel(w http.ResponseWriter, r *http.Request, log *refusalLog) {
 	dontAwaitBody(w, r)
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusNotImplemented) // RFC 9220 section 3
-	collectors.guarded[access.CauseTunnel].Inc()
+	log.count(access.CauseTunnel)
 	log.write(r, access.CauseTunnel, http.StatusNotImplemented, nil)
 	logRefused(r.Context(), nil, access.ResultTunnel, access.CauseTunnel)
 }

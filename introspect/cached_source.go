@@ -161,6 +161,60 @@ func (s *CachedSource) Remembered(token *Token, maxAge time.Duration) (*Facts, b
 	return s.revised(facts), true
 }
 
+// Inquire returns what LookupWithin would, and changes nothing: no entry is made, renewed or
+// ended, and nothing is counted. Where LookupWithin would ask the source, asked is called, and
+// the source is asked if it is an [Inquirer]. Otherwise the error is ErrNotAsked.
+func (s *CachedSource) Inquire(ctx context.Context, token *Token, maxAge time.Duration, asked func()) (*Facts, error) {
+	if !s.screened(token) {
+		if s.explain != nil {
+			return InactiveBecause(s.explain.WhyNot(*token)), nil
+		}
+		return inactive, nil
+	}
+	key := keyOf(s.name, token.ID())
+	facts, ok := s.cached(key, min(maxAge, s.cfg.MaxAge))
+	if !ok {
+		facts, ok = s.refused(key, min(maxAge, s.cfg.NegativeAge))
+	}
+	if !ok {
+		source, able := s.src.(Inquirer)
+		if !able {
+			return nil, ErrNotAsked
+		}
+		asked()
+		limited, cancel := context.WithTimeout(ctx, s.cache.cfg.LookupTimeout)
+		defer cancel()
+		var err error
+		if facts, err = source.Inquire(limited, *token); err != nil {
+			if ctx.Err() != nil || !errors.Is(err, ErrOutage) {
+				return nil, err
+			}
+			if facts, ok = s.stale(key, maxAge); !ok {
+				return nil, err
+			}
+		}
+	}
+	if facts.Active && !facts.Expiry.IsZero() && !s.cache.cfg.Now().Before(facts.Expiry) {
+		facts = InactiveBecause(CauseExpired)
+	}
+	if !facts.Active {
+		return facts, nil
+	}
+	return s.revised(facts), nil
+}
+
+// Known is Remembered for those who change nothing: the cache does not count it as a hit.
+func (s *CachedSource) Known(token *Token, maxAge time.Duration) (*Facts, bool) {
+	if !s.screened(token) {
+		return nil, false
+	}
+	facts, ok := s.cached(keyOf(s.name, token.ID()), min(maxAge, s.cfg.MaxAge))
+	if !ok {
+		return nil, false
+	}
+	return s.revised(facts), true
+}
+
 // screened reports whether looking up token can be worthwhile, and keeps what the source noted
 // in it.
 func (s *CachedSource) screened(token *Token) bool {

@@ -106,7 +106,7 @@ var inactive = &Facts{}
 func Inactive() *Facts { return inactive }
 
 // Source determines what tokens mean. It may have further abilities, which a [Cache] in front
-// of it uses: [Screener], [Explainer], [Reviser], [Doubter] and [Coherent].
+// of it uses: [Screener], [Explainer], [Reviser], [Doubter], [Coherent] and [Inquirer].
 type Source interface {
 	// Lookup reports what token means now. For a token that is unknown, malformed, expired or
 	// revoked it returns Inactive or InactiveBecause and a nil error: "no" is an answer. An error means that the
@@ -156,6 +156,19 @@ type Coherent interface {
 	// called on every lookup, so it must be cheap and must not block.
 	Coherent() bool
 }
+
+// Inquirer is an optional ability of a [Source]: to answer without leaving a trace, for those
+// who want to know what would happen.
+type Inquirer interface {
+	// Inquire returns what Lookup would, as far as it can without changing what later lookups
+	// do or what is counted. What would take more, such as fetching keys, is ErrNotAsked. It
+	// may send a request to another server, which then knows of it.
+	Inquire(ctx context.Context, token Token) (*Facts, error)
+}
+
+// ErrNotAsked means that a question could not be answered without leaving a trace. Nobody was
+// asked.
+var ErrNotAsked = errors.New("not asked: the answer would take more than a question that changes nothing")
 
 // ErrBusy means that too many lookups are already under way. The token may be good: answer
 // 503, so that the client tries again.

@@ -286,6 +286,26 @@ func (r *Remote) Lookup(ctx context.Context, token Token) (*Facts, error) {
 	return nil, failure
 }
 
+// Inquire asks the server about token as Lookup does, once. It takes no place from lookups,
+// leaves the circuit and what is remembered of tokens as they are, and is not reported to
+// OnRequest. If the server is left alone, it isn't asked. See [Inquirer].
+func (r *Remote) Inquire(ctx context.Context, token Token) (*Facts, error) {
+	if !isBearerToken(token.text) {
+		return InactiveBecause(CauseMalformed), nil
+	}
+	if wait, ok := r.circuit.asks(r.cfg.Now()); !ok {
+		return nil, r.fails(RemoteCircuitOpen, 0, "", wait)
+	}
+	if err, ok := r.faulty.get(token.ID(), r.cfg.Now(), faultAge); ok {
+		return nil, err
+	}
+	facts, failure := r.ask(ctx, token)
+	if failure != nil {
+		return nil, failure
+	}
+	return facts, nil
+}
+
 // count reports an answer to OnRequest. It makes sense, so the server knows us.
 func (r *Remote) count(facts *Facts, took time.Duration) {
 	r.denied.Store(false)

@@ -35,7 +35,8 @@ type Settings struct {
 	// Keys is the store's ability to serve self-contained tokens. Nil if it has none; then no client
 	// has such tokens.
 	Keys KeyStore
-	// Cache stands in front of the store for every lookup. The engine does not close it.
+	// Cache stands in front of the store for every lookup. The engine does not close it. An
+	// engine without Store and Cache can only suppose; see [Engine.Suppose].
 	Cache *introspect.Cache
 	// MaxAge bounds how long the cache answers without asking the store. Zero or less turns
 	// the cache off.
@@ -104,7 +105,9 @@ func New(cfg Settings) *Engine {
 	e.state.Store(&state{clients: new(Clients)})
 	e.SetClients(cfg.Clients)
 	e.issued = &issued{cfg: &e.cfg, state: &e.state}
-	e.tokens = cfg.Cache.Wrap(CacheName(cfg.Realm), e.issued, cfg.MaxAge)
+	if cfg.Cache != nil {
+		e.tokens = cfg.Cache.Wrap(CacheName(cfg.Realm), e.issued, cfg.MaxAge)
+	}
 	return e
 }
 
@@ -273,18 +276,60 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 		return Grant{}, out, &Error{Code: CodeTooManyRequests, Description: "the client fetches too many tokens", Reason: "token_limit"}
 	}
 	issuedAt := now.Truncate(time.Millisecond) // as exact as the token itself
-	text, id, err := e.issue(ctx, agreed, client.TokenFormat, Token{
-		ClientID:         client.ID,
-		ClientGeneration: generation,
-		Scopes:           scopes,
-		Audience:         audience,
-		IssuedAt:         issuedAt,
-	}, issuedAt.Add(client.TokenLifetime))
+	text, id, err := e.issue(ctx, agreed, client.TokenFormat, client.token(generation, scopes, audience, issuedAt), issuedAt.Add(client.TokenLifetime))
 	if err != nil {
 		return Grant{}, out, err
 	}
 	out.TokenID, out.Scope = id, strings.Join(scopes, " ")
 	return Grant{Token: text, Scope: out.Scope, Lifetime: client.TokenLifetime}, out, nil
+}
+
+// token returns the record of a token for the client, all but its key.
+func (c *Client) token(generation uint64, scopes, audience []string, issuedAt time.Time) Token {
+	return Token{ClientID: c.ID, ClientGeneration: generation, Scopes: scopes, Audience: audience, IssuedAt: issuedAt}
+}
+
+// Suppose makes a token as the client would get one if it asked for these scopes, all of its own,
+// and for no resource in particular. It returns the token and what a lookup would find out about
+// it. No record is kept, so nobody else takes the token for a good one, and no limit counts.
+// Whatever the client's format is, the token has a form that needs a record.
+//
+// The error says why the client can have no such token. A disabled client had tokens, which are
+// refused now: that is no error.
+func (e *Engine) Suppose(clientID string, scopes []string) (introspect.Token, *introspect.Facts, error) {
+	none := func(err error) (introspect.Token, *introspect.Facts, error) { return introspect.Token{}, nil, err }
+	state := e.state.Load()
+	client := state.clients.byID[clientID]
+	now := e.cfg.Now()
+	current := func(s *Secret) bool { return s.validAt(now) }
+	switch {
+	case client == nil:
+		return none(fmt.Errorf("there is no client %q", clientID))
+	case client.Disabled: // Revise knows
+	case !slices.Contains(client.GrantTypes, GrantClientCredentials):
+		return none(errors.New("its grant_types allow it no tokens"))
+	case len(scopes) == 0 || !containsAll(client.Scopes, scopes):
+		return none(errors.New("it may not have these scopes, and a token has at least one"))
+	case !slices.ContainsFunc(client.Secrets, current):
+		return none(errors.New("it has no secret that is accepted now"))
+	}
+	audience, err := client.grantAudience(nil)
+	if err != nil {
+		return none(err)
+	}
+	agreed, err := state.agreement()
+	if err != nil {
+		return none(err)
+	}
+	text, expiryMilli, err := agreed.opaque.mint(now.Add(client.TokenLifetime))
+	if err != nil {
+		return none(err)
+	}
+	record := client.token(agreed.generations[client.ID], scopes, audience, now)
+	record.Key = e.issued.key(introspect.IDOf(text), expiryMilli)
+	facts := e.issued.facts(record)
+	facts.Expiry = record.Expiry()
+	return introspect.NewToken(text), e.issued.Revise(facts), nil
 }
 
 // issue makes the token that t describes, all but its key, and makes it durable if it needs a
