@@ -275,6 +275,10 @@ func TestWhatWouldBeRefusedPassesWithNothing(t *testing.T) {
 		})
 	}
 
+	if n := metric(t, "caddy_oauth_client_checks_total", "client_id", "keyed", "result", "report_only"); n != 2 {
+		t.Errorf("%v requests of one client are counted, want 2", n)
+	}
+
 	// What is refused all the same.
 	for _, c := range []struct {
 		line   string

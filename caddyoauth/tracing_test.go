@@ -184,6 +184,15 @@ func TestTracing(t *testing.T) {
 			}
 			reverse_proxy BACKEND
 		}
+		handle /lax* {
+			oauth_protect {
+				on GET {
+					optional
+				}
+				report_only
+			}
+			reverse_proxy BACKEND
+		}
 		handle /asked* {
 			oauth_protect {
 				source introspect `+server.URL+`/introspect?tenant=hidden
@@ -258,6 +267,10 @@ func TestTracing(t *testing.T) {
 		"    oauth.store get "+fmt.Sprintf(stored, "get", "ok"))
 	send(g.request("GET", "/own", ""), 401, "handler\n"+
 		"  oauth.check oauth.cause=missing oauth.outcome=missing_token oauth.realm=root\n")
+	send(g.request("GET", "/lax", ""), 200, "handler\n"+
+		"  oauth.check oauth.outcome=anonymous oauth.realm=root\n")
+	send(g.request("POST", "/lax", ""), 200, "handler\n"+
+		"  oauth.check oauth.cause=missing oauth.outcome=report_only oauth.realm=root\n")
 	send(g.posting("/oauth2/revoke", "reader", testSecret, url.Values{"token": {own}}), 200, "handler\n"+
 		"  oauth.revoke oauth.client_id=reader oauth.outcome=ok oauth.realm=root\n"+
 		"    oauth.store get "+fmt.Sprintf(stored, "get", "ok")+
