@@ -318,9 +318,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		var goesOn []string // of Authorization, to the backend
 		if !decision.Allowed {
 			p.report(r, b, decision, nil)
-			if !p.isSecret(sent) {
-				goesOn = otherSchemes(sent)
-			}
+			goesOn = p.otherSchemes(sent)
 		} else {
 			p.anonymous.Inc()
 		}

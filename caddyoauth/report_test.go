@@ -438,3 +438,94 @@ func TestAChallengeNamesNoScopesThatAreOnlyReported(t *testing.T) {
 		t.Errorf("the challenge names %q", params["scope"])
 	}
 }
+
+// Secrets of clients reach no backend, whether they are taken or not. The backend's own users do
+// where the route takes no secrets itself.
+func TestSecretsOfClientsDontPass(t *testing.T) {
+	g := startGateway(t, rulesClients, `
+		oauth_server
+		route /both/* {
+			oauth_protect {
+				scopes write
+				basic
+				report_only
+			}
+			reverse_proxy BACKEND
+		}
+		route /over/* {
+			oauth_protect {
+				scopes write
+				basic until 2020-01-01T00:00:00Z
+				keep_token
+				report_only
+			}
+			reverse_proxy BACKEND
+		}
+		route /then/* {
+			oauth_protect {
+				report_only
+			}
+			oauth_protect {
+				basic
+			}
+			reverse_proxy BACKEND
+		}
+		route /after/* {
+			oauth_protect {
+				basic
+			}
+			oauth_protect {
+				scopes write
+				keep_token
+				report_only
+			}
+			reverse_proxy BACKEND
+		}
+		route /optional/* {
+			oauth_protect {
+				optional
+				basic
+				keep_token
+			}
+			reverse_proxy BACKEND
+		}
+	`)
+	reader := "Basic " + base64.StdEncoding.EncodeToString([]byte("reader:"+testSecret))
+	writer := "Basic " + base64.StdEncoding.EncodeToString([]byte("writer:"+testSecret))
+	wrong := "Basic " + base64.StdEncoding.EncodeToString([]byte("reader:abd"))
+	for _, c := range []struct {
+		path          string
+		authorization []string
+		status        int
+		client        string
+	}{
+		{"/both/1", []string{reader}, 200, ""}, // it lacks the scope
+		{"/both/2", []string{writer}, 200, "writer"},
+		{"/both/3", []string{wrong}, 200, ""},
+		{"/both/4", []string{writer, "Bearer x"}, 200, ""},
+		{"/both/5", []string{writer + ", " + reader}, 200, ""},
+		{"/over/1", []string{writer}, 200, ""},
+		{"/then/1", []string{reader}, 200, "reader"},
+		{"/then/2", []string{wrong}, 401, ""},
+		{"/then/3", []string{reader, writer}, 400, ""},
+		{"/after/1", []string{reader}, 200, "reader"},
+		{"/after/2", []string{wrong}, 401, ""},
+		{"/optional/1", nil, 200, ""},
+		{"/optional/2", []string{reader}, 200, "reader"},
+		{"/optional/3", []string{wrong}, 401, ""}, // a bad one is no one
+	} {
+		calls := g.Backend.count()
+		r := g.request("GET", c.path, "")
+		r.Header["Authorization"] = c.authorization
+		if a := g.do(r); a.StatusCode != c.status || g.Backend.count()-calls != map[bool]int{true: 1}[c.status == 200] {
+			t.Errorf("%s: %d, %d calls", c.path, a.StatusCode, g.Backend.count()-calls)
+		}
+		if c.status != 200 {
+			continue
+		}
+		h := g.Backend.last(t).Header
+		if h["Authorization"] != nil || h.Get("X-OAuth-Client-Id") != c.client {
+			t.Errorf("%s: the backend is told of %q and gets Authorization %q", c.path, h.Get("X-OAuth-Client-Id"), h["Authorization"])
+		}
+	}
+}
