@@ -217,6 +217,9 @@ func (a *App) provisionRealms() error {
 	if root == nil {
 		root = new(Realm)
 	}
+	if err := root.checkExpect(); err != nil { // it need not be served
+		return fmt.Errorf("realm %q: %w", rootRealm, err)
+	}
 	a.realms = make(map[string]*servedRealm)
 	issuers := make(map[string]string)
 	before := activeApp() // whose counts go on

@@ -159,6 +159,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 //	default_scopes <scope>...
 //	client         <id> { ... }
 //	lint_ignore    <code> <reason>
+//	expect         { <client>|anonymous <method>|* <url> pass|<status> }
 func realmOptions(realm *Realm) conf.Options {
 	return conf.Options{
 		"issuer":                  conf.Text(&realm.Issuer),
@@ -169,6 +170,7 @@ func realmOptions(realm *Realm) conf.Options {
 		"default_scopes":          conf.Scopes(&realm.DefaultScopes),
 		"client":                  clientOption(realm),
 		"lint_ignore":             lintIgnoreOption(&realm.LintIgnore, false),
+		"expect":                  expectOption(realm),
 	}
 }
 

@@ -18,10 +18,11 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "oauth",
-		Usage: "generate-secret | hash-secret [--algorithm <name>] | lint [--config <file>] | token inspect [--json]",
-		Short: "Makes client secrets for the oauth app, checks its configuration, and reads tokens",
+		Usage: "generate-secret | hash-secret [--algorithm <name>] | explain [--client <id>] <method> <url> | lint [--config <file>] | token inspect [--json]",
+		Short: "Makes client secrets for the oauth app, explains and checks its configuration, and reads tokens",
 		Long: `
-Makes client secrets for the oauth app, checks its configuration, and reads tokens.
+Makes client secrets for the oauth app, explains and checks its configuration, and reads
+tokens.
 
 'caddy oauth generate-secret' generates a secret of 256 random bits and prints it, with
 the Caddyfile line that lets a client authenticate with it.
@@ -29,13 +30,15 @@ the Caddyfile line that lets a client authenticate with it.
 'caddy oauth hash-secret' reads an existing secret from the terminal or from standard
 input, and prints the Caddyfile line for it.
 
+'caddy oauth explain' shows which way a request would go, and why it would be refused.
+
 'caddy oauth lint' finds what loads in silence and should not.
 
 'caddy oauth token inspect' reads a token in the same way, and prints what it is, the
 token_id by which the log names it, and what it says about itself.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.AddCommand(generateSecretCommand(), hashSecretCommand(), lintCommand(), tokenCommand())
+			cmd.AddCommand(generateSecretCommand(), hashSecretCommand(), explainCommand(), lintCommand(), tokenCommand())
 			cmd.Args = cobra.ArbitraryArgs // RunE checks them
 			cmd.RunE = helpOrUnknown
 		},

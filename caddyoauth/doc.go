@@ -13,9 +13,10 @@
 //	http.handlers.oauth_guard    guards what an oauth_protect with a matcher
 //	                             leaves out                                      guard.go
 //	http.matchers.oauth_scope    matches by the scopes of the caller             matcher.go
-//	admin.api.oauth              /oauth/forget and /oauth/health on the
-//	                             admin endpoint                                  admin.go, health.go
-//	caddy oauth                  the command line                                command.go, command_lint.go,
+//	admin.api.oauth              /oauth/explain, /oauth/forget and /oauth/health
+//	                             on the admin endpoint                           admin.go, explain.go, health.go
+//	caddy oauth                  the command line                                command.go, command_explain.go,
+//	                                                                             command_lint.go,
 //	                                                                             command_token.go
 //
 // Around them:
@@ -31,6 +32,8 @@
 //	                       and lint_doubtful.go
 //	walk.go                asks a configuration who gets in where, without a request: walk_routes.go goes
 //	                       through the routes as Caddy does, walk_handlers.go asks our own handlers
+//	explain.go             shows such a walk; place.go finds the lines of Caddy's own directives
+//	expect.go              refuses a configuration in which requests would end otherwise than it says
 //	transport.go, path.go  which connections and which paths are acceptable
 //	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret

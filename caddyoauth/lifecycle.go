@@ -28,9 +28,9 @@ import (
 //	           Nothing is opened and no other server is asked, so 'caddy validate', which goes
 //	           no further, works beside a running gateway.
 //	Start      Caddy starts its apps in random order, so the HTTP server may take requests
-//	           before our Start is over. They wait for it in await. Start opens the store and
-//	           the sources, or shares those of the old configuration, makes the realms'
-//	           engines, and agrees.
+//	           before our Start is over. They wait for it in await. Start checks what the
+//	           configuration expects, opens the store and the sources, or shares those of the
+//	           old configuration, makes the realms' engines, and agrees.
 //	in force   All apps have started, and Caddy has put the new configuration in the place of
 //	           the old one. From now on activeApp returns this App.
 //	Stop       When the next configuration is in force, Caddy stops the apps of this one, again
@@ -134,6 +134,9 @@ func (a *App) Start() error {
 }
 
 func (a *App) start() error {
+	if err := a.checkExpectations(a.ctx); err != nil {
+		return err
+	}
 	opener := a.opener
 	if !a.usesStore {
 		opener = noStore{}

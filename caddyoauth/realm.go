@@ -56,6 +56,10 @@ type Realm struct {
 	// Findings of `caddy oauth lint` that are meant to be, in the realm and its clients. Default: none.
 	LintIgnore []LintIgnore `json:"lint_ignore,omitempty"`
 
+	// How requests must end, in the name of the realm's clients or of nobody. A configuration that
+	// breaks one of these is refused when it is started. Default: none.
+	Expect []Expectation `json:"expect,omitempty"`
+
 	// The clients, by client ID. An ID has 1 to 256 visible ASCII characters other than `"`,
 	// `\` and `,`; it may have spaces inside.
 	Clients map[string]*Client `json:"clients,omitempty"`
@@ -104,6 +108,9 @@ var realmName = regexp.MustCompile(`^[a-z0-9_-]+$`)
 // into what requests use.
 func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*servedRealm, error) {
 	if err := checkRealmName(name); err != nil {
+		return nil, err
+	}
+	if err := rc.checkExpect(); err != nil {
 		return nil, err
 	}
 	if err := checkLintIgnores(rc.LintIgnore, false); err != nil {

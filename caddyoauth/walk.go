@@ -74,7 +74,7 @@ func policyOf(ctx caddy.Context) (*policy, error) {
 // loadPolicy loads a configuration as 'caddy validate' does, with a log that is quiet. An empty file
 // is the Caddyfile in the current folder. end gives back what the configuration took.
 func loadPolicy(file, adapter string) (_ *policy, end func(), err error) {
-	text, used, _, err := caddycmd.LoadConfig(file, adapter)
+	text, used, language, err := caddycmd.LoadConfig(file, adapter)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -95,6 +95,9 @@ func loadPolicy(file, adapter string) (_ *policy, end func(), err error) {
 	if err != nil {
 		cancel()
 		return nil, nil, err
+	}
+	if language == "caddyfile" {
+		p.where = newPlacer(used).where
 	}
 	return p, cancel, nil
 }
@@ -147,6 +150,8 @@ type walkStep struct {
 	Want []string `json:"want,omitempty"`
 	Has  []string `json:"has,omitempty"`
 	Text string   `json:"text,omitempty"`
+	// Aside says that the step plays no part in what happens to the request.
+	Aside bool `json:"aside,omitempty"`
 
 	handler caddyhttp.MiddlewareHandler // nil for a route that was skipped
 	route   *caddyhttp.Route            // that was skipped
@@ -180,15 +185,17 @@ type outcome struct {
 type outcomeKind string
 
 const (
-	outcomePass    outcomeKind = "pass"     // a backend or a file server gets the request
-	outcomeAnswer  outcomeKind = "answered" // a handler of Caddy's or an endpoint answers
-	outcomeRefuse  outcomeKind = "refused"  // an oauth handler refuses it
+	outcomePass    outcomeKind = "pass"       // a backend or a file server gets the request
+	outcomeAnswer  outcomeKind = "answered"   // a handler of Caddy's or an endpoint answers
+	outcomeRefuse  outcomeKind = "refused"    // an oauth handler refuses it
+	outcomeClose   outcomeKind = "closed"     // the connection is closed without an answer
+	outcomeNobody  outcomeKind = "unanswered" // no handler answers, so Caddy sends an empty 200
 	outcomeUnknown outcomeKind = "unknown"
 )
 
-// passes reports whether the request certainly gets what it asks for.
+// passes reports whether the request certainly gets what it asks for. A redirect is not that.
 func (o outcome) passes() bool {
-	return o.Kind == outcomePass || o.Kind == outcomeAnswer && o.Status < http.StatusBadRequest
+	return o.Kind == outcomePass || o.Kind == outcomeAnswer && o.Status < http.StatusMultipleChoices
 }
 
 // ask walks through the configuration. If the visitor is a client and the configuration tells tokens
@@ -213,8 +220,12 @@ func (p *policy) ask(ctx context.Context, q question) (*walk, error) {
 	}
 	for _, scopes := range lesserScopes(client.Scopes, scopesMatched(server)) {
 		other, err := p.walk(ctx, server, name, target, q, scopes)
-		if err != nil || other.Outcome.passes() {
-			return other, err
+		if err != nil {
+			return nil, err
+		}
+		if other.Outcome.passes() {
+			other.Token += "; with all its scopes it would not pass"
+			return other, nil
 		}
 	}
 	return best, nil
@@ -310,9 +321,9 @@ func scopesMatched(server *caddyhttp.Server) (scopes []string) {
 // scheme. If there is only one server, it is that one, since a load balancer may have the URL's
 // port.
 func (p *policy) serverFor(text string) (_ *caddyhttp.Server, name string, target *url.URL, _ error) {
-	target, err := url.Parse(text)
-	if err != nil || target.Scheme != "http" && target.Scheme != "https" || target.Host == "" || target.Hostname() == "" || target.User != nil || target.Opaque != "" {
-		return nil, "", nil, fmt.Errorf("'%s' is not a URL such as https://api.example.com/orders", loggedText(text))
+	target, err := targetOf(text)
+	if err != nil {
+		return nil, "", nil, err
 	}
 	port := target.Port()
 	if port == "" {
@@ -336,6 +347,15 @@ func (p *policy) serverFor(text string) (_ *caddyhttp.Server, name string, targe
 		return nil, "", nil, fmt.Errorf("no server listens on port %s of '%s' (there is: %s)", port, loggedText(text), strings.Join(known, ", "))
 	}
 	return p.http.Servers[best], best, target, nil
+}
+
+// targetOf reads the URL of a question.
+func targetOf(text string) (*url.URL, error) {
+	target, err := url.Parse(text)
+	if err != nil || target.Scheme != "http" && target.Scheme != "https" || target.Hostname() == "" || target.User != nil || target.Opaque != "" {
+		return nil, fmt.Errorf("'%s' is not a URL such as https://api.example.com/orders", loggedText(text))
+	}
+	return target, nil
 }
 
 // fitOf returns how well the address of a server fits a URL, 0 if it has another port.

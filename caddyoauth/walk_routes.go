@@ -42,6 +42,7 @@ type walker struct {
 	last       int  // the step that ended the walk, plus 1
 	forwarded  bool
 	atEndpoint bool // what the status is depends on more than the request's head
+	closed     bool // instead of an answer
 	unknown    bool // the walk had to stop
 	unsure     []string
 }
@@ -132,6 +133,9 @@ func (w *walker) run(r *http.Request) (err error) {
 		} else if w.status == 0 {
 			rw.WriteHeader(status)
 		}
+	}
+	for i := range w.Result.Steps {
+		w.Result.Steps[i].Aside = w.Result.Steps[i].aside()
 	}
 	w.Result.Outcome = w.outcome()
 	w.Result.Forwarded = w.forwarded
@@ -230,8 +234,12 @@ func (w *walker) outcome() outcome {
 		o.Kind, o.Cause, o.At = outcomeRefuse, step.Cause, cmp.Or(step.At, step.Path)
 	case w.forwarded:
 		o.Kind = outcomePass
+	case w.closed:
+		o.Kind = outcomeClose
+	case w.status == 0 && !w.atEndpoint:
+		o.Kind = outcomeNobody
 	}
-	if o.Kind == outcomePass || w.atEndpoint || w.vague {
+	if o.Kind == outcomePass || o.Kind == outcomeClose || w.atEndpoint || w.vague {
 		o.Status = 0
 	}
 	if len(w.unsure) == 0 {
@@ -430,8 +438,7 @@ func (w *walker) caddys(rw http.ResponseWriter, r *http.Request, h caddyhttp.Mid
 func (w *walker) respond(rw http.ResponseWriter, r *http.Request, h caddyhttp.StaticResponse, i int, next caddyhttp.Handler) error {
 	w.Result.Steps[i].Did, w.last = didAnswer, i+1
 	if h.Abort {
-		w.say(i, "the connection is closed without an answer")
-		w.atEndpoint = true
+		w.closed = true
 		return nil
 	}
 	return h.ServeHTTP(rw, r, caddyhttp.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) error {
