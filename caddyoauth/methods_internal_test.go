@@ -29,6 +29,15 @@ func TestRuleForAMethod(t *testing.T) {
 			t.Errorf("%q: optional is %t", method, rule.Optional)
 		}
 	}
+	inherits := &Protect{Optional: true, On: []MethodRule{{Methods: []string{"GET"}, Scopes: []string{"read"}}, {Methods: []string{"*"}, Scopes: []string{"rest"}}}}
+	if err := inherits.provisionRules(); err != nil {
+		t.Fatal(err)
+	}
+	for _, method := range []string{"GET", "POST", "get"} {
+		if !inherits.ruleFor(method).Optional {
+			t.Errorf("%s does not inherit optional", method)
+		}
+	}
 	if p.ruleFor("put").Optional {
 		t.Error("put is optional, though only PUT should be")
 	}

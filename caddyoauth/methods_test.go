@@ -449,3 +449,14 @@ func TestRulesThatAreOptionalUnawaresAreWarnedOf(t *testing.T) {
 		}
 	}
 }
+
+// What a handler sets between two oauth_protect that a request passes unnamed is not the caller's.
+func TestNobodyIsBlamedForWhatAHandlerSets(t *testing.T) {
+	g := startGateway(t, rulesClients, "route {\noauth_protect {\noptional\n}\nrequest_header X-OAuth-Role chosen\noauth_protect {\nreport_only\n}\nreverse_proxy BACKEND\n}")
+	before := metric(t, "caddy_oauth_guard_total", "cause", "identity_header")
+	g.send(200, "GET", "/x", "")
+	if n := metric(t, "caddy_oauth_guard_total", "cause", "identity_header") - before; n != 0 {
+		t.Errorf("%v attempts to be somebody are counted", n)
+	}
+	checkNoIdentity(t, g.Backend.last(t).Header, "X-Oauth-")
+}

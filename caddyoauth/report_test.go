@@ -343,8 +343,14 @@ func TestWhatWouldBeRefusedPassesWithNothing(t *testing.T) {
 			t.Errorf("%s: the access log names the client %v", c.path, client)
 		}
 	}
-	if text := accessText(t, log); strings.Count(text, "report_only has ended") != 1 {
-		t.Error("nothing warns that report_only has ended")
+	warnings := 0
+	for line := range strings.Lines(accessText(t, log)) {
+		if strings.Contains(line, "report_only has ended") && strings.Contains(line, `"level":"warn"`) {
+			warnings++
+		}
+	}
+	if warnings != 1 {
+		t.Errorf("%d warnings say that report_only has ended, want 1", warnings)
 	}
 }
 
@@ -427,6 +433,17 @@ func TestGuardsReport(t *testing.T) {
 		return event["report_only"] == true && event["logger"] == "http.handlers.oauth_guard" && event["cause"] == "ambiguous_path" && event["status"] == 400.0
 	}) {
 		t.Errorf("no event of the guard in %v", events)
+	}
+}
+
+// A guard without an oauth_server before it refuses targets without a path, too.
+func TestGuardsThatReportRefuseTargetsWithoutAPath(t *testing.T) {
+	g := startGateway(t, rulesClients, "oauth_protect /private/* {\nreport_only\n}\nreverse_proxy BACKEND")
+	if a := g.rawRequest("GET http:http://localhost/private/"); a.StatusCode != http.StatusBadRequest || g.Backend.count() != 0 {
+		t.Errorf("answered %d, %d calls", a.StatusCode, g.Backend.count())
+	}
+	if a := g.rawRequest("GET /x/..;/private/"); a.StatusCode != http.StatusOK {
+		t.Errorf("an ambiguous path: %d", a.StatusCode)
 	}
 }
 

@@ -232,7 +232,7 @@ func (w *walker) protect(rw http.ResponseWriter, r *http.Request, h *Protect, i 
 			w.say(i, "nobody can tell here what the token means: not asked: "+strings.Join(w.unasked, ", "))
 			w.undecided(i)
 		case b == nil && decision.Allowed:
-			w.say(i, "passes without a token")
+			w.say(i, "passes without a token, unnamed: optional")
 		case b != nil && b.facts != nil && b.facts.Active:
 			step.Has = loggedTexts(b.facts.Scopes)
 			if decision.Cause == introspect.CauseAudience {
@@ -286,10 +286,18 @@ func wants(rule *access.Rule) string {
 	for _, claim := range rule.Claims {
 		add("claim "+claim.Name, claim.Values)
 	}
+	text := "wants " + strings.Join(parts, "; ")
 	if len(parts) == 0 {
-		return "wants a valid token"
+		text = "wants a valid token"
 	}
-	return "wants " + strings.Join(parts, "; ")
+	if rule.Optional {
+		text += "; a token is optional"
+	}
+	if rule.Also != nil {
+		// The method differs only by case from one that has a rule of its own.
+		text += "; and " + wants(rule.Also)
+	}
+	return text
 }
 
 // guard asks an oauth_guard.

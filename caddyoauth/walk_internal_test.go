@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"pgregory.net/rapid"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 	"github.com/caddyoauth/gateway/introspect"
 )
 
@@ -148,6 +149,34 @@ func causesIn(before, after map[string]float64) (causes []string) {
 	}
 	slices.Sort(causes)
 	return causes
+}
+
+// reportedIn returns why requests that passed would have been refused, between two sets of counters.
+func reportedIn(before, after map[string]float64) (causes []string) {
+	for name, n := range after {
+		metric, labels, _ := strings.Cut(name, " ")
+		if metric != "caddy_oauth_report_only_total" || n == before[name] {
+			continue
+		}
+		for label := range strings.FieldsSeq(labels) {
+			if cause, ok := strings.CutPrefix(label, "cause="); ok {
+				causes = append(causes, cause)
+			}
+		}
+	}
+	slices.Sort(causes)
+	return slices.Compact(causes)
+}
+
+// reportedBy returns the same as a walk has it.
+func reportedBy(way *walk) (causes []string) {
+	for _, step := range way.Steps {
+		if strings.Contains(step.Text, onlyReported) {
+			causes = append(causes, string(step.Cause))
+		}
+	}
+	slices.Sort(causes)
+	return slices.Compact(causes)
 }
 
 // walkSite draws the inside of a site.
@@ -294,6 +323,11 @@ func (s *walkSite) protect(matcher string) string {
 		rule()
 		b.WriteString("}\n")
 	}
+	if s.pick("others", "no", "no", "on *") != "no" {
+		b.WriteString("on * {\n")
+		rule()
+		b.WriteString("}\n")
+	}
 	b.WriteString("}\n")
 	return b.String()
 }
@@ -367,7 +401,7 @@ func TestWalksAgreeWithRequests(t *testing.T) {
 	}))
 	defer backend.Close()
 	log := filepath.Join(t.TempDir(), "log")
-	var configurations, questions, passed, refused, lesser int
+	var configurations, questions, passed, refused, lesser, reports int
 	causes, refusals := make(map[string]int), make(map[string]int)
 	rapid.Check(t, func(t *rapid.T) {
 		s := &walkSite{t: t, backend: strings.TrimPrefix(backend.URL, "http://")}
@@ -414,12 +448,17 @@ func TestWalksAgreeWithRequests(t *testing.T) {
 			compare := func(way *walk, how string) {
 				before, backendBefore := a.gathered(t), reached.Load()
 				w := a.send(q, token)
-				found := causesIn(before, a.gathered(t))
+				after := a.gathered(t)
+				found, reported := causesIn(before, after), reportedIn(before, after)
 				steps, _ := json.MarshalIndent(way, "", " ")
 				fail := func(format string, args ...any) {
 					t.Fatalf("%s: %s %s %v by '%s' from %s: %s\nthe request got %d %v, causes %v\n%s\n%s", how, q.method, q.url, q.header, who, q.from, fmt.Sprintf(format, args...), w.Code, w.Header(), found, steps, text)
 				}
 				o := way.Outcome
+				if !slices.Equal(reported, reportedBy(way)) {
+					fail("it was reported for %q", reported)
+				}
+				reports += len(reported)
 				if got := reached.Load() > backendBefore; got != way.Forwarded {
 					fail("the backend got it: %v", got)
 				}
@@ -467,7 +506,7 @@ func TestWalksAgreeWithRequests(t *testing.T) {
 			}
 		}
 	})
-	t.Logf("%d configurations, %d questions: %d passed, %d refused; %d with fewer scopes; causes %v; refused configurations: %v", configurations, questions, passed, refused, lesser, causes, refusals)
+	t.Logf("%d configurations, %d questions: %d passed, %d refused, %d reported; %d with fewer scopes; causes %v; refused configurations: %v", configurations, questions, passed, refused, reports, lesser, causes, refusals)
 }
 
 func lengthOf(file string) int64 {
@@ -476,4 +515,84 @@ func lengthOf(file string) int64 {
 		return 0
 	}
 	return info.Size()
+}
+
+// A walk says where a request passes that has no right to, and where it needs none.
+func TestWalksShowWhoPassesUnnamed(t *testing.T) {
+	t.Setenv("WALK_SECRET", walkSecret)
+	a, end, err := startAsked(t, `{
+		admin off
+		auto_https off
+		oauth {
+			store memory
+			client reader {
+				secret {env.WALK_SECRET}
+				scopes read
+			}
+		}
+	}
+	http://:8080 {
+		route /open/* {
+			oauth_protect {
+				on GET {
+					optional
+				}
+				scopes write
+			}
+			respond ok
+		}
+		route /tried/* {
+			oauth_protect {
+				scopes write
+				report_only until 2999-01-01T00:00:00Z
+			}
+			@reader oauth_scope read
+			respond @reader reader 201
+			respond nobody
+		}
+		route /over/* {
+			oauth_protect {
+				report_only until 2020-01-01T00:00:00Z
+			}
+			respond ok
+		}
+		oauth_protect /guarded/* {
+			report_only
+		}
+		respond ok
+	}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end()
+	for _, c := range []struct {
+		method, path, client string
+		kind                 outcomeKind
+		status               int
+		cause                access.Cause
+		text                 string // in the step of the oauth handler that it ends with or passes
+	}{
+		{"GET", "/open/x", "", outcomeAnswer, 200, "", "wants scopes write; a token is optional; passes without a token, unnamed: optional"},
+		{"GET", "/open/x", "reader", outcomeRefuse, 403, access.CauseScope, "wants scopes write; a token is optional"},
+		{"POST", "/open/x", "", outcomeRefuse, 401, access.CauseMissing, "wants scopes write"},
+		{"get", "/open/x", "", outcomeRefuse, 401, access.CauseMissing, "wants scopes write; and wants scopes write"},
+		{"GET", "/tried/x", "reader", outcomeAnswer, 200, access.CauseScope, "wants scopes write; " + onlyReported},
+		{"GET", "/tried/x", "", outcomeAnswer, 200, access.CauseMissing, "wants scopes write; " + onlyReported},
+		{"GET", "/over/x", "", outcomeRefuse, 401, access.CauseMissing, "wants a valid token"},
+		{"GET", "/x/..;/guarded/x", "", outcomeAnswer, 200, access.CauseAmbiguousPath, onlyReported},
+	} {
+		way, err := a.policy.ask(a.ctx, question{method: c.method, url: "http://localhost:8080" + c.path, who: visitor{client: c.client}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var step walkStep
+		for _, s := range way.Steps {
+			if strings.HasPrefix(s.Handler, "oauth_") && s.Did != didSkip {
+				step = s
+			}
+		}
+		if way.Outcome.Kind != c.kind || way.Outcome.Status != c.status || step.Cause != c.cause || step.Text != c.text {
+			t.Errorf("%s %s by %q: %s %d, cause %q, text %q; want %s %d %q %q", c.method, c.path, c.client, way.Outcome.Kind, way.Outcome.Status, step.Cause, step.Text, c.kind, c.status, c.cause, c.text)
+		}
+	}
 }

@@ -344,6 +344,9 @@ func (w *walker) handler(h caddyhttp.MiddlewareHandler, path string, next caddyh
 	})
 }
 
+// onlyReported is what a step says of a request that passes under report_only.
+const onlyReported = "would be refused, and is only reported"
+
 // ours asks a handler of ours. If it neither passes the request on nor says how it answers it, it
 // has refused it.
 func (w *walker) ours(rw http.ResponseWriter, r *http.Request, h caddyhttp.MiddlewareHandler, path string, next caddyhttp.Handler) (err error) {
@@ -352,7 +355,7 @@ func (w *walker) ours(rw http.ResponseWriter, r *http.Request, h caddyhttp.Middl
 		step := &w.Result.Steps[i]
 		step.Did = didPass
 		if step.Cause != "" {
-			w.say(i, "would be refused, and is only reported")
+			w.say(i, onlyReported)
 		}
 		return next.ServeHTTP(rw, r)
 	})
