@@ -122,6 +122,9 @@ type ClientSecret struct {
 
 	// When the secret stops being accepted, without a reload. Default: never.
 	Until time.Time `json:"until,omitzero"`
+
+	// published is set if everybody can read it in the documents.
+	published bool
 }
 
 // provision checks the client's settings and turns them into what the engine uses.
@@ -199,6 +202,11 @@ func (cc *Client) provision(id, format string, lifetime caddy.Duration, realmDef
 		logger.Warn("all secrets of a client have expired: it can't authenticate", zap.String("client_id", id))
 	}
 	return c, nil
+}
+
+// published reports whether everybody can read a secret of the client in the documents.
+func (cc *Client) published() bool {
+	return slices.ContainsFunc(cc.Secrets, func(s ClientSecret) bool { return s.published && (s.Until.IsZero() || time.Now().Before(s.Until)) })
 }
 
 // or returns these limits, completed by others.
@@ -305,7 +313,7 @@ func (cc *Client) introspects(id string) (whose string, audience []string, err e
 var errLiteralClientSecret = fmt.Errorf("%w; or give its hash, which 'caddy oauth hash-secret' makes", conf.ErrLiteralSecret)
 
 // provision resolves references and parses the hash. No error holds the secret.
-func (sc ClientSecret) provision() (*oauth.Secret, error) {
+func (sc *ClientSecret) provision() (*oauth.Secret, error) {
 	if (sc.Secret == "") == (sc.Hash == "") {
 		return nil, errors.New("give either a reference to the secret or its hash")
 	}
@@ -319,6 +327,7 @@ func (sc ClientSecret) provision() (*oauth.Secret, error) {
 			return nil, err
 		}
 	}
+	sc.published = publishedSecrets[value]
 	secret, err := oauth.HashedSecret(value)
 	switch {
 	case sc.Hash != "" && err != nil:

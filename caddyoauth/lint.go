@@ -176,6 +176,7 @@ type linted struct {
 	realms  map[string]*servedRealm // the app's
 	servers []*lintServer
 	ignores map[*LintIgnore]*lintIgnoreUse
+	clients map[string]*lintClients // by the names of their realms
 	// inUse is set where other requests may already use the modules. Only Caddy's own and ours are
 	// then written again; see lintCheck.certain.
 	inUse bool
@@ -202,6 +203,9 @@ type lintRoute struct {
 	path     string       // in the JSON
 	sites    []string     // its site's hosts, or the server's addresses
 	handlers []*lintHandler
+
+	demands  []matcherSet // what demand has returned
+	demanded bool
 }
 
 // lintHandler is a handler in a route.

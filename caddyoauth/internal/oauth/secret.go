@@ -80,6 +80,12 @@ func (s *Secret) String() string { return "REDACTED" }
 // GoString keeps the secret out of %#v.
 func (s *Secret) GoString() string { return "REDACTED" }
 
+// Mark returns a value that is the same for secrets that are seen to be the same: of the same text,
+// or with the same hash. It is for comparisons within a process.
+func (s *Secret) Mark() [sha256.Size]byte {
+	return sha256.Sum256(fmt.Appendf(nil, "%v %q %q", s.cost, s.salt, append([]byte{byte(s.kind)}, s.digest.bytes...)))
+}
+
 // PlainSecret makes a Secret of plain text that the configuration refers to, in an environment
 // variable or a file. The text is not kept. A secret that a person may have chosen is treated
 // as if its Argon2id hash stood in the configuration, so that trying it out is slow. Computing
