@@ -121,7 +121,7 @@ func TestFailuresOfBasicLookAlike(t *testing.T) {
 		hashes             int64
 	}{
 		{"nobody", "x", "unknown_client", 1}, {"slow", "x", "wrong_secret", 1}, {"quick", "x", "wrong_secret", 1}, {"slow", "", "wrong_secret", 1},
-		{"off", slowSecretOf, "client_disabled", 1}, {"expired", slowSecretOf, "wrong_secret", 1}, {"post", slowSecretOf, "auth_method_not_allowed", 1},
+		{"off", slowSecretOf, "client_disabled", 1}, {"expired", slowSecretOf, "expired_secret", 1}, {"post", slowSecretOf, "auth_method_not_allowed", 1},
 		{"asks", slowSecretOf, "no_tokens", 1}, {"empty", slowSecretOf, "no_tokens", 1}, {"slow", strings.Repeat("x", 5000), "wrong_secret", 1},
 		{"slow", slowSecretOf + "\x00", "malformed_authorization", 0},
 	} {

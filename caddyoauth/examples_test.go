@@ -1179,7 +1179,7 @@ func TestManualHasMetricsAndEvents(t *testing.T) {
 	for event := range events {
 		t.Errorf("the event %s is new; explain it in docs/operations.md", event)
 	}
-	reasons := regexp.MustCompile(`(?:invalidClient\(|reason :?= (?:nil, )?)"([a-z_]+)"`).FindAllStringSubmatch(readDocument(t, "caddyoauth/internal/oauth/authenticate.go"), -1)
+	reasons := regexp.MustCompile(`(?:invalidClient\(|reason\w* +:?= (?:nil, )?)"([a-z_]+)"`).FindAllStringSubmatch(readDocument(t, "caddyoauth/internal/oauth/authenticate.go"), -1)
 	if len(reasons) < 5 {
 		t.Errorf("the source has no more than %d reasons why a client is not authenticated", len(reasons))
 	}

@@ -1,6 +1,7 @@
 package oauth
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -8,10 +9,10 @@ import (
 )
 
 // A verifier returns what proves a claim, by one method of client authentication, or the zero
-// Proof if nothing does. An error means that it could not find out. For a claim about nobody it
-// does all the work that it does for one that is false, so that neither the answer nor its time
-// tells what was wrong.
-type verifier func(e *Engine, ctx context.Context, c claim) (Proof, error)
+// Proof if nothing does; then why says, for logs only, what it knows of the reason. An error means
+// that it could not find out. For a claim about nobody it does all the work that it does for one
+// that is false, so that neither the answer nor its time tells what was wrong.
+type verifier func(e *Engine, ctx context.Context, c claim) (proof Proof, why string, err error)
 
 // Proof is what a client was authenticated with, for logs. It holds nothing secret.
 type Proof struct {
@@ -65,7 +66,7 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 		return nil, invalidClient("no_credentials")
 	}
 
-	reason := "wrong_secret"
+	reason := ""
 	switch {
 	case client == nil:
 		reason = "unknown_client"
@@ -76,21 +77,28 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	case req.instead && !client.canHaveTokens():
 		client, reason = nil, "no_tokens"
 	}
-	proof, err := verify(e, ctx, claim{clients, client, creds, req.From, req.instead})
+	proof, why, err := verify(e, ctx, claim{clients, client, creds, req.From, req.instead})
 	if err != nil {
 		return nil, err
 	}
 	if proof == (Proof{}) || client == nil {
-		return nil, invalidClient(reason)
+		return nil, invalidClient(cmp.Or(reason, why))
 	}
 	out.Proof = proof
 	return client, nil
 }
 
+// Why a client's secret doesn't prove it.
+const (
+	reasonWrongSecret   = "wrong_secret"
+	reasonExpiredSecret = "expired_secret" // it is right, and its time is over
+)
+
 // verifySecret finds the secret of the client that is valid now and that one of the readings of
 // what was sent equals. Success ends early. Failure costs, for each reading, the realm's whole
-// workload, which is at least what the secrets of the most expensive client cost.
-func (e *Engine) verifySecret(ctx context.Context, c claim) (Proof, error) {
+// workload, which is at least what the secrets of the most expensive client cost. That has room for
+// those whose time is over, so it can be told which failures are theirs.
+func (e *Engine) verifySecret(ctx context.Context, c claim) (Proof, string, error) {
 	var candidates []*Secret
 	if c.client != nil {
 		candidates = c.client.Secrets
@@ -98,6 +106,7 @@ func (e *Engine) verifySecret(ctx context.Context, c claim) (Proof, error) {
 	now := e.cfg.Now()
 	a := attempt{work: c.clients.work, now: now}
 	var right *Secret // found quickly
+	why := reasonWrongSecret
 	for _, secret := range c.creds.Secrets {
 		r := reading{secret: secret, candidates: candidates}
 		if secret == "" {
@@ -106,26 +115,38 @@ func (e *Engine) verifySecret(ctx context.Context, c claim) (Proof, error) {
 		if len(secret) > maxSecretBytes {
 			r.secret, r.candidates = secret[:maxSecretBytes], nil
 		}
-		if len(r.candidates) == 0 {
-			quickDummy.quick(r.secret)
-		}
+		done := quickWork{}
 		for _, s := range r.candidates {
-			if s.validAt(now) && (s.quick(r.secret) || e.cfg.Hasher.remembers(s, r.secret, now)) {
+			valid := s.validAt(now)
+			if !s.slow() {
+				done[s.kind]++
+			}
+			switch matches := s.quick(r.secret); {
+			case matches && !valid:
+				why = reasonExpiredSecret
+			case matches, valid && e.cfg.Hasher.remembers(s, r.secret, now):
 				right = s
+			}
+		}
+		for kind, most := range c.clients.quick {
+			for range most - done[kind] {
+				(&digest{kind: hashKind(kind), bytes: noDigest}).quick(r.secret)
 			}
 		}
 		a.readings = append(a.readings, r)
 	}
 	if right != nil {
-		return c.client.proofBy(right), nil
+		return c.client.proofBy(right), "", nil
 	}
 	if len(a.work) == 0 {
-		return Proof{}, nil // the realm has no slow hashes: failing is quick for everybody
+		return Proof{}, why, nil // the realm has no slow hashes: failing is quick for everybody
 	}
 	right, err := e.cfg.Hasher.check(ctx, flightKey{c.clients, c.creds.mac(), c.instead}, a, c.from, c.creds.ClientIDs[0])
-	// Whoever shares the answer may have come after the secret's end.
-	if err != nil || right == nil || !right.validAt(e.cfg.Now()) {
-		return Proof{}, err
+	switch {
+	case err != nil || right == nil:
+		return Proof{}, why, err
+	case !right.validAt(e.cfg.Now()): // whoever shares the answer may have come after the secret's end
+		return Proof{}, reasonExpiredSecret, nil
 	}
-	return c.client.proofBy(right), nil
+	return c.client.proofBy(right), "", nil
 }

@@ -15,8 +15,9 @@ import (
 // hash.
 type Clients struct {
 	byID map[string]*registered
-	// work is what a failed authentication costs in this realm, whatever made it fail.
-	work workload
+	// work and quick are what a failed authentication costs in this realm, whatever made it fail.
+	work  workload
+	quick quickWork
 }
 
 // registered is a client with its limiters. They are safe for concurrent use, and successive
@@ -30,7 +31,7 @@ type registered struct {
 // newClients makes the snapshot that follows another. A client that stays, by its ID, keeps its
 // limiters; a limit that was changed begins anew.
 func newClients(clients map[string]*Client, before *Clients) *Clients {
-	all := &Clients{byID: make(map[string]*registered, len(clients)), work: heaviest(clients)}
+	all := &Clients{byID: make(map[string]*registered, len(clients)), work: heaviest(clients), quick: mostQuick(clients)}
 	for id, client := range clients {
 		next := &registered{Client: client, guesses: newGuessLimit(), fetches: client.TokenLimit.limiter()}
 		if was := before.byID[id]; was != nil {

@@ -115,7 +115,7 @@ type row struct {
 // errHashesBusy tells the client to come back. It says nothing about its credentials.
 var errHashesBusy = &Error{Code: CodeUnavailable, Description: "too many authentications under way", Reason: "busy"}
 
-// check returns the Secret that matches, or nil if none does. It takes a turn of the address
+// check returns the Secret that matches, valid or not, or nil if none does. It takes a turn of the address
 // from and of the client ID claimed. It blocks for up to hashWait for that turn, and then until
 // the computation is done or ctx ends.
 func (h *Hasher) check(ctx context.Context, key flightKey, a attempt, from, client string) (*Secret, error) {
@@ -245,19 +245,25 @@ func (h *Hasher) run(f *flight) {
 }
 
 // compute does the work of an attempt: for each reading, the hashes of its candidates, and
-// dummies for the rest of the workload unless one of the candidates is right.
-func (h *Hasher) compute(a attempt) *Secret {
+// dummies for the rest of the workload, unless one of the candidates is right and valid. Those that
+// are not valid any more come last. If only one of them is right, it is returned after all the work.
+func (h *Hasher) compute(a attempt) (ended *Secret) {
 	for _, r := range a.readings {
 		done := workload{}
-		for _, c := range r.candidates {
-			if !c.slow() || !c.validAt(a.now) {
-				continue
-			}
-			done[c.cost]++
-			h.hashes.Add(1)
-			if c.hash(r.secret) {
-				h.remember(c, r.secret, a.now)
-				return c
+		for _, valid := range []bool{true, false} {
+			for _, c := range r.candidates {
+				if !c.slow() || c.validAt(a.now) != valid {
+					continue
+				}
+				done[c.cost]++
+				h.hashes.Add(1)
+				switch matches := c.hash(r.secret); {
+				case matches && valid:
+					h.remember(c, r.secret, a.now)
+					return c
+				case matches:
+					ended = c
+				}
 			}
 		}
 		for cost, n := range a.work {
@@ -267,7 +273,7 @@ func (h *Hasher) compute(a attempt) *Secret {
 			}
 		}
 	}
-	return nil
+	return ended
 }
 
 // remember records that secret is right for c.

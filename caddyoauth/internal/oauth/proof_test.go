@@ -1,6 +1,7 @@
 package oauth
 
 import (
+	"errors"
 	"net/url"
 	"testing"
 	"time"
@@ -68,5 +69,64 @@ func TestProofOfRefusals(t *testing.T) {
 	_, out, err = e.Token(t.Context(), Request{Form: url.Values{"grant_type": {GrantClientCredentials}}})
 	if err == nil || out.AuthMethod != "" || out.Proof != (Proof{}) {
 		t.Errorf("without credentials: %v, %+v", err, out)
+	}
+}
+
+// A failed authentication says why, to operators alone: the caller gets the same answer, after as many
+// slow hashes.
+func TestFailedProofsSayWhy(t *testing.T) {
+	past := time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+	for kind, newSecret := range map[string]func(string) *Secret{
+		"quick": func(plain string) *Secret { return quickSecret(t, plain) },
+		"slow":  func(plain string) *Secret { return slowSecret(t, plain, memoryB, passesB) },
+	} {
+		t.Run(kind, func(t *testing.T) {
+			ended, current := newSecret("ended"), newSecret("current")
+			ended.Until = past
+			off, post := newClient("off", newSecret("right")), newClient("post", newSecret("right"))
+			off.Disabled, post.Auth = true, []string{AuthPost}
+			e := newEngine(t, nil, newClient("c", ended, current), off, post)
+			answer, work := "", int64(-1)
+			for _, c := range []struct{ id, secret, reason string }{
+				{"nobody", "right", "unknown_client"}, {"c", "wrong", "wrong_secret"}, {"c", "", "wrong_secret"}, {"c", "ended", "expired_secret"},
+				{"off", "right", "client_disabled"}, {"off", "wrong", "client_disabled"}, {"post", "right", "auth_method_not_allowed"},
+			} {
+				before := e.cfg.Hasher.Hashes()
+				_, out, err := e.Token(t.Context(), request(t, c.id, c.secret, grantForm))
+				var refusal *Error
+				if !errors.As(err, &refusal) || refusal.Reason != c.reason || out.Proof != (Proof{}) {
+					t.Errorf("%s with the secret %q: %+v, want the reason %s", c.id, c.secret, refusal, c.reason)
+					continue
+				}
+				did := e.cfg.Hasher.Hashes() - before
+				if answer == "" {
+					answer, work = refusal.Error(), did
+				}
+				if refusal.Error() != answer || did != work {
+					t.Errorf("%s with the secret %q: %q after %d hashes, and others %q after %d", c.id, c.secret, refusal, did, answer, work)
+				}
+			}
+			// One that is still valid costs no hash of one that is not.
+			before := e.cfg.Hasher.Hashes()
+			if _, _, err := e.Token(t.Context(), request(t, "c", "current", grantForm)); err != nil {
+				t.Error(err)
+			}
+			if n := e.cfg.Hasher.Hashes() - before; n > 1 {
+				t.Errorf("success took %d hashes", n)
+			}
+		})
+	}
+}
+
+// Each failure compares as many secrets that are quick to check as the client with the most of them
+// has.
+func TestQuickWorkIsThatOfTheClientWithTheMost(t *testing.T) {
+	sha := func() *Secret { return &Secret{digest: &digest{kind: kindSHA256, bytes: noDigest}} }
+	mac := func() *Secret { return macSecret("x") }
+	clients := map[string]*Client{
+		"a": newClient("a", sha(), sha(), mac()), "b": newClient("b", mac(), mac()), "c": newClient("c", slowSecret(t, "x", memoryB, passesB)),
+	}
+	if got, want := mostQuick(clients), (quickWork{kindSHA256: 2, kindProcessMAC: 2}); got != want {
+		t.Errorf("%v, want %v", got, want)
 	}
 }

@@ -377,8 +377,26 @@ func workOf(secrets []*Secret) workload {
 	return w
 }
 
-// quickDummy is compared with where there is no secret.
-var quickDummy = &digest{kind: kindSHA256, bytes: make([]byte, sha256.Size)}
+// quickWork is how many secrets of each kind a failed authentication compares, of those that take
+// microseconds.
+type quickWork [kindProcessMAC + 1]int
+
+// mostQuick is like heaviest for such secrets.
+func mostQuick(clients map[string]*Client) (most quickWork) {
+	for _, c := range clients {
+		var w quickWork
+		for _, s := range c.Secrets {
+			if !s.slow() {
+				w[s.kind]++
+				most[s.kind] = max(most[s.kind], w[s.kind])
+			}
+		}
+	}
+	return most
+}
+
+// noDigest is compared with where there is no secret.
+var noDigest = make([]byte, sha256.Size)
 
 // dummy returns a digest of the given cost that nothing matches.
 func dummy(cost slowCost) *digest {
