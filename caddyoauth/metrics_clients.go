@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 )
 
 // clientCounts is what one client has done. A reload hands it on while the client stays, by its
@@ -16,9 +18,9 @@ type clientCounts struct {
 	basic  atomic.Uint64 // requests to protected routes with its right secret in the place of a token
 
 	mu sync.Mutex
-	// refused are the checks that didn't, by what the caller was told, and requests those to the
-	// endpoints. Their keys are constants, so there are a few dozen at most.
-	refused  map[string]uint64
+	// refused are the checks that didn't, and requests those to the endpoints. Their keys are made of
+	// constants, so there are a few dozen at most.
+	refused  map[clientRefusal]uint64
 	requests map[clientRequest]uint64
 }
 
@@ -28,14 +30,21 @@ type clientRequest struct {
 	result   string
 }
 
-func newClientCounts() *clientCounts {
-	return &clientCounts{refused: make(map[string]uint64), requests: make(map[clientRequest]uint64)}
+// clientRefusal is what the caller was told, and why: one of the few causes that a valid token can
+// meet.
+type clientRefusal struct {
+	result string
+	cause  access.Cause
 }
 
-func (c *clientCounts) countRefused(result string) {
+func newClientCounts() *clientCounts {
+	return &clientCounts{refused: make(map[clientRefusal]uint64), requests: make(map[clientRequest]uint64)}
+}
+
+func (c *clientCounts) countRefused(result string, cause access.Cause) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.refused[result]++
+	c.refused[clientRefusal{result, cause}]++
 }
 
 func (c *clientCounts) countRequest(endpoint endpointKind, result string) {
@@ -83,7 +92,7 @@ func newClientMetrics() clientMetrics {
 	}
 	return clientMetrics{
 		requests:     desc("client_requests_total", "Requests to the token, introspection and revocation endpoints in the name of a client.", "realm", "client_id", "endpoint", "result"),
-		checks:       desc("client_checks_total", "Checks of valid tokens by oauth_protect: one for each oauth_protect that a request meets.", "realm", "client_id", "result"),
+		checks:       desc("client_checks_total", "Checks of valid tokens by oauth_protect: one for each oauth_protect that a request meets.", "realm", "client_id", "result", "cause"),
 		basic:        desc("client_basic_total", "Requests to protected routes with a client's ID and secret by Basic in the place of a token.", "realm", "client_id"),
 		secretExpiry: desc("secret_expiry_timestamp_seconds", "When a client's secret stops being accepted, in seconds since 1970; +Inf for never.", "realm", "client_id", "secret"),
 	}
@@ -132,11 +141,11 @@ func (m clientMetrics) collect(metrics chan<- prometheus.Metric, realm, client s
 	counter := func(desc *prometheus.Desc, n uint64, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), append([]string{realm, client}, labels...)...)
 	}
-	counter(m.checks, counts.passed.Load(), "ok")
+	counter(m.checks, counts.passed.Load(), "ok", "")
 	counts.mu.Lock()
 	defer counts.mu.Unlock()
-	for result, n := range counts.refused {
-		counter(m.checks, n, result)
+	for refused, n := range counts.refused {
+		counter(m.checks, n, refused.result, string(refused.cause))
 	}
 	for request, n := range counts.requests {
 		counter(m.requests, n, string(request.endpoint), request.result)

@@ -45,7 +45,7 @@ func clientRequests(t *testing.T) map[string]float64 {
 
 func clientChecks(t *testing.T) map[string]float64 {
 	t.Helper()
-	return clientSeries(t, "caddy_oauth_client_checks_total", "realm", "client_id", "result")
+	return clientSeries(t, "caddy_oauth_client_checks_total", "realm", "client_id", "result", "cause")
 }
 
 // ownChecks leaves out the clients of tokens from elsewhere.
@@ -58,7 +58,7 @@ func ownChecks(t *testing.T) map[string]float64 {
 
 func foreignChecks(t *testing.T) float64 {
 	t.Helper()
-	return clientChecks(t)["External/External/ok"]
+	return clientChecks(t)["External/External/ok/"]
 }
 
 func expectSeries(t *testing.T, what string, have, want map[string]float64) {
@@ -105,7 +105,7 @@ func TestClientsAreCounted(t *testing.T) {
 	g := startGateway(t, counted(countedClients), site)
 	expectSeries(t, "requests before any", clientRequests(t), map[string]float64{})
 	foreign := foreignChecks(t) // they outlive the configurations of other tests
-	expectSeries(t, "checks before any", ownChecks(t), map[string]float64{"root/one/ok": 0, "root/two/ok": 0, "root/off/ok": 0, "other/one/ok": 0})
+	expectSeries(t, "checks before any", ownChecks(t), map[string]float64{"root/one/ok/": 0, "root/two/ok/": 0, "root/off/ok/": 0, "other/one/ok/": 0})
 
 	grant := url.Values{"grant_type": {"client_credentials"}}
 	one, two := g.token("one"), g.token("two")
@@ -137,7 +137,7 @@ func TestClientsAreCounted(t *testing.T) {
 		}
 	}
 	expectSeries(t, "checks", ownChecks(t), map[string]float64{
-		"root/one/ok": 3, "root/one/insufficient_scope": 1, "root/two/ok": 1, "root/two/insufficient_scope": 1, "root/off/ok": 0, "other/one/ok": 1,
+		"root/one/ok/": 3, "root/one/insufficient_scope/scope": 1, "root/two/ok/": 1, "root/two/insufficient_scope/scope": 1, "root/off/ok/": 0, "other/one/ok/": 1,
 	})
 	if n := foreignChecks(t) - foreign; n != 2 {
 		t.Errorf("%v tokens from elsewhere were counted, want 2", n)
@@ -155,7 +155,7 @@ func TestCountsOfClientsSurviveReloads(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.get("/x", g.token("one"))
-	all := map[string]float64{"root/one/ok": 2, "root/two/ok": 1, "root/off/ok": 0, "other/one/ok": 0}
+	all := map[string]float64{"root/one/ok/": 2, "root/two/ok/": 1, "root/off/ok/": 0, "other/one/ok/": 0}
 	expectSeries(t, "after a reload", clientChecks(t), all)
 
 	only, _, _ := strings.Cut(countedClients, "client two")
@@ -167,12 +167,12 @@ func TestCountsOfClientsSurviveReloads(t *testing.T) {
 	if err := g.load(counted(only), site); err != nil {
 		t.Fatal(err)
 	}
-	expectSeries(t, "without the client", clientChecks(t), map[string]float64{"root/one/ok": 2})
+	expectSeries(t, "without the client", clientChecks(t), map[string]float64{"root/one/ok/": 2})
 	expectSeries(t, "its requests", clientRequests(t), map[string]float64{"root/one/token/ok": 2})
 	if err := g.load(counted(countedClients), site); err != nil {
 		t.Fatal(err)
 	}
-	all["root/two/ok"] = 0
+	all["root/two/ok/"] = 0
 	expectSeries(t, "after it has come back", clientChecks(t), all)
 }
 

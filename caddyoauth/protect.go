@@ -561,7 +561,7 @@ func routesBeside(ctx caddy.Context) caddyhttp.RouteList {
 func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, b *bearer, decision access.Decision, earlier *bearer) error {
 	no := p.rejections[decision.Cause]
 	no.count.Inc()
-	p.countRefused(b, string(no.result))
+	p.countRefused(b, string(no.result), no.cause)
 	dontAwaitBody(w, r)
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
@@ -596,9 +596,9 @@ func lacksRight(decision access.Decision) bool {
 }
 
 // countRefused counts what became of a client's token, if it is one.
-func (p *Protect) countRefused(b *bearer, result string) {
+func (p *Protect) countRefused(b *bearer, result string, cause access.Cause) {
 	if b != nil && b.facts != nil && b.facts.Active {
-		p.app.countsOf(b).countRefused(result)
+		p.app.countsOf(b).countRefused(result, cause)
 	}
 }
 

@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"context"
 	"fmt"
 	"net/http/httptest"
 	"sync"
@@ -8,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
@@ -128,4 +130,16 @@ func TestAnEventThatPanicsCostsNothingElse(t *testing.T) {
 	if all := written.All(); len(all) != 2 || all[0].Level != zap.ErrorLevel || all[1].ContextMap()["cause"] != "revoked" {
 		t.Errorf("the log has %v", all)
 	}
+}
+
+// A tunnel is refused before any other handler, which can still read why, as after every refusal.
+func TestARefusedTunnelSaysWhy(t *testing.T) {
+	l, _ := observedLog()
+	repl := caddy.NewReplacer()
+	r := httptest.NewRequest("CONNECT", "example.com:443", nil)
+	refuseTunnel(httptest.NewRecorder(), r.WithContext(context.WithValue(r.Context(), caddy.ReplacerCtxKey, repl)), l)
+	if why := repl.ReplaceAll("{http.oauth.error}", ""); why != "tunnel" {
+		t.Errorf("{http.oauth.error} is %q", why)
+	}
+	l.end()
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -350,6 +351,44 @@ func TestACallerThatHangsUpIsNoOutage(t *testing.T) {
 	}
 	if now, then := g.metricOf(canceled), g.metricOf(outage); now != counted+1 || then != outages {
 		t.Errorf("a caller that hangs up: %s went up by %v, and outages by %v", canceled, now-counted, then-outages)
+	}
+}
+
+// Nor is one that hangs up while its token is stored.
+func TestAClientThatHangsUpIsNoOutage(t *testing.T) {
+	stored := make(chan struct{})
+	waits := func(ctx context.Context, method string) error {
+		if method != "Put" {
+			return nil
+		}
+		close(stored)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	log := filepath.Join(t.TempDir(), "log")
+	g := startCaddyfile(t, logTo(log, caddyfileOf("store outage\n"+testClients, "metrics /metrics\noauth_server")))
+	caddyoauth.Outage.Store(&waits)
+	t.Cleanup(func() { caddyoauth.Outage.Store(nil) })
+	requests := func(result string) float64 {
+		return metric(t, "caddy_oauth_requests_total", "endpoint", "token", "result", result)
+	}
+	puts := func(result string) float64 {
+		return metric(t, "caddy_oauth_store_duration_seconds", "operation", "put", "result", result)
+	}
+	before := []float64{requests("canceled"), puts("canceled"), requests("temporarily_unavailable"), puts("error")}
+	hasty, hangUp := context.WithCancel(t.Context())
+	defer hangUp()
+	go func() { <-stored; hangUp() }()
+	if a, err := g.try(g.posting("/oauth2/token", "reader", testSecret, url.Values{"grant_type": {"client_credentials"}}).WithContext(hasty)); err == nil {
+		t.Errorf("the client has an answer: %d", a.StatusCode)
+	}
+	waitUntil(t, "the refusal is logged", func() bool { return len(eventsIn(t, log, "token_refused")) == 1 })
+	if event := eventsIn(t, log, "token_refused")[0]; event["error"] != "canceled" || event["reason"] != "canceled" {
+		t.Errorf("a client that hangs up: %v", event)
+	}
+	want := []float64{before[0] + 1, before[1] + 1, before[2], before[3]}
+	if got := []float64{requests("canceled"), puts("canceled"), requests("temporarily_unavailable"), puts("error")}; !slices.Equal(got, want) {
+		t.Errorf("requests and writes that are canceled, and outages: %v, want %v", got, want)
 	}
 }
 

@@ -69,7 +69,7 @@ func (p *Protect) report(r *http.Request, b *bearer, decision access.Decision, e
 	no := p.rejections[decision.Cause]
 	no.passed.Inc()
 	no.reported.Inc()
-	p.countRefused(b, reportOnlyResult)
+	p.countRefused(b, reportOnlyResult, no.cause)
 	if earlier == nil && lacksRight(decision) {
 		addToAccessLog(r.Context(), b)
 	}

@@ -411,13 +411,17 @@ func provedBy(out oauth.Outcome) (fields []zap.Field) {
 // only if that is registered: what else stands in its place may be anything, even a mistyped
 // secret.
 func (s *Server) logRefusal(r *http.Request, e *route, refusal *oauth.Error, out oauth.Outcome) {
-	e.requests.WithLabelValues(string(refusal.Code)).Inc()
-	e.countClient(out, cmp.Or(refusal.Reason, string(refusal.Code)))
-	describeRequest(r.Context(), e, out.ClientID, string(refusal.Code), cmp.Or(refusal.Reason, refusal.Description))
+	result := string(refusal.Code)
+	if refusal.Reason == reasonCanceled {
+		result = reasonCanceled
+	}
+	e.requests.WithLabelValues(result).Inc()
+	e.countClient(out, cmp.Or(refusal.Reason, result))
+	describeRequest(r.Context(), e, out.ClientID, result, cmp.Or(refusal.Reason, refusal.Description))
 	if c := s.logger.Check(zap.InfoLevel, string(e.kind)+" request refused"); c != nil {
 		c.Write(append([]zap.Field{
 			zap.String("event", string(e.kind)+"_refused"), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID),
-			zap.String("error", string(refusal.Code)), zap.String("reason", cmp.Or(refusal.Reason, refusal.Description)),
+			zap.String("error", result), zap.String("reason", cmp.Or(refusal.Reason, refusal.Description)),
 		}, sender(r, out)...)...)
 	}
 }

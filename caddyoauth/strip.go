@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
@@ -347,6 +348,9 @@ func asksForTunnel(r *http.Request) bool {
 func refuseTunnel(w http.ResponseWriter, r *http.Request, log *refusalLog) {
 	dontAwaitBody(w, r)
 	w.Header().Set("Cache-Control", "no-store")
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		repl.Set("http.oauth.error", string(access.ResultTunnel))
+	}
 	w.WriteHeader(http.StatusNotImplemented) // RFC 9220 section 3
 	log.count(access.CauseTunnel)
 	log.write(r, access.CauseTunnel, http.StatusNotImplemented, nil)

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/introspect"
 )
@@ -99,6 +100,10 @@ func (a audience) MarshalJSON() ([]byte, error) {
 	return json.Marshal([]string(a))
 }
 
+// reasonCanceled says that the caller went away before there was an answer. In logs and metrics it
+// stands in the place of the error as well, so that callers that hang up raise no alert.
+const reasonCanceled = string(access.ResultCanceled)
+
 // answer is the only place that turns what the engine said into a status, headers and JSON, a
 // log line and a count.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply any, out oauth.Outcome, err error) {
@@ -111,7 +116,9 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply 
 	if !errors.As(err, &refusal) {
 		// The caller has not caused it, and must not learn about it.
 		refusal = &oauth.Error{Code: oauth.CodeUnavailable, Description: "try again later", Reason: "outage"}
-		if r.Context().Err() == nil {
+		if r.Context().Err() != nil {
+			refusal.Reason = reasonCanceled
+		} else {
 			s.logger.Error("request could not be answered", zap.String("endpoint", string(e.kind)), zap.String("realm", e.realm.name), zap.Error(err))
 		}
 	}
