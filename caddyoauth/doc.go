@@ -28,8 +28,9 @@
 //	unnamed.go             requests that pass without an identity
 //	report.go              requests that pass although they would be refused
 //	order.go               refuses a configuration that uses an identity before it is known
-//	lint.go                finds what loads in silence and should not; what exactly, in lint_locked.go
-//	                       and lint_doubtful.go; what is known of order and matchers, in lint_routes.go
+//	lint.go                finds what loads in silence and should not; what exactly, in lint_open.go (with
+//	                       the requests of lint_probe.go), lint_locked.go and lint_doubtful.go; what is
+//	                       known of order and matchers, in lint_routes.go
 //	walk.go                asks a configuration who gets in where, without a request: walk_routes.go goes
 //	                       through the routes as Caddy does, walk_handlers.go asks our own handlers
 //	explain.go             shows such a walk; place.go finds the lines of Caddy's own directives
