@@ -187,6 +187,7 @@ func TestWarningAboutPathsOfNobody(t *testing.T) {
 		"every request has a name":     {"oauth_protect\n" + root, false},
 		"one that refuses":             {"oauth_protect {\noptional\n}\noauth_protect\n" + root, false},
 		"one that refuses comes first": {"oauth_protect\noauth_protect {\nreport_only\n}\n" + root, false},
+		"one that refuses, for a part": {"oauth_protect {\noptional\n}\noauth_protect /a/*\nroot /a/* /srv/{http.auth.user.id}\nfile_server", false},
 		"a scope":                      {"oauth_protect {\noptional\n}\n@known oauth_scope read\nroot @known /srv/{http.auth.user.id}\nfile_server", false},
 		"a matcher for the caller":     {"oauth_protect {\noptional\n}\n@known not vars {http.auth.user.id} \"\"\nroot @known /srv/{http.auth.user.id}\nfile_server", false},
 		"a matcher for another route":  {"oauth_protect {\noptional\n}\n@known oauth_scope read\nhandle @known {\nrespond ok\n}\n" + root, true},

@@ -436,14 +436,25 @@ func TestGuardsReport(t *testing.T) {
 	}
 }
 
-// A guard without an oauth_server before it refuses targets without a path, too.
-func TestGuardsThatReportRefuseTargetsWithoutAPath(t *testing.T) {
-	g := startGateway(t, rulesClients, "oauth_protect /private/* {\nreport_only\n}\nreverse_proxy BACKEND")
-	if a := g.rawRequest("GET http:http://localhost/private/"); a.StatusCode != http.StatusBadRequest || g.Backend.count() != 0 {
-		t.Errorf("answered %d, %d calls", a.StatusCode, g.Backend.count())
-	}
-	if a := g.rawRequest("GET /x/..;/private/"); a.StatusCode != http.StatusOK {
-		t.Errorf("an ambiguous path: %d", a.StatusCode)
+// Without an oauth_server before them, it is they who refuse targets without a path, and ambiguous
+// ones after the end.
+func TestWhatOnlyReportsRefusesByItself(t *testing.T) {
+	for _, c := range []struct {
+		protect   string
+		ambiguous int
+	}{
+		{"oauth_protect /private/* {\nreport_only\n}", 200}, // its guard
+		{"oauth_protect {\nreport_only\n}", 200},
+		{"oauth_protect /private/* {\nreport_only until 2020-01-01T00:00:00Z\n}", 400},
+		{"oauth_protect {\nreport_only until 2020-01-01T00:00:00Z\n}", 400},
+	} {
+		g := startGateway(t, rulesClients, c.protect+"\nreverse_proxy BACKEND")
+		if a := g.rawRequest("GET http:http://localhost/private/"); a.StatusCode != http.StatusBadRequest || g.Backend.count() != 0 {
+			t.Errorf("%q: answered %d, %d calls", c.protect, a.StatusCode, g.Backend.count())
+		}
+		if a := g.rawRequest("GET /x/..;/private/"); a.StatusCode != c.ambiguous {
+			t.Errorf("%q: an ambiguous path gets %d", c.protect, a.StatusCode)
+		}
 	}
 }
 
