@@ -5,13 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"unicode/utf8"
 
-	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/spf13/cobra"
 )
 
@@ -50,10 +47,13 @@ var errFound = errors.New("lint has found something")
 
 // lint prints what is found in a configuration, and returns the exit status.
 func lint(w io.Writer, file, adapter string, asJSON bool) (int, error) {
-	l, err := loadLinted(file, adapter)
+	p, end, err := loadPolicy(file, adapter)
 	if err != nil {
 		return 2, err
 	}
+	defer end()
+	l := newLinted(p.app, p.http)
+	l.policy = p
 	findings := l.find(lintChecks())
 	if asJSON {
 		err = printFindingsJSON(w, findings)
@@ -67,35 +67,6 @@ func lint(w io.Writer, file, adapter string, asJSON bool) (int, error) {
 		return 1, nil
 	}
 	return 0, nil
-}
-
-// loadLinted loads a configuration without starting it, and keeps its log quiet.
-func loadLinted(file, adapter string) (*linted, error) {
-	text, used, _, err := caddycmd.LoadConfig(file, adapter)
-	if err != nil {
-		return nil, err
-	}
-	if used == "" {
-		return nil, errors.New("there is no Caddyfile here: name the configuration with --config")
-	}
-	var config caddy.Config
-	if err := caddy.StrictUnmarshalJSON(text, &config); err != nil {
-		return nil, err
-	}
-	config.Logging = &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: caddy.BaseLog{WriterRaw: json.RawMessage(`{"output":"discard"}`)}}}}
-	ctx, err := caddy.ProvisionContext(&config)
-	if err != nil {
-		return nil, err
-	}
-	var app *App
-	var http *caddyhttp.App
-	if found, err := ctx.AppIfConfigured("oauth"); err == nil {
-		app = found.(*App)
-	}
-	if found, err := ctx.AppIfConfigured("http"); err == nil {
-		http = found.(*caddyhttp.App)
-	}
-	return newLinted(app, http), nil
 }
 
 // printFindings writes what people read: a paragraph for each finding that is not silenced.
@@ -125,12 +96,7 @@ func printFindings(w io.Writer, findings []lintFinding) error {
 	}
 	text.WriteString(".\n")
 	// The configuration may have anything in it, even what a terminal obeys.
-	_, err := io.WriteString(w, strings.Map(func(c rune) rune {
-		if c == '\n' || strconv.IsPrint(c) {
-			return c
-		}
-		return utf8.RuneError
-	}, text.String()))
+	_, err := io.WriteString(w, printable(text.String()))
 	return err
 }
 

@@ -173,6 +173,7 @@ func (u *lintIgnoreUse) silences(code string, p lintPlace) bool {
 // servers as trees.
 type linted struct {
 	app     *App                    // nil if there is none
+	policy  *policy                 // nil when a configuration starts
 	realms  map[string]*servedRealm // the app's
 	servers []*lintServer
 	ignores map[*LintIgnore]*lintIgnoreUse
@@ -454,13 +455,35 @@ func (h *lintHandler) place() lintPlace {
 	case *Server:
 		p.at = module.At
 		p.ignores = append(h.route.l.ignoresOf(module.LintIgnore), p.ignores...)
+	default:
+		p.at = h.line()
 	}
 	return p
 }
 
-// place is where the route stands. Only its path is known.
+// line is the file and line of a handler, if that can be found out.
+func (h *lintHandler) line() string {
+	if h.route.l.policy == nil {
+		return ""
+	}
+	return h.route.l.policy.where(h.route.server.server, h.path, h.module)
+}
+
+// place is where the route stands: where its first handler does.
 func (r *lintRoute) place() lintPlace {
 	p := lintPlace{path: r.path, sites: r.sites, ports: r.server.ports}
+	if len(r.handlers) > 0 {
+		switch module := r.handlers[0].module.(type) {
+		case *Protect:
+			p.at = module.At
+		case *Guard:
+			p.at = module.At
+		case *Server:
+			p.at = module.At
+		default:
+			p.at = r.handlers[0].line()
+		}
+	}
 	if r.l.app != nil {
 		p.ignores = r.l.ignoresOf(r.l.app.LintIgnore)
 	}

@@ -144,7 +144,7 @@ func lintDoubtfulChecks() []lintCheck {
 	}, {
 		code: "identity-as-pattern", kind: lintDoubtful,
 		means: "A matcher takes what a token says as a pattern: a caller whose subject is `*` matches everything.",
-		do:    "Compare in an expression instead, as in ``expression `{path.1} == {http.auth.user.subject}` ``.",
+		do:    "Compare in an `expression` instead, as in `{path.1} == {http.auth.user.subject}`.",
 		find:  lintPatterns,
 	}}
 }

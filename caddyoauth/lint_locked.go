@@ -2,6 +2,7 @@ package caddyoauth
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"slices"
 	"strconv"
@@ -88,6 +89,11 @@ func lintLockedChecks() []lintCheck {
 		means: "An earlier `handle`, or another route that ends the handling of a request, takes all requests that would get here.",
 		do:    "Put the narrower one first, or change one of the matchers.",
 		find:  lintUnreachable,
+	}, {
+		code: "expectation-broken", kind: lintLocked,
+		means: "A request doesn't end as `expect` says, so the configuration is refused when it starts.",
+		do:    "See with `caddy oauth explain` which way the request goes, and correct the rules or the expectation.",
+		find:  lintExpectations,
 	}, {
 		code: "issuer-nobody-serves", kind: lintLocked,
 		means: "No site with the `oauth_server` of the realm is for the host of its `issuer`, where programs look for the metadata and the endpoints that it names.",
@@ -689,4 +695,28 @@ func (h *lintHandler) inNamedRoute() bool {
 		}
 	}
 	return false
+}
+
+func lintExpectations(l *linted, report lintReport) {
+	if l.policy == nil {
+		return // a start looks at them by itself
+	}
+	for _, name := range sortedKeys(l.app.Realms) {
+		realm := l.app.Realms[name]
+		for i := range realm.Expect {
+			e := &realm.Expect[i]
+			err := l.policy.holds(context.Background(), name, e)
+			if err == nil {
+				continue
+			}
+			place := l.atRealm(name)
+			place.at, place.path = cmp.Or(e.At, place.at), place.path+"/expect/"+strconv.Itoa(i)
+			// The error shows the whole way. Its second line is the request.
+			text := "the expectation '" + e.String() + "' is broken"
+			if lines := strings.Split(err.Error(), "\n"); e.Method == anyOfMethods && len(lines) > 1 {
+				text += " by " + lines[1]
+			}
+			report(place, "%s", text)
+		}
+	}
 }

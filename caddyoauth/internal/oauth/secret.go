@@ -83,7 +83,7 @@ func (s *Secret) GoString() string { return "REDACTED" }
 // Mark returns a value that is the same for secrets that are seen to be the same: of the same text,
 // or with the same hash. It is for comparisons within a process.
 func (s *Secret) Mark() [sha256.Size]byte {
-	return sha256.Sum256(fmt.Appendf(nil, "%v %q %q", s.cost, s.salt, append([]byte{byte(s.kind)}, s.digest.bytes...)))
+	return sha256.Sum256(fmt.Appendf(nil, "%v %q %q", s.cost, s.salt, append([]byte{byte(s.kind)}, s.bytes...)))
 }
 
 // PlainSecret makes a Secret of plain text that the configuration refers to, in an environment
