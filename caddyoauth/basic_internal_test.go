@@ -32,6 +32,18 @@ func TestBasicEndsByItself(t *testing.T) {
 	}
 }
 
+func TestWhatIsBasic(t *testing.T) {
+	on := new(basicRoute)
+	for line, want := range map[string]bool{
+		"Basic YTpi": true, "basic YTpi": true, "BASIC  YTpi": true, "Basic": true, "Basic ": true, "Basic\tYTpi": true, "Basic,x": true, "Basic !": true,
+		"": false, "Basi": false, "BasicYTpi": false, "Basicx YTpi": false, "Basic=x": false, " Basic YTpi": false, "Bearer YTpi": false, "Digest Basic": false,
+	} {
+		if got := on.takes([]string{line}, time.Time{}); got != want {
+			t.Errorf("%q: %t, want %t", line, got, want)
+		}
+	}
+}
+
 // Whatever writes the header of a response, it has Deprecation.
 func TestEachWayOfWritingIsDeprecated(t *testing.T) {
 	b := &basicRoute{deprecation: "@1", sunset: "Tue, 01 Jan 2030 00:00:00 GMT"}

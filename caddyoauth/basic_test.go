@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -421,6 +423,36 @@ func TestBasicWhereNobodyCanTell(t *testing.T) {
 	}
 	if g.Backend.count() > 0 {
 		t.Error("one of them reached the backend")
+	}
+}
+
+// Only so many secrets are checked at once. Whoever has to come back is told nothing else, and that
+// is counted as what it is.
+func TestBasicIsBusy(t *testing.T) {
+	g := startGateway(t, "store memory\n"+basicClients(), "oauth_protect root {\nbasic\n}\nreverse_proxy BACKEND")
+	before := metric(t, "caddy_oauth_bearer_checks_total", "cause", "busy")
+	// One client ID from one address may have 256 requests wait.
+	var all sync.WaitGroup
+	var busy, refused atomic.Int64
+	for i := range 400 {
+		all.Go(func() {
+			a := g.withBasic("/x", "slow", fmt.Sprint("wrong", i))
+			switch {
+			case a.StatusCode == 503 && a.Header.Get("Retry-After") != "" && a.Header["Www-Authenticate"] == nil:
+				busy.Add(1)
+			case a.StatusCode == 401:
+				refused.Add(1)
+			default:
+				t.Errorf("%d with %v", a.StatusCode, a.Header)
+			}
+		})
+	}
+	all.Wait()
+	if n := metric(t, "caddy_oauth_bearer_checks_total", "cause", "busy") - before; n != float64(busy.Load()) || n == 0 || refused.Load() == 0 {
+		t.Errorf("%d were told to come back and %d refused; %v were counted as busy", busy.Load(), refused.Load(), n)
+	}
+	if a := g.withBasic("/x", "quick", testSecret); a.StatusCode != 200 {
+		t.Errorf("a quick secret: %d", a.StatusCode)
 	}
 }
 
