@@ -99,6 +99,15 @@ func (b *basicRoute) takes(authorization []string, now time.Time) bool {
 	return b.on(now) && isBasic(authorization)
 }
 
+// told says what the option means, in an explanation.
+func (b *basicRoute) told() string {
+	text := "takes a client's ID and secret by Basic, too"
+	if !b.until.IsZero() {
+		text += ", until " + b.until.UTC().Format(time.RFC3339)
+	}
+	return text
+}
+
 // isBasic reports whether there is one line of Authorization, for Basic.
 func isBasic(authorization []string) bool {
 	const scheme = "basic"

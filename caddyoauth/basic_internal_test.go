@@ -1,14 +1,19 @@
 package caddyoauth
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
+
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 func TestBasicEndsByItself(t *testing.T) {
@@ -109,4 +114,112 @@ func FuzzUpstreamHeader(f *testing.F) {
 			t.Fatalf("%q is accepted", name)
 		}
 	})
+}
+
+// An explanation says where Basic is taken. A question that brings Basic credentials has nobody
+// check them: it would count, and could be used to guess.
+func TestQuestionsAboutBasic(t *testing.T) {
+	t.Setenv("BASIC_ASKED", "password")
+	a, end, err := startAsked(t, `{
+		admin off
+		persist_config off
+		auto_https off
+		oauth {
+			store memory
+			client one {
+				secret {env.BASIC_ASKED}
+				scopes read
+			}
+		}
+	}
+	api.example.com:8080 {
+		handle /ends {
+			oauth_protect {
+				basic until 2099-01-01T00:00:00Z
+			}
+		}
+		handle /ended {
+			oauth_protect {
+				basic until 2020-01-01T00:00:00Z
+			}
+		}
+	}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(end)
+	credentials := http.Header{"Authorization": {"Basic " + base64.StdEncoding.EncodeToString([]byte("one:password"))}}
+	for path, takes := range map[string]bool{"/ends": true, "/ended": false} {
+		before := a.app.realms[rootRealm].counts["one"].basic.Load() + uint64(SlowHashes())
+		for _, header := range []http.Header{nil, credentials} {
+			walk, err := a.policy.ask(t.Context(), question{method: "GET", url: "http://api.example.com:8080" + path, header: header, from: netip.MustParseAddr("127.0.0.1")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			said := ""
+			for _, step := range walk.Steps {
+				said += step.Text + "\n"
+			}
+			if got := strings.Contains(said, "takes a client's ID and secret by Basic, too, until 2099-01-01T00:00:00Z"); got != takes {
+				t.Errorf("%s: %s", path, said)
+			}
+			if got := strings.Contains(said, "a question checks no secrets"); got != (takes && header != nil) {
+				t.Errorf("%s with %v: %s", path, header, said)
+			}
+		}
+		if after := a.app.realms[rootRealm].counts["one"].basic.Load() + uint64(SlowHashes()); after != before {
+			t.Errorf("%s: a secret was checked", path)
+		}
+	}
+}
+
+// What backends get in a client's name is in no answer to a question, not even where a handler makes
+// something of it.
+func TestQuestionsDontShowUpstreamHeaders(t *testing.T) {
+	t.Setenv("UPSTREAM_ASKED", "hunter2-hunter2")
+	t.Setenv("UPSTREAM_SECRET", walkSecret)
+	a, end, err := startAsked(t, `{
+		admin off
+		persist_config off
+		auto_https off
+		oauth {
+			store memory
+			client one {
+				secret {env.UPSTREAM_SECRET}
+				scopes read
+				upstream_header X-Api-Key {env.UPSTREAM_ASKED}
+			}
+		}
+	}
+	http://:8080 {
+		route {
+			oauth_server {
+				insecure_http
+			}
+			oauth_protect {
+				insecure_http
+			}
+			@key header X-Api-Key *
+			rewrite @key /{header.X-Api-Key}
+			respond "{header.X-Api-Key} {uri}"
+		}
+	}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(end)
+	token := introspect.NewToken(a.token("root", "one", []string{"read"}))
+	for _, who := range []visitor{{realm: "root", client: "one"}, {token: &token}} {
+		walk, err := a.policy.ask(t.Context(), question{method: "GET", url: "http://api.example.com:8080/x", who: who, from: netip.MustParseAddr("127.0.0.1")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := json.Marshal(walk)
+		if err != nil || strings.Contains(string(answer), "hunter2") {
+			t.Errorf("%v: %s", err, answer)
+		}
+		if !strings.Contains(string(answer), "REDACTED") {
+			t.Errorf("the answer shows nothing of the header, so this test proves nothing: %s", answer)
+		}
+	}
 }

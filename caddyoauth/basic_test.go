@@ -365,7 +365,7 @@ func TestBasicIsCountedAndLogged(t *testing.T) {
 	counted := map[string]float64{"root/quick": 3, "root/slow": 1, "root/a%20b": 0, "root/off": 0, "root/expired": 0, "root/post": 0, "root/asks": 0, "root/empty": 0}
 	expectSeries(t, "before a reload", basicCount(t), counted)
 	checks := clientChecks(t)
-	if checks["root/quick/ok"] != 4 || checks["root/quick/insufficient_scope"] != 1 || checks["root/slow/ok"] != 1 {
+	if checks["root/quick/ok/"] != 4 || checks["root/quick/insufficient_scope/scope"] != 1 || checks["root/slow/ok/"] != 1 {
 		t.Errorf("the checks are %v", checks)
 	}
 	if err := g.loadCaddyfile(config); err != nil {

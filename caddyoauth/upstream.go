@@ -59,6 +59,18 @@ func (a *App) upstreamOf(b *bearer) upstreamHeaders {
 	return a.realms[b.realm].upstream[b.facts.ClientID]
 }
 
+// withoutSecrets returns the same headers with other values, for questions: an answer may show what
+// a handler makes of them.
+func withoutSecrets(upstream map[string]upstreamHeaders) map[string]upstreamHeaders {
+	harmless := make(map[string]upstreamHeaders, len(upstream))
+	for id, all := range upstream {
+		for _, h := range all {
+			harmless[id] = append(harmless[id], upstreamHeader{h.name, "REDACTED"})
+		}
+	}
+	return harmless
+}
+
 // upstreamNames returns the folded names of the upstream headers of all clients, in order.
 func (r *servedRealm) upstreamNames() (names []string) {
 	for _, id := range sortedKeys(r.upstream) {

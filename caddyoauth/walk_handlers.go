@@ -42,6 +42,7 @@ func supposedApp(app *App) (*App, error) {
 		}
 		realm := *r
 		realm.app, realm.counts, realm.engine = &supposed, nil, oauth.New(settings)
+		realm.upstream = withoutSecrets(r.upstream)
 		if err := realm.engine.Share(shared); err != nil {
 			return nil, err
 		}
@@ -59,6 +60,7 @@ func inquiringApp(app *App) *App {
 	for name, r := range app.realms {
 		realm := *r
 		realm.app, realm.counts = &inquiring, nil
+		realm.upstream = withoutSecrets(r.upstream)
 		inquiring.realms[name] = &realm
 	}
 	return &inquiring
@@ -224,6 +226,9 @@ func (w *walker) protect(rw http.ResponseWriter, r *http.Request, h *Protect, i 
 		step := &w.Result.Steps[i]
 		step.Cause, step.Want, step.Has = decision.Cause, decision.Want, decision.Has
 		w.say(i, wants(p.ruleFor(r.Method)))
+		if p.basic.on(time.Now()) {
+			w.say(i, p.basic.told())
+		}
 		switch {
 		case b != nil && b.basic != nil && decision.Cause == access.CauseOutage:
 			w.say(i, "a question checks no secrets")
