@@ -163,14 +163,15 @@ func TestOpenDoors(t *testing.T) {
 		"two prefixes, two backends":      "handle_path /v1/* {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhandle_path /v2/* {\nreverse_proxy 127.0.0.1:8\n}",
 		"two prefixes that are passed on": "handle /v1* {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhandle /v2* {\nreverse_proxy 127.0.0.1:9\n}",
 		"a folder in a folder":            "handle_path /files/* {\nroot * FOLDER/data\noauth_protect # other-path-left-open\nfile_server\n}\nhandle {\nroot * FOLDER\nfile_server\n}",
+		"a hidden folder":                 "handle_path /files/* {\nroot * FOLDER/data\noauth_protect\nfile_server\n}\nhandle {\nroot * FOLDER\nfile_server {\nhide data\n}\n}",
 		"a folder beside a folder":        "handle_path /files/* {\nroot * FOLDER/data\noauth_protect\nfile_server\n}\nhandle {\nroot * FOLDER/public\nfile_server\n}",
 
 		// Other sites.
-		"another site":                      "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttp://www.example.com {\nreverse_proxy 127.0.0.1:9 # ?site-left-open\n}",
+		"another site":                      "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttp://www.example.com {\nreverse_proxy 127.0.0.1:9 # site-left-open\n}",
 		"another port":                      "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttp://api.example.com:8080 {\nreverse_proxy localhost:9 # ?site-left-open\n}",
 		"a named route":                     "&(backend) {\nreverse_proxy 127.0.0.1:9 # ?site-left-open\n}\nhttp://api.example.com {\noauth_protect\ninvoke backend\n}\nhttp://www.example.com {\ninvoke backend\n}",
-		"a snippet":                         "(backend) {\nreverse_proxy 127.0.0.1:9 # ?site-left-open\n}\nhttp://api.example.com {\noauth_protect\nimport backend\n}\nhttp://www.example.com {\nimport backend\n}",
-		"another site, without the prefix":  "http://api.example.com {\nhandle_path /v1/* {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\n}\nhttp://old.example.com {\nreverse_proxy 127.0.0.1:9 # ?site-left-open\n}",
+		"a snippet":                         "(backend) {\nreverse_proxy 127.0.0.1:9 # site-left-open\n}\nhttp://api.example.com {\noauth_protect\nimport backend\n}\nhttp://www.example.com {\nimport backend\n}",
+		"another site, without the prefix":  "http://api.example.com {\nhandle_path /v1/* {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\n}\nhttp://old.example.com {\nreverse_proxy 127.0.0.1:9 # site-left-open\n}",
 		"another site for other paths":      "http://api.example.com {\n@api path /api /api/*\noauth_protect @api\nreverse_proxy 127.0.0.1:9\n}\nhttp://www.example.com {\nreverse_proxy /static/* 127.0.0.1:9\n}",
 		"another site with a password":      "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttp://www.example.com {\nbasic_auth {\nu $2a$10$kVgX/6erEKdQ8SKSIdW7zOo3TCo5RVGdC9HUwfb8zBtnxPOsaT32W\n}\nreverse_proxy 127.0.0.1:9\n}",
 		"another site with forward_auth":    "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttp://www.example.com {\nforward_auth 127.0.0.1:8 {\nuri /check\n}\nreverse_proxy 127.0.0.1:9\n}",
@@ -184,7 +185,7 @@ func TestOpenDoors(t *testing.T) {
 		"another site, protected too":       "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttp://www.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}",
 		"other hosts":                       "http:// {\n@api host api.example.com\noauth_protect @api # host-left-open\nreverse_proxy 127.0.0.1:9\n}",
 		"other hosts are refused":           "http:// {\n@api host api.example.com\nhandle @api {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nabort\n}",
-		"the backend is a site here":        "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:8081\n}\nhttp://:8081 {\nrespond \"hello {header.X-OAuth-Client-Id}\" # ?backend-left-open\n}",
+		"the backend is a site here":        "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:8081\n}\nhttp://:8081 {\nrespond \"hello {header.X-OAuth-Client-Id}\" # backend-left-open\n}",
 		"the backend is a site on loopback": "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:8081\n}\nhttp://:8081 {\nbind 127.0.0.1\nrespond ok\n}",
 		"another machine has that port":     "http://api.example.com {\noauth_protect\nreverse_proxy 10.0.0.1:8081\n}\nhttp://:8081 {\nrespond ok\n}",
 
@@ -211,9 +212,9 @@ func TestOpenDoors(t *testing.T) {
 		"not for an address, without proxies": "@out not remote_ip private_ranges\noauth_protect @out\nreverse_proxy 127.0.0.1:9",
 
 		// An identity of nobody.
-		"a root for nobody":              "handle /mine/* {\nroot * /srv/{http.auth.user.id}\nfile_server # ?identity-of-nobody\n}\nhandle {\n@any path *\noauth_protect @any\nrespond ok\n}",
-		"a root after a part":            "route {\noauth_protect /a/*\nroot * /srv/{http.auth.user.id} # ?identity-of-nobody\nfile_server\n}",
-		"a rewrite for nobody":           "route {\noauth_protect /a/*\nrewrite * /{header.X-OAuth-Client-Id}{uri} # ?identity-of-nobody\nrespond ok\n}",
+		"a root for nobody":              "handle /mine/* {\nroot * /srv/{http.auth.user.id} # identity-of-nobody\nfile_server\n}\nhandle {\n@any path *\noauth_protect @any\nrespond ok\n}",
+		"a root after a part":            "route {\noauth_protect /a/*\nroot * /srv/{http.auth.user.id} # identity-of-nobody\nfile_server\n}",
+		"a rewrite for nobody":           "route {\noauth_protect /a/*\nrewrite * /{header.X-OAuth-Client-Id}{uri} # identity-of-nobody\nrespond ok\n}",
 		"a root for somebody":            "route {\noauth_protect\nroot * /srv/{http.auth.user.id}\nfile_server\n}",
 		"a root for somebody, in a part": "route {\noauth_protect /a/*\nroot /a/* /srv/{http.auth.user.id}\nfile_server /a/*\n}",
 		"a root for users":               "route {\nbasic_auth {\nu $2a$10$kVgX/6erEKdQ8SKSIdW7zOo3TCo5RVGdC9HUwfb8zBtnxPOsaT32W\n}\nroot * /srv/{http.auth.user.id}\nfile_server\n}",
