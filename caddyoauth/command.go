@@ -18,7 +18,7 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "oauth",
-		Usage: "generate-secret | hash-secret [--algorithm <name>] | explain [--client <id>] <method> <url> | lint [--config <file>] | token inspect [--json]",
+		Usage: "generate-secret | hash-secret [--algorithm <name>] | explain [--client <id>] <method> <url> | lint [--config <file>] | routes [--config <file>] | token inspect [--json]",
 		Short: "Makes client secrets for the oauth app, explains and checks its configuration, and reads tokens",
 		Long: `
 Makes client secrets for the oauth app, explains and checks its configuration, and reads
@@ -34,11 +34,13 @@ input, and prints the Caddyfile line for it.
 
 'caddy oauth lint' finds what loads in silence and should not.
 
+'caddy oauth routes' lists who gets in where, what is open, and where nobody gets in.
+
 'caddy oauth token inspect' reads a token in the same way, and prints what it is, the
 token_id by which the log names it, and what it says about itself.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.AddCommand(generateSecretCommand(), hashSecretCommand(), explainCommand(), lintCommand(), tokenCommand())
+			cmd.AddCommand(generateSecretCommand(), hashSecretCommand(), explainCommand(), lintCommand(), routesCommand(), tokenCommand())
 			cmd.Args = cobra.ArbitraryArgs // RunE checks them
 			cmd.RunE = helpOrUnknown
 		},

@@ -16,7 +16,7 @@
 //	admin.api.oauth              /oauth/explain, /oauth/forget and /oauth/health
 //	                             on the admin endpoint                           admin.go, explain.go, health.go
 //	caddy oauth                  the command line                                command.go, command_explain.go,
-//	                                                                             command_lint.go,
+//	                                                                             command_lint.go, command_routes.go,
 //	                                                                             command_token.go
 //
 // Around them:
@@ -35,6 +35,9 @@
 //	                       through the routes as Caddy does, walk_handlers.go asks our own handlers
 //	explain.go             shows such a walk; place.go finds the lines of Caddy's own directives
 //	expect.go              refuses a configuration in which requests would end otherwise than it says
+//	routes.go              lists who gets in where: routes_watcher.go watches walks that stand for many
+//	                       requests, routes_answer.go says who got in, routes_pattern.go knows which
+//	                       hosts and paths belong together
 //	transport.go, path.go  which connections and which paths are acceptable
 //	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret

@@ -118,6 +118,8 @@ type question struct {
 	// an address that is nobody's.
 	from   netip.Addr
 	header http.Header
+	// watcher, if not nil, takes part in the walk; see routes.go.
+	watcher *watcher
 }
 
 // nowhere is an address for documentation (RFC 5737).
@@ -206,6 +208,11 @@ func (p *policy) ask(ctx context.Context, q question) (*walk, error) {
 	if err != nil {
 		return nil, err
 	}
+	return p.askServer(ctx, server, name, target, q)
+}
+
+// askServer is ask for a known server and URL.
+func (p *policy) askServer(ctx context.Context, server *caddyhttp.Server, name string, target *url.URL, q question) (*walk, error) {
 	if q.who.client == "" {
 		return p.walk(ctx, server, name, target, q, nil)
 	}
@@ -379,7 +386,7 @@ func fitOf(address, port string, target *url.URL, hasTLS bool) int {
 
 // walk goes one way. scopes are those of the client's token.
 func (p *policy) walk(ctx context.Context, server *caddyhttp.Server, name string, target *url.URL, q question, scopes []string) (*walk, error) {
-	w := &walker{p: p, server: server, path: "apps/http/servers/" + name, Result: &walk{Server: name, scopes: scopes}}
+	w := &walker{p: p, server: server, path: "apps/http/servers/" + name, watcher: q.watcher, Result: &walk{Server: name, scopes: scopes}}
 	header := q.header.Clone()
 	if header == nil {
 		header = make(http.Header)

@@ -221,6 +221,13 @@ func (w *walker) protect(rw http.ResponseWriter, r *http.Request, h *Protect, i 
 	for _, s := range h.sources {
 		p.sources = append(p.sources, w.source(s))
 	}
+	if w.watcher != nil {
+		if allowed, decided := w.watcher.lets(h, r); allowed {
+			return next.ServeHTTP(rw, r)
+		} else if decided {
+			return caddyhttp.Error(http.StatusUnauthorized, nil)
+		}
+	}
 	w.unasked = nil
 	p.asked = func(b *bearer, decision access.Decision) {
 		step := &w.Result.Steps[i]

@@ -25,10 +25,11 @@ import (
 
 // walker goes through a configuration with a request.
 type walker struct {
-	p      *policy
-	server *caddyhttp.Server
-	path   string // of the server in the JSON
-	Result *walk
+	p       *policy
+	server  *caddyhttp.Server
+	path    string   // of the server in the JSON
+	watcher *watcher // nil unless the walk is for many requests
+	Result  *walk
 
 	// What our handlers have in place of their own; see walk_handlers.go.
 	app     *App
@@ -271,7 +272,7 @@ func (w *walker) route(route *caddyhttp.Route, path string, next caddyhttp.Handl
 			w.skip(route, path, "another route of its group was for the request")
 			return next.ServeHTTP(rw, r)
 		}
-		matches, err := route.MatcherSets.AnyMatchWithError(r)
+		matches, err := w.matches(route, r)
 		if err != nil {
 			i := w.skip(route, path, "its matcher failed: "+err.Error())
 			w.Result.Steps[i].Did, w.last = didAnswer, i+1
@@ -298,6 +299,14 @@ func (w *walker) route(route *caddyhttp.Route, path string, next caddyhttp.Handl
 	})
 }
 
+// matches reports whether a route is for the request.
+func (w *walker) matches(route *caddyhttp.Route, r *http.Request) (bool, error) {
+	if w.watcher != nil {
+		return w.watcher.matches(route.MatcherSets, r), nil
+	}
+	return route.MatcherSets.AnyMatchWithError(r)
+}
+
 // skip adds a step for a route that the request passes by.
 func (w *walker) skip(route *caddyhttp.Route, path, text string) int {
 	var names []string
@@ -318,6 +327,9 @@ func (w *walker) skip(route *caddyhttp.Route, path, text string) int {
 // handler is a handler in front of next.
 func (w *walker) handler(h caddyhttp.MiddlewareHandler, path string, next caddyhttp.Handler) caddyhttp.Handler {
 	return caddyhttp.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) error {
+		if w.watcher != nil {
+			w.watcher.meets(h, r)
+		}
 		switch h := h.(type) {
 		case *caddyhttp.Subroute:
 			err := w.routes(h.Routes, path+"/routes", next).ServeHTTP(rw, r)
