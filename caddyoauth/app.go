@@ -88,6 +88,8 @@ type App struct {
 	servers []*Server
 	// foreign are the counts for the clients of tokens from elsewhere.
 	foreign *clientCounts
+	// counted are the realms whose series this configuration uses, until Cleanup.
+	counted []string
 	// refusals are the logs of refusals of all handlers, which Cleanup ends.
 	refusals []*refusalLog
 	// ordered are the servers whose routes checkOrder has checked.
@@ -446,6 +448,14 @@ func chooseRealm(realms map[string]*Realm, name string) (string, error) {
 
 // sortedKeys returns the keys of m in order, for output and errors that are always the same.
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// useSeries is for handlers that count under a realm, before they make any counter.
+func (a *App) useSeries(realm string) {
+	if !slices.Contains(a.counted, realm) {
+		a.counted = append(a.counted, realm)
+		realmSeries.use(realm)
+	}
+}
 
 // Interface guards
 var _ caddy.Provisioner = (*App)(nil)

@@ -1121,8 +1121,8 @@ func TestManualHasMetricsAndEvents(t *testing.T) {
 			}
 		}
 	}
-	// These exist once another server has been asked, or if a route takes Basic.
-	for _, name := range []string{"caddy_oauth_source_duration_seconds", "caddy_oauth_source_up", "caddy_oauth_client_basic_total"} {
+	// These exist once another server has been asked, or if a route takes Basic or only reports.
+	for _, name := range []string{"caddy_oauth_source_duration_seconds", "caddy_oauth_source_up", "caddy_oauth_client_basic_total", "caddy_oauth_report_only_total"} {
 		if !slices.Contains(exist, name) {
 			exist = append(exist, name)
 		}

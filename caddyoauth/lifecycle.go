@@ -517,6 +517,10 @@ func (a *App) Cleanup() error {
 	for _, l := range a.refusals {
 		l.end()
 	}
+	for _, realm := range a.counted {
+		realmSeries.leave(realm)
+	}
+	a.counted = nil
 	return errors.Join(errs...)
 }
 

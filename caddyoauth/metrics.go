@@ -3,6 +3,7 @@ package caddyoauth
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -124,6 +125,36 @@ func registerMetrics(registry *prometheus.Registry) error {
 		}
 	}
 	return nil
+}
+
+// realmSeries counts the configurations that use the series of a realm.
+var realmSeries = seriesInUse{users: make(map[string]int)}
+
+// seriesInUse keeps the series of a label realm as long as any configuration has them: during a reload
+// these are two, so no counter begins anew. It has an entry for each realm of those configurations. A
+// request that outlives its configuration may still count, for nobody.
+type seriesInUse struct {
+	mu    sync.Mutex
+	users map[string]int // no entry is zero
+}
+
+func (s *seriesInUse) use(realm string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.users[realm]++
+}
+
+// leave removes the series of a realm if nobody else uses them.
+func (s *seriesInUse) leave(realm string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.users[realm]--; s.users[realm] > 0 {
+		return
+	}
+	delete(s.users, realm)
+	for _, series := range []*prometheus.CounterVec{collectors.requests, collectors.inactive, collectors.checks, collectors.reportOnly} {
+		series.DeletePartialMatch(prometheus.Labels{"realm": realm})
+	}
 }
 
 // timedStore measures and traces a store. It hides the abilities that the store has beyond TokenStore, so

@@ -186,3 +186,70 @@ func TestSecretExpiryIsAMetric(t *testing.T) {
 	}
 	expectSeries(t, "ends", ends, map[string]float64{"root/one/1": never, "root/two/1": 4102444799, "root/two/2": never, "other/one/1": never})
 }
+
+// The series of a realm end with the last configuration that has it, and neither end nor begin anew
+// before. A configuration that is refused leaves none.
+func TestSeriesOfRealmsEndWithThem(t *testing.T) {
+	realm := func(name string) string {
+		return "realm " + name + " {\nclient c {\nsecret_hash " + hashOf(testSecret) + "\nscopes a\ndefault_scopes a\n}\n}\n"
+	}
+	site := func(realms ...string) string {
+		s := "oauth_server\n"
+		for _, name := range realms {
+			s += "route /" + name + " {\noauth_protect " + name + "\nrespond ok\n}\n"
+		}
+		return s
+	}
+	checks := func(name string) (n float64, there bool) {
+		n, there = clientSeries(t, "caddy_oauth_bearer_checks_total", "realm", "result", "cause")[name+"/missing_token/missing"]
+		return n, there
+	}
+	requests := func(name string) bool {
+		_, there := clientSeries(t, "caddy_oauth_requests_total", "realm", "endpoint", "result")[name+"/token/ok"]
+		return there
+	}
+	expect := func(when, name string, want float64) {
+		t.Helper()
+		if n, there := checks(name); n != want || !there {
+			t.Errorf("%s: %v checks of the realm %s (%t), want %v", when, n, name, there, want)
+		}
+	}
+	gone := func(when, name string) {
+		t.Helper()
+		if _, there := checks(name); there || requests(name) {
+			t.Errorf("%s: the realm %s still has series", when, name)
+		}
+	}
+	both := "store memory\n" + realm("stays-counted") + realm("goes-counted")
+	g := startGateway(t, both, site("stays-counted", "goes-counted"))
+	g.get("/stays-counted", "")
+	g.get("/goes-counted", "")
+	g.fetchAt("/oauth2/realms/root/realms/goes-counted", "c", "a")
+	if err := g.load(both, site("stays-counted", "goes-counted")+"header X y"); err != nil {
+		t.Fatal(err)
+	}
+	g.get("/stays-counted", "")
+	expect("after a reload", "stays-counted", 2)
+	expect("after a reload", "goes-counted", 1)
+	if !requests("goes-counted") {
+		t.Error("a request to an endpoint was not counted")
+	}
+
+	if err := g.load(both+realm("refused-counted"), site("stays-counted", "refused-counted")+"bind 127.0.0.1:1:1"); err == nil {
+		t.Fatal("the configuration was accepted")
+	}
+	gone("after a reload that was refused", "refused-counted")
+	expect("after a reload that was refused", "goes-counted", 1)
+
+	one := "store memory\n" + realm("stays-counted")
+	if err := g.load(one, site("stays-counted")); err != nil {
+		t.Fatal(err)
+	}
+	gone("without the realm", "goes-counted")
+	expect("without the other realm", "stays-counted", 2)
+	if err := g.load(both, site("stays-counted", "goes-counted")); err != nil {
+		t.Fatal(err)
+	}
+	expect("after it has come back", "goes-counted", 0)
+	expect("after the other has come back", "stays-counted", 2)
+}

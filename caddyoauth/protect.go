@@ -251,6 +251,7 @@ func (p *Protect) prepareRejections(m *metrics) {
 		access.ResultUnavailable: {status: http.StatusServiceUnavailable},
 		access.ResultCanceled:    {status: http.StatusServiceUnavailable},
 	}
+	p.app.useSeries(p.label)
 	p.allowed = m.checks.WithLabelValues(p.label, "ok", "")
 	if p.anyOptional() {
 		p.anonymous = m.checks.WithLabelValues(p.label, "anonymous", "")

@@ -166,6 +166,7 @@ func (s *Server) layOut(r *servedRealm) error {
 	if r.name == rootRealm {
 		bases = append(bases, s.BasePath+"/realms/root") // ForgeRock AM's explicit form
 	}
+	s.app.useSeries(r.name)
 	post := func(kind endpointKind) *route {
 		labels := prometheus.Labels{"realm": r.name, "endpoint": string(kind)}
 		return &route{realm: r, kind: kind, span: "oauth." + string(kind), requests: collectors.requests.MustCurryWith(labels)}

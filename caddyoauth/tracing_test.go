@@ -176,7 +176,7 @@ func TestTracing(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	g := startGateway(t, "store memory\n"+testClients, `tracing
+	g := startGateway(t, "store memory\nclient sealer {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\ntoken_format sealed\n}\n"+testClients, `tracing
 		oauth_server
 		handle /own* {
 			oauth_protect {
@@ -228,7 +228,7 @@ func TestTracing(t *testing.T) {
 		return text
 	}
 	own, gone := g.token("reader"), g.token("reader")
-	weak := g.token("writer", "write")
+	weak, sealed := g.token("writer", "write"), g.token("sealer")
 	g.revoke("reader", gone)
 	bearer := func(path, token string) *http.Request {
 		return g.request("GET", path, "", "Authorization", "Bearer "+token)
@@ -275,6 +275,15 @@ func TestTracing(t *testing.T) {
 		"  oauth.revoke oauth.client_id=reader oauth.outcome=ok oauth.realm=root\n"+
 		"    oauth.store get "+fmt.Sprintf(stored, "get", "ok")+
 		"    oauth.store revoke "+fmt.Sprintf(stored, "revoke", "ok"))
+	send(g.posting("/oauth2/token", "sealer", testSecret, grant), 200, "handler\n"+
+		"  oauth.token oauth.client_id=sealer oauth.outcome=ok oauth.realm=root\n")
+	send(bearer("/own", sealed), 200, "handler\n"+
+		"  oauth.check oauth.cache=miss oauth.client_id=sealer oauth.outcome=ok oauth.realm=root\n"+
+		"    oauth.store denied "+fmt.Sprintf(stored, "denied", "ok"))
+	send(g.posting("/oauth2/revoke", "sealer", testSecret, url.Values{"token": {sealed}}), 200, "handler\n"+
+		"  oauth.revoke oauth.client_id=sealer oauth.outcome=ok oauth.realm=root\n"+
+		"    oauth.store denied "+fmt.Sprintf(stored, "denied", "ok")+
+		"    oauth.store deny "+fmt.Sprintf(stored, "deny", "ok"))
 
 	asking := "    oauth.source " + server.URL + "/introspect (client)"
 	send(bearer("/asked", "opaque"), 200, "handler\n"+
@@ -427,7 +436,7 @@ func TestTracingOfSharedQuestions(t *testing.T) {
 // A span names the store that it is about.
 func TestTracingNamesTheStore(t *testing.T) {
 	for _, v := range variants(t) {
-		if v.cache != "" {
+		if v.cache != "" || v.format != "opaque" {
 			continue
 		}
 		t.Run(v.store, func(t *testing.T) {

@@ -145,9 +145,9 @@ func FuzzRead(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	epoch := make([]byte, len(oauth.Epoch{}))
-	f.Add(append(epoch, `{"v":1,"seal":[{"id":"00000000","key":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}]}`...))
-	f.Add(append(epoch, `{"v":1,"seal":[{"id":"00000000","under":"0000000000000000","key":"AAAA"}]}`...))
+	epoch := strings.Repeat("e", len(oauth.Epoch{}))
+	f.Add([]byte(epoch + `{"v":1,"seal":[{"id":"00000000","key":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}]}`))
+	f.Add([]byte(epoch + `{"v":1,"seal":[{"id":"00000000","under":"0000000000000000","key":"AAAA"}]}`))
 	f.Fuzz(func(t *testing.T, stored []byte) {
 		r, err := Read("root", stored, c)
 		if err != nil {
