@@ -63,7 +63,10 @@ can't be found out.`,
 				if !ok {
 					return 2, errors.New("a header is a name, a colon and a value, as in --header 'Accept: text/html'")
 				}
-				asked.Header[name] = append(asked.Header[name], strings.TrimSpace(value))
+				if strings.EqualFold(strings.TrimSpace(name), "authorization") {
+					return 2, errors.New("credentials must not be an argument: give a token with --token -; what you gave is now in the history of your shell")
+				}
+				asked.Header[strings.TrimSpace(name)] = append(asked.Header[strings.TrimSpace(name)], strings.TrimSpace(value))
 			}
 			if *token == "-" {
 				text, err := readToken(cmd)

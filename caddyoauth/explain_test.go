@@ -96,7 +96,7 @@ var testFolder = func() string {
 // A token comes from standard input. As an argument, it is not repeated.
 func TestExplainTakesNoTokenAsAnArgument(t *testing.T) {
 	const token = "coa_the-token-on-the-command-line"
-	for _, args := range [][]string{{"--token", token, "GET", "https://api.example.com/"}, {"--token", "-", token}, {token}} {
+	for _, args := range [][]string{{"--token", token, "GET", "https://api.example.com/"}, {"--token", "-", token}, {token}, {"--header", "Authorization: Bearer " + token, "GET", "https://api.example.com/"}} {
 		stdout, stderr, err := caddyCLI(t, token, append([]string{"explain"}, args...)...)
 		if exitStatus(err) != 2 || strings.Contains(stdout+stderr+err.Error(), token) || !strings.HasPrefix(stderr, "Error: ") {
 			t.Errorf("%q: %v\n%s\n%s", args, err, stdout, stderr)
@@ -128,6 +128,12 @@ client reports {
 handle /own/* {
 	oauth_protect {
 		scopes write
+	}
+	reverse_proxy BACKEND
+}
+handle /basic/* {
+	oauth_protect {
+		basic
 	}
 	reverse_proxy BACKEND
 }
@@ -208,6 +214,12 @@ handle /remote/* {
 	}
 	if _, stderr, err = caddyCLI(t, token, "explain", "--token", "-", "--address", "127.0.0.1:1", "GET", g.URL+"/own/x"); exitStatus(err) != 2 || strings.Contains(stderr, token) {
 		t.Errorf("nobody there: %v\n%s", err, stderr)
+	}
+
+	// It checks no secrets, which would help to guess them.
+	status, text := ask(fmt.Sprintf(`{"method":"GET","url":%q,"header":{"Authorization":["Basic cmVwb3J0czphYmM="]}}`, g.URL+"/basic/x"))
+	if status != 200 || !strings.Contains(text, `"kind":"unknown"`) || strings.Contains(text, "cmVwb3J0czphYmM") {
+		t.Errorf("a secret: %d %s", status, text)
 	}
 
 	// What the endpoint refuses, it refuses without repeating it.

@@ -68,10 +68,10 @@ func inquiringApp(app *App) *App {
 
 // equip gives the walk the token of a visitor, and what its handlers find out about tokens from. The
 // token is empty for a client that can have none.
-func (w *walker) equip(who visitor, scopes []string) (string, error) {
+func (w *walker) equip(who visitor, scopes []string) string {
 	if who.token != nil {
 		w.app, w.source = inquiringApp(w.p.app), w.inquiring
-		return who.token.Text(), nil
+		return who.token.Text()
 	}
 	w.app = w.p.supposed
 	realm := w.app.realms[who.realm]
@@ -79,7 +79,7 @@ func (w *walker) equip(who visitor, scopes []string) (string, error) {
 	if err != nil {
 		w.Result.Token = fmt.Sprintf("none: client '%s' can have none, because %s", who.client, err)
 		w.source = w.nobodys
-		return "", nil
+		return ""
 	}
 	w.Result.Token = fmt.Sprintf("the best of client '%s' of realm %s: scopes %s", who.client, who.realm, strings.Join(scopes, " "))
 	if audience := realm.settings.Clients[who.client].Audience; len(audience) > 0 {
@@ -97,7 +97,7 @@ func (w *walker) equip(who visitor, scopes []string) (string, error) {
 			return unaskedSource{s, w}
 		}
 	}
-	return token.Text(), nil
+	return token.Text()
 }
 
 // nobodys is what routes ask about tokens that nobody is said to have.
@@ -371,6 +371,9 @@ func (p *policy) whoPasses(ctx context.Context, q question, most int) (names []s
 		for _, id := range slices.Sorted(maps.Keys(p.app.realms[realm].settings.Clients)) {
 			if asked == most {
 				return names, asked, nil
+			}
+			if err := ctx.Err(); err != nil {
+				return nil, asked, err
 			}
 			asked++
 			q.who = visitor{realm: realm, client: id}

@@ -50,7 +50,7 @@ type walker struct {
 
 // step adds a step. What the handler does is filled in later.
 func (w *walker) step(h caddyhttp.MiddlewareHandler, path string) int {
-	at := ""
+	var at string
 	switch h := h.(type) {
 	case *Protect:
 		at = h.At
@@ -176,7 +176,7 @@ func dropAliases(header http.Header, server *caddyhttp.Server) {
 	for name, values := range header {
 		underscore, dot := strings.Contains(name, "_"), strings.Contains(name, ".")
 		all := slices.Concat(server.ExpectedUnderscoreHeaders, server.ExpectedDotHeaders)
-		keep := true
+		var keep bool
 		switch {
 		case underscore && dot:
 			keep = slices.ContainsFunc(all, func(entry string) bool { return http.CanonicalHeaderKey(entry) == name }) && len(values) == 1

@@ -321,11 +321,12 @@ func (e *Engine) Suppose(clientID string, scopes []string) (introspect.Token, *i
 	if err != nil {
 		return none(err)
 	}
-	text, expiryMilli, err := agreed.opaque.mint(now.Add(client.TokenLifetime))
+	issuedAt := now.Truncate(time.Millisecond)
+	text, expiryMilli, err := agreed.opaque.mint(issuedAt.Add(client.TokenLifetime))
 	if err != nil {
 		return none(err)
 	}
-	record := client.token(agreed.generations[client.ID], scopes, audience, now)
+	record := client.token(agreed.generations[client.ID], scopes, audience, issuedAt)
 	record.Key = e.issued.key(introspect.IDOf(text), expiryMilli)
 	facts := e.issued.facts(record)
 	facts.Expiry = record.Expiry()
