@@ -611,7 +611,12 @@ func lintUnprotectedScopes(l *linted, report lintReport) {
 	}
 }
 
+// maxCompared bounds how many routes are compared, which are as many as the square of those beside
+// each other.
+const maxCompared = 500_000
+
 func lintUnreachable(l *linted, report lintReport) {
+	compared := 0
 	for h := range l.handlers {
 		switch h.module.(type) {
 		case *Protect, *Server:
@@ -624,6 +629,9 @@ func lintUnreachable(l *linted, report lintReport) {
 			continue
 		}
 		for _, r := range chain {
+			if compared += r.index; compared > maxCompared {
+				return
+			}
 			i := slices.IndexFunc(r.beside[:r.index], func(other *lintRoute) bool {
 				return (other.Terminal || other.Group != "" && other.Group == r.Group) && cover(other.demand(), special)
 			})
