@@ -449,6 +449,7 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 //		optional
 //		on            <method>...|* { ... }
 //		basic         [until <time>]
+//		resource      <url>
 //		max_age       <duration>
 //		header_prefix <prefix>
 //		keep_token
@@ -483,6 +484,7 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		"optional":  conf.Flag(&p.Optional),
 		"on":        onOption(&p.On),
 		"basic":     basicOption(&p.Basic),
+		"resource":  conf.Text(&p.Resource, checkResource),
 		"max_age":   conf.Duration(&p.MaxAge),
 		"header_prefix": conf.Text(&p.HeaderPrefix, func(prefix string) error {
 			_, err := newIdentityHeaders(prefix)

@@ -26,6 +26,7 @@
 //	early.go, strip.go     what callers must not say about themselves, removed before any handler reads it
 //	methods.go             rules that depend on the method
 //	unnamed.go             requests that pass without an identity
+//	resource.go            the document that says who issues tokens for what is protected
 //	report.go              requests that pass although they would be refused
 //	order.go               refuses a configuration that uses an identity before it is known
 //	lint.go                finds what loads in silence and should not; what exactly, in lint_open.go (with

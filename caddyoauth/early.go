@@ -28,6 +28,10 @@ type earlyStrip struct {
 
 	// marks is set if there are error routes, which need to know what has been stripped.
 	marks bool
+
+	// resources are the resources that the server's routes protect, by host and path of their
+	// documents; see resource.go.
+	resources map[string]*protectedResource
 }
 
 // strippedVar marks requests that an earlyStrip has seen. Caddy passes the same request to the
@@ -39,10 +43,8 @@ type stripped struct{}
 // stripEarly installs an earlyStrip in the server that a handler is being provisioned for,
 // if it has none yet.
 func stripEarly(ctx caddy.Context, server *caddyhttp.Server, app *App) error {
-	if len(server.Routes) > 0 && len(server.Routes[0].Handlers) > 0 {
-		if _, there := server.Routes[0].Handlers[0].(*earlyStrip); there {
-			return nil
-		}
+	if earlyOf(server) != nil {
+		return nil
 	}
 	// Caddy forgets the source of a route's handlers once they are provisioned, so without any
 	// source left, our handler is not in these routes.
@@ -69,12 +71,19 @@ func stripEarly(ctx caddy.Context, server *caddyhttp.Server, app *App) error {
 	return nil
 }
 
+// earlyOf returns the earlyStrip of a server, or nil if it has none.
+func earlyOf(server *caddyhttp.Server) *earlyStrip {
+	if server == nil || len(server.Routes) == 0 || len(server.Routes[0].Handlers) == 0 {
+		return nil
+	}
+	early, _ := server.Routes[0].Handlers[0].(*earlyStrip)
+	return early
+}
+
 // configuredRoutes returns the routes that a server was configured with.
 func configuredRoutes(server *caddyhttp.Server) caddyhttp.RouteList {
-	if len(server.Routes) > 0 && len(server.Routes[0].Handlers) > 0 {
-		if early, ok := server.Routes[0].Handlers[0].(*earlyStrip); ok {
-			return early.routes
-		}
+	if early := earlyOf(server); early != nil {
+		return early.routes
 	}
 	return server.Routes
 }
@@ -82,6 +91,10 @@ func configuredRoutes(server *caddyhttp.Server) caddyhttp.RouteList {
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (e *earlyStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if !e.admit(w, r) {
+		return nil
+	}
+	if resource := e.resourceAt(r); resource != nil {
+		resource.serve(w, r)
 		return nil
 	}
 	// Caddy ends a server's routes with the same handler for all requests, so next never changes.

@@ -70,6 +70,16 @@ type Protect struct {
 	// refused. Default: any token is accepted, whatever its audience.
 	Audience []string `json:"audience,omitempty"`
 
+	// The identifier of the resource that this protects (RFC 9728): an https URL without query or
+	// fragment, such as `https://api.example.com/v1`; plain http is accepted for loopback hosts only.
+	// The server then answers GET requests for `/.well-known/oauth-protected-resource` followed by
+	// its path, at its host, with a document that says who issues tokens for it, and challenges name
+	// that document as `resource_metadata`. The realm, or one of the sources, must have an issuer.
+	// Several `oauth_protect` may protect one resource. It is no rule: whether a token must name the
+	// resource is for `audience` to say. Placeholders are replaced when the configuration is loaded.
+	// Default: none.
+	Resource string `json:"resource,omitempty"`
+
 	// How old facts from the cache may be on this route. More than the cache's own `max_age`
 	// has no effect. Default: the cache's `max_age`.
 	MaxAge caddy.Duration `json:"max_age,omitempty"`
@@ -143,8 +153,9 @@ type Protect struct {
 	// by case. Both are nil if no method has a rule of its own.
 	named, misspelt map[string]*access.Rule
 
-	basic     *basicRoute // nil without the option
-	challenge string      // how challenges of this route begin
+	basic       *basicRoute // nil without the option
+	metadataURL string      // of the document about Resource; empty without one
+	challenge   string      // how challenges of this route begin
 	// beside is the list of routes that this handler is in. It is complete once all routes are
 	// loaded.
 	beside caddyhttp.RouteList
@@ -227,6 +238,9 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	}
 	p.maxAge = time.Duration(cmp.Or(p.MaxAge, math.MaxInt64))
 
+	if err := p.provisionResource(ctx); err != nil {
+		return fmt.Errorf("oauth_protect: %w", err)
+	}
 	p.beside = routesBeside(ctx)
 	p.refusals = app.refusalLogFor(ctx, p.label, p.At)
 	p.prepareRejections(collectors)
@@ -237,6 +251,9 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 // the metrics before they count anything.
 func (p *Protect) prepareRejections(m *metrics) {
 	p.challenge = `Bearer realm="` + p.label + `"`
+	if p.metadataURL != "" {
+		p.challenge += `, resource_metadata="` + p.metadataURL + `"`
+	}
 	ways := map[access.Result]rejection{
 		access.ResultMissing: {status: http.StatusUnauthorized, challenge: p.challenge},
 		access.ResultRequest: {status: http.StatusBadRequest, challenge: p.challenge + `, error="invalid_request", error_description="the request must carry exactly one well-formed bearer token"`},

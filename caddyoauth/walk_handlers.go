@@ -361,6 +361,14 @@ func (w *walker) strips(rw http.ResponseWriter, r *http.Request, e *earlyStrip, 
 	} else {
 		w.Result.Steps[i].Did = didPass
 	}
+	if resource := e.resourceAt(r); resource != nil {
+		i := w.step(e, w.path)
+		w.Result.Steps[i].Handler = "(before all routes)"
+		w.say(i, "the document about "+resource.identifier+", which a 'resource' of oauth_protect asks for")
+		resource.serve(rw, r)
+		w.answered(i, w.status)
+		return nil
+	}
 	return w.routes(e.routes, w.path+"/routes", next).ServeHTTP(rw, r)
 }
 
