@@ -26,7 +26,7 @@ func openDoors(t *testing.T, text string) (lines []string) {
 
 // markedDoors returns what the comments of a Caddyfile say, in the same form. A comment such as
 // "# path-left-open" stands on the line of the finding, "# ^path-left-open" below it, and
-// "# path-left-open" on a line that is not known.
+// "# ?path-left-open" on a line that is not known.
 func markedDoors(text string) (lines []string) {
 	for i, line := range strings.Split(formatted(text), "\n") {
 		_, comment, _ := strings.Cut(line, "# ")
