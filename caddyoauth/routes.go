@@ -208,8 +208,10 @@ func (s *survey) classify(mentioned map[string]bool) {
 				slices.Sort(texts)
 				return slices.Compact(texts)
 			}
-			key := fmt.Sprintf("%q %q %q %t %t %t %t", of(client.Scopes), of(client.Audience), of([]string{id}),
-				len(client.Scopes) == 0, len(client.Audience) == 0, len(client.GrantTypes) == 0, client.Disabled)
+			// A token with other scopes alone is one that no matcher oauth_scope fits.
+			others := slices.ContainsFunc(client.Scopes, func(scope string) bool { return !mentioned[scope] })
+			key := fmt.Sprintf("%q %q %q %t %t %t %t %t", of(client.Scopes), of(client.Audience), of([]string{id}),
+				len(client.Scopes) == 0, others, len(client.Audience) == 0, len(client.GrantTypes) == 0, client.Disabled)
 			i, known := classes[key]
 			if !known {
 				i = len(s.classes)
@@ -335,7 +337,7 @@ func rowsOf(blocks []pathBlock) []routeRow {
 	var kept []pathBlock
 	for _, block := range slices.Backward(blocks) {
 		later := slices.IndexFunc(kept, func(b pathBlock) bool { return block.path.within(b.path) })
-		if later < 0 || !reflect.DeepEqual(block.rows, kept[later].rows) {
+		if later < 0 || !kept[later].path.looksLike(block.path) || !reflect.DeepEqual(block.rows, kept[later].rows) {
 			kept = slices.Insert(kept, 0, block)
 		}
 	}
@@ -457,31 +459,14 @@ type condition struct {
 // answer asks for everybody. If a walk needs a condition that is not assumed, it returns that.
 func (s *hostSurvey) answer(path pathPattern, method string, methods *[]string, assumed []condition) (*routeAnswer, *condition, error) {
 	ask := func(who visitor, foreign string) (*journey, *condition, error) {
-		s.asked++
-		p := &watcher{hostSurvey: s, path: path, methods: methods, assumed: assumed, foreign: foreign}
-		p.now.fixed = path.exact
-		scheme := "http"
-		if len(s.to.TLSConnPolicies) > 0 {
-			scheme = "https"
-		}
-		target := &url.URL{Scheme: scheme, Host: s.host.example(), Path: p.example()}
-		if strings.Contains(target.Host, ":") {
-			target.Host = "[" + target.Host + "]"
-		}
-		// Over plain HTTP, only this machine is let in.
-		w, err := s.policy.askServer(s.ctx, s.to, s.name, target, question{method: method, who: who, from: netip.AddrFrom4([4]byte{127, 0, 0, 1}), watcher: p})
-		if err != nil {
-			return nil, nil, err
-		}
-		s.secret = s.secret || p.secret
-		return p.journey(w), p.need, nil
+		return s.ask(path, method, methods, assumed, who, foreign)
 	}
 	anonymous, need, err := ask(visitor{}, "")
 	if err != nil || need != nil {
 		return nil, need, err
 	}
 	found := &answering{survey: s.survey, anonymous: anonymous}
-	if anonymous.refused() {
+	if len(anonymous.protects) > 0 && anonymous.endpoint == nil {
 		alike, err := s.alike(ask)
 		if err != nil {
 			return nil, nil, err
@@ -505,6 +490,45 @@ func (s *hostSurvey) answer(path pathPattern, method string, methods *[]string, 
 		}
 	}
 	return found.answer(), nil, nil
+}
+
+// ask asks for one visitor. A client may have a token that takes it further than the one with all its
+// scopes, where matchers look at scopes.
+func (s *hostSurvey) ask(path pathPattern, method string, methods *[]string, assumed []condition, who visitor, foreign string) (best *journey, need *condition, err error) {
+	tokens := [][]string{nil}
+	if who.client != "" {
+		scopes := s.policy.app.realms[who.realm].settings.Clients[who.client].Scopes
+		tokens = slices.Concat([][]string{scopes}, lesserScopes(scopes, scopesMatched(s.to)))
+	}
+	for _, scopes := range tokens {
+		s.asked++
+		p := &watcher{hostSurvey: s, path: path, methods: methods, assumed: assumed, foreign: foreign}
+		p.now.fixed = path.exact
+		target := &url.URL{Scheme: "http", Host: s.host.example(), Path: p.example()}
+		if len(s.to.TLSConnPolicies) > 0 {
+			target.Scheme = "https"
+		}
+		if strings.Contains(target.Host, ":") {
+			target.Host = "[" + target.Host + "]"
+		}
+		// Over plain HTTP, only this machine is let in.
+		q := question{method: method, who: who, from: netip.AddrFrom4([4]byte{127, 0, 0, 1}), watcher: p}
+		w, err := s.policy.walk(s.ctx, s.to, s.name, target, q, scopes)
+		if err != nil {
+			return nil, nil, err
+		}
+		if p.need != nil {
+			return p.journey(w), p.need, nil // as far as that is known
+		}
+		s.secret = s.secret || p.secret
+		if j := p.journey(w); best == nil || j.end < best.end {
+			best = j
+		}
+		if best.end == endsSomewhere {
+			break
+		}
+	}
+	return best, nil, nil
 }
 
 // alike returns a function whose result is the same for classes that the rules here treat alike, so

@@ -23,13 +23,14 @@ type journey struct {
 	others []string // handlers that decide something and were not followed
 }
 
+// ending is how a walk ended, the best first.
 type ending int
 
 const (
 	endsSomewhere ending = iota // a backend, a file, an answer
-	endsRefused                 // by an oauth_protect
 	endsInError                 // an answer with an error, by Caddy itself
 	endsNowhere                 // Caddy's empty answer
+	endsRefused                 // by an oauth_protect
 )
 
 func (j *journey) refused() bool { return j.end == endsRefused }
@@ -72,7 +73,7 @@ func (f *answering) answer() *routeAnswer {
 		if able == 0 {
 			a.Who, a.Why = routeNobody, "realm "+j.endpoint.realm.name+" has no client that can authenticate"
 		}
-	case j.refused():
+	case j.refused(), j.end != endsSomewhere && slices.ContainsFunc(slices.Concat(f.clients, f.foreign), f.getsIn):
 		f.judge(a)
 	case j.end == endsNowhere:
 		a.Who, a.Why = routeAnswered, "no handler answers"
@@ -81,6 +82,11 @@ func (f *answering) answer() *routeAnswer {
 	default:
 		a.Who, a.To, a.Rules = routeOpen, []string{j.to}, places(j)
 		a.Notes = notes(j)
+		for _, other := range slices.Concat(f.clients, f.foreign) {
+			if f.getsIn(other) {
+				a.To = union(a.To, other.goals())
+			}
+		}
 	}
 	for _, j := range slices.Concat([]*journey{j}, f.clients, f.foreign) {
 		if j.vague {
@@ -94,21 +100,26 @@ func (f *answering) answer() *routeAnswer {
 	return f.qualify(a)
 }
 
+// getsIn reports whether the visitor of a journey gets in where others don't.
+func (f *answering) getsIn(j *journey) bool {
+	return j.end == endsSomewhere || f.anonymous.refused() && !j.refused()
+}
+
 // judge says who gets in if a token is needed.
 func (f *answering) judge(a *routeAnswer) {
 	for _, j := range f.clients {
-		if j.refused() {
+		if !f.getsIn(j) {
 			continue
 		}
 		a.To, a.Rules, a.Notes = union(a.To, j.goals()), union(a.Rules, places(j)), union(a.Notes, notes(j))
 	}
 	for _, client := range f.survey.clients {
-		if !f.clients[client.class].refused() {
+		if f.getsIn(f.clients[client.class]) {
 			a.Clients = append(a.Clients, client.routeClient)
 		}
 	}
 	for i, j := range f.foreign {
-		if j.refused() {
+		if !f.getsIn(j) {
 			continue
 		}
 		a.Foreign = append(a.Foreign, routeForeign{Source: f.sources[i], Needs: j.needs})

@@ -170,6 +170,12 @@ func (p pathPattern) and(other pathPattern) []pathPattern {
 	return common
 }
 
+// looksLike reports whether the pattern looks as if it were for other, which is within it: as
+// written, /a/*/ doesn't look as if it were for /a/.
+func (p pathPattern) looksLike(other pathPattern) bool {
+	return !other.exact || p.text == "/" || len(other.text) >= len(p.text)+len(p.suffix)
+}
+
 // example returns a path that is in the set, and in no smaller one: it has a part that no
 // configuration has.
 func (p pathPattern) example() string {

@@ -208,11 +208,6 @@ func (p *policy) ask(ctx context.Context, q question) (*walk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.askServer(ctx, server, name, target, q)
-}
-
-// askServer is ask for a known server and URL.
-func (p *policy) askServer(ctx context.Context, server *caddyhttp.Server, name string, target *url.URL, q question) (*walk, error) {
 	if q.who.client == "" {
 		return p.walk(ctx, server, name, target, q, nil)
 	}
