@@ -108,6 +108,7 @@ func (p probe) request() *http.Request {
 	if len(p.server.server.TLSConnPolicies) > 0 {
 		r.TLS = &tls.ConnectionState{ServerName: p.host, HandshakeComplete: true, Version: tls.VersionTLS13}
 	}
+	dropAliases(r.Header, p.server.server)
 	return caddyhttp.PrepareRequest(r, caddy.NewReplacer(), discardedAnswer{}, p.server.server)
 }
 

@@ -243,6 +243,7 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	}
 	p.beside = routesBeside(ctx)
 	p.refusals = app.refusalLogFor(ctx, p.label, p.At)
+	app.useSeries(p.label)
 	p.prepareRejections(collectors)
 	return nil
 }
@@ -268,7 +269,6 @@ func (p *Protect) prepareRejections(m *metrics) {
 		access.ResultUnavailable: {status: http.StatusServiceUnavailable},
 		access.ResultCanceled:    {status: http.StatusServiceUnavailable},
 	}
-	p.app.useSeries(p.label)
 	p.allowed = m.checks.WithLabelValues(p.label, "ok", "")
 	if p.anyOptional() {
 		p.anonymous = m.checks.WithLabelValues(p.label, "anonymous", "")
