@@ -36,6 +36,8 @@ type walker struct {
 	source  func(routeSource) routeSource
 	unasked []string // what the handler that is being asked did not ask
 
+	invoked int // how many named routes the walk is in, one inside of the other
+
 	// What is known of the end.
 	status     int  // that was written; 0 if none was
 	vague      bool // something else may change the status
@@ -47,6 +49,9 @@ type walker struct {
 	unknown    bool // the walk had to stop
 	unsure     []string
 }
+
+// maxInvoked bounds how deep named routes may invoke each other.
+const maxInvoked = 100
 
 // step adds a step. What the handler does is filled in later.
 func (w *walker) step(h caddyhttp.MiddlewareHandler, path string) int {
@@ -343,6 +348,11 @@ func (w *walker) handler(h caddyhttp.MiddlewareHandler, path string, next caddyh
 			if !ok {
 				return fmt.Errorf("invoke: route '%s' not found", h.Name)
 			}
+			// Where Caddy would go on until its stack is full, nobody has to.
+			if w.invoked++; w.invoked > maxInvoked {
+				return fmt.Errorf("invoke: route '%s' invokes itself", h.Name)
+			}
+			defer func() { w.invoked-- }()
 			return w.route(route, w.path+"/named_routes/"+h.Name, next).ServeHTTP(rw, r)
 		case *earlyStrip:
 			return w.strips(rw, r, h, next)
