@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -280,6 +282,42 @@ func TestRedisTellsOfDenialsAndKeys(t *testing.T) {
 	}
 }
 
+// When a slot moves to another node of a Cluster, the node that a gateway has asked about a token no
+// longer hears of its denial. So the gateway forgets what it knows, and hears of denials from the
+// other node.
+func TestRedisClusterMovesAKeyring(t *testing.T) {
+	servers := redistest.StartCluster(t)
+	cluster := func(cfg *RedisConfig) { cfg.Cluster = true }
+	here, _ := redisAt(t, cluster, servers[0].Addr)
+	there, heardThere := redisAt(t, cluster, servers[1].Addr)
+	linked(t, here, there)
+	swapKeys(t, here, "root", nil, keyringOf(epochA, "x"), true)
+	key := tokenOf("a").Key
+	wantDenied(t, there, epochA, key, false)
+	slot := servers[0].CLI("cluster", "keyslot", there.keysKey("root"))
+	at := slices.IndexFunc(servers, func(s *redistest.Server) bool { return s.CLI("cluster", "countkeysinslot", slot) != "0" })
+	if at < 0 {
+		t.Fatal("no node has the keyring")
+	}
+	flushes := func() (n int) { heardThere.did(func() { n = heardThere.flushes }); return n }
+	before := flushes()
+	from, to := servers[at], servers[(at+1)%3]
+	fromID, toID := from.CLI("cluster", "myid"), to.CLI("cluster", "myid")
+	host, port, _ := net.SplitHostPort(to.Addr)
+	to.CLI("cluster", "setslot", slot, "importing", fromID)
+	from.CLI("cluster", "setslot", slot, "migrating", toID)
+	from.CLI("migrate", host, port, there.keysKey("root"), "0", "5000")
+	eventually(t, "what was known is forgotten", func() bool { return flushes() > before })
+	wantDenied(t, there, epochA, key, false)
+	to.CLI("cluster", "setslot", slot, "node", toID)
+	from.CLI("cluster", "setslot", slot, "node", toID)
+	if err := here.Deny(ctx, key); err != nil {
+		t.Fatal(err)
+	}
+	heardThere.tells(t, key.ID)
+	wantDenied(t, there, epochA, key, true)
+}
+
 // A denial that Redis acknowledged and then lost is repeated.
 func TestRedisRepeatsDenials(t *testing.T) {
 	server := redistest.Start(t)
@@ -296,6 +334,18 @@ func TestRedisRepeatsDenials(t *testing.T) {
 		denied, err := r.Denied(context.Background(), epochA, key)
 		return err == nil && denied
 	})
+}
+
+// A denial counts for other gateways even if the clock of this one is days ahead, so that to it the
+// token has long expired.
+func TestRedisDeniesWhatHasExpiredHere(t *testing.T) {
+	r, _ := redisAt(t, nil, redistest.Start(t).Addr)
+	swapKeys(t, r, "root", nil, keyringOf(epochA, "x"), true)
+	key := tokenUntil("a", time.Now().Add(-10*denialGrace)).Key
+	if err := r.Deny(ctx, key); err != nil {
+		t.Fatal(err)
+	}
+	wantDenied(t, r, epochA, key, true)
 }
 
 // A Redis that may evict is no store for self-contained tokens.

@@ -72,15 +72,11 @@ func (r *Redis) SwapKeys(ctx context.Context, realm string, old, next []byte) (s
 	return err == nil && swapped, err
 }
 
-// Deny implements oauth.KeyStore. Redis drops the denial after denialGrace.
+// Deny implements oauth.KeyStore. Redis drops the denial when denialGrace is over.
 func (r *Redis) Deny(ctx context.Context, key oauth.Key) error {
 	k := r.deniedKey(key)
 	err := r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-		denial, inTime := deny(c, k, key.Expiry())
-		if !inTime {
-			return nil // nobody takes it any more
-		}
-		return c.Do(ctx, denial).Error()
+		return c.Do(ctx, deny(c, k, key.Expiry())).Error()
 	})
 	if err == nil {
 		r.remember(k, key.Expiry())
@@ -88,14 +84,12 @@ func (r *Redis) Deny(ctx context.Context, key oauth.Key) error {
 	return err
 }
 
-// deny returns the command that writes a denial, and false if it is no longer kept.
-func deny(c rueidis.Client, key string, until time.Time) (command rueidis.Completed, inTime bool) {
+// deny returns the command that writes a denial. Even one of a token that has long expired is
+// written: this gateway's clock may be the only one that says so.
+func deny(c rueidis.Client, key string, until time.Time) rueidis.Completed {
 	// A duration, not a point in time: the clock of Redis may differ.
-	life := time.Until(until.Add(denialGrace)).Milliseconds()
-	if life <= 0 {
-		return command, false
-	}
-	return c.B().Set().Key(key).Value("").PxMilliseconds(life).Build(), true
+	life := max(time.Until(until), 0) + denialGrace
+	return c.B().Set().Key(key).Value("").PxMilliseconds(life.Milliseconds()).Build()
 }
 
 // Denied implements oauth.KeyStore. It asks for the denial first. If Redis is emptied between the

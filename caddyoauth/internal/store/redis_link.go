@@ -230,6 +230,12 @@ func (r *Redis) invalidated(keys []rueidis.RedisMessage) {
 		} else if realm, id, ok := r.parseDeniedKey(key); ok {
 			r.cfg.Revoked(realm, id)
 		} else {
+			if strings.HasSuffix(key, "}:keys") {
+				// A keyring also leaves a node of a Cluster when its slot moves. The denials go with
+				// it, but a denial that does not exist yet does not move: the node where this gateway
+				// looked for it would never tell. So whatever was read there no longer counts.
+				r.cfg.Flush()
+			}
 			r.cfg.Changed()
 		}
 	}
@@ -259,8 +265,8 @@ func (r *Redis) repeatRevocations() (done bool) {
 		}
 		if revoked.until.IsZero() {
 			again = append(again, r.client.B().Del().Key(revoked.key).Build())
-		} else if denial, inTime := deny(r.client, revoked.key, revoked.until); inTime {
-			again = append(again, denial)
+		} else {
+			again = append(again, deny(r.client, revoked.key, revoked.until))
 		}
 	}
 	r.mu.Unlock()

@@ -661,6 +661,12 @@ func TestRedisLeastRights(t *testing.T) {
 		if err := r.Retire(ctx, nil); err != nil {
 			return err
 		}
+		_, swap := r.SwapKeys(ctx, "root", nil, keyringOf(epochA, ""))
+		_, read := r.Keys(ctx, "root")
+		_, denied := r.Denied(ctx, epochA, tokenOf("a").Key)
+		if err := errors.Join(swap, read, r.Deny(ctx, tokenOf("a").Key), denied); err != nil {
+			return err
+		}
 		h.wantStory(t, "regained")
 		return nil
 	}
