@@ -97,7 +97,8 @@ type TokenStore interface {
 	// Admit returns the current generation of each client, and creates one for each client that
 	// the store has not met. Tokens carry the generation of their client, and count only while
 	// it is current. held is what Admit last returned to this caller, nil for a caller that
-	// begins. Because of held, another caller's Leave ends nothing of a client that is here.
+	// begins. Because of held, another caller's Leave ends nothing of a client that is here, and a
+	// store that has lost generations gets back those that its callers hold.
 	Admit(ctx context.Context, clients []ClientRef, held map[ClientRef]uint64) (map[ClientRef]uint64, error)
 
 	// Retire says that the clients in active are all that are configured. Every other client

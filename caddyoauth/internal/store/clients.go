@@ -29,10 +29,14 @@ func (t clientTable) admit(clients []oauth.ClientRef, held map[oauth.ClientRef]u
 		if !known {
 			state.Generation = 1
 		}
+		// A store that has lost a change, in a failover or with a node of a Cluster, gets it back from
+		// whoever has seen it: tokens of former generations must not be good again.
+		lost := held[ref] > state.Generation
+		state.Generation = max(state.Generation, held[ref])
 		if state.Left && held[ref] != state.Generation {
 			state.Generation++ // it may have been removed meanwhile
 		}
-		if !known || state.Retired || state.Left {
+		if !known || lost || state.Retired || state.Left {
 			state.Retired, state.Left = false, false
 			changed[ref] = state
 		}

@@ -386,6 +386,32 @@ func allCalls(s oauth.TokenStore, token oauth.Token) map[string]error {
 	return calls
 }
 
+// A store that has lost what it knew about clients gets back the generations that its callers hold.
+func TestLostGenerationsComeBack(t *testing.T) {
+	ref := oauth.ClientRef{Realm: "root", ClientID: "a"}
+	held := map[oauth.ClientRef]uint64{ref: 3}
+	for _, c := range []struct {
+		what   string
+		stored clientTable
+		want   clientState
+	}{
+		{"all of it", clientTable{}, clientState{Generation: 3}},
+		{"the last two", clientTable{ref: {Generation: 1}}, clientState{Generation: 3}},
+		{"the last, which came after it was left", clientTable{ref: {Generation: 2, Left: true}}, clientState{Generation: 3}},
+		{"the last, which came after it was retired", clientTable{ref: {Generation: 2, Retired: true}}, clientState{Generation: 3}},
+		{"nothing, and another is ahead", clientTable{ref: {Generation: 4}}, clientState{Generation: 4}},
+	} {
+		generations, changed := c.stored.admit([]oauth.ClientRef{ref}, held)
+		now := c.stored[ref]
+		if next, ok := changed[ref]; ok {
+			now = next
+		}
+		if generations[ref] != c.want.Generation || now != c.want {
+			t.Errorf("lost %s: generation %d, stored %+v; want %+v", c.what, generations[ref], now, c.want)
+		}
+	}
+}
+
 func admit(t testing.TB, s oauth.TokenStore, refs ...oauth.ClientRef) map[oauth.ClientRef]uint64 {
 	t.Helper()
 	got, err := s.Admit(ctx, refs, nil)
