@@ -422,14 +422,14 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 	}
 	token := introspect.NewToken(text)
 	expiry, inTime := agreed.verify(&token)
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
 	if expiry == 0 {
-		return out, nil
+		return out, e.issued.isNobodys(ctx, agreed, text)
 	}
 	// An expired token is revoked as well: a wrong clock may be set back, and the token would
 	// be good again.
 	key := e.issued.key(token.ID(), expiry)
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
 	// Ask the store, not the cache: the past must not decide a revocation.
 	record, err := e.issued.recordOf(ctx, agreed, &token, expiry)
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrOtherEpoch) {

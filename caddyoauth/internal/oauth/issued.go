@@ -1,8 +1,10 @@
 package oauth
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync/atomic"
 
@@ -146,6 +148,23 @@ func (i *issued) recordOf(ctx context.Context, agreed *agreement, token *introsp
 		err = ErrNotFound
 	}
 	return record, err
+}
+
+// isNobodys returns nil if verify is right to take a token for none of this realm's. It fails if
+// another gateway may have sealed the token with keys that this one has not been told of yet: then
+// the token is good, and whoever revokes it must not hear that this is done.
+func (i *issued) isNobodys(ctx context.Context, agreed *agreement, text string) error {
+	if !hasSealedForm(text) || i.cfg.Keys == nil || agreed.sealed != nil && agreed.sealed.knowsKey(text) {
+		return nil
+	}
+	keyring, err := i.cfg.Keys.Keys(ctx, i.cfg.Realm)
+	switch {
+	case err != nil:
+		return fmt.Errorf("looking for the keys of a token to revoke: %w", err)
+	case keyring == nil && agreed.sealed == nil, agreed.sealed != nil && bytes.HasPrefix(keyring, agreed.epoch[:]):
+		return nil
+	}
+	return fmt.Errorf("%w: it has keys that have not been shared yet", ErrUnreachable)
 }
 
 // record reads a record and checks that it is the one asked for: a store that mixes up its

@@ -160,6 +160,16 @@ type keyMap struct {
 	err      error
 }
 
+// Keys returns a keyring, unless the epoch is zero.
+func (k *keyMap) Keys(context.Context, string) ([]byte, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.epoch == (Epoch{}) {
+		return nil, k.err
+	}
+	return append(k.epoch[:], "keys"...), k.err
+}
+
 func (k *keyMap) Deny(_ context.Context, key Key) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -251,6 +261,49 @@ func TestEngineWithSealedTokens(t *testing.T) {
 	wants(another, introspect.CauseUnknownKey)
 	e.advance(client.TokenLifetime)
 	wants(token, introspect.CauseExpired)
+}
+
+// A gateway that has not heard yet of the keys that another one has made does not say that a token of
+// those is revoked.
+func TestRevokingASealedTokenOfUnknownKeys(t *testing.T) {
+	kept := &keyMap{epoch: Epoch{8}, denied: make(map[Key]bool)}
+	client := newClient("sealer", quickSecret(t, "secret"))
+	client.TokenFormat = FormatSealed
+	made := aSealedToken()
+	text, err := sealedOf(t, sealKeyB).mint(&made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := newEngine(t, func(s *Settings) { s.Keys = kept }, client)
+	ask := request(t, "sealer", "secret", grantForm)
+	ask.Form.Set("token", text)
+	for _, step := range []struct {
+		what         string
+		stored, here Epoch
+		err          error
+	}{
+		{"no keys here, but in the store", Epoch{8}, Epoch{}, ErrUnreachable},
+		{"other keys here than in the store", Epoch{8}, Epoch{7}, ErrUnreachable},
+		{"keys here, and none in the store", Epoch{}, Epoch{7}, ErrUnreachable},
+		{"the same keys", Epoch{7}, Epoch{7}, nil},
+		{"no keys anywhere", Epoch{}, Epoch{}, nil},
+	} {
+		kept.epoch = step.stored
+		shared := Shared{Key: []byte("x"), Generations: map[string]uint64{"sealer": 1}, Epoch: step.here}
+		if step.here != (Epoch{}) {
+			shared.SealKeys = []SealKey{sealKeyA}
+		}
+		if err := e.Share(shared); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := e.Revoke(context.Background(), ask); !errors.Is(err, step.err) {
+			t.Errorf("%s: %v, want %v", step.what, err, step.err)
+		}
+	}
+	kept.err = errors.New("the store is away")
+	if _, err := e.Revoke(context.Background(), ask); !errors.Is(err, kept.err) {
+		t.Errorf("the store is away: %v", err)
+	}
 }
 
 func BenchmarkSealed(b *testing.B) {
