@@ -109,9 +109,11 @@ type running struct {
 	// reference too many would close what the configuration in force uses.
 	held []reference
 
-	// tokenKey and generations are what agree got from the store last. Only agree touches them.
+	// tokenKey, generations and rings, which are by realm, are what agree got from the store last.
+	// Only agree touches them.
 	tokenKey    []byte
 	generations map[oauth.ClientRef]uint64
+	rings       map[string]*keys.Ring
 
 	// endAgreeing makes keepAgreeing return, which closes agreeingEnded. Both are nil if it never
 	// ran.
@@ -287,6 +289,10 @@ func (a *App) agree(ctx context.Context) error {
 		return fmt.Errorf("loading the generations of clients: %w", err)
 	}
 	a.run.tokenKey, a.run.generations = tokenKey, generations
+	if a.run.rings == nil {
+		a.run.rings = make(map[string]*keys.Ring)
+	}
+	var errs []error
 	for _, r := range a.realms {
 		shared := oauth.Shared{Key: tokenKey, Generations: make(map[string]uint64)}
 		for id := range r.settings.Clients {
@@ -294,16 +300,24 @@ func (a *App) agree(ctx context.Context) error {
 		}
 		ring, err := a.ringOf(ctx, r)
 		if err != nil {
-			return fmt.Errorf("loading the keys of realm %q: %w", r.name, err)
+			errs = append(errs, fmt.Errorf("loading the keys of realm %q: %w", r.name, err))
+			// Generations count at once all the same, here and in the other realms: they may say that
+			// a client's tokens have ended. The store judges tokens of the keys from before.
+			known, before := a.run.rings[r.name]
+			if !before {
+				continue // nobody can tell anything about the realm's tokens yet
+			}
+			ring = known
 		}
+		a.run.rings[r.name] = ring
 		if ring != nil {
 			shared.Epoch, shared.SealKeys = ring.Epoch(), ring.Seals()
 		}
 		if err := r.engine.Share(shared); err != nil {
-			return fmt.Errorf("realm %q: %w", r.name, err)
+			errs = append(errs, fmt.Errorf("realm %q: %w", r.name, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // ringOf returns the keys of a realm's self-contained tokens. If there are none, it makes them, or
@@ -389,6 +403,7 @@ func (a *App) encryptAnew(ctx context.Context) error {
 // also commits, unless Start or the Stop of the predecessor has. It returns when ctx ends.
 func (a *App) keepAgreeing(ctx context.Context, changed <-chan struct{}, again bool) {
 	defer close(a.run.agreeingEnded)
+	refused := false // the last attempt failed for a reason that somebody has to mend
 	for {
 		var retry <-chan time.Time
 		if again {
@@ -406,7 +421,10 @@ func (a *App) keepAgreeing(ctx context.Context, changed <-chan struct{}, again b
 			err = a.commit(attempt)
 		}
 		cancel()
-		if err != nil && !again && ctx.Err() == nil {
+		// Say why once, and again if the store can be reached now but won't do.
+		was := refused
+		refused = err != nil && !errors.Is(err, oauth.ErrUnreachable)
+		if err != nil && (!again || refused && !was) && ctx.Err() == nil {
 			a.logger.Error("cannot ask the token store what gateways share: trying again every second", zap.Error(err))
 		}
 		again = err != nil

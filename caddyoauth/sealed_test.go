@@ -183,6 +183,42 @@ func TestFleetWithSealedTokens(t *testing.T) {
 	}
 }
 
+// While the keys of a realm can't be read, clients end all the same.
+func TestGenerationsCountWithoutKeys(t *testing.T) {
+	redis := redistest.Start(t)
+	config := at(redis.Addr) + keyFiles(t, "key")["key"] + "token_format sealed\n" +
+		strings.Replace(testClients, "client reader {", "client reader {\ntoken_format opaque", 1)
+	g := startGateway(t, config, fleetSite)
+	g.linked()
+	token := g.token("reader")
+	g.wants("before", token, 200)
+	redis.CLI("set", "caddy-oauth:{realm:root}:keys", "what no program has written")
+	redis.CLI("hset", "caddy-oauth:realm:root:clients", "reader", `{"generation":9}`)
+	waitUntil(t, "a token of a former generation is dead", func() bool { return g.get("/x", token).StatusCode == 401 })
+	g.wants("a new one", g.token("reader"), 200)
+}
+
+// A gateway that starts without its store says so when it finds out that it can't use the keys
+// there. Nothing of the realm counts until then.
+func TestKeysThatCannotBeUsedAfterAnOutage(t *testing.T) {
+	redis := redistest.Start(t, "--appendonly", "yes", "--dir", t.TempDir())
+	key := keyFiles(t, "first", "second")
+	config := func(key string) string { return at(redis.Addr) + key + "token_format sealed\n" + testClients }
+	g := startGateway(t, config(key["first"]), fleetSite)
+	g.linked()
+	token := g.token("reader")
+	if err := caddy.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	redis.Stop()
+	g, logged := startLogged(t, config(key["second"]), fleetSite)
+	redis.Restart()
+	waitUntil(t, "the log says what is wrong", func() bool {
+		return strings.Contains(logged(), "encrypted under an encryption_key that is not configured")
+	})
+	g.wants("the keys can't be used", token, 503)
+}
+
 // Keys are never replaced because they can't be read, and a change of the encryption key ends no
 // token.
 func TestEncryptionKey(t *testing.T) {
