@@ -525,6 +525,9 @@ func TestModulesDeclareWhatTheyAre(t *testing.T) {
 				if star, ok := receiver.(*ast.StarExpr); ok {
 					receiver = star.X
 				}
+				if generic, ok := receiver.(*ast.IndexExpr); ok {
+					receiver = generic.X
+				}
 				of := receiver.(*ast.Ident).Name
 				methods = append(methods, [2]string{of, n.Name.Name})
 				if n.Name.Name == "CaddyModule" {
