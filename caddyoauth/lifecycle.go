@@ -347,6 +347,15 @@ func (a *App) ringOf(ctx context.Context, r *servedRealm) (*keys.Ring, error) {
 				a.logger.Warn("the realm's self-contained tokens of before are refused: their keys are encrypted under an encryption_key that is no longer configured", zap.String("realm", r.name))
 				return nil, nil
 			}
+			if err != nil || !needed {
+				return ring, err
+			}
+			// Ask about a token that nobody has, so that a configuration whose tokens could not be
+			// judged, as for want of rights in Redis, is refused now.
+			_, err = store.Denied(ctx, ring.Epoch(), oauth.Key{Realm: r.name})
+			if errors.Is(err, oauth.ErrOtherEpoch) {
+				continue // another gateway has replaced them
+			}
 			return ring, err
 		case !needed:
 			return nil, nil
@@ -355,9 +364,10 @@ func (a *App) ringOf(ctx context.Context, r *servedRealm) (*keys.Ring, error) {
 		if err != nil {
 			return nil, err
 		}
-		if swapped, err := store.SwapKeys(ctx, r.name, nil, ring.Stored()); err != nil || swapped {
-			return ring, err
-		} // otherwise another gateway was quicker
+		// Then read them as they lie there now: another gateway may have been quicker.
+		if _, err := store.SwapKeys(ctx, r.name, nil, ring.Stored()); err != nil {
+			return nil, err
+		}
 	}
 }
 

@@ -279,6 +279,15 @@ func TestSealedTokensNeedASafeStore(t *testing.T) {
 		}
 	}
 	refused("Redis without encryption", at(redis.Addr)+"token_format sealed\n", `realm "root"`, "encryption_key")
+	redis.CLI("acl", "setuser", "default", "-exists")
+	refused("Redis where denials can't be read", at(redis.Addr)+key+"token_format sealed\n", `realm "root"`, "exists")
+	redis.CLI("acl", "setuser", "default", "+exists", "-info")
+	unsure, logged := startLogged(t, at(redis.Addr)+key+"token_format sealed\n"+testClients, gatewaySite)
+	unsure.wants("a token where INFO is not allowed", unsure.token("reader"), 200)
+	if !strings.Contains(logged(), "doesn't say whether it drops keys") {
+		t.Error("nobody is told that Redis may evict")
+	}
+	redis.CLI("acl", "setuser", "default", "+info")
 	redis.CLI("config", "set", "maxmemory", "100mb")
 	redis.CLI("config", "set", "maxmemory-policy", "volatile-lru")
 	refused("Redis that evicts", at(redis.Addr)+key+"token_format sealed\n", "volatile-lru", "noeviction")

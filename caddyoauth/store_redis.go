@@ -197,6 +197,10 @@ func (s *RedisStore) open(key string, owner *openStore) (oauth.TokenStore, error
 		logger.Warn("this Redis server drops keys when its memory is full, and their tokens are then refused early: set maxmemory-policy noeviction",
 			zap.String("address", address), zap.String("maxmemory_policy", policy))
 	}
+	cfg.MayEvict = func(address string) {
+		logger.Warn("this Redis server doesn't say whether it drops keys when its memory is full, which would revive sealed tokens that were revoked: check that its maxmemory-policy is noeviction or maxmemory 0, or allow the gateway +info|memory",
+			zap.String("address", address))
+	}
 	return store.OpenRedis(cfg), nil
 }
 

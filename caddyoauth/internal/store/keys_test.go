@@ -351,7 +351,7 @@ func TestRedisDeniesWhatHasExpiredHere(t *testing.T) {
 // A Redis that may evict is no store for self-contained tokens.
 func TestRedisThatEvicts(t *testing.T) {
 	server := redistest.Start(t)
-	r, _ := redisAt(t, nil, server.Addr)
+	r, heard := redisAt(t, nil, server.Addr)
 	linked(t, r)
 	server.CLI("config", "set", "maxmemory", "100mb")
 	for policy, want := range map[string]error{"noeviction": nil, "volatile-ttl": ErrEvicts, "allkeys-lru": ErrEvicts} {
@@ -366,5 +366,16 @@ func TestRedisThatEvicts(t *testing.T) {
 	server.CLI("config", "set", "maxmemory", "0")
 	if err := r.Keeps(ctx); err != nil {
 		t.Errorf("without maxmemory nothing is evicted, but: %v", err)
+	}
+	for i, info := range []string{"+info", "-info", "-info", "+info", "-info"} {
+		server.CLI("acl", "setuser", "default", info)
+		if err := r.Keeps(ctx); err != nil {
+			t.Errorf("%s: %v", info, err)
+		}
+		heard.did(func() {
+			if want := []int{0, 1, 1, 1, 2}[i]; heard.mayEvict != want {
+				t.Errorf("after %s it was reported %d times that nobody knows, want %d", info, heard.mayEvict, want)
+			}
+		})
 	}
 }

@@ -70,7 +70,8 @@ type Redis struct {
 	connected, tried chan struct{}
 	failure          atomic.Pointer[error] // of the last attempt to connect; nil before the first failure
 
-	evicts atomic.Bool // whether a server was found that may evict keys; see Keeps
+	evicts           atomic.Bool // whether a server was found that may evict keys; see Keeps
+	silentOnEviction atomic.Bool // whether a server did not tell Keeps
 
 	slots chan struct{} // holds a value for each command under way
 	stop  chan struct{} // closed by Close
@@ -140,6 +141,9 @@ type RedisConfig struct {
 	// Evicting reports that this server may drop keys to make room. It comes with each
 	// Regained.
 	Evicting func(address, policy string)
+	// MayEvict reports that Keeps could not find out whether this server drops keys. It comes once,
+	// and again only after Keeps could.
+	MayEvict func(address string)
 }
 
 // OpenRedis makes a store and starts to connect, without waiting. Until the first attempt to

@@ -18,16 +18,26 @@ import (
 var ErrEvicts = errors.New("redis may evict keys to make room")
 
 // Keeps implements oauth.KeyStore. It returns ErrEvicts if a server may evict keys. A server that
-// does not tell is trusted: the manual says what it must be set to.
+// does not tell is trusted, and reported: the manual says what it must be set to.
 func (r *Redis) Keeps(ctx context.Context) error {
 	return r.do(ctx, func(ctx context.Context, _ rueidis.Client) error {
+		silent := ""
 		for address, node := range r.client.Nodes() {
-			if policy := evictionPolicy(ctx, node); policy != "" {
+			policy, told := evictionPolicy(ctx, node)
+			if !told {
+				silent = address
+			}
+			if policy != "" {
 				r.evicts.Store(true)
 				return fmt.Errorf("%w: %s has maxmemory-policy %s; set it to noeviction, since a revocation that is evicted would revive a self-contained token", ErrEvicts, address, policy)
 			}
 		}
-		r.evicts.Store(false)
+		if silent == "" {
+			r.evicts.Store(false)
+		}
+		if was := r.silentOnEviction.Swap(silent != ""); silent != "" && !was {
+			r.cfg.MayEvict(silent)
+		}
 		return nil
 	})
 }

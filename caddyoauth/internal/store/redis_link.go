@@ -286,7 +286,7 @@ func (r *Redis) findEvicting() {
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
 	defer cancel()
 	for address, node := range r.client.Nodes() {
-		if policy := evictionPolicy(ctx, node); policy != "" {
+		if policy, _ := evictionPolicy(ctx, node); policy != "" {
 			r.evicts.Store(true)
 			r.cfg.Evicting(address, policy)
 		}
@@ -294,21 +294,23 @@ func (r *Redis) findEvicting() {
 }
 
 // evictionPolicy returns by which policy a server drops keys to make room; empty if it drops none,
-// or does not tell.
-func evictionPolicy(ctx context.Context, node rueidis.Client) string {
+// or does not tell, as if INFO is not allowed.
+func evictionPolicy(ctx context.Context, node rueidis.Client) (policy string, told bool) {
 	info, err := node.Do(ctx, node.B().Info().Section("memory").Build()).ToString()
 	if err != nil {
-		return "" // perhaps we may not ask
+		return "", false
 	}
 	fields := make(map[string]string)
 	for line := range strings.Lines(info) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 		fields[name] = value
 	}
-	if policy := fields["maxmemory_policy"]; fields["maxmemory"] != "0" && policy != "noeviction" {
-		return policy
+	policy = fields["maxmemory_policy"]
+	told = policy != "" && fields["maxmemory"] != ""
+	if fields["maxmemory"] == "0" || policy == "noeviction" {
+		policy = ""
 	}
-	return ""
+	return policy, told
 }
 
 // dial connects, and records the connection for cutSilent.

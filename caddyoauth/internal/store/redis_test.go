@@ -35,6 +35,7 @@ type heard struct {
 	story    []string // "lost" and "regained", in order
 	changes  int
 	evicting []string
+	mayEvict int
 }
 
 func (h *heard) did(f func()) {
@@ -55,6 +56,7 @@ func redisAt(t testing.TB, change func(*RedisConfig), addresses ...string) (*Red
 		Regained: func() { h.did(func() { h.story = append(h.story, "regained") }) },
 		Changed:  func() { h.did(func() { h.changes++ }) },
 		Evicting: func(_, policy string) { h.did(func() { h.evicting = append(h.evicting, policy) }) },
+		MayEvict: func(string) { h.did(func() { h.mayEvict++ }) },
 	}
 	if change != nil {
 		change(&cfg)
