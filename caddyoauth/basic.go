@@ -42,7 +42,8 @@ type basicRoute struct {
 // basicCaller is a bearer's proof if that is no token.
 type basicCaller struct {
 	// authorization are the credentials, for an oauth_protect behind this one. Like a token, they
-	// travel in the request's context, where placeholders and logs can't reach them.
+	// travel in the request's context, where placeholders and logs can't reach them. Nil if they are
+	// refused: they may be long, and an event may wait with them.
 	authorization []string
 	out           oauth.Outcome
 	reason        string // why they are refused; empty if they are right
@@ -143,7 +144,7 @@ func (p *Protect) judgeBasic(r *http.Request, span trace.Span, earlier *bearer, 
 // authenticate finds out whose credentials these are, for a bearer. It returns why nobody's, or why
 // nobody can tell.
 func (p *Protect) authenticate(r *http.Request, b *bearer, authorization []string) access.Cause {
-	b.basic = &basicCaller{authorization: authorization}
+	b.basic = new(basicCaller)
 	if p.asked != nil {
 		return access.CauseOutage // a question checks no secrets: that would count, and can be used to guess
 	}
@@ -154,6 +155,7 @@ func (p *Protect) authenticate(r *http.Request, b *bearer, authorization []strin
 	var refusal *oauth.Error
 	switch {
 	case err == nil:
+		b.basic.authorization = authorization
 		p.app.countsOf(b).basic.Add(1)
 		return ""
 	case r.Context().Err() != nil:
@@ -178,6 +180,21 @@ func (c *basicCaller) refused() (fields []zap.Field) {
 		fields = append(fields, zap.String("client_id", c.out.ClientID))
 	}
 	return append(fields, provedBy(c.out)...)
+}
+
+// endsFirst returns the route that stops taking Basic first, of those that have let the caller in by
+// it: from then on, the request is refused.
+func (b *bearer) endsFirst() *basicRoute {
+	first := b.by.basic
+	for e := b.earlier; e != nil; e = e.earlier {
+		if e.basic == nil {
+			continue
+		}
+		if until := e.by.basic.until; !until.IsZero() && (first.until.IsZero() || until.Before(first.until)) {
+			first = e.by.basic
+		}
+	}
+	return first
 }
 
 // deprecate tells a caller that Basic is deprecated and when it ends, unless the backend says so

@@ -224,10 +224,18 @@ func TestBasicEnds(t *testing.T) {
 // ends. What the backend says of itself stays.
 func TestBasicIsDeprecated(t *testing.T) {
 	begin := time.Now()
+	nests := 0
+	nested := func(paths, first, realm, second string) string {
+		nests++
+		name := fmt.Sprint("@nested", nests)
+		return name + " path " + paths + "\nroute " + name + " {\noauth_protect root {\nbasic " + first + "\n}\noauth_protect " + realm + " {\nbasic " + second + "\n}\nerror /nested/later/error 507\nreverse_proxy BACKEND\n}\n"
+	}
 	g := startGateway(t, "store memory\n"+basicClients(), "oauth_server\n"+
 		"route /ends/* {\noauth_protect root {\nbasic until 2099-02-03T04:05:06+02:00\n}\nerror /ends/error 507\nrespond /ends/respond 204\nreverse_proxy /ends/away 127.0.0.1:1\nreverse_proxy BACKEND\n}\n"+
 		"route /stays {\noauth_protect root {\nbasic\n}\nreverse_proxy BACKEND\n}\n"+
-		"route /second/* {\noauth_protect root {\nbasic\n}\noauth_protect /second/lacks root {\nbasic\nscopes admin\n}\noauth_protect /second/tokens root\nreverse_proxy BACKEND\n}\n")
+		"route /second/* {\noauth_protect root {\nbasic\n}\noauth_protect /second/lacks root {\nbasic\nscopes admin\n}\noauth_protect /second/tokens root\nreverse_proxy BACKEND\n}\n"+
+		nested("/nested/later /nested/later/error", "until 2099-02-03T02:05:06Z", "root", "until 2100-01-01T00:00:00Z")+nested("/nested/sooner", "until 2100-01-01T00:00:00Z", "root", "until 2099-02-03T02:05:06Z")+
+		nested("/nested/stays", "until 2099-02-03T02:05:06Z", "root", "")+nested("/nested/realms", "until 2099-02-03T02:05:06Z", "alpha", "until 2100-01-01T00:00:00Z"))
 	g.Backend.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/ends/own":
@@ -258,6 +266,10 @@ func TestBasicIsDeprecated(t *testing.T) {
 	check(g.withBasic("/second/x", "quick", testSecret), "/second/x", 200, "")
 	check(g.withBasic("/second/lacks", "quick", testSecret), "a second oauth_protect that refuses", 403, "")
 	check(g.withBasic("/second/tokens", "quick", testSecret), "a second oauth_protect without Basic", 401, "")
+	// Of several, the one that ends first counts.
+	for _, path := range []string{"/nested/later", "/nested/sooner", "/nested/stays", "/nested/later/error", "/nested/realms"} {
+		check(g.withBasic(path, "quick", testSecret), path, map[bool]int{false: 200, true: 507}[strings.HasSuffix(path, "error")], sunset)
+	}
 	if h := g.withBasic("/ends/own", "quick", testSecret).Header; !slices.Equal(h["Deprecation"], []string{"@1"}) || !slices.Equal(h["Sunset"], []string{"Sat, 01 Jan 2000 00:00:00 GMT"}) {
 		t.Errorf("the backend's own: %v", h)
 	}

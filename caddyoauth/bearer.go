@@ -90,6 +90,9 @@ func bearerToken(lines []string) (string, tokenVerdict) {
 	token := strings.Trim(rest, " ")
 	// Almost every request ends here: none of these characters is among those that are refused below.
 	if rest != "" && rest[0] == ' ' && len(token) <= introspect.MaxTokenLength && isB64Token(token) {
+		if len(rest) > len(token)+1 {
+			token = strings.Clone(token) // events and lookups may keep it, and would keep the spaces
+		}
 		return token, tokenPresent
 	}
 	switch {

@@ -360,13 +360,15 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	upstream := p.app.upstreamOf(b)
 	upstream.set(r)
+	var ending *basicRoute
 	if b.basic != nil {
-		w = p.basic.deprecating(w)
+		ending = b.endsFirst()
+		w = ending.deprecating(w)
 	}
 	err := next.ServeHTTP(w, p.headers.identify(r, b))
 	if err != nil {
-		if b.basic != nil {
-			p.basic.deprecate(w.Header()) // error routes don't get the wrapped writer
+		if ending != nil {
+			ending.deprecate(w.Header()) // error routes don't get the wrapped writer
 		}
 		// These headers are for the backend, but error routes would see them too.
 		delete(r.Header, "Authorization")

@@ -4,10 +4,15 @@ import (
 	"context"
 	"fmt"
 	"net/http/httptest"
+	"net/url"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
+	"weak"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
@@ -86,6 +91,46 @@ func TestNoRequestWritesItsEvent(t *testing.T) {
 		}
 		time.Sleep(maxRefusalsPer)
 	})
+}
+
+// An event waits to be written, for as long as the log takes. It doesn't hold a request line of
+// megabytes meanwhile, and neither does the token or the secret in it hold a line of Authorization.
+func TestAnEventHoldsNoLongText(t *testing.T) {
+	l, written := observedLog()
+	var held []weak.Pointer[byte]
+	line := func(begin, end string) string {
+		text := begin + strings.Repeat(" ", 1<<20) + end
+		held = append(held, weak.Make(unsafe.StringData(text)))
+		return text
+	}
+	func() {
+		request := line("GET /path?", "")
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Method, r.URL = request[:3], &url.URL{Path: request[4:9], RawQuery: request[10:]}
+		l.write(r, introspect.CauseForged, 401, nil)
+		long := line("/", "")
+		r.Method, r.URL = long, &url.URL{Path: long}
+		l.write(r, introspect.CauseForged, 401, nil)
+
+		token, _ := bearerToken([]string{line("Bearer", "token")})
+		b := &bearer{token: introspect.NewToken(token)}
+		l.write(r, introspect.CauseForged, 401, func() []zap.Field { return b.refused(access.Decision{Cause: introspect.CauseForged}) })
+		gone, hangUp := context.WithCancel(t.Context())
+		hangUp()
+		p := &Protect{basic: &basicRoute{realm: &servedRealm{app: &App{run: &running{ready: make(chan struct{})}}}}}
+		refused, _ := p.judgeBasic(r.WithContext(gone), nil, nil, nil, []string{line("Basic ", "")})
+		l.write(r, access.CauseBasic, 401, func() []zap.Field { return refused.refused(access.Decision{Cause: access.CauseBasic}) })
+	}()
+	runtime.GC()
+	for i, text := range held {
+		if text.Value() != nil {
+			t.Errorf("text %d is still there", i)
+		}
+	}
+	l.end()
+	if all := written.All(); len(all) != 4 || all[0].ContextMap()["method"] != "GET" || all[0].ContextMap()["path"] != "/path" {
+		t.Errorf("the log has %v", all)
+	}
 }
 
 // The end of a configuration waits for events that are being written, and loses none.

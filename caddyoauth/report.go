@@ -51,9 +51,9 @@ func reportOption(place **ReportOnly) conf.Option {
 		*place = new(ReportOnly)
 		switch {
 		case len(args) == 2 && args[0] == "until":
-			until, err := time.Parse(time.RFC3339, args[1])
+			until, err := conf.ParseTime("until", args[1])
 			if err != nil {
-				return d.Errf("until '%s' is not a time such as 2026-12-31T00:00:00Z", args[1])
+				return d.WrapErr(err)
 			}
 			(*place).Until = until
 		case len(args) > 0:

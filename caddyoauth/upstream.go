@@ -29,6 +29,10 @@ type upstreamHeaders []upstreamHeader
 
 type upstreamHeader struct{ name, value string } // the name is canonical
 
+// echoes are the methods, folded, that many backends answer with the request as it reached them (RFC
+// 9110 section 9.3.8). A caller would learn what it is not meant to have.
+var echoes = []string{"trace", "track"}
+
 // String keeps the value out of anything that prints it.
 func (h upstreamHeader) String() string { return h.name + ": REDACTED" }
 
@@ -38,6 +42,9 @@ func (h upstreamHeader) GoString() string { return h.String() }
 // set gives a request the headers. It allocates only for a client that has some: handlers behind
 // may change a value in place.
 func (all upstreamHeaders) set(r *http.Request) {
+	if len(all) == 0 || isOneOf(r.Method, echoes) {
+		return
+	}
 	for _, h := range all {
 		r.Header[h.name] = []string{h.value}
 	}

@@ -99,6 +99,26 @@ func TestUpstreamHeadersAreTheClientsAlone(t *testing.T) {
 	}
 }
 
+// Many backends answer TRACE with the request that they got, so a client would learn its key. In
+// capitals or not, and under its other name, it comes without.
+func TestUpstreamHeadersDontComeBack(t *testing.T) {
+	g := startGateway(t, "store memory\n"+upstreamClients(t), "oauth_server\noauth_protect root {\nbasic\n}\nreverse_proxy BACKEND")
+	for _, authorization := range []string{"Bearer " + g.token("reader"), rawBasic("reader:" + testSecret)} {
+		for method, want := range map[string]map[string]string{
+			"TRACE": nothingUpstream, "trace": nothingUpstream, "TRACK": nothingUpstream, "GET": upstreamOfReader, "OPTIONS": upstreamOfReader, "TRACED": upstreamOfReader,
+		} {
+			if a := g.rawRequest(method+" /x", "Authorization: "+authorization, "X-Api-Key: forged"); a.StatusCode != 200 {
+				t.Fatalf("%s: %d", method, a.StatusCode)
+			}
+			got := g.Backend.last(t)
+			if got.Method != method || got.Header.Get("X-OAuth-Client-Id") != "reader" {
+				t.Errorf("%s: the backend got %s with %v", method, got.Method, got.Header)
+			}
+			wantUpstream(t, method, got.Header, want)
+		}
+	}
+}
+
 // Trailers can't stand in for upstream headers, either.
 func TestUpstreamHeadersDontComeInTrailers(t *testing.T) {
 	g := startGateway(t, "store memory\n"+upstreamClients(t), "oauth_server\noauth_protect root\nreverse_proxy BACKEND")

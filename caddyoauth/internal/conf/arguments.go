@@ -132,6 +132,9 @@ func ParseTime(option, text string) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, fmt.Errorf("%s '%s' is not a time such as 2026-12-31T00:00:00Z", option, text)
 	}
+	if t.IsZero() {
+		return time.Time{}, fmt.Errorf("%s '%s' would mean never: give a later time, or none", option, text)
+	}
 	return t, nil
 }
 
