@@ -449,6 +449,26 @@ func chooseRealm(realms map[string]*Realm, name string) (string, error) {
 // sortedKeys returns the keys of m in order, for output and errors that are always the same.
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
+// forQuestions returns a copy of the App for questions about the configuration: what it counts and
+// what it knows of the backends' secrets is nobody's. change completes each of its realms, which are
+// copies, too. See walk_handlers.go.
+func (a *App) forQuestions(run *running, change func(*servedRealm) error) (*App, error) {
+	asked := *a
+	asked.run = run
+	asked.foreign = newClientCounts()
+	asked.realms = make(map[string]*servedRealm)
+	for name, r := range a.realms {
+		realm := *r
+		realm.app, realm.counts = &asked, nil
+		realm.upstream = withoutSecrets(r.upstream)
+		if err := change(&realm); err != nil {
+			return nil, err
+		}
+		asked.realms[name] = &realm
+	}
+	return &asked, nil
+}
+
 // useSeries is for handlers that count under a realm, before they make any counter.
 func (a *App) useSeries(realm string) {
 	if !slices.Contains(a.counted, realm) {

@@ -689,31 +689,46 @@ func TestTokenIsDeadAtExpiry(t *testing.T) {
 		t.Run(v.name, func(t *testing.T) {
 			g := startGateway(t, v.options(t)+"client c {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\ntoken_lifetime 2s\n}\n",
 				"oauth_server\noauth_protect\nreverse_proxy BACKEND")
-			asked := time.Now()
-			token := g.token("c")
-			answered := time.Now()
-
-			for good := 0; ; good++ {
-				begin := time.Now()
-				route := g.get("/x", token)
-				active := g.introspect("c", token).json(t)["active"]
-				end := time.Now()
-				if begin.After(answered.Add(life)) && (route.StatusCode == 200 || active == true) {
-					t.Fatalf("%v after it was asked for, the token is still good: route %d, active %v", begin.Sub(asked), route.StatusCode, active)
-				}
-				// A token holds its expiry in milliseconds, rounded down.
-				if end.Before(asked.Add(life-time.Millisecond)) && (route.StatusCode != 200 || active != true) {
-					t.Fatalf("%v after it was asked for, the token is dead: route %d, active %v", end.Sub(asked), route.StatusCode, active)
-				}
-				if route.StatusCode == 401 && active == false {
-					if good == 0 {
-						t.Error("the token was never good")
-					}
+			// On a machine that is busy with other things, a token may be dead before it is used.
+			for range 20 {
+				if diesAtExpiry(t, g, life) || t.Failed() {
 					return
 				}
-				time.Sleep(5 * time.Millisecond) // let others have the machine
 			}
+			t.Error("no token was ever good")
 		})
+	}
+}
+
+// diesAtExpiry fetches a token and uses it until it is dead. It returns false if it never saw it
+// good.
+func diesAtExpiry(t *testing.T, g *gateway, life time.Duration) bool {
+	asked := time.Now()
+	a := g.fetch("c", "read")
+	answered := time.Now()
+	if a.StatusCode == 503 {
+		return false // the store took too long
+	}
+	token := wantToken(t, a, "read")
+	for good := false; ; good = true {
+		begin := time.Now()
+		route, introspection := g.get("/x", token), g.introspect("c", token)
+		end := time.Now()
+		if route.StatusCode == 503 || introspection.StatusCode == 503 {
+			return false
+		}
+		active := introspection.json(t)["active"]
+		if begin.After(answered.Add(life)) && (route.StatusCode == 200 || active == true) {
+			t.Fatalf("%v after it was asked for, the token is still good: route %d, active %v", begin.Sub(asked), route.StatusCode, active)
+		}
+		// A token holds its expiry in milliseconds, rounded down.
+		if end.Before(asked.Add(life-time.Millisecond)) && (route.StatusCode != 200 || active != true) {
+			t.Fatalf("%v after it was asked for, the token is dead: route %d, active %v", end.Sub(asked), route.StatusCode, active)
+		}
+		if route.StatusCode == 401 && active == false {
+			return good
+		}
+		time.Sleep(5 * time.Millisecond) // let others have the machine
 	}
 }
 

@@ -109,7 +109,11 @@ func (p probe) request() *http.Request {
 		r.TLS = &tls.ConnectionState{ServerName: p.host, HandshakeComplete: true, Version: tls.VersionTLS13}
 	}
 	dropAliases(r.Header, p.server.server)
-	return caddyhttp.PrepareRequest(r, caddy.NewReplacer(), discardedAnswer{}, p.server.server)
+	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), discardedAnswer{}, p.server.server)
+	if early := earlyOf(p.server.server); early != nil {
+		stripServer(r, early.app.prefixes, early.app.credentials)
+	}
+	return r
 }
 
 // trusted reports whether it comes from a proxy that the server trusts.

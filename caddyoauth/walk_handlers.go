@@ -25,45 +25,28 @@ import (
 // supposedApp returns the app for questions about clients: each realm has an engine that supposes
 // tokens and has no store.
 func supposedApp(app *App) (*App, error) {
-	supposed := *app
-	supposed.foreign = newClientCounts()
-	supposed.run = &running{ready: make(chan struct{})}
-	close(supposed.run.ready)
-	supposed.realms = make(map[string]*servedRealm)
-	for name, r := range app.realms {
-		settings := r.settings
+	started := &running{ready: make(chan struct{})}
+	close(started.ready)
+	return app.forQuestions(started, func(realm *servedRealm) error {
+		settings := realm.settings
 		settings.Store, settings.Keys, settings.Cache, settings.Coherent, settings.Hasher = nil, nil, nil, nil, nil
 		shared := oauth.Shared{Key: make([]byte, 32), Generations: make(map[string]uint64)}
 		if _, err := rand.Read(shared.Key); err != nil {
-			return nil, err
+			return err
 		}
 		for id := range settings.Clients {
 			shared.Generations[id] = 0
 		}
-		realm := *r
-		realm.app, realm.counts, realm.engine = &supposed, nil, oauth.New(settings)
-		realm.upstream = withoutSecrets(r.upstream)
-		if err := realm.engine.Share(shared); err != nil {
-			return nil, err
-		}
-		supposed.realms[name] = &realm
-	}
-	return &supposed, nil
+		realm.engine = oauth.New(settings)
+		return realm.engine.Share(shared)
+	})
 }
 
 // inquiringApp returns the app for questions about a token: that of the running gateway, whose
 // engines know what they have issued, without its counts.
 func inquiringApp(app *App) *App {
-	inquiring := *app
-	inquiring.foreign = newClientCounts()
-	inquiring.realms = make(map[string]*servedRealm)
-	for name, r := range app.realms {
-		realm := *r
-		realm.app, realm.counts = &inquiring, nil
-		realm.upstream = withoutSecrets(r.upstream)
-		inquiring.realms[name] = &realm
-	}
-	return &inquiring
+	inquiring, _ := app.forQuestions(app.run, func(*servedRealm) error { return nil })
+	return inquiring
 }
 
 // equip gives the walk the token of a visitor, and what its handlers find out about tokens from. The
