@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,10 +35,9 @@ func TestNoRequestWritesItsEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, written := observedLog()
 		r := httptest.NewRequest("GET", "/some%20path", nil)
-		asked := 0
+		var asked atomic.Int64
 		fields := func() []zap.Field {
-			asked++
-			return []zap.Field{zap.Int("number", asked)}
+			return []zap.Field{zap.Int64("number", asked.Add(1))}
 		}
 		begun := time.Now()
 		for range maxRefusals + 3 {
@@ -46,8 +46,8 @@ func TestNoRequestWritesItsEvent(t *testing.T) {
 		l.write(r, introspect.CauseRevoked, 401, fields)
 		l.stripped(r, removedIdentity)
 		r.Method, r.URL.Path = "CHANGED", "/changed" // by the handlers of error routes
-		if n := written.Len(); n != 0 || asked != 0 {
-			t.Fatalf("the request has written %d events, and looked up the fields of %d", n, asked)
+		if n := written.Len(); n != 0 || asked.Load() != 0 {
+			t.Fatalf("the request has written %d events, and looked up the fields of %d", n, asked.Load())
 		}
 
 		time.Sleep(writeEvery)
