@@ -97,7 +97,7 @@ func FuzzUpstreamHeader(f *testing.F) {
 	f.Setenv("UPSTREAM_FUZZ", "hunter2")
 	f.Fuzz(func(t *testing.T, name, value string) {
 		if strings.Contains(value, "{file.") {
-			t.Skip() // no file is read here
+			return // no file is read here
 		}
 		all, err := resolveUpstream(map[string]string{name: value})
 		if err != nil {
