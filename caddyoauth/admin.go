@@ -51,44 +51,55 @@ type forgetRequest struct {
 	Source   string `json:"source"`
 }
 
-// maxForgetBody bounds the body of POST /oauth/forget.
-const maxForgetBody = 64 << 10
+// maxAdminBody bounds the body of a POST to the admin endpoint.
+const maxAdminBody = 64 << 10
 
-// forget makes the cache forget. Once it answers 200, no request that begins later is let in because
-// of what was cached before.
-func forget(w http.ResponseWriter, r *http.Request) error {
-	fail := func(status int, format string, args ...any) error {
-		return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
-	}
+func adminError(status int, format string, args ...any) error {
+	return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
+}
+
+// readAdminPost reads the JSON object that is posted to the admin endpoint into place, and returns
+// the App in force. The error is the answer; for a body that can't be read it says what is wanted.
+func readAdminPost(w http.ResponseWriter, r *http.Request, place any, wanted string) (*App, error) {
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
-		return fail(http.StatusMethodNotAllowed, "POST only")
+		return nil, adminError(http.StatusMethodNotAllowed, "POST only")
 	}
 	// A web page can make a browser send a form to this address, but not JSON.
 	if mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mediaType != "application/json" {
-		return fail(http.StatusUnsupportedMediaType, "the body must be application/json")
+		return nil, adminError(http.StatusUnsupportedMediaType, "the body must be application/json")
 	}
 	// Don't use the app of the configuration that provisioned this route: it may have ended.
 	app := activeApp()
 	if app == nil {
-		return fail(http.StatusNotFound, "oauth is not configured")
+		return nil, adminError(http.StatusNotFound, "oauth is not configured")
 	}
-	var what forgetRequest
-	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxForgetBody))
+	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAdminBody))
 	body.DisallowUnknownFields()
-	if err := body.Decode(&what); err != nil {
+	if err := body.Decode(place); err != nil {
 		// Don't repeat err: it may quote the body, and with it a token.
-		return fail(http.StatusBadRequest, "the body must be a JSON object with token, client_id or source, all of them strings")
+		return nil, adminError(http.StatusBadRequest, "the body must be a JSON object with %s", wanted)
 	}
 	if _, err := body.Token(); !errors.Is(err, io.EOF) {
-		return fail(http.StatusBadRequest, "there is something behind the JSON object")
+		return nil, adminError(http.StatusBadRequest, "there is something behind the JSON object")
+	}
+	return app, nil
+}
+
+// forget makes the cache forget. Once it answers 200, no request that begins later is let in because
+// of what was cached before.
+func forget(w http.ResponseWriter, r *http.Request) error {
+	var what forgetRequest
+	app, err := readAdminPost(w, r, &what, "token, client_id or source, all of them strings")
+	if err != nil {
+		return err
 	}
 	if what.Token != "" && what.ClientID != "" || what == (forgetRequest{}) {
-		return fail(http.StatusBadRequest, "name a token, a client_id, or a source alone; source may stand beside either")
+		return adminError(http.StatusBadRequest, "name a token, a client_id, or a source alone; source may stand beside either")
 	}
 	names := app.sourceNames(what.Source)
 	if len(names) == 0 {
-		return fail(http.StatusNotFound, "there is no source %q (known: %s)", what.Source, strings.Join(app.knownSources(), ", "))
+		return adminError(http.StatusNotFound, "there is no source %q (known: %s)", what.Source, strings.Join(app.knownSources(), ", "))
 	}
 	field := zap.Skip()
 	for _, name := range names {
@@ -106,7 +117,7 @@ func forget(w http.ResponseWriter, r *http.Request) error {
 	}
 	app.logger.Info("cached tokens forgotten", zap.String("source", what.Source), field)
 	w.Header().Set("Content-Type", "application/json")
-	_, err := io.WriteString(w, "{}\n")
+	_, err = io.WriteString(w, "{}\n")
 	return err
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -285,46 +284,23 @@ func (o outcome) String() string {
 	return s + "."
 }
 
-// maxExplainBody bounds the body of POST /oauth/explain.
-const maxExplainBody = 64 << 10
-
 // serveExplain answers POST /oauth/explain with the explanation for a request that nobody sends.
 func serveExplain(w http.ResponseWriter, r *http.Request) error {
-	fail := func(status int, format string, args ...any) error {
-		return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
-	}
-	if r.Method != http.MethodPost {
-		w.Header().Set("Allow", http.MethodPost)
-		return fail(http.StatusMethodNotAllowed, "POST only")
-	}
-	// A web page can make a browser send a form to this address, but not JSON.
-	if mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mediaType != "application/json" {
-		return fail(http.StatusUnsupportedMediaType, "the body must be application/json")
-	}
-	if activeApp() == nil {
-		return fail(http.StatusNotFound, "oauth is not configured")
-	}
 	var asked explainRequest
-	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxExplainBody))
-	body.DisallowUnknownFields()
-	if err := body.Decode(&asked); err != nil {
-		// Don't repeat err: it may quote the body, and with it a token.
-		return fail(http.StatusBadRequest, "the body must be a JSON object with method, url, and perhaps client, realm, token, from and header")
-	}
-	if _, err := body.Token(); !errors.Is(err, io.EOF) {
-		return fail(http.StatusBadRequest, "there is something behind the JSON object")
+	if _, err := readAdminPost(w, r, &asked, "method, url, and perhaps client, realm, token, from and header"); err != nil {
+		return err
 	}
 	q, err := asked.question()
 	if err != nil {
-		return fail(http.StatusBadRequest, "%w", err)
+		return adminError(http.StatusBadRequest, "%w", err)
 	}
 	p, err := policyOf(caddy.ActiveContext())
 	if err != nil {
-		return fail(http.StatusNotFound, "%w", err)
+		return adminError(http.StatusNotFound, "%w", err)
 	}
 	e, err := p.explain(r.Context(), q)
 	if err != nil {
-		return fail(http.StatusBadRequest, "%w", err)
+		return adminError(http.StatusBadRequest, "%w", err)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(e)
