@@ -19,6 +19,7 @@ import (
 	"golang.org/x/net/websocket"
 
 	"github.com/caddyoauth/gateway/caddyoauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 )
 
 // slowSecretOf is the secret of the clients whose hashes are slow in tests of Basic.
@@ -412,7 +413,7 @@ func TestBasicIsCountedAndLogged(t *testing.T) {
 // Where nobody can tell whether credentials are right, the answer is 503 to all of them; over plain
 // HTTP from elsewhere they are not looked at.
 func TestBasicWhereNobodyCanTell(t *testing.T) {
-	g := startCaddyfile(t, withGlobals("servers {\ntrusted_proxies static 127.0.0.0/8\n}", at(freeAddress(t))+basicClients(), "oauth_protect root {\nbasic\n}\nreverse_proxy BACKEND"))
+	g := startCaddyfile(t, withGlobals("servers {\ntrusted_proxies static 127.0.0.0/8\n}", at(porttest.Address(t))+basicClients(), "oauth_protect root {\nbasic\n}\nreverse_proxy BACKEND"))
 	want := ""
 	before := caddyoauth.SlowHashes()
 	for _, c := range [][2]string{{"quick", testSecret}, {"quick", "x"}, {"nobody", "x"}, {"slow", slowSecretOf}} {

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 )
 
 // world is a configuration. Each of its answers has its number, so that it is known which
@@ -84,7 +86,7 @@ func (ws *worlds) between(from, to world, is func(world) bool) bool {
 func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 	folder := t.TempDir()
 	file, log := filepath.Join(folder, "tokens.db"), filepath.Join(folder, "log")
-	addr, admin := freeAddress(t), freeAddress(t)
+	addr, admin := porttest.Address(t), porttest.Address(t)
 	_, port, _ := net.SplitHostPort(addr)
 	ws := &worlds{}
 	load := func(g *gateway, w world) error {

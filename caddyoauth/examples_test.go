@@ -28,6 +28,7 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
@@ -497,13 +498,7 @@ var siteAddress = regexp.MustCompile(`(?m)^(:\d+|[a-z.]+\.example\.com) \{|^\tad
 func freePorts(t *testing.T, text string, pairs ...string) *strings.Replacer {
 	t.Helper()
 	for _, m := range siteAddress.FindAllStringSubmatch(text, -1) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		// All stay open until the end, so no two are the same.
-		defer l.Close()
-		port := fmt.Sprintf(":%d", l.Addr().(*net.TCPAddr).Port)
+		port := fmt.Sprintf(":%d", porttest.Reserve(t))
 		if m[1] == "" || m[1][0] == ':' {
 			pairs = append(pairs, m[1]+m[2], port)
 		} else {

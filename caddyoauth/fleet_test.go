@@ -16,6 +16,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
@@ -456,7 +457,7 @@ func TestFleetPasswords(t *testing.T) {
 	redis := redistest.Start(t, "--requirepass", right)
 	options := func(password string) string { return at(redis.Addr, "password {env."+password+"}") + testClients }
 
-	admin, logFile := freeAddress(t), filepath.Join(t.TempDir(), "log")
+	admin, logFile := porttest.Address(t), filepath.Join(t.TempDir(), "log")
 	visible := func(oauth string) string {
 		return logTo(logFile, strings.Replace(caddyfileOf(oauth, fleetSite), "admin off", "admin "+admin, 1))
 	}

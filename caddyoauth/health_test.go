@@ -3,7 +3,6 @@ package caddyoauth_test
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -12,18 +11,15 @@ import (
 	"testing"
 
 	"github.com/caddyoauth/gateway/caddyoauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
 // withAdmin is a configuration with an admin endpoint, at the address that it returns.
 func withAdmin(t *testing.T, caddyfile string) (config, admin string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return strings.Replace(caddyfile, "admin off", "admin "+l.Addr().String(), 1), l.Addr().String()
+	admin = porttest.Address(t)
+	return strings.Replace(caddyfile, "admin off", "admin "+admin, 1), admin
 }
 
 // health asks for the gateway's readiness, and returns the status and the body.

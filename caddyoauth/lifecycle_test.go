@@ -25,6 +25,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"go.uber.org/goleak"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
@@ -365,7 +366,7 @@ func manyReloadsUnderTraffic(t *testing.T, store string, reloads int) (requests 
 	panics := filepath.Join(t.TempDir(), "stdlib.log")
 	logged := "{\nlog {\noutput file " + panics + "\nlevel DEBUG\ninclude http.stdlib\n}\n"
 	// All configurations have the same address, so that callers can go on.
-	addr := freeAddress(t)
+	addr := porttest.Address(t)
 	_, port, _ := net.SplitHostPort(addr)
 	configs := make([]string, 2)
 	for i, cache := range []string{"", "cache {\nmax_tokens 20\nmax_age 1s\n}\n"} {
@@ -486,17 +487,6 @@ func roundTrip(client *http.Client, base string) error {
 		}
 	}
 	return nil
-}
-
-// freeAddress returns an address at which nobody listens at the moment.
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // growth returns what a leak would make grow.
@@ -800,7 +790,7 @@ func TestRefusedConfigurationThatServed(t *testing.T) {
 				t.Fatal(err)
 			}
 			reader := g.token("reader")
-			config, err := adapt(t, formatted(strings.Replace(caddyfileOf(store+testClients, "oauth_server"), ":0 {", "http://"+freeAddress(t)+" {", 1)))
+			config, err := adapt(t, formatted(strings.Replace(caddyfileOf(store+testClients, "oauth_server"), ":0 {", "http://"+porttest.Address(t)+" {", 1)))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -5,6 +5,8 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 )
 
 // wantNoEndpoint checks the answer to a request that only looks like one to an endpoint: a 404 in
@@ -135,7 +137,7 @@ func TestMisdirectedBetweenServers(t *testing.T) {
 	hosts := strings.Replace(caddyfileOf(options, ""), ":0 {\nbind 127.0.0.1\n\n}\n",
 		"http://one.example:0 {\nbind 127.0.0.1\n"+servers+"\n}\nhttp://two.example:0 {\nbind 127.0.0.1\noauth_server\nreverse_proxy BACKEND\n}\n", 1)
 	// The second site has the fixed port, so that the first site's server is srv0.
-	port := freePort(t)
+	port := porttest.Reserve(t)
 	ports := caddyfileOf(options, servers) + fmt.Sprintf(":%d {\nbind 127.0.0.1\noauth_server\nreverse_proxy BACKEND\n}\n", port)
 	for name, caddyfile := range map[string]string{"a site without a host": caddyfileOf(options, servers), "two sites": hosts, "two ports": ports} {
 		t.Run(name, func(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -21,6 +20,7 @@ import (
 	"time"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
 )
 
@@ -181,12 +181,7 @@ func startProcess(b *testing.B, oauth, site, backend string) *process {
 	if err != nil {
 		b.Fatal(err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	addr := listener.Addr().String()
-	listener.Close()
+	addr := porttest.Address(b)
 	config := strings.Replace(caddyfileOf(oauth, site), ":0 {", ":"+addr[strings.LastIndex(addr, ":")+1:]+" {", 1)
 	if oauth == "" {
 		config = strings.Replace(config, "oauth {\n\n}\n", "", 1)

@@ -22,6 +22,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 )
 
 // certificate makes a self-signed certificate for gateway.test and localhost. It returns the
@@ -61,27 +63,6 @@ func certificate(t testing.TB) (certFile, keyFile string, trust *x509.CertPool) 
 	return certFile, keyFile, trust
 }
 
-// freePort returns a port that was free over TCP and UDP a moment ago. HTTP/3 needs one that is
-// known beforehand.
-func freePort(t testing.TB) int {
-	t.Helper()
-	for range 20 {
-		tcp, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := tcp.Addr().(*net.TCPAddr).Port
-		udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
-		tcp.Close()
-		if err == nil {
-			udp.Close()
-			return port
-		}
-	}
-	t.Fatal("no port is free over TCP and UDP")
-	return 0
-}
-
 // dialLocal connects to this machine, whatever the host name.
 func dialLocal(ctx context.Context, network, address string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, network, local(address))
@@ -106,7 +87,7 @@ func only(set func(*http.Protocols, bool)) *http.Protocols {
 // The answers are the same over every version of HTTP, in the clear and over TLS.
 func TestEndpointsOverEveryProtocol(t *testing.T) {
 	certFile, keyFile, trust := certificate(t)
-	port := freePort(t)
+	port := porttest.Reserve(t)
 	g := &gateway{t: t, Backend: newBackend(t), Client: newClient(t)}
 	t.Cleanup(func() {
 		if err := caddy.Stop(); err != nil {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -24,6 +23,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	"github.com/caddyoauth/gateway/caddyoauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 )
 
 // folded returns a header's name as the most careless backend reads it: case does not matter,
@@ -655,12 +655,7 @@ func TestDecidedBeforeContinue(t *testing.T) {
 
 // An error page's own backend gets no credentials and no spoofed identity, whatever failed.
 func TestErrorBackendsGetNoCredentials(t *testing.T) {
-	dead, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nobody := dead.Addr().String()
-	dead.Close()
+	nobody := porttest.Address(t)
 	for name, keep := range map[string]string{"by default": "", "keep_token": "keep_token"} {
 		t.Run(name, func(t *testing.T) {
 			g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect {\n"+keep+"\n}\nreverse_proxy "+nobody+"\nhandle_errors {\nreverse_proxy BACKEND\n}")
@@ -747,7 +742,7 @@ func TestNothingLeaksTokensOrSecrets(t *testing.T) {
 			saved := caddy.ConfigAutosavePath
 			caddy.ConfigAutosavePath = filepath.Join(folder, "autosave.json")
 			defer func() { caddy.ConfigAutosavePath = saved }()
-			admin := freeAddress(t)
+			admin := porttest.Address(t)
 			config := "{\nadmin " + admin + "\nauto_https off\ngrace_period 1s\nlog {\noutput file " + logs + "\nlevel DEBUG\n}\nmetrics\noauth {\n" + v.options(t) + testClients +
 				"client c {\nsecret {env.COA_TEST_SECRET}\nscopes read\ndefault_scopes read\n}\n}\n}\n:0 {\nbind 127.0.0.1\nlog {\noutput file " + access + "\nlevel DEBUG\n}\n" +
 				"metrics /metrics\noauth_server\n@rest not path /metrics\noauth_protect @rest {\nscopes read\n}\nreverse_proxy BACKEND\n}\n"
@@ -912,7 +907,7 @@ func startTLS(t testing.TB, proto, oauth, site string) *gateway {
 	t.Helper()
 	cert, key, roots := certificate(t)
 	g := startCaddyfile(t, "{\nadmin off\npersist_config off\nskip_install_trust\nauto_https off\ngrace_period 1s\noauth {\n"+oauth+
-		"\n}\n}\nhttps://localhost:"+strconv.Itoa(freePort(t))+" {\nbind 127.0.0.1\ntls "+cert+" "+key+"\n"+site+"\n}\n")
+		"\n}\n}\nhttps://localhost:"+strconv.Itoa(porttest.Reserve(t))+" {\nbind 127.0.0.1\ntls "+cert+" "+key+"\n"+site+"\n}\n")
 	g.URL = strings.Replace(g.URL, "127.0.0.1", "localhost", 1)
 	config := &tls.Config{RootCAs: roots}
 	switch proto {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -21,6 +20,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 )
 
 // foreign is another authorization server: an introspection endpoint, and an issuer of JWTs with
@@ -426,12 +427,7 @@ func TestForeignTokensNeedNoStore(t *testing.T) {
 
 // POST /oauth/forget on the admin endpoint makes the gateway ask again at once.
 func TestForget(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	admin := l.Addr().String()
-	l.Close()
+	admin := porttest.Address(t)
 	f := newForeign(t)
 	for _, token := range []string{"a1", "a2", "b1"} {
 		f.knows(token, `{"active":true,"client_id":"`+token[:1]+`"}`)

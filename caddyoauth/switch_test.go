@@ -21,6 +21,8 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"golang.org/x/net/websocket"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 )
 
 // switchingBackend starts a backend that accepts h2c upgrades as Hypercorn does: it requires
@@ -349,7 +351,7 @@ func TestNoSwitchWithABody(t *testing.T) {
 // Over HTTP/2, a WebSocket is opened by an extended CONNECT (RFC 8441), which net/http accepts only
 // if it is told to. No other protocol passes that way.
 func TestWebSocketOverHTTP2(t *testing.T) {
-	address := freeAddress(t)
+	address := porttest.Address(t)
 	config := filepath.Join(t.TempDir(), "Caddyfile")
 	text := "{\nadmin off\npersist_config off\nauto_https off\nservers {\nprotocols h1 h2c\n}\noauth {\nstore memory\n" + testClients + "}\n}\nhttp://" + strings.TrimPrefix(address, "127.0.0.1") +
 		" {\nbind 127.0.0.1\noauth_server\noauth_protect /api/*\nreverse_proxy " + echoingBackend(t) + "\n}\n"

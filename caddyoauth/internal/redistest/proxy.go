@@ -7,6 +7,8 @@ import (
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 )
 
 // Proxy is a network path to a server that a test can break. It ends with the test.
@@ -18,18 +20,18 @@ type Proxy struct {
 	proxy    *toxiproxy.Proxy
 }
 
-// StartProxy starts a proxy for a server, on a free port.
+// StartProxy starts a proxy for a server, on a port that nobody else gets while it is cut.
 func StartProxy(t testing.TB, s *Server) *Proxy {
 	t.Helper()
-	p := &Proxy{t: t, Addr: "127.0.0.1:0", upstream: s.Addr}
+	p := &Proxy{t: t, Addr: porttest.Address(t), upstream: s.Addr}
 	p.start()
 	t.Cleanup(p.Cut)
 	return p
 }
 
-// start starts a proxy, at the address of the previous one if there was one. A proxy is never
-// repaired in place: to remove a delay, toxiproxy waits until what it delayed is read, which
-// takes forever if nobody is left to read it.
+// start starts a proxy, at the address of the previous one. A proxy is never repaired in place: to
+// remove a delay, toxiproxy waits until what it delayed is read, which takes forever if nobody is
+// left to read it.
 func (p *Proxy) start() {
 	p.t.Helper()
 	host := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
@@ -37,7 +39,6 @@ func (p *Proxy) start() {
 	if err := p.proxy.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	p.Addr = p.proxy.Listen // the same from now on
 }
 
 // Cut ends all connections and refuses new ones, until Heal.

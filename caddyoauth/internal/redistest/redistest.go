@@ -3,8 +3,6 @@
 package redistest
 
 import (
-	"crypto/rand"
-	"encoding/binary"
 	"net"
 	"os"
 	"os/exec"
@@ -13,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 )
 
 // Server is a redis-server process. It ends with the test.
@@ -31,7 +31,7 @@ func Start(t testing.TB, args ...string) *Server {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Skip("redis-server is not on PATH; install Redis to run this test")
 	}
-	port := freePort(t)
+	port := reserve(t)
 	s := &Server{t: t, Addr: net.JoinHostPort("127.0.0.1", port)}
 	s.args = append([]string{
 		"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "no", "--loglevel", "warning",
@@ -87,7 +87,7 @@ func StartCluster(t testing.TB) []*Server {
 	var servers []*Server
 	create := []string{"--cluster", "create"}
 	for range 3 {
-		s := Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", freePort(t))
+		s := Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", reserve(t))
 		servers = append(servers, s)
 		create = append(create, s.Addr)
 	}
@@ -111,7 +111,7 @@ func StartCluster(t testing.TB) []*Server {
 // StartClusterReplica adds a replica of a master to its Cluster, and waits until it has the data.
 func StartClusterReplica(t testing.TB, of *Server) *Server {
 	t.Helper()
-	s := Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", freePort(t))
+	s := Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", reserve(t))
 	of.CLI("--cluster", "add-node", s.Addr, of.Addr, "--cluster-slave", "--cluster-master-id", of.CLI("cluster", "myid"))
 	for range 1000 {
 		if strings.Contains(s.CLI("info", "replication"), "master_link_status:up") {
@@ -123,22 +123,10 @@ func StartClusterReplica(t testing.TB, of *Server) *Server {
 	return nil
 }
 
-// freePort finds a free port below those that systems hand out themselves. One of those could be
-// given to another test's server, or to a connection, before redis-server has it or while it is
-// stopped.
-func freePort(t testing.TB) string {
+// reserve returns a port for a server. Nobody else gets it, also not while the server is stopped.
+func reserve(t testing.TB) string {
 	t.Helper()
-	for range 100 {
-		var b [2]byte
-		rand.Read(b[:])
-		port := strconv.Itoa(20_000 + int(binary.BigEndian.Uint16(b[:]))%10_000)
-		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", port)); err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port between 20000 and 30000")
-	return ""
+	return strconv.Itoa(porttest.Reserve(t))
 }
 
 // StartReplica starts a replica of the server at address of, and waits until it has the data.
@@ -163,7 +151,7 @@ func StartSentinel(t testing.TB, master *Server) *Server {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Skip("redis-server is not on PATH; install Redis to run this test")
 	}
-	port := freePort(t)
+	port := reserve(t)
 	_, masterPort, _ := net.SplitHostPort(master.Addr)
 	config := filepath.Join(t.TempDir(), "sentinel.conf") // the Sentinel rewrites it
 	err := os.WriteFile(config, []byte("port "+port+"\nbind 127.0.0.1\nloglevel warning\nsentinel monitor main 127.0.0.1 "+masterPort+

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 	"github.com/caddyoauth/gateway/introspect"
 )
@@ -1039,13 +1040,8 @@ func TestRedisTLS(t *testing.T) {
 	serverCert, serverKey, _, _ := certificate(t, "redis.test", ca, caKey)
 	clientCert, clientKey, _, _ := certificate(t, "gateway", ca, caKey)
 	_, _, stranger, _ := certificate(t, "stranger", nil, nil)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
+	address := porttest.Address(t)
 	_, port, _ := net.SplitHostPort(address)
-	l.Close()
 	redistest.Start(t, "--tls-port", port, "--tls-cert-file", serverCert, "--tls-key-file", serverKey, "--tls-ca-cert-file", caFile)
 	pair, err := tls.LoadX509KeyPair(clientCert, clientKey)
 	if err != nil {
