@@ -276,6 +276,75 @@ func TestALateJoinerAsksAnew(t *testing.T) {
 	}
 }
 
+// slowlyTold hears of revocations elsewhere, and its answers wait.
+type slowlyTold struct {
+	gate
+	src *told
+}
+
+func (s *slowlyTold) Coherent() bool { return s.src.Coherent() }
+
+// A caller does not share the answer to an earlier question about a token that was revoked elsewhere
+// in between, although the news comes late: while the source is not coherent, or when it is again.
+// While nothing has happened, the answer is shared.
+func TestALateJoinerOfWhatWasRevokedElsewhere(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		revoked bool
+		news    func(src *told, cache *introspect.Cache) // what comes while callers wait for the first answer
+		alive   int64
+		shared  bool // the answer to the first question
+	}{
+		{"not coherent", true, func(src *told, _ *introspect.Cache) { src.coherent.Store(false) }, 0, false},
+		{"coherent again", true, func(src *told, cache *introspect.Cache) {
+			src.coherent.Store(false)
+			cache.Forget("reg", introspect.IDOf("token"))
+			src.coherent.Store(true)
+		}, 0, false},
+		{"lost and regained", true, func(_ *told, cache *introspect.Cache) { cache.Flush() }, 0, false},
+		{"nothing revoked, not coherent", false, func(src *told, _ *introspect.Cache) { src.coherent.Store(false) }, 10, false},
+		{"nothing revoked", false, func(*told, *introspect.Cache) {}, 10, true},
+	} {
+		for _, maxAge := range []time.Duration{time.Minute, 0} {
+			t.Run(fmt.Sprintf("%s, max age %v", c.name, maxAge), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					cache := newCache(t, introspect.CacheConfig{})
+					src := &told{registry: newRegistry(time.Now)}
+					src.coherent.Store(true)
+					src.issue("token", time.Now().Add(time.Hour))
+					slow := &slowlyTold{gate{Source: src, open: make(chan struct{})}, src}
+					cached := cache.Wrap("reg", slow, maxAge)
+
+					go active(t, cached, "token")
+					synctest.Wait() // it has its answer, which is on its way
+					if c.revoked {
+						src.revoke("token")
+					}
+					time.Sleep(time.Second)
+					var alive atomic.Int64
+					for range 10 {
+						go func() {
+							if active(t, cached, "token") {
+								alive.Add(1)
+							}
+						}()
+					}
+					synctest.Wait()
+					c.news(src, cache)
+					close(slow.open)
+					synctest.Wait()
+					if n := alive.Load(); n != c.alive {
+						t.Errorf("%d of 10 lookups found the token active, want %d", n, c.alive)
+					}
+					if n := src.lookups.Load(); (n == 1) != c.shared {
+						t.Errorf("the source was asked %d times; the first answer is to be shared: %t", n, c.shared)
+					}
+				})
+			})
+		}
+	}
+}
+
 // No entry outlives its token, however much or little time is left, and ristretto never gets a
 // ttl that means "forever" to it.
 func TestTheEdgesOfATokensLife(t *testing.T) {

@@ -373,15 +373,29 @@ func (s *CachedSource) ask(ctx context.Context, key cacheKey, token Token, maxAg
 			}
 			a := res.Val.(answer)
 			if a.generation >= generation && a.global >= global && a.forgets >= forgets &&
-				(a.answered >= begun || c.cfg.Elapsed()-a.asked < maxAge) {
+				(a.answered >= begun || c.cfg.Elapsed()-a.asked < maxAge) && (a.asked >= begun || s.holds(&a, h)) {
 				return a.facts, nil
 			}
 			// The lookup began before a revocation that this caller may already know of, or its
-			// answer is older than this caller and older than it allows. That flight is over. The
-			// next one asks, unless its leader looked into the cache before this answer was there;
-			// there are finitely many of those.
+			// answer is older than this caller and older than it allows, or no longer holds. That
+			// flight is over. The next one asks, unless its leader looked into the cache before this
+			// answer was there; there are finitely many of those.
 		}
 	}
+}
+
+// holds reports whether an answer is good for a caller that came after the question. If the source
+// hears of revocations elsewhere, it must have heard of all until now, as for an entry of the cache,
+// and none of them may be about this answer. Otherwise, if the process stood still between the
+// source's answer and its arrival, callers from long after a revocation would share an answer from
+// before it.
+func (s *CachedSource) holds(a *answer, h uint64) bool {
+	if s.coherent == nil || !a.facts.Active {
+		return true
+	}
+	c := s.cache
+	// Coherent first: what it vouches for has arrived then.
+	return s.coherent.Coherent() && a.generation == c.generations[h%generationShards].Load() && a.global == c.global.Load()
 }
 
 // fill asks the source and stores an active answer. It runs once for everybody who waits and
