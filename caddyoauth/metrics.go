@@ -191,6 +191,14 @@ func (s timedStore) Revoke(ctx context.Context, key oauth.Key) error {
 	return err
 }
 
+func (s timedStore) EndTokens(ctx context.Context, realm string, clients []string, all bool, held map[oauth.ClientRef]uint64) (map[oauth.ClientRef]uint64, error) {
+	start := time.Now()
+	generations, err := s.TokenStore.EndTokens(ctx, realm, clients, all, held)
+	observeStore(ctx, "end_tokens", s.system, start, nil, err)
+	s.writes.ended(ctx, &s.writes.revoke, err)
+	return generations, err
+}
+
 // timedKeys measures and traces what requests do with a KeyStore.
 type timedKeys struct {
 	oauth.KeyStore

@@ -74,6 +74,20 @@ func (s outageStore) Get(ctx context.Context, key oauth.Key) (oauth.Token, error
 	return s.TokenStore.Get(ctx, key)
 }
 
+func (s outageStore) EndTokens(ctx context.Context, realm string, clients []string, all bool, held map[oauth.ClientRef]uint64) (map[oauth.ClientRef]uint64, error) {
+	if err := fail(ctx, "EndTokens"); err != nil {
+		return nil, err
+	}
+	return s.TokenStore.EndTokens(ctx, realm, clients, all, held)
+}
+
+func (s outageStore) Admit(ctx context.Context, clients []oauth.ClientRef, held map[oauth.ClientRef]uint64) (map[oauth.ClientRef]uint64, error) {
+	if err := fail(ctx, "Admit"); err != nil {
+		return nil, err
+	}
+	return s.TokenStore.Admit(ctx, clients, held)
+}
+
 func (s outageStore) Revoke(ctx context.Context, key oauth.Key) error {
 	if err := fail(ctx, "Revoke"); err != nil {
 		return err

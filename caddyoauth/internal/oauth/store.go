@@ -98,7 +98,7 @@ type TokenStore interface {
 	// the store has not met. Tokens carry the generation of their client, and count only while
 	// it is current. held is what Admit last returned to this caller, nil for a caller that
 	// begins. Because of held, another caller's Leave ends nothing of a client that is here, and a
-	// store that has lost generations gets back those that its callers hold.
+	// store that has lost generations gets back those that its callers hold, or later ones.
 	Admit(ctx context.Context, clients []ClientRef, held map[ClientRef]uint64) (map[ClientRef]uint64, error)
 
 	// Retire says that the clients in active are all that are configured. Every other client
@@ -112,6 +112,18 @@ type TokenStore interface {
 	// stay. Every other active client passes to its next generation when some caller begins
 	// with it, unless a caller that holds it, and so has had it all the time, says so first.
 	Leave(ctx context.Context, stay []ClientRef) error
+
+	// EndTokens ends all tokens of clients of a realm: it passes the clients to their next
+	// generations, durably, and returns these. clients are the caller's, whom it admits, too; held is
+	// as in Admit, and the next generation is later than what the caller holds. If all is set, the
+	// realm's other clients that the store knows as active pass, too, and stay as they are otherwise.
+	// An Admit or Generation that begins after that returns no former generation. After an error the
+	// clients may have passed or not.
+	EndTokens(ctx context.Context, realm string, clients []string, all bool, held map[ClientRef]uint64) (map[ClientRef]uint64, error)
+
+	// Generation returns the current generation of a client, or ErrNotFound if the store does not
+	// know the client. It is for callers who may not have heard yet of what others did.
+	Generation(ctx context.Context, client ClientRef) (uint64, error)
 
 	// Secret returns the secret kept under name. If there is none, it keeps fresh and returns
 	// that. Several callers at once, on one node or many, all get the same.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"maps"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -361,6 +362,33 @@ func (b *Bbolt) Leave(ctx context.Context, stay []oauth.ClientRef) error {
 	return b.updateClients(ctx, func(table clientTable) clientTable { return table.leave(stay) })
 }
 
+// EndTokens implements oauth.TokenStore.
+func (b *Bbolt) EndTokens(ctx context.Context, realm string, clients []string, all bool, held map[oauth.ClientRef]uint64) (map[oauth.ClientRef]uint64, error) {
+	// The committer may use both after this call has given up.
+	e := ending{realm: realm, clients: slices.Clone(clients), all: all, held: maps.Clone(held)}
+	if err := b.updateClients(ctx, e.change); err != nil {
+		return nil, err
+	}
+	return e.reached, nil
+}
+
+// Generation implements oauth.TokenStore. It ignores ctx: it reads mapped memory.
+func (b *Bbolt) Generation(_ context.Context, client oauth.ClientRef) (generation uint64, err error) {
+	err = b.view(func(tx *bolt.Tx) error {
+		value := tx.Bucket(bucketClients).Get(clientKey(client))
+		if value == nil {
+			return oauth.ErrNotFound
+		}
+		var state clientState
+		if err := json.Unmarshal(value, &state); err != nil {
+			return errors.New("the record of a client is corrupt")
+		}
+		generation = state.Generation
+		return nil
+	})
+	return generation, err
+}
+
 // updateClients updates what is stored about clients. change gets the stored states and returns
 // those that become different.
 func (b *Bbolt) updateClients(ctx context.Context, change func(clientTable) clientTable) error {
@@ -441,6 +469,8 @@ func tokenKey(key oauth.Key) []byte {
 	return append(k, key.ID[:]...)
 }
 
+func clientKey(ref oauth.ClientRef) []byte { return []byte(ref.Realm + "\x00" + ref.ClientID) }
+
 func readClients(tx *bolt.Tx) (clientTable, error) {
 	table := clientTable{}
 	err := tx.Bucket(bucketClients).ForEach(func(k, v []byte) error {
@@ -461,7 +491,7 @@ func writeClients(tx *bolt.Tx, changed clientTable) error {
 		if err != nil {
 			return err
 		}
-		if err := setValue(tx.Bucket(bucketClients), []byte(ref.Realm+"\x00"+ref.ClientID), value); err != nil {
+		if err := setValue(tx.Bucket(bucketClients), clientKey(ref), value); err != nil {
 			return err
 		}
 	}

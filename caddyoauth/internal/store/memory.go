@@ -158,6 +158,32 @@ func (m *Memory) Leave(_ context.Context, stay []oauth.ClientRef) error {
 	return nil
 }
 
+// EndTokens implements oauth.TokenStore.
+func (m *Memory) EndTokens(_ context.Context, realm string, clients []string, all bool, held map[oauth.ClientRef]uint64) (map[oauth.ClientRef]uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, oauth.ErrClosed
+	}
+	e := ending{realm: realm, clients: clients, all: all, held: held}
+	maps.Copy(m.clients, e.change(m.clients))
+	return e.reached, nil
+}
+
+// Generation implements oauth.TokenStore.
+func (m *Memory) Generation(_ context.Context, client oauth.ClientRef) (uint64, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.closed {
+		return 0, oauth.ErrClosed
+	}
+	state, known := m.clients[client]
+	if !known {
+		return 0, oauth.ErrNotFound
+	}
+	return state.Generation, nil
+}
+
 // Secret implements oauth.TokenStore.
 func (m *Memory) Secret(_ context.Context, name string, fresh []byte) ([]byte, error) {
 	m.mu.Lock()

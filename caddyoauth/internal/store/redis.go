@@ -54,7 +54,7 @@ import (
 //
 // Reads never go to replicas. If Redis acknowledged a revocation and then lost it, in a
 // failover or a crash, the revocation is repeated, provided it was at most replayTime old
-// when the link was lost.
+// when the link was lost. So is a change of a client's generation.
 //
 // # Bounds
 //
@@ -91,6 +91,8 @@ type Redis struct {
 	silent   map[string]int  // PINGs in a row without an answer, by address
 	replicas map[string]bool // whether a Cluster node says it is a replica, by address
 	revoked  []revocation    // those of the last replayTime, oldest first; at most maxReplay
+	// written is what was written about clients in the last replayTime: an entry for a client.
+	written map[oauth.ClientRef]writtenClient
 }
 
 const (
@@ -155,6 +157,7 @@ func OpenRedis(cfg RedisConfig) *Redis {
 		connected: make(chan struct{}), tried: make(chan struct{}), slots: make(chan struct{}, maxCommands),
 		stop: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
 		conns: make(map[*cutConn]struct{}), replicas: make(map[string]bool), silent: make(map[string]int),
+		written: make(map[oauth.ClientRef]writtenClient),
 	}
 	go r.run()
 	return r

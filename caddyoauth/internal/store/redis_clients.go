@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"time"
 
 	"github.com/redis/rueidis"
 
@@ -41,6 +43,32 @@ func (r *Redis) Retire(ctx context.Context, active []oauth.ClientRef) error {
 // Leave implements oauth.TokenStore. It is atomic for each realm.
 func (r *Redis) Leave(ctx context.Context, stay []oauth.ClientRef) error {
 	return r.updateRealms(ctx, func(table clientTable) clientTable { return table.leave(stay) })
+}
+
+// EndTokens implements oauth.TokenStore. It is atomic.
+func (r *Redis) EndTokens(ctx context.Context, realm string, clients []string, all bool, held map[oauth.ClientRef]uint64) (map[oauth.ClientRef]uint64, error) {
+	e := ending{realm: realm, clients: clients, all: all, held: held}
+	if err := r.updateClients(ctx, realm, e.change); err != nil {
+		return nil, err
+	}
+	return e.reached, nil
+}
+
+// Generation implements oauth.TokenStore.
+func (r *Redis) Generation(ctx context.Context, client oauth.ClientRef) (generation uint64, err error) {
+	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+		value, err := c.Do(ctx, c.B().Hget().Key(r.clientsKey(client.Realm)).Field(client.ClientID).Build()).ToString()
+		if rueidis.IsRedisNil(err) {
+			return oauth.ErrNotFound
+		}
+		if err != nil {
+			return err
+		}
+		state, err := decodeClient(client, value)
+		generation = state.Generation
+		return err
+	})
+	return generation, err
 }
 
 // updateRealms updates the clients of every realm that has any; see updateClients.
@@ -110,7 +138,44 @@ func (r *Redis) tryUpdate(ctx context.Context, c rueidis.DedicatedClient, realm 
 	}
 	for _, answer := range c.DoMulti(ctx, c.B().Multi().Build(), set.Build(), c.B().Exec().Build()) {
 		// The first error says what is wrong. EXEC answers nil if another gateway was quicker.
-		if err := answer.Error(); err != nil && !rueidis.IsRedisNil(err) {
+		if err = answer.Error(); err != nil && !rueidis.IsRedisNil(err) {
+			return err
+		}
+	}
+	if err == nil {
+		r.rememberClients(changed)
+	}
+	return nil
+}
+
+// rememberClients keeps what was written about clients, to write it again if the link is lost soon.
+func (r *Redis) rememberClients(changed clientTable) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(r.written, func(_ oauth.ClientRef, was writtenClient) bool { return now.Sub(was.at) > replayTime })
+	for ref, state := range changed {
+		r.written[ref] = writtenClient{state, now}
+	}
+}
+
+// repeatClients writes again what was written about clients shortly before the link was lost, and
+// since; see repeatRevocations.
+func (r *Redis) repeatClients(ctx context.Context) error {
+	byRealm := make(map[string]clientTable)
+	r.mu.Lock()
+	for ref, was := range r.written {
+		if r.lostAt.Sub(was.at) > replayTime {
+			continue
+		}
+		if byRealm[ref.Realm] == nil {
+			byRealm[ref.Realm] = clientTable{}
+		}
+		byRealm[ref.Realm][ref] = was.clientState
+	}
+	r.mu.Unlock()
+	for realm, written := range byRealm {
+		if err := r.updateClients(ctx, realm, func(table clientTable) clientTable { return table.again(written) }); err != nil {
 			return err
 		}
 	}
@@ -125,13 +190,19 @@ func (r *Redis) readClients(ctx context.Context, c rueidis.CoreClient, realm str
 	}
 	table := make(clientTable, len(stored))
 	for id, value := range stored {
-		var state clientState
-		if err := json.Unmarshal([]byte(value), &state); err != nil || state.Generation == 0 {
-			return nil, fmt.Errorf("the state of client %q of realm %q: %w", id, realm, errCorrupt)
+		ref := oauth.ClientRef{Realm: realm, ClientID: id}
+		if table[ref], err = decodeClient(ref, value); err != nil {
+			return nil, err
 		}
-		table[oauth.ClientRef{Realm: realm, ClientID: id}] = state
 	}
 	return table, nil
+}
+
+func decodeClient(ref oauth.ClientRef, value string) (state clientState, err error) {
+	if err := json.Unmarshal([]byte(value), &state); err != nil || state.Generation == 0 {
+		return state, fmt.Errorf("the state of client %q of realm %q: %w", ref.ClientID, ref.Realm, errCorrupt)
+	}
+	return state, nil
 }
 
 func (r *Redis) realmsKey() string { return r.cfg.Prefix + "realms" }

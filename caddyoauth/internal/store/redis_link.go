@@ -34,6 +34,12 @@ type revocation struct {
 	until time.Time
 }
 
+// writtenClient is a state of a client that Redis has acknowledged, kept in case Redis loses it.
+type writtenClient struct {
+	clientState
+	at time.Time
+}
+
 // Coherent implements introspect.Coherent: it reports whether Revoked has been told of every
 // revocation up to a moment ago. It does not block.
 func (r *Redis) Coherent() bool {
@@ -277,7 +283,7 @@ func (r *Redis) repeatRevocations() (done bool) {
 			return false
 		}
 	}
-	return true
+	return r.repeatClients(ctx) == nil
 }
 
 // findEvicting looks for servers that may drop keys to make room. A dropped token is refused, so

@@ -807,6 +807,34 @@ func TestRedisRepeatsRevocations(t *testing.T) {
 	absent(t, r, token.Key)
 }
 
+// What was written about clients and is lost by the server is written again: tokens that an operator
+// has ended stay dead, and so do those of a client that was removed.
+func TestRedisRepeatsChangesOfClients(t *testing.T) {
+	server := redistest.Start(t)
+	r, h := redisAt(t, nil, server.Addr)
+	linked(t, r)
+	ended, gone, untouched := oauth.ClientRef{Realm: "root", ClientID: "ended"}, oauth.ClientRef{Realm: "root", ClientID: "gone"}, oauth.ClientRef{Realm: "other", ClientID: "untouched"}
+	before := admit(t, r, ended, gone, untouched)
+	key := r.clientsKey("root")
+	saved := []string{server.CLI("hget", key, "ended"), server.CLI("hget", key, "gone")}
+	now, err := r.EndTokens(ctx, "root", []string{"ended"}, false, before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Retire(ctx, []oauth.ClientRef{ended, untouched}); err != nil {
+		t.Fatal(err)
+	}
+	h.wantStory(t, "regained")
+	server.Stop()
+	eventually(t, "the loss is noticed", func() bool { return !r.Coherent() })
+	server.Restart() // empty
+	server.CLI("hset", key, "ended", saved[0], "gone", saved[1])
+	eventually(t, "it is written again", func() bool { return strings.Contains(server.CLI("hget", key, "gone"), "retired") })
+	if got := admit(t, r, ended, gone, untouched); got[ended] <= now[ended] || got[gone] <= before[gone]+1 || got[untouched] != before[untouched] {
+		t.Errorf("the generations were %v, %v and are %v", before, now, got)
+	}
+}
+
 // The address leads to a replica, which refuses the repeated revocation and is later promoted
 // without notice. The revocation is repeated until it succeeds.
 func TestRedisRepeatsUntilItWorks(t *testing.T) {

@@ -258,6 +258,7 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	})
 
 	t.Run("generations", func(t *testing.T) { testGenerations(t, open) })
+	t.Run("the end of all tokens", func(t *testing.T) { testEndTokens(t, open) })
 
 	t.Run("a context that has ended holds up nobody, and its error is not a no", func(t *testing.T) {
 		s := open(t)
@@ -382,6 +383,8 @@ func allCalls(s oauth.TokenStore, token oauth.Token) map[string]error {
 	_, calls["Admit"] = s.Admit(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "a"}}, nil)
 	calls["Retire"] = s.Retire(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "a"}})
 	calls["Leave"] = s.Leave(ctx, []oauth.ClientRef{{Realm: "root", ClientID: "a"}})
+	_, calls["EndTokens"] = s.EndTokens(ctx, "root", []string{"a"}, true, nil)
+	_, calls["Generation"] = s.Generation(ctx, oauth.ClientRef{Realm: "root", ClientID: "a"})
 	_, calls["Secret"] = s.Secret(ctx, "name", []byte("x"))
 	return calls
 }
@@ -393,21 +396,24 @@ func TestLostGenerationsComeBack(t *testing.T) {
 	for _, c := range []struct {
 		what   string
 		stored clientTable
-		want   clientState
+		exact  uint64 // zero for any that is later than the one that is held
 	}{
-		{"all of it", clientTable{}, clientState{Generation: 3}},
-		{"the last two", clientTable{ref: {Generation: 1}}, clientState{Generation: 3}},
-		{"the last, which came after it was left", clientTable{ref: {Generation: 2, Left: true}}, clientState{Generation: 3}},
-		{"the last, which came after it was retired", clientTable{ref: {Generation: 2, Retired: true}}, clientState{Generation: 3}},
-		{"nothing, and another is ahead", clientTable{ref: {Generation: 4}}, clientState{Generation: 4}},
+		{"all of it", clientTable{}, 3},
+		{"the last two", clientTable{ref: {Generation: 1}}, 0},
+		{"the last, which came after it was left", clientTable{ref: {Generation: 2, Left: true}}, 0},
+		{"the last, which came after it was retired", clientTable{ref: {Generation: 2, Retired: true}}, 0},
+		{"nothing, and another is ahead", clientTable{ref: {Generation: 4}}, 4},
 	} {
 		generations, changed := c.stored.admit([]oauth.ClientRef{ref}, held)
 		now := c.stored[ref]
 		if next, ok := changed[ref]; ok {
 			now = next
 		}
-		if generations[ref] != c.want.Generation || now != c.want {
-			t.Errorf("lost %s: generation %d, stored %+v; want %+v", c.what, generations[ref], now, c.want)
+		if now != (clientState{Generation: generations[ref]}) {
+			t.Errorf("lost %s: generation %d, stored %+v", c.what, generations[ref], now)
+		}
+		if got := generations[ref]; c.exact != 0 && got != c.exact || c.exact == 0 && got <= 3 {
+			t.Errorf("lost %s: generation %d, want %d", c.what, got, c.exact)
 		}
 	}
 }
@@ -504,6 +510,202 @@ func testGenerations(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 			}
 		})
 	}
+}
+
+// testEndTokens: no generation from before an EndTokens is ever handed out again, and no other
+// client's tokens end.
+func testEndTokens(t *testing.T, open func(testing.TB) oauth.TokenStore) {
+	ref := func(realm, id string) oauth.ClientRef { return oauth.ClientRef{Realm: realm, ClientID: id} }
+	end := func(t *testing.T, s oauth.TokenStore, realm string, clients []string, all bool, held map[oauth.ClientRef]uint64) map[oauth.ClientRef]uint64 {
+		t.Helper()
+		got, err := s.EndTokens(ctx, realm, clients, all, held)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for ref, generation := range got {
+			if now, err := s.Generation(ctx, ref); err != nil || now != generation {
+				t.Errorf("EndTokens returned generation %d for %v, Generation %d, %v", generation, ref, now, err)
+			}
+		}
+		return got
+	}
+	a, b, c, other := ref("r", "a"), ref("r", "b"), ref("r", "c"), ref("s", "a")
+
+	t.Run("of one client", func(t *testing.T) {
+		s := open(t)
+		before := admit(t, s, a, b, other)
+		got := end(t, s, "r", []string{"a"}, false, before)
+		if len(got) != 1 || got[a] <= before[a] {
+			t.Fatalf("the generations were %v and are %v", before, got)
+		}
+		now, err := s.Admit(ctx, []oauth.ClientRef{a, b, other}, before) // by a caller that has not heard of it
+		if err != nil || now[a] != got[a] || now[b] != before[b] || now[other] != before[other] {
+			t.Errorf("the generations were %v and are %v, %v", before, now, err)
+		}
+		if again := end(t, s, "r", []string{"a", "a"}, false, nil); again[a] <= got[a] {
+			t.Errorf("a second time: %d, then %d", got[a], again[a])
+		}
+	})
+	t.Run("of all clients of a realm", func(t *testing.T) {
+		s := open(t)
+		before := admit(t, s, a, b, c, other)
+		if err := s.Retire(ctx, []oauth.ClientRef{a, b, other}); err != nil {
+			t.Fatal(err)
+		}
+		got := end(t, s, "r", []string{"a"}, true, nil)
+		if len(got) != 2 || got[a] <= before[a] || got[b] <= before[b] {
+			t.Errorf("the generations were %v and are %v", before, got)
+		}
+		if now := admit(t, s, a, b, c, other); now[a] != got[a] || now[b] != got[b] || now[c] != before[c]+1 || now[other] != before[other] {
+			t.Errorf("the generations were %v, %v and are %v", before, got, now)
+		}
+	})
+	t.Run("of a client that the store does not know, or has lost", func(t *testing.T) {
+		s := open(t)
+		if _, err := s.Generation(ctx, a); !errors.Is(err, oauth.ErrNotFound) {
+			t.Errorf("the generation of an unknown client: %v", err)
+		}
+		if got := end(t, s, "r", []string{"a"}, false, map[oauth.ClientRef]uint64{a: 1 << 40}); got[a] <= 1<<40 {
+			t.Errorf("generation %d after 1<<40", got[a])
+		}
+		if got := end(t, s, "r", nil, false, nil); len(got) != 0 {
+			t.Errorf("of nobody: %v", got)
+		}
+		if got := end(t, s, "nowhere", nil, true, nil); len(got) != 0 {
+			t.Errorf("of an empty realm: %v", got)
+		}
+	})
+	t.Run("of a client that was left or retired", func(t *testing.T) {
+		s := open(t)
+		before := admit(t, s, a, b)
+		if err := s.Leave(ctx, []oauth.ClientRef{b}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Retire(ctx, []oauth.ClientRef{a}); err != nil {
+			t.Fatal(err)
+		}
+		got := end(t, s, "r", []string{"a", "b"}, false, before)
+		// They are this caller's now, so neither a caller that begins nor one that was there before
+		// changes anything.
+		for _, held := range []map[oauth.ClientRef]uint64{nil, before, got} {
+			if now, err := s.Admit(ctx, []oauth.ClientRef{a, b}, held); err != nil || !maps.Equal(now, got) {
+				t.Errorf("the generations were %v and are %v, %v", got, now, err)
+			}
+		}
+		if err := s.Retire(ctx, []oauth.ClientRef{a}); err != nil {
+			t.Fatal(err)
+		}
+		if now := admit(t, s, b); now[b] <= got[b] {
+			t.Errorf("generation %d, and %d after it was retired", got[b], now[b])
+		}
+	})
+	t.Run("many at once", func(t *testing.T) {
+		s := open(t)
+		// over is later than all generations that an EndTokens which is over has ended.
+		var over atomic.Uint64
+		var all sync.WaitGroup
+		for w := range 8 {
+			all.Go(func() {
+				var held map[oauth.ClientRef]uint64
+				for range 20 {
+					least := over.Load()
+					var err error
+					if w%2 == 0 {
+						held, err = s.Admit(ctx, []oauth.ClientRef{a, b}, held)
+					} else {
+						held, err = s.EndTokens(ctx, "r", []string{"a", "b"}, w%4 == 1, held)
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if held[a] < least {
+						t.Errorf("generation %d was handed out after %d", held[a], least)
+					}
+					for now := over.Load(); w%2 == 1 && now < held[a] && !over.CompareAndSwap(now, held[a]); {
+						now = over.Load()
+					}
+				}
+			})
+		}
+		all.Wait()
+	})
+}
+
+// Whatever is done to what a store says of clients, in any order and with any part of it lost that
+// somebody still holds, no generation counts that was ended before.
+func TestEndedGenerationsStayEnded(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		ref := oauth.ClientRef{Realm: "r", ClientID: "a"}
+		table, lagging := clientTable{}, clientTable{}
+		held := make([]map[oauth.ClientRef]uint64, 3) // by gateway
+		written := make([]clientTable, 3)
+		for i := range written {
+			written[i] = clientTable{}
+		}
+		dead := map[uint64]bool{} // generations with tokens that were ended
+		used := map[uint64]bool{} // generations in which a gateway has issued tokens
+		owes := make([]bool, 3)   // whether a gateway has not written again what it wrote
+		var write func(int, clientTable)
+		gateway := rapid.Custom(func(r *rapid.T) int {
+			g := rapid.IntRange(0, 2).Draw(r, "number")
+			if owes[g] {
+				owes[g] = false
+				write(g, table.again(written[g]))
+			}
+			return g
+		})
+		write = func(g int, changed clientTable) {
+			maps.Copy(table, changed)
+			maps.Copy(written[g], changed)
+		}
+		r.Repeat(map[string]func(*rapid.T){
+			"admit and issue": func(r *rapid.T) {
+				g := gateway.Draw(r, "gateway")
+				generations, changed := table.admit([]oauth.ClientRef{ref}, held[g])
+				write(g, changed)
+				held[g] = generations
+				if dead[generations[ref]] {
+					r.Fatalf("generation %d, whose tokens were ended, counts again", generations[ref])
+				}
+				used[generations[ref]] = true
+			},
+			"end": func(r *rapid.T) {
+				g := gateway.Draw(r, "gateway")
+				e := ending{realm: "r", clients: []string{"a"}, held: held[g]}
+				write(g, e.change(table))
+				for generation := range used {
+					dead[generation] = true
+				}
+				if len(e.change(table)) != 0 {
+					r.Fatal("a second attempt changes something")
+				}
+				if held[g] = maps.Clone(e.reached); dead[held[g][ref]] {
+					r.Fatalf("generation %d has dead tokens", held[g][ref])
+				}
+			},
+			"retire":    func(r *rapid.T) { g := gateway.Draw(r, "gateway"); write(g, table.retire(nil)) },
+			"leave":     func(r *rapid.T) { g := gateway.Draw(r, "gateway"); write(g, table.leave(nil)) },
+			"replicate": func(*rapid.T) { lagging = maps.Clone(table) },
+			// All gateways live, so each writes again what it wrote, at once or before it does anything
+			// else. Until then, what it had ended may count again.
+			"failover": func(r *rapid.T) {
+				table = maps.Clone(lagging)
+				atOnce := rapid.Bool().Draw(r, "at once")
+				if !atOnce || len(table) == 0 {
+					clear(dead)
+				}
+				if len(table) == 0 {
+					clear(used) // records and keys are gone, too, and so are all tokens
+				}
+				for g := range written {
+					if owes[g] = !atOnce; atOnce {
+						write(g, table.again(written[g]))
+					}
+				}
+			},
+		})
+	})
 }
 
 // testModel applies the same random operations to a store and to a map.
