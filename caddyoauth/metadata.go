@@ -10,6 +10,55 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
+// servePublic answers a request to one of the endpoints that know no clients, and reports whether it
+// was one.
+func (s *Server) servePublic(w http.ResponseWriter, r *http.Request, e *route) bool {
+	switch e.kind {
+	case endpointMetadata:
+		s.serveMetadata(w, r, e)
+	case endpointAuthorize:
+		refuseAuthorization(w, r)
+	default:
+		return false
+	}
+	return true
+}
+
+// authorizePath is where a realm has its authorization endpoint, after the base path.
+const authorizePath = "/authorize"
+
+// nameAuthorization has a realm's metadata name an authorization endpoint, and has its servers
+// serve that. It supports no response type, so RFC 8414 section 2 lets the metadata leave it out.
+// But MCP clients, of the SDKs for TypeScript and Python, take no metadata without one, although
+// those with the client credentials grant never call it. They come from the metadata of a protected
+// resource, so only what such metadata names is changed for them.
+func (a *App) nameAuthorization(r *servedRealm) error {
+	r.discovered = true
+	for _, s := range a.servers { // those to come look for themselves
+		if slices.Contains(s.served, r) {
+			if err := s.layOutMetadata(r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// refuseAuthorization answers at the authorization endpoint. No client has a redirection URI, so it
+// redirects nobody (RFC 6749 section 4.1.2.1).
+func refuseAuthorization(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	dontAwaitBody(w, r)
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodPost:
+		writeError(w, http.StatusBadRequest, &oauth.Error{Code: oauth.CodeUnsupportedResponseType, Description: "nobody can log in here; programs get tokens from the token endpoint"})
+	default:
+		h.Set("Allow", "GET, HEAD, POST")
+		writeError(w, http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be GET or POST"})
+	}
+}
+
 // serveMetadata answers with the realm's metadata document.
 func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *route) {
 	h := w.Header()
@@ -63,20 +112,25 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		}
 	}
 	slices.Sort(methods)
+	authorization := ""
+	if r.discovered {
+		authorization = base + authorizePath
+	}
 	return json.Marshal(struct {
 		Issuer                string   `json:"issuer"`
+		AuthorizationEndpoint string   `json:"authorization_endpoint,omitempty"`
 		TokenEndpoint         string   `json:"token_endpoint"`
 		IntrospectionEndpoint string   `json:"introspection_endpoint"`
 		RevocationEndpoint    string   `json:"revocation_endpoint"`
 		GrantTypes            []string `json:"grant_types_supported"`
-		// Empty, because there is no authorization endpoint. RFC 8414 requires the member all the
-		// same.
+		// Empty, because nobody can log in. RFC 8414 requires the member all the same.
 		ResponseTypes            []string `json:"response_types_supported"`
 		TokenAuthMethods         []string `json:"token_endpoint_auth_methods_supported"`
 		IntrospectionAuthMethods []string `json:"introspection_endpoint_auth_methods_supported"`
 		RevocationAuthMethods    []string `json:"revocation_endpoint_auth_methods_supported"`
 	}{
 		Issuer:                   r.settings.Issuer,
+		AuthorizationEndpoint:    authorization,
 		TokenEndpoint:            base + "/access_token",
 		IntrospectionEndpoint:    base + "/introspect",
 		RevocationEndpoint:       base + "/token/revoke",

@@ -80,6 +80,9 @@ type servedRealm struct {
 	// takesBasic is set if there is a route where its clients may use Basic. Provisioning such a
 	// route sets it.
 	takesBasic bool
+	// discovered is set if the metadata of a protected resource names its issuer. Provisioning such a
+	// resource sets it, by nameAuthorization.
+	discovered bool
 	// engine is nil until the app's Start. Use await.
 	engine *oauth.Engine
 }

@@ -105,6 +105,13 @@ func (p *Protect) provisionResource(ctx caddy.Context) error {
 		return fmt.Errorf("resource: %s and %s would have the same document", resource.identifier, identifier)
 	}
 	resource.protects = append(resource.protects, p)
+	for _, s := range p.sources {
+		if realm, ok := s.(*servedRealm); ok {
+			if err := p.app.nameAuthorization(realm); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 

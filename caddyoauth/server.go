@@ -36,9 +36,10 @@ func init() {
 // `/introspect` | introspection, POST
 // `/token/revoke`, `/revoke` | revocation, POST
 // `/.well-known/openid-configuration` | metadata, where ForgeRock AM has it
+// `/authorize` | an authorization endpoint that refuses everybody, if an `oauth_protect` with a `resource` accepts the realm's tokens
 //
 // It also serves `/.well-known/oauth-authorization-server` followed by the path of the issuer.
-// A slash at the end of a path in the table makes no difference, except for the metadata.
+// A slash at the end of a path for POST makes no difference.
 //
 // A request that only looks as if it were for an endpoint is answered with 404, so that its
 // secret reaches no backend. Below the base path, that is a request whose path ends with the
@@ -80,6 +81,7 @@ type Server struct {
 	refusals *refusalLog
 	// endpoints are by path. Nothing is matched by prefix.
 	endpoints map[string]*route
+	served    []*servedRealm
 	// site is where this handler stands.
 	site site
 	// noSuchEndpoint answers what misdirected finds.
@@ -103,6 +105,7 @@ const (
 	endpointIntrospect endpointKind = "introspect"
 	endpointRevoke     endpointKind = "revoke"
 	endpointMetadata   endpointKind = "metadata"
+	endpointAuthorize  endpointKind = "authorization"
 )
 
 // CaddyModule returns the Caddy module information.
@@ -136,7 +139,6 @@ func (s *Server) Provision(ctx caddy.Context) error {
 		names = sortedKeys(app.realms)
 	}
 	s.endpoints = make(map[string]*route)
-	var realms []*servedRealm
 	for _, name := range names {
 		r, err := app.realm(name)
 		if err != nil {
@@ -145,9 +147,9 @@ func (s *Server) Provision(ctx caddy.Context) error {
 		if err := s.layOut(r); err != nil {
 			return fmt.Errorf("oauth_server: %w", err)
 		}
-		realms = append(realms, r)
+		s.served = append(s.served, r)
 	}
-	s.noSuchEndpoint = s.directions(realms)
+	s.noSuchEndpoint = s.directions(s.served)
 	s.site = siteOf(ctx)
 	_, err = app.register(ctx, needs{store: true, server: s})
 	return err
@@ -160,19 +162,24 @@ func checkBasePath(path string) error {
 	return nil
 }
 
-// layOut adds the endpoints of a realm.
-func (s *Server) layOut(r *servedRealm) error {
+// bases returns what the paths of a realm's endpoints begin with.
+func (s *Server) bases(r *servedRealm) []string {
 	bases := []string{s.BasePath + realmPath(r.name)}
 	if r.name == rootRealm {
 		bases = append(bases, s.BasePath+"/realms/root") // ForgeRock AM's explicit form
 	}
+	return bases
+}
+
+// layOut adds the endpoints of a realm.
+func (s *Server) layOut(r *servedRealm) error {
 	s.app.useSeries(r.name)
 	post := func(kind endpointKind) *route {
 		labels := prometheus.Labels{"realm": r.name, "endpoint": string(kind)}
 		return &route{realm: r, kind: kind, span: "oauth." + string(kind), requests: collectors.requests.MustCurryWith(labels)}
 	}
 	token, introspection, revocation := post(endpointToken), post(endpointIntrospect), post(endpointRevoke)
-	for _, base := range bases {
+	for _, base := range s.bases(r) {
 		// Several client libraries add the slash.
 		for _, end := range []string{"", "/"} {
 			s.endpoints[base+"/access_token"+end], s.endpoints[base+"/token"+end] = token, token
@@ -180,6 +187,12 @@ func (s *Server) layOut(r *servedRealm) error {
 			s.endpoints[base+"/token/revoke"+end], s.endpoints[base+"/revoke"+end] = revocation, revocation
 		}
 	}
+	return s.layOutMetadata(r)
+}
+
+// layOutMetadata adds the metadata of a realm, if it has any. It is called again if the metadata
+// changes while the configuration is being loaded.
+func (s *Server) layOutMetadata(r *servedRealm) error {
 	if r.issuer == nil {
 		return nil
 	}
@@ -202,8 +215,11 @@ func (s *Server) layOut(r *servedRealm) error {
 		meta = &route{realm: r, kind: endpointMetadata}
 		s.endpoints["/.well-known/openid-configuration"+strings.TrimSuffix(r.issuer.Path, "/")] = meta
 	}
-	for _, base := range bases {
+	for _, base := range s.bases(r) {
 		s.endpoints[base+"/.well-known/openid-configuration"] = meta
+		if r.discovered {
+			s.endpoints[base+authorizePath] = &route{realm: r, kind: endpointAuthorize}
+		}
 	}
 	return nil
 }
@@ -220,8 +236,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	}
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
-	if e.kind == endpointMetadata {
-		s.serveMetadata(w, r, e)
+	if s.servePublic(w, r, e) {
 		return nil
 	}
 	if ctx, span := startSpan(r.Context(), e.span, trace.SpanKindInternal); span != nil {

@@ -317,8 +317,7 @@ func (w *walker) endpoints(rw http.ResponseWriter, r *http.Request, h *Server, i
 		return s.passOn(rw, r, next)
 	}
 	w.say(i, "the "+string(e.kind)+" endpoint of realm "+e.realm.name)
-	if e.kind == endpointMetadata {
-		s.serveMetadata(rw, r, e)
+	if s.servePublic(rw, r, e) {
 		w.answered(i, w.status)
 		return nil
 	}

@@ -14,6 +14,8 @@ const (
 	CodeInvalidTarget        Code = "invalid_target"          // 400; RFC 8707 section 2
 	CodeTooManyRequests      Code = "slow_down"               // 429; the word is RFC 8628's
 	CodeUnavailable          Code = "temporarily_unavailable" // 503
+	// CodeUnsupportedResponseType is for those who are sent to log in (RFC 6749 section 4.1.2.1).
+	CodeUnsupportedResponseType Code = "unsupported_response_type" // 400
 )
 
 // Error is a refusal that the caller is told about.
