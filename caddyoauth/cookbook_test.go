@@ -18,6 +18,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"golang.org/x/net/websocket"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 )
 
 // recipes are the cookbook's by heading: for each block, in order, what it has to do.
@@ -30,6 +32,7 @@ var recipes = map[string][]func(t *testing.T, b docBlock){
 	"Put one backend under two prefixes":           {prefixesRecipe},
 	"Give the backend an API key for each client":  {apiKeysRecipe},
 	"Put a token in front of PHP":                  {phpRecipe},
+	"Protect an MCP server":                        {mcpRecipe},
 	"Let browsers open WebSockets":                 {webSocketRecipe},
 	"See the clients' addresses behind a balancer": {balancerRecipe},
 	"Log more about the caller":                    {logRecipe},
@@ -496,6 +499,34 @@ func phpRecipe(t *testing.T, b docBlock) {
 	for _, path := range []string{"/health/../private", "/assets/..;/private", "/assets/%2e%2e/private", "/health//private", "/assets/x.php%2fprivate"} {
 		g.send(400, "GET", path, "")
 	}
+}
+
+func mcpRecipe(t *testing.T, b docBlock) {
+	const other = "https://other.example"
+	here := porttest.Address(t)
+	g := startCaddyfile(t, changed(t, b.text, "\tscopes tools\n\t\t\tdefault", "\tscopes tools rest\n\t\t\tdefault",
+		"\taudience https://mcp.example.com/mcp\n\t\t}\n\t}", "\taudience http://"+here+"/mcp "+other+"\n\t\t}\n\t}",
+		"https://mcp.example.com", "http://"+here, "mcp.example.com {", "http://"+here+" {\n\tbind 127.0.0.1",
+		"127.0.0.1:9000", "BACKEND", "\toauth {", "\tadmin off\n\tpersist_config off\n\tauto_https off\n\toauth {\n\t\tstore memory"))
+	g.URL = "http://" + here
+	agent := &mcpClient{id: "agent", secret: testSecret, http: g.Client}
+	if _, err := agent.call(g.URL + "/mcp"); err != nil {
+		t.Errorf("%v, after %q", err, agent.sent)
+	}
+	if got := g.Backend.last(t); got.Header.Get("X-OAuth-Client-Id") != "agent" || got.Method != "POST" || got.Host != g.Backend.Listener.Addr().String() {
+		t.Errorf("the backend had %s at %s with %v", got.Method, got.Host, got.Header)
+	}
+	for _, path := range []string{"/", "/mcp/", "/mcp2", "/notes"} {
+		g.send(404, "POST", path, agent.token)
+	}
+	token := func(resource, scope string) string {
+		a := g.post("/oauth2/access_token", "agent", testSecret, url.Values{"grant_type": {"client_credentials"}, "resource": {resource}, "scope": {scope}})
+		token, _ := a.json(t)["access_token"].(string)
+		return token
+	}
+	g.send(200, "POST", "/mcp", token(agent.resource, "tools"))
+	g.send(401, "POST", "/mcp", token(other, "tools"))
+	g.send(403, "POST", "/mcp", token(agent.resource, "rest"))
 }
 
 func webSocketRecipe(t *testing.T, b docBlock) {

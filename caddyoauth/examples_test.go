@@ -70,7 +70,7 @@ func documents(t *testing.T) []string {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() && path != repositoryRoot && strings.HasPrefix(d.Name(), ".") {
+		if d.IsDir() && path != repositoryRoot && (strings.HasPrefix(d.Name(), ".") || d.Name() == "node_modules") {
 			return filepath.SkipDir
 		}
 		if filepath.Ext(path) == ".md" {
@@ -334,6 +334,15 @@ func checkCommand(t *testing.T, command string) {
 		if _, err := os.Stat(filepath.Join(repositoryRoot, strings.TrimPrefix(words[1], "--config.file="))); err != nil || len(words) != 2 {
 			t.Errorf("%q: %v", command, err)
 		}
+	case strings.HasPrefix(command, "npm ci --prefix "):
+		if len(words) != 4 || !exists(words[3]+"/package-lock.json") {
+			t.Errorf("%q: there is no lock of packages", command)
+		}
+	case strings.HasPrefix(command, "node "):
+		// TestExamples starts every server.
+		if len(words) != 2 || !strings.HasSuffix(command, "/server.mjs") || !slices.Contains(stories(t), strings.TrimSuffix(words[1], "server.mjs")+"Caddyfile") {
+			t.Errorf("%q is not among the examples", command)
+		}
 	case command == "redis-server --port 6390 --save ''":
 		// startFleet does it.
 	case command == "go install github.com/caddyserver/xcaddy/cmd/xcaddy@latest":
@@ -467,13 +476,17 @@ func TestExamples(t *testing.T) {
 			}
 			text := readDocument(t, story)
 			checkFormat(t, text)
+			var pairs []string
+			if server := strings.TrimSuffix(story, "Caddyfile") + "server.mjs"; exists(server) {
+				pairs = append(pairs, backendOf(t, server, text), startNode(t, server))
+			}
 			// Paths in the commands are relative to the root of the repository.
 			t.Chdir(repositoryRoot)
 			var moved *strings.Replacer
 			if second, err := os.ReadFile(story + ".second"); err == nil {
 				moved = startFleet(t, text, string(second))
 			} else {
-				moved = freePorts(t, text)
+				moved = freePorts(t, text, pairs...)
 			}
 			startStory(t, moved.Replace(text))
 			t.Chdir("caddyoauth")
@@ -487,6 +500,22 @@ func TestExamples(t *testing.T) {
 			}
 		})
 	}
+}
+
+// exists reports whether there is a file of that name, relative to the root of the repository.
+func exists(file string) bool {
+	_, err := os.Stat(filepath.Join(repositoryRoot, filepath.FromSlash(file)))
+	return err == nil
+}
+
+// backendOf returns the address at which an example expects its server.
+func backendOf(t *testing.T, server, caddyfile string) string {
+	t.Helper()
+	m := regexp.MustCompile(`\breverse_proxy (127\.0\.0\.1:(\d+))\n`).FindStringSubmatch(caddyfile)
+	if m == nil || !strings.Contains(readDocument(t, server), "process.env.PORT ?? "+m[2]) {
+		t.Fatalf("%s doesn't listen where the Caddyfile expects it", server)
+	}
+	return m[1]
 }
 
 // siteAddress matches a site's port, its name in the example of a deployment, or the port of the

@@ -186,6 +186,7 @@ type backend struct {
 // received is a request as it arrived at the backend.
 type received struct {
 	Method, RequestURI string
+	Host               string
 	Header, Trailer    http.Header
 	Body               string
 }
@@ -195,7 +196,7 @@ func newBackend(t testing.TB) *backend {
 	b.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		b.mu.Lock()
-		b.requests = append(b.requests, received{r.Method, r.RequestURI, r.Header.Clone(), r.Trailer.Clone(), string(body)})
+		b.requests = append(b.requests, received{r.Method, r.RequestURI, r.Host, r.Header.Clone(), r.Trailer.Clone(), string(body)})
 		b.mu.Unlock()
 		fmt.Fprint(w, "backend")
 	}))
