@@ -153,6 +153,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 //
 //	issuer         <url>
 //	no_openid_configuration
+//	authorization_endpoint
 //	token_lifetime <duration>
 //	token_format   opaque|sealed
 //	limit          tokens <n> <duration>
@@ -164,6 +165,7 @@ func realmOptions(realm *Realm) conf.Options {
 	return conf.Options{
 		"issuer":                  conf.Text(&realm.Issuer),
 		"no_openid_configuration": conf.Flag(&realm.NoOpenIDConfiguration),
+		"authorization_endpoint":  conf.Flag(&realm.AuthorizationEndpoint),
 		"token_lifetime":          conf.Lifetime(&realm.TokenLifetime),
 		"token_format":            conf.Text(&realm.TokenFormat, checkTokenFormat),
 		"limit":                   limitOption(&realm.Limits),

@@ -92,8 +92,11 @@ func (c *mcpClient) authorize(server string, refusal answer) error {
 			a, err = c.send("GET", origin+"/.well-known/oauth-protected-resource", "", "MCP-Protocol-Version", "2025-11-25")
 		}
 	}
-	if err != nil || a.StatusCode/100 != 2 {
-		return fmt.Errorf("no document about the resource: %d %v", a.StatusCode, err)
+	if err != nil {
+		return err
+	}
+	if a.StatusCode/100 != 2 {
+		return fmt.Errorf("no document about the resource: %d", a.StatusCode)
 	}
 	var protected map[string]any
 	if err := json.Unmarshal([]byte(a.Body), &protected); err != nil {
@@ -170,8 +173,11 @@ func (c *mcpClient) authorize(server string, refusal answer) error {
 	form := url.Values{"grant_type": {"client_credentials"}, "resource": {c.resource}}
 	a, err = c.send("POST", c.metadata["token_endpoint"].(string), form.Encode(),
 		"Content-Type", "application/x-www-form-urlencoded", "Accept", "application/json", "Authorization", rawBasic(c.id+":"+c.secret))
-	if err != nil || a.StatusCode != http.StatusOK {
-		return fmt.Errorf("no token: %d %s %v", a.StatusCode, a.Body, err)
+	if err != nil {
+		return err
+	}
+	if a.StatusCode != http.StatusOK {
+		return fmt.Errorf("no token: %d %s", a.StatusCode, a.Body)
 	}
 	var granted map[string]any
 	if err := json.Unmarshal([]byte(a.Body), &granted); err != nil {
@@ -247,6 +253,10 @@ func TestMCPClient(t *testing.T) {
 			between: []string{protected + "/mcp 200", server + "/alpha 200"}, token: "http://HERE/oauth2/realms/root/realms/alpha/access_token"},
 		{name: "another site", issuer: "http://THERE/oauth2", site: "PROTECT", other: "oauth_server",
 			between: []string{protected + "/mcp 200", "GET http://THERE/.well-known/oauth-authorization-server/oauth2 200"}, token: "http://THERE/oauth2/access_token"},
+		{name: "a source that is asked", issuer: "http://THERE/oauth2", other: "oauth_server",
+			site: "oauth_protect {\nsource introspect http://THERE/oauth2/introspect {\nissuer http://THERE/oauth2\nclient_id agent\nclient_secret {env.MCP_SECRET}\n}\n" +
+				"resource RESOURCE\naudience RESOURCE\n}\nreverse_proxy BACKEND",
+			between: []string{protected + "/mcp 200", "GET http://THERE/.well-known/oauth-authorization-server/oauth2 200"}, token: "http://THERE/oauth2/access_token"},
 		{name: "endpoints that come last", issuer: "http://HERE/oauth2",
 			site:    "route {\nhandle /mcp {\nPROTECT\n}\nhandle {\noauth_server\n}\n}",
 			between: []string{protected + "/mcp 200", server + "/oauth2 200"}},
@@ -304,6 +314,7 @@ func TestMCPClient(t *testing.T) {
 				want[i] = moved.Replace(want[i])
 			}
 
+			t.Setenv("MCP_SECRET", testSecret)
 			g := startCaddyfile(t, text)
 			own := &mcpClient{id: "agent", secret: testSecret, deaf: c.deaf, http: g.Client}
 			if _, err := own.call(moved.Replace(c.url)); err != nil {
@@ -344,6 +355,40 @@ func TestMCPClient(t *testing.T) {
 					[]string{"CLIENT_ID=agent", "CLIENT_SECRET=" + testSecret, "ISSUER=" + own.metadata["issuer"].(string)})
 				if !strings.HasPrefix(said, strings.Join(want, "\n")+"\n") || !strings.HasSuffix(said, "\nTo agent: Water the plants.\n") {
 					t.Errorf("it says\n%s\nwant\n%s", said, strings.Join(want, "\n"))
+				}
+			})
+		})
+	}
+}
+
+// What a configuration may lack has its own message, in the client's own words or in ours.
+func TestMCPClientInVain(t *testing.T) {
+	for _, c := range []struct{ name, client, resource, want string }{
+		{"no default scopes", "audience http://HERE/mcp", "http://HERE/mcp", "no scope was requested and the client has no default"},
+		{"no audience", "default_scopes tools", "http://HERE/mcp", "the client may not have a token for a resource that was requested"},
+		{"another audience", "default_scopes tools\naudience http://HERE/mcp/", "http://HERE/mcp", "the client may not have a token for a resource that was requested"},
+		{"a document about another path", "default_scopes tools\naudience http://HERE/notes", "http://HERE/notes", "http://HERE/notes"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			here := porttest.Address(t)
+			text := strings.NewReplacer("HERE", here, "CLIENT", c.client, "RESOURCE", c.resource).Replace(
+				"{\nadmin off\npersist_config off\nauto_https off\noauth {\nstore memory\nissuer http://HERE/oauth2\nclient agent {\nsecret_hash " + hashOf(testSecret) +
+					"\nscopes tools\nCLIENT\n}\n}\n}\nhttp://HERE {\nbind 127.0.0.1\noauth_server\nhandle /mcp {\noauth_protect {\nresource RESOURCE\n}\nreverse_proxy BACKEND\n}\n}\n")
+			text = strings.ReplaceAll(text, "HERE", here)
+			want := strings.ReplaceAll(c.want, "HERE", here)
+			g := startCaddyfile(t, text)
+			own := &mcpClient{id: "agent", secret: testSecret, http: g.Client}
+			if _, err := own.call("http://" + here + "/mcp"); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %q, after %q", err, want, own.sent)
+			}
+			if n := g.Backend.count(); n > 0 || own.token != "" {
+				t.Errorf("the backend had %d requests, and there is a token: %t", n, own.token != "")
+			}
+			t.Run("the SDK", func(t *testing.T) {
+				said := runNode(t, "examples/mcp/client.mjs", []string{"http://" + here + "/mcp", "read_notes"},
+					[]string{"CLIENT_ID=agent", "CLIENT_SECRET=" + testSecret, "ISSUER=http://" + here + "/oauth2"})
+				if !strings.Contains(said, "Error") || !strings.Contains(said, want) {
+					t.Errorf("it says %s, want %q", said, want)
 				}
 			})
 		})
@@ -396,5 +441,19 @@ func TestAuthorizationEndpoint(t *testing.T) {
 	}
 	if a := g.get("/oauth2/authorize", ""); a.StatusCode != 418 {
 		t.Errorf("without a resource: %d", a.StatusCode)
+	}
+
+	// The resource may be at another gateway.
+	const option = "authorization_endpoint\n"
+	for name, c := range map[string]struct{ root, alpha string }{"for one realm": {"", option}, "for all": {option, ""}} {
+		if err := g.load(strings.Replace(c.root+options, "realm alpha {\n", "realm alpha {\n"+c.alpha, 1), "oauth_server\nrespond next 418"); err != nil {
+			t.Fatal(err)
+		}
+		if a := g.get("/oauth2"+alphaSuffix+"/authorize", ""); a.StatusCode != 400 || named(wellKnown+"/oauth2"+alphaSuffix) != testIssuer+alphaSuffix+"/authorize" {
+			t.Errorf("%s: alpha's endpoint answers %d", name, a.StatusCode)
+		}
+		if a := g.get("/oauth2/authorize", ""); (a.StatusCode == 400) != (c.root != "") || (named(wellKnown+"/oauth2") != nil) != (c.root != "") {
+			t.Errorf("%s: root's endpoint answers %d", name, a.StatusCode)
+		}
 	}
 }

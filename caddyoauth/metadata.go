@@ -27,13 +27,13 @@ func (s *Server) servePublic(w http.ResponseWriter, r *http.Request, e *route) b
 // authorizePath is where a realm has its authorization endpoint, after the base path.
 const authorizePath = "/authorize"
 
-// nameAuthorization has a realm's metadata name an authorization endpoint, and has its servers
-// serve that. It supports no response type, so RFC 8414 section 2 lets the metadata leave it out.
-// But MCP clients, of the SDKs for TypeScript and Python, take no metadata without one, although
-// those with the client credentials grant never call it. They come from the metadata of a protected
-// resource, so only what such metadata names is changed for them.
+// nameAuthorization has the metadata of a realm name an authorization endpoint, and has its servers
+// serve that, because the document about a resource names the realm's issuer. The endpoint supports
+// no response type, so RFC 8414 section 2 lets the metadata leave it out. But MCP clients, of the
+// SDKs for TypeScript and Python, take no metadata without one, although those with the client
+// credentials grant never call it. They come from such documents, so other realms need none.
 func (a *App) nameAuthorization(r *servedRealm) error {
-	r.discovered = true
+	r.authorization = true
 	for _, s := range a.servers { // those to come look for themselves
 		if slices.Contains(s.served, r) {
 			if err := s.layOutMetadata(r); err != nil {
@@ -113,7 +113,7 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 	}
 	slices.Sort(methods)
 	authorization := ""
-	if r.discovered {
+	if r.authorization {
 		authorization = base + authorizePath
 	}
 	return json.Marshal(struct {

@@ -46,6 +46,13 @@ type Realm struct {
 	// to all realms. Default: false.
 	NoOpenIDConfiguration bool `json:"no_openid_configuration,omitempty"`
 
+	// Has the metadata name an authorization endpoint, at `/authorize` under the base path, which
+	// refuses everybody: nobody can log in here. MCP clients demand one. If an `oauth_protect` of this
+	// configuration has a `resource` and accepts the realm's tokens, the metadata does so without
+	// this option, which is for gateways that only issue tokens. Set for root, it applies to all
+	// realms. Default: false.
+	AuthorizationEndpoint bool `json:"authorization_endpoint,omitempty"`
+
 	// How much each client may do in a given time.
 	Limits *Limits `json:"limits,omitempty"`
 
@@ -80,9 +87,9 @@ type servedRealm struct {
 	// takesBasic is set if there is a route where its clients may use Basic. Provisioning such a
 	// route sets it.
 	takesBasic bool
-	// discovered is set if the metadata of a protected resource names its issuer. Provisioning such a
-	// resource sets it, by nameAuthorization.
-	discovered bool
+	// authorization is set if its metadata names an authorization endpoint. Provisioning a protected
+	// resource whose document names its issuer sets it, by nameAuthorization.
+	authorization bool
 	// engine is nil until the app's Start. Use await.
 	engine *oauth.Engine
 }
@@ -146,7 +153,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
-	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, upstream: make(map[string]upstreamHeaders)}
+	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders)}
 	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client)}
 	for _, id := range sortedKeys(rc.Clients) {
 		client, err := rc.Clients[id].provision(id, format, lifetime, defaultScopes, limits, logger)

@@ -78,7 +78,8 @@ func (p *Protect) provisionResource(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("resource: %w", err)
 	}
-	if len(p.issuers()) == 0 {
+	issuers := p.issuers()
+	if len(issuers) == 0 {
 		return errors.New("resource: nobody could find out who issues its tokens: give the realm an issuer, or the source an 'issuer'")
 	}
 	path := resourceMetadataPath
@@ -105,8 +106,8 @@ func (p *Protect) provisionResource(ctx caddy.Context) error {
 		return fmt.Errorf("resource: %s and %s would have the same document", resource.identifier, identifier)
 	}
 	resource.protects = append(resource.protects, p)
-	for _, s := range p.sources {
-		if realm, ok := s.(*servedRealm); ok {
+	for _, realm := range p.app.realms {
+		if slices.Contains(issuers, realm.settings.Issuer) {
 			if err := p.app.nameAuthorization(realm); err != nil {
 				return err
 			}

@@ -217,7 +217,7 @@ func (s *Server) layOutMetadata(r *servedRealm) error {
 	}
 	for _, base := range s.bases(r) {
 		s.endpoints[base+"/.well-known/openid-configuration"] = meta
-		if r.discovered {
+		if r.authorization {
 			s.endpoints[base+authorizePath] = &route{realm: r, kind: endpointAuthorize}
 		}
 	}
