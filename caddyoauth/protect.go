@@ -73,8 +73,8 @@ type Protect struct {
 	// The identifier of the resource that this protects (RFC 9728): an https URL without query or
 	// fragment, such as `https://api.example.com/v1`; plain http is accepted for loopback hosts only.
 	// The server then answers GET requests for `/.well-known/oauth-protected-resource` followed by
-	// its path, at its host, with a document that says who issues tokens for it, and challenges name
-	// that document as `resource_metadata`. The realm, or one of the sources, must have an issuer.
+	// its path, at its host, with a document that says who issues tokens for it. Challenges name that
+	// document as `resource_metadata`, and the scopes that the request needs. The realm, or one of the sources, must have an issuer.
 	// Several `oauth_protect` may protect one resource. It is no rule: whether a token must name the
 	// resource is for `audience` to say. Placeholders are replaced when the configuration is loaded.
 	// Default: none.
@@ -524,6 +524,32 @@ func (p *Protect) scopeChallenge(r *http.Request, b *bearer, want []string) stri
 	return p.challenge + `, error="insufficient_scope", error_description="the token lacks a scope", scope="` + strings.Join(slices.Compact(needed), " ") + `"`
 }
 
+// withScopes adds to a challenge the scopes that a request without a good token needs, as far as this
+// handler can tell: a program that has found its way by the challenge asks for these (RFC 6750
+// section 3). Where one of several would do, a challenge can't say so, and names none.
+func (p *Protect) withScopes(challenge string, r *http.Request) string {
+	rules := []*access.Rule{p.ruleFor(r.Method)}
+	for _, other := range p.behind(r) {
+		if !other.ReportOnly.holds() {
+			rules = append(rules, other.ruleFor(r.Method))
+		}
+	}
+	var needed []string
+	for _, rule := range rules {
+		for ; rule != nil; rule = rule.Also {
+			if len(rule.AnyScope) > 1 {
+				return challenge
+			}
+			needed = slices.Concat(needed, rule.Scopes, rule.AnyScope)
+		}
+	}
+	if len(needed) == 0 {
+		return challenge
+	}
+	slices.Sort(needed)
+	return challenge + `, scope="` + strings.Join(slices.Compact(needed), " ") + `"`
+}
+
 // behind returns the handlers that the request would meet next, in the list of routes that
 // this one is in.
 func (p *Protect) behind(r *http.Request) []*Protect {
@@ -587,6 +613,8 @@ func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, b *bearer, deci
 	h.Set("Cache-Control", "no-store")
 	if decision.Cause == access.CauseScope {
 		h.Set("WWW-Authenticate", p.scopeChallenge(r, b, decision.Want))
+	} else if no.status == http.StatusUnauthorized && p.metadataURL != "" {
+		h.Set("WWW-Authenticate", p.withScopes(no.challenge, r))
 	} else if no.challenge != "" {
 		h.Set("WWW-Authenticate", no.challenge)
 	}
