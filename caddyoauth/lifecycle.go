@@ -311,7 +311,7 @@ func (a *App) agree(ctx context.Context) error {
 		}
 		a.run.rings[r.name] = ring
 		if ring != nil {
-			shared.Epoch, shared.SealKeys = ring.Epoch(), ring.Seals()
+			shared.Epoch, shared.SealKeys = ring.Epoch(), ring.Seals(time.Now())
 		}
 		if err := r.engine.Share(shared); err != nil {
 			errs = append(errs, fmt.Errorf("realm %q: %w", r.name, err))

@@ -65,13 +65,24 @@ func NewCipher(secrets ...string) (*Cipher, error) {
 // ErrNotConfigured means that a key was encrypted under an encryption key that is not configured.
 var ErrNotConfigured = errors.New("the keys in the token store are encrypted under an encryption_key that is not configured: add it again, behind the new one if there is one; without it these keys are lost, and with them all self-contained tokens")
 
-// encrypt returns a key for the store, and the name of what it is encrypted under, which is empty
-// for a nil Cipher. What it says about the key can't be changed in the store.
-func (c *Cipher) encrypt(key []byte, about string) (under string, stored []byte) {
+// name returns the name of the encryption key that encrypts, which is empty for a nil Cipher.
+func (c *Cipher) name() string {
 	if c == nil {
-		return "", key
+		return ""
 	}
-	return c.first, c.own[c.first].Seal(nil, nil, key, []byte(about)) //nolint:gosec // it draws its nonces itself
+	return c.first
+}
+
+// encrypt returns a key for the store, encrypted under the encryption key of this name, or as it is
+// if that is empty. What it says about the key can't be changed in the store.
+func (c *Cipher) encrypt(under string, key []byte, about string) ([]byte, error) {
+	if under == "" {
+		return key, nil
+	}
+	if c == nil || c.own[under] == nil {
+		return nil, ErrNotConfigured
+	}
+	return c.own[under].Seal(nil, nil, key, []byte(about)), nil //nolint:gosec // it draws its nonces itself
 }
 
 // decrypt is the inverse of encrypt.
@@ -87,15 +98,6 @@ func (c *Cipher) decrypt(under string, stored []byte, about string) ([]byte, err
 		return nil, errCorrupt
 	}
 	return key, nil
-}
-
-// current reports whether a key that is encrypted under a key of this name need not be encrypted
-// anew.
-func (c *Cipher) current(under string) bool {
-	if c == nil {
-		return under == ""
-	}
-	return under == c.first
 }
 
 // random returns n random bytes.

@@ -42,14 +42,14 @@ func TestRingIsReadAsItWasWritten(t *testing.T) {
 	} {
 		r := newRing(t, "root", c.write)
 		got, err := Read("root", r.Stored(), c.read)
-		if err != nil || got.Epoch() != r.Epoch() || !reflect.DeepEqual(got.Seals(), r.Seals()) || len(r.Seals()) != 1 {
+		if err != nil || got.Epoch() != r.Epoch() || !reflect.DeepEqual(got.Seals(time.Now()), r.Seals(time.Now())) || len(r.Seals(time.Now())) != 1 {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
 		if !bytes.HasPrefix(r.Stored(), epochBytes(r)) {
 			t.Errorf("%s: the stored form does not begin with the epoch", name)
 		}
-		key := r.Seals()[0].Key
+		key := r.Seals(time.Now())[0].Key
 		inClear := bytes.Contains(r.Stored(), []byte(base64.StdEncoding.EncodeToString(key[:])))
 		if inClear != (c.write == nil) {
 			t.Errorf("%s: the key is in clear: %t", name, inClear)
@@ -61,7 +61,7 @@ func epochBytes(r *Ring) []byte { epoch := r.Epoch(); return epoch[:] }
 
 func TestRingsAreDifferent(t *testing.T) {
 	a, b := newRing(t, "root", nil), newRing(t, "root", nil)
-	if a.Epoch() == b.Epoch() || a.Seals()[0] == b.Seals()[0] || a.Epoch() == (oauth.Epoch{}) || a.Seals()[0].Key == [32]byte{} {
+	if a.Epoch() == b.Epoch() || a.Seals(time.Now())[0] == b.Seals(time.Now())[0] || a.Epoch() == (oauth.Epoch{}) || a.Seals(time.Now())[0].Key == [32]byte{} {
 		t.Error("two rings have something in common")
 	}
 }
@@ -94,7 +94,7 @@ func TestRingThatIsNotAsItWasWritten(t *testing.T) {
 		"said to be in clear":     changed(`"under"`, `"unter"`),
 	} {
 		if got, err := Read("root", stored, c); err == nil {
-			t.Errorf("%s: it is read as %v", name, got.Seals())
+			t.Errorf("%s: it is read as %v", name, got.Seals(time.Now()))
 		} else if strings.Contains(err.Error(), `"id"`) {
 			t.Errorf("%s: the error quotes it: %v", name, err)
 		}
@@ -123,7 +123,7 @@ func TestRingIsEncryptedAnew(t *testing.T) {
 			continue
 		}
 		got, err := Read("root", next.Stored(), c.now)
-		if err != nil || got.Epoch() != r.Epoch() || !reflect.DeepEqual(got.Seals(), r.Seals()) {
+		if err != nil || got.Epoch() != r.Epoch() || !reflect.DeepEqual(got.Seals(time.Now()), r.Seals(time.Now())) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -141,10 +141,12 @@ func TestCipherRefusesWhatIsNoKey(t *testing.T) {
 }
 
 func FuzzRead(f *testing.F) {
-	c, err := NewCipher(secretA)
+	signing, _, _, err := newRing(f, "root", nil).Kept(time.Now(), Wanted{Algorithm: ES256}, nil)
 	if err != nil {
 		f.Fatal(err)
 	}
+	f.Add(signing.Stored())
+	c := cipherOf(f, secretA)
 	epoch := strings.Repeat("e", len(oauth.Epoch{}))
 	f.Add([]byte(epoch + `{"v":1,"seal":[{"id":"00000000","key":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}]}`))
 	f.Add([]byte(epoch + `{"v":1,"seal":[{"id":"00000000","under":"0000000000000000","key":"AAAA"}]}`))
@@ -157,6 +159,14 @@ func FuzzRead(f *testing.F) {
 			t.Fatal(err)
 		} else if _, err := Read("root", again.Stored(), c); err != nil {
 			t.Fatalf("what was read can't be read again: %v", err)
+		}
+		now := time.Now()
+		kept, _, wake, err := r.Kept(now, Wanted{Rotate: MinRotate, Life: time.Hour}, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Read("root", kept.Stored(), c); err != nil || len(kept.Seals(now)) == 0 || !wake.IsZero() && !wake.After(now) {
+			t.Fatalf("what was kept can't be read again, or is to be looked at %v: %v", wake, err)
 		}
 	})
 }
