@@ -291,6 +291,22 @@ func (r *Ring) Stored() []byte { return r.stored }
 // Epoch returns the ring's epoch.
 func (r *Ring) Epoch() oauth.Epoch { return r.epoch }
 
+// Covers reports whether the ring has all keys of another stored form of it. It has not if another
+// gateway has made a key, or has begun another epoch.
+func (r *Ring) Covers(stored []byte) bool {
+	text, ok := bytes.CutPrefix(stored, r.epoch[:])
+	var s storedRing
+	if !ok || json.Unmarshal(text, &s) != nil {
+		return false
+	}
+	lacks := func(stored []storedKey, keys []ringKey) bool {
+		return slices.ContainsFunc(stored, func(s storedKey) bool {
+			return !slices.ContainsFunc(keys, func(k ringKey) bool { return k.id == s.ID })
+		})
+	}
+	return s.Version == ringVersion && !lacks(s.Signs, r.signs) && !lacks(s.Seals, r.seals)
+}
+
 // inUse returns which of keys is in use: the last one whose time has come, or else the first one, as
 // this gateway's clock may be behind. It returns -1 if there are none.
 func inUse(keys []ringKey, now time.Time) int {

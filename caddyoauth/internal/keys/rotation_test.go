@@ -591,6 +591,43 @@ func TestSigningKeysThatAreNotAsTheyWereWritten(t *testing.T) {
 	}
 }
 
+func TestCovers(t *testing.T) {
+	w := Wanted{Algorithm: EdDSA, Life: time.Hour}
+	r, first := wantedRing(t, w)
+	other, _ := wantedRing(t, w)
+	more, err := r.Rotated(start, w, nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signs, err := r.Rotated(start, w, nil, true, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seals, err := r.Rotated(start, w, nil, true, r.seals[0].id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		ring   *Ring
+		stored []byte
+		want   bool
+	}{
+		"itself":                 {r, r.Stored(), true},
+		"one with fewer keys":    {more, r.Stored(), true},
+		"one with more keys":     {r, more.Stored(), false},
+		"another signing key":    {r, signs.Stored(), false},
+		"another sealing key":    {r, seals.Stored(), false},
+		"another epoch":          {r, other.Stored(), false},
+		"none":                   {r, nil, false},
+		"what can't be read":     {r, r.Stored()[:len(r.Stored())-1], false},
+		"one of a later version": {r, bytes.Replace(r.Stored(), []byte(`"v":1`), []byte(`"v":2`), 1), false},
+	} {
+		if got := c.ring.Covers(c.stored); got != c.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
 // A ring from before there were signing keys, and times of use.
 func TestRingWithoutTimesOfUse(t *testing.T) {
 	epoch := strings.Repeat("e", 16)
