@@ -212,18 +212,24 @@ func TestDeadTokensLookAlike(t *testing.T) {
 			rest := v.options(t) + askers() + short + "realm alpha {\n" + askers() + "}\n"
 			g := startGateway(t, rest+leaving+"}\n", "oauth_server")
 
-			expired := g.fetchAt("/oauth2", "short", "a")
-			dead := time.Now().Add(time.Second)
 			revoked := g.fetchAt("/oauth2", "stranger", "a")
 			ofLeaving := g.fetchAt("/oauth2", "leaving", "a")
 			ofAlpha := g.fetchAt(alphaBase, "stranger", "a")
 			mine := g.fetchAt("/oauth2", "stranger", "a")
 			// Each of them is cached when it dies.
-			for _, token := range []string{expired, revoked, ofLeaving} {
-				if a := g.introspectAt("/oauth2", "admin", token); a.json(t)["active"] != true {
-					t.Fatalf("before it dies, a token is %s", a.Body)
+			isActive := func(token string) bool { return g.introspectAt("/oauth2", "admin", token).json(t)["active"] == true }
+			for _, token := range []string{revoked, ofLeaving} {
+				if !isActive(token) {
+					t.Fatal("a token is inactive before it dies")
 				}
 			}
+			var expired string
+			var dead time.Time
+			waitUntil(t, "a token is used before it dies", func() bool {
+				expired = g.fetchAt("/oauth2", "short", "a")
+				dead = time.Now().Add(time.Second)
+				return isActive(expired)
+			})
 			if a := g.revoke("stranger", revoked); a.Body != "{}" {
 				t.Fatalf("revoking: %d %s", a.StatusCode, a.Body)
 			}

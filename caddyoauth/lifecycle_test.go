@@ -669,7 +669,7 @@ func TestReloadMovesTheStore(t *testing.T) {
 		t.Errorf("a token from this store: %d", a.StatusCode)
 	}
 	// The old file is closed, so somebody else can open it.
-	db, err := bolt.Open(filepath.Join(folder, "one", "tokens.db"), 0o600, &bolt.Options{Timeout: 5 * time.Second})
+	db, err := bolt.Open(filepath.Join(folder, "one", "tokens.db"), 0o600, &bolt.Options{Timeout: 20 * time.Second})
 	if err != nil {
 		t.Fatalf("the old file: %v", err)
 	}
@@ -797,7 +797,7 @@ func TestRefusedConfigurationThatServed(t *testing.T) {
 			refused := bytes.Replace(config, []byte(`"apps":{`), []byte(`"apps":{"oauth_test_late":{},`), 1)
 			_, address, _ := strings.Cut(string(config), `"listen":["`)
 			address, _, _ = strings.Cut(address, `"`)
-			other := &gateway{t: t, URL: "http://" + address, Client: &http.Client{Timeout: time.Second}}
+			other := &gateway{t: t, URL: "http://" + address, Client: &http.Client{Timeout: 20 * time.Second}}
 			var token string
 			lateStart = func() error {
 				r := other.posting("/oauth2/access_token", "writer", testSecret, url.Values{"grant_type": {"client_credentials"}, "scope": {"write"}})
@@ -921,7 +921,7 @@ func TestHoldStore(t *testing.T) {
 	if path == "" {
 		t.Skip("run by TestStoreHeldByAnotherProcess")
 	}
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 5 * time.Second})
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 20 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -107,7 +107,7 @@ func TestReloadKeepsASourceWhoseTimeoutChanges(t *testing.T) {
 	site := func(more string) string {
 		return "oauth_protect {\n" + f.introspect(more) + "}\nreverse_proxy BACKEND"
 	}
-	g := startGateway(t, "", site("timeout 1s"))
+	g := startGateway(t, "", site("timeout 20s"))
 	expect := func(what, token string, want int, asked int64) {
 		t.Helper()
 		f.asked.Store(0)
@@ -116,18 +116,18 @@ func TestReloadKeepsASourceWhoseTimeoutChanges(t *testing.T) {
 		}
 	}
 	expect("at first", "opaque", 200, 1)
-	if err := g.load("", site("timeout 900ms\nnegative_max_age 1s")); err != nil {
+	if err := g.load("", site("timeout 19s\nnegative_max_age 1s")); err != nil {
 		t.Fatal(err)
 	}
 	expect("after a reload with another timeout", "opaque", 200, 0)
 	f.busy.Store(true)
 	g.get("/x", "other") // the circuit opens, for a minute
 	f.busy.Store(false)
-	if err := g.load("", site("timeout 800ms")); err != nil {
+	if err := g.load("", site("timeout 18s")); err != nil {
 		t.Fatal(err)
 	}
 	expect("the circuit, after a reload", "another", 503, 0)
-	if err := g.load("", site("timeout 800ms\nissuer https://as.example.com")); err != nil {
+	if err := g.load("", site("timeout 18s\nissuer https://as.example.com")); err != nil {
 		t.Fatal(err)
 	}
 	expect("after a reload with an issuer, which makes it another source", "opaque", 200, 1)
@@ -143,13 +143,13 @@ func TestReloadKeepsASourceWhoseTimeoutChanges(t *testing.T) {
 		}
 	}))
 	defer slow.Close()
-	for timeout, want := range map[string]int{"50ms": 503, "1900ms": 200} {
+	for timeout, want := range map[string]int{"50ms": 503, "20s": 200} {
 		if err := g.load("", "oauth_protect {\nsource introspect "+slow.URL+" {\ntimeout "+timeout+"\n}\n}\nreverse_proxy BACKEND"); err != nil {
 			t.Fatal(err)
 		}
-		if a := g.get("/x", "opaque"+timeout); a.StatusCode != want {
-			t.Errorf("with timeout %s, a server that takes 300ms: %d, want %d", timeout, a.StatusCode, want)
-		}
+		// On a busy machine it may take longer, and the first answer be too late even for the longer
+		// timeout.
+		eventuallyAnswers(t, g, "opaque"+timeout, want)
 	}
 }
 

@@ -1,6 +1,7 @@
 package caddyoauth_test
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
@@ -30,6 +31,7 @@ type foreign struct {
 	*httptest.Server
 	asked, fetched atomic.Int64
 	away, busy     atomic.Bool
+	reached        atomic.Pointer[context.CancelFunc] // called by each request, if it is set
 	mu             sync.Mutex
 	tokens         map[string]string // the answer about each token
 	key            ed25519.PrivateKey
@@ -49,6 +51,9 @@ func newForeign(t testing.TB) *foreign {
 			w.Header().Set("Retry-After", "60")
 			w.WriteHeader(http.StatusTooManyRequests)
 			return
+		}
+		if reached := f.reached.Load(); reached != nil {
+			(*reached)()
 		}
 		w.Header().Set("Content-Type", "application/json")
 		f.mu.Lock()

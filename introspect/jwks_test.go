@@ -263,6 +263,10 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 			sets.Add(1)
 		},
 	})
+	// On a busy machine, the first attempts may take longer than Timeout.
+	for deadline := time.Now().Add(30 * time.Second); !j.Coherent() && time.Now().Before(deadline); {
+		j.Lookup(t.Context(), introspect.NewToken(key.issue(goodClaims())))
+	}
 	wants(t, j, key.issue(goodClaims()), "active")
 	for name, answer := range map[string]http.HandlerFunc{
 		"an error":  func(w http.ResponseWriter, _ *http.Request) { http.Error(w, jwks(evil.jwk(nil)), 500) },
@@ -302,7 +306,7 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 		"slow": func(w http.ResponseWriter, r *http.Request) {
 			select {
 			case <-r.Context().Done():
-			case <-time.After(5 * time.Second):
+			case <-time.After(time.Minute):
 			}
 		},
 		"slow in the middle": func(w http.ResponseWriter, r *http.Request) {
@@ -310,7 +314,7 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 			w.(http.Flusher).Flush()
 			select {
 			case <-r.Context().Done():
-			case <-time.After(5 * time.Second):
+			case <-time.After(time.Minute):
 			}
 		},
 		"a broken connection": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
@@ -322,11 +326,11 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 		before, begin := server.requests.Load(), time.Now()
 		wants(t, j, evil.issue(goodClaims()), "error")
 		wants(t, j, evil.issue(goodClaims()), "error")
-		if took := time.Since(begin); took > 3*time.Second {
+		if took := time.Since(begin); took > 15*time.Second {
 			t.Errorf("%s: took %v", name, took)
 		}
 		// A request that was given up may reach a busy server later.
-		for server.requests.Load() == before && time.Since(begin) < 10*time.Second {
+		for server.requests.Load() == before && time.Since(begin) < 30*time.Second {
 			time.Sleep(time.Millisecond)
 		}
 		if n := server.requests.Load() - before; n != 1 {

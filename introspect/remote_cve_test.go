@@ -213,7 +213,7 @@ func TestOathkeeperTimeoutIsInItsUnit(t *testing.T) {
 		cfg.Timeout = timeout
 		begin := time.Now()
 		facts, err := newRemote(t, cfg).Lookup(context.Background(), introspect.NewToken(remoteToken))
-		if kind, took := kindOf(t, facts, err), time.Since(begin); kind != "timeout" || took < want || took > want+3*time.Second {
+		if kind, took := kindOf(t, facts, err), time.Since(begin); kind != "timeout" || took < want || took > want+20*time.Second {
 			t.Errorf("timeout %v: %s after %v", timeout, kind, took)
 		}
 	}

@@ -306,7 +306,7 @@ func TestRemoteFailures(t *testing.T) {
 				if errors.Is(err, context.DeadlineExceeded) != (c.kind == "timeout") {
 					t.Errorf("matches the deadline's error: %v", err)
 				}
-				if took := time.Since(begin); c.kind == "timeout" && took > 5*time.Second {
+				if took := time.Since(begin); c.kind == "timeout" && took > 20*time.Second {
 					t.Errorf("it took %v", took)
 				}
 				clock.advance(time.Second)

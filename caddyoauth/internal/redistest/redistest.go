@@ -49,15 +49,24 @@ func (s *Server) Restart() {
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	for range 500 {
+	await(s.t, "redis-server listens on "+s.Addr, func() bool {
 		// That it listens is enough: with a password, commands would fail.
-		if conn, err := net.Dial("tcp", s.Addr); err == nil {
+		conn, err := net.Dial("tcp", s.Addr)
+		if err == nil {
 			conn.Close()
-			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		return err == nil
+	})
+}
+
+// await waits for a server that is on its way, on a machine that may be busy.
+func await(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 30 seconds: %s", what)
+		}
 	}
-	s.t.Fatalf("redis-server does not listen on %s within 5 seconds", s.Addr)
 }
 
 // Stop kills the server if it runs, and waits until it has ended.
@@ -92,20 +101,15 @@ func StartCluster(t testing.TB) []*Server {
 		create = append(create, s.Addr)
 	}
 	servers[0].CLI(append(create, "--cluster-yes")...)
-	for range 500 {
-		ready := 0
+	await(t, "the cluster is ready", func() bool {
 		for _, s := range servers {
-			if strings.Contains(s.CLI("cluster", "info"), "cluster_state:ok") {
-				ready++
+			if !strings.Contains(s.CLI("cluster", "info"), "cluster_state:ok") {
+				return false
 			}
 		}
-		if ready == len(servers) {
-			return servers
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatal("the cluster is not ready within 5 seconds")
-	return nil
+		return true
+	})
+	return servers
 }
 
 // StartClusterReplica adds a replica of a master to its Cluster, and waits until it has the data.
@@ -113,14 +117,16 @@ func StartClusterReplica(t testing.TB, of *Server) *Server {
 	t.Helper()
 	s := Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", reserve(t))
 	of.CLI("--cluster", "add-node", s.Addr, of.Addr, "--cluster-slave", "--cluster-master-id", of.CLI("cluster", "myid"))
-	for range 1000 {
-		if strings.Contains(s.CLI("info", "replication"), "master_link_status:up") {
-			return s
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("the replica of %s has no data within 10 seconds", of.Addr)
-	return nil
+	s.awaitData()
+	return s
+}
+
+// awaitData waits until a replica has the data of its master.
+func (s *Server) awaitData() {
+	s.t.Helper()
+	await(s.t, "the replica has the data", func() bool {
+		return strings.Contains(s.CLI("info", "replication"), "master_link_status:up")
+	})
 }
 
 // reserve returns a port for a server. Nobody else gets it, also not while the server is stopped.
@@ -134,14 +140,8 @@ func StartReplica(t testing.TB, of string) *Server {
 	t.Helper()
 	host, port, _ := net.SplitHostPort(of)
 	s := Start(t, "--replicaof", host, port)
-	for range 1000 {
-		if strings.Contains(s.CLI("info", "replication"), "master_link_status:up") {
-			return s
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("the replica of %s has no data within 10 seconds", of)
-	return nil
+	s.awaitData()
+	return s
 }
 
 // StartSentinel starts a Sentinel that watches a master under the name "main", and fails over when
