@@ -74,7 +74,11 @@ func formatted(text string) string { return string(caddyfile.Format([]byte(text)
 func goldenEnvironment(t testing.TB) {
 	t.Setenv("OAUTH_TEST_SECRET", leakedSecret)
 	t.Setenv("OAUTH_TEST_HASH", "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0")
-	t.Setenv("OAUTH_TEST_DIR", t.TempDir())
+	folder := t.TempDir()
+	t.Setenv("OAUTH_TEST_DIR", folder)
+	for _, name := range []string{"new.pem", "old.pem"} {
+		writeSigningKey(t, filepath.Join(folder, name))
+	}
 	t.Setenv("OAUTH_TEST_HOST", "auth.example.com")
 	certFile, keyFile, _ := certificate(t)
 	t.Setenv("OAUTH_TEST_CERT", certFile)

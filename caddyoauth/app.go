@@ -224,7 +224,8 @@ func (a *App) provisionRealms() error {
 	}
 	a.realms = make(map[string]*servedRealm)
 	issuers := make(map[string]string)
-	before := activeApp() // whose counts go on
+	signers := make(map[string]string) // the realms that have keys from files, by their IDs
+	before := activeApp()              // whose counts go on
 	for _, name := range servedRealms(a.Realms) {
 		own := a.Realms[name]
 		if own == nil {
@@ -240,8 +241,14 @@ func (a *App) provisionRealms() error {
 			return fmt.Errorf("realms %q and %q have the same issuer %s; each needs its own", other, name, r.settings.Issuer)
 		}
 		issuers[issuer] = name
-		if _, shared := a.opener.(*RedisStore); shared && r.selfContained() && a.cipher == nil {
-			return fmt.Errorf("realm %q has self-contained tokens, whose keys lie in Redis: give an encryption_key, or whoever can read that Redis can make tokens", name)
+		for _, id := range r.fileKeys() {
+			if other, taken := signers[id]; taken {
+				return fmt.Errorf("realms %q and %q have the same key in their key_file; each needs its own", other, name)
+			}
+			signers[id] = name
+		}
+		if _, shared := a.opener.(*RedisStore); shared && r.hasKeys() && a.cipher == nil {
+			return fmt.Errorf("realm %q has self-contained tokens or signs JWTs, and the keys for that lie in Redis: give an encryption_key, or whoever can read that Redis can make tokens", name)
 		}
 		r.app = a
 		r.handOnCounts(before)

@@ -155,7 +155,8 @@ func realmOption(realms map[string]*Realm) conf.Option {
 //	no_openid_configuration
 //	authorization_endpoint
 //	token_lifetime <duration>
-//	token_format   opaque|sealed
+//	token_format   opaque|sealed|jwt
+//	signing        { algorithm, rotate, key_file }
 //	limit          tokens <n> <duration>
 //	default_scopes <scope>...
 //	client         <id> { ... }
@@ -168,6 +169,7 @@ func realmOptions(realm *Realm) conf.Options {
 		"authorization_endpoint":  conf.Flag(&realm.AuthorizationEndpoint),
 		"token_lifetime":          conf.Lifetime(&realm.TokenLifetime),
 		"token_format":            conf.Text(&realm.TokenFormat, checkTokenFormat),
+		"signing":                 signingOption(&realm.Signing),
 		"limit":                   limitOption(&realm.Limits),
 		"default_scopes":          conf.Scopes(&realm.DefaultScopes),
 		"client":                  clientOption(realm),
@@ -221,7 +223,7 @@ func limitOption(limits **Limits) conf.Option {
 //		audience       <audience>...
 //		grant_types    client_credentials|none
 //		auth           client_secret_basic|client_secret_post...
-//		token_format   opaque|sealed
+//		token_format   opaque|sealed|jwt
 //		token_lifetime <duration>
 //		limit          tokens <n> <duration>
 //		introspect     own|audience [<audience>...]|realm

@@ -49,7 +49,7 @@ type Client struct {
 	// these.
 	Auth []string `json:"auth,omitempty"`
 
-	// What its tokens look like: `opaque` or `sealed`; see the realm's. Default: the realm's.
+	// What its tokens look like: `opaque`, `sealed` or `jwt`; see the realm's. Default: the realm's.
 	TokenFormat string `json:"token_format,omitempty"`
 
 	// How long its tokens live, in whole seconds, at most a year. Default: the realm's.

@@ -65,6 +65,9 @@ func variants(t testing.TB) []variant {
 			if (store == "memory") == (name == "no cache") && name != "tiny cache" {
 				all = append(all, variant{store + ", " + name + ", sealed", store, cache, "sealed"})
 			}
+			if map[string]string{"memory": "cache on", "bbolt": "no cache", "redis": "tiny cache"}[store] == name {
+				all = append(all, variant{store + ", " + name + ", jwt", store, cache, "jwt"})
+			}
 		}
 	}
 	return all
@@ -143,6 +146,9 @@ func caddyfileOf(oauth, site string) string {
 func (g *gateway) loadCaddyfile(caddyfile string) error {
 	g.t.Helper()
 	caddyfile = strings.ReplaceAll(caddyfile, "BACKEND", g.Backend.Listener.Addr().String())
+	if !strings.Contains(caddyfile, "issuer ") { // which JWTs must have
+		caddyfile = strings.Replace(caddyfile, "token_format jwt\n", "token_format jwt\nissuer https://auth.example.com/oauth2\n", 1)
+	}
 	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(caddyfile), map[string]any{"filename": "Caddyfile"})
 	if err != nil {
 		return err

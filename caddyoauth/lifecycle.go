@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -114,6 +115,9 @@ type running struct {
 	tokenKey    []byte
 	generations map[oauth.ClientRef]uint64
 	rings       map[string]*keys.Ring
+	// wake is when agree has to run again, because keys are due for something; zero for never. Only
+	// agree touches it, and keepAgreeing.
+	wake time.Time
 
 	// endAgreeing makes keepAgreeing return, which closes agreeingEnded. Both are nil if it never
 	// ran.
@@ -192,8 +196,9 @@ func (a *App) beginAgreeing(store string) error {
 	if unreachable {
 		a.logger.Error("cannot reach the token store: answering 503 until it can be reached", zap.String("store", store), zap.Error(err))
 	}
-	if a.run.opened.coherent == nil {
-		return nil // no other gateway can change anything
+	keyed := slices.ContainsFunc(slices.Collect(maps.Values(a.realms)), (*servedRealm).hasKeys)
+	if a.run.opened.coherent == nil && !keyed {
+		return nil // no other gateway can change anything, and nothing changes with time
 	}
 	var running context.Context
 	running, a.run.endAgreeing = context.WithCancel(context.Background())
@@ -289,6 +294,7 @@ func (a *App) agree(ctx context.Context) error {
 		return fmt.Errorf("loading the generations of clients: %w", err)
 	}
 	a.run.tokenKey, a.run.generations = tokenKey, generations
+	a.run.wake = time.Time{}
 	if a.run.rings == nil {
 		a.run.rings = make(map[string]*keys.Ring)
 	}
@@ -310,8 +316,9 @@ func (a *App) agree(ctx context.Context) error {
 			ring = known
 		}
 		a.run.rings[r.name] = ring
-		if ring != nil {
-			shared.Epoch, shared.SealKeys = ring.Epoch(), ring.Seals(time.Now())
+		if err := r.shareKeys(&shared, ring, a.run.opened.coherent != nil); err != nil {
+			errs = append(errs, fmt.Errorf("realm %q: %w", r.name, err))
+			continue
 		}
 		if err := r.engine.Share(shared); err != nil {
 			errs = append(errs, fmt.Errorf("realm %q: %w", r.name, err))
@@ -320,14 +327,14 @@ func (a *App) agree(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// ringOf returns the keys of a realm's self-contained tokens. If there are none, it makes them, or
-// returns nil if the realm issues no such tokens. It never replaces keys that are there: a ring
-// that can't be read is an error.
+// ringOf returns a realm's keys, as they must be now. If there are none, it makes them, or returns
+// nil if the realm needs none. It never replaces a ring that is there but can't be read: that is an
+// error.
 func (a *App) ringOf(ctx context.Context, r *servedRealm) (*keys.Ring, error) {
-	store, needed := a.run.opened.keys, r.selfContained()
+	store, needed := a.run.opened.keys, r.hasKeys()
 	switch {
 	case store == nil && needed:
-		return nil, errors.New("this kind of token store can't serve self-contained tokens")
+		return nil, errors.New("this kind of token store can't keep keys, as self-contained tokens and signing need")
 	case store == nil:
 		return nil, nil
 	}
@@ -356,7 +363,19 @@ func (a *App) ringOf(ctx context.Context, r *servedRealm) (*keys.Ring, error) {
 			if errors.Is(err, oauth.ErrOtherEpoch) {
 				continue // another gateway has replaced them
 			}
-			return ring, err
+			if err != nil {
+				return nil, err
+			}
+			kept, changed, wake, err := ring.Kept(time.Now(), r.wanted(), a.cipher)
+			if err != nil || !changed {
+				a.wakeAt(wake)
+				return kept, err
+			}
+			// Read them again: only the ring in the store counts, and it may be another gateway's.
+			if _, err := store.SwapKeys(ctx, r.name, stored, kept.Stored()); err != nil {
+				return nil, err
+			}
+			continue
 		case !needed:
 			return nil, nil
 		}
@@ -371,9 +390,18 @@ func (a *App) ringOf(ctx context.Context, r *servedRealm) (*keys.Ring, error) {
 	}
 }
 
-// encryptAnew encrypts the realms' keys under the encryption key that is now the first. Only a
-// configuration in force does it: the one before it may not have that key.
-func (a *App) encryptAnew(ctx context.Context) error {
+// wakeAt has keepAgreeing agree again at a time, or never if that is zero.
+func (a *App) wakeAt(wake time.Time) {
+	if !wake.IsZero() && (a.run.wake.IsZero() || wake.Before(a.run.wake)) {
+		a.run.wake = wake
+	}
+}
+
+// renewKeys encrypts the realms' keys under the encryption key that is now the first, and makes
+// signing keys of the algorithm that is configured now. Only a configuration in force does this: the
+// one before it may not have that encryption key, and two that are in force on different gateways
+// must not take turns.
+func (a *App) renewKeys(ctx context.Context) error {
 	store := a.run.opened.keys
 	if store == nil {
 		return nil
@@ -387,43 +415,60 @@ func (a *App) encryptAnew(ctx context.Context) error {
 			continue
 		}
 		ring, err := keys.Read(r.name, stored, a.cipher)
-		if errors.Is(err, keys.ErrNotConfigured) && !r.selfContained() {
+		if errors.Is(err, keys.ErrNotConfigured) && !r.hasKeys() {
 			continue // see ringOf
 		}
 		if err != nil {
 			return err
 		}
-		ring, changed, err := ring.Encrypted(a.cipher)
+		ring, encrypted, err := ring.Encrypted(a.cipher)
 		if err != nil {
 			return err
 		}
-		if !changed {
+		wanted := r.wanted()
+		wanted.Switch = true
+		ring, changed, _, err := ring.Kept(time.Now(), wanted, a.cipher)
+		if err != nil {
+			return err
+		}
+		if !encrypted && !changed {
 			continue
 		}
 		// If another gateway was quicker, it has done this or something later.
 		if _, err := store.SwapKeys(ctx, r.name, stored, ring.Stored()); err != nil {
 			return err
 		}
+		if changed {
+			a.run.opened.tell(a) // keepAgreeing shares the new keys long before they are used
+		}
 	}
 	return nil
 }
 
-// keepAgreeing agrees again whenever the store reports a change by another gateway. If again is
-// set, it begins by doing so. After a failure it tries every second. Once the App is in force it
-// also commits, unless Start or the Stop of the predecessor has. It returns when ctx ends.
+// keepAgreeing agrees again whenever the store reports a change by another gateway, and when keys are
+// due to be replaced. If again is set, it begins by doing so. After a failure it tries every second.
+// Once the App is in force it also commits, unless Start or the Stop of the predecessor has. It
+// returns when ctx ends.
 func (a *App) keepAgreeing(ctx context.Context, changed <-chan struct{}, again bool) {
 	defer close(a.run.agreeingEnded)
 	refused := false // the last attempt failed for a reason that somebody has to mend
 	for {
 		var retry <-chan time.Time
-		if again {
+		switch {
+		case again:
 			retry = time.After(time.Second)
+		case !a.run.wake.IsZero():
+			// The clock may be set meanwhile, so don't sleep for long.
+			retry = time.After(min(max(time.Until(a.run.wake), time.Second), time.Minute))
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
 		case <-retry:
+			if !again && time.Now().Before(a.run.wake) {
+				continue
+			}
 		}
 		attempt, cancel := context.WithTimeout(ctx, startTimeout)
 		err := a.agree(attempt)
@@ -454,8 +499,8 @@ func (a *App) commit(ctx context.Context) error {
 		if err := a.run.opened.store.Retire(ctx, a.activeClients()); err != nil {
 			return fmt.Errorf("recording which clients are gone: %w", err)
 		}
-		if err := a.encryptAnew(ctx); err != nil {
-			return fmt.Errorf("encrypting keys under the first encryption_key: %w", err)
+		if err := a.renewKeys(ctx); err != nil {
+			return fmt.Errorf("renewing keys: %w", err)
 		}
 	}
 	a.run.committed = true
@@ -702,6 +747,16 @@ func (s *openStore) follow(a *App) <-chan struct{} {
 	c := make(chan struct{}, 1)
 	s.followers[a] = c
 	return c
+}
+
+// tell has the App agree again, if it follows.
+func (s *openStore) tell(a *App) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case s.followers[a] <- struct{}{}: // blocks if there is none
+	default: // one is waiting already
+	}
 }
 
 func (s *openStore) unfollow(a *App) {

@@ -14,8 +14,8 @@ import (
 // was one.
 func (s *Server) servePublic(w http.ResponseWriter, r *http.Request, e *route) bool {
 	switch e.kind {
-	case endpointMetadata:
-		s.serveMetadata(w, r, e)
+	case endpointMetadata, endpointKeys:
+		s.servePublished(w, r, e)
 	case endpointAuthorize:
 		refuseAuthorization(w, r)
 	default:
@@ -59,8 +59,8 @@ func refuseAuthorization(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveMetadata answers with the realm's metadata document.
-func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *route) {
+// servePublished answers with a document that is for everybody: the realm's metadata, or its JWK set.
+func (s *Server) servePublished(w http.ResponseWriter, r *http.Request, e *route) {
 	h := w.Header()
 	refuse := func(status int, refusal *oauth.Error) {
 		h.Set("Cache-Control", "no-store")
@@ -68,7 +68,7 @@ func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *route)
 		writeError(w, status, refusal)
 	}
 	switch {
-	case e.metadata == nil:
+	case e.kind == endpointMetadata && e.metadata == nil:
 		refuse(http.StatusNotFound, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "there is no OpenID Connect here, and no metadata under its name"})
 		return
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
@@ -79,12 +79,25 @@ func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request, e *route)
 		refuse(http.StatusBadRequest, errOtherRealm)
 		return
 	}
+	if e.kind == endpointKeys {
+		s.serveKeys(w, r, e)
+		return
+	}
+	serveDocument(w, r, e.metadata, metadataMaxAge)
+}
+
+// metadataMaxAge is how long others may keep the metadata, in seconds.
+const metadataMaxAge = "300"
+
+// serveDocument answers with a JSON document that others may keep for maxAge seconds.
+func serveDocument(w http.ResponseWriter, r *http.Request, document []byte, maxAge string) {
+	h := w.Header()
 	h.Set("Content-Type", "application/json")
-	h.Set("Cache-Control", "public, max-age=300")
+	h.Set("Cache-Control", "public, max-age="+maxAge)
 	h.Set("Access-Control-Allow-Origin", "*") // it is public, and a page may want to read it
 	w.WriteHeader(http.StatusOK)
 	if r.Method == http.MethodGet {
-		w.Write(e.metadata)
+		w.Write(document)
 	}
 }
 
@@ -116,12 +129,17 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 	if r.authorization {
 		authorization = base + authorizePath
 	}
+	jwksURI := ""
+	if r.signing != nil {
+		jwksURI = base + "/connect/jwk_uri"
+	}
 	return json.Marshal(struct {
 		Issuer                string   `json:"issuer"`
 		AuthorizationEndpoint string   `json:"authorization_endpoint,omitempty"`
 		TokenEndpoint         string   `json:"token_endpoint"`
 		IntrospectionEndpoint string   `json:"introspection_endpoint"`
 		RevocationEndpoint    string   `json:"revocation_endpoint"`
+		JWKSURI               string   `json:"jwks_uri,omitempty"` // only if there are keys
 		GrantTypes            []string `json:"grant_types_supported"`
 		// Empty, because nobody can log in. RFC 8414 requires the member all the same.
 		ResponseTypes            []string `json:"response_types_supported"`
@@ -134,6 +152,7 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		TokenEndpoint:            base + "/access_token",
 		IntrospectionEndpoint:    base + "/introspect",
 		RevocationEndpoint:       base + "/token/revoke",
+		JWKSURI:                  jwksURI,
 		GrantTypes:               []string{oauth.GrantClientCredentials},
 		ResponseTypes:            []string{},
 		TokenAuthMethods:         methods,

@@ -251,7 +251,7 @@ func protectCases() []protectCase {
 		{name: "Basic before Bearer", authorization: []string{basic, "Bearer READER"}, status: 400, code: "invalid_request"},
 		{name: "Basic after Bearer", authorization: []string{"Bearer READER", basic}, status: 400, code: "invalid_request"},
 		{name: "an empty line beside a good one", authorization: []string{"", "Bearer READER"}, status: 400, code: "invalid_request"},
-		{name: "a hundred lines", authorization: slices.Repeat([]string{"Bearer READER"}, 100), status: 400, code: "invalid_request"},
+		{name: "twenty lines", authorization: slices.Repeat([]string{"Bearer READER"}, 20), status: 400, code: "invalid_request"},
 
 		// What can't be a token is an invalid one, and so is a token that is too long.
 		{name: "a character that no token has", authorization: []string{"Bearer a!b"}, status: 401, code: "invalid_token"},

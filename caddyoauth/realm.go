@@ -33,10 +33,17 @@ type Realm struct {
 	// How long a token lives, in whole seconds, at most a year. Default: `1h`.
 	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
 
-	// What tokens look like: `opaque`, which stand for a record in the store, or `sealed`, which
-	// carry what they say, encrypted, so that the store keeps only those that are revoked. A change
-	// is for new tokens; the others stay good until they end. Default: `opaque`.
+	// What tokens look like: `opaque`, which stand for a record in the store; `sealed`, which carry
+	// what they say, encrypted, so that the store keeps only those that are revoked; or `jwt`, signed
+	// JWTs (RFC 9068), which others can read and verify as well. Who verifies them without asking here
+	// does not learn that a token was revoked. A change is for new tokens; the others stay good until
+	// they end. Default: `opaque`.
 	TokenFormat string `json:"token_format,omitempty"`
+
+	// How the realm signs JWTs. Set for root, it applies to all realms that don't say otherwise.
+	// Default: as a Signing without settings, if any client has `token_format jwt`; else the realm has
+	// no keys.
+	Signing *Signing `json:"signing,omitempty"`
 
 	// Answers 404 where OpenID Connect has its metadata: at `/.well-known/openid-configuration`
 	// under the base path, where ForgeRock AM serves the RFC 8414 document and where it is
@@ -78,8 +85,10 @@ type servedRealm struct {
 	issuer *url.URL // of settings.Issuer; nil if there is none
 	// noOpenIDConfiguration is set if the metadata is not served where OpenID Connect has it.
 	noOpenIDConfiguration bool
-	app                   *App
-	settings              oauth.Settings
+	// signing is nil if the realm signs nothing.
+	signing  *signing
+	app      *App
+	settings oauth.Settings
 	// counts are by client ID, with an entry for each client. The map is read-only.
 	counts map[string]*clientCounts
 	// upstream are by client ID, with an entry for each client that has any. The map is read-only.
@@ -111,6 +120,9 @@ func (r *servedRealm) selfContained() bool {
 	}
 	return false
 }
+
+// hasKeys reports whether the realm has a ring of keys.
+func (r *servedRealm) hasKeys() bool { return r.signing != nil || r.selfContained() }
 
 var realmName = regexp.MustCompile(`^[a-z0-9_-]+$`)
 
@@ -169,6 +181,9 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 			r.upstream[id] = upstream
 		}
 	}
+	if r.signing, err = rc.signing(root, r); err != nil {
+		return nil, err
+	}
 	return r, nil
 }
 
@@ -213,7 +228,7 @@ func realmPath(name string) string {
 }
 
 func checkTokenFormat(format string) error {
-	return conf.OneOf("token_format", format, oauth.FormatOpaque, oauth.FormatSealed)
+	return conf.OneOf("token_format", format, oauth.FormatOpaque, oauth.FormatSealed, oauth.FormatJWT)
 }
 
 func checkRealmName(name string) error {

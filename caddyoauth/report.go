@@ -14,7 +14,7 @@ import (
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
-	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 // Under report_only, a request that would be refused passes. A refusal would have kept from the
@@ -121,7 +121,7 @@ func passAsLetIn(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler,
 func (p *Protect) otherSchemes(lines []string) []string {
 	h := http.Header{"Authorization": lines}
 	keepLines(h, func(word string) bool {
-		return strings.EqualFold(word, "bearer") || oauth.HasForm(word) || p.Basic != nil && strings.EqualFold(word, "basic")
+		return strings.EqualFold(word, "bearer") || p.app.mayHaveIssued(new(introspect.NewToken(word))) || p.Basic != nil && strings.EqualFold(word, "basic")
 	})
 	return h["Authorization"]
 }

@@ -60,7 +60,7 @@ func (f *answering) answer() *routeAnswer {
 	j := f.anonymous
 	a := &routeAnswer{}
 	switch {
-	case j.endpoint != nil && j.endpoint.kind == endpointMetadata:
+	case j.endpoint != nil && j.endpoint.kind.published():
 		a.Who, a.To = routeOpen, []string{j.to}
 	case j.endpoint != nil:
 		a.Who, a.To = routeEndpoint, []string{j.to}
@@ -319,6 +319,9 @@ func (p *watcher) goal(last *handlerFacts) (string, ending) {
 				return "respond 404", endsInError
 			}
 			return "metadata of " + p.endpoint.realm.name, endsSomewhere
+		}
+		if p.endpoint.kind == endpointKeys {
+			return "keys of " + p.endpoint.realm.name, endsSomewhere
 		}
 		return kinds[p.endpoint.kind] + " of " + p.endpoint.realm.name, endsSomewhere
 	}

@@ -39,7 +39,7 @@ func (g *gateway) wants(what, token string, status int) {
 func TestTokenFormatChanges(t *testing.T) {
 	for name, store := range stores(t) {
 		t.Run(name, func(t *testing.T) {
-			key := keyFiles(t, "key")["key"]
+			key := keyFiles(t, "key")["key"] + "issuer https://auth.example.com/oauth2\n"
 			g := startGateway(t, store+key+testClients, gatewaySite)
 			var good, revoked []string
 			issue := func(prefix string) {
@@ -59,11 +59,11 @@ func TestTokenFormatChanges(t *testing.T) {
 				}
 			}
 			issue("coa_")
-			for _, format := range []string{"sealed", "opaque", "sealed"} {
+			for _, format := range []string{"sealed", "opaque", "jwt", "sealed", "opaque", "jwt"} {
 				if err := g.load(store+key+"token_format "+format+"\n"+testClients, gatewaySite); err != nil {
 					t.Fatal(err)
 				}
-				issue(map[string]string{"opaque": "coa_", "sealed": "coe_"}[format])
+				issue(map[string]string{"opaque": "coa_", "sealed": "coe_", "jwt": "eyJ"}[format])
 			}
 			own := strings.Replace(testClients, "client reader {", "client reader {\ntoken_format opaque", 1)
 			if err := g.load(store+key+"token_format sealed\n"+own, gatewaySite); err != nil {
@@ -82,11 +82,29 @@ func TestTokenFormatChanges(t *testing.T) {
 	}
 }
 
-// A sealed token dies with its client, like any other, and stays dead.
-func TestSealedTokenOfAClientThatGoes(t *testing.T) {
-	for name, store := range stores(t) {
+// formats are the lines for each self-contained format of tokens.
+var formats = map[string]string{
+	"sealed": "token_format sealed\n",
+	"jwt":    "token_format jwt\nissuer https://auth.example.com/oauth2\n",
+}
+
+// selfContained returns the lines of stores whose tokens are of each self-contained format.
+func selfContained(t testing.TB) map[string]string {
+	t.Helper()
+	all := make(map[string]string)
+	for format, lines := range formats {
+		for name, store := range stores(t) {
+			all[name+", "+format] = store + keyFiles(t, "key")["key"] + lines
+		}
+	}
+	return all
+}
+
+// A self-contained token dies with its client, like any other, and stays dead.
+func TestSelfContainedTokenOfAClientThatGoes(t *testing.T) {
+	for name, store := range selfContained(t) {
 		t.Run(name, func(t *testing.T) {
-			base := store + keyFiles(t, "key")["key"] + "token_format sealed\n"
+			base := store
 			leaving := "client leaving {\nsecret_hash " + hashOf(testSecret) + "\nscopes read\ndefault_scopes read\n"
 			g := startGateway(t, base+testClients+leaving+"}\n", gatewaySite)
 			token := g.token("leaving")
@@ -106,80 +124,88 @@ func TestSealedTokenOfAClientThatGoes(t *testing.T) {
 	}
 }
 
-// A store that has lost its data begins another epoch: no sealed token of before is good, revoked
-// or not.
-func TestSealedTokensDieWithTheirStore(t *testing.T) {
-	t.Run("bbolt", func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "tokens.db")
-		config := "store bbolt " + path + "\ntoken_format sealed\n" + testClients
-		g := startGateway(t, config, gatewaySite)
-		token, revoked := g.token("reader"), g.token("reader")
-		g.revoke("reader", revoked)
-		g.wants("before", token, 200)
-		if err := caddy.Stop(); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
-		if err := g.load(config, gatewaySite); err != nil {
-			t.Fatal(err)
-		}
-		g.wants("after the file was lost", token, 401)
-		g.wants("a revoked one after the file was lost", revoked, 401)
-		g.wants("a new one", g.token("reader"), 200)
-	})
-	t.Run("redis", func(t *testing.T) {
-		redis := redistest.Start(t)
-		config := at(redis.Addr) + keyFiles(t, "key")["key"] + "token_format sealed\n" + testClients
-		g := startGateway(t, config, fleetSite)
-		there, _ := startGatewayProcess(t, config)
-		g.linked()
-		token, revoked := g.token("reader"), g.token("reader")
-		g.revoke("reader", revoked)
-		g.cacheIt(token)
-		there.wants("elsewhere", token, 200)
-		redis.CLI("flushall")
-		for _, gateway := range []*gateway{g, there} {
-			waitUntil(t, "a sealed token is dead after Redis was emptied", func() bool { return gateway.get("/x", token).StatusCode == 401 })
-			gateway.wants("a revoked one after Redis was emptied", revoked, 401)
-		}
-		waitUntil(t, "new tokens are good at both", func() bool {
-			a := g.fetch("reader", "read")
-			if a.StatusCode != 200 {
-				return false
-			}
-			token := wantToken(t, a, "read")
-			return g.get("/x", token).StatusCode == 200 && there.get("/x", token).StatusCode == 200
+// A store that has lost its data begins another epoch: no self-contained token of before is good,
+// revoked or not.
+func TestSelfContainedTokensDieWithTheirStore(t *testing.T) {
+	for name, format := range formats {
+		t.Run(name, func(t *testing.T) {
+			t.Run("bbolt", func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "tokens.db")
+				config := "store bbolt " + path + "\n" + format + testClients
+				g := startGateway(t, config, gatewaySite)
+				token, revoked := g.token("reader"), g.token("reader")
+				g.revoke("reader", revoked)
+				g.wants("before", token, 200)
+				if err := caddy.Stop(); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Remove(path); err != nil {
+					t.Fatal(err)
+				}
+				if err := g.load(config, gatewaySite); err != nil {
+					t.Fatal(err)
+				}
+				g.wants("after the file was lost", token, 401)
+				g.wants("a revoked one after the file was lost", revoked, 401)
+				g.wants("a new one", g.token("reader"), 200)
+			})
+			t.Run("redis", func(t *testing.T) {
+				redis := redistest.Start(t)
+				config := at(redis.Addr) + keyFiles(t, "key")["key"] + format + testClients
+				g := startGateway(t, config, fleetSite)
+				there, _ := startGatewayProcess(t, config)
+				g.linked()
+				token, revoked := g.token("reader"), g.token("reader")
+				g.revoke("reader", revoked)
+				g.cacheIt(token)
+				there.wants("elsewhere", token, 200)
+				redis.CLI("flushall")
+				for _, gateway := range []*gateway{g, there} {
+					waitUntil(t, "a token is dead after Redis was emptied", func() bool { return gateway.get("/x", token).StatusCode == 401 })
+					gateway.wants("a revoked one after Redis was emptied", revoked, 401)
+				}
+				waitUntil(t, "new tokens are good at both", func() bool {
+					a := g.fetch("reader", "read")
+					if a.StatusCode != 200 {
+						return false
+					}
+					token := wantToken(t, a, "read")
+					return g.get("/x", token).StatusCode == 200 && there.get("/x", token).StatusCode == 200
+				})
+				g.wants("the old one later", token, 401)
+			})
 		})
-		g.wants("the old one later", token, 401)
-	})
+	}
 }
 
-// A sealed token that one gateway issues is good at all, and one that it revokes is soon refused by
+// A self-contained token that one gateway issues is good at all, and one that it revokes is soon refused by
 // all, from their caches, too.
-func TestFleetWithSealedTokens(t *testing.T) {
-	redis := redistest.Start(t)
-	config := at(redis.Addr) + keyFiles(t, "key")["key"] + "token_format sealed\n" + testClients
-	here := startGateway(t, config, fleetSite)
-	there, _ := startGatewayProcess(t, config)
-	here.linked()
-	for round := range 10 {
-		from, to := here, there
-		if round%2 == 0 {
-			from, to = there, here
-		}
-		token := from.token("reader")
-		to.wants("issued elsewhere", token, 200)
-		if a := from.revoke("reader", token); a.StatusCode != 200 {
-			t.Fatalf("round %d: revoking: %d", round, a.StatusCode)
-		}
-		waitUntil(t, "a token that was revoked elsewhere is dead", func() bool { return to.get("/x", token).StatusCode == 401 })
-		from.wants("where it was revoked", token, 401)
-	}
-	// Nothing but denials was written: there is no record of any token.
-	if records := redis.CLI("--raw", "keys", "*:token:*"); strings.TrimSpace(records) != "" {
-		t.Errorf("sealed tokens have records: %s", records)
+func TestFleetWithSelfContainedTokens(t *testing.T) {
+	for name, format := range formats {
+		t.Run(name, func(t *testing.T) {
+			redis := redistest.Start(t)
+			config := at(redis.Addr) + keyFiles(t, "key")["key"] + format + testClients
+			here := startGateway(t, config, fleetSite)
+			there, _ := startGatewayProcess(t, config)
+			here.linked()
+			for round := range 10 {
+				from, to := here, there
+				if round%2 == 0 {
+					from, to = there, here
+				}
+				token := from.token("reader")
+				to.wants("issued elsewhere", token, 200)
+				if a := from.revoke("reader", token); a.StatusCode != 200 {
+					t.Fatalf("round %d: revoking: %d", round, a.StatusCode)
+				}
+				waitUntil(t, "a token that was revoked elsewhere is dead", func() bool { return to.get("/x", token).StatusCode == 401 })
+				from.wants("where it was revoked", token, 401)
+			}
+			// Nothing but denials was written: there is no record of any token.
+			if records := redis.CLI("--raw", "keys", "*:token:*"); strings.TrimSpace(records) != "" {
+				t.Errorf("the tokens have records: %s", records)
+			}
+		})
 	}
 }
 
@@ -222,40 +248,44 @@ func TestKeysThatCannotBeUsedAfterAnOutage(t *testing.T) {
 // Keys are never replaced because they can't be read, and a change of the encryption key ends no
 // token.
 func TestEncryptionKey(t *testing.T) {
-	for name, store := range map[string]string{
-		"bbolt": "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n",
-		"redis": at(redistest.Start(t).Addr),
-	} {
+	for name, format := range formats {
 		t.Run(name, func(t *testing.T) {
-			key := keyFiles(t, "first", "second")
-			config := func(keys string) string { return store + keys + "token_format sealed\n" + testClients }
-			g := startGateway(t, config(key["first"]), gatewaySite)
-			token := g.token("reader")
-			for _, step := range []struct {
-				keys string
-				good bool
-			}{
-				{key["second"], false},
-				{key["first"] + key["second"], true},
-				{key["second"], false}, // the first still encrypts
-				{key["second"] + key["first"], true},
-				{key["second"], true}, // they were encrypted anew
-				{key["first"], false},
-				{"", false},
-				{key["second"], true},
+			for name, store := range map[string]string{
+				"bbolt": "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n",
+				"redis": at(redistest.Start(t).Addr),
 			} {
-				if err := caddy.Stop(); err != nil {
-					t.Fatal(err)
-				}
-				err := g.load(config(step.keys), gatewaySite)
-				if (err == nil) != step.good {
-					t.Fatalf("with %q: %v, want good %t", step.keys, err, step.good)
-				}
-				if step.good {
-					g.wants("the token of the beginning", token, 200)
-				} else if !strings.Contains(err.Error(), "encryption_key") {
-					t.Errorf("the error does not say what is wrong: %v", err)
-				}
+				t.Run(name, func(t *testing.T) {
+					key := keyFiles(t, "first", "second")
+					config := func(keys string) string { return store + keys + format + testClients }
+					g := startGateway(t, config(key["first"]), gatewaySite)
+					token := g.token("reader")
+					for _, step := range []struct {
+						keys string
+						good bool
+					}{
+						{key["second"], false},
+						{key["first"] + key["second"], true},
+						{key["second"], false}, // the first still encrypts
+						{key["second"] + key["first"], true},
+						{key["second"], true}, // they were encrypted anew
+						{key["first"], false},
+						{"", false},
+						{key["second"], true},
+					} {
+						if err := caddy.Stop(); err != nil {
+							t.Fatal(err)
+						}
+						err := g.load(config(step.keys), gatewaySite)
+						if (err == nil) != step.good {
+							t.Fatalf("with %q: %v, want good %t", step.keys, err, step.good)
+						}
+						if step.good {
+							g.wants("the token of the beginning", token, 200)
+						} else if !strings.Contains(err.Error(), "encryption_key") {
+							t.Errorf("the error does not say what is wrong: %v", err)
+						}
+					}
+				})
 			}
 		})
 	}

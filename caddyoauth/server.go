@@ -35,6 +35,7 @@ func init() {
 // `/access_token`, `/token` | token endpoint, POST
 // `/introspect` | introspection, POST
 // `/token/revoke`, `/revoke` | revocation, POST
+// `/connect/jwk_uri`, `/jwks` | the public keys of JWTs (RFC 7517), if the realm has any
 // `/.well-known/openid-configuration` | metadata, where ForgeRock AM has it
 // `/authorize` | an authorization endpoint that refuses everybody, if an `oauth_protect` with a `resource` accepts the realm's tokens
 //
@@ -106,7 +107,11 @@ const (
 	endpointRevoke     endpointKind = "revoke"
 	endpointMetadata   endpointKind = "metadata"
 	endpointAuthorize  endpointKind = "authorization"
+	endpointKeys       endpointKind = "keys"
 )
+
+// published reports whether there is a document for everybody.
+func (k endpointKind) published() bool { return k == endpointMetadata || k == endpointKeys }
 
 // CaddyModule returns the Caddy module information.
 func (Server) CaddyModule() caddy.ModuleInfo {
@@ -178,6 +183,7 @@ func (s *Server) layOut(r *servedRealm) error {
 		labels := prometheus.Labels{"realm": r.name, "endpoint": string(kind)}
 		return &route{realm: r, kind: kind, span: "oauth." + string(kind), requests: collectors.requests.MustCurryWith(labels)}
 	}
+	jwks := &route{realm: r, kind: endpointKeys}
 	token, introspection, revocation := post(endpointToken), post(endpointIntrospect), post(endpointRevoke)
 	for _, base := range s.bases(r) {
 		// Several client libraries add the slash.
@@ -185,6 +191,9 @@ func (s *Server) layOut(r *servedRealm) error {
 			s.endpoints[base+"/access_token"+end], s.endpoints[base+"/token"+end] = token, token
 			s.endpoints[base+"/introspect"+end] = introspection
 			s.endpoints[base+"/token/revoke"+end], s.endpoints[base+"/revoke"+end] = revocation, revocation
+		}
+		if r.signing != nil {
+			s.endpoints[base+"/connect/jwk_uri"], s.endpoints[base+"/jwks"] = jwks, jwks
 		}
 	}
 	return s.layOutMetadata(r)
@@ -376,7 +385,7 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 		}
 	}
 	if c := s.logger.Check(level, message); c != nil {
-		fields := append(make([]zap.Field, 0, 11), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
+		fields := append(make([]zap.Field, 0, 12), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
 		if e.kind == endpointIntrospect {
 			fields = append(fields, zap.String("result", result))
 			if out.Cause != "" {
@@ -385,6 +394,9 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 		}
 		if result != "inactive" {
 			fields = append(fields, zap.Stringer("token_id", out.TokenID))
+			if out.JTI != "" {
+				fields = append(fields, zap.String("jti", out.JTI))
+			}
 		}
 		if out.Scope != "" {
 			fields = append(fields, zap.String("scope", out.Scope))

@@ -155,6 +155,23 @@ func (u *usedSource) speaksFor(facts *introspect.Facts) bool {
 	return !facts.Active || facts.Issuer == u.issuer || !u.taken[facts.Issuer]
 }
 
+// mayHaveIssued reports whether the token has a form that only tokens of gateways like this one have,
+// or is a JWT that a realm of this gateway issued or that says so.
+func (a *App) mayHaveIssued(token *introspect.Token) bool {
+	if oauth.HasForm(token.Text()) {
+		return true
+	}
+	for _, r := range a.realms {
+		if r.engine == nil {
+			continue // the app opened no store, so nothing is issued here
+		}
+		if minted, err := r.engine.Minted(token); minted || err != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // minted reports whether a realm of this gateway issued the token, be it still good or not.
 // The error means that nobody can tell yet.
 func (a *App) minted(token *introspect.Token) (_ bool, unsure error) {
@@ -179,9 +196,10 @@ func (a *App) minted(token *introspect.Token) (_ bool, unsure error) {
 //
 // For a token of our form it computes a MAC for each realm, whatever the cause and whoever issued the
 // token, so that the time of an answer doesn't tell one from another. That is a microsecond a realm.
+// A JWT says itself who issued it.
 func (a *App) whyNot(sources []routeSource, token *introspect.Token, cause introspect.Cause) introspect.Cause {
 	silent := cause == introspect.CauseNoSource || cause == introspect.CauseForged || cause == introspect.CauseUnknown || cause == introspect.CauseUnknownKey
-	if !oauth.HasForm(token.Text()) {
+	if !a.mayHaveIssued(token) {
 		// Only a source of tokens from elsewhere goes by the issuer, and it has read that already.
 		elsewhere := func(s routeSource) bool { return s.realmName() == "" }
 		if cause == introspect.CauseNoSource && slices.ContainsFunc(sources, elsewhere) && token.UnverifiedIssuer() != "" {
@@ -203,8 +221,10 @@ func (a *App) whyNot(sources []routeSource, token *introspect.Token, cause intro
 	switch {
 	case !silent:
 		return cause
-	case accepted: // and not recognized
+	case accepted && oauth.HasForm(token.Text()): // and not recognized
 		return introspect.CauseExpired
+	case accepted:
+		return cause // of a JWT that only says so: its key is gone, or was never ours
 	case minted:
 		return access.CauseOtherRealm
 	case cause == introspect.CauseUnknownKey:
@@ -225,7 +245,7 @@ type finding struct {
 // findOut asks the sources that the token can belong to. An error means that one of them
 // could not be asked, and none of the others knows the token.
 func findOut(ctx context.Context, app *App, sources []routeSource, token *introspect.Token, maxAge time.Duration) (finding, error) {
-	if len(sources) == 1 && (sources[0].realmName() != "" || !oauth.HasForm(token.Text())) {
+	if len(sources) == 1 && (sources[0].realmName() != "" || !app.mayHaveIssued(token)) {
 		return askEach(ctx, sources, token, maxAge) // the cache screens it, too
 	}
 	var few [4]routeSource // more than most routes have, without memory from the heap

@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -78,11 +79,11 @@ func introspectionAnswerOf(facts *introspect.Facts) introspectionAnswer {
 		Subject:   facts.Subject,
 		Audience:  facts.Audience,
 		Issuer:    facts.Issuer,
-		JTI:       jtiOf(facts.ID),
+		JTI:       cmp.Or(facts.JTI, jtiOf(facts.ID)),
 	}
 }
 
-// jtiOf is the "jti" of a token in introspection answers. It identifies the token and is
+// jtiOf is the "jti", in introspection answers, of a token that has none itself. It identifies the token and is
 // neither the token nor its ID: IDs stay inside.
 func jtiOf(id introspect.TokenID) string {
 	sum := sha256.Sum256(append([]byte("jti\x00"), id[:]...))

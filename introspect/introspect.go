@@ -65,6 +65,10 @@ type Facts struct {
 	// 4.1.3). If it is empty, the token is not restricted.
 	Audience []string
 
+	// JTI is the ID that the token itself has (RFC 7519 section 4.1.7). It is set for JWTs that the
+	// source itself issued; of others it is among the Claims.
+	JTI string
+
 	// IssuedAt and Expiry bound the token's life. The token is dead at Expiry, not after it.
 	IssuedAt time.Time
 	Expiry   time.Time

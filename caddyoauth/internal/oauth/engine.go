@@ -76,11 +76,16 @@ type state struct {
 // agreement is a Shared in use. Generations stand here rather than with the clients, because
 // the store decides them and other gateways may raise them.
 type agreement struct {
-	opaque *opaque
-	sealed *sealed // nil if the realm has no keys for it
+	realm, issuer string
+	opaque        *opaque
+	sealed        *sealed // nil if the realm has no keys for it
+	jwts          *jwts   // likewise
 	// epoch is that of the keys of self-contained tokens.
-	epoch       Epoch
-	generations map[string]uint64
+	epoch Epoch
+	// covers and otherJWTKeys are from Shared.
+	covers       func(keyring []byte) bool
+	otherJWTKeys bool
+	generations  map[string]uint64
 }
 
 // agreement returns what was shared last.
@@ -128,10 +133,20 @@ type Shared struct {
 	// Generations are those of the realm's clients, by client ID, as [TokenStore.Admit]
 	// returned them.
 	Generations map[string]uint64
-	// Epoch is that of the realm's keyring, and SealKeys are the keys of sealed tokens in it: the
-	// first seals, all open. Without keys there are no sealed tokens.
-	Epoch    Epoch
+	// Epoch is that of the realm's keyring.
+	Epoch Epoch
+	// Covers reports whether all keys of a keyring, as it lies in the store, are shared here, and no
+	// gateway can have others. Nil if there was no keyring.
+	Covers func(keyring []byte) bool
+	// SealKeys are the keys of sealed tokens in it: the first seals, all open. Without keys there
+	// are no sealed tokens.
 	SealKeys []SealKey
+	// JWTKeys are the keys of JWTs. Each verifies, and Signer returns the one that signs at a time,
+	// or nil if none does yet. Without keys there are no JWTs.
+	JWTKeys []JWTKey
+	Signer  func(now time.Time) JWTKey
+	// OtherJWTKeys is set if another gateway may have keys of JWTs that are in no keyring.
+	OtherJWTKeys bool
 }
 
 // Share tells the engine what the store says now. It may be called while requests run.
@@ -143,9 +158,12 @@ func (e *Engine) Share(shared Shared) error {
 		return fmt.Errorf("the keys of sealed tokens: %w", err)
 	}
 	agreed := &agreement{
-		opaque:      newOpaque(e.cfg.Realm, shared.Key, e.cfg.Now, e.cfg.Random),
-		sealed:      sealed,
-		epoch:       shared.Epoch,
+		realm: e.cfg.Realm, issuer: e.cfg.Issuer,
+		opaque: newOpaque(e.cfg.Realm, shared.Key, e.cfg.Now, e.cfg.Random),
+		sealed: sealed,
+		jwts:   newJWTs(&e.cfg, &shared),
+		epoch:  shared.Epoch,
+		covers: shared.Covers, otherJWTKeys: shared.OtherJWTKeys,
 		generations: maps.Clone(shared.Generations),
 	}
 	e.change(func(next *state) { next.agreed = agreed })
@@ -173,30 +191,40 @@ func CacheName(realm string) string { return introspect.CacheName("local", realm
 // the cache in front.
 func (e *Engine) Tokens() *introspect.CachedSource { return e.tokens }
 
-// Recognizes reports whether token has our form, carries this realm's mark and has not
+// Recognizes reports whether token has a form of ours, carries this realm's mark and has not
 // expired. Before the first Share nobody can tell, so whatever has our form counts; a lookup
 // then says that nobody knows. What was found out is noted in token, so that nobody computes
-// it again.
+// it again. The mark of a JWT is the key that it names, or else its issuer: its signature is
+// verified by a lookup.
 func (e *Engine) Recognizes(token *introspect.Token) (ok bool) {
-	if HasForm(token.Text()) {
+	switch {
+	case HasForm(token.Text()):
 		*token, ok = e.issued.Screen(*token)
+	case hasJWTForm(token.Text()):
+		ok, _ = e.Minted(token)
 	}
 	return ok
 }
 
-// Minted reports whether this realm issued token, whether or not the token is still good.
-// Before the first Share nobody can tell this about a token that has our form; that is the
-// error.
+// Minted reports whether this realm issued token, whether or not the token is still good. A JWT
+// counts if it says so itself: nobody else has any use for it. Before the first Share nobody can
+// tell this about a token that has our form; that is the error.
 func (e *Engine) Minted(token *introspect.Token) (bool, error) {
-	if !HasForm(token.Text()) {
+	isJWT := hasJWTForm(token.Text())
+	if !isJWT && !HasForm(token.Text()) {
 		return false, nil
 	}
 	agreed, err := e.state.Load().agreement()
-	if err != nil {
+	switch {
+	case isJWT && agreed != nil && (agreed.jwts == nil || agreed.knowsKey(token.Text())):
+		return agreed.jwts != nil, nil
+	case isJWT:
+		return e.cfg.Issuer != "" && token.UnverifiedIssuer() == e.cfg.Issuer, nil
+	case err != nil:
 		return false, err
 	}
-	expiry, _ := agreed.verify(token)
-	return expiry != 0, nil
+	_, minted, err := agreed.identify(token)
+	return minted || err != nil, nil
 }
 
 // Outcome says, for logs and metrics, how a request to an endpoint ended. It holds no secret
@@ -210,8 +238,9 @@ type Outcome struct {
 	// Proof is what authenticated the client. It is zero if nothing did.
 	Proof Proof
 	// TokenID is the token that was issued, asked about or revoked, once it is known to be
-	// one of ours.
+	// one of ours. JTI is the ID that stands in it, if it is a JWT.
 	TokenID introspect.TokenID
+	JTI     string
 	// Scope is the scope granted, space-separated.
 	Scope string
 	// NotPermitted is set if the token is good but the client may not ask about it. The
@@ -276,12 +305,15 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 		return Grant{}, out, &Error{Code: CodeTooManyRequests, Description: "the client fetches too many tokens", Reason: "token_limit"}
 	}
 	issuedAt := now.Truncate(time.Millisecond) // as exact as the token itself
-	text, id, err := e.issue(ctx, agreed, client.TokenFormat, client.token(generation, scopes, audience, issuedAt), issuedAt.Add(client.TokenLifetime))
+	record := client.token(generation, scopes, audience, issuedAt)
+	text, err := e.issue(ctx, agreed, client.TokenFormat, &record, issuedAt.Add(client.TokenLifetime))
 	if err != nil {
 		return Grant{}, out, err
 	}
-	out.TokenID, out.Scope = id, strings.Join(scopes, " ")
-	return Grant{Token: text, Scope: out.Scope, Lifetime: client.TokenLifetime}, out, nil
+	out.TokenID, out.JTI, out.Scope = record.ID, record.JTI, strings.Join(scopes, " ")
+	// What has begun of a second does not count, or a program might use a token that has expired.
+	lifetime := max(record.Expiry().Sub(issuedAt).Truncate(time.Second), time.Second)
+	return Grant{Token: text, Scope: out.Scope, Lifetime: lifetime}, out, nil
 }
 
 // token returns the record of a token for the client, all but its key.
@@ -333,35 +365,52 @@ func (e *Engine) Suppose(clientID string, scopes []string) (introspect.Token, *i
 	return introspect.NewToken(text), e.issued.Revise(facts), nil
 }
 
-// issue makes the token that t describes, all but its key, and makes it durable if it needs a
-// record.
-func (e *Engine) issue(ctx context.Context, agreed *agreement, format string, t Token, expiry time.Time) (text string, id introspect.TokenID, err error) {
-	if format == FormatSealed {
+// issue makes the token that t describes, all but its key and JTI, which it sets, and makes it
+// durable if it needs a record.
+func (e *Engine) issue(ctx context.Context, agreed *agreement, format string, t *Token, expiry time.Time) (text string, err error) {
+	t.Key = Key{Realm: e.cfg.Realm, ExpiryMilli: expiry.UnixMilli()}
+	switch format {
+	case FormatSealed:
 		if agreed.sealed == nil {
-			return "", id, fmt.Errorf("%w: the keys of sealed tokens have not been shared", ErrUnreachable)
+			return "", fmt.Errorf("%w: the keys of sealed tokens have not been shared", ErrUnreachable)
 		}
-		t.Key = Key{Realm: e.cfg.Realm, ExpiryMilli: expiry.UnixMilli()}
-		text, err = agreed.sealed.mint(&t)
-		if errors.Is(err, errTooLong) {
-			err = &Error{Code: CodeInvalidScope, Description: "the token would be too long; ask for fewer scopes or resources"}
+		text, err = agreed.sealed.mint(t)
+	case FormatJWT:
+		if agreed.jwts == nil {
+			return "", fmt.Errorf("%w: the keys of JWTs have not been shared", ErrUnreachable)
 		}
-		return text, introspect.IDOf(text), err
+		// Times in JWTs are in whole seconds. The token begins a part of a second too early and
+		// ends as much too early: a verifier with a clock like ours must not find it too young, or
+		// older than it may be.
+		t.ExpiryMilli -= t.IssuedAt.UnixMilli() % 1000
+		text, t.JTI, err = agreed.jwts.mint(t)
+	default:
+		return e.record(ctx, agreed, t, expiry)
 	}
+	if errors.Is(err, errTooLong) {
+		err = &Error{Code: CodeInvalidScope, Description: "the token would be too long; ask for fewer scopes or resources"}
+	}
+	t.ID = introspect.IDOf(text)
+	return text, err
+}
+
+// record is issue for opaque tokens.
+func (e *Engine) record(ctx context.Context, agreed *agreement, t *Token, expiry time.Time) (text string, err error) {
 	text, expiryMilli, err := agreed.opaque.mint(expiry)
 	if err != nil {
-		return "", id, err
+		return "", err
 	}
 	t.Key = e.issued.key(introspect.IDOf(text), expiryMilli)
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	err = e.cfg.Store.Put(ctx, t)
+	err = e.cfg.Store.Put(ctx, *t)
 	if errors.Is(err, ErrClientFull) {
-		return "", id, &Error{Code: CodeTooManyRequests, Description: "the client has too many tokens", Reason: "store_share"}
+		return "", &Error{Code: CodeTooManyRequests, Description: "the client has too many tokens", Reason: "store_share"}
 	}
 	if err != nil {
-		return "", id, fmt.Errorf("storing a token: %w", err)
+		return "", fmt.Errorf("storing a token: %w", err)
 	}
-	return text, t.ID, nil
+	return text, nil
 }
 
 // Introspect answers an introspection request (RFC 7662) with the facts that the caller may
@@ -383,7 +432,7 @@ func (e *Engine) Introspect(ctx context.Context, req Request) (*introspect.Facts
 	// resource server must not be able to use up its answers about good tokens by sending it
 	// made-up ones.
 	now := e.cfg.Now()
-	if !mine && !caller.guesses.mayAsk(now) {
+	if !caller.guesses.mayAsk(now) && !(mine && e.issued.genuine(token)) {
 		return nil, out, &Error{Code: CodeTooManyRequests, Description: "too many inquiries about tokens that are not active"}
 	}
 	facts, err := e.tokens.LookupWithin(ctx, &token, math.MaxInt64)
@@ -392,7 +441,7 @@ func (e *Engine) Introspect(ctx context.Context, req Request) (*introspect.Facts
 	}
 	visible := caller.visible(facts)
 	if facts.Active {
-		out.TokenID, out.NotPermitted = facts.ID, !visible.Active
+		out.TokenID, out.JTI, out.NotPermitted = facts.ID, facts.JTI, !visible.Active
 	} else {
 		out.Cause = facts.Cause()
 	}
@@ -421,17 +470,20 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 		return out, err
 	}
 	token := introspect.NewToken(text)
-	expiry, inTime := agreed.verify(&token)
+	told, ok, err := agreed.identify(&token)
+	if err != nil {
+		return out, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	if expiry == 0 {
-		return out, e.issued.isNobodys(ctx, agreed, text)
+	if !ok {
+		return out, e.issued.isNobodys(ctx, agreed, &token)
 	}
 	// An expired token is revoked as well: a wrong clock may be set back, and the token would
 	// be good again.
-	key := e.issued.key(token.ID(), expiry)
+	key := told.Key
 	// Ask the store, not the cache: the past must not decide a revocation.
-	record, err := e.issued.recordOf(ctx, agreed, &token, expiry)
+	record, err := e.issued.recordOf(ctx, agreed, &token, told)
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrOtherEpoch) {
 		// Another revocation may have reached the store but not yet the cache. Or its caller
 		// gave it up, and the store carried it out after a lookup.
@@ -442,13 +494,13 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 		return out, fmt.Errorf("looking up a token to revoke: %w", err)
 	}
 	if record.ClientID != client.ID {
-		if !inTime {
+		if key.expired(e.cfg.Now()) {
 			return out, nil
 		}
 		return out, &Error{Code: CodeInvalidGrant, Description: "the token was issued to another client"}
 	}
 	done := e.tokens.Revoking(key.ID)
-	if hasSealedForm(text) {
+	if carriesFacts(text) {
 		err = e.cfg.Keys.Deny(ctx, key)
 	} else {
 		err = e.cfg.Store.Revoke(ctx, key)
@@ -457,6 +509,6 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 	if err != nil {
 		return out, fmt.Errorf("revoking a token: %w", err)
 	}
-	out.TokenID = key.ID
+	out.TokenID, out.JTI = key.ID, record.JTI
 	return out, nil
 }

@@ -1,6 +1,11 @@
 package oauth
 
-import "github.com/caddyoauth/gateway/introspect"
+import (
+	"errors"
+	"time"
+
+	"github.com/caddyoauth/gateway/introspect"
+)
 
 // The formats of tokens.
 const (
@@ -8,42 +13,110 @@ const (
 	FormatOpaque = "opaque"
 	// FormatSealed is a token that carries its facts, which only the gateway can read; see sealed.
 	FormatSealed = "sealed"
+	// FormatJWT is a token that carries its facts, which everybody can read and verify (RFC 9068);
+	// see jwts.
+	FormatJWT = "jwt"
 )
 
 // SelfContained reports whether tokens of this format carry their facts. They need a store that is
 // a KeyStore.
-func SelfContained(format string) bool { return format == FormatSealed }
+func SelfContained(format string) bool { return format == FormatSealed || format == FormatJWT }
 
-// HasForm reports whether token has the form of the tokens that are issued here. It says nothing
-// about which realm issued it, or whether any did.
+// HasForm reports whether token has a form that only tokens issued by a gateway like this one have.
+// It says nothing about which realm issued it, or whether any did. JWTs have a form that those of
+// many others have; see [Engine.Minted].
 func HasForm(token string) bool { return hasOpaqueForm(token) || hasSealedForm(token) }
 
-// verify reports whether this realm issued token, in whatever format, and the token has not
-// expired. It also returns its expiry, in unix milliseconds, or zero if the realm did not issue
-// it. It costs microseconds and no I/O. What it finds is noted in the token, so that a genuine one
+// carriesFacts reports whether token has the form of one that carries its facts.
+func carriesFacts(token string) bool { return hasSealedForm(token) || hasJWTForm(token) }
+
+// screen reports whether this realm may have issued token, in whatever format, and whether it may
+// be good still. It costs microseconds and no I/O. What it finds is noted in the token, so that it
 // is computed once a request; each call judges the time anew.
-func (a *agreement) verify(token *introspect.Token) (expiryMilli int64, ok bool) {
-	switch {
-	case !hasSealedForm(token.Text()):
-		return a.opaque.verify(token)
-	case a.sealed == nil:
-		return 0, false
+//
+// It does not verify the signature of a JWT, which costs as much as a request: it only looks for
+// the key. So a key that is gone ends its tokens at once, even those in the cache, and whatever is
+// not in the cache is verified by identify.
+func (a *agreement) screen(token *introspect.Token) bool {
+	switch text := token.Text(); {
+	case hasSealedForm(text):
+		if a.sealed == nil {
+			return false
+		}
+		_, ok := a.sealed.verify(token)
+		return ok
+	case hasJWTForm(text):
+		if a.jwts == nil || a.jwts.keyOf(text) == nil {
+			return false
+		}
+		expiry, verified := token.Noted(a.jwts)
+		return !verified || a.jwts.now().UnixMilli() < expiry
 	}
-	return a.sealed.verify(token)
+	_, ok := a.opaque.verify(token)
+	return ok
 }
 
-// whyNot says why verify refused token. It computes nothing that verify has not.
+// identify returns what token itself says, and false if this realm did not issue it: of an opaque
+// token that is the key of its record, of the others it is the record. The token may have expired.
+// It costs no I/O, but for a JWT it costs the verification of a signature. The error means that the
+// realm issued the token, and this program can't read it.
+func (a *agreement) identify(token *introspect.Token) (t Token, ok bool, err error) {
+	switch text := token.Text(); {
+	case hasSealedForm(text):
+		if a.sealed == nil {
+			return t, false, nil
+		}
+		if t, ok = a.sealed.read(token); !ok {
+			if expiry, _ := a.sealed.verify(token); expiry != 0 {
+				err = errors.New("a sealed token holds what this program can't read")
+			}
+		}
+		return t, ok, err
+	case hasJWTForm(text):
+		if a.jwts == nil {
+			return t, false, nil
+		}
+		t, ok = a.jwts.read(token)
+		return t, ok, nil
+	}
+	expiry, _ := a.opaque.verify(token)
+	if expiry == 0 {
+		return t, false, nil
+	}
+	return Token{Key: Key{Realm: a.realm, ExpiryMilli: expiry, ID: token.ID()}}, true, nil
+}
+
+// knowsKey reports whether the key that a self-contained token names is one of the realm's.
+func (a *agreement) knowsKey(text string) bool {
+	if hasSealedForm(text) {
+		return a.sealed != nil && a.sealed.knowsKey(text)
+	}
+	return a.jwts != nil && a.jwts.keyOf(text) != nil
+}
+
+// whyNot says why screen or identify refused token. It computes nothing that they have not.
 func (a *agreement) whyNot(token introspect.Token) introspect.Cause {
-	if !HasForm(token.Text()) {
+	isSealed, isJWT := hasSealedForm(token.Text()), hasJWTForm(token.Text())
+	if !isSealed && !isJWT && !hasOpaqueForm(token.Text()) {
 		return introspect.CauseNoSource
 	}
 	_, opaque := token.Noted(a.opaque)
 	_, sealed := token.Noted(a.sealed)
+	expiry, jwt := token.Noted(a.jwts)
 	switch {
-	case opaque || sealed && a.sealed != nil:
+	case jwt && expiry == signedOtherwise:
+		return introspect.CauseUnknownKey
+	case opaque || sealed && a.sealed != nil || jwt && a.jwts != nil:
 		return introspect.CauseExpired
-	case hasSealedForm(token.Text()) && (a.sealed == nil || !a.sealed.knowsKey(token.Text())):
+	case isJWT && a.knowsKey(token.Text()):
+		return introspect.CauseSignature
+	case isJWT && token.UnverifiedIssuer() != a.issuer:
+		return introspect.CauseNoSource
+	case (isSealed || isJWT) && !a.knowsKey(token.Text()):
 		return introspect.CauseUnknownKey
 	}
 	return introspect.CauseForged
 }
+
+// expired reports whether the token is dead at now. It is dead at its expiry, not after it.
+func (k Key) expired(now time.Time) bool { return now.UnixMilli() >= k.ExpiryMilli }

@@ -1,7 +1,6 @@
 package oauth
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -27,8 +26,19 @@ func (i *issued) Screen(token introspect.Token) (introspect.Token, bool) {
 	if err != nil {
 		return token, true // it may be ours: Lookup says that nobody knows
 	}
-	_, ok := agreed.verify(&token)
+	ok := agreed.screen(&token)
 	return token, ok
+}
+
+// genuine reports whether this realm issued token. Unlike Screen, it verifies the signature of a
+// JWT.
+func (i *issued) genuine(token introspect.Token) bool {
+	agreed, err := i.state.Load().agreement()
+	if err != nil {
+		return true // as in Screen
+	}
+	_, ok, err := agreed.identify(&token)
+	return ok || err != nil
 }
 
 // WhyNot says why Screen refused token. See [introspect.Explainer].
@@ -37,7 +47,7 @@ func (i *issued) WhyNot(token introspect.Token) introspect.Cause {
 	switch {
 	case agreed != nil:
 		return agreed.whyNot(token)
-	case !HasForm(token.Text()):
+	case !HasForm(token.Text()) && !hasJWTForm(token.Text()):
 		return introspect.CauseNoSource
 	}
 	return introspect.CauseUnknown
@@ -56,11 +66,14 @@ func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspec
 	if err != nil {
 		return nil, err
 	}
-	expiry, ok := agreed.verify(&token)
-	if !ok {
-		return introspect.InactiveBecause(i.WhyNot(token)), nil
+	told, ok, err := agreed.identify(&token)
+	if err != nil {
+		return nil, err
 	}
-	record, err := i.recordOf(ctx, agreed, &token, expiry)
+	if !ok || told.expired(i.cfg.Now()) {
+		return introspect.InactiveBecause(agreed.whyNot(token)), nil
+	}
+	record, err := i.recordOf(ctx, agreed, &token, told)
 	if errors.Is(err, ErrNotFound) {
 		return introspect.InactiveBecause(introspect.CauseRevoked), nil
 	}
@@ -93,6 +106,7 @@ func (i *issued) facts(record Token) *introspect.Facts {
 		Scopes:   record.Scopes,
 		Audience: record.Audience,
 		IssuedAt: record.IssuedAt,
+		JTI:      record.JTI,
 		Revision: record.ClientGeneration,
 	}
 }
@@ -133,35 +147,34 @@ func (i *issued) key(id introspect.TokenID, expiryMilli int64) Key {
 	return Key{Realm: i.cfg.Realm, ExpiryMilli: expiryMilli, ID: id}
 }
 
-// recordOf returns the record of a genuine token, from the store or from the token itself. It
-// returns ErrNotFound for one that was revoked.
-func (i *issued) recordOf(ctx context.Context, agreed *agreement, token *introspect.Token, expiry int64) (Token, error) {
-	if !hasSealedForm(token.Text()) {
-		return i.record(ctx, i.key(token.ID(), expiry))
+// recordOf returns the record of a genuine token, from the store or from what the token itself has
+// told. It returns ErrNotFound for one that was revoked.
+func (i *issued) recordOf(ctx context.Context, agreed *agreement, token *introspect.Token, told Token) (Token, error) {
+	if !carriesFacts(token.Text()) {
+		return i.record(ctx, told.Key)
 	}
-	record, ok := agreed.sealed.read(token)
-	if !ok {
-		return Token{}, errors.New("a sealed token holds what this program can't read")
-	}
-	denied, err := i.cfg.Keys.Denied(ctx, agreed.epoch, record.Key)
+	denied, err := i.cfg.Keys.Denied(ctx, agreed.epoch, told.Key)
 	if err == nil && denied {
 		err = ErrNotFound
 	}
-	return record, err
+	return told, err
 }
 
-// isNobodys returns nil if verify is right to take a token for none of this realm's. It fails if
-// another gateway may have sealed the token with keys that this one has not been told of yet: then
+// isNobodys returns nil if identify is right to take a token for none of this realm's. It fails if
+// another gateway may have made the token with keys that this one has not been told of yet: then
 // the token is good, and whoever revokes it must not hear that this is done.
-func (i *issued) isNobodys(ctx context.Context, agreed *agreement, text string) error {
-	if !hasSealedForm(text) || i.cfg.Keys == nil || agreed.sealed != nil && agreed.sealed.knowsKey(text) {
+func (i *issued) isNobodys(ctx context.Context, agreed *agreement, token *introspect.Token) error {
+	text := token.Text()
+	foreign := hasJWTForm(text) && token.UnverifiedIssuer() != i.cfg.Issuer
+	if !carriesFacts(text) || foreign || i.cfg.Keys == nil || agreed.knowsKey(text) {
 		return nil
 	}
 	keyring, err := i.cfg.Keys.Keys(ctx, i.cfg.Realm)
 	switch {
 	case err != nil:
 		return fmt.Errorf("looking for the keys of a token to revoke: %w", err)
-	case keyring == nil && agreed.sealed == nil, agreed.sealed != nil && bytes.HasPrefix(keyring, agreed.epoch[:]):
+	case hasJWTForm(text) && agreed.otherJWTKeys:
+	case keyring == nil && agreed.covers == nil, keyring != nil && agreed.covers != nil && agreed.covers(keyring):
 		return nil
 	}
 	return fmt.Errorf("%w: it has keys that have not been shared yet", ErrUnreachable)

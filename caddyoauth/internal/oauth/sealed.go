@@ -176,6 +176,7 @@ func (s *sealed) read(token *introspect.Token) (t Token, ok bool) {
 		return t, false
 	}
 	t.Key = Key{Realm: s.realm, ExpiryMilli: getExpiry(record[1:]), ID: token.ID()}
+	token.Note(s, t.ExpiryMilli)
 	r := recordReader{rest: record[7:]}
 	t.IssuedAt = time.UnixMilli(t.ExpiryMilli - int64(r.number()))
 	t.ClientGeneration = r.number()

@@ -36,6 +36,8 @@ type Token struct {
 	Scopes           []string
 	Audience         []string
 	IssuedAt         time.Time
+	// JTI is the ID that stands in a JWT. A record in a store has none.
+	JTI string
 }
 
 // ClientRef names a client among all realms.
