@@ -40,7 +40,7 @@ func TestBatteryClocks(t *testing.T) {
 			locked := func(do func()) { clock <- struct{}{}; do(); <-clock }
 			now := func() (t time.Time) { locked(func() { t = wall }); return t }
 			cfg := introspect.CacheConfig{Now: now, Elapsed: func() (d time.Duration) { locked(func() { d = elapsed }); return d }}
-			r := newRealmAt(t, open(t, now), nil, cfg, 30*time.Minute, now)
+			r := newRealmAt(t, open(t, now), oauth.FormatOpaque, nil, cfg, 30*time.Minute, now)
 
 			type token struct {
 				text          string
@@ -109,7 +109,7 @@ func TestARevocationByAClockThatIsWrong(t *testing.T) {
 	wall := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	now := func() time.Time { return wall }
 	for _, maxAge := range []time.Duration{time.Hour, 0} {
-		r := newRealmAt(t, store.NewMemory(now), nil, introspect.CacheConfig{Now: now}, maxAge, now)
+		r := newRealmAt(t, store.NewMemory(now), oauth.FormatOpaque, nil, introspect.CacheConfig{Now: now}, maxAge, now)
 		token := r.issue()
 		if !r.check(token) {
 			t.Fatal("a new token does not pass")

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -366,4 +367,19 @@ func TestRevokingAJWTOfAnUnknownKey(t *testing.T) {
 			t.Errorf("%s: another issuer's token: %v", step.what, err)
 		}
 	}
+}
+
+// jwtKey signs the JWTs of all tests that don't care by which key.
+var jwtKey = sync.OnceValues(func() (*keys.SigningKey, error) { return keys.NewSigningKey(keys.ES256) })
+
+// shareKeys adds keys for self-contained tokens, in the epoch that all users of a store agree on.
+func shareKeys(t testing.TB, shared *oauth.Shared, s oauth.KeyStore) {
+	t.Helper()
+	key, err := jwtKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwts := key.For("at+jwt")
+	shared.Epoch, shared.SealKeys, shared.Covers = agreeOnKeys(t, s), []oauth.SealKey{{}}, func([]byte) bool { return true }
+	shared.JWTKeys, shared.Signer = []oauth.JWTKey{jwts}, func(time.Time) oauth.JWTKey { return jwts }
 }

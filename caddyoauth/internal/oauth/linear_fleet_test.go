@@ -70,16 +70,16 @@ func newNode(t testing.TB, format, address, plain string) *realm {
 		t.Fatal(err)
 	}
 	engine := oauth.New(oauth.Settings{
-		Realm: "root", Store: slowReads{s}, Keys: slowKeys{s}, Cache: cache, MaxAge: time.Hour, Coherent: s.Coherent, Hasher: oauth.NewHasher(),
+		Realm: "root", Issuer: jwtIssuer, Store: slowReads{s}, Keys: slowKeys{s}, Cache: cache, MaxAge: time.Hour, Coherent: s.Coherent, Hasher: oauth.NewHasher(),
 		Clients: map[string]*oauth.Client{"reader": {
 			ID: "reader", Secrets: []*oauth.Secret{secret}, Scopes: []string{"read"}, DefaultScopes: []string{"read"},
 			GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []string{oauth.AuthBasic},
 			TokenFormat: format, TokenLifetime: time.Hour, Introspect: oauth.IntrospectOwn,
 		}},
 	})
-	if err := engine.Share(oauth.Shared{
-		Key: key, Generations: map[string]uint64{"reader": generations[ref]}, Epoch: agreeOnKeys(t, s), SealKeys: []oauth.SealKey{{}},
-	}); err != nil {
+	shared := oauth.Shared{Key: key, Generations: map[string]uint64{"reader": generations[ref]}}
+	shareKeys(t, &shared, s)
+	if err := engine.Share(shared); err != nil {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(time.Minute); !s.Coherent(); time.Sleep(time.Millisecond) {
@@ -118,7 +118,7 @@ func seenFrom(node int, history []nodeOperation, bound time.Duration) []porcupin
 // Of two gateways over one Redis, each is linearizable to its own callers, and the revocations of
 // the other arrive within the bound.
 func TestHistoryOfTwoNodes(t *testing.T) {
-	for _, format := range []string{oauth.FormatOpaque, oauth.FormatSealed} {
+	for _, format := range allFormats {
 		t.Run(format, func(t *testing.T) {
 			t.Parallel()
 			testHistoryOfTwoNodes(t, format)
@@ -214,7 +214,7 @@ func testHistoryOfTwoNodes(t *testing.T, format string) {
 // A revocation reaches the other gateway within moments; the log says how long a token stays good
 // there after its revocation was acknowledged.
 func TestRevocationReachesTheOtherNode(t *testing.T) {
-	for _, format := range []string{oauth.FormatOpaque, oauth.FormatSealed} {
+	for _, format := range allFormats {
 		t.Run(format, func(t *testing.T) { testRevocationReachesTheOtherNode(t, format) })
 	}
 }

@@ -57,21 +57,21 @@ type realm struct {
 
 func newRealm(t testing.TB, s oauth.TokenStore, cacheTokens int64, maxAge time.Duration) *realm {
 	t.Helper()
-	return newRealmAt(t, s, nil, introspect.CacheConfig{MaxTokens: cacheTokens}, maxAge, time.Now)
+	return newRealmAt(t, s, oauth.FormatOpaque, nil, introspect.CacheConfig{MaxTokens: cacheTokens}, maxAge, time.Now)
 }
 
 // newRealmOf is newRealm for tokens of a format.
 func newRealmOf(t testing.TB, format string, s oauth.TokenStore, cacheTokens int64, maxAge time.Duration) *realm {
 	t.Helper()
 	var keys oauth.KeyStore
-	if format == oauth.FormatSealed {
+	if oauth.SelfContained(format) {
 		keys = slowKeys{s.(oauth.KeyStore)}
 	}
-	return newRealmAt(t, slowReads{s}, keys, introspect.CacheConfig{MaxTokens: cacheTokens}, maxAge, time.Now)
+	return newRealmAt(t, slowReads{s}, format, keys, introspect.CacheConfig{MaxTokens: cacheTokens}, maxAge, time.Now)
 }
 
-// newRealmAt makes a realm whose tokens are sealed if it has keys, a store for them.
-func newRealmAt(t testing.TB, s oauth.TokenStore, keys oauth.KeyStore, cfg introspect.CacheConfig, maxAge time.Duration, now func() time.Time) *realm {
+// newRealmAt makes a realm with tokens of a format. Self-contained ones need keys, a store for them.
+func newRealmAt(t testing.TB, s oauth.TokenStore, format string, keys oauth.KeyStore, cfg introspect.CacheConfig, maxAge time.Duration, now func() time.Time) *realm {
 	t.Helper()
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
@@ -94,12 +94,11 @@ func newRealmAt(t testing.TB, s oauth.TokenStore, keys oauth.KeyStore, cfg intro
 		t.Fatal(err)
 	}
 	shared := oauth.Shared{Key: make([]byte, 32), Generations: map[string]uint64{"reader": generations[ref]}}
-	format := oauth.FormatOpaque
 	if keys != nil {
-		format, shared.Epoch, shared.SealKeys = oauth.FormatSealed, agreeOnKeys(t, keys), []oauth.SealKey{{}}
+		shareKeys(t, &shared, keys)
 	}
 	engine := oauth.New(oauth.Settings{
-		Realm: "root", Store: s, Keys: keys, Cache: cache, MaxAge: maxAge, Hasher: oauth.NewHasher(), Now: now,
+		Realm: "root", Issuer: jwtIssuer, Store: s, Keys: keys, Cache: cache, MaxAge: maxAge, Hasher: oauth.NewHasher(), Now: now,
 		Clients: map[string]*oauth.Client{"reader": {
 			ID: "reader", Secrets: []*oauth.Secret{secret}, Scopes: []string{"read"}, DefaultScopes: []string{"read"},
 			GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []string{oauth.AuthBasic},
@@ -115,6 +114,9 @@ func newRealmAt(t testing.TB, s oauth.TokenStore, keys oauth.KeyStore, cfg intro
 		client: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}},
 	}
 }
+
+// allFormats are the formats of tokens.
+var allFormats = []string{oauth.FormatOpaque, oauth.FormatSealed, oauth.FormatJWT}
 
 // agreeOnKeys returns the epoch that all users of a store have in common.
 func agreeOnKeys(t testing.TB, keys oauth.KeyStore) (epoch oauth.Epoch) {
@@ -212,13 +214,13 @@ func (s slowKeys) Denied(ctx context.Context, epoch oauth.Epoch, key oauth.Key) 
 	return denied, err
 }
 
-// forEachFormat runs a test for each format, store and cache. Of sealed tokens it leaves out the
-// tiny cache, to save time.
+// forEachFormat runs a test for each format, store and cache. Of self-contained tokens it leaves out
+// some caches, to save time.
 func forEachFormat(t *testing.T, test func(t *testing.T, format string, open func(testing.TB) oauth.TokenStore, store string, tokens int64, maxAge time.Duration)) {
-	for _, format := range []string{oauth.FormatOpaque, oauth.FormatSealed} {
+	for _, format := range allFormats {
 		for _, s := range tokenStores {
 			for _, c := range cacheSizes {
-				if format == oauth.FormatSealed && c.name == "tiny cache" {
+				if format == oauth.FormatSealed && c.name == "tiny cache" || format == oauth.FormatJWT && c.name == "no cache" {
 					continue
 				}
 				t.Run(format+", "+s.name+", "+c.name, func(t *testing.T) { test(t, format, s.open, s.name, c.tokens, c.maxAge) })
@@ -446,16 +448,16 @@ func (g *gatedStore) wait(ctx context.Context) {
 // back nor answers those who come after the revocation.
 func TestALateReadDoesNotResurrect(t *testing.T) {
 	for _, c := range cacheSizes {
-		for _, format := range []string{oauth.FormatOpaque, oauth.FormatSealed} {
+		for _, format := range allFormats {
 			t.Run(format+", "+c.name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					memory := store.NewMemory(time.Now)
 					s := &gatedStore{TokenStore: memory, KeyStore: memory, open: make(chan struct{})}
 					var keys oauth.KeyStore
-					if format == oauth.FormatSealed {
+					if oauth.SelfContained(format) {
 						keys = s
 					}
-					r := newRealmAt(t, s, keys, introspect.CacheConfig{MaxTokens: c.tokens}, c.maxAge, time.Now)
+					r := newRealmAt(t, s, format, keys, introspect.CacheConfig{MaxTokens: c.tokens}, c.maxAge, time.Now)
 					token := r.issue()
 
 					s.closed.Store(true)
