@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -200,10 +201,10 @@ func (o *openDoors) nothingProtected() {
 		return // another gateway may check them
 	}
 	for _, realm := range o.l.app.Realms {
-		if realm.TokenFormat != "" && realm.TokenFormat != "opaque" {
-			return // anybody may check them
-		}
 		for _, client := range realm.Clients {
+			if cmp.Or(client.TokenFormat, realm.TokenFormat) == oauth.FormatJWT {
+				return // anybody may check them
+			}
 			if client.Introspect != "" && client.Introspect != oauth.IntrospectOwn {
 				return
 			}
