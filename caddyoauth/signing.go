@@ -22,12 +22,12 @@ import (
 // has signing keys, and publishes them at `/connect/jwk_uri` and `/jwks` below the base path.
 type Signing struct {
 	// The algorithm of the keys that the gateway makes: `ES256`, `EdDSA` (with Ed25519), `RS256` or
-	// `PS256`. A change is for new tokens: a key of the new algorithm is made, published, and signs a
-	// quarter of an hour later. Default: `ES256`, which every library knows.
+	// `PS256`. A change is for new tokens: a key of the new algorithm is made, published, and signs
+	// half an hour later. Default: `ES256`, which every library knows.
 	Algorithm string `json:"algorithm,omitempty"`
 
 	// How long a key that the gateway made signs, at least `1h`; then the next one takes its place,
-	// having been published for a quarter of an hour. `0` is forever. The keys lie in the token store,
+	// having been published for half an hour. `0` is forever. The keys lie in the token store,
 	// encrypted under `encryption_keys`, and each is published until the last token of it has
 	// expired. Default: `30d`.
 	Rotate *caddy.Duration `json:"rotate,omitempty"`

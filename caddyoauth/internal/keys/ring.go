@@ -67,9 +67,10 @@ const ringVersion = 1
 const (
 	// MaxKeys bounds how many keys of a kind a ring has.
 	MaxKeys = 32
-	// Lead is how long a signing key is published before it comes into use. Others keep a JWK set for
-	// a while, and some ask for it again only so often.
-	Lead = 15 * time.Minute
+	// Lead is how long a signing key is published before it comes into use. Some verifiers fetch a JWK
+	// set only each quarter of an hour, whatever key a token names. What they get may come from a
+	// cache on the way, which may keep it for ten minutes; see jwksMaxAge in caddyoauth.
+	Lead = 30 * time.Minute
 	// sealLead is the same for keys that seal. Only the gateways of a store have to know them.
 	sealLead = time.Minute
 	// MinRotate is the least time between two keys that are made by schedule.
