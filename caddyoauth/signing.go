@@ -164,20 +164,17 @@ func readKeyFile(path, algorithm string) ([]*keys.SigningKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, err := os.Open(path)
-	if err != nil {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > maxKeyFile {
+	case !info.Mode().IsRegular(): // opening a pipe may take forever
+		return nil, errors.New("it is not a regular file")
+	case info.Size() > maxKeyFile:
 		return nil, fmt.Errorf("it has %d bytes, more than any key file", info.Size())
 	}
-	data := make([]byte, info.Size())
-	if n, err := file.ReadAt(data, 0); n < len(data) {
+	data, err := os.ReadFile(path)
+	if err != nil {
 		return nil, err
 	}
 	read, err := keys.ReadKeyFile(data, algorithm)
