@@ -2,6 +2,7 @@ package caddyoauth_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -54,6 +55,23 @@ const (
 	lostLine = "no longer receiving revocations"
 	backLine = `"receiving revocations`
 )
+
+// wantLosses checks how often a log says that the link was lost and that it was up. If the machine
+// stood still for a second, that is a silent Redis to the gateway: such a loss may come on top, and
+// another when the connection that was given up for it ends.
+func wantLosses(t testing.TB, log string, lost, up int) {
+	t.Helper()
+	losses, ups, silences := strings.Count(log, lostLine), strings.Count(log, backLine), 0
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, lostLine) && strings.Contains(line, context.DeadlineExceeded.Error()) {
+			silences++
+		}
+	}
+	// The last of them may be a moment old.
+	if more := losses - lost; more < 0 || more > 2*silences || ups != up+more && ups != up+max(more-1, 0) {
+		t.Errorf("the log has %d losses, %d of them by silence, and %d recoveries, want %d and %d:\n%s", losses, silences, ups, lost, up, log)
+	}
+}
 
 // linked waits until the gateway hears of revocations by others.
 func (g *gateway) linked() {
@@ -250,10 +268,7 @@ func TestFleetLostLink(t *testing.T) {
 	if n := here.metric("caddy_oauth_cache_flushes_total") - flushes; n < rounds {
 		t.Errorf("%v flushes were counted for %d cuts", n, rounds)
 	}
-	log := logged()
-	if lost, back := strings.Count(log, lostLine), strings.Count(log, backLine); lost != rounds || back != rounds+1 {
-		t.Errorf("the log has %d losses and %d recoveries, want %d and %d", lost, back, rounds, rounds+1)
-	}
+	wantLosses(t, logged(), rounds, rounds+1)
 }
 
 // A link that is silent, not cut, is detected by a PING, within 3 seconds.
@@ -286,10 +301,8 @@ func TestFleetBlackHole(t *testing.T) {
 	if a := here.get("/x", here.token("reader")); a.StatusCode != 200 {
 		t.Errorf("after the silence, a new token gets %d", a.StatusCode)
 	}
-	// A connection that was given up may end after the link has recovered, and count again.
-	if lost := strings.Count(logged(), lostLine); lost < 1 || lost > 2 {
-		t.Errorf("the log has %d losses", lost)
-	}
+	here.linked()
+	wantLosses(t, logged(), 1, 2)
 }
 
 // wantOutage checks that a gateway whose store is unreachable says so everywhere, and nothing
@@ -354,10 +367,7 @@ func TestFleetOutage(t *testing.T) {
 			waitUntil(t, "new tokens are good at both", func() bool { return to.get("/x", token).StatusCode == 200 })
 		}
 	}
-	log := logged()
-	if lost, back := strings.Count(log, lostLine), strings.Count(log, backLine); lost != 1 || back != 2 {
-		t.Errorf("the log has %d losses and %d recoveries, want 1 and 2", lost, back)
-	}
+	wantLosses(t, logged(), 1, 2)
 }
 
 // A Redis that takes 30 seconds to answer is an outage after two, and callers don't pile up.
@@ -413,9 +423,7 @@ func TestFleetSlowStore(t *testing.T) {
 		here.Backend.CloseClientConnections()
 		return runtime.NumGoroutine() <= before+20
 	})
-	if a := here.get("/x", token); a.StatusCode != 200 {
-		t.Errorf("afterwards: %d", a.StatusCode)
-	}
+	waitUntil(t, "the token passes again", func() bool { return here.get("/x", token).StatusCode == 200 })
 }
 
 // A gateway starts without Redis, answers 503 and recovers. Validating needs no Redis, either.
@@ -443,9 +451,11 @@ func TestFleetStartsWithoutRedis(t *testing.T) {
 	if a := here.get("/x", here.token("reader")); a.StatusCode != 200 {
 		t.Errorf("after the first contact, a token gets %d", a.StatusCode)
 	}
-	if log := logged(); strings.Count(log, "answering 503 until it can") != 1 || strings.Count(log, lostLine) != 1 || strings.Count(log, backLine) != 1 {
+	log := logged()
+	if strings.Count(log, "answering 503 until it can") != 1 {
 		t.Errorf("the log does not report the outage exactly once:\n%s", log)
 	}
+	wantLosses(t, log, 1, 1)
 }
 
 // A wrong password will not become right by waiting, so the configuration is refused, with the

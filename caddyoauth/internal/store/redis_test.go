@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -34,6 +35,7 @@ type heard struct {
 	revoked  map[introspect.TokenID]string // token → realm
 	flushes  int
 	story    []string // "lost" and "regained", in order
+	silences int      // losses because Redis did not answer in time
 	changes  int
 	evicting []string
 	mayEvict int
@@ -51,9 +53,16 @@ func redisAt(t testing.TB, change func(*RedisConfig), addresses ...string) (*Red
 	h := &heard{revoked: make(map[introspect.TokenID]string)}
 	cfg := RedisConfig{
 		Addresses: addresses, Prefix: "caddy-oauth:", DialTimeout: time.Second, Timeout: 2 * time.Second,
-		Revoked:  func(realm string, id introspect.TokenID) { h.did(func() { h.revoked[id] = realm }) },
-		Flush:    func() { h.did(func() { h.flushes++ }) },
-		Lost:     func(error) { h.did(func() { h.story = append(h.story, "lost") }) },
+		Revoked: func(realm string, id introspect.TokenID) { h.did(func() { h.revoked[id] = realm }) },
+		Flush:   func() { h.did(func() { h.flushes++ }) },
+		Lost: func(err error) {
+			h.did(func() {
+				h.story = append(h.story, "lost")
+				if errors.Is(err, context.DeadlineExceeded) {
+					h.silences++
+				}
+			})
+		},
 		Regained: func() { h.did(func() { h.story = append(h.story, "regained") }) },
 		Changed:  func() { h.did(func() { h.changes++ }) },
 		Evicting: func(_, policy string) { h.did(func() { h.evicting = append(h.evicting, policy) }) },
@@ -127,9 +136,26 @@ func (h *heard) told() (story string, flushes int) {
 	return story, flushes
 }
 
+// wantStory waits for a story. If the machine stands still for a second, that is a silent Redis to
+// the store: such a loss may come on top, and another when the connection that was given up for it
+// ends.
 func (h *heard) wantStory(t testing.TB, want string) {
 	t.Helper()
-	eventually(t, "the story is "+want, func() bool { story, _ := h.told(); return story == want })
+	eventually(t, "the story is "+want, func() (is bool) {
+		h.did(func() {
+			more := max(len(h.story)-len(strings.Fields(want)), 0) / 2
+			is = more <= 2*h.silences && strings.Join(h.story, " ") == want+strings.Repeat(" "+longerBy(want), more)
+		})
+		return is
+	})
+}
+
+// longerBy is by what a story that ends like this may go on, to end as it does.
+func longerBy(story string) string {
+	if strings.HasSuffix(story, "lost") {
+		return "regained lost"
+	}
+	return "lost regained"
 }
 
 // outage checks that every call reports an outage, and none claims to know anything.
