@@ -123,6 +123,7 @@ func TestJSONThatIsRefused(t *testing.T) {
 		{"an unknown field of a client", clientWith(`"scope":"x"`), []string{"scope"}},
 		{"an unknown store", `{"store":{"store":"redis"},` + realms + `}`, []string{"token store", "redis"}},
 		{"a Redis URL", `{"store":{"store":"redis","addresses":["redis://:hunter2@h:6379"]},` + realms + `}`, []string{"host:port", "not a URL"}},
+		{"a Redis prefix that spreads keys over a Cluster", `{"store":{"store":"redis","addresses":["127.0.0.1:1"],"cluster":true,"prefix":"a{}{b}"},` + realms + `}`, []string{"prefix", "{}", "Cluster"}},
 		{"a password before a Redis address", `{"store":{"store":"redis","addresses":["hunter2@h:6379"]},` + realms + `}`, []string{"host:port", "not a URL"}},
 		{"a store without a name", `{"store":{},` + realms + `}`, []string{"token store"}},
 		{"a cache for a negative number of tokens", `{"cache":{"max_tokens":-1},` + realms + `}`, []string{"cache", "max_tokens", "turn it off"}},

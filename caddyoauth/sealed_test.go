@@ -309,9 +309,11 @@ func TestSealedTokensNeedASafeStore(t *testing.T) {
 		}
 	}
 	refused("Redis without encryption", at(redis.Addr)+"token_format sealed\n", `realm "root"`, "encryption_key")
-	redis.CLI("acl", "setuser", "default", "-exists")
-	refused("Redis where denials can't be read", at(redis.Addr)+key+"token_format sealed\n", `realm "root"`, "exists")
-	redis.CLI("acl", "setuser", "default", "+exists", "-info")
+	redis.CLI("acl", "setuser", "default", "-zscan")
+	refused("Redis where denials can't be read", at(redis.Addr)+key+"token_format sealed\n", `realm "root"`, "zscan")
+	redis.CLI("acl", "setuser", "default", "+zscan", "-info")
+	refused("Redis that doesn't say which server it is", at(redis.Addr)+key+"token_format sealed\n", `realm "root"`, "info")
+	redis.CLI("acl", "setuser", "default", "+info|server", "+info|replication")
 	unsure, logged := startLogged(t, at(redis.Addr)+key+"token_format sealed\n"+testClients, gatewaySite)
 	unsure.wants("a token where INFO is not allowed", unsure.token("reader"), 200)
 	if !strings.Contains(logged(), "doesn't say whether it drops keys") {

@@ -67,7 +67,8 @@ type RedisStore struct {
 	DB int `json:"db,omitempty"`
 
 	// What every key begins with: up to 128 characters, no control characters. Gateways with
-	// different prefixes share nothing. Default: `caddy-oauth:`.
+	// different prefixes share nothing. With a Cluster, the first brace must not be that of an empty
+	// pair, `{}`. Default: `caddy-oauth:`.
 	Prefix string `json:"prefix,omitempty"`
 
 	// How long connecting may take, including TLS and authentication, up to `2s`. Default: `1s`.
@@ -151,10 +152,19 @@ func (s *RedisStore) check() error {
 		return errors.New("sentinel_username needs sentinel_password")
 	case len(s.Prefix) > 128 || strings.ContainsFunc(s.Prefix, func(c rune) bool { return c < ' ' || c == 0x7f }):
 		return errors.New("prefix must have at most 128 characters, and no control characters")
+	case s.Cluster && hasEmptyTag(s.Prefix):
+		return errors.New("prefix must not have '{}' before any other brace: in a Cluster it would spread keys that belong together over several nodes")
 	case s.DialTimeout < 0 || s.DialTimeout > maxRedisTimeout || s.Timeout < 0 || s.Timeout > maxRedisTimeout:
 		return fmt.Errorf("dial_timeout and timeout must be between 1ms and %s, the time that a request waits for its store", time.Duration(maxRedisTimeout))
 	}
 	return nil
+}
+
+// hasEmptyTag reports whether keys with this prefix have an empty hash tag. Then a Cluster goes by the
+// whole key, and the tag that keeps a realm's keyring and its denials on one node has no effect.
+func hasEmptyTag(prefix string) bool {
+	_, tag, ok := strings.Cut(prefix, "{")
+	return ok && strings.HasPrefix(tag, "}")
 }
 
 // checkAddress checks an address, whose placeholders are replaced. Errors name it as configured.
@@ -200,6 +210,10 @@ func (s *RedisStore) open(key string, owner *openStore) (oauth.TokenStore, error
 	cfg.MayEvict = func(address string) {
 		logger.Warn("this Redis server doesn't say whether it drops keys when its memory is full, which would revive sealed tokens that were revoked: check that its maxmemory-policy is noeviction or maxmemory 0, or allow the gateway +info|memory",
 			zap.String("address", address))
+	}
+	cfg.Ended = func(realm string) {
+		logger.Warn("Redis was restarted, or another server has taken its place, and no gateway that runs knows what was revoked before: all self-contained tokens of the realm have ended",
+			zap.String("realm", realm))
 	}
 	return store.OpenRedis(cfg), nil
 }

@@ -30,7 +30,7 @@ func openRedis(t testing.TB, address string, cache *introspect.Cache) *store.Red
 	cfg := store.RedisConfig{
 		Addresses: []string{address}, Prefix: "test:", DialTimeout: time.Second, Timeout: 2 * time.Second,
 		Revoked: func(string, introspect.TokenID) {}, Flush: func() {},
-		Lost: func(error) {}, Regained: func() {}, Changed: func() {}, Evicting: func(string, string) {},
+		Lost: func(error) {}, Regained: func() {}, Changed: func() {}, Evicting: func(string, string) {}, MayEvict: func(string) {}, Ended: func(string) {},
 	}
 	if cache == nil {
 		// Nothing goes wrong with this store, but the machine may be busy.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
 // numbered makes tokens as a busy server does: each expires a little later than the one before.
@@ -122,4 +124,55 @@ func BenchmarkMemory(b *testing.B) {
 			}
 		}
 	})
+}
+
+// What the first use of a self-contained token asks of its store: whether it was revoked. There are
+// a thousand that were.
+func BenchmarkDenied(b *testing.B) {
+	file, err := OpenBbolt(filepath.Join(b.TempDir(), "tokens.db"), time.Now)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { file.Close() })
+	server := redistest.Start(b)
+	redis, _ := redisAt(b, nil, server.Addr)
+	for _, c := range []struct {
+		name   string
+		store  oauth.KeyStore
+		denied func(context.Context, oauth.Epoch, oauth.Key) (bool, error)
+	}{
+		{"memory", NewMemory(time.Now), nil},
+		{"bbolt", file, nil},
+		{"redis", redis, nil},
+		{"redis, asked", redis, redis.askDenied},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			if c.denied == nil {
+				c.denied = c.store.Denied
+				if _, err := c.store.SwapKeys(ctx, "root", nil, keyringOf(epochA, "")); err != nil {
+					b.Fatal(err)
+				}
+				var all sync.WaitGroup
+				for n := range 1000 {
+					all.Go(func() {
+						if err := c.store.Deny(ctx, numbered(uint64(n)).Key); err != nil {
+							b.Error(err)
+						}
+					})
+				}
+				all.Wait()
+			}
+			if c.store == redis {
+				settled(b, "root", redis)
+			}
+			b.ReportAllocs()
+			key := numbered(1000).Key
+			for n := uint64(1000); b.Loop(); n++ {
+				binary.BigEndian.PutUint64(key.ID[:], n*0x9e3779b97f4a7c15)
+				if denied, err := c.denied(ctx, epochA, key); denied || err != nil {
+					b.Fatal(denied, err)
+				}
+			}
+		})
+	}
 }

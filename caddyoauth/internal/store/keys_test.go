@@ -179,6 +179,19 @@ func testKeyStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	})
 }
 
+// settled waits until the stores know all denials of a realm.
+func settled(t testing.TB, realm string, stores ...*Redis) {
+	t.Helper()
+	for _, r := range stores {
+		eventually(t, "all denials are known", func() bool {
+			d := r.denialsOf(realm)
+			d.mu.RLock()
+			defer d.mu.RUnlock()
+			return d.confirmed
+		})
+	}
+}
+
 // What expires is dropped, so that denials don't add up, and never before.
 func TestDenialsAreDropped(t *testing.T) {
 	var mu sync.Mutex
@@ -293,7 +306,9 @@ func TestRedisClusterMovesAKeyring(t *testing.T) {
 	linked(t, here, there)
 	swapKeys(t, here, "root", nil, keyringOf(epochA, "x"), true)
 	key := tokenOf("a").Key
+	wantDenied(t, here, epochA, key, false)
 	wantDenied(t, there, epochA, key, false)
+	settled(t, "root", here, there)
 	slot := servers[0].CLI("cluster", "keyslot", there.keysKey("root"))
 	at := slices.IndexFunc(servers, func(s *redistest.Server) bool { return s.CLI("cluster", "countkeysinslot", slot) != "0" })
 	if at < 0 {
@@ -308,12 +323,13 @@ func TestRedisClusterMovesAKeyring(t *testing.T) {
 	from.CLI("cluster", "setslot", slot, "migrating", toID)
 	from.CLI("migrate", host, port, there.keysKey("root"), "0", "5000")
 	eventually(t, "what was known is forgotten", func() bool { return flushes() > before })
-	wantDenied(t, there, epochA, key, false)
+	if denied, err := there.Denied(ctx, epochA, key); denied || err != nil && !errors.Is(err, oauth.ErrUnreachable) {
+		t.Errorf("while the slot moves: %t, %v", denied, err)
+	}
+	from.CLI("migrate", host, port, there.serverKey("root"), "0", "5000")
 	to.CLI("cluster", "setslot", slot, "node", toID)
 	from.CLI("cluster", "setslot", slot, "node", toID)
-	if err := here.Deny(ctx, key); err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, "the new node takes a denial", func() bool { return here.Deny(ctx, key) == nil })
 	heardThere.tells(t, key.ID)
 	wantDenied(t, there, epochA, key, true)
 }
@@ -328,7 +344,7 @@ func TestRedisRepeatsDenials(t *testing.T) {
 	if err := r.Deny(ctx, key); err != nil {
 		t.Fatal(err)
 	}
-	server.CLI("del", r.deniedKey(key))
+	server.CLI("del", r.denialsKey("root"))
 	server.CLI("client", "kill", "type", "normal", "skipme", "yes")
 	eventually(t, "the denial is there again", func() bool {
 		denied, err := r.Denied(context.Background(), epochA, key)

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/hex"
@@ -32,7 +33,10 @@ import (
 //	realms                                                  a set: the realms that have clients
 //	secrets                                                 a hash: name → secret
 //	{realm:<realm>}:keys                                    the realm's keyring
-//	{realm:<realm>}:denied:<expiry, unix ms>:<token ID>     a revoked self-contained token, until it expires
+//	{realm:<realm>}:denials                                 a sorted set: the IDs of revoked self-contained tokens, by expiry
+//	{realm:<realm>}:denied:<expiry, unix ms>:<token ID>     touched when that token is revoked, and gone again
+//	{realm:<realm>}:server                                  the server that has all denials, see redis_denials.go
+//	{realm:<realm>}:asking                                  touched by a gateway that asks who vouches for another server
 //
 // The braces keep a realm's keyring and its denials on one node of a Cluster, so that a node
 // which loses its data loses both. Otherwise no two keys are used together, and a Cluster may
@@ -50,17 +54,19 @@ import (
 // cache may answer only while the lease lasts, by the monotonic clock and by the wall
 // clock, so that a machine that wakes from suspension does not answer from memory. Other
 // gateways therefore see a revocation within a round trip, and after leaseTime at the
-// latest, whatever the network does.
+// latest, whatever the network does. Denials of self-contained tokens are heard in another
+// way, see redis_denials.go, which the same lease covers.
 //
 // Reads never go to replicas. If Redis acknowledged a revocation and then lost it, in a
-// failover or a crash, the revocation is repeated, provided it was at most replayTime old
-// when the link was lost. So is a change of a client's generation.
+// failover or a crash, the revocation is repeated: that of a recorded token if it was at most
+// replayTime old when the link was lost, as is a change of a client's generation, and a denial in
+// any case.
 //
 // # Bounds
 //
 // At most maxCommands commands are under way. A call that waits longer than Timeout for
 // an answer or for its turn fails, at most DialTimeout later if a connection was being
-// made. OpenRedis starts one goroutine, which Close ends.
+// made. OpenRedis starts two goroutines, which Close ends.
 type Redis struct {
 	cfg RedisConfig
 
@@ -93,6 +99,14 @@ type Redis struct {
 	revoked  []revocation    // those of the last replayTime, oldest first; at most maxReplay
 	// written is what was written about clients in the last replayTime: an entry for a client.
 	written map[oauth.ClientRef]writtenClient
+
+	// realms has an entry for each realm that was asked about; see denialsOf. It is replaced as a
+	// whole, under mu.
+	realms    atomic.Pointer[map[string]*denials]
+	denied    atomic.Int64  // how many denials are remembered
+	breaks    atomic.Uint64 // how often the link broke; an ear is of no use after the next time
+	attention chan struct{} // makes attend look after the realms at once
+	asked     atomic.Bool   // whether somebody has asked who vouches for a server
 }
 
 const (
@@ -146,6 +160,13 @@ type RedisConfig struct {
 	// MayEvict reports that Keeps could not find out whether this server drops keys. It comes once,
 	// and again only after Keeps could.
 	MayEvict func(address string)
+	// Ended reports that all self-contained tokens of a realm have ended, because nobody could say
+	// what was revoked.
+	Ended func(realm string)
+
+	// These are less in tests; see their constants.
+	maxDenials          int64
+	vouchGap, vouchWait time.Duration
 }
 
 // OpenRedis makes a store and starts to connect, without waiting. Until the first attempt to
@@ -155,10 +176,13 @@ func OpenRedis(cfg RedisConfig) *Redis {
 	r := &Redis{
 		cfg: cfg, base: time.Now(),
 		connected: make(chan struct{}), tried: make(chan struct{}), slots: make(chan struct{}, maxCommands),
-		stop: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
+		stop: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1), attention: make(chan struct{}, 1),
 		conns: make(map[*cutConn]struct{}), replicas: make(map[string]bool), silent: make(map[string]int),
 		written: make(map[oauth.ClientRef]writtenClient),
 	}
+	r.cfg.maxDenials = cmp.Or(cfg.maxDenials, maxDenials)
+	r.cfg.vouchGap, r.cfg.vouchWait = cmp.Or(cfg.vouchGap, vouchGap), cmp.Or(cfg.vouchWait, vouchWait)
+	r.realms.Store(&map[string]*denials{})
 	go r.run()
 	return r
 }
@@ -234,7 +258,7 @@ func (r *Redis) Revoke(ctx context.Context, key oauth.Key) error {
 		return c.Do(ctx, c.B().Del().Key(k).Build()).Error()
 	})
 	if err == nil {
-		r.remember(k, time.Time{})
+		r.remember(k)
 	}
 	return err
 }
@@ -266,6 +290,7 @@ func (r *Redis) Secret(ctx context.Context, name string, fresh []byte) (secret [
 func (r *Redis) Close() error {
 	r.close.Do(func() { close(r.stop) })
 	<-r.done
+	r.lease.Store(0)
 	return nil
 }
 
@@ -308,7 +333,7 @@ func (r *Redis) do(ctx context.Context, f func(context.Context, rueidis.Client) 
 func redisError(err error) error {
 	answer, answered := rueidis.IsRedisErr(err)
 	switch {
-	case errors.Is(err, oauth.ErrNotFound), errors.Is(err, oauth.ErrOtherEpoch), errors.Is(err, errCorrupt), errors.Is(err, ErrEvicts):
+	case errors.Is(err, oauth.ErrNotFound), errors.Is(err, oauth.ErrOtherEpoch), errors.Is(err, errCorrupt), errors.Is(err, ErrEvicts), errors.Is(err, oauth.ErrUnreachable):
 		return err
 	case errors.Is(err, rueidis.ErrClosing):
 		return oauth.ErrClosed
@@ -340,24 +365,25 @@ func (r *Redis) parseTokenKey(key string) (realm string, id introspect.TokenID, 
 	if !ok {
 		return "", id, false
 	}
-	rest, id, ok = cutID(rest)
+	rest, id, _, ok = cutID(rest)
 	realm, isToken := strings.CutSuffix(rest, ":token")
 	return realm, id, ok && isToken
 }
 
 // cutID cuts an expiry and a token ID off the end of a key.
-func cutID(key string) (rest string, id introspect.TokenID, ok bool) {
+func cutID(key string) (rest string, id introspect.TokenID, expiryMilli int64, ok bool) {
 	colon := strings.LastIndexByte(key, ':')
 	if colon < 0 || len(key)-colon-1 != hex.EncodedLen(len(id)) {
-		return "", id, false
+		return "", id, 0, false
 	}
 	if _, err := hex.Decode(id[:], []byte(key[colon+1:])); err != nil {
-		return "", id, false
+		return "", id, 0, false
 	}
 	key = key[:colon]
 	colon = strings.LastIndexByte(key, ':')
 	if colon < 0 {
-		return "", id, false
+		return "", id, 0, false
 	}
-	return key[:colon], id, true
+	expiryMilli, err := strconv.ParseInt(key[colon+1:], 10, 64)
+	return key[:colon], id, expiryMilli, err == nil
 }

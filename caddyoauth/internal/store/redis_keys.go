@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -69,78 +70,118 @@ func (r *Redis) SwapKeys(ctx context.Context, realm string, old, next []byte) (s
 			if !sameKeyring(stored, old) {
 				return c.Do(ctx, c.B().Unwatch().Build()).Error()
 			}
-			for _, answer := range c.DoMulti(ctx, c.B().Multi().Build(),
-				c.B().Set().Key(key).Value(rueidis.BinaryString(next)).Build(), c.B().Exec().Build()) {
-				if err = answer.Error(); err != nil && !rueidis.IsRedisNil(err) {
+			commands := rueidis.Commands{c.B().Set().Key(key).Value(rueidis.BinaryString(next)).Build()}
+			if n := len(oauth.Epoch{}); len(stored) < n || !bytes.HasPrefix(next, stored[:n]) {
+				// Of a new epoch there are no denials yet, so this server has them all.
+				server, err := serverName(ctx, c)
+				if err != nil {
 					return err
 				}
+				commands = append(commands, c.B().Set().Key(r.serverKey(realm)).Value(server).Build())
 			}
-			swapped = err == nil // EXEC answers nil if another gateway was quicker
-			return nil
+			swapped, err = transact(ctx, c, commands...) // false if another gateway was quicker
+			return err
 		})
 	})
 	return err == nil && swapped, err
 }
 
-// Deny implements oauth.KeyStore. Redis drops the denial when denialGrace is over.
+// Deny implements oauth.KeyStore. Even the denial of a token that has long expired is kept for
+// denialGrace: this gateway's clock may be the only one that says so.
 func (r *Redis) Deny(ctx context.Context, key oauth.Key) error {
-	k := r.deniedKey(key)
-	err := r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-		return c.Do(ctx, deny(c, k, key.Expiry())).Error()
+	return r.over(ctx, key.Realm, func(ctx context.Context, _ *denials, e *ear) error {
+		// For the others the token may be good for a while yet.
+		key.ExpiryMilli = max(key.ExpiryMilli, time.Now().UnixMilli())
+		if err := r.deny(ctx, e, key.Realm, []introspect.TokenID{key.ID}, []int64{key.ExpiryMilli}); err != nil {
+			return err
+		}
+		// Redis says so as well, but perhaps not before this returns.
+		r.learn(key.Realm, key.ID, key.ExpiryMilli)
+		return nil
 	})
-	if err == nil {
-		r.remember(k, key.Expiry())
+}
+
+// deny writes denials, in one transaction. What tells other gateways of them is gone at its end.
+func (r *Redis) deny(ctx context.Context, e *ear, realm string, ids []introspect.TokenID, expiries []int64) error {
+	b := e.client.B()
+	add := b.Zadd().Key(r.denialsKey(realm)).ScoreMember()
+	commands := make(rueidis.Commands, 1, 1+2*len(ids))
+	for i, id := range ids {
+		add = add.ScoreMember(float64(expiries[i]), string(id[:]))
+		bell := r.deniedKey(oauth.Key{Realm: realm, ExpiryMilli: expiries[i], ID: id})
+		commands = append(commands, b.Set().Key(bell).Value("").Build(), b.Del().Key(bell).Build())
 	}
+	commands[0] = add.Build()
+	_, err := transact(ctx, e.client, commands...)
 	return err
 }
 
-// deny returns the command that writes a denial. Even one of a token that has long expired is
-// written: this gateway's clock may be the only one that says so.
-func deny(c rueidis.Client, key string, until time.Time) rueidis.Completed {
-	// A duration, not a point in time: the clock of Redis may differ.
-	life := max(time.Until(until), 0) + denialGrace
-	return c.B().Set().Key(key).Value("").PxMilliseconds(life.Milliseconds()).Build()
-}
-
-// Denied implements oauth.KeyStore. It asks for the denial first. If Redis is emptied between the
-// two questions, or was before, the second one says so. It fails if Redis was found to evict since
-// the keyring was read.
+// Denied implements oauth.KeyStore. It answers from memory where it can. Otherwise it asks for the
+// denial first: if Redis is emptied between the two questions, or was before, the second one says
+// so. It fails if Redis was found to evict since the keyring was read.
 func (r *Redis) Denied(ctx context.Context, epoch oauth.Epoch, key oauth.Key) (denied bool, err error) {
 	if r.evicts.Load() {
 		return false, ErrEvicts
 	}
-	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-		answers := c.DoMulti(ctx,
-			c.B().Exists().Key(r.deniedKey(key)).Build(),
-			c.B().Getrange().Key(r.keysKey(key.Realm)).Start(0).End(int64(len(epoch))-1).Build())
-		if denied, err = answers[0].AsBool(); err != nil {
+	if d := (*r.realms.Load())[key.Realm]; d != nil && r.Coherent() {
+		if denied, ok := d.recall(epoch, key.ID); ok {
+			return denied, nil
+		}
+	}
+	return r.askDenied(ctx, epoch, key)
+}
+
+// askDenied is Denied by asking Redis.
+func (r *Redis) askDenied(ctx context.Context, epoch oauth.Epoch, key oauth.Key) (denied bool, err error) {
+	err = r.over(ctx, key.Realm, func(ctx context.Context, d *denials, e *ear) error {
+		answers := e.client.DoMulti(ctx,
+			e.client.B().Zscore().Key(r.denialsKey(key.Realm)).Member(string(key.ID[:])).Build(),
+			r.askEpoch(e.client, key.Realm))
+		score, err := answers[0].AsFloat64()
+		if denied = err == nil; err != nil && !rueidis.IsRedisNil(err) {
 			return err
 		}
 		now, err := answers[1].AsBytes()
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if !begins(now, epoch) {
+		case !begins(now, epoch):
 			return oauth.ErrOtherEpoch
+		case denied:
+			// What this gateway has found denied once, it must not find good again from memory.
+			r.learn(key.Realm, key.ID, int64(score))
+			return nil
+		}
+		ok := false
+		if denied, ok = d.adds(e, key.ID); !ok {
+			return errDistrusted
 		}
 		return nil
 	})
 	return denied, err
 }
 
-func (r *Redis) keysKey(realm string) string { return r.cfg.Prefix + "{realm:" + realm + "}:keys" }
+func (r *Redis) keysKey(realm string) string { return r.realmKey(realm) + "keys" }
+
+func (r *Redis) denialsKey(realm string) string { return r.realmKey(realm) + "denials" }
+
+func (r *Redis) serverKey(realm string) string { return r.realmKey(realm) + "server" }
+
+func (r *Redis) askingKey(realm string) string { return r.realmKey(realm) + "asking" }
+
+func (r *Redis) realmKey(realm string) string { return r.cfg.Prefix + "{realm:" + realm + "}:" }
 
 func (r *Redis) deniedKey(key oauth.Key) string {
-	return r.cfg.Prefix + "{realm:" + key.Realm + "}:denied:" + strconv.FormatInt(key.ExpiryMilli, 10) + ":" + key.ID.String()
+	return r.realmKey(key.Realm) + "denied:" + strconv.FormatInt(key.ExpiryMilli, 10) + ":" + key.ID.String()
 }
 
-// parseDeniedKey is the inverse of deniedKey, for the realm and the ID.
-func (r *Redis) parseDeniedKey(key string) (realm string, id introspect.TokenID, ok bool) {
+// parseDeniedKey is the inverse of deniedKey.
+func (r *Redis) parseDeniedKey(key string) (realm string, id introspect.TokenID, expiryMilli int64, ok bool) {
 	rest, ok := strings.CutPrefix(key, r.cfg.Prefix+"{realm:")
 	if !ok {
-		return "", id, false
+		return "", id, 0, false
 	}
-	rest, id, ok = cutID(rest)
+	rest, id, expiryMilli, ok = cutID(rest)
 	realm, isDenial := strings.CutSuffix(rest, "}:denied")
-	return realm, id, ok && isDenial
+	return realm, id, expiryMilli, ok && isDenial
 }

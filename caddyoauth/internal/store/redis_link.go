@@ -5,7 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -25,13 +25,11 @@ const (
 	maxReplay  = 4096
 )
 
-// revocation is a revocation that Redis has acknowledged, kept in case Redis loses it.
+// revocation is the revocation of a recorded token that Redis has acknowledged, kept in case Redis
+// loses it.
 type revocation struct {
-	key string
+	key string // of the record
 	at  time.Time
-	// until is the expiry of a self-contained token, whose denial stands under key. It is zero
-	// for a recorded token, whose record stood there.
-	until time.Time
 }
 
 // writtenClient is a state of a client that Redis has acknowledged, kept in case Redis loses it.
@@ -54,6 +52,12 @@ func (r *Redis) run() {
 		return
 	}
 	defer r.client.Close()
+	attended := make(chan struct{})
+	go func() {
+		defer close(attended)
+		r.attend()
+	}()
+	defer func() { <-attended }()
 	ticker := time.NewTicker(pingInterval)
 	defer ticker.Stop()
 	owed := false // revocations have to be repeated
@@ -64,6 +68,7 @@ func (r *Redis) run() {
 			owed = !r.repeatRevocations()
 		}
 		if regained {
+			r.attract()
 			r.cfg.Changed()
 			r.findEvicting()
 			r.cfg.Regained()
@@ -108,10 +113,16 @@ func (r *Redis) connect() bool {
 // reports whether the link was down before and is up now.
 func (r *Redis) look() (regained bool) {
 	r.mu.Lock()
-	losses := r.losses
+	losses, breaks := r.losses, r.breaks.Load()
 	r.mu.Unlock()
 	asked := time.Now()
-	if err := r.ping(); err != nil {
+	var confirmed map[*denials]*ear
+	var deaf error
+	var both sync.WaitGroup
+	both.Go(func() { confirmed, deaf = r.confirm(breaks) })
+	err := r.ping()
+	both.Wait()
+	if err = errors.Join(err, deaf); err != nil {
 		r.lose(err)
 		return false
 	}
@@ -122,6 +133,9 @@ func (r *Redis) look() (regained bool) {
 	}
 	regained = !r.up
 	r.up = true
+	for d, e := range confirmed {
+		d.confirm(e, asked)
+	}
 	// The lease starts before the question: the answer proves only that everything Redis sent
 	// before it has been heard.
 	r.wall.Store(asked.Add(leaseTime).UnixNano())
@@ -135,13 +149,18 @@ func (r *Redis) lose(err error) {
 	r.mu.Lock()
 	r.losses++
 	r.lease.Store(0)
+	for _, d := range *r.realms.Load() {
+		d.unconfirm()
+	}
 	r.cfg.Flush() // under mu, before look can grant another lease
 	first := r.up || r.losses == 1
 	if r.up {
 		r.lostAt = time.Now()
+		r.breaks.Add(1)
 	}
 	r.up = false
 	r.mu.Unlock()
+	r.attract()
 	if first {
 		r.cfg.Lost(err)
 	}
@@ -219,11 +238,7 @@ func (r *Redis) invalidated(keys []rueidis.RedisMessage) {
 			return
 		default:
 		}
-		r.lose(errors.New("a connection ended, or Redis was emptied"))
-		select {
-		case r.wake <- struct{}{}:
-		default:
-		}
+		r.lost()
 		return
 	}
 	for _, message := range keys {
@@ -233,22 +248,29 @@ func (r *Redis) invalidated(keys []rueidis.RedisMessage) {
 		}
 		if realm, id, ok := r.parseTokenKey(key); ok {
 			r.cfg.Revoked(realm, id)
-		} else if realm, id, ok := r.parseDeniedKey(key); ok {
-			r.cfg.Revoked(realm, id)
 		} else {
-			if strings.HasSuffix(key, "}:keys") {
-				// A keyring also leaves a node of a Cluster when its slot moves. The denials go with
-				// it, but a denial that does not exist yet does not move: the node where this gateway
-				// looked for it would never tell. So whatever was read there no longer counts.
-				r.cfg.Flush()
-			}
 			r.cfg.Changed()
 		}
 	}
 }
 
+// lost is called when a connection ended, or Redis said that all data was dropped.
+func (r *Redis) lost() {
+	r.breaks.Add(1)
+	r.lose(errors.New("a connection ended, or Redis was emptied"))
+	r.lookNow()
+}
+
+// lookNow makes run look at the link at once.
+func (r *Redis) lookNow() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
 // remember keeps a revocation, to repeat it if the link is lost soon.
-func (r *Redis) remember(key string, until time.Time) {
+func (r *Redis) remember(key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
@@ -256,7 +278,7 @@ func (r *Redis) remember(key string, until time.Time) {
 	for drop < len(r.revoked) && (now.Sub(r.revoked[drop].at) > replayTime || len(r.revoked)-drop >= maxReplay) {
 		drop++
 	}
-	r.revoked = append(r.revoked[drop:], revocation{key, now, until})
+	r.revoked = append(r.revoked[drop:], revocation{key, now})
 }
 
 // repeatRevocations repeats the revocations made shortly before the link was lost, and since: the
@@ -266,13 +288,8 @@ func (r *Redis) repeatRevocations() (done bool) {
 	r.mu.Lock()
 	var again rueidis.Commands
 	for _, revoked := range r.revoked {
-		if r.lostAt.Sub(revoked.at) > replayTime {
-			continue
-		}
-		if revoked.until.IsZero() {
+		if r.lostAt.Sub(revoked.at) <= replayTime {
 			again = append(again, r.client.B().Del().Key(revoked.key).Build())
-		} else {
-			again = append(again, deny(r.client, revoked.key, revoked.until))
 		}
 	}
 	r.mu.Unlock()
@@ -302,14 +319,9 @@ func (r *Redis) findEvicting() {
 // evictionPolicy returns by which policy a server drops keys to make room; empty if it drops none,
 // or does not tell, as if INFO is not allowed.
 func evictionPolicy(ctx context.Context, node rueidis.Client) (policy string, told bool) {
-	info, err := node.Do(ctx, node.B().Info().Section("memory").Build()).ToString()
+	fields, err := infoOf(ctx, node, "memory")
 	if err != nil {
 		return "", false
-	}
-	fields := make(map[string]string)
-	for line := range strings.Lines(info) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		fields[name] = value
 	}
 	policy = fields["maxmemory_policy"]
 	told = policy != "" && fields["maxmemory"] != ""

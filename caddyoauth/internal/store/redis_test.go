@@ -39,6 +39,7 @@ type heard struct {
 	changes  int
 	evicting []string
 	mayEvict int
+	ended    []string // realms
 }
 
 func (h *heard) did(f func()) {
@@ -67,6 +68,7 @@ func redisAt(t testing.TB, change func(*RedisConfig), addresses ...string) (*Red
 		Changed:  func() { h.did(func() { h.changes++ }) },
 		Evicting: func(_, policy string) { h.did(func() { h.evicting = append(h.evicting, policy) }) },
 		MayEvict: func(string) { h.did(func() { h.mayEvict++ }) },
+		Ended:    func(realm string) { h.did(func() { h.ended = append(h.ended, realm) }) },
 	}
 	if change != nil {
 		change(&cfg)
@@ -684,6 +686,7 @@ func TestRedisLeastRights(t *testing.T) {
 	try := func(rules []string) (failed error) {
 		server.CLI(append([]string{"acl", "setuser", "gateway", "reset", "on", ">secret"}, rules...)...)
 		server.CLI("flushall")
+		server.CLI("zadd", "caddy-oauth:{realm:root}:denials", "1", strings.Repeat("x", 32)) // over since 1970
 		r, h := redisAt(t, func(cfg *RedisConfig) { cfg.Username, cfg.Password = "gateway", "secret" }, server.Addr)
 		defer r.Close()
 		for range 2 {
@@ -703,6 +706,9 @@ func TestRedisLeastRights(t *testing.T) {
 			return err
 		}
 		h.wantStory(t, "regained")
+		if n := server.CLI("zcard", "caddy-oauth:{realm:root}:denials"); n != "1" {
+			t.Errorf("%s denials, want the one that is not over", n)
+		}
 		return nil
 	}
 	words := strings.Fields(rules)
