@@ -130,8 +130,10 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		authorization = base + authorizePath
 	}
 	jwksURI := ""
+	var introspectionAlgorithms []string
 	if r.signing != nil {
 		jwksURI = base + "/connect/jwk_uri"
+		introspectionAlgorithms = []string{r.signing.signs()}
 	}
 	return json.Marshal(struct {
 		Issuer                string   `json:"issuer"`
@@ -146,6 +148,7 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		TokenAuthMethods         []string `json:"token_endpoint_auth_methods_supported"`
 		IntrospectionAuthMethods []string `json:"introspection_endpoint_auth_methods_supported"`
 		RevocationAuthMethods    []string `json:"revocation_endpoint_auth_methods_supported"`
+		IntrospectionAlgorithms  []string `json:"introspection_signing_alg_values_supported,omitempty"` // RFC 9701 section 7
 	}{
 		Issuer:                   r.settings.Issuer,
 		AuthorizationEndpoint:    authorization,
@@ -158,5 +161,6 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		TokenAuthMethods:         methods,
 		IntrospectionAuthMethods: methods,
 		RevocationAuthMethods:    methods,
+		IntrospectionAlgorithms:  introspectionAlgorithms,
 	})
 }

@@ -33,7 +33,7 @@ func init() {
 // Path | What
 // -----|-----
 // `/access_token`, `/token` | token endpoint, POST
-// `/introspect` | introspection, POST
+// `/introspect` | introspection, POST; a signed answer (RFC 9701) for those who accept one, if the realm has keys
 // `/token/revoke`, `/revoke` | revocation, POST
 // `/connect/jwk_uri`, `/jwks` | the public keys of JWTs (RFC 7517), if the realm has any
 // `/.well-known/openid-configuration` | metadata, where ForgeRock AM has it
@@ -297,7 +297,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	case endpointIntrospect:
 		var facts *introspect.Facts
 		if facts, out, err = engine.Introspect(r.Context(), req); err == nil {
-			reply = introspectionAnswerOf(facts)
+			answer := introspectionAnswerOf(facts)
+			reply = answer
+			if e.realm.signing != nil {
+				h.Add("Vary", "Accept")
+				if prefersSigned(r.Header["Accept"]) {
+					reply, err = e.realm.signAnswer(out.ClientID, answer, time.Now())
+				}
+			}
 			if !facts.Active { // another realm here may have issued it
 				token := introspect.NewToken(req.Form.Get("token"))
 				out.Cause = s.app.whyNot([]routeSource{e.realm}, &token, out.Cause)

@@ -108,6 +108,17 @@ type signing struct {
 	files []*keys.SigningKey
 	// published is the JWK set, ready to send. It is nil until agree knows the keys.
 	published atomic.Pointer[[]byte]
+	// introspection signs introspection answers. It is nil until agree knows the keys.
+	introspection atomic.Pointer[introspectionSigner]
+}
+
+// signs returns the algorithm by which new JWTs are signed. For half an hour after a change
+// of the option, the former one still is.
+func (s *signing) signs() string {
+	if len(s.files) > 0 {
+		return s.files[0].Algorithm()
+	}
+	return s.algorithm
 }
 
 // signing returns how the realm signs, and nil if it signs nothing.
@@ -269,6 +280,17 @@ func (r *servedRealm) shareKeys(to *oauth.Shared, ring *keys.Ring, shared bool) 
 		return err
 	}
 	r.signing.published.Store(&set)
+	answers := make(map[string]*keys.JWTs)
+	for _, key := range all {
+		answers[key.ID()] = key.For(typIntrospection)
+	}
+	signer := introspectionSigner(func(now time.Time) *keys.JWTs {
+		if key := r.signer(ring, now); key != nil {
+			return answers[key.ID()]
+		}
+		return nil
+	})
+	r.signing.introspection.Store(&signer)
 	return nil
 }
 

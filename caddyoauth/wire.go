@@ -110,6 +110,10 @@ const reasonCanceled = string(access.ResultCanceled)
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply any, out oauth.Outcome, err error) {
 	if err == nil {
 		s.logOutcome(r, e, out)
+		if jwt, ok := reply.(signedAnswer); ok {
+			writeBody(w, http.StatusOK, mediaIntrospected, []byte(jwt))
+			return
+		}
 		writeJSON(w, http.StatusOK, reply)
 		return
 	}
@@ -159,7 +163,11 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 		http.Error(w, "", http.StatusInternalServerError)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
+	writeBody(w, status, mediaJSON, body)
+}
+
+func writeBody(w http.ResponseWriter, status int, mediaType string, body []byte) {
+	w.Header().Set("Content-Type", mediaType)
 	w.WriteHeader(status)
 	w.Write(body)
 }
