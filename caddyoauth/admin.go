@@ -23,8 +23,9 @@ func init() {
 
 // adminAPI adds to Caddy's admin endpoint, which itself decides who may call it. With POST
 // /oauth/forget, an authorization server that revokes a token can have the gateway forget what it
-// has cached of the token. POST /oauth/explain says which way a request would go. GET /oauth/health
-// says whether the gateway can do its work.
+// has cached of the token. POST /oauth/tokens/revoke ends all tokens of a client or a realm. POST
+// /oauth/explain says which way a request would go. GET /oauth/health says whether the gateway can do
+// its work.
 type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -41,6 +42,7 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 		{Pattern: "/oauth/explain", Handler: caddy.AdminHandlerFunc(serveExplain)},
 		{Pattern: "/oauth/forget", Handler: caddy.AdminHandlerFunc(forget)},
 		{Pattern: "/oauth/health", Handler: caddy.AdminHandlerFunc(serveHealth)},
+		{Pattern: "/oauth/tokens/revoke", Handler: caddy.AdminHandlerFunc(serveRevoke)},
 	}
 }
 

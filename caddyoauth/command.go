@@ -18,11 +18,11 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "oauth",
-		Usage: "generate-secret | hash-secret [--algorithm <name>] | explain [--client <id>] <method> <url> | lint [--config <file>] | routes [--config <file>] | token inspect [--json]",
-		Short: "Makes client secrets for the oauth app, explains and checks its configuration, and reads tokens",
+		Usage: "generate-secret | hash-secret [--algorithm <name>] | explain [--client <id>] <method> <url> | lint [--config <file>] | routes [--config <file>] | token inspect | token revoke --client <id>",
+		Short: "Makes client secrets for the oauth app, explains and checks its configuration, and reads and revokes tokens",
 		Long: `
 Makes client secrets for the oauth app, explains and checks its configuration, and reads
-tokens.
+and revokes tokens.
 
 'caddy oauth generate-secret' generates a secret of 256 random bits and prints it, with
 the Caddyfile line that lets a client authenticate with it.
@@ -38,6 +38,8 @@ input, and prints the Caddyfile line for it.
 
 'caddy oauth token inspect' reads a token in the same way, and prints what it is, the
 token_id by which the log names it, and what it says about itself.
+
+'caddy oauth token revoke' ends all tokens of a client, or of all clients of a realm.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.AddCommand(generateSecretCommand(), hashSecretCommand(), explainCommand(), lintCommand(), routesCommand(), tokenCommand())

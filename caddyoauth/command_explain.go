@@ -139,25 +139,30 @@ func explainOffline(ctx context.Context, asked *explainRequest, file, adapter st
 	return p.explain(ctx, q)
 }
 
-// explainRunning asks the gateway whose admin endpoint is at an address, or where the configuration
-// file says, or at Caddy's default.
+// explainRunning asks the gateway that is running.
 func explainRunning(asked *explainRequest, address, file, adapter string) (*explanation, error) {
+	e := new(explanation)
+	return e, askAdmin("/oauth/explain", asked, e, address, file, adapter)
+}
+
+// askAdmin posts a question to the gateway whose admin endpoint is at an address, or where the
+// configuration file says, or at Caddy's default, and reads the answer.
+func askAdmin(path string, question, answer any, address, file, adapter string) error {
 	address, err := caddycmd.DetermineAdminAPIAddress(address, nil, file, adapter)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	body, err := json.Marshal(asked)
+	body, err := json.Marshal(question)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	response, err := caddycmd.AdminAPIRequest(address, http.MethodPost, "/oauth/explain", nil, bytes.NewReader(body))
+	response, err := caddycmd.AdminAPIRequest(address, http.MethodPost, path, nil, bytes.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("asking the gateway at %s: %w", address, err)
+		return fmt.Errorf("asking the gateway at %s: %w", address, err)
 	}
 	defer response.Body.Close()
-	e := new(explanation)
-	if err := json.NewDecoder(io.LimitReader(response.Body, 16<<20)).Decode(e); err != nil {
-		return nil, fmt.Errorf("reading the answer of %s: %w", address, err)
+	if err := json.NewDecoder(io.LimitReader(response.Body, 16<<20)).Decode(answer); err != nil {
+		return fmt.Errorf("reading the answer of %s: %w", address, err)
 	}
-	return e, nil
+	return nil
 }

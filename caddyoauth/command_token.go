@@ -25,17 +25,17 @@ import (
 func tokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
-		Short: "Commands about one token",
-		Long:  "\nCommands about one token, which they read from standard input.",
+		Short: "Commands about tokens",
+		Long:  "\nCommands about tokens. A token itself is read from standard input.",
 		Args:  cobra.ArbitraryArgs, // RunE checks them
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return errors.New("unknown command for 'caddy oauth token' (known: inspect)") // it may be a token: don't repeat it
+				return errors.New("unknown command for 'caddy oauth token' (known: inspect, revoke)") // it may be a token: don't repeat it
 			}
 			return cmd.Help()
 		},
 	}
-	cmd.AddCommand(inspectTokenCommand())
+	cmd.AddCommand(inspectTokenCommand(), revokeTokensCommand())
 	return cmd
 }
 
@@ -83,6 +83,69 @@ The exit status is 0, or 2 if there was no token that could be read.`,
 		return caddycmd.WrapCommandFuncForCobra(inspect)(cmd, args)
 	}
 	return cmd
+}
+
+func revokeTokensCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "revoke --client <id> [--realm <name>] | --realm <name> --all",
+		Short: "Ends all tokens of a client, or of all clients of a realm",
+		Long: `
+Ends all tokens of a client, or of all clients of a realm, at once and for good, without
+changing the configuration. The clients can fetch new tokens.
+
+It asks the gateway that is running, by way of Caddy's admin endpoint, whose address it
+finds as Caddy's own commands do. Other gateways that share the token store hear of it
+within two seconds. Tokens of other issuers are not touched.
+
+The exit status is 0 if the tokens have ended, and 2 if that is not known.`,
+		Args: cobra.ArbitraryArgs, // a token among them must not be repeated in an error
+	}
+	var asked revokeRequest
+	flags := cmd.Flags()
+	flags.StringVar(&asked.Client, "client", "", "client whose tokens end")
+	flags.StringVar(&asked.Realm, "realm", "", "realm of the client, if several have one with that name; or, with --all, the realm whose tokens end")
+	flags.BoolVar(&asked.All, "all", false, "end the tokens of all clients of the realm")
+	config := flags.StringP("config", "c", "", "configuration file that says where the admin endpoint is")
+	adapter := flags.StringP("adapter", "a", "", "name of the config adapter; without it, that of Caddyfiles for a file with such a name")
+	address := flags.String("address", "", "address of the admin endpoint")
+	asJSON := flags.Bool("json", false, "print a JSON object")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		revoke := func(caddycmd.Flags) (int, error) {
+			if len(args) > 0 {
+				return 2, errors.New("it takes no arguments; if that was a token, it is now in the history of your shell")
+			}
+			if err := asked.check(); err != nil {
+				return 2, err
+			}
+			var answer revokeAnswer
+			if err := askAdmin("/oauth/tokens/revoke", asked, &answer, *address, *config, *adapter); err != nil {
+				return 2, err
+			}
+			if err := answer.write(cmd.OutOrStdout(), *asJSON); err != nil {
+				return 2, err
+			}
+			return 0, nil
+		}
+		return caddycmd.WrapCommandFuncForCobra(revoke)(cmd, args)
+	}
+	return cmd
+}
+
+func (a revokeAnswer) write(w io.Writer, asJSON bool) error {
+	if asJSON {
+		text, err := json.Marshal(a)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(w, printableJSON(text))
+		return err
+	}
+	of := fmt.Sprintf("client %q", a.Client)
+	if a.Client == "" {
+		of = fmt.Sprintf("all %d clients", a.Clients)
+	}
+	_, err := fmt.Fprintf(w, "All tokens of %s of realm %q that were issued until now are revoked.\n", of, a.Realm)
+	return err
 }
 
 // readToken reads a token without echoing it. No error repeats any of it.

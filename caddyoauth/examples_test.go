@@ -1111,7 +1111,8 @@ func TestManualHasMetricsAndEvents(t *testing.T) {
 	operations := readDocument(t, "docs/operations.md")
 	text := strings.Replace(readDocument(t, "Caddyfile.example"), "token_lifetime 1h", "token_lifetime 1h\n\t\tcache {\n\t\t\tmax_tokens 1\n\t\t}", 1)
 	moved := freePorts(t, text)
-	logFile := startStory(t, moved.Replace(text))
+	text, admin := withAdmin(t, moved.Replace(text))
+	logFile := startStory(t, text)
 	g := &gateway{t: t, Client: newClient(t), URL: "http://127.0.0.1" + moved.Replace(":8080")}
 	form := map[string][]string{"grant_type": {"client_credentials"}}
 	token, _ := g.post("/oauth2/token", "myClient", "mySecret", form).json(t)["access_token"].(string)
@@ -1127,6 +1128,7 @@ func TestManualHasMetricsAndEvents(t *testing.T) {
 
 	g.post("/oauth2/introspect", "myClient", "mySecret", map[string][]string{"token": {token}})
 	g.post("/oauth2/nobody/token", "myClient", "mySecret", form)
+	g.mustRevokeAll(admin, `{"client":"myClient"}`, `{"realm":"root","client":"myClient","clients":1}`)
 
 	// Metrics, both ways.
 	active := caddy.ActiveContext()
@@ -1180,7 +1182,7 @@ func TestManualHasMetricsAndEvents(t *testing.T) {
 			t.Errorf("the log holds a token: %s", lines.Text())
 		}
 	}
-	for _, event := range []string{"token_issued", "token_introspected", "token_revoked", "token_refused", "introspect_refused", "revoke_refused", "no_such_endpoint", "request_refused"} {
+	for _, event := range []string{"token_issued", "token_introspected", "token_revoked", "token_refused", "introspect_refused", "revoke_refused", "no_such_endpoint", "request_refused", "tokens_revoked_all"} {
 		if !strings.Contains(operations, "`"+event+"`") {
 			t.Errorf("docs/operations.md does not explain the event %s", event)
 		}

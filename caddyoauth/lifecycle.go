@@ -59,8 +59,8 @@ import (
 //
 // The tokens of a client must die when the client is removed, and stay dead if it ever comes back.
 // So the store keeps a generation for each client. Tokens carry it, and count only while it is
-// current. The following keeps that true across reloads and between gateways. Secret, Admit, Retire
-// and Leave are methods of the store; oauth.TokenStore has their contract.
+// current. The following keeps that true across reloads and between gateways. Secret, Admit, Retire,
+// Leave and EndTokens are methods of the store; oauth.TokenStore has their contract.
 //
 //   - agree gets from the store what all gateways that share it must have in common: the key that
 //     authenticates tokens (Secret), and the generation of each client (Admit), which creates the
@@ -71,7 +71,8 @@ import (
 //     has not been told anything yet answers oauth.ErrUnreachable, and its caller gets 503. So a
 //     gateway can start while its store is down.
 //   - follow (openStore.follow) has the store report changes by other gateways. It begins before the
-//     first agree, so that no change is missed in between, and ends in Stop or Cleanup.
+//     first agree, so that no change is missed in between, and ends in Cleanup: until then there are
+//     requests, which an operator's end of tokens concerns.
 //   - commit makes final what the configuration says: the size of the cache, and that clients which
 //     it does not have are gone. An App commits once, and only when it is in force or no other App
 //     is: a configuration that is only being tried must not end the tokens of the one that goes on.
@@ -82,6 +83,10 @@ import (
 //     would be there to retire a client that is removed in the meantime.
 //   - withdraw (also Leave) undoes what a refused configuration has said in the store of the one that
 //     goes on: it has admitted clients which that one does not have, and may even have served them.
+//   - end (openStore.endTokens) is how an operator ends all tokens of clients that stay. The store
+//     passes them to their next generations, and every App that uses the store, one that is only
+//     being tried included, goes by these before the operator has the answer. Other gateways hear of
+//     it as of any change.
 
 const (
 	// startTimeout bounds all that Start does with the store, and all that Stop and Cleanup do.
@@ -110,11 +115,10 @@ type running struct {
 	// reference too many would close what the configuration in force uses.
 	held []reference
 
-	// tokenKey, generations and rings, which are by realm, are what agree got from the store last.
-	// Only agree touches them.
-	tokenKey    []byte
-	generations map[oauth.ClientRef]uint64
-	rings       map[string]*keys.Ring
+	// tokenKey and rings, which are by realm, are what agree got from the store last. Only agree
+	// touches them. The generations of clients are with the engines.
+	tokenKey []byte
+	rings    map[string]*keys.Ring
 	// wake is when agree has to run again, because keys are due for something; zero for never. Only
 	// agree touches it, and keepAgreeing.
 	wake time.Time
@@ -289,11 +293,11 @@ func (a *App) agree(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading the token key: %w", err)
 	}
-	generations, err := a.run.opened.store.Admit(ctx, a.activeClients(), a.run.generations)
+	generations, err := a.run.opened.store.Admit(ctx, a.activeClients(), a.heldGenerations())
 	if err != nil {
 		return fmt.Errorf("loading the generations of clients: %w", err)
 	}
-	a.run.tokenKey, a.run.generations = tokenKey, generations
+	a.run.tokenKey = tokenKey
 	a.run.wake = time.Time{}
 	if a.run.rings == nil {
 		a.run.rings = make(map[string]*keys.Ring)
@@ -325,6 +329,17 @@ func (a *App) agree(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// heldGenerations returns the generations that the engines go by.
+func (a *App) heldGenerations() map[oauth.ClientRef]uint64 {
+	held := make(map[oauth.ClientRef]uint64)
+	for _, r := range a.realms {
+		for id, generation := range r.engine.Generations() {
+			held[oauth.ClientRef{Realm: r.name, ClientID: id}] = generation
+		}
+	}
+	return held
 }
 
 // ringOf returns a realm's keys, as they must be now. If there are none, it makes them, or returns
@@ -533,15 +548,11 @@ func (a *App) Stop() error {
 	return nil
 }
 
-// stopAgreeing ends keepAgreeing, waits for it, and stops following the store. It may be called
-// twice.
+// stopAgreeing ends keepAgreeing, and waits for it. It may be called twice.
 func (a *App) stopAgreeing() {
 	if a.run.endAgreeing != nil {
 		a.run.endAgreeing()
 		<-a.run.agreeingEnded
-	}
-	if a.run.opened != nil {
-		a.run.opened.unfollow(a)
 	}
 }
 
@@ -581,6 +592,9 @@ func (a *App) withdraw() error {
 // that failed, and then without Stop.
 func (a *App) Cleanup() error {
 	a.stopAgreeing()
+	if a.run.opened != nil {
+		a.run.opened.unfollow(a)
+	}
 	errs := []error{a.withdraw()}
 	for _, ref := range slices.Backward(a.run.held) {
 		_, err := ref.pool.Delete(ref.key)
@@ -763,6 +777,29 @@ func (s *openStore) unfollow(a *App) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.followers, a)
+}
+
+// endTokens ends all tokens of clients of a realm, as oauth.TokenStore.EndTokens does, and has every
+// App that uses the store go by it. It returns how many clients that were. After an error, the tokens
+// may have ended or not.
+func (s *openStore) endTokens(ctx context.Context, realm string, clients []string, all bool, held map[oauth.ClientRef]uint64) (int, error) {
+	generations, err := s.store.EndTokens(ctx, realm, clients, all, held)
+	if err != nil {
+		return 0, err
+	}
+	reached := make(map[string]uint64, len(generations))
+	for ref, generation := range generations {
+		reached[ref.ClientID] = generation
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// An App that begins to follow later has not asked the store yet.
+	for a := range s.followers {
+		if r := a.realms[realm]; r != nil {
+			r.engine.Raise(reached)
+		}
+	}
+	return len(reached), nil
 }
 
 func (s *openStore) changed() {

@@ -2,6 +2,7 @@ package caddyoauth
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -18,7 +19,8 @@ func init() {
 }
 
 // Outage says how a `store outage` fails. Each method of the store first calls it with its own
-// name, and returns the error if there is one. If Outage is nil, the store works.
+// name, and returns the error if there is one. If Outage is nil, the store works. Admit and EndTokens
+// also call it when they are done.
 var Outage atomic.Pointer[func(ctx context.Context, method string) error]
 
 // StoreErrors are the errors in the contract of a store, by name.
@@ -78,14 +80,16 @@ func (s outageStore) EndTokens(ctx context.Context, realm string, clients []stri
 	if err := fail(ctx, "EndTokens"); err != nil {
 		return nil, err
 	}
-	return s.TokenStore.EndTokens(ctx, realm, clients, all, held)
+	generations, err := s.TokenStore.EndTokens(ctx, realm, clients, all, held)
+	return generations, errors.Join(err, fail(ctx, "EndTokens done"))
 }
 
 func (s outageStore) Admit(ctx context.Context, clients []oauth.ClientRef, held map[oauth.ClientRef]uint64) (map[oauth.ClientRef]uint64, error) {
 	if err := fail(ctx, "Admit"); err != nil {
 		return nil, err
 	}
-	return s.TokenStore.Admit(ctx, clients, held)
+	generations, err := s.TokenStore.Admit(ctx, clients, held)
+	return generations, errors.Join(err, fail(ctx, "Admit done"))
 }
 
 func (s outageStore) Revoke(ctx context.Context, key oauth.Key) error {

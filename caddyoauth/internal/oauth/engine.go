@@ -71,6 +71,9 @@ type Engine struct {
 type state struct {
 	clients *Clients
 	agreed  *agreement // nil until the first Share
+	// least are generations that some clients have reached; see Raise. It grows with the clients
+	// of the realm.
+	least map[string]uint64
 }
 
 // agreement is a Shared in use. Generations stand here rather than with the clients, because
@@ -166,8 +169,47 @@ func (e *Engine) Share(shared Shared) error {
 		covers: shared.Covers, otherJWTKeys: shared.OtherJWTKeys,
 		generations: maps.Clone(shared.Generations),
 	}
-	e.change(func(next *state) { next.agreed = agreed })
+	e.change(func(next *state) {
+		raise(agreed.generations, next.least)
+		next.agreed = agreed
+	})
 	return nil
+}
+
+// Raise tells the engine to which generations clients have passed, by client ID, as
+// [TokenStore.EndTokens] returned them. No request that begins after it passes with a token of a
+// former generation, and a Share that brings what the store said before that changes nothing.
+func (e *Engine) Raise(generations map[string]uint64) {
+	e.change(func(next *state) {
+		next.least = maps.Clone(next.least)
+		if next.least == nil {
+			next.least = make(map[string]uint64)
+		}
+		raise(next.least, generations)
+		if next.agreed != nil {
+			agreed := *next.agreed
+			agreed.generations = maps.Clone(agreed.generations)
+			raise(agreed.generations, generations)
+			next.agreed = &agreed
+		}
+	})
+}
+
+// raise makes generations at least as high as least. They never go back.
+func raise(generations, least map[string]uint64) {
+	for id, generation := range least {
+		generations[id] = max(generations[id], generation)
+	}
+}
+
+// Generations returns the generations that the engine goes by, by client ID; nil before the first
+// Share.
+func (e *Engine) Generations() map[string]uint64 {
+	agreed := e.state.Load().agreed
+	if agreed == nil {
+		return nil
+	}
+	return maps.Clone(agreed.generations)
 }
 
 // Agreed reports whether Share has been called: until then, nobody can tell anything about a token
