@@ -19,7 +19,8 @@ func realms() string {
 	return b.String()
 }
 
-// Everybody's library accepts the tokens, by each algorithm, for what they are, and for nothing else.
+// Everybody's library accepts the tokens, by each algorithm, for what they are, and for nothing else. The
+// same holds for signed answers of introspection.
 func TestTokensAreAccepted(t *testing.T) {
 	f := startFleet(t, 1, "store memory\n"+realms())
 	for _, algorithm := range algorithms {
@@ -29,12 +30,16 @@ func TestTokensAreAccepted(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			answer, err := f.gateways[0].introspect(path, token)
+			if err != nil {
+				t.Fatal(err)
+			}
 			foreign, err := f.gateways[0].fetch("/oauth2")
 			if err != nil {
 				t.Fatal(err)
 			}
 			inBubble(t, func(t *testing.T, out outside) {
-				want := issued{f.URL + path, f.URL + path + "/jwks", audience, algorithm}
+				want := issued{issuer: f.URL + path, set: f.URL + path + "/jwks", audience: audience, algorithm: algorithm}
 				all := startVerifiers(t, out, want)
 				wantsAll(t, all, token, want)
 				wantsNone(t, "a token of another realm", all, foreign)
@@ -49,6 +54,22 @@ func TestTokensAreAccepted(t *testing.T) {
 				elsewhere.audience = "https://other.example.com"
 				wantsNone(t, "a token for another server", startVerifiers(t, out, elsewhere), token)
 				wantsAll(t, all, token, want)
+
+				answers := want
+				answers.answer, answers.audience = true, "reader"
+				wantsNone(t, "an answer of introspection", all, answer)
+				for _, v := range []verifier{withJWX(t, t.Context(), out, answers), withJose(t, out, answers)} {
+					claims, err := v.verify(answer)
+					if err != nil {
+						t.Errorf("%s refuses an answer: %v", v.name, err)
+						continue
+					}
+					if said, ok := claims["token_introspection"].(map[string]any); !ok || said["active"] != true || said["client_id"] != "reader" {
+						t.Errorf("%s reads %v", v.name, claims)
+					}
+					wantsNone(t, "an access token for an answer", []verifier{v}, token)
+				}
+
 				time.Sleep(time.Hour)
 				wantsNone(t, "a token that has expired", all, token)
 			})

@@ -183,6 +183,19 @@ func (g *gateway) fetch(realm string) (token string, err error) {
 	return granted.Token, nil
 }
 
+// introspect asks a realm about a token, for a signed answer (RFC 9701).
+func (g *gateway) introspect(realm, token string) (answer string, err error) {
+	status, body, err := g.send("POST", realm+"/introspect", "token="+token, func(r *http.Request) {
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.Header.Set("Accept", "application/token-introspection+jwt")
+		r.SetBasicAuth("reader", secret)
+	})
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("no answer: %d %s", status, body)
+	}
+	return string(body), err
+}
+
 // accepts tells whether the protected path lets a token in.
 func (g *gateway) accepts(token string) error {
 	status, body, err := g.send("GET", "/x", "", func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) })

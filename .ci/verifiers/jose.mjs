@@ -5,7 +5,7 @@ import { createRemoteJWKSet, jwtVerify } from "jose";
 
 const sets = new Map();
 for await (const line of createInterface({ input: process.stdin })) {
-  const { set, issuer, audience, token, now } = JSON.parse(line);
+  const { set, issuer, audience, typ, requiredClaims, token, now } = JSON.parse(line);
   Date.now = () => now; // it tells the library when to fetch the keys again
   if (!sets.has(set)) sets.set(set, createRemoteJWKSet(new URL(set)));
   let answer;
@@ -13,8 +13,8 @@ for await (const line of createInterface({ input: process.stdin })) {
     const { payload, protectedHeader } = await jwtVerify(token, sets.get(set), {
       issuer,
       audience,
-      typ: "at+jwt",
-      requiredClaims: ["exp", "iat", "jti", "client_id"],
+      typ,
+      requiredClaims,
       currentDate: new Date(now),
     });
     answer = { payload, protectedHeader };

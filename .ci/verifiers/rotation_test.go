@@ -151,7 +151,7 @@ func TestRotation(t *testing.T) {
 	f := startFleet(t, 2, "issuer ISSUER\nstore redis 127.0.0.1:"+port+"\n"+encryptionKey+"token_format jwt\ntoken_lifetime 24h\nsigning {\nrotate 1h\n}\n"+clients)
 	l, begin := f.start(t), time.Now()
 	inBubble(t, func(t *testing.T, out outside) {
-		want := issued{f.issuer(), f.issuer() + "/jwks", audience, "ES256"}
+		want := issued{issuer: f.issuer(), set: f.issuer() + "/jwks", audience: audience, algorithm: "ES256"}
 		time.Sleep(time.Minute) // ahead of the gateways, as tokens from the future are refused
 		all := startVerifiers(t, out, want)
 		const step = 30 * time.Second
@@ -215,7 +215,7 @@ func TestRotationOfKeyFiles(t *testing.T) {
 	f := startFleet(t, 2, options(a))
 	l := f.start(t)
 	inBubble(t, func(t *testing.T, out outside) {
-		want := issued{f.issuer(), f.issuer() + "/jwks", audience, "EdDSA"}
+		want := issued{issuer: f.issuer(), set: f.issuer() + "/jwks", audience: audience, algorithm: "EdDSA"}
 		time.Sleep(time.Minute)
 		all := startVerifiers(t, out, want)
 		check := func() (tokens []string) {

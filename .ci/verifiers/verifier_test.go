@@ -29,8 +29,26 @@ type verifier struct {
 	verify func(token string) (claims map[string]any, err error)
 }
 
-// issued is what verifiers know of the tokens that they expect.
-type issued struct{ issuer, set, audience, algorithm string }
+// issued is what verifiers know of the JWTs that they expect.
+type issued struct {
+	issuer, set, audience, algorithm string
+	// answer is set if they expect signed answers of introspection (RFC 9701), not access tokens.
+	answer bool
+}
+
+func (i issued) typ() string {
+	if i.answer {
+		return "token-introspection+jwt"
+	}
+	return "at+jwt"
+}
+
+func (i issued) required() []string {
+	if i.answer {
+		return []string{"iat", "token_introspection"}
+	}
+	return []string{"exp", "iat", "jti", "client_id"}
+}
 
 var errType = errors.New("the token has another type")
 
@@ -80,11 +98,14 @@ func withJWX(t *testing.T, ctx context.Context, out outside, want issued) verifi
 		if err != nil {
 			return nil, err
 		}
-		if typ, _ := message.Signatures()[0].ProtectedHeaders().Type(); typ != "at+jwt" {
+		if typ, _ := message.Signatures()[0].ProtectedHeaders().Type(); typ != want.typ() {
 			return nil, errType
 		}
-		read, err := jwxjwt.ParseString(token, jwxjwt.WithKeySet(set), jwxjwt.WithIssuer(want.issuer), jwxjwt.WithAudience(want.audience),
-			jwxjwt.WithRequiredClaim("exp"), jwxjwt.WithRequiredClaim("iat"))
+		options := []jwxjwt.ParseOption{jwxjwt.WithKeySet(set), jwxjwt.WithIssuer(want.issuer), jwxjwt.WithAudience(want.audience)}
+		for _, claim := range want.required() {
+			options = append(options, jwxjwt.WithRequiredClaim(claim))
+		}
+		read, err := jwxjwt.ParseString(token, options...)
 		if err != nil {
 			return nil, err
 		}
@@ -135,7 +156,9 @@ func withJose(t *testing.T, out outside, want issued) verifier {
 			Payload map[string]any
 		}
 		out.do(func() {
-			err = json.NewEncoder(input).Encode(map[string]any{"set": want.set, "issuer": want.issuer, "audience": want.audience, "token": token, "now": now})
+			err = json.NewEncoder(input).Encode(map[string]any{
+				"set": want.set, "issuer": want.issuer, "audience": want.audience, "typ": want.typ(), "requiredClaims": want.required(), "token": token, "now": now,
+			})
 			if err == nil {
 				var line []byte
 				line, err = output.ReadBytes('\n')
