@@ -23,7 +23,8 @@ func init() {
 
 // adminAPI adds to Caddy's admin endpoint, which itself decides who may call it. With POST
 // /oauth/forget, an authorization server that revokes a token can have the gateway forget what it
-// has cached of the token. POST /oauth/tokens/revoke ends all tokens of a client or a realm. POST
+// has cached of the token. POST /oauth/tokens/revoke ends all tokens of a client or a realm. GET
+// /oauth/keys lists the keys of realms, and POST /oauth/keys/rotate makes new ones. POST
 // /oauth/explain says which way a request would go. GET /oauth/health says whether the gateway can do
 // its work.
 type adminAPI struct{}
@@ -42,6 +43,8 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 		{Pattern: "/oauth/explain", Handler: caddy.AdminHandlerFunc(serveExplain)},
 		{Pattern: "/oauth/forget", Handler: caddy.AdminHandlerFunc(forget)},
 		{Pattern: "/oauth/health", Handler: caddy.AdminHandlerFunc(serveHealth)},
+		{Pattern: "/oauth/keys", Handler: caddy.AdminHandlerFunc(serveKeyList)},
+		{Pattern: "/oauth/keys/rotate", Handler: caddy.AdminHandlerFunc(serveRotate)},
 		{Pattern: "/oauth/tokens/revoke", Handler: caddy.AdminHandlerFunc(serveRevoke)},
 	}
 }

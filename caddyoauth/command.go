@@ -18,11 +18,11 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "oauth",
-		Usage: "generate-secret | hash-secret [--algorithm <name>] | explain [--client <id>] <method> <url> | lint [--config <file>] | routes [--config <file>] | token inspect | token revoke --client <id>",
-		Short: "Makes client secrets for the oauth app, explains and checks its configuration, and reads and revokes tokens",
+		Usage: "generate-secret | hash-secret [--algorithm <name>] | explain [--client <id>] <method> <url> | keys list | keys rotate | lint [--config <file>] | routes [--config <file>] | token inspect | token revoke --client <id>",
+		Short: "Makes client secrets for the oauth app, explains and checks its configuration, rotates its keys, and reads and revokes tokens",
 		Long: `
-Makes client secrets for the oauth app, explains and checks its configuration, and reads
-and revokes tokens.
+Makes client secrets for the oauth app, explains and checks its configuration, rotates its
+keys, and reads and revokes tokens.
 
 'caddy oauth generate-secret' generates a secret of 256 random bits and prints it, with
 the Caddyfile line that lets a client authenticate with it.
@@ -31,6 +31,9 @@ the Caddyfile line that lets a client authenticate with it.
 input, and prints the Caddyfile line for it.
 
 'caddy oauth explain' shows which way a request would go, and why it would be refused.
+
+'caddy oauth keys list' and 'caddy oauth keys rotate' list the keys that seal and sign
+tokens, and make new ones.
 
 'caddy oauth lint' finds what loads in silence and should not.
 
@@ -42,7 +45,7 @@ token_id by which the log names it, and what it says about itself.
 'caddy oauth token revoke' ends all tokens of a client, or of all clients of a realm.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.AddCommand(generateSecretCommand(), hashSecretCommand(), explainCommand(), lintCommand(), routesCommand(), tokenCommand())
+			cmd.AddCommand(generateSecretCommand(), hashSecretCommand(), explainCommand(), keysCommand(), lintCommand(), routesCommand(), tokenCommand())
 			cmd.Args = cobra.ArbitraryArgs // RunE checks them
 			cmd.RunE = helpOrUnknown
 		},

@@ -145,18 +145,21 @@ func explainRunning(asked *explainRequest, address, file, adapter string) (*expl
 	return e, askAdmin("/oauth/explain", asked, e, address, file, adapter)
 }
 
-// askAdmin posts a question to the gateway whose admin endpoint is at an address, or where the
-// configuration file says, or at Caddy's default, and reads the answer.
+// askAdmin asks the gateway whose admin endpoint is at an address, or where the configuration file
+// says, or at Caddy's default, and reads the answer. The question is posted, unless it is nil.
 func askAdmin(path string, question, answer any, address, file, adapter string) error {
 	address, err := caddycmd.DetermineAdminAPIAddress(address, nil, file, adapter)
 	if err != nil {
 		return err
 	}
-	body, err := json.Marshal(question)
-	if err != nil {
-		return err
+	method, body := http.MethodGet, []byte(nil)
+	if question != nil {
+		method = http.MethodPost
+		if body, err = json.Marshal(question); err != nil {
+			return err
+		}
 	}
-	response, err := caddycmd.AdminAPIRequest(address, http.MethodPost, path, nil, bytes.NewReader(body))
+	response, err := caddycmd.AdminAPIRequest(address, method, path, nil, bytes.NewReader(body))
 	if err != nil {
 		return fmt.Errorf("asking the gateway at %s: %w", address, err)
 	}

@@ -87,6 +87,9 @@ import (
 //     passes them to their next generations, and every App that uses the store, one that is only
 //     being tried included, goes by these before the operator has the answer. Other gateways hear of
 //     it as of any change.
+//   - shareKeys (openStore.shareKeys) does the same for keys that an operator has rotated. Each App
+//     reads them under the mutex of agree, so the keys of before don't come back with an agree that
+//     had read them already.
 
 const (
 	// startTimeout bounds all that Start does with the store, and all that Stop and Cleanup do.
@@ -115,12 +118,14 @@ type running struct {
 	// reference too many would close what the configuration in force uses.
 	held []reference
 
-	// tokenKey and rings, which are by realm, are what agree got from the store last. Only agree
-	// touches them. The generations of clients are with the engines.
+	// agreeing is held while realms are given what gateways have in common. tokenKey and rings, which
+	// are by realm, are what the store said of that last, and need it. The generations of clients are
+	// with the engines.
+	agreeing sync.Mutex
 	tokenKey []byte
 	rings    map[string]*keys.Ring
 	// wake is when agree has to run again, because keys are due for something; zero for never. Only
-	// agree touches it, and keepAgreeing.
+	// agree and keepAgreeing touch it.
 	wake time.Time
 
 	// endAgreeing makes keepAgreeing return, which closes agreeingEnded. Both are nil if it never
@@ -281,8 +286,10 @@ func (a *App) await(ctx context.Context) error {
 }
 
 // agree gets from the store what all gateways that share it must have in common, and gives it to the
-// realms. Only Start and then keepAgreeing call it, so it never runs twice at a time.
+// realms. Only Start and then keepAgreeing call it.
 func (a *App) agree(ctx context.Context) error {
+	a.run.agreeing.Lock()
+	defer a.run.agreeing.Unlock()
 	// A store that has lost its data gets back the key that its gateways use.
 	fresh := a.run.tokenKey
 	if fresh == nil {
@@ -304,10 +311,6 @@ func (a *App) agree(ctx context.Context) error {
 	}
 	var errs []error
 	for _, r := range a.realms {
-		shared := oauth.Shared{Key: tokenKey, Generations: make(map[string]uint64)}
-		for id := range r.settings.Clients {
-			shared.Generations[id] = generations[oauth.ClientRef{Realm: r.name, ClientID: id}]
-		}
 		ring, err := a.ringOf(ctx, r)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("loading the keys of realm %q: %w", r.name, err))
@@ -319,16 +322,42 @@ func (a *App) agree(ctx context.Context) error {
 			}
 			ring = known
 		}
-		a.run.rings[r.name] = ring
-		if err := r.shareKeys(&shared, ring, a.run.opened.coherent != nil); err != nil {
-			errs = append(errs, fmt.Errorf("realm %q: %w", r.name, err))
-			continue
+		current := make(map[string]uint64)
+		for id := range r.settings.Clients {
+			current[id] = generations[oauth.ClientRef{Realm: r.name, ClientID: id}]
 		}
-		if err := r.engine.Share(shared); err != nil {
+		if err := a.share(r, ring, current); err != nil {
 			errs = append(errs, fmt.Errorf("realm %q: %w", r.name, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// share gives a realm its keys and the generations of its clients. The caller holds run.agreeing.
+func (a *App) share(r *servedRealm, ring *keys.Ring, generations map[string]uint64) error {
+	a.run.rings[r.name] = ring
+	shared := oauth.Shared{Key: a.run.tokenKey, Generations: generations}
+	if err := r.shareKeys(&shared, ring, a.run.opened.coherent != nil); err != nil {
+		return err
+	}
+	return r.engine.Share(shared)
+}
+
+// shareAnew gives a realm the keys that read gets from the store now, unless it has never agreed. So
+// whoever has changed the keys knows that this App goes by them: an agree that has read them before
+// ends before, or they would be those from before again.
+func (a *App) shareAnew(realm string, read func() (*keys.Ring, error)) error {
+	a.run.agreeing.Lock()
+	defer a.run.agreeing.Unlock()
+	r := a.realms[realm]
+	if _, agreed := a.run.rings[realm]; r == nil || !agreed {
+		return nil
+	}
+	ring, err := read()
+	if err != nil {
+		return err
+	}
+	return a.share(r, ring, r.engine.Generations())
 }
 
 // heldGenerations returns the generations that the engines go by.
@@ -800,6 +829,20 @@ func (s *openStore) endTokens(ctx context.Context, realm string, clients []strin
 		}
 	}
 	return len(reached), nil
+}
+
+// shareKeys has every App that uses the store go by the keys of a realm that read gets from it now.
+func (s *openStore) shareKeys(realm string, read func() (*keys.Ring, error)) error {
+	s.mu.Lock()
+	// An App that begins to follow later has not asked the store yet.
+	followers := slices.Collect(maps.Keys(s.followers))
+	s.mu.Unlock()
+	var errs []error
+	for _, a := range followers {
+		errs = append(errs, a.shareAnew(realm, read))
+	}
+	s.changed() // so that each agrees when one of the keys comes into use, and if an error was met
+	return errors.Join(errs...)
 }
 
 func (s *openStore) changed() {

@@ -88,7 +88,7 @@ var Explanations = []Explanation{
 	{introspect.CauseAudience, ResultToken, "The token is meant for other audiences, or for none.", "Compare `want` with `has`; give the client that `audience`. Without `want`, the `jwt` source asks for it, or the client has lost its last audience."},
 	{introspect.CauseClientDisabled, ResultToken, "The token's client is `disabled`.", "Enable it if it should be; it needs a new token then."},
 	{introspect.CauseClientRemoved, ResultToken, "The token's client is not in the configuration.", "Add it if it should be there; it needs a new token then."},
-	{introspect.CauseClientGeneration, ResultToken, "The token's client was removed or disabled since it got the token.", "Have it fetch a new token. In a fleet, see that all gateways have the same clients."},
+	{introspect.CauseClientGeneration, ResultToken, "The token's client was removed or disabled since it got the token, or an operator ended all its tokens.", "Have it fetch a new token. In a fleet, see that all gateways have the same clients."},
 	{introspect.CauseType, ResultToken, "The JWT's header has another `typ` than access tokens have.", "Have the issuer issue access tokens by RFC 9068; for one that can't, see `typ any`."},
 	{introspect.CauseKind, ResultToken, "The token is not an access token but, by its claims, an ID token, a refresh token or the like.", "Have the client send its access token."},
 	{introspect.CauseAlgorithm, ResultToken, "The JWT's `alg` is not accepted.", "Compare it with the source's `algorithms`."},
