@@ -102,7 +102,9 @@ func changed(t *testing.T, text string, pairs ...string) string {
 // tokenAt fetches a token for the client that documents may rely on.
 func (g *gateway) tokenAt(path string, scopes ...string) string {
 	g.t.Helper()
-	a := g.post(path, "myClient", testSecret, url.Values{"grant_type": {"client_credentials"}, "scope": {strings.Join(scopes, " ")}})
+	a := g.patiently(func() answer {
+		return g.post(path, "myClient", testSecret, url.Values{"grant_type": {"client_credentials"}, "scope": {strings.Join(scopes, " ")}})
+	})
 	token, _ := a.json(g.t)["access_token"].(string)
 	if token == "" {
 		g.t.Fatalf("no token at %s: %d %s", path, a.StatusCode, a.Body)

@@ -304,10 +304,21 @@ func (g *gateway) fetch(id string, scopes ...string) answer {
 	return g.post("/oauth2/access_token", id, testSecret, form)
 }
 
+// patiently asks again while the store, or a slow hash, takes longer on a busy machine than the
+// gateway waits for it.
+func (g *gateway) patiently(ask func() answer) (a answer) {
+	g.t.Helper()
+	waitUntil(g.t, "the gateway is in time", func() bool {
+		a = ask()
+		return a.StatusCode != 503
+	})
+	return a
+}
+
 // token is fetch where it must succeed.
 func (g *gateway) token(id string, scopes ...string) string {
 	g.t.Helper()
-	a := g.fetch(id, scopes...)
+	a := g.patiently(func() answer { return g.fetch(id, scopes...) })
 	token, _ := a.json(g.t)["access_token"].(string)
 	if a.StatusCode != 200 || token == "" {
 		g.t.Fatalf("no token for %s: %d %s", id, a.StatusCode, a.Body)

@@ -30,7 +30,9 @@ func askers() string {
 // fetchAt asks a realm for a token, at the endpoint under base.
 func (g *gateway) fetchAt(base, id, scope string) string {
 	g.t.Helper()
-	a := g.post(base+"/access_token", id, testSecret, url.Values{"grant_type": {"client_credentials"}, "scope": {scope}})
+	a := g.patiently(func() answer {
+		return g.post(base+"/access_token", id, testSecret, url.Values{"grant_type": {"client_credentials"}, "scope": {scope}})
+	})
 	return wantToken(g.t, a, scope)
 }
 
