@@ -196,14 +196,19 @@ func (g *gateway) introspect(realm, token string) (answer string, err error) {
 	return string(body), err
 }
 
-// accepts tells whether the protected path lets a token in.
+// accepts asks the protected path to let a token in. It returns errRefused if the token is not good.
 func (g *gateway) accepts(token string) error {
 	status, body, err := g.send("GET", "/x", "", func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) })
 	if err == nil && status != http.StatusOK {
 		err = fmt.Errorf("the gateway answers %d %q", status, body)
 	}
+	if status == http.StatusUnauthorized {
+		return errRefused
+	}
 	return err
 }
+
+var errRefused = errors.New("the gateway refuses the token")
 
 // send sends a request, and reads the answer. It tries again if the connection ends before the answer:
 // a reload closes those that are idle.

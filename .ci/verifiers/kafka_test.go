@@ -21,6 +21,8 @@ import (
 // The client of Kafka that most languages use, librdkafka, fetches a token by itself, with what it calls
 // OIDC, and gets in with it at a broker that verifies it.
 func TestKafkaClient(t *testing.T) {
+	_, version := kafka.LibraryVersion()
+	t.Log("librdkafka", version)
 	f := startFleet(t, 1, "store memory\n"+realms())
 	for _, algorithm := range algorithms {
 		t.Run(algorithm, func(t *testing.T) {

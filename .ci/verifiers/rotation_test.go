@@ -254,13 +254,72 @@ func TestRotationOfKeyFiles(t *testing.T) {
 		wantsAll(t, all, between, want)
 		out.do(func() {
 			for _, g := range f.gateways {
-				if err := g.accepts(old); err == nil {
-					t.Error("a gateway accepts a token of a key that is gone")
+				if err := g.accepts(old); err != errRefused {
+					t.Errorf("a token of a key that is gone: %v", err)
 				}
 				if err := g.accepts(between); err != nil {
 					t.Errorf("a token of the key before: %v", err)
 				}
 			}
 		})
+	})
+}
+
+// A key that is withdrawn is gone at once from all gateways, and its tokens with it. Verifiers believe it
+// until they fetch the keys again, and then accept those of the new one, all within half an hour.
+func TestWithdrawnKey(t *testing.T) {
+	port := redis(t, t.TempDir())
+	f := startFleet(t, 2, "issuer ISSUER\nstore redis 127.0.0.1:"+port+"\n"+encryptionKey+"token_format jwt\ntoken_lifetime 24h\n"+clients)
+	inBubble(t, func(t *testing.T, out outside) {
+		want := issued{issuer: f.issuer(), set: f.issuer() + "/jwks", audience: audience, algorithm: "ES256"}
+		fetch := func(g *gateway) (token string) {
+			out.do(func() {
+				var err error
+				if token, err = g.fetch("/oauth2"); err != nil {
+					t.Error(err)
+				}
+			})
+			return token
+		}
+		time.Sleep(10 * time.Minute)
+		all := startVerifiers(t, out, want)
+		old := fetch(f.gateways[0])
+		wantsAll(t, all, old, want)
+		out.do(func() {
+			for _, g := range f.gateways {
+				if err := g.accepts(old); err != nil {
+					t.Errorf("before: %v", err)
+				}
+			}
+			withdraw := exec.Command(program, "oauth", "keys", "rotate", "--withdraw", "--address", "unix/"+f.gateways[0].admin)
+			if output, err := withdraw.CombinedOutput(); err != nil {
+				t.Errorf("withdrawing: %v: %s", err, output)
+			}
+			if err := f.gateways[0].accepts(old); err != errRefused {
+				t.Errorf("at the gateway that has withdrawn its key, a token: %v", err)
+			}
+			for deadline := time.Now().Add(10 * time.Second); ; {
+				err := f.gateways[1].accepts(old)
+				if err == errRefused {
+					break
+				}
+				if err != nil || time.Now().After(deadline) {
+					t.Errorf("at the other gateway, a token of a key that was withdrawn: %v", err)
+					break
+				}
+			}
+			if set := kids(t, want.set); len(set) != 1 || set[0] == kid(old) {
+				t.Errorf("the keys are %v", set)
+			}
+		})
+		time.Sleep(30 * time.Minute)
+		for _, g := range f.gateways {
+			token := fetch(g)
+			if kid(token) == kid(old) {
+				t.Error("a key signs that was withdrawn")
+			}
+			wantsAll(t, all, token, want)
+		}
+		wantsNone(t, "a token of a key that was withdrawn", all, old)
 	})
 }
