@@ -200,6 +200,7 @@ func (a *App) rotate(ctx context.Context, r *servedRealm, asked rotateRequest) (
 		}
 		swapped, err := a.run.opened.keys.SwapKeys(ctx, r.name, stored, after.Stored())
 		if err != nil {
+			a.run.opened.changed() // if they have been, agree finds out
 			return nil, nil, adminError(http.StatusServiceUnavailable, "the keys may have been rotated or not, see 'caddy oauth keys list': the token store: %w", err)
 		}
 		if swapped {

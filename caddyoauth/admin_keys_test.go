@@ -569,6 +569,28 @@ func TestFleetWithdrawsKeys(t *testing.T) {
 	}
 }
 
+// A gateway that lacks the encryption key under which the others keep the keys now can't read them. It
+// refuses what they have withdrawn all the same, and goes on with the rest.
+func TestFleetWithdrawsKeysFromThoseWhoCanNotReadThem(t *testing.T) {
+	redis := redistest.Start(t)
+	lines := keyFiles(t, "old", "new")
+	there, _ := startGatewayProcess(t, at(redis.Addr)+lines["old"]+bothFormats)
+	config, admin := withAdmin(t, caddyfileOf(at(redis.Addr)+lines["new"]+lines["old"]+bothFormats, fleetSite))
+	here := startCaddyfile(t, config)
+	here.linked()
+	sealed, signed := here.token("reader"), here.token("signed")
+	there.wants("before", sealed, 200)
+	there.wants("before", signed, 200)
+	begin := time.Now()
+	here.rotateKeys(admin, `{"withdraw":true,"keys":["`+here.listKeys(admin, "root").id("sign")+`"]}`)
+	there.refusedAfter(signed, begin)
+	there.wants("a token of a key that is not withdrawn", sealed, 200)
+	begin = time.Now()
+	here.rotateKeys(admin, `{"withdraw":true}`)
+	there.refusedAfter(sealed, begin)
+	there.wants("the JWT, again", signed, 401)
+}
+
 // Gateways that rotate at the same time lose nothing that the other has made.
 func TestKeysRotatedByManyAtOnce(t *testing.T) {
 	for name, store := range stores(t) {

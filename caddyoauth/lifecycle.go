@@ -321,6 +321,12 @@ func (a *App) agree(ctx context.Context) error {
 				continue // nobody can tell anything about the realm's tokens yet
 			}
 			ring = known
+			if known != nil {
+				// Whoever lacks the encryption key must not go on with keys that were withdrawn.
+				if stored, err := a.run.opened.keys.Keys(ctx, r.name); err == nil {
+					ring = known.Remaining(stored)
+				}
+			}
 		}
 		current := make(map[string]uint64)
 		for id := range r.settings.Clients {

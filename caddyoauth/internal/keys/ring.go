@@ -295,17 +295,38 @@ func (r *Ring) Epoch() oauth.Epoch { return r.epoch }
 // Covers reports whether the ring has all keys of another stored form of it. It has not if another
 // gateway has made a key, or has begun another epoch.
 func (r *Ring) Covers(stored []byte) bool {
-	text, ok := bytes.CutPrefix(stored, r.epoch[:])
-	var s storedRing
-	if !ok || json.Unmarshal(text, &s) != nil {
-		return false
-	}
+	s, ok := r.outline(stored)
 	lacks := func(stored []storedKey, keys []ringKey) bool {
 		return slices.ContainsFunc(stored, func(s storedKey) bool {
 			return !slices.ContainsFunc(keys, func(k ringKey) bool { return k.id == s.ID })
 		})
 	}
-	return s.Version == ringVersion && !lacks(s.Signs, r.signs) && !lacks(s.Seals, r.seals)
+	return ok && !lacks(s.Signs, r.signs) && !lacks(s.Seals, r.seals)
+}
+
+// Remaining returns the ring without the keys that another stored form of it does not have any more.
+// It is for those who lack the encryption key of that form: to them, too, keys that were withdrawn are
+// gone. It may be without any keys. If the form can't be understood at all, the ring is as it was.
+func (r *Ring) Remaining(stored []byte) *Ring {
+	s, ok := r.outline(stored)
+	if !ok {
+		return r
+	}
+	next := *r
+	remaining := func(keys []ringKey, stored []storedKey) []ringKey {
+		return slices.DeleteFunc(slices.Clone(keys), func(k ringKey) bool {
+			return !slices.ContainsFunc(stored, func(s storedKey) bool { return s.ID == k.id })
+		})
+	}
+	next.signs, next.seals = remaining(r.signs, s.Signs), remaining(r.seals, s.Seals)
+	return &next
+}
+
+// outline reads what is not encrypted of another stored form of the ring.
+func (r *Ring) outline(stored []byte) (s storedRing, ok bool) {
+	text, ok := bytes.CutPrefix(stored, r.epoch[:])
+	ok = ok && json.Unmarshal(text, &s) == nil && s.Version == ringVersion
+	return s, ok
 }
 
 // inUse returns which of keys is in use: the last one whose time has come, or else the first one, as
@@ -334,6 +355,9 @@ func until(keys []ringKey, i int) time.Time {
 // open.
 func (r *Ring) Seals(now time.Time) []oauth.SealKey {
 	used := inUse(r.seals, now)
+	if used < 0 {
+		return nil // see Remaining
+	}
 	keys := []oauth.SealKey{r.seals[used].seal}
 	for i, k := range r.seals {
 		if i != used {

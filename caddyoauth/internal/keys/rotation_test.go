@@ -628,6 +628,48 @@ func TestCovers(t *testing.T) {
 	}
 }
 
+// Who can't decrypt a ring any more sees all the same which keys are gone.
+func TestRemaining(t *testing.T) {
+	w := Wanted{Algorithm: EdDSA, Life: time.Hour}
+	r, first := wantedRing(t, w)
+	other, _ := wantedRing(t, w)
+	withdrawn := func(ids ...string) []byte {
+		t.Helper()
+		next, err := r.Rotated(start, w, nil, true, ids...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if next, _, err = next.Encrypted(cipherOf(t, secretA)); err != nil {
+			t.Fatal(err)
+		}
+		return next.Stored()
+	}
+	more, err := r.Rotated(start, w, nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		stored       []byte
+		signs, seals int
+	}{
+		"all withdrawn":             {withdrawn(), 0, 0},
+		"the signing key withdrawn": {withdrawn(first), 0, 1},
+		"the sealing key withdrawn": {withdrawn(r.seals[0].id), 1, 0},
+		"rotated":                   {more.Stored(), 1, 1},
+		"another epoch":             {other.Stored(), 1, 1},
+		"none":                      {nil, 1, 1},
+		"a later version":           {bytes.Replace(withdrawn(), []byte(`"v":1`), []byte(`"v":2`), 1), 1, 1},
+	} {
+		got := r.Remaining(c.stored)
+		if len(got.SigningKeys()) != c.signs || len(got.Seals(start)) != c.seals || (got.Signer(start) != nil) != (c.signs == 1) || got.Epoch() != r.Epoch() {
+			t.Errorf("%s: %v", name, got.List(start))
+		}
+	}
+	if len(r.signs) != 1 || len(r.seals) != 1 {
+		t.Error("the ring itself has changed")
+	}
+}
+
 // A ring from before there were signing keys, and times of use.
 func TestRingWithoutTimesOfUse(t *testing.T) {
 	epoch := strings.Repeat("e", 16)
