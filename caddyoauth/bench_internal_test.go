@@ -20,7 +20,7 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// benchmarkApp is an oauth app with one client, without the rest of Caddy. It is not started.
+// benchmarkApp is an oauth app with a client for each format of tokens, without the rest of Caddy. It is not started.
 func benchmarkApp(b testing.TB) (caddy.Context, *App) {
 	b.Helper()
 	secret := oauth.GenerateSecret()
@@ -28,10 +28,19 @@ func benchmarkApp(b testing.TB) (caddy.Context, *App) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	app := &App{
-		StoreRaw: json.RawMessage(`{"store":"memory"}`),
-		Realms:   map[string]*Realm{"root": {Clients: map[string]*Client{"reader": {Secrets: []ClientSecret{{Hash: hash}}, Scopes: []string{"read", "write"}}}}},
+	client := func(format string) *Client {
+		return &Client{Secrets: []ClientSecret{{Hash: hash}}, Scopes: []string{"read", "write"}, TokenFormat: format}
 	}
+	return benchmarkAppOf(b, "ERROR", &Realm{
+		Issuer:  "https://auth.example.com/oauth2",
+		Clients: map[string]*Client{"reader": client(""), "sealer": client(oauth.FormatSealed), "signer": client(oauth.FormatJWT)},
+	})
+}
+
+// benchmarkAppOf is benchmarkApp with this realm, and logs that go nowhere, from this level up.
+func benchmarkAppOf(b testing.TB, level string, root *Realm) (caddy.Context, *App) {
+	b.Helper()
+	app := &App{StoreRaw: json.RawMessage(`{"store":"memory"}`), Realms: map[string]*Realm{"root": root}}
 	raw, err := json.Marshal(app)
 	if err != nil {
 		b.Fatal(err)
@@ -39,7 +48,7 @@ func benchmarkApp(b testing.TB) (caddy.Context, *App) {
 	config := &caddy.Config{
 		Admin:   &caddy.AdminConfig{Disabled: true},
 		AppsRaw: caddy.ModuleMap{"oauth": raw},
-		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: caddy.BaseLog{Level: "ERROR"}}}},
+		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: caddy.BaseLog{Level: level, WriterRaw: json.RawMessage(`{"output":"file","filename":"/dev/null"}`)}}}},
 	}
 	ctx, err := caddy.ProvisionContext(config)
 	if err != nil {
@@ -117,15 +126,18 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 	}
 	engine := realm.engine
 	form := url.Values{"grant_type": {"client_credentials"}, "scope": {"read"}}
-	client := realm.settings.Clients["reader"]
 	plain := oauth.GenerateSecret()
 	hash, _ := oauth.HashGenerated(plain)
 	secret, _ := oauth.HashedSecret(hash)
-	client.Secrets = []*oauth.Secret{secret}
-	grant, _, err := engine.Token(b.Context(), oauth.Request{Form: form, Credentials: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}}})
-	if err != nil {
-		b.Fatal(err)
+	fetch := func(client string) oauth.Grant {
+		realm.settings.Clients[client].Secrets = []*oauth.Secret{secret}
+		grant, _, err := engine.Token(b.Context(), oauth.Request{Form: form, Credentials: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{client}, Secrets: []string{plain}}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		return grant
 	}
+	grant := fetch("reader")
 	next := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 	headers := http.Header{
 		"User-Agent": {"bench"}, "Accept": {"*/*"}, "Accept-Encoding": {"gzip"}, "X-Request-Id": {"1"},
@@ -137,6 +149,7 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 		token   string
 	}{
 		{"floor", passOn{}, grant.Token}, {"protected", protect, grant.Token},
+		{"protected-sealed", protect, fetch("sealer").Token}, {"protected-jwt", protect, fetch("signer").Token},
 		{"early", &earlyStrip{app: app}, grant.Token},
 		{"introspected", introspected, opaque}, {"jwt", verified, jwt},
 		{"protected-of-three", all, grant.Token}, {"introspected-of-three", all, opaque}, {"jwt-of-three", all, jwt},
@@ -163,6 +176,46 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 				}
 				if err := handler.ServeHTTP(w, request, next); err != nil {
 					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkIssue measures what oauth_server does for a token request, without the rest of Caddy and
+// without writing the event anywhere.
+func BenchmarkIssue(b *testing.B) {
+	for _, format := range []string{oauth.FormatOpaque, oauth.FormatSealed, oauth.FormatJWT} {
+		b.Run(format, func(b *testing.B) {
+			secret := oauth.GenerateSecret()
+			hash, err := oauth.HashGenerated(secret)
+			if err != nil {
+				b.Fatal(err)
+			}
+			ctx, app := benchmarkAppOf(b, "INFO", &Realm{
+				Issuer: "https://auth.example.com/oauth2", TokenFormat: format,
+				Clients: map[string]*Client{"reader": {Secrets: []ClientSecret{{Hash: hash}}, Scopes: []string{"read", "write"}, DefaultScopes: []string{"read"}}},
+			})
+			server := new(Server)
+			if err := server.Provision(ctx); err != nil {
+				b.Fatal(err)
+			}
+			if err := app.Start(); err != nil {
+				b.Fatal(err)
+			}
+			original := httptest.NewRequest("POST", "https://gateway.example/oauth2/access_token", nil)
+			original.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			original.SetBasicAuth("reader", secret)
+			const form = "grant_type=client_credentials"
+			original.ContentLength = int64(len(form))
+			vars := context.WithValue(context.Background(), caddyhttp.VarsCtxKey, map[string]any{caddyhttp.ClientIPVarKey: "192.0.2.7"})
+			b.ReportAllocs()
+			for b.Loop() {
+				w := httptest.NewRecorder()
+				request := original.WithContext(context.WithValue(vars, caddyhttp.ExtraLogFieldsCtxKey, new(caddyhttp.ExtraLogFields)))
+				request.Body = io.NopCloser(strings.NewReader(form))
+				if err := server.ServeHTTP(w, request, nil); err != nil || w.Code != 200 {
+					b.Fatal(w.Code, err)
 				}
 			}
 		})

@@ -2,8 +2,14 @@ package caddyoauth_test
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,11 +22,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/keys"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/store"
 )
 
@@ -46,42 +55,244 @@ func BenchmarkProcessProtected(b *testing.B) {
 		})
 }
 
+// issuing are the kinds of tokens whose cost is measured, by their names in benchmarks.
+var issuing = []struct {
+	name, options string
+	length        int    // of a token, about
+	algorithm     string // of the key that signs it
+}{
+	{"opaque", "", 64, ""},
+	{"sealed", "token_format sealed\n", 96, ""},
+	{"jwt-ES256", jwtOptions, 552, keys.ES256},
+	{"jwt-EdDSA", jwtOptions + "signing {\nalgorithm EdDSA\n}\n", 552, keys.EdDSA},
+}
+
 // BenchmarkProcessIssue compares the CPU time of issuing a token for a generated secret with that of
-// a static answer of the same Caddy to the same POST.
+// a static answer of the same Caddy to the same POST, with a body as long. For a JWT it also reports
+// the ratio less the bare signature, which is measured in the same round.
 func BenchmarkProcessIssue(b *testing.B) {
-	for _, name := range []string{"bbolt", "memory"} {
-		b.Run(name, func(b *testing.B) {
-			// Durable writes share their sync: the more there are at once, the less each costs.
-			for _, connections := range []int{1, 16, 128} {
-				b.Run(strconv.Itoa(connections), func(b *testing.B) {
-					start := func() *process {
-						line := "store " + name
-						if name == "bbolt" {
-							line += " " + filepath.Join(b.TempDir(), "tokens.db")
-						}
-						p := startProcess(b, line+"\n"+testClients, `oauth_server
-							respond /static "{\"access_token\":\"coa_AQBrBpyui3c8vlii753p8xRiQ4lK6lxWe7P5yggr6OAG47xKcGkauXPC\",\"scope\":\"read\",\"token_type\":\"Bearer\",\"expires_in\":3600}"`, "")
-						p.connections = connections
-						return p
+	stores := []string{"bbolt", "memory"}
+	if _, err := exec.LookPath("redis-server"); err == nil {
+		stores = append(stores, "redis")
+	}
+	for _, kind := range issuing {
+		b.Run(kind.name, func(b *testing.B) {
+			sign := bareSignature(b, kind.algorithm)
+			for _, name := range stores {
+				b.Run(name, func(b *testing.B) {
+					// Durable writes share their sync: the more there are at once, the less each costs.
+					for _, connections := range []int{1, 16, 128} {
+						b.Run(strconv.Itoa(connections), func(b *testing.B) {
+							benchmarkIssue(b, name, kind.options, kind.length, connections, sign)
+						})
 					}
-					p, issued := start(), 0
-					issue := func() *http.Request { return p.post("/oauth2/access_token") }
-					compare(b, "cpu",
-						func() float64 {
-							// The memory store has room for a quarter of a million tokens of one client.
-							// Before it is full, another gateway takes over, and is warmed up.
-							if issued += requestsPerRound; issued > 240_000 {
-								p.stop()
-								p, issued = start(), 2*requestsPerRound
-								p.load(b, issue)
-							}
-							return p.cpuPerRequest(b, issue)
-						},
-						func() float64 { return p.cpuPerRequest(b, func() *http.Request { return p.post("/static") }) })
 				})
 			}
 		})
 	}
+}
+
+// benchmarkIssue is one line of BenchmarkProcessIssue. sign is nil for tokens that nobody signs.
+func benchmarkIssue(b *testing.B, where, options string, length, connections int, sign func()) {
+	body := `{"access_token":"` + strings.Repeat("x", length) + `","scope":"read","token_type":"Bearer","expires_in":3600}`
+	start := func() *process {
+		line := "store " + where
+		switch where {
+		case "bbolt":
+			line += " " + filepath.Join(b.TempDir(), "tokens.db")
+		case "redis":
+			line += " " + redistest.Start(b).Addr
+		}
+		if options != "" {
+			line += "\nencryption_key {file." + encryptionKeyFile(b) + "}"
+		}
+		p := startProcess(b, line+"\n"+options+testClients, "oauth_server\nrespond /static "+strconv.Quote(body), "")
+		p.connections = connections
+		return p
+	}
+	p, issued := start(), 0
+	if token := p.token(b); len(token) < length-16 || len(token) > length+16 {
+		b.Fatalf("cannot compare a token of %d characters with one of %d", len(token), length)
+	}
+	issue := func() *http.Request { return p.post("/oauth2/access_token") }
+	signature := 0.0 // of one token, in this round
+	var less []float64
+	ours := func() float64 {
+		if sign != nil {
+			signature = bareCost(b, sign)
+		}
+		// The memory store has room for a quarter of a million records of one client. Before it is
+		// full, another gateway takes over, and is warmed up.
+		if issued += requestsPerRound; options == "" && issued > 240_000 {
+			p.stop()
+			p, issued = start(), 2*requestsPerRound
+			p.load(b, issue)
+		}
+		return p.cpuPerRequest(b, issue)
+	}
+	floor := func() float64 { return p.cpuPerRequest(b, func() *http.Request { return p.post("/static") }) }
+	compare(b, "cpu", func() float64 {
+		cost := ours()
+		less = append(less, cost-signature)
+		return cost
+	}, func() float64 {
+		cost := floor()
+		less[len(less)-1] /= cost
+		return cost
+	})
+	if sign != nil {
+		less = less[1:] // the first one warmed up
+		slices.Sort(less)
+		b.ReportMetric(less[len(less)/2], "less-signature-ratio")
+		b.ReportMetric(signature*1e6, "signature-µs")
+	}
+}
+
+// bareSignature returns a function that makes one signature, with nothing around it, or nil for no
+// algorithm.
+func bareSignature(b *testing.B, algorithm string) func() {
+	b.Helper()
+	var key crypto.Signer
+	var err error
+	message := make([]byte, 400) // about as much as a token says
+	digest := sha256.Sum256(message)
+	text, hash := digest[:], crypto.SHA256
+	switch algorithm {
+	case "":
+		return nil
+	case keys.ES256:
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case keys.EdDSA:
+		_, key, err = ed25519.GenerateKey(rand.Reader)
+		text, hash = message, 0
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return func() {
+		if _, err := key.Sign(rand.Reader, text, hash); err != nil {
+			b.Error(err)
+		}
+	}
+}
+
+// bareCost returns the CPU time, in seconds, that this process spends on one call.
+func bareCost(b *testing.B, call func()) float64 {
+	b.Helper()
+	const calls = 2000
+	self := &process{pid: os.Getpid()}
+	before := self.cpu(b)
+	for range calls {
+		call()
+	}
+	return (self.cpu(b) - before) / calls
+}
+
+// BenchmarkProcessWarm compares the CPU time of a protected request with a warm token of each kind
+// with that of the same request with an opaque one.
+func BenchmarkProcessWarm(b *testing.B) {
+	for _, kind := range issuing[1:] {
+		b.Run(kind.name, func(b *testing.B) {
+			p, tokens := startKinds(b, kind.options)
+			use := func(token string) func() float64 {
+				return func() float64 {
+					return p.cpuPerRequest(b, func() *http.Request { return p.get("/api/orders/17", token) })
+				}
+			}
+			compare(b, "cpu", use(tokens["writer"]), use(tokens["reader"]))
+		})
+	}
+}
+
+// BenchmarkProcessFirstUse compares the CPU time of the first request with a token of each kind with
+// that of one with a warm token of the same kind.
+func BenchmarkProcessFirstUse(b *testing.B) {
+	for _, kind := range issuing {
+		b.Run(kind.name, func(b *testing.B) {
+			options := kind.options
+			if options == "" {
+				options = "token_format opaque\n"
+			}
+			p, tokens := startKinds(b, options)
+			compare(b, "cpu",
+				func() float64 {
+					fresh := p.tokens(b, "writer", requestsPerRound)
+					var next atomic.Int64
+					return p.cpuPerRequest(b, func() *http.Request { return p.get("/api/orders/17", fresh[next.Add(1)-1]) })
+				},
+				func() float64 {
+					return p.cpuPerRequest(b, func() *http.Request { return p.get("/api/orders/17", tokens["writer"]) })
+				})
+		})
+	}
+}
+
+// startKinds starts a gateway where the reader's tokens are opaque and the writer's are by these
+// options, in front of a backend. It returns a token of each that has been used.
+func startKinds(b *testing.B, options string) (*process, map[string]string) {
+	b.Helper()
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") }))
+	b.Cleanup(backend.Close)
+	clients := "client reader {\nsecret_hash " + testHash + "\ntoken_format opaque\nscopes read\ndefault_scopes read\n}\n" +
+		"client writer {\nsecret_hash " + testHash + "\nscopes read\ndefault_scopes read\n}\n"
+	p := startProcess(b, "store bbolt "+filepath.Join(b.TempDir(), "tokens.db")+"\n"+options+clients,
+		"oauth_server /oauth2/*\nroute /api/* {\noauth_protect {\nscopes read\n}\nreverse_proxy BACKEND\n}", backend.Listener.Addr().String())
+	tokens := make(map[string]string)
+	for _, client := range []string{"reader", "writer"} {
+		tokens[client] = p.tokens(b, client, 1)[0]
+		p.load(b, func() *http.Request { return p.get("/api/orders/17", tokens[client]) })
+	}
+	return p, tokens
+}
+
+// BenchmarkProcessLive issues a million sealed tokens that live for an hour, and reports by how much
+// the file, and the memory that is in use after a garbage collection, have grown meanwhile.
+func BenchmarkProcessLive(b *testing.B) {
+	const live = 1_000_000
+	if testing.Short() {
+		b.Skip("issuing a million tokens takes half a minute")
+	}
+	for b.Loop() {
+		file, admin := filepath.Join(b.TempDir(), "tokens.db"), porttest.Address(b)
+		p := startProcessWith(b, "admin "+admin, "store bbolt "+file+"\ntoken_format sealed\n"+testClients, "oauth_server", "")
+		inUse := func() float64 {
+			res, err := p.client.Get("http://" + admin + "/debug/pprof/heap?gc=1&debug=1")
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer res.Body.Close()
+			profile, _ := io.ReadAll(res.Body)
+			_, rest, _ := strings.Cut(string(profile), "\n# HeapAlloc = ")
+			text, _, _ := strings.Cut(rest, "\n")
+			bytes, err := strconv.ParseFloat(text, 64)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return bytes
+		}
+		p.connections = 128
+		issue := func() *http.Request { return p.post("/oauth2/access_token") }
+		for range 4 {
+			p.load(b, issue)
+		}
+		size, resident, heap := fileSize(b, file), p.resident(b), inUse()
+		for issued := 0; issued < live; issued += requestsPerRound {
+			p.load(b, issue)
+		}
+		b.ReportMetric(float64(fileSize(b, file)-size), "file-B-more")
+		b.ReportMetric(float64(p.resident(b)-resident)/(1<<20), "resident-MiB-more")
+		b.ReportMetric((inUse()-heap)/(1<<20), "heap-MiB-more")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+func fileSize(b *testing.B, path string) int64 {
+	b.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return info.Size()
 }
 
 // BenchmarkProcessIssueAtAMillion compares the cost of issuing a token into a file with a million
@@ -174,6 +385,12 @@ var caddyBinary = sync.OnceValues(func() (string, error) {
 
 func startProcess(b *testing.B, oauth, site, backend string) *process {
 	b.Helper()
+	return startProcessWith(b, "admin off", oauth, site, backend)
+}
+
+// startProcessWith is startProcess with other options beside the oauth block.
+func startProcessWith(b *testing.B, options, oauth, site, backend string) *process {
+	b.Helper()
 	if runtime.GOOS != "linux" {
 		b.Skip("reads what a process costs from /proc")
 	}
@@ -187,7 +404,7 @@ func startProcess(b *testing.B, oauth, site, backend string) *process {
 		config = strings.Replace(config, "oauth {\n\n}\n", "", 1)
 	}
 	// Event lines must not mix with a benchmark's output.
-	config = strings.Replace(config, "admin off", "admin off\nlog {\noutput file "+filepath.Join(b.TempDir(), "log")+"\n}", 1)
+	config = strings.Replace(config, "admin off", options+"\nlog {\noutput file "+filepath.Join(b.TempDir(), "log")+"\n}", 1)
 	file := filepath.Join(b.TempDir(), "Caddyfile")
 	if err := os.WriteFile(file, []byte(strings.ReplaceAll(config, "BACKEND", backend)), 0o600); err != nil {
 		b.Fatal(err)
@@ -224,27 +441,52 @@ func (p *process) get(path, token string) *http.Request {
 	return r
 }
 
-func (p *process) post(path string) *http.Request {
+func (p *process) post(path string) *http.Request { return p.postAs("reader", path) }
+
+func (p *process) postAs(id, path string) *http.Request {
 	r, _ := http.NewRequest("POST", p.url+path, strings.NewReader("grant_type=client_credentials"))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	r.SetBasicAuth("reader", testSecret)
+	r.SetBasicAuth(id, testSecret)
 	return r
 }
 
 func (p *process) token(b *testing.B) string {
 	b.Helper()
-	res, err := p.client.Do(p.post("/oauth2/access_token"))
-	if err != nil {
-		b.Fatal(err)
+	return p.tokens(b, "reader", 1)[0]
+}
+
+// tokens fetches n tokens of a client.
+func (p *process) tokens(b *testing.B, client string, n int) []string {
+	b.Helper()
+	all := make([]string, n)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(p.connections, n) {
+		wg.Go(func() {
+			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
+				res, err := p.client.Do(p.postAs(client, "/oauth2/access_token"))
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				var answer struct {
+					Token string `json:"access_token"`
+				}
+				err = json.NewDecoder(res.Body).Decode(&answer)
+				res.Body.Close()
+				if err != nil || answer.Token == "" {
+					b.Errorf("no token: %d, %v", res.StatusCode, err)
+					return
+				}
+				all[i-1] = answer.Token
+			}
+		})
 	}
-	defer res.Body.Close()
-	body, _ := io.ReadAll(res.Body)
-	_, rest, _ := strings.Cut(string(body), `"access_token":"`)
-	token, _, ok := strings.Cut(rest, `"`)
-	if !ok {
-		b.Fatalf("no token: %s", body)
+	wg.Wait()
+	if b.Failed() {
+		b.FailNow()
 	}
-	return token
+	return all
 }
 
 // load sends one round of requests. Every answer must be 200.
