@@ -178,7 +178,7 @@ func (c *basicCaller) refused() (fields []zap.Field) {
 	if c.out.ClientID != "" {
 		fields = append(fields, zap.String("client_id", c.out.ClientID))
 	}
-	return append(fields, provedBy(c.out)...)
+	return provedBy(fields, c.out)
 }
 
 // endsFirst returns the route that stops taking Basic first, of those that have let the caller in by

@@ -153,7 +153,7 @@ func (b *bearer) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	enc.AddString("client", b.client())
 	enc.AddString("realm", b.realm)
 	if b.basic != nil {
-		for _, field := range provedBy(b.basic.out) {
+		for _, field := range provedBy(nil, b.basic.out) {
 			field.AddTo(enc)
 		}
 	}

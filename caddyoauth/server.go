@@ -392,7 +392,7 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 		}
 	}
 	if c := s.logger.Check(level, message); c != nil {
-		fields := append(make([]zap.Field, 0, 12), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
+		fields := append(make([]zap.Field, 0, 9), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
 		if e.kind == endpointIntrospect {
 			fields = append(fields, zap.String("result", result))
 			if out.Cause != "" {
@@ -408,7 +408,7 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 		if out.Scope != "" {
 			fields = append(fields, zap.String("scope", out.Scope))
 		}
-		c.Write(append(fields, sender(r, out)...)...)
+		c.Write(sender(fields, r, out)...)
 	}
 }
 
@@ -420,13 +420,13 @@ func (e *route) countClient(out oauth.Outcome, result string) {
 	}
 }
 
-// sender returns the fields that say who sent a request and how that was proved.
-func sender(r *http.Request, out oauth.Outcome) []zap.Field {
-	return append([]zap.Field{zap.String("remote_ip", clientIP(r))}, provedBy(out)...)
+// sender appends the fields that say who sent a request and how that was proved.
+func sender(fields []zap.Field, r *http.Request, out oauth.Outcome) []zap.Field {
+	return provedBy(append(fields, zap.String("remote_ip", clientIP(r))), out)
 }
 
-// provedBy returns the fields that say how it was proved who sent a request.
-func provedBy(out oauth.Outcome) (fields []zap.Field) {
+// provedBy appends the fields that say how it was proved who sent a request.
+func provedBy(fields []zap.Field, out oauth.Outcome) []zap.Field {
 	if out.AuthMethod != "" {
 		fields = append(fields, zap.String("auth_method", out.AuthMethod))
 	}
@@ -454,10 +454,10 @@ func (s *Server) logRefusal(r *http.Request, e *route, refusal *oauth.Error, out
 	e.countClient(out, cmp.Or(refusal.Reason, result))
 	describeRequest(r.Context(), e, out.ClientID, result, cmp.Or(refusal.Reason, refusal.Description))
 	if c := s.logger.Check(zap.InfoLevel, string(e.kind)+" request refused"); c != nil {
-		c.Write(append([]zap.Field{
+		c.Write(sender([]zap.Field{
 			zap.String("event", string(e.kind)+"_refused"), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID),
 			zap.String("error", result), zap.String("reason", cmp.Or(refusal.Reason, refusal.Description)),
-		}, sender(r, out)...)...)
+		}, r, out)...)
 	}
 }
 

@@ -26,7 +26,13 @@ type TokenID [sha256.Size]byte
 // IDOf returns the ID of exactly this string. Nothing is trimmed or decoded first: two
 // spellings of one token are two tokens.
 func IDOf(token string) TokenID {
-	var buf [128]byte // on the stack: most tokens are short, and every request comes through here
+	// On the stack, since every request comes through here. Opaque tokens are short; the longer buffer
+	// is for JWTs, and costs those nothing.
+	if len(token) <= 128 {
+		var buf [128]byte
+		return sha256.Sum256(append(buf[:0], token...))
+	}
+	var buf [1024]byte
 	return sha256.Sum256(append(buf[:0], token...))
 }
 

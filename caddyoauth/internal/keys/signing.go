@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -164,20 +165,19 @@ func JWKSet(keys ...*SigningKey) ([]byte, error) {
 // another text of the same JWT would escape the revocation.
 type JWTs struct {
 	key       *SigningKey
-	signer    jose.Signer // nil if the private half is not known
-	prefix    string      // the header, and a dot
-	signature int         // the length of a signature, in bytes
+	prefix    string // the header, and a dot
+	signature int    // the length of a signature, in bytes
 }
 
 // For returns the JWTs of a type, the "typ" in the header.
 func (k *SigningKey) For(typ string) *JWTs {
-	options := new(jose.SignerOptions).WithType(jose.ContentType(typ))
 	j := &JWTs{key: k}
-	if k.private != nil {
-		j.signer = newSigner(k.algorithm, jose.JSONWebKey{Key: k.private, KeyID: k.id}, options)
-	}
 	// The header is whatever the library writes for a key of this ID.
-	jws, err := newSigner(k.algorithm, unsigned{k}, options).Sign(nil)
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: k.algorithm, Key: unsigned{k}}, new(jose.SignerOptions).WithType(jose.ContentType(typ)))
+	if err != nil {
+		panic(err) // newSigningKey has checked the algorithm
+	}
+	jws, err := signer.Sign(nil)
 	if err != nil {
 		panic(err) // it has nothing to fail at
 	}
@@ -197,18 +197,7 @@ func (k *SigningKey) For(typ string) *JWTs {
 	return j
 }
 
-// newSigner returns the library's signer. It panics if key is not for algorithm, which newSigningKey
-// has checked.
-func newSigner(algorithm jose.SignatureAlgorithm, key any, options *jose.SignerOptions) jose.Signer {
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: algorithm, Key: key}, options)
-	if err != nil {
-		panic(err)
-	}
-	return signer
-}
-
-// unsigned signs with nothing. It is for what a key without a private half has in common with one
-// that has it.
+// unsigned signs with nothing. It is for the header, which a key has with a private half or without.
 type unsigned struct{ *SigningKey }
 
 // Public implements jose.OpaqueSigner.
@@ -226,26 +215,44 @@ func (j *JWTs) Header() string { return j.prefix[:len(j.prefix)-1] }
 // Sign returns the JWT with these claims, which are JSON. It fails if the key has no private half,
 // or if Verify would refuse the JWT for its length.
 func (j *JWTs) Sign(payload []byte) (token string, err error) {
-	if j.signer == nil {
-		return "", errors.New("the key has no private half")
-	}
-	jws, err := j.signer.Sign(payload)
+	encoding := base64.RawURLEncoding
+	text := make([]byte, 0, len(j.prefix)+encoding.EncodedLen(len(payload))+1+encoding.EncodedLen(j.signature))
+	text = encoding.AppendEncode(append(text, j.prefix...), payload)
+	signature, err := j.key.sign(text)
 	if err != nil {
 		return "", err
 	}
-	signature := jws.Signatures[0].Signature
-	if j.key.algorithm == jose.ES256 {
-		makeLow(signature)
-	}
-	// This is what CompactSerialize does, except that it would write the header again.
-	text := append(make([]byte, 0, 1024), j.prefix...)
-	text = base64.RawURLEncoding.AppendEncode(text, payload)
-	text = append(text, '.')
-	text = base64.RawURLEncoding.AppendEncode(text, signature)
+	text = encoding.AppendEncode(append(text, '.'), signature)
 	if len(text) > maxJWT {
 		return "", fmt.Errorf("a JWT of %d characters: may have %d", len(text), maxJWT)
 	}
 	return string(text), nil
+}
+
+// sign returns the signature of a text. The JOSE library makes the same ones, but takes as long again
+// for what is around them; it verifies one of each key when that is made or read.
+func (k *SigningKey) sign(text []byte) ([]byte, error) {
+	digest := sha256.Sum256(text)
+	switch private := k.private.(type) {
+	case ed25519.PrivateKey:
+		return ed25519.Sign(private, text), nil
+	case *ecdsa.PrivateKey:
+		r, s, err := ecdsa.Sign(rand.Reader, private, digest[:])
+		if err != nil {
+			return nil, err
+		}
+		signature := make([]byte, 64) // RFC 7518 section 3.4
+		r.FillBytes(signature[:32])
+		s.FillBytes(signature[32:])
+		makeLow(signature)
+		return signature, nil
+	case *rsa.PrivateKey:
+		if k.algorithm == jose.PS256 { // RFC 7518 section 3.5
+			return rsa.SignPSS(rand.Reader, private, crypto.SHA256, digest[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
+		}
+		return rsa.SignPKCS1v15(nil, private, crypto.SHA256, digest[:])
+	}
+	return nil, errors.New("the key has no private half")
 }
 
 // Verify returns the claims of a JWT, and false if this key did not sign it, as a JWT of this type,

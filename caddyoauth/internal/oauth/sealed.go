@@ -66,7 +66,7 @@ type sealed struct {
 	random io.Reader
 	keys   map[[4]byte]cipher.AEAD
 	first  [4]byte   // the key that seals
-	memory sync.Pool // of *[]byte, to open tokens in
+	memory sync.Pool // of *[]byte, to make and open tokens in
 }
 
 // newSealed makes the format for keys, of which the first seals and all open. Without any there
@@ -97,28 +97,33 @@ func (s *sealed) mint(t *Token) (string, error) {
 	if t.ExpiryMilli < 0 || t.ExpiryMilli > maxTokenExpiry {
 		return "", fmt.Errorf("expiry %d does not fit a token", t.ExpiryMilli)
 	}
-	var space [512]byte
-	raw := append(space[:0], s.first[:]...)
-	raw = raw[:sealedRecord]
+	memory := s.memory.Get().(*[]byte)
+	defer s.memory.Put(memory)
+	raw := slices.Grow((*memory)[:0], sealedRecord)[:sealedRecord]
+	copy(raw, s.first[:])
 	if _, err := io.ReadFull(s.random, raw[sealedNonce:]); err != nil {
 		return "", fmt.Errorf("reading random bytes for a token: %w", err)
 	}
-	var recordSpace [512]byte
-	record := append(recordSpace[:0], sealedVersion, 0, 0, 0, 0, 0, 0)
-	putExpiry(record[1:], t.ExpiryMilli)
-	record = binary.AppendUvarint(record, uint64(t.ExpiryMilli-t.IssuedAt.UnixMilli()))
-	record = binary.AppendUvarint(record, t.ClientGeneration)
-	record = appendText(record, t.ClientID)
-	record = appendText(record, strings.Join(t.Scopes, " "))
-	record = binary.AppendUvarint(record, uint64(len(t.Audience)))
+	raw = append(raw, sealedVersion, 0, 0, 0, 0, 0, 0)
+	putExpiry(raw[sealedRecord+1:], t.ExpiryMilli)
+	raw = binary.AppendUvarint(raw, uint64(t.ExpiryMilli-t.IssuedAt.UnixMilli()))
+	raw = binary.AppendUvarint(raw, t.ClientGeneration)
+	raw = appendText(raw, t.ClientID)
+	raw = appendText(raw, strings.Join(t.Scopes, " "))
+	raw = binary.AppendUvarint(raw, uint64(len(t.Audience)))
 	for _, audience := range t.Audience {
-		record = appendText(record, audience)
+		raw = appendText(raw, audience)
 	}
-	raw = s.keys[s.first].Seal(raw, raw[sealedNonce:], record, s.first[:])
-	if len(SealedPrefix)+base64.RawURLEncoding.EncodedLen(len(raw)) > maxSealed {
+	// The encrypted record takes the place of the plain one.
+	raw = s.keys[s.first].Seal(raw[:sealedRecord], raw[sealedNonce:sealedRecord], raw[sealedRecord:], raw[:sealedNonce])
+	length := len(SealedPrefix) + base64.RawURLEncoding.EncodedLen(len(raw))
+	start := len(raw)
+	raw = opaqueEncoding.AppendEncode(append(raw, SealedPrefix...), raw)
+	*memory = raw
+	if length > maxSealed {
 		return "", errTooLong
 	}
-	return SealedPrefix + opaqueEncoding.EncodeToString(raw), nil
+	return string(raw[start:]), nil
 }
 
 // verify is opaque.verify for sealed tokens: it reports whether this realm sealed token and the
