@@ -76,7 +76,7 @@ func goldenEnvironment(t testing.TB) {
 	t.Setenv("OAUTH_TEST_HASH", "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0")
 	folder := t.TempDir()
 	t.Setenv("OAUTH_TEST_DIR", folder)
-	for _, name := range []string{"new.pem", "old.pem"} {
+	for _, name := range []string{"new.pem", "old.pem", "batch.json"} { // the last one is PEM, too
 		writeSigningKey(t, filepath.Join(folder, name))
 	}
 	t.Setenv("OAUTH_TEST_HOST", "auth.example.com")

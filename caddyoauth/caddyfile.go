@@ -222,7 +222,9 @@ func limitOption(limits **Limits) conf.Option {
 //		default_scopes <scope>...
 //		audience       <audience>...
 //		grant_types    client_credentials|none
-//		auth           client_secret_basic|client_secret_post...
+//		auth           client_secret_basic|client_secret_post|private_key_jwt...
+//		jwks_file      <path>
+//		assertion_algorithms <name>...
 //		token_format   opaque|sealed|jwt
 //		token_lifetime <duration>
 //		limit          tokens <n> <duration>
@@ -266,9 +268,11 @@ func clientOption(realm *Realm) conf.Option {
 				_, err := client.authMethods()
 				return err
 			}),
-			"token_format":   conf.Text(&client.TokenFormat, checkTokenFormat),
-			"token_lifetime": conf.Lifetime(&client.TokenLifetime),
-			"limit":          limitOption(&client.Limits),
+			"jwks_file":            conf.Text(&client.JWKSFile),
+			"assertion_algorithms": conf.Texts(&client.AssertionAlgorithms, checkAssertionAlgorithms),
+			"token_format":         conf.Text(&client.TokenFormat, checkTokenFormat),
+			"token_lifetime":       conf.Lifetime(&client.TokenLifetime),
+			"limit":                limitOption(&client.Limits),
 			"introspect": conf.Func(func(d *caddyfile.Dispenser) error {
 				args, err := conf.Args(d, 1, -1)
 				if err != nil {

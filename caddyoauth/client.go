@@ -16,14 +16,14 @@ import (
 )
 
 // Client is a program that fetches tokens, or asks about them. Every client is confidential:
-// it has a secret.
+// it has a secret, or a private key.
 type Client struct {
 	// Where its block begins in the Caddyfile, as in `Caddyfile:12`. The adapter writes it, for people:
 	// it decides nothing. Default: none.
 	At string `json:"at,omitempty"`
 
 	// The secrets it may authenticate with: several while one replaces another, at least one
-	// unless the client is disabled.
+	// unless the client is disabled or authenticates by `private_key_jwt` alone.
 	Secrets []ClientSecret `json:"secrets,omitempty"`
 
 	// What it may ask for: visible ASCII characters other than `"`, `\` and `,`. A token
@@ -45,9 +45,20 @@ type Client struct {
 	// introspects and revokes. Default: `client_credentials`.
 	GrantTypes []string `json:"grant_types,omitempty"`
 
-	// How it may authenticate: `client_secret_basic`, `client_secret_post`. Default: both of
-	// these.
+	// How it may authenticate: `client_secret_basic`, `client_secret_post`, and `private_key_jwt`
+	// (RFC 7523), by a JWT that it signs for each request, so that nobody else has its secret.
+	// Default: the first two.
 	Auth []string `json:"auth,omitempty"`
+
+	// With `private_key_jwt`: a file with the client's public keys, as a JWK set or in PEM. It is read
+	// again every few seconds. An assertion must have the client ID as `iss` and `sub`, the realm's
+	// issuer alone as `aud`, an `exp` at most five minutes ahead, and a `jti` that was never used
+	// before. Placeholders are replaced when the configuration is loaded. Default: none.
+	JWKSFile string `json:"jwks_file,omitempty"`
+
+	// With `private_key_jwt`: the algorithms that the client may sign by, as for `source jwt`. Default:
+	// `RS256`, `PS256`, `ES256`, `EdDSA`, `Ed25519`.
+	AssertionAlgorithms []string `json:"assertion_algorithms,omitempty"`
 
 	// What its tokens look like: `opaque`, `sealed` or `jwt`; see the realm's. Default: the realm's.
 	TokenFormat string `json:"token_format,omitempty"`
@@ -196,6 +207,9 @@ func (cc *Client) provision(id, format string, lifetime caddy.Duration, realmDef
 	}
 	switch {
 	case cc.Disabled:
+	case !takesSecrets(auth) && len(cc.Secrets) > 0:
+		return nil, errors.New("it has a secret, and may not use it: remove the secret, or add client_secret_basic to auth")
+	case !takesSecrets(auth):
 	case len(cc.Secrets) == 0:
 		return nil, errors.New("it has no secret; make one with 'caddy oauth generate-secret'")
 	case alive == 0:
@@ -275,6 +289,11 @@ func (cc *Client) grantTypes() ([]string, error) {
 // every client has. Any other method needs something more, such as a key, so it must be named in
 // the configuration of each client that may use it.
 var secretMethods = []string{oauth.AuthBasic, oauth.AuthPost}
+
+// takesSecrets reports whether one of the methods needs a secret.
+func takesSecrets(auth []string) bool {
+	return slices.ContainsFunc(auth, func(method string) bool { return slices.Contains(secretMethods, method) })
+}
 
 func (cc *Client) authMethods() ([]string, error) {
 	if len(cc.Auth) == 0 {

@@ -230,6 +230,7 @@ func adaptDocument(t *testing.T, text string) []byte {
 var (
 	envReference  = regexp.MustCompile(`\{env\.([A-Za-z0-9_]+)\}`)
 	fileReference = regexp.MustCompile(`\{file\.[^{}]+\}`)
+	keysFile      = regexp.MustCompile(`"jwks_file":"[^"]+"`)
 )
 
 // provisionCaddyfile checks that shown is formatted and that whole can be loaded. Files and
@@ -250,6 +251,9 @@ func provisionCaddyfile(t *testing.T, shown, whole string) {
 		}
 		made, _ := json.Marshal("{file." + secret + "}")
 		return made[1 : len(made)-1]
+	})
+	config = keysFile.ReplaceAllFunc(config, func([]byte) []byte {
+		return []byte(`"jwks_file":"` + newKeyClient(t, "a").file + `"`)
 	})
 
 	var parsed caddy.Config

@@ -177,6 +177,12 @@ func (a *App) start() error {
 	for _, r := range a.realms {
 		r.settings.Store, r.settings.Keys = opened.store, opened.keys
 		r.settings.Cache, r.settings.Coherent = opened.cache, opened.coherent
+		if r.settings.Replays = opened.replays; len(r.assertions) > 0 && opened.replays == nil {
+			return fmt.Errorf("realm %q: this kind of token store can't remember which assertions were used", r.name)
+		}
+		if err := a.openAssertionKeys(r, func(ref reference) { a.run.held = append(a.run.held, ref) }); err != nil {
+			return fmt.Errorf("realm %q: %w", r.name, err)
+		}
 		r.settings.Hasher = hasher()
 		r.settings.MaxAge = time.Duration(a.Cache.MaxAge)
 		if a.Cache.Disabled {
@@ -388,7 +394,7 @@ func (a *App) ringOf(ctx context.Context, r *servedRealm) (*keys.Ring, error) {
 	case store == nil:
 		return nil, nil
 	}
-	if needed {
+	if needed || len(r.assertions) > 0 {
 		if err := store.Keeps(ctx); err != nil {
 			return nil, err
 		}
@@ -731,8 +737,10 @@ func (noStore) open(string, *openStore) (oauth.TokenStore, error) { return nil, 
 type openStore struct {
 	store oauth.TokenStore // nil for noStore
 	// keys is the store's ability to serve self-contained tokens; nil if it has none.
-	keys  oauth.KeyStore
-	cache *introspect.Cache
+	keys oauth.KeyStore
+	// replays is the store's ability to remember what was used; nil if it has none.
+	replays oauth.ReplayStore
+	cache   *introspect.Cache
 	// coherent is nil for a store that no other gateway writes to; see introspect.Coherent.
 	coherent func() bool
 	// writes and looks are for GET /oauth/health.
@@ -774,6 +782,9 @@ func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (*openS
 	}
 	if able, ok := store.(oauth.KeyStore); ok {
 		s.keys = timedKeys{able, system, &s.writes}
+	}
+	if able, ok := store.(oauth.ReplayStore); ok {
+		s.replays = timedReplays{able, system, &s.writes}
 	}
 	s.store = timedStore{store, system, &s.writes}
 	return s, nil

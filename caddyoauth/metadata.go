@@ -129,6 +129,7 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 	if r.authorization {
 		authorization = base + authorizePath
 	}
+	algorithms := r.assertionAlgorithms()
 	jwksURI := ""
 	var introspectionAlgorithms []string
 	if r.signing != nil {
@@ -149,6 +150,10 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		IntrospectionAuthMethods []string `json:"introspection_endpoint_auth_methods_supported"`
 		RevocationAuthMethods    []string `json:"revocation_endpoint_auth_methods_supported"`
 		IntrospectionAlgorithms  []string `json:"introspection_signing_alg_values_supported,omitempty"` // RFC 9701 section 7
+		// These are there if a client may authenticate by an assertion.
+		TokenAuthAlgorithms         []string `json:"token_endpoint_auth_signing_alg_values_supported,omitempty"`
+		IntrospectionAuthAlgorithms []string `json:"introspection_endpoint_auth_signing_alg_values_supported,omitempty"`
+		RevocationAuthAlgorithms    []string `json:"revocation_endpoint_auth_signing_alg_values_supported,omitempty"`
 	}{
 		Issuer:                   r.settings.Issuer,
 		AuthorizationEndpoint:    authorization,
@@ -162,5 +167,9 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		IntrospectionAuthMethods: methods,
 		RevocationAuthMethods:    methods,
 		IntrospectionAlgorithms:  introspectionAlgorithms,
+
+		TokenAuthAlgorithms:         algorithms,
+		IntrospectionAuthAlgorithms: algorithms,
+		RevocationAuthAlgorithms:    algorithms,
 	})
 }

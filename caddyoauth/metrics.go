@@ -223,6 +223,22 @@ func (k timedKeys) Denied(ctx context.Context, epoch oauth.Epoch, key oauth.Key)
 	return denied, err
 }
 
+// timedReplays measures and traces what requests do with a ReplayStore.
+type timedReplays struct {
+	store  oauth.ReplayStore
+	system string // the kind of store, for spans
+	writes *writes
+}
+
+func (r timedReplays) Once(ctx context.Context, id oauth.ReplayID, until time.Time) (bool, error) {
+	ctx, span := startSpan(ctx, "oauth.store once", trace.SpanKindClient)
+	start := time.Now()
+	first, err := r.store.Once(ctx, id, until)
+	observeStore(ctx, "once", r.system, start, span, err)
+	r.writes.ended(ctx, &r.writes.put, err)
+	return first, err
+}
+
 // observeStore measures an operation that has ended, and ends its span if it has one. If its caller
 // went away, nothing is broken.
 func observeStore(ctx context.Context, operation, system string, start time.Time, span trace.Span, err error) {

@@ -93,6 +93,9 @@ type servedRealm struct {
 	counts map[string]*clientCounts
 	// upstream are by client ID, with an entry for each client that has any. The map is read-only.
 	upstream map[string]upstreamHeaders
+	// assertions are by client ID, with an entry for each client that authenticates by assertions. The
+	// map is read-only.
+	assertions map[string]*assertionKeys
 	// takesBasic is set if there is a route where its clients may use Basic. Provisioning such a
 	// route sets it.
 	takesBasic bool
@@ -165,7 +168,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
-	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders)}
+	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys)}
 	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client)}
 	for _, id := range sortedKeys(rc.Clients) {
 		client, err := rc.Clients[id].provision(id, format, lifetime, defaultScopes, limits, logger)
@@ -173,6 +176,13 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 			return nil, fmt.Errorf("client %q: %w", id, err)
 		}
 		r.settings.Clients[id] = client
+		assertions, err := rc.Clients[id].assertionKeys(id, client.Auth, issuer)
+		if err != nil {
+			return nil, fmt.Errorf("client %q: %w", id, err)
+		}
+		if assertions != nil {
+			r.assertions[id] = assertions
+		}
 		upstream, err := resolveUpstream(rc.Clients[id].UpstreamHeaders)
 		if err != nil {
 			return nil, fmt.Errorf("client %q: %w", id, err)

@@ -433,6 +433,9 @@ func provedBy(fields []zap.Field, out oauth.Outcome) []zap.Field {
 	if out.Proof.Secret != 0 {
 		fields = append(fields, zap.Int("secret", out.Proof.Secret))
 	}
+	if out.Proof.Key != "" {
+		fields = append(fields, zap.String("key", out.Proof.Key))
+	}
 	if !out.Proof.Until.IsZero() {
 		fields = append(fields, zap.String("secret_until", out.Proof.Until.UTC().Format(time.RFC3339)))
 	}

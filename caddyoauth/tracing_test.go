@@ -176,7 +176,8 @@ func TestTracing(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	g := startGateway(t, "store memory\nclient sealer {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\ntoken_format sealed\n}\n"+testClients, `tracing
+	signer := newKeyClient(t, "signer")
+	g := startGateway(t, "store memory\nissuer https://auth.example.com/oauth2\n"+signer.lines()+"client sealer {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\ntoken_format sealed\n}\n"+testClients, `tracing
 		oauth_server
 		handle /own* {
 			oauth_protect {
@@ -284,6 +285,13 @@ func TestTracing(t *testing.T) {
 		"  oauth.revoke oauth.client_id=sealer oauth.outcome=ok oauth.realm=root\n"+
 		"    oauth.store denied "+fmt.Sprintf(stored, "denied", "ok")+
 		"    oauth.store deny "+fmt.Sprintf(stored, "deny", "ok"))
+
+	waitUntil(t, "the client's keys are read", func() bool { return g.ask(signer.assert(nil, nil)).StatusCode == 200 })
+	assertion := by(signer.assert(nil, nil), "grant_type", "client_credentials")
+	send(g.posting("/oauth2/token", "", "", assertion), 200, "handler\n"+
+		"  oauth.token oauth.client_id=signer oauth.outcome=ok oauth.realm=root\n"+
+		"    oauth.store once "+fmt.Sprintf(stored, "once", "ok")+
+		"    oauth.store put "+fmt.Sprintf(stored, "put", "ok"))
 
 	asking := "    oauth.source " + server.URL + "/introspect (client)"
 	send(bearer("/asked", "opaque"), 200, "handler\n"+

@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -62,6 +63,11 @@ type publicKey struct {
 	// id is the key's RFC 7638 thumbprint, which has a fixed length, followed by alg and kid:
 	// everything that could change what a cached verification is worth.
 	id string
+}
+
+// thumbprint returns the key's RFC 7638 thumbprint, in base64url.
+func (k *publicKey) thumbprint() string {
+	return base64.RawURLEncoding.EncodeToString([]byte(k.id[:sha256.Size]))
 }
 
 // fits reports whether the key is one for alg. A signature algorithm belongs to a key, not to

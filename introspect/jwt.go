@@ -93,6 +93,9 @@ type JWTConfig struct {
 	OnKeys func(n int)
 }
 
+// DefaultAlgorithms returns the default of [JWTConfig.Algorithms].
+func DefaultAlgorithms() []string { return []string{"RS256", "PS256", "ES256", "EdDSA", "Ed25519"} }
+
 const (
 	// maxLeeway is for clocks that are wrong, not for tokens that are old.
 	maxLeeway = time.Minute
@@ -122,7 +125,7 @@ func (cfg JWTConfig) Check() error { return cfg.complete() }
 // complete checks the settings and fills in the defaults.
 func (cfg *JWTConfig) complete() error {
 	if len(cfg.Algorithms) == 0 {
-		cfg.Algorithms = []string{"RS256", "PS256", "ES256", "EdDSA", "Ed25519"}
+		cfg.Algorithms = DefaultAlgorithms()
 	}
 	cfg.Algorithms = slices.Clone(cfg.Algorithms)
 	for _, alg := range cfg.Algorithms {
@@ -177,18 +180,29 @@ func (j *JWT) Lookup(ctx context.Context, token Token) (*Facts, error) {
 	if cause != "" {
 		return InactiveBecause(cause), nil
 	}
-	set := j.set()
-	payload, key, known := set.verify(signed.jws, signed.kid)
-	if !known {
-		if err := j.cfg.Keys.refresh(ctx); err != nil {
-			return nil, fmt.Errorf("fetching the keys of %s: %w", j.issuer(), err)
-		}
-		// The same keys would give the same answer.
-		if fresh := j.set(); fresh != set {
-			payload, key, known = fresh.verify(signed.jws, signed.kid)
-		}
+	payload, key, known, err := j.cfg.Keys.verify(ctx, signed)
+	if err != nil {
+		return nil, err
 	}
 	return j.conclude(token, signed, payload, key, known), nil
+}
+
+// verify verifies a token, and fetches the keys if there is none that it can be signed with. known
+// says that there is one.
+func (k *Keys) verify(ctx context.Context, signed signedToken) (payload []byte, key *publicKey, known bool, err error) {
+	set := k.current.Load()
+	payload, key, known = set.verify(signed.jws, signed.kid)
+	if known {
+		return payload, key, known, nil
+	}
+	if err := k.refresh(ctx); err != nil {
+		return nil, nil, false, fmt.Errorf("fetching the keys of %s: %w", k.cfg.Issuer, err)
+	}
+	// The same keys would give the same answer.
+	if fresh := k.current.Load(); fresh != set {
+		payload, key, known = fresh.verify(signed.jws, signed.kid)
+	}
+	return payload, key, known, nil
 }
 
 // conclude returns the facts of a token that key verified, if it is not nil. known says that the
@@ -274,9 +288,15 @@ type signedToken struct {
 // read takes a token apart and checks everything that needs no key. The cause is empty if the
 // token passes.
 func (j *JWT) read(token Token) (signed signedToken, no Cause) {
+	return readJWT(token, j.issuer(), j.cfg.Algorithms, j.acceptsType)
+}
+
+// readJWT is read for any kind of JWT. acceptsType checks the header's typ, and reports whether it is
+// that of access tokens.
+func readJWT(token Token, issuer string, algorithms []string, acceptsType func(typ any, present bool) (access, ok bool)) (signed signedToken, no Cause) {
 	// A key ID in another issuer's token must not cause a fetch. The issuer is compared once
 	// more after the token is verified.
-	if token.UnverifiedIssuer() != j.issuer() {
+	if token.UnverifiedIssuer() != issuer {
 		return signed, CauseIssuer
 	}
 	if !oneSpelling(token.text) {
@@ -291,7 +311,7 @@ func (j *JWT) read(token Token) (signed signedToken, no Cause) {
 	if !ok {
 		return signed, CauseMalformed
 	}
-	// An access token has no use for any of these: crit demands extensions that we don't know,
+	// Nothing has a use for any of these here: crit demands extensions that we don't know,
 	// b64 changes what is signed (RFC 7797), zip and enc belong to encryption.
 	for _, name := range []string{"crit", "b64", "zip", "enc"} {
 		// ForgeRock AM states in each header that nothing is compressed.
@@ -300,7 +320,7 @@ func (j *JWT) read(token Token) (signed signedToken, no Cause) {
 		}
 	}
 	typ, present := header["typ"]
-	if signed.access, ok = j.acceptsType(typ, present); !ok {
+	if signed.access, ok = acceptsType(typ, present); !ok {
 		return signed, CauseType
 	}
 	// Some serializers write an empty kid if there is none.
@@ -310,7 +330,7 @@ func (j *JWT) read(token Token) (signed signedToken, no Cause) {
 		}
 	}
 	alg, ok := header["alg"].(string)
-	if !ok || !slices.Contains(j.cfg.Algorithms, alg) {
+	if !ok || !slices.Contains(algorithms, alg) {
 		return signed, CauseAlgorithm
 	}
 	// go-jose parses the header itself. Allowing only this algorithm makes sure that it reads

@@ -17,8 +17,11 @@ type verifier func(e *Engine, ctx context.Context, c claim) (proof Proof, why st
 // Proof is what a client was authenticated with, for logs. It holds nothing secret.
 type Proof struct {
 	// Secret is the position of the secret among those that the configuration gives the client,
-	// from 1. It is 0 if nothing was proved.
+	// from 1. It is 0 if no secret proved anything.
 	Secret int
+	// Key is the RFC 7638 thumbprint of the key that signed an assertion. It is empty if no
+	// assertion proved anything.
+	Key string
 	// Until is when that secret stops being valid; the zero time is never.
 	Until time.Time
 	// Old is set if the client has a newer secret, one that is valid for longer, or for as long
@@ -43,6 +46,8 @@ type claim struct {
 var verifiers = map[string]verifier{
 	AuthBasic: (*Engine).verifySecret,
 	AuthPost:  (*Engine).verifySecret,
+
+	AuthPrivateKeyJWT: (*Engine).verifyAssertion,
 }
 
 // AuthMethods returns the methods that exist here, sorted.

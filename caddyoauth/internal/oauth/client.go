@@ -21,6 +21,8 @@ const (
 type Client struct {
 	ID      string
 	Secrets []*Secret
+	// Assertions verifies the assertions of AuthPrivateKeyJWT; nil if it has no keys for that.
+	Assertions *introspect.Assertions
 	// Scopes are what it may ask for, DefaultScopes what it gets if it asks for none.
 	Scopes        []string
 	DefaultScopes []string

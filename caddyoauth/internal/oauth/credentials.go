@@ -1,12 +1,15 @@
 package oauth
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"net/url"
 	"slices"
 	"strings"
+
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 // maxSecretBytes bounds a client's secret.
@@ -31,6 +34,9 @@ type Credentials struct {
 	ClientIDs []string
 	Secrets   []string
 
+	// assertion is what proves the client by AuthPrivateKeyJWT.
+	assertion string
+
 	// malformed is set if there is an Authorization header without well-formed Basic
 	// credentials. That is a failed authentication, so it waits for its turn: what is wrong with
 	// the form is reported first. ClientIDs may have the ID, for the log.
@@ -45,18 +51,20 @@ func (c Credentials) GoString() string { return "REDACTED" }
 
 // mac stands for the credentials where they are compared.
 func (c Credentials) mac() [sha256.Size]byte {
-	return processMAC(nil, slices.Concat([]string{c.Method}, c.ClientIDs, []string{""}, c.Secrets)...)
+	return processMAC(nil, slices.Concat([]string{c.Method}, c.ClientIDs, []string{""}, c.Secrets, []string{c.assertion})...)
 }
 
 // credentialsOf returns the credentials of a request. No more than one method may be used in
 // each (RFC 6749 section 2.3).
 func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 	id := form.Get("client_id")
-	secret, assertion := form.Has("client_secret"), form.Has("client_assertion") || form.Has("client_assertion_type")
+	secret := form.Has("client_secret")
+	assertion, kind := form.Get("client_assertion"), form.Get("client_assertion_type")
+	asserted := assertion != "" || kind != ""
 	switch {
 	case len(in.Authorization) > 1:
 		return Credentials{}, invalidRequest("there is more than one Authorization header")
-	case len(in.Authorization) == 1 && (secret || assertion), secret && assertion:
+	case len(in.Authorization) == 1 && (secret || asserted), secret && asserted:
 		return Credentials{}, invalidRequest("there is more than one client authentication method")
 	case len(in.Authorization) == 1:
 		creds, err := parseBasic(in.Authorization[0])
@@ -69,6 +77,13 @@ func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 			creds.ClientIDs = []string{id}
 		}
 		return creds, nil
+	case asserted && kind != assertionType:
+		return Credentials{}, invalidRequest("client_assertion_type must be " + assertionType)
+	case asserted && assertion == "":
+		return Credentials{}, invalidRequest("client_assertion is missing")
+	case asserted:
+		token := introspect.NewToken(assertion)
+		return Credentials{Method: AuthPrivateKeyJWT, ClientIDs: []string{cmp.Or(id, token.UnverifiedIssuer())}, assertion: assertion}, nil
 	case secret && id != "":
 		return Credentials{Method: AuthPost, ClientIDs: []string{id}, Secrets: []string{form.Get("client_secret")}}, nil
 	}

@@ -35,6 +35,9 @@ type Settings struct {
 	// Keys is the store's ability to serve self-contained tokens. Nil if it has none; then no client
 	// has such tokens.
 	Keys KeyStore
+	// Replays is the store's ability to remember which assertions were used. Nil if it has none; then
+	// no client authenticates by one.
+	Replays ReplayStore
 	// Cache stands in front of the store for every lookup. The engine does not close it. An
 	// engine without Store and Cache can only suppose; see [Engine.Suppose].
 	Cache *introspect.Cache
@@ -384,7 +387,7 @@ func (e *Engine) Suppose(clientID string, scopes []string) (introspect.Token, *i
 		return none(errors.New("its grant_types allow it no tokens"))
 	case len(scopes) == 0 || !containsAll(client.Scopes, scopes):
 		return none(errors.New("it may not have these scopes, and a token has at least one"))
-	case !slices.ContainsFunc(client.Secrets, current):
+	case !slices.ContainsFunc(client.Secrets, current) && !slices.Contains(client.Auth, AuthPrivateKeyJWT):
 		return none(errors.New("it has no secret that is accepted now"))
 	}
 	audience, err := client.grantAudience(nil)

@@ -169,7 +169,11 @@ func TestParseRequest(t *testing.T) {
 		{"client_assertion_type=x", []string{good}, "", CodeInvalidRequest},
 		{"client_id=c&client_secret=s&client_assertion=x", nil, "", CodeInvalidRequest},
 		{"client_id=c&client_secret=s&client_assertion_type=x", nil, "", CodeInvalidRequest},
-		{"client_id=c&client_assertion=x&client_assertion_type=y", nil, "", ""}, // a method that does not exist here: no credentials
+		{"client_id=c&client_assertion=x&client_assertion_type=y", nil, "", CodeInvalidRequest},
+		{"client_id=c&client_assertion=x", nil, "", CodeInvalidRequest},
+		{"client_assertion_type=" + url.QueryEscape(assertionType), nil, "", CodeInvalidRequest},
+		{"client_assertion=x&client_assertion_type=" + url.QueryEscape(assertionType), nil, AuthPrivateKeyJWT, ""},
+		{"client_id=c&client_assertion=x&client_assertion_type=" + url.QueryEscape(assertionType), nil, AuthPrivateKeyJWT, ""},
 		{"a=b", []string{good, good}, "", CodeInvalidRequest},
 		{"a=b", []string{good, ""}, "", CodeInvalidRequest},
 		{"a=b", []string{"Bearer x"}, "", ""},

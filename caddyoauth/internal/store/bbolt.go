@@ -192,7 +192,7 @@ func (b *Bbolt) dropIdle() {
 	}
 }
 
-// hasExpired reports whether the file has an expired token or denial; if not, an idle gateway
+// hasExpired reports whether the file has something that has expired; if not, an idle gateway
 // writes nothing.
 func (b *Bbolt) hasExpired() (expired bool) {
 	b.view(func(tx *bolt.Tx) error {
@@ -205,17 +205,19 @@ func (b *Bbolt) hasExpired() (expired bool) {
 	return expired
 }
 
-// expiring are the buckets whose keys begin with an expiry, and how much longer they are kept.
+// expiring are the buckets whose keys begin with an expiry, how much longer they are kept, and what
+// else goes with a key.
 var expiring = []struct {
 	bucket []byte
 	grace  time.Duration
-}{{bucketTokens, 0}, {bucketDenied, denialGrace}}
+	forget func(tx *bolt.Tx, key []byte) error
+}{{bucketTokens, 0, nil}, {bucketDenied, denialGrace, nil}, {bucketUsedUntil, 0, forgetUsed}}
 
 func isExpired(key []byte, now time.Time) bool {
 	return len(key) >= 8 && binary.BigEndian.Uint64(key) <= uint64(now.UnixMilli())
 }
 
-// dropExpired deletes up to most expired tokens and denials, and returns how many it deleted.
+// dropExpired deletes up to most of what has expired, and returns how much it deleted.
 func dropExpired(tx *bolt.Tx, now time.Time, most int) (dropped int, _ error) {
 	for _, e := range expiring {
 		bucket := tx.Bucket(e.bucket)
@@ -226,6 +228,11 @@ func dropExpired(tx *bolt.Tx, now time.Time, most int) (dropped int, _ error) {
 			dropped++
 		}
 		for _, k := range keys {
+			if e.forget != nil {
+				if err := e.forget(tx, k); err != nil {
+					return 0, err
+				}
+			}
 			if err := deleteValue(bucket, k); err != nil {
 				return 0, err
 			}

@@ -24,6 +24,8 @@ import (
 //	secrets  name → bytes
 //	keys     realm → keyring
 //	denied   expiry, token ID → realm; the self-contained tokens that were revoked
+//	used     ID → its end (8 bytes, big-endian unix milliseconds); what may be used once
+//	used_until  end, ID → nothing; the same, by its end
 //
 // Keys of tokens begin with the expiry: new tokens go to the end of the tree, where
 // the pages are hot, and expired ones are a range at its beginning.
@@ -34,6 +36,9 @@ var (
 	bucketSecrets = []byte("secrets")
 	bucketKeys    = []byte("keys")
 	bucketDenied  = []byte("denied")
+	bucketUsed    = []byte("used")
+
+	bucketUsedUntil = []byte("used_until")
 
 	keyVersion = []byte("version")
 )
@@ -49,7 +54,7 @@ const fileVersion = 2
 // fileBuckets are the buckets that a file of each version has, beside meta.
 var fileBuckets = map[int][][]byte{
 	1: {bucketTokens, bucketClients, bucketSecrets},
-	2: {bucketTokens, bucketClients, bucketSecrets, bucketKeys, bucketDenied},
+	2: {bucketTokens, bucketClients, bucketSecrets, bucketKeys, bucketDenied, bucketUsed, bucketUsedUntil},
 }
 
 // lockTimeout is how long to wait for another process to close the file.
@@ -150,9 +155,9 @@ func makeBuckets(tx *bolt.Tx) error {
 }
 
 // addKeys makes a file of version 1 one of version 2, which has room for the keys of
-// self-contained tokens and for those that were revoked.
+// self-contained tokens, for those that were revoked, and for what may be used once.
 func addKeys(tx *bolt.Tx) error {
-	for _, name := range [][]byte{bucketKeys, bucketDenied} {
+	for _, name := range [][]byte{bucketKeys, bucketDenied, bucketUsed, bucketUsedUntil} {
 		if _, err := tx.CreateBucket(name); err != nil {
 			return err
 		}

@@ -37,6 +37,8 @@ type Memory struct {
 	// most; deniedUntil orders them by expiry.
 	denied      map[oauth.Key]struct{}
 	deniedUntil keyHeap
+
+	used used
 }
 
 // NewMemory makes an empty store. now is the wall clock that decides which tokens have expired
@@ -52,6 +54,8 @@ func NewMemory(now func() time.Time) *Memory {
 
 		keyrings: make(map[string][]byte),
 		denied:   make(map[oauth.Key]struct{}),
+
+		used: used{ids: make(map[oauth.ReplayID]struct{})},
 	}
 }
 
@@ -204,6 +208,7 @@ func (m *Memory) Close() error {
 	m.closed = true
 	m.tokens, m.expiries, m.holders, m.clients, m.secrets = nil, nil, nil, nil, nil
 	m.keyrings, m.denied, m.deniedUntil = nil, nil, nil
+	m.used = used{}
 	return nil
 }
 

@@ -1,0 +1,101 @@
+package store
+
+import (
+	"container/heap"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"time"
+
+	"github.com/redis/rueidis"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// The stores' implementations of oauth.ReplayStore.
+
+// used are the IDs that a Memory remembers, at most maxMemoryTokens. order has them by their end.
+type used struct {
+	ids   map[oauth.ReplayID]struct{}
+	order usedHeap
+}
+
+type usedID struct {
+	until int64 // unix milliseconds
+	id    oauth.ReplayID
+}
+
+// Once implements oauth.ReplayStore. It forgets the IDs that are over.
+func (m *Memory) Once(_ context.Context, id oauth.ReplayID, until time.Time) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false, oauth.ErrClosed
+	}
+	for now := m.now().UnixMilli(); len(m.used.order) > 0 && m.used.order[0].until <= now; {
+		delete(m.used.ids, heap.Pop(&m.used.order).(usedID).id)
+	}
+	if _, again := m.used.ids[id]; again {
+		return false, nil
+	}
+	if len(m.used.ids) >= m.max {
+		return false, oauth.ErrFull
+	}
+	m.used.ids[id] = struct{}{}
+	heap.Push(&m.used.order, usedID{until.UnixMilli(), id})
+	return true, nil
+}
+
+// usedHeap has the IDs that end first at its top.
+type usedHeap []usedID
+
+func (h usedHeap) Len() int           { return len(h) }
+func (h usedHeap) Less(i, j int) bool { return h[i].until < h[j].until }
+func (h usedHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *usedHeap) Push(id any)       { *h = append(*h, id.(usedID)) }
+func (h *usedHeap) Pop() any {
+	old := *h
+	id := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return id
+}
+
+// Once implements oauth.ReplayStore.
+func (b *Bbolt) Once(ctx context.Context, id oauth.ReplayID, until time.Time) (bool, error) {
+	first := false // set by the committer, as in Admit
+	err := b.write(ctx, func(tx *bolt.Tx) error {
+		ids := tx.Bucket(bucketUsed)
+		if first = ids.Get(id[:]) == nil; !first {
+			return nil
+		}
+		end := binary.BigEndian.AppendUint64(nil, uint64(until.UnixMilli()))
+		if err := setValue(ids, id[:], end); err != nil {
+			return err
+		}
+		return setValue(tx.Bucket(bucketUsedUntil), append(end, id[:]...), []byte{1})
+	})
+	return err == nil && first, err
+}
+
+// forgetUsed deletes the ID that ends with a key of bucketUsedUntil.
+func forgetUsed(tx *bolt.Tx, key []byte) error { return deleteValue(tx.Bucket(bucketUsed), key[8:]) }
+
+// Once implements oauth.ReplayStore. Redis forgets the ID when it is over by its own clock.
+func (r *Redis) Once(ctx context.Context, id oauth.ReplayID, until time.Time) (first bool, err error) {
+	if r.evicts.Load() {
+		return false, ErrEvicts
+	}
+	key := r.cfg.Prefix + "used:" + hex.EncodeToString(id[:])
+	life := max(time.Until(until), time.Second).Milliseconds() // a duration: the clock of Redis may differ
+	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+		answer := c.Do(ctx, c.B().Set().Key(key).Value("").Nx().PxMilliseconds(life).Build())
+		err := answer.Error()
+		if rueidis.IsRedisNil(err) { // it was there
+			return nil
+		}
+		first = err == nil
+		return err
+	})
+	return err == nil && first, err
+}

@@ -1,0 +1,214 @@
+package introspect
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Assertions verifies JWTs that prove who made them (RFC 7521, RFC 7523): a client's own, or those
+// that a platform gives to its workloads. It is safe for concurrent use and owns nothing.
+//
+// What holds for a [JWT] holds here: nothing in an assertion chooses how it is checked, and what could
+// be read in two ways is refused. What an assertion is about, and whether it was used before, is for
+// the caller to judge.
+type Assertions struct{ cfg AssertionsConfig }
+
+// AssertionsConfig are the settings of [Assertions]. Keys is required; the zero value of each other
+// field is its default.
+type AssertionsConfig struct {
+	// Keys are the keys of those who make the assertions, and say what their iss must be.
+	Keys *Keys
+
+	// Algorithms are the allowed signature algorithms; see [JWTConfig.Algorithms], where the default
+	// is.
+	Algorithms []string
+
+	// Types are what the header's typ may be, in lower case. An empty text stands for no typ.
+	// Default: none, JWT, and client-authentication+jwt.
+	Types []string
+
+	// MaxLifetime is how far ahead an assertion's end may be. Default: 5m.
+	MaxLifetime time.Duration
+
+	// Leeway is how far ahead the clock of those who make the assertions may be when nbf and iat are
+	// checked. It never prolongs an assertion's life. Default: 10s.
+	Leeway time.Duration
+
+	// Now is the wall clock. Default: time.Now.
+	Now func() time.Time
+}
+
+// Assertion is what an assertion says, after it was verified.
+type Assertion struct {
+	// Issuer and Subject are iss and sub. Neither is empty.
+	Issuer, Subject string
+	// Audience is aud, in the order of the assertion. It has at least one value.
+	Audience []string
+	// ID is jti; empty if the assertion has none.
+	ID string
+	// Expiry is exp.
+	Expiry time.Time
+	// Claims are all claims, as the text of a JSON object in which no object has two members of the
+	// same name.
+	Claims string
+	// Key is the RFC 7638 thumbprint of the key that verified it, in base64url.
+	Key string
+}
+
+// CauseLifetime means that an assertion lives for too long. No token is refused for that.
+const CauseLifetime Cause = "lifetime"
+
+// NewAssertions checks the settings.
+func NewAssertions(cfg AssertionsConfig) (*Assertions, error) {
+	if cfg.Keys == nil {
+		return nil, errors.New("assertions: Keys is required")
+	}
+	algorithms := JWTConfig{Algorithms: cfg.Algorithms}
+	if err := algorithms.complete(); err != nil {
+		return nil, fmt.Errorf("assertions: %w", err)
+	}
+	cfg.Algorithms = algorithms.Algorithms
+	if len(cfg.Types) == 0 {
+		cfg.Types = []string{"", "jwt", "client-authentication+jwt"}
+	}
+	if cfg.MaxLifetime == 0 {
+		cfg.MaxLifetime = 5 * time.Minute
+	}
+	if cfg.Leeway == 0 {
+		cfg.Leeway = 10 * time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if _, err := decoys(); err != nil {
+		return nil, err
+	}
+	return &Assertions{cfg: cfg}, nil
+}
+
+// decoys are keys that nobody has the private half of, one for each kind of algorithm.
+var decoys = sync.OnceValues(func() (*keySet, error) {
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return nil, err
+	}
+	ed25519Key, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	set := &keySet{keys: []publicKey{{public: &rsaKey.PublicKey}, {public: ed25519Key}}}
+	for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
+		key, err := ecdsa.GenerateKey(curve, rand.Reader)
+		if err != nil {
+			return nil, err
+		}
+		set.keys = append(set.keys, publicKey{public: &key.PublicKey})
+	}
+	return set, nil
+})
+
+// PretendToVerify does the work of verifying a JWT and finds nothing out. A server does it for those
+// whom it does not know: the time of its answer would tell who is registered.
+func PretendToVerify(text string) {
+	token := NewToken(text)
+	anyType := func(any, bool) (access, ok bool) { return false, true }
+	signed, cause := readJWT(token, token.UnverifiedIssuer(), asymmetric, anyType)
+	if set, err := decoys(); cause == "" && err == nil {
+		set.verify(signed.jws, "")
+	}
+}
+
+// Verify verifies an assertion. The cause is why it is refused, for logs; it is empty if the assertion
+// is good. An error means that the keys could not be fetched, so nobody can tell. It blocks only for an
+// assertion whose key is unknown, until the keys have been fetched.
+func (a *Assertions) Verify(ctx context.Context, text string) (*Assertion, Cause, error) {
+	token := NewToken(text)
+	signed, cause := readJWT(token, a.cfg.Keys.cfg.Issuer, a.cfg.Algorithms, a.acceptsType)
+	if cause != "" {
+		return nil, cause, nil
+	}
+	payload, key, known, err := a.cfg.Keys.verify(ctx, signed)
+	switch {
+	case err != nil:
+		return nil, "", err
+	case key == nil && known:
+		return nil, CauseSignature, nil
+	case key == nil:
+		PretendToVerify(text)
+		return nil, CauseUnknownKey, nil
+	}
+	assertion, cause := a.judge(payload)
+	if cause != "" {
+		return nil, cause, nil
+	}
+	assertion.Key = key.thumbprint()
+	return assertion, "", nil
+}
+
+// acceptsType checks the header's typ (RFC 8725 section 3.11). Like any media type, it is
+// case-insensitive, and may have its first part.
+func (a *Assertions) acceptsType(value any, present bool) (access, ok bool) {
+	typ, text := value.(string)
+	if present && (!text || typ == "") {
+		return false, false
+	}
+	return false, slices.Contains(a.cfg.Types, strings.TrimPrefix(strings.ToLower(typ), "application/"))
+}
+
+func (a *Assertions) judge(payload []byte) (_ *Assertion, no Cause) {
+	claims, ok := decodeObject(payload)
+	if !ok {
+		return nil, CauseMalformed
+	}
+	result := &Assertion{Claims: string(payload)}
+	result.Issuer, _ = claims["iss"].(string)
+	result.Subject, _ = claims["sub"].(string)
+	switch {
+	case result.Issuer == "" || result.Issuer != a.cfg.Keys.cfg.Issuer:
+		return nil, CauseIssuer
+	case result.Subject == "":
+		return nil, CauseMalformed
+	}
+	if jti, present := claims["jti"]; present && jti != nil {
+		if result.ID, ok = jti.(string); !ok {
+			return nil, CauseMalformed
+		}
+	}
+	if result.Audience, ok = texts(claims["aud"]); !ok || len(result.Audience) == 0 || slices.Contains(result.Audience, "") {
+		return nil, CauseAudience
+	}
+	now := a.cfg.Now()
+	result.Expiry, ok = numericDate(claims["exp"])
+	switch {
+	case !ok:
+		return nil, CauseMalformed
+	case !now.Before(result.Expiry):
+		return nil, CauseExpired
+	case result.Expiry.Sub(now) > a.cfg.MaxLifetime+a.cfg.Leeway:
+		return nil, CauseLifetime
+	}
+	for _, name := range []string{"nbf", "iat"} {
+		value := claims[name]
+		if value == nil {
+			continue
+		}
+		at, ok := numericDate(value)
+		if !ok {
+			return nil, CauseMalformed
+		}
+		if now.Add(a.cfg.Leeway).Before(at) {
+			return nil, CauseNotYet
+		}
+	}
+	return result, ""
+}
