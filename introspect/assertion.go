@@ -117,34 +117,50 @@ var decoys = sync.OnceValues(func() (*keySet, error) {
 	return set, nil
 })
 
+// Algorithms returns the allowed signature algorithms.
+func (a *Assertions) Algorithms() []string { return slices.Clone(a.cfg.Algorithms) }
+
 // PretendToVerify does the work of verifying a JWT and finds nothing out. A server does it for those
-// whom it does not know: the time of its answer would tell who is registered.
-func PretendToVerify(text string) {
+// whom it does not know: the time of its answer would tell who is registered. algorithms are those of
+// all whom it knows. A JWT of another algorithm costs nothing, as it can be nobody's.
+func PretendToVerify(text string, algorithms []string) {
 	token := NewToken(text)
 	anyType := func(any, bool) (access, ok bool) { return false, true }
-	signed, cause := readJWT(token, token.UnverifiedIssuer(), asymmetric, anyType)
-	if set, err := decoys(); cause == "" && err == nil {
-		set.verify(signed.jws, "")
+	if signed, cause := readJWT(token, token.UnverifiedIssuer(), algorithms, anyType); cause == "" {
+		signed.pretend()
+	}
+}
+
+// pretend does the work of verifying the signature.
+func (s signedToken) pretend() {
+	if set, err := decoys(); err == nil {
+		set.verify(s.jws, "")
 	}
 }
 
 // Verify verifies an assertion. The cause is why it is refused, for logs; it is empty if the assertion
 // is good. An error means that the keys could not be fetched, so nobody can tell. It blocks only for an
 // assertion whose key is unknown, until the keys have been fetched.
-func (a *Assertions) Verify(ctx context.Context, text string) (*Assertion, Cause, error) {
+//
+// algorithms are as for [PretendToVerify]. Whatever is wrong with an assertion, refusing it costs the
+// verification of a signature, as it does there.
+func (a *Assertions) Verify(ctx context.Context, text string, algorithms []string) (*Assertion, Cause, error) {
 	token := NewToken(text)
 	signed, cause := readJWT(token, a.cfg.Keys.cfg.Issuer, a.cfg.Algorithms, a.acceptsType)
 	if cause != "" {
+		PretendToVerify(text, algorithms)
 		return nil, cause, nil
 	}
 	payload, key, known, err := a.cfg.Keys.verify(ctx, signed)
+	if key == nil && !a.cfg.Keys.current.Load().tries(signed) {
+		signed.pretend()
+	}
 	switch {
 	case err != nil:
 		return nil, "", err
 	case key == nil && known:
 		return nil, CauseSignature, nil
 	case key == nil:
-		PretendToVerify(text)
 		return nil, CauseUnknownKey, nil
 	}
 	assertion, cause := a.judge(payload)

@@ -155,15 +155,11 @@ func (s *keySet) verify(jws *jose.JSONWebSignature, kid string) (payload []byte,
 	if s == nil {
 		return nil, nil, false
 	}
-	for i := range s.keys {
-		known = known || kid != "" && s.keys[i].kid == kid
-	}
-	// A token without a kid may be signed with any key, and a key without a kid may have signed
-	// any token. If both have one, they must match.
+	known = s.knows(kid)
 	alg, tried := jws.Signatures[0].Header.Algorithm, 0
 	for i := range s.keys {
 		k := &s.keys[i]
-		if !k.fits(alg) || known && k.kid != kid || kid != "" && k.kid != "" && k.kid != kid {
+		if !k.mayHaveSigned(alg, kid, known) {
 			continue
 		}
 		if tried++; tried > maxTried {
@@ -174,6 +170,37 @@ func (s *keySet) verify(jws *jose.JSONWebSignature, kid string) (payload []byte,
 		}
 	}
 	return nil, nil, known
+}
+
+// knows reports whether there is a key with that kid.
+func (s *keySet) knows(kid string) bool {
+	for i := range s.keys {
+		if kid != "" && s.keys[i].kid == kid {
+			return true
+		}
+	}
+	return false
+}
+
+// mayHaveSigned reports whether the key is to be tried for a token. A token without a kid may be signed
+// with any key, and a key without a kid may have signed any token. If both have one, they must match.
+// known says that some key has the token's.
+func (k *publicKey) mayHaveSigned(alg, kid string, known bool) bool {
+	return k.fits(alg) && !(known && k.kid != kid || kid != "" && k.kid != "" && k.kid != kid)
+}
+
+// tries reports whether verify tries a key for a token.
+func (s *keySet) tries(token signedToken) bool {
+	if s == nil {
+		return false
+	}
+	alg, known := token.jws.Signatures[0].Header.Algorithm, s.knows(token.kid)
+	for i := range s.keys {
+		if s.keys[i].mayHaveSigned(alg, token.kid, known) {
+			return true
+		}
+	}
+	return false
 }
 
 // add puts a key into the set, or returns why it can't be used.

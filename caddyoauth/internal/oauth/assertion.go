@@ -57,14 +57,13 @@ const (
 // and its ID is used up last, so nobody can use up the IDs of another.
 func (e *Engine) verifyAssertion(ctx context.Context, c claim) (Proof, string, error) {
 	if c.client == nil || c.client.Assertions == nil {
-		introspect.PretendToVerify(c.creds.assertion)
+		introspect.PretendToVerify(c.creds.assertion, c.clients.algorithms)
 		return Proof{}, "", nil
 	}
-	assertion, cause, err := c.client.Assertions.Verify(ctx, c.creds.assertion)
+	assertion, cause, err := c.client.Assertions.Verify(ctx, c.creds.assertion, c.clients.algorithms)
 	if err != nil {
 		// The client's keys can't be fetched, so nobody can tell. That is no outage of the gateway, and
 		// the answer must not tell who is registered.
-		introspect.PretendToVerify(c.creds.assertion)
 		return Proof{}, reasonAssertionKeys, nil
 	}
 	switch {

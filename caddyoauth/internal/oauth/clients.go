@@ -1,6 +1,7 @@
 package oauth
 
 import (
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -18,6 +19,9 @@ type Clients struct {
 	// work and quick are what a failed authentication costs in this realm, whatever made it fail.
 	work  workload
 	quick quickWork
+	// algorithms are those by which some client may sign assertions. One of another algorithm is
+	// refused quickly, whoever it names.
+	algorithms []string
 }
 
 // registered is a client with its limiters. They are safe for concurrent use, and successive
@@ -41,7 +45,12 @@ func newClients(clients map[string]*Client, before *Clients) *Clients {
 			}
 		}
 		all.byID[id] = next
+		if client.Assertions != nil && !client.Disabled {
+			all.algorithms = append(all.algorithms, client.Assertions.Algorithms()...)
+		}
 	}
+	slices.Sort(all.algorithms)
+	all.algorithms = slices.Compact(all.algorithms)
 	return all
 }
 
