@@ -463,42 +463,51 @@ func (a *App) renewKeys(ctx context.Context) error {
 		return nil
 	}
 	for _, r := range a.realms {
-		stored, err := store.Keys(ctx, r.name)
-		if err != nil {
-			return err
-		}
-		if stored == nil {
-			continue
-		}
-		ring, err := keys.Read(r.name, stored, a.cipher)
-		if errors.Is(err, keys.ErrNotConfigured) && !r.hasKeys() {
-			continue // see ringOf
-		}
-		if err != nil {
-			return err
-		}
-		ring, encrypted, err := ring.Encrypted(a.cipher)
-		if err != nil {
-			return err
-		}
-		wanted := r.wanted()
-		wanted.Switch = true
-		ring, changed, _, err := ring.Kept(time.Now(), wanted, a.cipher)
-		if err != nil {
-			return err
-		}
-		if !encrypted && !changed {
-			continue
-		}
-		// If another gateway was quicker, it has done this or something later.
-		if _, err := store.SwapKeys(ctx, r.name, stored, ring.Stored()); err != nil {
-			return err
-		}
-		if changed {
-			a.run.opened.tell(a) // keepAgreeing shares the new keys long before they are used
+		for renewed := false; !renewed; {
+			var err error
+			if renewed, err = a.renewKeysOf(ctx, store, r); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// renewKeysOf does it for one realm. It reports false if another gateway was quicker. What that has
+// changed may be something else, so try again.
+func (a *App) renewKeysOf(ctx context.Context, store oauth.KeyStore, r *servedRealm) (bool, error) {
+	stored, err := store.Keys(ctx, r.name)
+	if err != nil {
+		return false, err
+	}
+	if stored == nil {
+		return true, nil
+	}
+	ring, err := keys.Read(r.name, stored, a.cipher)
+	if errors.Is(err, keys.ErrNotConfigured) && !r.hasKeys() {
+		return true, nil // see ringOf
+	}
+	if err != nil {
+		return false, err
+	}
+	ring, encrypted, err := ring.Encrypted(a.cipher)
+	if err != nil {
+		return false, err
+	}
+	wanted := r.wanted()
+	wanted.Switch = true
+	ring, changed, _, err := ring.Kept(time.Now(), wanted, a.cipher)
+	if err != nil {
+		return false, err
+	}
+	if !encrypted && !changed {
+		return true, nil
+	}
+	swapped, err := store.SwapKeys(ctx, r.name, stored, ring.Stored())
+	if swapped && changed {
+		a.run.opened.tell(a) // keepAgreeing shares the new keys long before they are used
+	}
+	return swapped, err
 }
 
 // keepAgreeing agrees again whenever the store reports a change by another gateway, and when keys are
