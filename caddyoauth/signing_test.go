@@ -297,3 +297,23 @@ func TestPrivateKeysStayPrivate(t *testing.T) {
 		}
 	}
 }
+
+// A JWT names the issuer. When the realm becomes another one, its JWTs are refused, whether or not they
+// are in the cache. They are good again if it becomes the former one.
+func TestJWTsOfAFormerIssuer(t *testing.T) {
+	options := "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n" + testClients
+	g := startGateway(t, options+jwtOptions, gatewaySite)
+	cached, unused := g.token("reader"), g.token("reader")
+	g.wants("a token", cached, 200)
+	if err := g.load(options+strings.Replace(jwtOptions, "auth.", "new.", 1), gatewaySite); err != nil {
+		t.Fatal(err)
+	}
+	g.wants("of the former issuer, and cached", cached, 401)
+	g.wants("of the former issuer", unused, 401)
+	g.wants("of the new one", g.token("reader"), 200)
+	if err := g.load(options+jwtOptions, gatewaySite); err != nil {
+		t.Fatal(err)
+	}
+	g.wants("of the issuer of before", cached, 200)
+	g.wants("of the issuer of before", unused, 200)
+}

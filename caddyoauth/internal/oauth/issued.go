@@ -128,6 +128,10 @@ func (i *issued) Revise(facts *introspect.Facts) *introspect.Facts {
 	if generation, known := now.agreed.generations[client.ID]; !known || generation != facts.Revision {
 		return facts.Refused(introspect.CauseClientGeneration)
 	}
+	if facts.JTI != "" && facts.Issuer != i.cfg.Issuer {
+		// A JWT says who issued it. Lookup refuses one of a former issuer, and so must the cache.
+		return facts.Refused(introspect.CauseUnknownKey)
+	}
 	if containsAll(client.Scopes, facts.Scopes) && containsAll(client.Audience, facts.Audience) && facts.Issuer == i.cfg.Issuer {
 		return facts
 	}
