@@ -172,10 +172,16 @@ func (e *Engine) Share(shared Shared) error {
 		covers: shared.Covers, otherJWTKeys: shared.OtherJWTKeys,
 		generations: maps.Clone(shared.Generations),
 	}
+	var before *agreement
 	e.change(func(next *state) {
 		raise(agreed.generations, next.least)
-		next.agreed = agreed
+		before, next.agreed = next.agreed, agreed
 	})
+	if before != nil && before.epoch != agreed.epoch && e.cfg.Cache != nil {
+		// A key from a file goes on, so screen takes its tokens of before for good ones, and the cache
+		// would answer.
+		e.cfg.Cache.Flush()
+	}
 	return nil
 }
 

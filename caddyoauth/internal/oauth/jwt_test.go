@@ -383,3 +383,32 @@ func shareKeys(t testing.TB, shared *oauth.Shared, s oauth.KeyStore) {
 	shared.Epoch, shared.SealKeys, shared.Covers = agreeOnKeys(t, s), []oauth.SealKey{{}}, func([]byte) bool { return true }
 	shared.JWTKeys, shared.Signer = []oauth.JWTKey{jwts}, func(time.Time) oauth.JWTKey { return jwts }
 }
+
+// A key from a file outlives the epoch, and what the cache remembers of its tokens does not: what was
+// revoked before the store lost its data is not known any more.
+func TestCachedJWTsDieWithTheirEpoch(t *testing.T) {
+	r, key := newJWTRealm(t, "root"), signingKey(t)
+	r.share(1, key)
+	token, another := r.fetch(), r.fetch()
+	r.wants("a token", token, "")
+	r.wants("another", another, "")
+	ring, err := keys.New("root", r.now(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := r.store.Keys(t.Context(), "root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := r.store.SwapKeys(t.Context(), "root", old, ring.Stored()); !ok || err != nil {
+		t.Fatal(err)
+	}
+	r.epoch = ring.Epoch()
+	r.share(1, key)
+	r.wants("of the epoch of before", token, introspect.CauseUnknownKey)
+	if out, err := r.revoke(another); out.TokenID != (introspect.TokenID{}) || err != nil {
+		t.Errorf("revoking one of them: %v %v", out, err)
+	}
+	r.wants("of the epoch of before, and revoked", another, introspect.CauseUnknownKey)
+	r.wants("of this epoch", r.fetch(), "")
+}
