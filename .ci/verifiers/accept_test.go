@@ -39,7 +39,7 @@ func TestTokensAreAccepted(t *testing.T) {
 				t.Fatal(err)
 			}
 			inBubble(t, func(t *testing.T, out outside) {
-				want := issued{issuer: f.URL + path, set: f.URL + path + "/jwks", audience: audience, algorithm: algorithm}
+				want := issued{issuer: f.URL + path, set: f.URL + path + "/jwks", audience: audience, algorithms: []string{algorithm}}
 				all := startVerifiers(t, out, want)
 				wantsAll(t, all, token, want)
 				wantsNone(t, "a token of another realm", all, foreign)

@@ -27,7 +27,7 @@ func TestKafkaClient(t *testing.T) {
 	for _, algorithm := range algorithms {
 		t.Run(algorithm, func(t *testing.T) {
 			realm := f.URL + "/oauth2/realms/root/realms/" + strings.ToLower(algorithm)
-			b := startBroker(t, issued{issuer: realm, set: realm + "/jwks", audience: audience, algorithm: algorithm})
+			b := startBroker(t, issued{issuer: realm, set: realm + "/jwks", audience: audience, algorithms: []string{algorithm}})
 			client, err := kafka.NewAdminClient(&kafka.ConfigMap{
 				"bootstrap.servers": b.Addr().String(), "security.protocol": "SASL_PLAINTEXT", "sasl.mechanisms": "OAUTHBEARER", "sasl.oauthbearer.method": "oidc",
 				"sasl.oauthbearer.token.endpoint.url": realm + "/access_token", "sasl.oauthbearer.client.id": "reader", "sasl.oauthbearer.client.secret": secret,

@@ -122,8 +122,15 @@ func redis(t *testing.T, folder string) (port string) {
 	}
 }
 
-// older makes the keys of root older, and the fleet sees it as it sees any change in the store. It is
-// how time passes for the keys.
+// makeOlder makes the keys of root older, and the fleet sees it as it sees any change in the store. It
+// is how time passes for the keys.
+func makeOlder(t *testing.T, port string, by time.Duration) {
+	answer, err := exec.Command("redis-cli", "-p", port, "eval", older, "1", "caddy-oauth:{realm:root}:keys", strconv.Itoa(int(by.Seconds()))).CombinedOutput()
+	if err != nil || strings.TrimSpace(string(answer)) != "done" {
+		t.Errorf("making keys older: %v, %s", err, answer)
+	}
+}
+
 const older = `
 	local stored = redis.call('get', KEYS[1])
 	local function before(member, at) return '"'..member..'":'..string.format('%d', tonumber(at) - tonumber(ARGV[1])) end
@@ -151,7 +158,7 @@ func TestRotation(t *testing.T) {
 	f := startFleet(t, 2, "issuer ISSUER\nstore redis 127.0.0.1:"+port+"\n"+encryptionKey+"token_format jwt\ntoken_lifetime 24h\nsigning {\nrotate 1h\n}\n"+clients)
 	l, begin := f.start(t), time.Now()
 	inBubble(t, func(t *testing.T, out outside) {
-		want := issued{issuer: f.issuer(), set: f.issuer() + "/jwks", audience: audience, algorithm: "ES256"}
+		want := issued{issuer: f.issuer(), set: f.issuer() + "/jwks", audience: audience, algorithms: []string{"ES256"}}
 		time.Sleep(time.Minute) // ahead of the gateways, as tokens from the future are refused
 		all := startVerifiers(t, out, want)
 		const step = 30 * time.Second
@@ -164,10 +171,7 @@ func TestRotation(t *testing.T) {
 			out.do(func() {
 				by := (now - aged - time.Since(begin)).Truncate(time.Second) // some of it has passed by itself
 				aged += by
-				answer, err := exec.Command("redis-cli", "-p", port, "eval", older, "1", "caddy-oauth:{realm:root}:keys", strconv.Itoa(int(by.Seconds()))).CombinedOutput()
-				if err != nil || strings.TrimSpace(string(answer)) != "done" {
-					t.Errorf("making keys older: %v, %s", err, answer)
-				}
+				makeOlder(t, port, by)
 				published = kids(t, want.set)
 				if first == nil {
 					first = published
@@ -215,7 +219,7 @@ func TestRotationOfKeyFiles(t *testing.T) {
 	f := startFleet(t, 2, options(a))
 	l := f.start(t)
 	inBubble(t, func(t *testing.T, out outside) {
-		want := issued{issuer: f.issuer(), set: f.issuer() + "/jwks", audience: audience, algorithm: "EdDSA"}
+		want := issued{issuer: f.issuer(), set: f.issuer() + "/jwks", audience: audience, algorithms: []string{"EdDSA"}}
 		time.Sleep(time.Minute)
 		all := startVerifiers(t, out, want)
 		check := func() (tokens []string) {
@@ -271,7 +275,7 @@ func TestWithdrawnKey(t *testing.T) {
 	port := redis(t, t.TempDir())
 	f := startFleet(t, 2, "issuer ISSUER\nstore redis 127.0.0.1:"+port+"\n"+encryptionKey+"token_format jwt\ntoken_lifetime 24h\n"+clients)
 	inBubble(t, func(t *testing.T, out outside) {
-		want := issued{issuer: f.issuer(), set: f.issuer() + "/jwks", audience: audience, algorithm: "ES256"}
+		want := issued{issuer: f.issuer(), set: f.issuer() + "/jwks", audience: audience, algorithms: []string{"ES256"}}
 		fetch := func(g *gateway) (token string) {
 			out.do(func() {
 				var err error
@@ -321,5 +325,55 @@ func TestWithdrawnKey(t *testing.T) {
 			wantsAll(t, all, token, want)
 		}
 		wantsNone(t, "a token of a key that was withdrawn", all, old)
+	})
+}
+
+// While the algorithm changes, keys of several kinds are in one set. Everybody reads it, and accepts the
+// tokens of before and after.
+func TestAlgorithmChanges(t *testing.T) {
+	port := redis(t, t.TempDir())
+	options := func(algorithm string) string {
+		return "issuer ISSUER\nstore redis 127.0.0.1:" + port + "\n" + encryptionKey + "token_format jwt\ntoken_lifetime 24h\nsigning {\nalgorithm " + algorithm + "\n}\n" + clients
+	}
+	f := startFleet(t, 1, options("ES256"))
+	g := f.gateways[0]
+	tokens := make(map[string]string) // by the keys that signed them
+	fetch := func() (id string) {
+		t.Helper()
+		token, err := g.fetch("/oauth2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens[kid(token)] = token
+		return kid(token)
+	}
+	last, set := fetch(), f.issuer()+"/jwks"
+	for published, algorithm := range []string{"EdDSA", "RS256", "PS256"} {
+		f.load(t, g, options(algorithm))
+		for deadline := time.Now().Add(20 * time.Second); len(kids(t, set)) < published+2; {
+			if time.Now().After(deadline) {
+				t.Fatalf("there is no key for %s", algorithm)
+			}
+		}
+		if fetch() != last {
+			t.Errorf("a key for %s signs at once", algorithm)
+		}
+		makeOlder(t, port, 31*time.Minute)
+		for deadline := time.Now().Add(20 * time.Second); fetch() == last; {
+			if time.Now().After(deadline) {
+				t.Fatalf("no key for %s signs", algorithm)
+			}
+		}
+		last = fetch()
+	}
+	if len(tokens) != 4 {
+		t.Errorf("there are tokens of %d keys", len(tokens))
+	}
+	inBubble(t, func(t *testing.T, out outside) {
+		want := issued{issuer: f.issuer(), set: set, audience: audience, algorithms: algorithms}
+		all := startVerifiers(t, out, want)
+		for _, token := range tokens {
+			wantsAll(t, all, token, want)
+		}
 	})
 }

@@ -31,7 +31,8 @@ type verifier struct {
 
 // issued is what verifiers know of the JWTs that they expect.
 type issued struct {
-	issuer, set, audience, algorithm string
+	issuer, set, audience string
+	algorithms            []string
 	// answer is set if they expect signed answers of introspection (RFC 9701), not access tokens.
 	answer bool
 }
@@ -69,7 +70,7 @@ func withOIDC(t *testing.T, ctx context.Context, out outside, want issued) verif
 	if err != nil {
 		t.Fatalf("go-oidc: %v", err)
 	}
-	own := provider.Verifier(&oidc.Config{ClientID: want.audience, SupportedSigningAlgs: []string{want.algorithm}})
+	own := provider.Verifier(&oidc.Config{ClientID: want.audience, SupportedSigningAlgs: want.algorithms})
 	return verifier{"go-oidc", func(token string) (claims map[string]any, err error) {
 		read, err := own.Verify(ctx, token)
 		if err != nil {
@@ -123,7 +124,7 @@ func withKeyfunc(t *testing.T, ctx context.Context, out outside, want issued) ve
 	}
 	return verifier{"golang-jwt", func(token string) (map[string]any, error) {
 		claims := make(jwt.MapClaims)
-		read, err := jwt.ParseWithClaims(token, claims, keys.KeyfuncCtx(ctx), jwt.WithValidMethods([]string{want.algorithm}), jwt.WithIssuer(want.issuer),
+		read, err := jwt.ParseWithClaims(token, claims, keys.KeyfuncCtx(ctx), jwt.WithValidMethods(want.algorithms), jwt.WithIssuer(want.issuer),
 			jwt.WithAudience(want.audience), jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithStrictDecoding())
 		if err != nil {
 			return nil, err
