@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -71,8 +72,10 @@ import (
 //     has not been told anything yet answers oauth.ErrUnreachable, and its caller gets 503. So a
 //     gateway can start while its store is down.
 //   - follow (openStore.follow) has the store report changes by other gateways. It begins before the
-//     first agree, so that no change is missed in between, and ends in Cleanup: until then there are
-//     requests, which an operator's end of tokens concerns.
+//     first agree, so that no change is missed in between, and ends in Cleanup. A change that is heard
+//     of is acted on when agree is over. What the engines go by counts until then, but no longer than
+//     the store's lease from before the change: afterwards, and after Cleanup, they ask the store for
+//     the generation of each token's client.
 //   - commit makes final what the configuration says: the size of the cache, and that clients which
 //     it does not have are gone. An App commits once, and only when it is in force or no other App
 //     is: a configuration that is only being tried must not end the tokens of the one that goes on.
@@ -114,6 +117,8 @@ type running struct {
 
 	// opened is the store with its cache. It is nil if Start failed early.
 	opened *openStore
+	// news is what this App hears of the store. It is nil if it needs none.
+	news *news
 	// held is what this App took from the pools. Cleanup gives back exactly that: giving back one
 	// reference too many would close what the configuration in force uses.
 	held []reference
@@ -176,7 +181,7 @@ func (a *App) start() error {
 
 	for _, r := range a.realms {
 		r.settings.Store, r.settings.Keys = opened.store, opened.keys
-		r.settings.Cache, r.settings.Coherent = opened.cache, opened.coherent
+		r.settings.Cache, r.settings.Coherent = opened.cache, a.coherent
 		if r.settings.Replays = opened.replays; len(r.assertions) > 0 && opened.replays == nil {
 			return fmt.Errorf("realm %q: this kind of token store can't remember which assertions were used", r.name)
 		}
@@ -190,6 +195,7 @@ func (a *App) start() error {
 		}
 		r.engine = oauth.New(r.settings)
 	}
+	a.run.news = opened.follow(a) // from here on, others use the engines
 	return a.beginAgreeing(key)
 }
 
@@ -199,7 +205,6 @@ func (a *App) start() error {
 func (a *App) beginAgreeing(store string) error {
 	ctx, cancel := context.WithTimeout(a.ctx, startTimeout)
 	defer cancel()
-	changed := a.run.opened.follow(a)
 	err := a.agree(ctx)
 	if err == nil && activeApp() == nil {
 		err = a.commit(ctx)
@@ -218,7 +223,7 @@ func (a *App) beginAgreeing(store string) error {
 	var running context.Context
 	running, a.run.endAgreeing = context.WithCancel(context.Background())
 	a.run.agreeingEnded = make(chan struct{})
-	go a.keepAgreeing(running, changed, unreachable)
+	go a.keepAgreeing(running, a.run.news.changed, unreachable)
 	return nil
 }
 
@@ -296,6 +301,7 @@ func (a *App) await(ctx context.Context) error {
 func (a *App) agree(ctx context.Context) error {
 	a.run.agreeing.Lock()
 	defer a.run.agreeing.Unlock()
+	heard := a.run.opened.heard(a.run.news)
 	// A store that has lost its data gets back the key that its gateways use.
 	fresh := a.run.tokenKey
 	if fresh == nil {
@@ -316,12 +322,20 @@ func (a *App) agree(ctx context.Context) error {
 		a.run.rings = make(map[string]*keys.Ring)
 	}
 	var errs []error
+	byRealm := make(map[string]map[string]uint64)
+	for _, r := range a.realms {
+		byRealm[r.name] = make(map[string]uint64)
+		for id := range r.settings.Clients {
+			byRealm[r.name][id] = generations[oauth.ClientRef{Realm: r.name, ClientID: id}]
+		}
+		// They count at once: it may take a while to find out about the keys of all realms.
+		r.engine.Raise(byRealm[r.name])
+	}
 	for _, r := range a.realms {
 		ring, err := a.ringOf(ctx, r)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("loading the keys of realm %q: %w", r.name, err))
-			// Generations count at once all the same, here and in the other realms: they may say that
-			// a client's tokens have ended. The store judges tokens of the keys from before.
+			// The store judges tokens of the keys from before.
 			known, before := a.run.rings[r.name]
 			if !before {
 				continue // nobody can tell anything about the realm's tokens yet
@@ -334,13 +348,12 @@ func (a *App) agree(ctx context.Context) error {
 				}
 			}
 		}
-		current := make(map[string]uint64)
-		for id := range r.settings.Clients {
-			current[id] = generations[oauth.ClientRef{Realm: r.name, ClientID: id}]
-		}
-		if err := a.share(r, ring, current); err != nil {
+		if err := a.share(r, ring, byRealm[r.name]); err != nil {
 			errs = append(errs, fmt.Errorf("realm %q: %w", r.name, err))
 		}
+	}
+	if len(errs) == 0 {
+		a.run.opened.actedOn(a.run.news, heard)
 	}
 	return errors.Join(errs...)
 }
@@ -370,6 +383,13 @@ func (a *App) shareAnew(realm string, read func() (*keys.Ring, error)) error {
 		return err
 	}
 	return a.share(r, ring, r.engine.Generations())
+}
+
+// coherent reports whether the store has told this App of everything that others did to it, and
+// whether the App has acted on that. If not, nothing is known but what the store is asked.
+func (a *App) coherent() bool {
+	opened := a.run.opened
+	return (opened.coherent == nil || opened.coherent()) && a.run.news.acted()
 }
 
 // heldGenerations returns the generations that the engines go by.
@@ -750,15 +770,42 @@ type openStore struct {
 	// replays is the store's ability to remember what was used; nil if it has none.
 	replays oauth.ReplayStore
 	cache   *introspect.Cache
-	// coherent is nil for a store that no other gateway writes to; see introspect.Coherent.
+	// coherent and lease are nil for a store that no other gateway writes to; see sharedStore.
 	coherent func() bool
+	lease    func() (valid func() bool)
 	// writes and looks are for GET /oauth/health.
 	writes writes
 	looks  singleflight.Group
 
 	mu sync.Mutex
 	// followers has an entry for each App that follows.
-	followers map[*App]chan struct{}
+	followers map[*App]*news
+}
+
+// sharedStore is a store that other gateways write to. It reports that by openStore.changed.
+type sharedStore interface {
+	introspect.Coherent
+	// Lease returns a function that reports whether what is known now may still be used, even if
+	// others have changed it since.
+	Lease() (valid func() bool)
+}
+
+// news is what an App hears of the store that it uses.
+type news struct {
+	// changed delivers a value after a change; one value may stand for several changes.
+	changed chan struct{}
+	// heard counts the changes. openStore.mu guards it.
+	heard uint64
+	// pending is nil if the App has acted on all changes. Otherwise it reports whether what the App
+	// goes by may still be used.
+	pending atomic.Pointer[func() bool]
+}
+
+// acted reports whether what the App goes by may be used. A revocation must be heard of, and acted on,
+// within the time that the store gives, and the store gives it only as long as it can be heard.
+func (n *news) acted() bool {
+	valid := n.pending.Load()
+	return valid == nil || (*valid)()
 }
 
 func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (*openStore, error) {
@@ -772,7 +819,7 @@ func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (*openS
 	if err != nil {
 		return nil, err
 	}
-	s := &openStore{cache: cache, followers: make(map[*App]chan struct{})}
+	s := &openStore{cache: cache, followers: make(map[*App]*news)}
 	store, err := opener.open(key, s)
 	if err != nil {
 		cache.Close()
@@ -782,8 +829,8 @@ func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (*openS
 		return s, nil
 	}
 	// Ask the store itself for its abilities: timedStore has the methods of TokenStore only.
-	if shared, ok := store.(introspect.Coherent); ok {
-		s.coherent = shared.Coherent
+	if shared, ok := store.(sharedStore); ok {
+		s.coherent, s.lease = shared.Coherent, shared.Lease
 	}
 	system := "other"
 	if module, ok := opener.(caddy.Module); ok {
@@ -808,30 +855,59 @@ func (s *openStore) Destruct() error {
 	return s.store.Close()
 }
 
-// follow returns a channel that delivers a value after other gateways have changed what all of them
-// share; one value may stand for several changes. unfollow ends it.
-func (s *openStore) follow(a *App) <-chan struct{} {
+// follow returns what an App hears from now on of changes by other gateways. unfollow ends it.
+func (s *openStore) follow(a *App) *news {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := make(chan struct{}, 1)
-	s.followers[a] = c
-	return c
+	n := &news{changed: make(chan struct{}, 1)}
+	s.followers[a] = n
+	return n
+}
+
+// heard returns how many changes have been heard of, for actedOn.
+func (s *openStore) heard(n *news) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return n.heard
+}
+
+// actedOn records that an App has acted on so many changes.
+func (s *openStore) actedOn(n *news, heard uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n.heard == heard {
+		n.pending.Store(nil)
+	}
 }
 
 // tell has the App agree again, if it follows.
 func (s *openStore) tell(a *App) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if n := s.followers[a]; n != nil {
+		n.wake()
+	}
+}
+
+// wake has whoever waits for a change look.
+func (n *news) wake() {
 	select {
-	case s.followers[a] <- struct{}{}: // blocks if there is none
+	case n.changed <- struct{}{}:
 	default: // one is waiting already
 	}
 }
 
+// unfollow ends follow. Requests that go on, or begin later on a connection that stays open, ask the
+// store for everything.
 func (s *openStore) unfollow(a *App) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.followers, a)
+	if n := s.followers[a]; n != nil {
+		n.heard++
+		gone := func() bool { return false }
+		n.pending.Store(&gone)
+		delete(s.followers, a)
+	}
 }
 
 // endTokens ends all tokens of clients of a realm, as oauth.TokenStore.EndTokens does, and has every
@@ -871,14 +947,19 @@ func (s *openStore) shareKeys(realm string, read func() (*keys.Ring, error)) err
 	return errors.Join(errs...)
 }
 
+// changed tells every App that uses the store that what gateways share has changed. If others may have
+// changed it, the App may go by what it knows for as long as the store's lease lasts, and no longer
+// until it has acted on it.
 func (s *openStore) changed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range s.followers {
-		select {
-		case c <- struct{}{}:
-		default: // one is waiting already
+	for _, n := range s.followers {
+		n.heard++
+		if s.lease != nil && n.pending.Load() == nil {
+			valid := s.lease()
+			n.pending.Store(&valid)
 		}
+		n.wake()
 	}
 }
 

@@ -264,5 +264,5 @@ var (
 	_ caddy.Provisioner     = (*RedisStore)(nil)
 	_ caddyfile.Unmarshaler = (*RedisStore)(nil)
 	_ storeOpener           = (*RedisStore)(nil)
-	_ introspect.Coherent   = (*store.Redis)(nil)
+	_ sharedStore           = (*store.Redis)(nil)
 )

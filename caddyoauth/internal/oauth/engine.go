@@ -44,8 +44,10 @@ type Settings struct {
 	// MaxAge bounds how long the cache answers without asking the store. Zero or less turns
 	// the cache off.
 	MaxAge time.Duration
-	// Coherent reports whether the store has told of everything that other gateways did to
-	// it; see [introspect.Coherent]. Nil for a store that nobody else writes to.
+	// Coherent reports whether the store has told of everything that others did to it, and
+	// whether that has been shared with the engine; see [introspect.Coherent]. While it has not,
+	// nothing is answered from the cache, and generations are asked of the store. Nil if nobody
+	// else writes to the store.
 	Coherent func() bool
 
 	// Hasher bounds the slow secret hashes. Realms may share one.

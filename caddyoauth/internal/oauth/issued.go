@@ -85,6 +85,17 @@ func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspec
 	if err != nil {
 		return nil, err
 	}
+	if !i.Coherent() {
+		// The client's tokens may have been ended without this engine having been told.
+		switch current, err := i.cfg.Store.Generation(ctx, ClientRef{i.cfg.Realm, record.ClientID}); {
+		case errors.Is(err, ErrNotFound):
+			return nil, fmt.Errorf("%w: it has lost the generation of the token's client", ErrUnreachable)
+		case err != nil:
+			return nil, err
+		case current != record.ClientGeneration:
+			return introspect.InactiveBecause(introspect.CauseClientGeneration), nil
+		}
+	}
 	facts := i.facts(record)
 	facts.Expiry = record.Expiry()
 	return facts, nil

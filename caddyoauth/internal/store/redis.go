@@ -152,7 +152,7 @@ type RedisConfig struct {
 	// again. They alternate; Regained comes first if the first attempt to connect succeeds.
 	Lost     func(err error)
 	Regained func()
-	// Changed reports that Secret and Admit may answer differently from before.
+	// Changed reports that Secret and Admit may answer differently from before. It may call Lease.
 	Changed func()
 	// Evicting reports that this server may drop keys to make room. It comes with each
 	// Regained.

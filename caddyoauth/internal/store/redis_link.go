@@ -41,8 +41,21 @@ type writtenClient struct {
 // Coherent implements introspect.Coherent: it reports whether Revoked has been told of every
 // revocation up to a moment ago. It does not block.
 func (r *Redis) Coherent() bool {
+	return r.before(r.lease.Load(), r.wall.Load())
+}
+
+// Lease returns a function that reports whether what this gateway knows now may still be used, even
+// if others have changed it since. It is for whoever is told of a change and needs time to act on it:
+// the lease that was granted last began before the change was made. It does not block.
+func (r *Redis) Lease() (valid func() bool) {
+	lease, wall := r.lease.Load(), r.wall.Load()
+	return func() bool { return r.before(lease, wall) }
+}
+
+// before reports whether a lease has not ended by either clock.
+func (r *Redis) before(lease, wall int64) bool {
 	now := time.Now()
-	return int64(now.Sub(r.base)) < r.lease.Load() && now.UnixNano() < r.wall.Load()
+	return int64(now.Sub(r.base)) < lease && now.UnixNano() < wall
 }
 
 // run connects, then watches the link until Close.
@@ -131,7 +144,10 @@ func (r *Redis) look() (regained bool) {
 		r.mu.Unlock() // lost meanwhile; wake brings the next look
 		return false
 	}
-	regained = !r.up
+	if regained = !r.up; regained {
+		// Tell of what may have been missed before there is a lease, so that nobody goes by it.
+		r.cfg.Changed()
+	}
 	r.up = true
 	for d, e := range confirmed {
 		d.confirm(e, asked)

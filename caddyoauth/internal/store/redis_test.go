@@ -845,6 +845,33 @@ func TestRedisRepeatsRevocations(t *testing.T) {
 	absent(t, r, token.Key)
 }
 
+// After the link was lost, Changed tells of what may have been missed before there is a lease again.
+func TestRedisTellsBeforeThereIsALease(t *testing.T) {
+	server := redistest.Start(t)
+	way := redistest.StartProxy(t, server)
+	r, h := redisAt(t, nil, way.Addr)
+	linked(t, r)
+	admit(t, r, oauth.ClientRef{Realm: "root", ClientID: "a"}) // which is repeated, and takes a while
+	h.wantStory(t, "regained")
+	valid := r.Lease()
+	if !valid() {
+		t.Error("there is no lease although the link is up")
+	}
+	way.Cut()
+	eventually(t, "the loss is noticed", func() bool { return !r.Coherent() })
+	var before int
+	h.did(func() { before = h.changes })
+	way.Heal()
+	way.Slow(100)
+	eventually(t, "the link is up", r.Coherent)
+	h.did(func() {
+		if h.changes == before {
+			t.Error("there is a lease, and nobody was told of a change")
+		}
+	})
+	eventually(t, "the lease from before the loss ends", func() bool { return !valid() })
+}
+
 // What was written about clients and is lost by the server is written again: tokens that an operator
 // has ended stay dead, and so do those of a client that was removed.
 func TestRedisRepeatsChangesOfClients(t *testing.T) {
