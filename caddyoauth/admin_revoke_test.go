@@ -618,11 +618,11 @@ func TestRevokeAllInAStorm(t *testing.T) {
 					goOn(check)
 					goOn(check)
 				}
-				n := 0
+				n, reloaded := 0, *g // loading sets the URL, which others read
 				goOn(func() {
 					n++
 					next := strings.Replace(config, "grace_period 1s", fmt.Sprintf("grace_period %dms", 1000+n), 1)
-					if err := g.loadCaddyfile(next); err != nil {
+					if err := reloaded.loadCaddyfile(next); err != nil {
 						t.Errorf("reloading: %v", err)
 					}
 				})

@@ -51,6 +51,7 @@ var cacheSizes = []struct {
 // realm is an Engine with one client, and what that client can do.
 type realm struct {
 	t      testing.TB
+	store  oauth.TokenStore
 	engine *oauth.Engine
 	client oauth.Credentials
 }
@@ -110,6 +111,7 @@ func newRealmAt(t testing.TB, s oauth.TokenStore, format string, keys oauth.KeyS
 	}
 	return &realm{
 		t:      t,
+		store:  s,
 		engine: engine,
 		client: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{plain}},
 	}
@@ -171,6 +173,19 @@ func (r *realm) revoke(token string) {
 	}
 }
 
+// revokeAll is what an operator does.
+func (r *realm) revokeAll() {
+	if err := patiently(func() error {
+		generations, err := r.store.EndTokens(context.Background(), "root", []string{"reader"}, false, nil)
+		if err == nil {
+			r.engine.Raise(map[string]uint64{"reader": generations[oauth.ClientRef{Realm: "root", ClientID: "reader"}]})
+		}
+		return err
+	}); err != nil {
+		r.t.Errorf("revoking all tokens: %v", err)
+	}
+}
+
 // check is what a protected route asks.
 func (r *realm) check(token string) bool {
 	good, _ := r.checkedAt(token)
@@ -229,12 +244,12 @@ func forEachFormat(t *testing.T, test func(t *testing.T, format string, open fun
 	}
 }
 
-// The history of one token, for porcupine: it is issued, checked and revoked, in any order that
-// agrees with the clock.
+// The history of one token, for porcupine: it is issued, checked and revoked, by itself or with all
+// others, in any order that agrees with the clock.
 type (
 	tokenInput struct {
-		op    string // issue, check or revoke
-		token int
+		op    string // issue, check, revoke or revoke all
+		token int    // none for revoke all
 	}
 	tokenState int
 )
@@ -248,12 +263,25 @@ const (
 var tokenModel = porcupine.Model{
 	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
 		byToken := map[int][]porcupine.Operation{}
+		var all []porcupine.Operation
 		for _, op := range history {
-			token := op.Input.(tokenInput).token
-			byToken[token] = append(byToken[token], op)
+			if in := op.Input.(tokenInput); in.op == "revoke all" {
+				all = append(all, op)
+			} else {
+				byToken[in.token] = append(byToken[in.token], op)
+			}
 		}
 		parts := make([][]porcupine.Operation, 0, len(byToken))
 		for _, part := range byToken {
+			first, last := part[0].Call, part[0].Return
+			for _, op := range part {
+				first, last = min(first, op.Call), max(last, op.Return)
+			}
+			for _, op := range all { // others make no difference to this token
+				if op.Return >= first && op.Call <= last {
+					part = append(part, op)
+				}
+			}
 			parts = append(parts, part)
 		}
 		return parts
@@ -265,6 +293,11 @@ var tokenModel = porcupine.Model{
 			return state == notIssued, good
 		case "revoke":
 			return state != notIssued, revoked
+		case "revoke all":
+			if state == good {
+				state = revoked
+			}
+			return true, state
 		default:
 			return output.(bool) == (state == good), state
 		}
@@ -322,10 +355,13 @@ func TestBatteryHistoryIsLinearizable(t *testing.T) {
 					slot := rand.IntN(slots)
 					is := current[slot].Load()
 					called := clock()
-					switch dice := rand.IntN(100); {
-					case dice < 4:
+					switch dice := rand.IntN(1000); {
+					case dice < 40:
 						issue(client, slot)
-					case dice < 14:
+					case dice < 43:
+						r.revokeAll()
+						record(client, tokenInput{op: "revoke all"}, called, nil)
+					case dice < 140:
 						r.revoke(is.token)
 						record(client, tokenInput{"revoke", is.number}, called, nil)
 					default:
