@@ -206,10 +206,10 @@ type timedKeys struct {
 	writes *writes
 }
 
-func (k timedKeys) Deny(ctx context.Context, key oauth.Key) error {
+func (k timedKeys) Deny(ctx context.Context, key oauth.Key, clientID string) error {
 	ctx, span := startSpan(ctx, "oauth.store deny", trace.SpanKindClient)
 	start := time.Now()
-	err := k.KeyStore.Deny(ctx, key)
+	err := k.KeyStore.Deny(ctx, key, clientID)
 	observeStore(ctx, "deny", k.system, start, span, err)
 	k.writes.ended(ctx, &k.writes.revoke, err)
 	return err

@@ -16,7 +16,8 @@ func init() {
 }
 
 // MemoryStore keeps tokens in memory: a million at most, and no more than a quarter of them for
-// one client. Revoked tokens count until they would have expired. Tokens survive a reload of the
+// one client. Revoked tokens count until they would have expired; those that have no record in the
+// store count apart, until a day later. Tokens survive a reload of the
 // configuration, but not a restart. A process has one such store.
 type MemoryStore struct{}
 

@@ -554,11 +554,14 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 	}
 	done := e.tokens.Revoking(key.ID)
 	if carriesFacts(text) {
-		err = e.cfg.Keys.Deny(ctx, key)
+		err = e.cfg.Keys.Deny(ctx, key, client.ID)
 	} else {
 		err = e.cfg.Store.Revoke(ctx, key)
 	}
 	done() // whatever the store said: it may have revoked the token
+	if errors.Is(err, ErrClientFull) {
+		return out, &Error{Code: CodeTooManyRequests, Description: "the client has revoked too many tokens", Reason: "store_share"}
+	}
 	if err != nil {
 		return out, fmt.Errorf("revoking a token: %w", err)
 	}

@@ -158,6 +158,7 @@ type keyMap struct {
 	epoch    Epoch
 	denied   map[Key]bool
 	err      error
+	full     error // what Deny returns instead of denying
 }
 
 // Keys returns a keyring, unless the epoch is zero.
@@ -170,9 +171,12 @@ func (k *keyMap) Keys(context.Context, string) ([]byte, error) {
 	return append(k.epoch[:], "keys"...), k.err
 }
 
-func (k *keyMap) Deny(_ context.Context, key Key) error {
+func (k *keyMap) Deny(_ context.Context, key Key, _ string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.full != nil {
+		return k.full
+	}
 	k.denied[key] = true
 	return k.err
 }
@@ -243,6 +247,12 @@ func TestEngineWithSealedTokens(t *testing.T) {
 	share(Epoch{7}, 1, sealKeyA)
 
 	ask.Form.Set("token", token)
+	kept.full = ErrClientFull
+	if _, err := e.Revoke(context.Background(), ask); codeOf(err) != CodeTooManyRequests {
+		t.Errorf("revoking without room: %v", err)
+	}
+	wants(token, "") // as it was: the client knows
+	kept.full = nil
 	if out, err := e.Revoke(context.Background(), ask); err != nil || out.TokenID != introspect.IDOf(token) {
 		t.Fatalf("revoking: %v", err)
 	}

@@ -57,7 +57,8 @@ var (
 	ErrFull = errors.New("token store is full")
 	// ErrOtherEpoch means that the store has another keyring than the caller thinks, or none.
 	ErrOtherEpoch = errors.New("the token store has begun another epoch")
-	// ErrClientFull means that the store has room, but not for another token of this client.
+	// ErrClientFull means that the store has room, but not for another token of this client, or
+	// another revoked one.
 	ErrClientFull = errors.New("the client has its share of the token store")
 	// ErrUnreachable means that the store lies elsewhere and does not answer now. It may later.
 	ErrUnreachable = errors.New("token store can't be reached")
@@ -159,8 +160,9 @@ type KeyStore interface {
 	SwapKeys(ctx context.Context, realm string, old, next []byte) (bool, error)
 
 	// Deny makes the revocation of the self-contained token under key durable, then returns nil.
-	// A Denied that begins after that says so, until the token's expiry at least.
-	Deny(ctx context.Context, key Key) error
+	// A Denied that begins after that says so, until the token's expiry at least. The token is one of
+	// clientID, in the key's realm: a store with little room may return ErrClientFull.
+	Deny(ctx context.Context, key Key, clientID string) error
 
 	// Denied reports whether the token under key was revoked. It returns ErrOtherEpoch if the
 	// keyring of the key's realm does not begin with epoch: the denials may have been lost since

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -48,11 +49,69 @@ type Bbolt struct {
 
 	// broken is set once, by a panic inside bbolt; see guarded.
 	broken atomic.Pointer[error]
+
+	denials fileDenials
 }
 
-// write is one change to the file, and where to report its outcome.
+// fileDenials is what Denied needs of the file, in memory: a look into the file costs as much as
+// everything else that a request does. Nobody else writes to the file. The committer changes it
+// after each commit, before it answers.
+type fileDenials struct {
+	mu     sync.RWMutex
+	closed bool
+	epochs map[string]string               // by realm
+	known  map[introspect.TokenID]struct{} // nil if there are more than max; then the file is asked
+	max    int                             // maxDenials, less in tests
+}
+
+// change changes what is in memory. If it has become too much, nothing is.
+func (f *fileDenials) change(do func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do()
+	if len(f.known) > f.max {
+		f.known = nil
+	}
+}
+
+// add and drop are for change.
+func (f *fileDenials) add(id introspect.TokenID) {
+	if f.known != nil {
+		f.known[id] = struct{}{}
+	}
+}
+
+func (f *fileDenials) drop(keys [][]byte) {
+	for _, key := range keys {
+		delete(f.known, introspect.TokenID(key[8:]))
+	}
+}
+
+// load reads what is in the file.
+func (f *fileDenials) load(tx *bolt.Tx) error {
+	f.epochs, f.known = make(map[string]string), make(map[introspect.TokenID]struct{})
+	err := tx.Bucket(bucketKeys).ForEach(func(realm, keyring []byte) error {
+		f.epochs[string(realm)] = epochOf(keyring)
+		return nil
+	})
+	c := tx.Bucket(bucketDenied).Cursor()
+	for k, _ := c.First(); k != nil && err == nil && f.known != nil; k, _ = c.Next() {
+		if len(k) != 8+len(introspect.TokenID{}) {
+			return errCorrupt
+		}
+		f.change(func() { f.add(introspect.TokenID(k[8:])) })
+	}
+	return err
+}
+
+// epochOf returns what a keyring begins with.
+func epochOf(keyring []byte) string { return string(keyring[:min(len(keyring), len(oauth.Epoch{}))]) }
+
+// write is one change to the file, what to do once it is in the file, and where to report its
+// outcome.
 type write struct {
 	change func(*bolt.Tx) error
+	after  func()     // nil for nothing
 	err    chan error // has room for the one outcome
 }
 
@@ -64,6 +123,7 @@ func (b *Bbolt) Close() error {
 }
 
 func (b *Bbolt) closeFile() error {
+	b.denials.change(func() { b.denials.closed = true })
 	if broken := b.broken.Load(); broken != nil {
 		return *broken // bbolt would wait for its locks forever
 	}
@@ -146,6 +206,7 @@ func (b *Bbolt) gather(first write, last *gathering) []write {
 func (b *Bbolt) commitBatch(batch []write) {
 	for len(batch) > 0 {
 		failed := -1 // the write whose own change failed, if any
+		var over [][]byte
 		err := b.update(func(tx *bolt.Tx) error {
 			for i, w := range batch {
 				failed = i
@@ -154,10 +215,12 @@ func (b *Bbolt) commitBatch(batch []write) {
 				}
 			}
 			failed = -1
-			_, err := dropExpired(tx, b.now(), 2*len(batch)+dropAtLeast)
+			var err error
+			_, over, err = dropExpired(tx, b.now(), 2*len(batch)+dropAtLeast)
 			return err
 		})
 		if failed < 0 {
+			b.committed(err, over, batch...)
 			for _, w := range batch {
 				w.err <- err
 			}
@@ -169,6 +232,21 @@ func (b *Bbolt) commitBatch(batch []write) {
 	}
 }
 
+// committed brings what is in memory up to what is in the file now, unless the commit failed.
+func (b *Bbolt) committed(err error, over [][]byte, batch ...write) {
+	if err != nil {
+		return
+	}
+	b.denials.change(func() {
+		b.denials.drop(over)
+		for _, w := range batch {
+			if w.after != nil {
+				w.after()
+			}
+		}
+	})
+}
+
 // dropIdle drops expired tokens while nobody writes. It reports no failure: the next write
 // meets the same one, and has a caller to tell.
 func (b *Bbolt) dropIdle() {
@@ -176,11 +254,14 @@ func (b *Bbolt) dropIdle() {
 		if !b.hasExpired() {
 			return
 		}
-		err := b.update(func(tx *bolt.Tx) error {
-			n, err := dropExpired(tx, b.now(), idleStep)
+		var over [][]byte
+		err := b.update(func(tx *bolt.Tx) (err error) {
+			var n int
+			n, over, err = dropExpired(tx, b.now(), idleStep)
 			more = n == idleStep
 			return err
 		})
+		b.committed(err, over)
 		select {
 		case <-b.closing:
 			return
@@ -217,8 +298,9 @@ func isExpired(key []byte, now time.Time) bool {
 	return len(key) >= 8 && binary.BigEndian.Uint64(key) <= uint64(now.UnixMilli())
 }
 
-// dropExpired deletes up to most of what has expired, and returns how much it deleted.
-func dropExpired(tx *bolt.Tx, now time.Time, most int) (dropped int, _ error) {
+// dropExpired deletes up to most of what has expired. It returns how much it deleted, and the keys of
+// the denials in it.
+func dropExpired(tx *bolt.Tx, now time.Time, most int) (dropped int, denials [][]byte, _ error) {
 	for _, e := range expiring {
 		bucket := tx.Bucket(e.bucket)
 		var keys [][]byte
@@ -230,15 +312,18 @@ func dropExpired(tx *bolt.Tx, now time.Time, most int) (dropped int, _ error) {
 		for _, k := range keys {
 			if e.forget != nil {
 				if err := e.forget(tx, k); err != nil {
-					return 0, err
+					return 0, nil, err
 				}
 			}
+			if bytes.Equal(e.bucket, bucketDenied) {
+				denials = append(denials, bytes.Clone(k))
+			}
 			if err := deleteValue(bucket, k); err != nil {
-				return 0, err
+				return 0, nil, err
 			}
 		}
 	}
-	return dropped, nil
+	return dropped, denials, nil
 }
 
 // update runs a transaction that writes, view one that reads.
@@ -280,7 +365,12 @@ func closedError(err error) error {
 // write has the committer carry out change, and waits for the outcome. If ctx ends first, change
 // may still be carried out later.
 func (b *Bbolt) write(ctx context.Context, change func(*bolt.Tx) error) error {
-	w := write{change: change, err: make(chan error, 1)}
+	return b.writeAnd(ctx, change, nil)
+}
+
+// writeAnd is write, and has the committer call after once change is in the file.
+func (b *Bbolt) writeAnd(ctx context.Context, change func(*bolt.Tx) error, after func()) error {
+	w := write{change: change, after: after, err: make(chan error, 1)}
 	select {
 	case <-b.closing:
 		return oauth.ErrClosed
@@ -442,28 +532,49 @@ func (b *Bbolt) Keys(_ context.Context, realm string) (keyring []byte, err error
 func (b *Bbolt) SwapKeys(ctx context.Context, realm string, old, next []byte) (bool, error) {
 	next = slices.Clone(next) // the committer may use it after this call has given up
 	swapped := false          // set by the committer, as in Admit
-	err := b.write(ctx, func(tx *bolt.Tx) error {
+	err := b.writeAnd(ctx, func(tx *bolt.Tx) error {
 		keys := tx.Bucket(bucketKeys)
 		if swapped = sameKeyring(keys.Get([]byte(realm)), old); !swapped {
 			return nil
 		}
 		return setValue(keys, []byte(realm), next)
+	}, func() {
+		if swapped {
+			b.denials.epochs[realm] = epochOf(next)
+		}
 	})
 	return err == nil && swapped, err
 }
 
 // Deny implements oauth.KeyStore.
-func (b *Bbolt) Deny(ctx context.Context, key oauth.Key) error {
+func (b *Bbolt) Deny(ctx context.Context, key oauth.Key, _ string) error {
 	k := tokenKey(key)
-	return b.write(ctx, func(tx *bolt.Tx) error { return setValue(tx.Bucket(bucketDenied), k, []byte(key.Realm)) })
+	return b.writeAnd(ctx, func(tx *bolt.Tx) error { return setValue(tx.Bucket(bucketDenied), k, []byte(key.Realm)) },
+		func() { b.denials.add(key.ID) })
 }
 
-// Denied implements oauth.KeyStore. It ignores ctx: it reads mapped memory.
-func (b *Bbolt) Denied(_ context.Context, epoch oauth.Epoch, key oauth.Key) (denied bool, err error) {
+// Denied implements oauth.KeyStore. It ignores ctx: it reads memory, or mapped memory.
+func (b *Bbolt) Denied(_ context.Context, epoch oauth.Epoch, key oauth.Key) (bool, error) {
+	if broken := b.broken.Load(); broken != nil {
+		return false, *broken
+	}
+	f := &b.denials
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	switch {
+	case f.closed:
+		return false, oauth.ErrClosed
+	case f.epochs[key.Realm] != string(epoch[:]):
+		return false, oauth.ErrOtherEpoch
+	case f.known == nil:
+		return b.deniedInFile(key)
+	}
+	_, denied := f.known[key.ID]
+	return denied, nil
+}
+
+func (b *Bbolt) deniedInFile(key oauth.Key) (denied bool, err error) {
 	err = b.view(func(tx *bolt.Tx) error {
-		if !begins(tx.Bucket(bucketKeys).Get([]byte(key.Realm)), epoch) {
-			return oauth.ErrOtherEpoch
-		}
 		denied = tx.Bucket(bucketDenied).Get(tokenKey(key)) != nil
 		return nil
 	})

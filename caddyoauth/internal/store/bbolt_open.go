@@ -136,6 +136,11 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 		b.closeFile()
 		return nil, Unusable(path, err)
 	}
+	b.denials.max = maxDenials
+	if err := b.view(b.denials.load); err != nil {
+		b.closeFile()
+		return nil, damaged(path, err)
+	}
 	go b.commit()
 	return b, nil
 }

@@ -155,7 +155,7 @@ func BenchmarkDenied(b *testing.B) {
 				var all sync.WaitGroup
 				for n := range 1000 {
 					all.Go(func() {
-						if err := c.store.Deny(ctx, numbered(uint64(n)).Key); err != nil {
+						if err := c.store.Deny(ctx, numbered(uint64(n)).Key, fmt.Sprint(n/100)); err != nil {
 							b.Error(err)
 						}
 					})

@@ -105,7 +105,7 @@ func testKeyStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		}
 		wantDenied(t, s, epochA, a, false)
 		for range 2 {
-			if err := s.Deny(ctx, a); err != nil {
+			if err := s.Deny(ctx, a, "c"); err != nil {
 				t.Error(err)
 			}
 		}
@@ -133,7 +133,7 @@ func testKeyStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		token := tokenOf("a")
 		put(t, s.(oauth.TokenStore), token)
 		wantDenied(t, s, epochA, token.Key, false)
-		if err := s.Deny(ctx, token.Key); err != nil {
+		if err := s.Deny(ctx, token.Key, "c"); err != nil {
 			t.Error(err)
 		}
 		present(t, s.(oauth.TokenStore), token)
@@ -152,7 +152,7 @@ func testKeyStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 				for i := range 25 {
 					key := tokenOf(fmt.Sprint(w, " ", i)).Key
 					wantDenied(t, s, epochA, key, false)
-					if err := s.Deny(ctx, key); err != nil {
+					if err := s.Deny(ctx, key, "c"); err != nil {
 						t.Error(err)
 					}
 					wantDenied(t, s, epochA, key, true)
@@ -171,7 +171,7 @@ func testKeyStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		_, keys := s.Keys(ctx, "root")
 		_, swap := s.SwapKeys(ctx, "root", nil, epochA[:])
 		_, denied := s.Denied(ctx, epochA, key)
-		for call, err := range map[string]error{"Keys": keys, "SwapKeys": swap, "Deny": s.Deny(ctx, key), "Denied": denied} {
+		for call, err := range map[string]error{"Keys": keys, "SwapKeys": swap, "Deny": s.Deny(ctx, key, "c"), "Denied": denied} {
 			if !errors.Is(err, oauth.ErrClosed) {
 				t.Errorf("%s: %v, want ErrClosed", call, err)
 			}
@@ -211,11 +211,17 @@ func TestDenialsAreDropped(t *testing.T) {
 		if len(memory.denied) != len(memory.deniedUntil) {
 			t.Errorf("%d denials, but %d in the heap", len(memory.denied), len(memory.deniedUntil))
 		}
+		if h := memory.deniers[oauth.ClientRef{Realm: "root", ClientID: "c"}]; h.keys != len(memory.denied) {
+			t.Errorf("%d denials, but the client has %d", len(memory.denied), h.keys)
+		}
+		if n := len(bbolt.denials.known); n != inFile {
+			t.Errorf("%d denials in the file, but %d in memory", inFile, n)
+		}
 		return len(memory.denied), inFile
 	}
 	deny := func(key oauth.Key) {
 		t.Helper()
-		if err := errors.Join(memory.Deny(ctx, key), bbolt.Deny(ctx, key)); err != nil {
+		if err := errors.Join(memory.Deny(ctx, key, "c"), bbolt.Deny(ctx, key, "c")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -240,13 +246,19 @@ func TestDenialsAreDropped(t *testing.T) {
 
 func TestMemoryDenialsAreBounded(t *testing.T) {
 	m := NewMemory(time.Now)
-	m.max = 2
-	for i, want := range []error{nil, nil, oauth.ErrFull} {
-		if err := m.Deny(ctx, tokenOf(fmt.Sprint(i)).Key); !errors.Is(err, want) {
-			t.Errorf("denial %d: %v, want %v", i, err, want)
+	m.max = 8
+	for i, c := range []struct {
+		client string
+		want   error
+	}{
+		{"a", nil}, {"a", nil}, {"a", oauth.ErrClientFull}, {"b", nil}, {"b", nil}, {"c", nil}, {"c", nil}, {"d", nil}, {"d", nil},
+		{"d", oauth.ErrClientFull}, {"e", oauth.ErrFull},
+	} {
+		if err := m.Deny(ctx, tokenOf(fmt.Sprint(i)).Key, c.client); !errors.Is(err, c.want) {
+			t.Errorf("denial %d: %v, want %v", i, err, c.want)
 		}
 	}
-	if err := m.Deny(ctx, tokenOf("0").Key); err != nil {
+	if err := m.Deny(ctx, tokenOf("0").Key, "a"); err != nil {
 		t.Errorf("denying again what is denied: %v", err)
 	}
 }
@@ -257,7 +269,7 @@ func TestBboltKeepsDenials(t *testing.T) {
 	key := tokenOf("a").Key
 	b := openBbolt(t, path, time.Now)
 	swapKeys(t, b, "root", nil, keyringOf(epochA, "x"), true)
-	if err := errors.Join(b.Deny(ctx, key), b.Close()); err != nil {
+	if err := errors.Join(b.Deny(ctx, key, "c"), b.Close()); err != nil {
 		t.Fatal(err)
 	}
 	b = openBbolt(t, path, time.Now)
@@ -277,7 +289,7 @@ func TestRedisTellsOfDenialsAndKeys(t *testing.T) {
 	key := tokenOf("a").Key
 	key.Realm = "a:b" // realms have no colons, but the parser need not rely on it
 	wantDenied(t, there, epochA, key, false)
-	if err := here.Deny(ctx, key); err != nil {
+	if err := here.Deny(ctx, key, "c"); err != nil {
 		t.Fatal(err)
 	}
 	heardThere.tells(t, key.ID)
@@ -329,9 +341,16 @@ func TestRedisClusterMovesAKeyring(t *testing.T) {
 	from.CLI("migrate", host, port, there.serverKey("root"), "0", "5000")
 	to.CLI("cluster", "setslot", slot, "node", toID)
 	from.CLI("cluster", "setslot", slot, "node", toID)
-	eventually(t, "the new node takes a denial", func() bool { return here.Deny(ctx, key) == nil })
-	heardThere.tells(t, key.ID)
-	wantDenied(t, there, epochA, key, true)
+	eventually(t, "the new node takes a denial", func() bool { return here.Deny(ctx, key, "c") == nil })
+	eventually(t, "the other gateway knows of the denial", func() bool {
+		denied, err := there.Denied(ctx, epochA, key)
+		return denied && err == nil
+	})
+	settled(t, "root", here, there)
+	later := tokenOf("later").Key
+	deny(t, here, later)
+	heardThere.tells(t, later.ID)
+	wantDenied(t, there, epochA, later, true)
 }
 
 // A denial that Redis acknowledged and then lost is repeated.
@@ -341,7 +360,7 @@ func TestRedisRepeatsDenials(t *testing.T) {
 	linked(t, r)
 	swapKeys(t, r, "root", nil, keyringOf(epochA, "x"), true)
 	key := tokenOf("a").Key
-	if err := r.Deny(ctx, key); err != nil {
+	if err := r.Deny(ctx, key, "c"); err != nil {
 		t.Fatal(err)
 	}
 	server.CLI("del", r.denialsKey("root"))
@@ -358,7 +377,7 @@ func TestRedisDeniesWhatHasExpiredHere(t *testing.T) {
 	r, _ := redisAt(t, nil, redistest.Start(t).Addr)
 	swapKeys(t, r, "root", nil, keyringOf(epochA, "x"), true)
 	key := tokenUntil("a", time.Now().Add(-10*denialGrace)).Key
-	if err := r.Deny(ctx, key); err != nil {
+	if err := r.Deny(ctx, key, "c"); err != nil {
 		t.Fatal(err)
 	}
 	wantDenied(t, r, epochA, key, true)
@@ -393,5 +412,31 @@ func TestRedisThatEvicts(t *testing.T) {
 				t.Errorf("after %s it was reported %d times that nobody knows, want %d", info, heard.mayEvict, want)
 			}
 		})
+	}
+}
+
+// A file with more denials than fit into memory is asked about each token.
+func TestBboltManyDenials(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tokens.db")
+	b := openBbolt(t, path, time.Now)
+	b.denials.change(func() { b.denials.max = 2 })
+	swapKeys(t, b, "root", nil, keyringOf(epochA, "x"), true)
+	for i := range 4 {
+		key := tokenOf(fmt.Sprint(i)).Key
+		wantDenied(t, b, epochA, key, false)
+		deny(t, b, key)
+		wantDenied(t, b, epochA, key, true)
+		if fits := b.denials.known != nil; fits != (i < 2) {
+			t.Errorf("after %d denials they are in memory: %t", i+1, fits)
+		}
+	}
+	if _, err := b.Denied(ctx, epochB, tokenOf("0").Key); !errors.Is(err, oauth.ErrOtherEpoch) {
+		t.Errorf("in another epoch: %v, want ErrOtherEpoch", err)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Denied(ctx, epochA, tokenOf("0").Key); !errors.Is(err, oauth.ErrClosed) {
+		t.Errorf("closed: %v, want ErrClosed", err)
 	}
 }

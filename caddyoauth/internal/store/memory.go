@@ -11,8 +11,9 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// maxMemoryTokens bounds a Memory store; beyond it Put returns ErrFull. One client may have a
-// quarter of that, so that it can't shut out all others; beyond it Put returns ErrClientFull.
+// maxMemoryTokens bounds the tokens in a Memory store, and apart from them the revoked
+// self-contained ones; beyond it Put and Deny return ErrFull. One client may have a quarter of
+// either, so that it can't shut out all others; beyond it they return ErrClientFull.
 const maxMemoryTokens = 1_000_000
 
 // Memory keeps tokens in memory, for as long as the process lives: maxMemoryTokens at most, each
@@ -34,9 +35,11 @@ type Memory struct {
 
 	keyrings map[string][]byte // by realm
 	// denied holds the revoked self-contained tokens until denialGrace after their expiry, max at
-	// most; deniedUntil orders them by expiry.
+	// most, and a quarter of that for one client; deniedUntil orders them by expiry. deniers has an
+	// entry for each client with keys in it.
 	denied      map[oauth.Key]struct{}
 	deniedUntil keyHeap
+	deniers     map[oauth.ClientRef]*holder
 
 	used used
 }
@@ -54,6 +57,7 @@ func NewMemory(now func() time.Time) *Memory {
 
 		keyrings: make(map[string][]byte),
 		denied:   make(map[oauth.Key]struct{}),
+		deniers:  make(map[oauth.ClientRef]*holder),
 
 		used: used{ids: make(map[oauth.ReplayID]struct{})},
 	}
@@ -72,11 +76,7 @@ func (m *Memory) Put(_ context.Context, t oauth.Token) error {
 	// whole share may have expired.
 	now := m.now().UnixMilli()
 	for i := 0; (i < 4 || m.hasShare(client)) && len(m.expiries) > 0 && m.expiries[0].ExpiryMilli <= now; i++ {
-		over := heap.Pop(&m.expiries).(heldKey)
-		delete(m.tokens, over.Key)
-		if over.holder.keys--; over.holder.keys == 0 {
-			delete(m.holders, over.holder.client)
-		}
+		delete(m.tokens, m.expiries.drop(m.holders))
 	}
 	h := m.holders[client]
 	// Count the heap, not the map: the heap keeps the keys of revoked tokens until they expire.
@@ -207,7 +207,7 @@ func (m *Memory) Close() error {
 	defer m.mu.Unlock()
 	m.closed = true
 	m.tokens, m.expiries, m.holders, m.clients, m.secrets = nil, nil, nil, nil, nil
-	m.keyrings, m.denied, m.deniedUntil = nil, nil, nil
+	m.keyrings, m.denied, m.deniedUntil, m.deniers = nil, nil, nil, nil
 	m.used = used{}
 	return nil
 }
@@ -240,7 +240,7 @@ func (m *Memory) SwapKeys(_ context.Context, realm string, old, next []byte) (bo
 }
 
 // Deny implements oauth.KeyStore. It drops the denials that are over.
-func (m *Memory) Deny(_ context.Context, key oauth.Key) error {
+func (m *Memory) Deny(_ context.Context, key oauth.Key, clientID string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -248,16 +248,25 @@ func (m *Memory) Deny(_ context.Context, key oauth.Key) error {
 	}
 	over := m.now().Add(-denialGrace).UnixMilli()
 	for len(m.deniedUntil) > 0 && m.deniedUntil[0].ExpiryMilli <= over {
-		delete(m.denied, heap.Pop(&m.deniedUntil).(heldKey).Key)
+		delete(m.denied, m.deniedUntil.drop(m.deniers))
 	}
 	if _, already := m.denied[key]; already {
 		return nil
 	}
-	if len(m.denied) >= m.max {
+	client := oauth.ClientRef{Realm: key.Realm, ClientID: clientID}
+	h := m.deniers[client]
+	switch {
+	case h != nil && h.keys >= m.max/4:
+		return oauth.ErrClientFull
+	case len(m.denied) >= m.max:
 		return oauth.ErrFull
+	case h == nil:
+		h = &holder{client: client}
+		m.deniers[client] = h
 	}
+	h.keys++
 	m.denied[key] = struct{}{}
-	heap.Push(&m.deniedUntil, heldKey{Key: key})
+	heap.Push(&m.deniedUntil, heldKey{key, h})
 	return nil
 }
 
@@ -273,6 +282,15 @@ func (m *Memory) Denied(_ context.Context, epoch oauth.Epoch, key oauth.Key) (bo
 	}
 	_, denied := m.denied[key]
 	return denied, nil
+}
+
+// drop takes the first key off the heap, and off what its holder has.
+func (h *keyHeap) drop(holders map[oauth.ClientRef]*holder) oauth.Key {
+	over := heap.Pop(h).(heldKey)
+	if over.holder.keys--; over.holder.keys == 0 {
+		delete(holders, over.holder.client)
+	}
+	return over.Key
 }
 
 // holder is a client, and how many keys in the heap belong to its tokens.

@@ -102,6 +102,7 @@ type Redis struct {
 
 	// realms has an entry for each realm that was asked about; see denialsOf. It is replaced as a
 	// whole, under mu.
+	keyrings  map[string][]byte // by realm, as they were last seen; under mu
 	realms    atomic.Pointer[map[string]*denials]
 	denied    atomic.Int64  // how many denials are remembered
 	breaks    atomic.Uint64 // how often the link broke; an ear is of no use after the next time
@@ -178,7 +179,7 @@ func OpenRedis(cfg RedisConfig) *Redis {
 		connected: make(chan struct{}), tried: make(chan struct{}), slots: make(chan struct{}, maxCommands),
 		stop: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1), attention: make(chan struct{}, 1),
 		conns: make(map[*cutConn]struct{}), replicas: make(map[string]bool), silent: make(map[string]int),
-		written: make(map[oauth.ClientRef]writtenClient),
+		written: make(map[oauth.ClientRef]writtenClient), keyrings: make(map[string][]byte),
 	}
 	r.cfg.maxDenials = cmp.Or(cfg.maxDenials, maxDenials)
 	r.cfg.vouchGap, r.cfg.vouchWait = cmp.Or(cfg.vouchGap, vouchGap), cmp.Or(cfg.vouchWait, vouchWait)

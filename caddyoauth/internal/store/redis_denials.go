@@ -43,11 +43,15 @@ import (
 // # What is believed
 //
 // A server that was restarted, promoted or restored may have a keyring without the denials that
-// were made after it. So beside the keyring there is the name of the server whose denials the
+// were made after it, or without the one that came after it. So beside the keyring there is the name of the server whose denials the
 // gateways vouch for: of the process, and of its history of replication. If it is another one than
 // the server that is there now, nothing that is not denied there is good, until a gateway that
-// knew all denials shortly before has added those that are missing. If none does within vouchWait,
-// the epoch ends: the keyring is removed, and with it all tokens of before.
+// knew all denials shortly before has added those that are missing, and the last keyring. If none
+// does within vouchWait, the epoch ends: the keyring is removed, and with it all tokens of before.
+//
+// A keyring that was replaced by another one of its epoch stands among the denials, too. So a
+// gateway that knows the denials does not take an old keyring, with a key that was withdrawn, for
+// the last one.
 const (
 	// maxDenials bounds how many denials are remembered, in all realms together: about 100 bytes
 	// each. Of a realm that does not fit none are, and Redis is asked.
@@ -141,6 +145,14 @@ func (d *denials) remember(id introspect.TokenID, expiry int64) {
 	d.known[id] = denial{expiry, d.scan}
 }
 
+// remembers reports whether a token, or a keyring, is known to be denied.
+func (d *denials) remembers(id introspect.TokenID) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	_, denied := d.known[id]
+	return denied
+}
+
 // adds says whether a token is denied that was not, according to the server at e. ok is false if
 // that server is not believed any more.
 func (d *denials) adds(e *ear, id introspect.TokenID) (denied, ok bool) {
@@ -219,6 +231,13 @@ func (d *denials) settle(e *ear) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.settled, d.unvouched = d.ear == e, false
+}
+
+// tryAgain makes whoever needs the ear wait for another attempt to find one.
+func (d *denials) tryAgain() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.err = nil
 }
 
 func (d *denials) isSettled(breaks uint64) bool {
@@ -450,14 +469,15 @@ func (r *Redis) findEar(realm string, breaks uint64, ears map[string]*ear) (*ear
 
 // load finds out whether the server at e is believed about a realm, and reads its denials.
 func (r *Redis) load(d *denials, e *ear) error {
-	epoch, vouched, err := r.readRealm(d.realm, e)
+	keyring, vouched, err := r.readRealm(d.realm, e)
 	if err != nil {
 		return err
 	}
+	epoch := keyring[:min(len(keyring), len(oauth.Epoch{}))]
 	mayVouch := d.begin(epoch, r.cfg.vouchGap)
-	trusted := epoch == "" || vouched == e.server
+	trusted := keyring == "" || vouched == e.server
 	if !trusted && !mayVouch {
-		return r.awaitVoucher(d, e, epoch)
+		return r.awaitVoucher(d, e, keyring)
 	}
 	if err := r.dropDenials(d.realm, e); err != nil { // what is over need not be read
 		return err
@@ -479,11 +499,20 @@ func (r *Redis) load(d *denials, e *ear) error {
 		}
 		ids, expiries = ids[n:], expiries[n:]
 	}
-	if !trusted && d.overflowed() {
-		return r.awaitVoucher(d, e, epoch)
+	last := keyring
+	if d.remembers(keyringID([]byte(keyring))) { // Redis has lost the one that came after it
+		r.mu.Lock()
+		last = string(r.keyrings[d.realm])
+		r.mu.Unlock()
+		trusted = false
 	}
-	if !trusted {
-		if err := r.vouch(d.realm, e); err != nil {
+	switch {
+	case trusted:
+	case d.overflowed(), !strings.HasPrefix(last, epoch), d.remembers(keyringID([]byte(last))):
+		d.distrust(e)
+		return r.awaitVoucher(d, e, keyring)
+	default:
+		if err := r.vouch(d.realm, e, keyring, last); err != nil {
 			return err
 		}
 	}
@@ -491,21 +520,22 @@ func (r *Redis) load(d *denials, e *ear) error {
 	return nil
 }
 
-// readRealm reads what the keyring of a realm begins with, and which server is vouched for.
-func (r *Redis) readRealm(realm string, e *ear) (epoch, vouched string, err error) {
+// readRealm reads the keyring of a realm, which is empty if there is none, and which server is
+// vouched for.
+func (r *Redis) readRealm(realm string, e *ear) (keyring, vouched string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
 	defer cancel()
 	b := e.client.B()
-	answers := e.client.DoMulti(ctx, r.askEpoch(e.client, realm), b.Get().Key(r.serverKey(realm)).Build(),
+	answers := e.client.DoMulti(ctx, b.Get().Key(r.keysKey(realm)).Build(), b.Get().Key(r.serverKey(realm)).Build(),
 		// Want of this right, too, must show before the realm can be served.
 		b.Zscan().Key(r.denialsKey(realm)).Cursor(0).Count(1).Build())
-	if epoch, err = answers[0].ToString(); err != nil {
+	if keyring, err = answers[0].ToString(); err != nil && !rueidis.IsRedisNil(err) {
 		return "", "", err
 	}
 	if vouched, err = answers[1].ToString(); rueidis.IsRedisNil(err) {
 		err = nil
 	}
-	return epoch, vouched, cmp.Or(err, answers[2].Error())
+	return keyring, vouched, cmp.Or(err, answers[2].Error())
 }
 
 // askEpoch returns the command that asks for the epoch of a realm's keyring.
@@ -540,11 +570,51 @@ func (r *Redis) readDenials(d *denials, e *ear) error {
 	}
 }
 
-// vouch says that the server at e has all denials of a realm.
-func (r *Redis) vouch(realm string, e *ear) error {
+// vouch says that the server at e has all denials of a realm, and the last keyring once that has
+// taken the place of keyring. It fails if somebody else has changed either.
+func (r *Redis) vouch(realm string, e *ear, keyring, last string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
 	defer cancel()
-	return e.client.Do(ctx, e.client.B().Set().Key(r.serverKey(realm)).Value(e.server).Build()).Error()
+	done := false
+	err := r.client.Dedicated(func(c rueidis.DedicatedClient) (err error) {
+		if _, err = r.watchRealm(ctx, c, realm, keyring, e.server); err != nil {
+			return err
+		}
+		commands := rueidis.Commands{c.B().Set().Key(r.serverKey(realm)).Value(e.server).Build()}
+		if last != keyring {
+			commands = append(commands, c.B().Set().Key(r.keysKey(realm)).Value(last).Build())
+		}
+		done, err = transact(ctx, c, commands...)
+		return err
+	})
+	if err == nil && !done {
+		err = errUnvouched
+	}
+	return err
+}
+
+// watchRealm watches what vouch and awaitVoucher change, over a connection to the server of that
+// name, and fails if the keyring is not the one given. It returns which server is vouched for.
+func (r *Redis) watchRealm(ctx context.Context, c rueidis.DedicatedClient, realm, keyring, name string) (vouched string, err error) {
+	keys, server := r.keysKey(realm), r.serverKey(realm)
+	if err := c.Do(ctx, c.B().Watch().Key(keys, server).Build()).Error(); err != nil {
+		return "", err
+	}
+	now, err := c.Do(ctx, c.B().Get().Key(keys).Build()).ToString()
+	if err == nil || rueidis.IsRedisNil(err) {
+		vouched, err = c.Do(ctx, c.B().Get().Key(server).Build()).ToString()
+	}
+	if err != nil && !rueidis.IsRedisNil(err) {
+		return "", err
+	}
+	at, err := serverName(ctx, c)
+	if err == nil && (now != keyring || at != name) {
+		err = errUnvouched
+	}
+	if err != nil {
+		c.Do(ctx, c.B().Unwatch().Build())
+	}
+	return vouched, err
 }
 
 // vouchAgain is for when somebody asks whether anybody can vouch for a server. The name of a server
@@ -564,16 +634,16 @@ func (r *Redis) vouchAgain() {
 			continue // the link will be lost, or the next time is soon enough
 		}
 		e.server = server
-		if _, vouched, err := r.readRealm(d.realm, e); err == nil && vouched != server {
-			_ = r.vouch(d.realm, e) // whoever asks, asks again
+		if keyring, vouched, err := r.readRealm(d.realm, e); err == nil && vouched != server {
+			_ = r.vouch(d.realm, e, keyring, keyring) // whoever asks, asks again
 		}
 	}
 }
 
 // awaitVoucher is for a realm that nobody here can vouch for. It asks whether others can, and ends
 // the epoch once they have had enough time.
-func (r *Redis) awaitVoucher(d *denials, e *ear, epoch string) error {
-	if about := epoch + e.server; d.awaited != about {
+func (r *Redis) awaitVoucher(d *denials, e *ear, keyring string) error {
+	if about := keyring + e.server; d.awaited != about {
 		d.awaited, d.since = about, time.Now()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
@@ -588,23 +658,16 @@ func (r *Redis) awaitVoucher(d *denials, e *ear, epoch string) error {
 		return errUnvouched
 	}
 	ended := false
-	keys, server := r.keysKey(d.realm), r.serverKey(d.realm)
 	err := r.client.Dedicated(func(c rueidis.DedicatedClient) error {
-		if err := c.Do(ctx, c.B().Watch().Key(keys, server).Build()).Error(); err != nil {
+		vouched, err := r.watchRealm(ctx, c, d.realm, keyring, e.server)
+		if err != nil {
 			return err
 		}
-		now, err := c.Do(ctx, c.B().Get().Key(keys).Build()).ToString()
-		if err != nil && !rueidis.IsRedisNil(err) {
-			return err
-		}
-		vouched, err := c.Do(ctx, c.B().Get().Key(server).Build()).ToString()
-		if err != nil && !rueidis.IsRedisNil(err) {
-			return err
-		}
-		if !strings.HasPrefix(now, epoch) || vouched == e.server {
+		// One that was vouched for since has all denials, but perhaps not the last keyring.
+		if vouched == e.server && !d.remembers(keyringID([]byte(keyring))) {
 			return c.Do(ctx, c.B().Unwatch().Build()).Error()
 		}
-		ended, err = transact(ctx, c, c.B().Del().Key(keys).Build())
+		ended, err = transact(ctx, c, c.B().Del().Key(r.keysKey(d.realm)).Build())
 		return err
 	})
 	if err != nil {
@@ -860,6 +923,7 @@ func (r *Redis) keysChanged() {
 		d.unconfirm() // until it is known whether the epoch is another one
 	}
 	r.lookNow()
+	r.attract()
 	r.cfg.Changed()
 }
 

@@ -21,7 +21,7 @@ func impatient(cfg *RedisConfig) { cfg.vouchWait = time.Second }
 func deny(t testing.TB, s oauth.KeyStore, keys ...oauth.Key) {
 	t.Helper()
 	for _, key := range keys {
-		if err := s.Deny(ctx, key); err != nil {
+		if err := s.Deny(ctx, key, "c"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -94,7 +94,7 @@ func TestRedisReplicaJudgesNothing(t *testing.T) {
 	replica := redistest.StartReplica(t, master.Addr)
 	there, _ := redisAt(t, nil, replica.Addr)
 	for what, err := range map[string]error{
-		"asking": func() error { _, err := there.Denied(ctx, epochA, tokenOf("a").Key); return err }(), "denying": there.Deny(ctx, tokenOf("a").Key),
+		"asking": func() error { _, err := there.Denied(ctx, epochA, tokenOf("a").Key); return err }(), "denying": there.Deny(ctx, tokenOf("a").Key, "c"),
 	} {
 		if !errors.Is(err, oauth.ErrUnreachable) || !strings.Contains(err.Error(), "replica") {
 			t.Errorf("%s: %v", what, err)
@@ -116,7 +116,7 @@ func TestRedisMissesNoDenial(t *testing.T) {
 		all.Go(func() {
 			for i := 0; !stop.Load(); i++ {
 				key := tokenOf(fmt.Sprint(w, " ", i)).Key
-				if err := writer.Deny(ctx, key); err != nil {
+				if err := writer.Deny(ctx, key, "c"); err != nil {
 					t.Error(err)
 					return
 				}
@@ -374,6 +374,85 @@ func TestRedisIsKilled(t *testing.T) {
 	}
 }
 
+// A keyring that was replaced does not come back with an old copy of the data, and a key that was
+// withdrawn with it. A gateway that has the last one puts it back. If nobody has, the epoch ends.
+func TestRedisHasAnOldKeyring(t *testing.T) {
+	first, second := keyringOf(epochA, "first"), keyringOf(epochA, "second")
+	for _, known := range []bool{true, false} {
+		t.Run(fmt.Sprintf("a gateway has the last one: %t", known), func(t *testing.T) {
+			t.Parallel()
+			server := lasting(t)
+			one, _ := redisAt(t, impatient, server.Addr)
+			two, _ := redisAt(t, impatient, server.Addr)
+			swapKeys(t, one, "root", nil, first, true)
+			wantDenied(t, one, epochA, tokenOf("a").Key, false)
+			hasKeys(t, two, "root", first)
+			wantDenied(t, two, epochA, tokenOf("a").Key, false)
+			settled(t, "root", one, two)
+			server.CLI("save")
+			swapKeys(t, one, "root", first, second, true)
+			eventually(t, "the other knows that there is a later one", func() bool {
+				return two.denialsOf("root").remembers(keyringID(first))
+			})
+			if known {
+				hasKeys(t, two, "root", second)
+			}
+			one.Close()
+			server.Stop()
+			eventually(t, "the loss is noticed", func() bool { return !two.Coherent() })
+			server.Restart()
+			var last []byte
+			eventually(t, "there is a keyring, or none", func() bool {
+				keyring, err := two.Keys(ctx, "root")
+				last = keyring
+				return err == nil
+			})
+			fresh, _ := redisAt(t, impatient, server.Addr)
+			if !known {
+				if last != nil || judged(t, two, epochA) == nil {
+					t.Errorf("the epoch has not ended, and the keyring is %q", last)
+				}
+				return
+			}
+			if string(last) != string(second) {
+				t.Errorf("the keyring is %q, want the second", last)
+			}
+			if err := judged(t, fresh, epochA); err != nil {
+				t.Error(err)
+			}
+			hasKeys(t, fresh, "root", second)
+			third := keyringOf(epochA, "third")
+			swapKeys(t, fresh, "root", second, third, true)
+			eventually(t, "the third is known everywhere", func() bool {
+				keyring, err := two.Keys(ctx, "root")
+				return err == nil && string(keyring) == string(third)
+			})
+		})
+	}
+}
+
+// At a server that nobody vouches for, no keyring is replaced by another one of its epoch: it may not be
+// the last one.
+func TestRedisReplacesNoOldKeyring(t *testing.T) {
+	server := lasting(t)
+	one, _ := redisAt(t, impatient, server.Addr)
+	first, second := keyringOf(epochA, "first"), keyringOf(epochA, "second")
+	swapKeys(t, one, "root", nil, first, true)
+	server.CLI("save")
+	one.Close()
+	server.Stop()
+	server.Restart()
+	two, _ := redisAt(t, nil, server.Addr)
+	if swapped, err := two.SwapKeys(ctx, "root", first, second); swapped || !errors.Is(err, oauth.ErrUnreachable) {
+		t.Errorf("swapped: %t, %v", swapped, err)
+	}
+	hasKeys(t, two, "root", first)
+	swapKeys(t, two, "root", first, keyringOf(epochB, ""), true) // another epoch may begin
+	if err := judged(t, two, epochB); err != nil {
+		t.Error(err)
+	}
+}
+
 // If nobody knows what a Redis has lost, or may have lost, its epoch ends. A gateway alone may be
 // restarted, and so may a Redis without anything to lose.
 func TestRedisIsKilledWithAllGateways(t *testing.T) {
@@ -541,7 +620,9 @@ func TestRedisSentinelAndDenials(t *testing.T) {
 	}
 	master.Stop()
 	eventually(t, "the loss is noticed", func() bool { return !here.Coherent() })
-	for deadline := time.Now().Add(40 * time.Second); !strings.HasPrefix(replica.CLI("role"), "master"); time.Sleep(50 * time.Millisecond) {
+	// The Sentinel knows; the replica ends all connections when it is promoted.
+	_, port, _ := strings.Cut(replica.Addr, ":")
+	for deadline := time.Now().Add(40 * time.Second); !strings.Contains(sentinel.CLI("sentinel", "get-master-addr-by-name", "main"), port); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the Sentinel does not fail over")
 		}
@@ -607,7 +688,7 @@ func TestBatteryDenials(t *testing.T) {
 			for i := 0; !stop.Load(); i++ {
 				r := []*Redis{stays, cut, comes.Load()}[i%3]
 				f := &fact{key: tokenOf(fmt.Sprint("battery ", w, " ", i)).Key, by: r, denied: make(map[*Redis]bool)}
-				f.unknown = r.Deny(ctx, f.key) != nil
+				f.unknown = r.Deny(ctx, f.key, "c") != nil
 				f.at = time.Now()
 				if !f.unknown {
 					wrote.Add(1)

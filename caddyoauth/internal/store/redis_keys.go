@@ -2,9 +2,12 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -43,24 +46,52 @@ func (r *Redis) Keeps(ctx context.Context) error {
 	})
 }
 
-// Keys implements oauth.KeyStore.
+// errOldKeys is why a keyring can't be read for a moment.
+var errOldKeys = fmt.Errorf("%w: redis: it has an old copy of the keys, which nobody has put right yet", oauth.ErrUnreachable)
+
+// Keys implements oauth.KeyStore. It fails if this gateway knows that the keyring in Redis was
+// replaced by another one: a key may have been withdrawn, and must not come back.
 func (r *Redis) Keys(ctx context.Context, realm string) (keyring []byte, err error) {
-	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-		keyring, err = c.Do(ctx, c.B().Get().Key(r.keysKey(realm)).Build()).AsBytes()
-		if rueidis.IsRedisNil(err) {
-			return nil
+	for range 2 { // again if it was replaced at this very moment
+		err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+			keyring, err = c.Do(ctx, c.B().Get().Key(r.keysKey(realm)).Build()).AsBytes()
+			if rueidis.IsRedisNil(err) {
+				return nil
+			}
+			return err
+		})
+		if err != nil || keyring == nil {
+			return nil, err
 		}
-		return err
-	})
-	return keyring, err
+		if d := (*r.realms.Load())[realm]; d == nil || !d.remembers(keyringID(keyring)) {
+			r.sawKeys(realm, keyring)
+			return keyring, nil
+		}
+	}
+	return nil, errOldKeys
 }
 
-// SwapKeys implements oauth.KeyStore.
+// sawKeys remembers a keyring in case Redis loses it.
+func (r *Redis) sawKeys(realm string, keyring []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.keyrings[realm] = slices.Clone(keyring)
+}
+
+// keyringID is what stands among the denials of a realm for a keyring that was replaced by another
+// one of its epoch. So whoever knows the denials knows which keyring is the last one.
+func keyringID(keyring []byte) introspect.TokenID { return sha256.Sum256(keyring) }
+
+// never is when the denial of a keyring may be dropped.
+const never = 1 << 52
+
+// SwapKeys implements oauth.KeyStore. A keyring is only replaced by another one of its epoch at a
+// server that the gateways vouch for: another one may have an old keyring.
 func (r *Redis) SwapKeys(ctx context.Context, realm string, old, next []byte) (swapped bool, err error) {
 	key := r.keysKey(realm)
 	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
 		return c.Dedicated(func(c rueidis.DedicatedClient) error {
-			if err := c.Do(ctx, c.B().Watch().Key(key).Build()).Error(); err != nil {
+			if err := c.Do(ctx, c.B().Watch().Key(key, r.serverKey(realm)).Build()).Error(); err != nil {
 				return err
 			}
 			stored, err := c.Do(ctx, c.B().Get().Key(key).Build()).AsBytes()
@@ -70,25 +101,49 @@ func (r *Redis) SwapKeys(ctx context.Context, realm string, old, next []byte) (s
 			if !sameKeyring(stored, old) {
 				return c.Do(ctx, c.B().Unwatch().Build()).Error()
 			}
+			server, err := serverName(ctx, c)
+			if err != nil {
+				return err
+			}
 			commands := rueidis.Commands{c.B().Set().Key(key).Value(rueidis.BinaryString(next)).Build()}
 			if n := len(oauth.Epoch{}); len(stored) < n || !bytes.HasPrefix(next, stored[:n]) {
 				// Of a new epoch there are no denials yet, so this server has them all.
-				server, err := serverName(ctx, c)
-				if err != nil {
+				commands = append(commands, c.B().Set().Key(r.serverKey(realm)).Value(server).Build())
+			} else {
+				vouched, err := c.Do(ctx, c.B().Get().Key(r.serverKey(realm)).Build()).ToString()
+				if err != nil && !rueidis.IsRedisNil(err) {
 					return err
 				}
-				commands = append(commands, c.B().Set().Key(r.serverKey(realm)).Value(server).Build())
+				if vouched != server {
+					r.asked.Store(true) // perhaps it only has another name than before
+					r.denialsOf(realm)
+					r.attract()
+					return cmp.Or(c.Do(ctx, c.B().Unwatch().Build()).Error(), errUnvouched)
+				}
+				if !bytes.Equal(stored, next) {
+					commands = append(commands, r.denying(c.B(), realm, []introspect.TokenID{keyringID(stored)}, []int64{never})...)
+				}
 			}
 			swapped, err = transact(ctx, c, commands...) // false if another gateway was quicker
 			return err
 		})
 	})
-	return err == nil && swapped, err
+	if err != nil || !swapped {
+		return false, err
+	}
+	if d := (*r.realms.Load())[realm]; d != nil {
+		if old != nil && !bytes.Equal(old, next) && bytes.HasPrefix(next, old[:min(len(old), len(oauth.Epoch{}))]) {
+			d.remember(keyringID(old), never)
+		}
+		d.tryAgain()
+	}
+	r.sawKeys(realm, next)
+	return true, nil
 }
 
 // Deny implements oauth.KeyStore. Even the denial of a token that has long expired is kept for
 // denialGrace: this gateway's clock may be the only one that says so.
-func (r *Redis) Deny(ctx context.Context, key oauth.Key) error {
+func (r *Redis) Deny(ctx context.Context, key oauth.Key, _ string) error {
 	return r.over(ctx, key.Realm, func(ctx context.Context, _ *denials, e *ear) error {
 		// For the others the token may be good for a while yet.
 		key.ExpiryMilli = max(key.ExpiryMilli, time.Now().UnixMilli())
@@ -103,7 +158,12 @@ func (r *Redis) Deny(ctx context.Context, key oauth.Key) error {
 
 // deny writes denials, in one transaction. What tells other gateways of them is gone at its end.
 func (r *Redis) deny(ctx context.Context, e *ear, realm string, ids []introspect.TokenID, expiries []int64) error {
-	b := e.client.B()
+	_, err := transact(ctx, e.client, r.denying(e.client.B(), realm, ids, expiries)...)
+	return err
+}
+
+// denying returns the commands that write denials.
+func (r *Redis) denying(b rueidis.Builder, realm string, ids []introspect.TokenID, expiries []int64) rueidis.Commands {
 	add := b.Zadd().Key(r.denialsKey(realm)).ScoreMember()
 	commands := make(rueidis.Commands, 1, 1+2*len(ids))
 	for i, id := range ids {
@@ -112,8 +172,7 @@ func (r *Redis) deny(ctx context.Context, e *ear, realm string, ids []introspect
 		commands = append(commands, b.Set().Key(bell).Value("").Build(), b.Del().Key(bell).Build())
 	}
 	commands[0] = add.Build()
-	_, err := transact(ctx, e.client, commands...)
-	return err
+	return commands
 }
 
 // Denied implements oauth.KeyStore. It answers from memory where it can. Otherwise it asks for the

@@ -702,7 +702,7 @@ func TestRedisLeastRights(t *testing.T) {
 		_, swap := r.SwapKeys(ctx, "root", nil, keyringOf(epochA, ""))
 		_, read := r.Keys(ctx, "root")
 		_, denied := r.Denied(ctx, epochA, tokenOf("a").Key)
-		if err := errors.Join(swap, read, r.Deny(ctx, tokenOf("a").Key), denied); err != nil {
+		if err := errors.Join(swap, read, r.Deny(ctx, tokenOf("a").Key, "c"), denied); err != nil {
 			return err
 		}
 		h.wantStory(t, "regained")
