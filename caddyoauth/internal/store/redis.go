@@ -166,8 +166,8 @@ type RedisConfig struct {
 	Ended func(realm string)
 
 	// These are less in tests; see their constants.
-	maxDenials          int64
-	vouchGap, vouchWait time.Duration
+	maxDenials                        int64
+	vouchGap, vouchWait, tidyInterval time.Duration
 }
 
 // OpenRedis makes a store and starts to connect, without waiting. Until the first attempt to
@@ -183,6 +183,7 @@ func OpenRedis(cfg RedisConfig) *Redis {
 	}
 	r.cfg.maxDenials = cmp.Or(cfg.maxDenials, maxDenials)
 	r.cfg.vouchGap, r.cfg.vouchWait = cmp.Or(cfg.vouchGap, vouchGap), cmp.Or(cfg.vouchWait, vouchWait)
+	r.cfg.tidyInterval = cmp.Or(cfg.tidyInterval, tidyInterval)
 	r.realms.Store(&map[string]*denials{})
 	go r.run()
 	return r

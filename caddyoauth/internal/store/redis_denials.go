@@ -385,7 +385,7 @@ func (r *Redis) attend() {
 			e.close()
 		}
 	}()
-	ticker := time.NewTicker(tidyInterval)
+	ticker := time.NewTicker(r.cfg.tidyInterval)
 	defer ticker.Stop()
 	for {
 		var retry <-chan time.Time
@@ -819,11 +819,8 @@ func (r *Redis) lookForEviction() {
 	was := r.evicts.Load()
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
 	defer cancel()
-	_ = r.Keeps(ctx) // what it finds is in evicts
-	if evicts := r.evicts.Load(); evicts != was {
-		if evicts {
-			r.findEvicting()
-		}
+	_ = r.Keeps(ctx)            // what it finds is in evicts
+	if r.evicts.Load() != was { // reported when the link is regained
 		r.lose(errors.New("redis has begun or ceased to evict keys"))
 		r.attract()
 	}
