@@ -474,7 +474,7 @@ func TestRedisIsKilledWithAllGateways(t *testing.T) {
 			server.CLI("save")
 			deny(t, one, tokenOf("a").Key)
 			one.Close()
-			two, heard := redisAt(t, impatient, server.Addr)
+			two, _ := redisAt(t, impatient, server.Addr)
 			wantDenied(t, two, epochA, tokenOf("a").Key, true) // at once: it is the same Redis
 			two.Close()
 			server.Stop()
@@ -496,7 +496,6 @@ func TestRedisIsKilledWithAllGateways(t *testing.T) {
 			swapKeys(t, three, "root", nil, keyringOf(epochB, ""), true)
 			wantDenied(t, three, epochB, tokenOf("b").Key, false)
 			settled(t, "root", three)
-			_ = heard
 		})
 	}
 }

@@ -211,7 +211,7 @@ func (r *Redis) askDenied(ctx context.Context, epoch oauth.Epoch, key oauth.Key)
 			r.learn(key.Realm, key.ID, int64(score))
 			return nil
 		}
-		ok := false
+		var ok bool
 		if denied, ok = d.adds(e, key.ID); !ok {
 			return errDistrusted
 		}
