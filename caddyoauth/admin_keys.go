@@ -234,9 +234,9 @@ func (r *servedRealm) listFileKeys() []listedKey {
 }
 
 // add describes the keys of a ring.
-func (l *realmKeys) add(ring *keys.Ring, now time.Time) {
+func (k *realmKeys) add(ring *keys.Ring, now time.Time) {
 	epoch := ring.Epoch()
-	l.Epoch = hex.EncodeToString(epoch[:4])
+	k.Epoch = hex.EncodeToString(epoch[:4])
 	utc := func(t time.Time) *time.Time {
 		if t.IsZero() {
 			return nil
@@ -244,9 +244,9 @@ func (l *realmKeys) add(ring *keys.Ring, now time.Time) {
 		t = t.UTC()
 		return &t
 	}
-	for _, k := range ring.List(now) {
-		l.Keys = append(l.Keys, listedKey{
-			Use: k.Use, ID: k.ID, Algorithm: k.Algorithm, State: k.State, Made: utc(k.Made), From: utc(k.From), Until: utc(k.Until),
+	for _, l := range ring.List(now) {
+		k.Keys = append(k.Keys, listedKey{
+			Use: l.Use, ID: l.ID, Algorithm: l.Algorithm, State: l.State, Made: utc(l.Made), From: utc(l.From), Until: utc(l.Until),
 		})
 	}
 }

@@ -135,49 +135,48 @@ func writeAnswer(w io.Writer, answer interface{ print(io.Writer) error }, asJSON
 }
 
 func (l listedKeys) print(w io.Writer) error {
-	for i, realm := range l.Realms {
-		if i > 0 {
-			fmt.Fprintln(w)
-		}
-		if err := realm.print(w); err != nil {
-			return err
-		}
+	var parts []string
+	for _, realm := range l.Realms {
+		parts = append(parts, realm.text())
 	}
-	return nil
+	_, err := io.WriteString(w, strings.Join(parts, "\n"))
+	return err
 }
 
-func (k realmKeys) print(w io.Writer) error {
+func (r rotatedKeys) print(w io.Writer) error {
+	text := "new: " + cmp.Or(strings.Join(r.New, ", "), "none") + "\n"
+	if len(r.Withdrawn) > 0 {
+		text += "withdrawn: " + strings.Join(r.Withdrawn, ", ") + "\n"
+	}
+	_, err := io.WriteString(w, text+r.realmKeys.text())
+	return err
+}
+
+// text is what people read.
+func (k *realmKeys) text() string {
 	if len(k.Keys) == 0 {
-		_, err := fmt.Fprintf(w, "realm %s has no keys\n", k.Realm)
-		return err
+		return "realm " + k.Realm + " has no keys\n"
 	}
-	fmt.Fprintf(w, "realm %s", k.Realm)
+	var text strings.Builder
+	text.WriteString("realm " + k.Realm)
 	if k.Epoch != "" {
-		fmt.Fprintf(w, ", epoch %s", k.Epoch)
+		text.WriteString(", epoch " + k.Epoch)
 	}
-	fmt.Fprintln(w)
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "use\tstate\tid\talgorithm\tmade\tfrom\tuntil")
 	at := func(t *time.Time) string {
 		if t == nil {
 			return "-"
 		}
 		return t.Format(time.RFC3339)
 	}
+	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0) // writing to it never fails
+	fmt.Fprintln(table, "\nuse\tstate\tid\talgorithm\tmade\tfrom\tuntil")
 	for _, key := range k.Keys {
 		made := at(key.Made)
 		if key.File {
 			made = "in a file"
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", key.Use, key.State, key.ID, cmp.Or(key.Algorithm, "-"), made, at(key.From), at(key.Until))
+		fmt.Fprintln(table, strings.Join([]string{key.Use, string(key.State), key.ID, cmp.Or(key.Algorithm, "-"), made, at(key.From), at(key.Until)}, "\t"))
 	}
-	return table.Flush()
-}
-
-func (r rotatedKeys) print(w io.Writer) error {
-	fmt.Fprintf(w, "new: %s\n", cmp.Or(strings.Join(r.New, ", "), "none"))
-	if len(r.Withdrawn) > 0 {
-		fmt.Fprintf(w, "withdrawn: %s\n", strings.Join(r.Withdrawn, ", "))
-	}
-	return r.realmKeys.print(w)
+	_ = table.Flush()
+	return text.String()
 }

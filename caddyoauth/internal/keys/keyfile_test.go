@@ -124,7 +124,6 @@ func mustJWKSet(t *testing.T, keys ...*SigningKey) []byte {
 // Whatever can't be used is refused with a reason, and nothing of a key is in the reason.
 func TestKeyFilesThatAreRefused(t *testing.T) {
 	es, ed, rs := made()[ES256], made()[EdDSA], made()[RS256]
-	ec := es.private.(*ecdsa.PrivateKey)
 	other, err := NewSigningKey(ES256)
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +138,11 @@ func TestKeyFilesThatAreRefused(t *testing.T) {
 	}
 	long := &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 4096, 1), E: 65537}
 	one := &rsa.PublicKey{N: rs.public.(*rsa.PublicKey).N, E: 1}
-	foreign := &ecdsa.PrivateKey{PublicKey: other.private.(*ecdsa.PrivateKey).PublicKey, D: ec.D}
+	var mine struct{ D string }
+	if err := json.Unmarshal([]byte(jwkOf(es.private, nil)), &mine); err != nil {
+		t.Fatal(err)
+	}
+	foreign := jwkOf(other.private, map[string]any{"d": mine.D})
 	foreignEd := jwkOf(ed.private, map[string]any{"x": encode(strings.Repeat("x", 32))})
 	weak := ed25519.PublicKey(make([]byte, 32))
 	damaged := strings.Replace(pkcs8(es.private), "M", "!", 1)
@@ -186,7 +189,7 @@ func TestKeyFilesThatAreRefused(t *testing.T) {
 		"a JWK of an unknown kind":       {`{"kty":"AKP","alg":"ML-DSA-44","pub":"AA"}`, "not supported"},
 		"a JWK for X25519":               {`{"kty":"OKP","crv":"X25519","x":"` + encode(strings.Repeat("x", 32)) + `"}`, "not supported"},
 		"a JWK off the curve":            {jwkOf(es.public, map[string]any{"x": encode(strings.Repeat("x", 32))}), "not valid"},
-		"a JWK of two keys":              {jwkOf(foreign, nil), "private"},
+		"a JWK of two keys":              {foreign, "do not belong together"},
 		"a JWK of two keys of Ed25519":   {foreignEd, "not valid"},
 		"a JWK of RSA without primes":    {jwkOf(rs.public, map[string]any{"d": "AQAB"}), "not complete"},
 		"a JWK of RSA, damaged":          {jwkOf(rs.private, map[string]any{"dp": "AQAB"}), "key 1: "},

@@ -258,7 +258,7 @@ func TestClocksThatAreSet(t *testing.T) {
 // configurations. At any time every token that has not expired is good with the ring as it is, those
 // who keep a JWK set for ten minutes know every key, and nobody makes more keys than he must.
 func TestFleetKeepsOneRing(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(6) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		type token struct {
 			key     string
@@ -320,10 +320,10 @@ func TestFleetKeepsOneRing(t *testing.T) {
 				}
 				tokens = append(tokens, token{signer.ID(), held[gateway].Seals(clock)[0].ID, clock.Add(lives[gateway])})
 			}
-			tokens = slices.DeleteFunc(tokens, func(k token) bool { return !now.Add(-grace / 2).Before(k.expires) })
 			if minute%17 != 0 {
 				continue
 			}
+			tokens = slices.DeleteFunc(tokens, func(k token) bool { return !now.Add(-grace / 2).Before(k.expires) })
 			knows := map[string]bool{}
 			for _, k := range r.SigningKeys() {
 				knows[k.ID()] = true

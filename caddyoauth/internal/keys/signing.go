@@ -93,7 +93,7 @@ func newSigningKey(key any, algorithm string) (*SigningKey, error) {
 			return nil, errors.New("its public and its private half do not belong together")
 		}
 	}
-	fits := false
+	var fits bool
 	switch public := k.public.(type) {
 	case *ecdsa.PublicKey:
 		if public.Curve != elliptic.P256() {
