@@ -386,10 +386,10 @@ func TestJunkIsCheap(t *testing.T) {
 	} {
 		begun := time.Now()
 		var ok bool
-		if allocations := testing.AllocsPerRun(1, func() { _, ok = j.Verify(token) }); allocations > 0 || ok {
+		if allocations := testing.AllocsPerRun(10, func() { _, ok = j.Verify(token) }); allocations > 0 || ok {
 			t.Errorf("%s: accepted %t, %v allocations", name, ok, allocations)
 		}
-		if took := time.Since(begun); took > time.Second { // it is microseconds, but a machine may stall
+		if took := time.Since(begun); took > 20*time.Second { // it is microseconds, but a machine may stall
 			t.Errorf("%s: took %v", name, took)
 		}
 	}
