@@ -75,7 +75,8 @@ type App struct {
 	usesStore bool
 	// sources are the sources of tokens from elsewhere, by useKey.
 	sources map[string]*usedSource
-	// prefixes are what the names of identity headers begin with, folded.
+	// prefixes are what the names of identity headers begin with, folded, and the names of those with
+	// assertions, which don't end with -.
 	prefixes []string
 	// credentials are the folded names of the headers that carry credentials: those that callers
 	// show to us, and those that clients have for backends. They are complete after Provision.
@@ -166,7 +167,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.provisionRealms(); err != nil {
 		return err
 	}
-	a.warnOfDebug()
+	a.warnOfDebug("headers of upstream_header, with the secrets in them", a.credentials[len(credentialHeaders):]...)
 	return nil
 }
 
@@ -284,6 +285,9 @@ type needs struct {
 	// app has all handlers remove such headers, so that a caller can't use another route to
 	// tell the backend who is calling. Empty for a handler that sets none.
 	headerPrefix string
+	// assertion has the app remove its header as well, and open the store, which has the keys. Nil for
+	// a handler without one.
+	assertion *Assertion
 	// protect is the handler itself if it is an oauth_protect: while it refuses ambiguous paths,
 	// every oauth_server does.
 	protect *Protect
@@ -297,7 +301,7 @@ type needs struct {
 // early. It returns what stands for each source on the handler's route. Every handler calls it
 // once, in Provision; Caddy provisions handlers one after the other.
 func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
-	a.usesStore = a.usesStore || n.store
+	a.usesStore = a.usesStore || n.store || n.assertion != nil
 	sources, err := a.useSources(n.sources, n.realm)
 	if err != nil {
 		return nil, fmt.Errorf("oauth_protect: %w", err) // no other handler has sources
@@ -309,6 +313,19 @@ func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
 	}
 	if n.headerPrefix != "" && !slices.Contains(a.prefixes, n.headerPrefix) {
 		a.prefixes = append(a.prefixes, n.headerPrefix)
+	}
+	if n.assertion != nil {
+		name := strings.ToLower(n.assertion.header())
+		if isOneOf(name, a.credentials) {
+			return nil, fmt.Errorf("oauth_protect: assertion %s: a client has an upstream_header of that name; give one of them another", n.assertion.header())
+		}
+		if !slices.Contains(a.prefixes, name) {
+			a.prefixes = append(a.prefixes, name)
+			a.warnOfDebug("assertions", name)
+		}
+	}
+	if err := a.checkIdentityHeaders(); err != nil {
+		return nil, fmt.Errorf("oauth_protect: %w", err)
 	}
 	if n.protect != nil {
 		a.judgePaths(n.protect)

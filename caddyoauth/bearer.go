@@ -25,6 +25,9 @@ type bearer struct {
 	// place, so nothing else is read from it.
 	values [4]string
 
+	// assertion is what the backend is told, if by tells it one; nil for questions.
+	assertion *assertion
+
 	// by is the handler that let the request in, and rule the rule of it that did. earlier is the
 	// bearer that a handler before it let in, nil if there was none; before is set if it let
 	// somebody unnamed pass.

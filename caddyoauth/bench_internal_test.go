@@ -97,7 +97,8 @@ func benchmarkIssuer(b *testing.B) (url, token string) {
 // BenchmarkProtectWarmHit measures what oauth_protect adds to a request whose token is cached:
 // "protected" less "floor". The floor is the same loop with a handler that only calls the next one.
 // Both create anew what Caddy creates for each request. "early" is the removal of headers before a
-// server's first route. Tokens of other servers are measured alone on their route, and with all
+// server's first route. "assertion" is "protected" with an assertion that is signed once in a while.
+// Tokens of other servers are measured alone on their route, and with all
 // other sources.
 func BenchmarkProtectWarmHit(b *testing.B) {
 	ctx, app := benchmarkApp(b)
@@ -117,6 +118,10 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 	}
 	protect, all := route(local), route(local, remote, signed)
 	introspected, verified := route(remote), route(signed)
+	telling := &Protect{Scopes: []string{"read"}, Assertion: &Assertion{Audience: []string{"https://orders.internal"}}}
+	if err := telling.Provision(ctx); err != nil {
+		b.Fatal(err)
+	}
 	if err := app.Start(); err != nil {
 		b.Fatal(err)
 	}
@@ -148,7 +153,7 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 		handler caddyhttp.MiddlewareHandler
 		token   string
 	}{
-		{"floor", passOn{}, grant.Token}, {"protected", protect, grant.Token},
+		{"floor", passOn{}, grant.Token}, {"protected", protect, grant.Token}, {"assertion", telling, grant.Token},
 		{"protected-sealed", protect, fetch("sealer").Token}, {"protected-jwt", protect, fetch("signer").Token},
 		{"early", &earlyStrip{app: app}, grant.Token},
 		{"introspected", introspected, opaque}, {"jwt", verified, jwt},

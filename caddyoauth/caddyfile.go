@@ -458,6 +458,7 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 //		on            <method>...|* { ... }
 //		basic         [until <time>]
 //		resource      <url>
+//		assertion     [<header>] { audience, lifetime, realm }
 //		max_age       <duration>
 //		header_prefix <prefix>
 //		keep_token
@@ -493,6 +494,7 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		"on":        onOption(&p.On),
 		"basic":     basicOption(&p.Basic),
 		"resource":  conf.Text(&p.Resource, checkResource),
+		"assertion": assertionOption(&p.Assertion, realms),
 		"max_age":   conf.Duration(&p.MaxAge),
 		"header_prefix": conf.Text(&p.HeaderPrefix, func(prefix string) error {
 			_, err := newIdentityHeaders(prefix)

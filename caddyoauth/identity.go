@@ -60,6 +60,11 @@ func newIdentityHeaders(prefix string) (identityHeaders, error) {
 	}, nil
 }
 
+// names returns the names of all of them.
+func (ih *identityHeaders) names() []string {
+	return []string{ih.clientID, ih.subject, ih.scope, ih.ofRealm, ih.issuer}
+}
+
 // identify tells the backend, the rest of Caddy and the access log who is calling, and
 // returns the request to continue with. A header is set only if it has something to say.
 func (ih *identityHeaders) identify(r *http.Request, b *bearer) *http.Request {

@@ -33,9 +33,6 @@ type introspectionClaims struct {
 // signedAnswer is an answer that is sent as it is, as a JWT.
 type signedAnswer string
 
-// introspectionSigner returns what signs answers at a time, or nil if no key does.
-type introspectionSigner func(now time.Time) *keys.JWTs
-
 // signAnswer signs an answer to a caller.
 func (r *servedRealm) signAnswer(caller string, answer introspectionAnswer, now time.Time) (signedAnswer, error) {
 	var key *keys.JWTs

@@ -97,8 +97,8 @@ func FuzzAccept(f *testing.F) {
 
 // As long as no key may sign, an answer can't be given, and is not given unsigned.
 func TestAnswerThatNobodyCanSign(t *testing.T) {
-	noKey := introspectionSigner(func(time.Time) *keys.JWTs { return nil })
-	for name, signer := range map[string]*introspectionSigner{"before the keys are known": nil, "before the first key signs": &noKey} {
+	noKey := jwtSigner(func(time.Time) *keys.JWTs { return nil })
+	for name, signer := range map[string]*jwtSigner{"before the keys are known": nil, "before the first key signs": &noKey} {
 		r := &servedRealm{signing: new(signing)}
 		r.signing.introspection.Store(signer)
 		if jwt, err := r.signAnswer("reader", introspectionAnswer{}, time.Now()); !errors.Is(err, oauth.ErrUnreachable) || jwt != "" {

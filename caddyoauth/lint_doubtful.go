@@ -142,6 +142,11 @@ func lintDoubtfulChecks() []lintCheck {
 			}
 		},
 	}, {
+		code: "assertion-keys-hidden", kind: lintDoubtful,
+		means: "The route has the backend told who is calling by an assertion, and no `oauth_server` publishes the keys of the realm that signs it. The backend can't fetch them here. Nothing is said of keys from a `key_file`.",
+		do:    "Add an `oauth_server` that serves the realm, or give `assertion` a `realm` that one serves. If another gateway with the same store publishes them, ignore this.",
+		find:  lintHiddenKeys,
+	}, {
 		code: "identity-as-pattern", kind: lintDoubtful,
 		means: "A matcher takes what a token says as a pattern: a caller whose subject is `*` matches everything.",
 		do:    "Compare in an `expression` instead, as in `{path.1} == {http.auth.user.subject}`.",
@@ -345,6 +350,24 @@ func hasCredentials(headers map[string]string) bool {
 		}
 	}
 	return false
+}
+
+func lintHiddenKeys(l *linted, report lintReport) {
+	if l.app == nil {
+		return
+	}
+	published := make(map[*servedRealm]bool)
+	for _, server := range l.app.servers {
+		for _, e := range server.endpoints {
+			published[e.realm] = true
+		}
+	}
+	for h := range l.handlers {
+		p, ok := h.module.(*Protect)
+		if ok && p.asserter != nil && !published[p.asserter.realm] && len(p.asserter.realm.signing.files) == 0 {
+			report(h.place(), "assertion is signed by realm %s, whose keys no oauth_server publishes", p.asserter.realm.name)
+		}
+	}
 }
 
 func lintPatterns(l *linted, report lintReport) {

@@ -235,6 +235,9 @@ func (o *openDoors) identities() {
 	for h := range o.l.handlers {
 		if p, ok := h.module.(*Protect); ok {
 			w.prefixes = append(w.prefixes, strings.ToLower(p.HeaderPrefix))
+			if p.Assertion != nil {
+				w.prefixes = append(w.prefixes, strings.ToLower(p.Assertion.header()))
+			}
 		}
 	}
 	reported := make(map[*lintHandler]bool)

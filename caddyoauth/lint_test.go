@@ -247,6 +247,8 @@ func TestLintFindings(t *testing.T) {
 		"basic: over":                               site("oauth_protect { # basic-ended\nbasic until 2020-01-01T00:00:00Z\n}\n"),
 		"basic: no server is needed":                lintFile(lintClients, "oauth_protect {\nbasic until 2099-01-01T00:00:00Z\n}\n"),
 		"basic: over, and no server":                lintFile(lintClients, "oauth_protect { # realm-not-served\nscopes read\n}\n"),
+		"assertion: keys are published":             strings.Replace(lintFile("encryption_key {env.LINT_SECRET}\nissuer https://auth.example.com\nsigning\n"+lintClients, "oauth_server\noauth_protect {\nassertion {\naudience a\n}\n}\n"), "store memory", "store bbolt ./tokens.db", 1),
+		"assertion: keys of another realm":          strings.Replace(lintFile("encryption_key {env.LINT_SECRET}\nissuer https://auth.example.com\nsigning\n"+lintClients+"realm a {\nclient c {\n"+lintSecret3+"\nscopes read\n}\n}\n", "oauth_server root\noauth_protect root { # assertion-keys-hidden\nassertion {\naudience a\nrealm a\n}\n}\n"), "store memory", "store bbolt ./tokens.db", 1),
 		"pattern: a path":                           site("oauth_protect\n@o path /users/{http.auth.user.subject}/*\nrespond @o ok # identity-as-pattern\n"),
 		"pattern: an expression":                    site("oauth_protect\n@o expression `{path.1} == {http.auth.user.subject}`\nrespond @o ok\n"),
 		"pattern: not of ours":                      lintFile(lintClients, "oauth_server\n@o path /users/{http.auth.user.id}/*\nrespond @o ok\n"),

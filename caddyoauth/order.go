@@ -469,12 +469,16 @@ func (w *orderWalk) collectPrefixes(routes []sourceRoute) {
 				Handler      string
 				Routes       []sourceRoute
 				HeaderPrefix string `json:"header_prefix"`
+				Assertion    *Assertion
 			}
 			if json.Unmarshal(raw, &handler) != nil {
 				continue
 			}
 			if handler.Handler == "oauth_protect" && handler.HeaderPrefix != "" {
 				w.prefixes = append(w.prefixes, strings.ToLower(handler.HeaderPrefix))
+			}
+			if handler.Handler == "oauth_protect" && handler.Assertion != nil {
+				w.prefixes = append(w.prefixes, strings.ToLower(handler.Assertion.header()))
 			}
 			w.collectPrefixes(handler.Routes)
 		}

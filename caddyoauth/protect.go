@@ -125,6 +125,11 @@ type Protect struct {
 	// `client_secret_basic` is among their methods and they can have tokens. Default: tokens alone.
 	Basic *Basic `json:"basic,omitempty"`
 
+	// Has the backend told who is calling by a JWT that the realm signs, so that a backend which can be
+	// reached past the gateway need not believe headers. Requests that pass unnamed have none. Default:
+	// headers alone.
+	Assertion *Assertion `json:"assertion,omitempty"`
+
 	// Lets requests pass that would be refused, and reports them in logs and metrics. They have no
 	// identity, and tunnels and targets without a path are refused all the same. Default: refuses
 	// them.
@@ -154,6 +159,7 @@ type Protect struct {
 	named, misspelt map[string]*access.Rule
 
 	basic       *basicRoute // nil without the option
+	asserter    *asserter   // nil without the option
 	metadataURL string      // of the document about Resource; empty without one
 	challenge   string      // how challenges of this route begin
 	// beside is the list of routes that this handler is in. It is complete once all routes are
@@ -212,7 +218,10 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if p.headers, err = newIdentityHeaders(p.HeaderPrefix); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
-	p.sources, err = app.register(ctx, needs{sources: modules, realm: p.Realm, headerPrefix: p.headers.prefixes[0], protect: p})
+	if err := p.Assertion.check(); err != nil {
+		return fmt.Errorf("oauth_protect: %w", err)
+	}
+	p.sources, err = app.register(ctx, needs{sources: modules, realm: p.Realm, headerPrefix: p.headers.prefixes[0], assertion: p.Assertion, protect: p})
 	if err != nil {
 		return err
 	}
@@ -231,6 +240,9 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
 	if p.basic, err = p.provisionBasic(); err != nil {
+		return fmt.Errorf("oauth_protect: %w", err)
+	}
+	if p.asserter, err = p.provisionAssertion(); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
 	if p.MaxAge < 0 {
@@ -314,6 +326,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 	// Strip before anything is decided, so that error routes see no made-up identity and no
 	// credentials either.
+	told := assertionsBefore(earlier, r.Header)
 	prefixes := p.app.prefixes // of all headers that the backend of any route believes
 	if earlier != nil {
 		prefixes = p.headers.prefixes // that handler has set the others, and they are true
@@ -360,6 +373,8 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	upstream := p.app.upstreamOf(b)
 	upstream.set(r)
+	maps.Copy(r.Header, told)
+	p.assert(r, b)
 	var ending *basicRoute
 	if b.basic != nil {
 		ending = b.endsFirst()
@@ -373,6 +388,9 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		// These headers are for the backend, but error routes would see them too.
 		delete(r.Header, "Authorization")
 		upstream.unset(r)
+		if p.asserter != nil {
+			delete(r.Header, p.asserter.header)
+		}
 		if p.KeepOverrideHeaders {
 			dropOverrides(r)
 		}
@@ -380,7 +398,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return err
 }
 
-// check is judge, with a span if the request is traced. reports is set if the request passes in any
+// check is decide, with a span if the request is traced. reports is set if the request passes in any
 // case.
 func (p *Protect) check(r *http.Request, reports bool, earlier *bearer, authorization []string) (*bearer, access.Decision) {
 	if p.asked != nil {
@@ -390,10 +408,10 @@ func (p *Protect) check(r *http.Request, reports bool, earlier *bearer, authoriz
 	}
 	ctx, span := startSpan(r.Context(), "oauth.check", trace.SpanKindInternal)
 	if span == nil {
-		return p.judge(r, nil, earlier, authorization)
+		return p.decide(r, nil, earlier, authorization)
 	}
 	defer span.End() // a panic, too
-	b, decision := p.judge(r.WithContext(ctx), span, earlier, authorization)
+	b, decision := p.decide(r.WithContext(ctx), span, earlier, authorization)
 	p.describeCheck(ctx, span, reports, b, decision)
 	return b, decision
 }

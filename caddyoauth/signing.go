@@ -108,8 +108,27 @@ type signing struct {
 	files []*keys.SigningKey
 	// published is the JWK set, ready to send. It is nil until agree knows the keys.
 	published atomic.Pointer[[]byte]
-	// introspection signs introspection answers. It is nil until agree knows the keys.
-	introspection atomic.Pointer[introspectionSigner]
+	// introspection signs introspection answers, and assertion signs assertions. Both are nil until
+	// agree knows the keys.
+	introspection, assertion atomic.Pointer[jwtSigner]
+}
+
+// jwtSigner returns what signs JWTs of one type at a time, or nil if the realm has no key then.
+type jwtSigner func(now time.Time) *keys.JWTs
+
+// jwtSigner returns what signs JWTs of a type with the keys in ring, and those from files.
+func (r *servedRealm) jwtSigner(ring *keys.Ring, typ string) *jwtSigner {
+	byID := make(map[string]*keys.JWTs)
+	for _, key := range r.signingKeys(ring) {
+		byID[key.ID()] = key.For(typ)
+	}
+	signer := jwtSigner(func(now time.Time) *keys.JWTs {
+		if key := r.signer(ring, now); key != nil {
+			return byID[key.ID()]
+		}
+		return nil
+	})
+	return &signer
 }
 
 // signs returns the algorithm by which new JWTs are signed. For half an hour after a change
@@ -280,17 +299,8 @@ func (r *servedRealm) shareKeys(to *oauth.Shared, ring *keys.Ring, shared bool) 
 		return err
 	}
 	r.signing.published.Store(&set)
-	answers := make(map[string]*keys.JWTs)
-	for _, key := range all {
-		answers[key.ID()] = key.For(typIntrospection)
-	}
-	signer := introspectionSigner(func(now time.Time) *keys.JWTs {
-		if key := r.signer(ring, now); key != nil {
-			return answers[key.ID()]
-		}
-		return nil
-	})
-	r.signing.introspection.Store(&signer)
+	r.signing.introspection.Store(r.jwtSigner(ring, typIntrospection))
+	r.signing.assertion.Store(r.jwtSigner(ring, typAssertion))
 	return nil
 }
 

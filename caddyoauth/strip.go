@@ -71,10 +71,10 @@ func isOneOf(name string, names []string) bool {
 }
 
 // isIdentity reports whether a backend could read name as an identity header. The prefixes are
-// folded.
+// folded; one that doesn't end with - is a whole name.
 func isIdentity(name string, prefixes []string) bool {
 	for _, prefix := range prefixes {
-		if hasFoldedPrefix(name, prefix) {
+		if hasFoldedPrefix(name, prefix) && (len(name) == len(prefix) || strings.HasSuffix(prefix, "-")) {
 			return true
 		}
 	}

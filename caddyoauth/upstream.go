@@ -90,7 +90,7 @@ func (r *servedRealm) upstreamNames() (names []string) {
 	return names
 }
 
-// reservedHeaders can't be upstream headers: HTTP, proxies or Caddy itself give them a meaning, or
+// reservedHeaders can't be upstream headers, nor carry assertions: HTTP, proxies or Caddy itself give them a meaning, or
 // callers need their own. A name that ends with - stands for all that begin with it.
 var reservedHeaders = []string{
 	"accept", "accept-", "access-control-", "cache-control", "connection", "content-", "cookie", "date", "dpop", "early-data", "expect",
@@ -120,21 +120,31 @@ func checkUpstream(headers map[string]string) error {
 }
 
 func checkUpstreamName(name string) error {
-	odd := func(c rune) bool {
-		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-')
-	}
-	reserved := func(header string) bool {
-		return isOneOf(name, []string{header}) || strings.HasSuffix(header, "-") && hasFoldedPrefix(name, header)
-	}
 	switch {
-	case name == "" || strings.ContainsFunc(name, odd):
+	case !isHeaderName(name):
 		return fmt.Errorf("upstream_header %q: a name consists of letters, digits and -", name)
-	case slices.ContainsFunc(reservedHeaders, reserved), isOneOf(name, overrideHeaders):
+	case isReservedHeader(name):
 		return fmt.Errorf("upstream_header %s: HTTP, proxies or callers need this header themselves; the backend must take its secret from another, such as X-Api-Key or Authorization", name)
 	case hasFoldedPrefix(name, strings.ToLower(defaultHeaderPrefix)):
 		return fmt.Errorf("upstream_header %s: names that begin with %s tell who is calling; take another", name, defaultHeaderPrefix)
 	}
 	return nil
+}
+
+// isHeaderName reports whether name consists of characters that no backend reads as others.
+func isHeaderName(name string) bool {
+	odd := func(c rune) bool {
+		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-')
+	}
+	return name != "" && !strings.ContainsFunc(name, odd)
+}
+
+// isReservedHeader reports whether a header can't carry what only the gateway may say.
+func isReservedHeader(name string) bool {
+	reserved := func(header string) bool {
+		return isOneOf(name, []string{header}) || strings.HasSuffix(header, "-") && hasFoldedPrefix(name, header)
+	}
+	return slices.ContainsFunc(reservedHeaders, reserved) || isOneOf(name, overrideHeaders)
 }
 
 func duplicateUpstream(name string) error {
@@ -160,11 +170,11 @@ func resolveUpstream(headers map[string]string) (upstreamHeaders, error) {
 	return all, nil
 }
 
-// warnOfDebug warns if a handler that passes requests on would write these headers into the log. Of
-// all that is secret, Caddy leaves out Authorization and cookies alone.
-func (a *App) warnOfDebug() {
+// warnOfDebug warns if a handler that passes requests on would write headers into the log that hold
+// what is secret. Of those, Caddy leaves out Authorization and cookies alone. folded are their names.
+func (a *App) warnOfDebug(what string, folded ...string) {
 	var names []string
-	for _, name := range a.credentials[len(credentialHeaders):] {
+	for _, name := range folded {
 		if name != "authorization" {
 			names = append(names, http.CanonicalHeaderKey(name))
 		}
@@ -175,7 +185,7 @@ func (a *App) warnOfDebug() {
 	for _, id := range []string{"http.handlers.reverse_proxy", "http.reverse_proxy.transport.fastcgi", "http.handlers.rewrite"} {
 		info, err := caddy.GetModule(id)
 		if err == nil && a.ctx.Logger(info.New()).Core().Enabled(zap.DebugLevel) {
-			a.logger.Warn("a log at level DEBUG gets the headers of upstream_header, with the secrets in them; have the log's format filter delete them, or set another level",
+			a.logger.Warn("a log at level DEBUG gets the "+what+"; have the log's format filter delete them, or set another level",
 				zap.Strings("headers", names), zap.String("written_by", id))
 		}
 	}

@@ -234,6 +234,9 @@ func (w *walker) protect(rw http.ResponseWriter, r *http.Request, h *Protect, i 
 				step.Has = loggedTexts(b.facts.Audience)
 			}
 			w.knows(b)
+			if decision.Allowed && p.asserter != nil {
+				w.say(i, p.asserter.told())
+			}
 		case b != nil && b.facts != nil:
 			if was := b.facts.Was(); was != nil {
 				w.say(i, "it was a token of client '"+headerText(was.ClientID)+"'")

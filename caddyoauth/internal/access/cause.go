@@ -103,7 +103,7 @@ var Explanations = []Explanation{
 	{CauseAmbiguousPath, ResultPath, "A backend could read the path differently from the matchers of Caddy.", "See `allow_ambiguous_paths` if the path is legitimate."},
 	{CauseTunnel, ResultTunnel, "The request asks for a tunnel through the gateway.", "Nothing, unless it is a client of yours: only WebSockets can pass."},
 	{CauseInsecure, ResultInsecure, "The request came over plain HTTP from another machine.", "Use HTTPS, or set `trusted_proxies` for a proxy that does."},
-	{CauseOutage, ResultUnavailable, "The store or another server could not be asked, so nobody knows what the token means.", "See the line at level `error` of the same moment, and [503](#503)."},
+	{CauseOutage, ResultUnavailable, "The store or another server could not be asked, so nobody knows what the token means, or the realm has no key yet for the `assertion`.", "See the line at level `error` of the same moment, and [503](#503)."},
 	{CauseBusy, ResultUnavailable, "The request has Basic credentials, and too many secrets are being checked at once.", "See [503](#503)."},
 	{CauseCanceled, ResultCanceled, "The caller went away before it was known what the token means.", "Nothing, unless it is often: then see how long the store and other servers take."},
 }
