@@ -528,6 +528,17 @@ func TestTheRealmThatSigns(t *testing.T) {
 	}
 }
 
+// A gateway that issues nothing can sign, too: its store is there for the keys.
+func TestAssertionsOfARealmWithoutClients(t *testing.T) {
+	f := newForeign(t)
+	f.knows("opaque", activeForeign)
+	g := startGateway(t, "store memory\n"+assertingRealm, "oauth_protect {\n"+f.introspect("")+asserts+"}\nreverse_proxy BACKEND")
+	g.send(200, "GET", "/x", "opaque", "X-OAuth-Assertion", "forged")
+	if assertion := g.Backend.last(t).Header.Get("X-OAuth-Assertion"); strings.Count(assertion, ".") != 2 {
+		t.Errorf("the backend got the assertion %q", assertion)
+	}
+}
+
 // Assertions are in no log, unless Caddy logs what it sends. A warning says so then.
 func TestAssertionsAreNotLogged(t *testing.T) {
 	for _, level := range []string{"INFO", "DEBUG"} {

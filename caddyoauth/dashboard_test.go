@@ -41,7 +41,7 @@ type observed struct {
 func startObserved(t *testing.T, spare int) *observed {
 	t.Helper()
 	text := readDocument(t, "examples/observe/Caddyfile")
-	moved := freePorts(t, text)
+	moved := strings.NewReplacer(freePorts(t, text)...)
 	at := func(port string) string { return "http://127.0.0.1" + moved.Replace(port) }
 	runProcess(t, moved.Replace(text), strings.TrimPrefix(at(":8170"), "http://"))
 	o := &observed{gateway: &gateway{t: t, Client: newClient(t), URL: at(":8170")}, partner: at(":8172"), metrics: at(":8173"), admin: at(":8174"), caddyfile: text}

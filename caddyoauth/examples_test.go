@@ -338,6 +338,11 @@ func checkCommand(t *testing.T, command string) {
 		if _, err := os.Stat(filepath.Join(repositoryRoot, strings.TrimPrefix(words[1], "--config.file="))); err != nil || len(words) != 2 {
 			t.Errorf("%q: %v", command, err)
 		}
+	case strings.HasPrefix(command, "go -C examples/") && strings.HasSuffix(command, " run ."):
+		// TestExamples starts every one.
+		if len(words) != 5 || !exists(words[2]+"/server.go") || !exists(words[2]+"/go.mod") {
+			t.Errorf("%q is not among the examples", command)
+		}
 	case strings.HasPrefix(command, "npm ci --prefix "):
 		if len(words) != 4 || !exists(words[3]+"/package-lock.json") {
 			t.Errorf("%q: there is no lock of packages", command)
@@ -480,9 +485,15 @@ func TestExamples(t *testing.T) {
 			}
 			text := readDocument(t, story)
 			checkFormat(t, text)
-			var pairs []string
-			if server := strings.TrimSuffix(story, "Caddyfile") + "server.mjs"; exists(server) {
-				pairs = append(pairs, backendOf(t, server, text), startNode(t, server))
+			pairs := freePorts(t, text)
+			// A backend may have to know the gateway's address.
+			issuer := "ISSUER=" + strings.NewReplacer(pairs...).Replace(issuerOf(text))
+			folder := strings.TrimSuffix(story, "Caddyfile")
+			if server := folder + "server.mjs"; exists(server) {
+				pairs = append(pairs, backendOf(t, server, text), startNode(t, server, issuer))
+			}
+			if server := folder + "server.go"; exists(server) {
+				pairs = append(pairs, backendOf(t, server, text), startGo(t, folder, issuer))
 			}
 			// Paths in the commands are relative to the root of the repository.
 			t.Chdir(repositoryRoot)
@@ -490,7 +501,7 @@ func TestExamples(t *testing.T) {
 			if second, err := os.ReadFile(story + ".second"); err == nil {
 				moved = startFleet(t, text, string(second))
 			} else {
-				moved = freePorts(t, text, pairs...)
+				moved = strings.NewReplacer(pairs...)
 			}
 			startStory(t, moved.Replace(text))
 			t.Chdir("caddyoauth")
@@ -515,20 +526,47 @@ func exists(file string) bool {
 // backendOf returns the address at which an example expects its server.
 func backendOf(t *testing.T, server, caddyfile string) string {
 	t.Helper()
-	m := regexp.MustCompile(`\breverse_proxy (127\.0\.0\.1:(\d+))\n`).FindStringSubmatch(caddyfile)
-	if m == nil || !strings.Contains(readDocument(t, server), "process.env.PORT ?? "+m[2]) {
+	port := regexp.MustCompile(`process\.env\.PORT \?\? (\d+)|os\.Getenv\("PORT"\), "(\d+)"`).FindStringSubmatch(readDocument(t, server))
+	if port == nil || !strings.Contains(caddyfile, "reverse_proxy 127.0.0.1:"+port[1]+port[2]+"\n") {
 		t.Fatalf("%s doesn't listen where the Caddyfile expects it", server)
 	}
+	return "127.0.0.1:" + port[1] + port[2]
+}
+
+// issuerOf returns the issuer of an example's root realm, or "".
+func issuerOf(caddyfile string) string {
+	m := regexp.MustCompile(`(?m)^\t\tissuer (\S+)$`).FindStringSubmatch(caddyfile)
+	if m == nil {
+		return ""
+	}
 	return m[1]
+}
+
+// startGo builds the program in a folder, which is a module of its own, and runs it as startNode
+// does. Without the modules that it needs, and without a network to get them from, the test is
+// skipped, which .ci/run does not accept.
+func startGo(t *testing.T, folder string, variables ...string) (address string) {
+	t.Helper()
+	folder = filepath.Join(repositoryRoot, folder)
+	if output, err := exec.Command("go", "-C", folder, "mod", "download").CombinedOutput(); err != nil {
+		t.Skipf("the modules for %s can't be had: %s", folder, output)
+	}
+	program := filepath.Join(t.TempDir(), "server.exe") // Windows wants the name to end like that
+	if output, err := exec.Command("go", "-C", folder, "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("building %s: %s", folder, output)
+	}
+	cmd := exec.CommandContext(t.Context(), program)
+	cmd.Env = append(os.Environ(), variables...)
+	return startBackend(t, folder, cmd)
 }
 
 // siteAddress matches a site's port, its name in the example of a deployment, or the port of the
 // admin endpoint.
 var siteAddress = regexp.MustCompile(`(?m)^(:\d+|[a-z.]+\.example\.com) \{|^\tadmin 127\.0\.0\.1(:\d+)$`)
 
-// freePorts returns a replacer of the ports in a Caddyfile with ports that are free here, and of
-// sites that have names with sites on loopback, without TLS. It also replaces the given pairs.
-func freePorts(t *testing.T, text string, pairs ...string) *strings.Replacer {
+// freePorts returns what to replace in a Caddyfile, in pairs: ports with ports that are free here, and
+// sites that have names with sites on loopback, without TLS.
+func freePorts(t *testing.T, text string) (pairs []string) {
 	t.Helper()
 	for _, m := range siteAddress.FindAllStringSubmatch(text, -1) {
 		port := fmt.Sprintf(":%d", porttest.Reserve(t))
@@ -541,7 +579,7 @@ func freePorts(t *testing.T, text string, pairs ...string) *strings.Replacer {
 	if len(siteAddress.FindString(text)) == 0 {
 		t.Fatal("the Caddyfile has no site with a port or a name")
 	}
-	return strings.NewReplacer(pairs...)
+	return pairs
 }
 
 // startFleet starts what the example of a fleet needs besides its first gateway: a Redis in place
@@ -553,7 +591,7 @@ func startFleet(t *testing.T, first, second string) *strings.Replacer {
 	_, port, _ := net.SplitHostPort(redis.Addr)
 	// The example stops that one and starts another in its place.
 	t.Cleanup(func() { exec.Command("redis-cli", "-p", port, "shutdown", "nosave").Run() })
-	moved := freePorts(t, first+second, "6390", port)
+	moved := strings.NewReplacer(append(freePorts(t, first+second), "6390", port)...)
 	runProcess(t, moved.Replace(second), "127.0.0.1"+moved.Replace(siteAddress.FindStringSubmatch(second)[1]))
 	return moved
 }
@@ -1114,7 +1152,7 @@ func family(name string) string {
 func TestManualHasMetricsAndEvents(t *testing.T) {
 	operations := readDocument(t, "docs/operations.md")
 	text := strings.Replace(readDocument(t, "Caddyfile.example"), "token_lifetime 1h", "token_lifetime 1h\n\t\tcache {\n\t\t\tmax_tokens 1\n\t\t}", 1)
-	moved := freePorts(t, text)
+	moved := strings.NewReplacer(freePorts(t, text)...)
 	text, admin := withAdmin(t, moved.Replace(text))
 	logFile := startStory(t, text)
 	g := &gateway{t: t, Client: newClient(t), URL: "http://127.0.0.1" + moved.Replace(":8080")}

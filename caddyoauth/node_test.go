@@ -50,9 +50,15 @@ func runNode(t *testing.T, program string, args, variables []string) string {
 
 // startNode runs a server until the test ends. It chooses a port itself, because PORT is 0, and
 // prints "listening on" and its address, which is returned.
-func startNode(t *testing.T, program string) (address string) {
+func startNode(t *testing.T, program string, variables ...string) (address string) {
 	t.Helper()
-	cmd := nodeCommand(t, program, nil, []string{"PORT=0"})
+	return startBackend(t, program, nodeCommand(t, program, nil, variables))
+}
+
+// startBackend does this with any program, which it calls name.
+func startBackend(t *testing.T, name string, cmd *exec.Cmd) (address string) {
+	t.Helper()
+	cmd.Env = append(cmd.Env, "PORT=0")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	output, err := cmd.StdoutPipe()
@@ -66,13 +72,13 @@ func startNode(t *testing.T, program string) (address string) {
 		cmd.Process.Kill()
 		cmd.Wait()
 		if stderr.Len() > 0 {
-			t.Errorf("%s says: %s", program, stderr.String())
+			t.Errorf("%s says: %s", name, stderr.String())
 		}
 	})
 	line, err := bufio.NewReader(output).ReadString('\n')
 	address, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
 	if !ok {
-		t.Fatalf("%s does not listen: %q, %v", program, line, err)
+		t.Fatalf("%s does not listen: %q, %v", name, line, err)
 	}
 	return address
 }
