@@ -17,6 +17,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"golang.org/x/net/websocket"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
@@ -333,6 +334,7 @@ func TestSeveralOauthProtectAndAssertions(t *testing.T) {
 		"/last":   "oauth_protect root {\n" + option("X-OAuth-Assertion", "first") + "}\nrequest_header X-Who between\noauth_protect root {\n" + option("X-OAuth-Assertion", "second") + "}",
 		"/both":   "oauth_protect root {\n" + option("X-OAuth-Assertion", "first") + "}\noauth_protect root {\n" + option("X-Who", "second") + "}",
 		"/three":  "oauth_protect root {\n" + option("X-Who", "first") + "}\noauth_protect root {\n" + option("X-OAuth-Assertion", "second") + "}\noauth_protect root {\nheader_prefix X-Third-\n}",
+		"/deep":   "oauth_protect root {\n" + option("X-OAuth-Assertion", "first") + "}\noauth_protect root {\nscopes read\n}\noauth_protect root {\nscopes read\n}",
 		"/report": "oauth_protect root {\n" + option("X-OAuth-Assertion", "first") + "}\noauth_protect root {\nscopes write\nreport_only\n" + option("X-OAuth-Assertion", "second") + "}",
 		"/opens":  "oauth_protect root {\noptional\n" + option("X-OAuth-Assertion", "first") + "}\noauth_protect root {\n" + option("X-Who", "second") + "}",
 	}))
@@ -340,7 +342,7 @@ func TestSeveralOauthProtectAndAssertions(t *testing.T) {
 	token := g.token("reader")
 	for path, want := range map[string][2]any{
 		"/first": {"first", nil}, "/second": {"second", nil}, "/last": {"second", nil}, "/both": {"first", "second"}, "/three": {"second", "first"},
-		"/report": {"first", nil}, "/opens": {"first", "second"},
+		"/deep": {"first", nil}, "/report": {"first", nil}, "/opens": {"first", "second"},
 	} {
 		g.send(200, "GET", path+"/x", token, "X-OAuth-Assertion", "forged", "X-Who", "forged")
 		h := g.Backend.last(t).Header
@@ -525,6 +527,63 @@ func TestTheRealmThatSigns(t *testing.T) {
 		if claims := asserted(t, g.Backend.last(t).Header, "X-OAuth-Assertion", sets[issuer]); claims["iss"] != issuer {
 			t.Errorf("%s: the assertion is %v, want it signed by %s", c.path, claims, issuer)
 		}
+	}
+}
+
+// A remembered assertion is used again after keys were rotated, since the same key still signs. It is
+// not when its key was withdrawn: on the next request, if it was here.
+func TestAssertionsWhenKeysAreRotatedAndWithdrawn(t *testing.T) {
+	for name, store := range stores(t) {
+		t.Run(name, func(t *testing.T) {
+			config, admin := withAdmin(t, caddyfileOf(store+keyFiles(t, "key")["key"]+assertingRealm+testClients, "oauth_server\noauth_protect {\n"+asserts+"}\nreverse_proxy BACKEND"))
+			g := startCaddyfile(t, config)
+			token := g.token("reader")
+			told := func() (text string) {
+				t.Helper()
+				g.send(200, "GET", "/x", token)
+				_, set := g.keySet("/oauth2/jwks")
+				h := g.Backend.last(t).Header
+				wantAsserted(t, "the backend", asserted(t, h, "X-OAuth-Assertion", set), about("root", "reader", "read"))
+				return h.Get("X-OAuth-Assertion")
+			}
+			kid := func(assertion string) string { return strings.Split(assertion, ".")[0] }
+			first := told()
+			g.rotateKeys(admin, `{"realm":"root"}`)
+			if again := told(); kid(again) != kid(first) {
+				t.Error("a key signs before others can know it")
+			}
+			for range 3 {
+				before := told()
+				g.rotateKeys(admin, `{"realm":"root","withdraw":true}`)
+				if after := told(); kid(after) == kid(before) || kid(after) == kid(first) {
+					t.Error("a key that was withdrawn still signs")
+				}
+			}
+		})
+	}
+}
+
+// What another gateway withdraws signs nothing here within the bound of a revocation.
+func TestFleetWithdrawsKeysOfAssertions(t *testing.T) {
+	redis := redistest.Start(t)
+	options := at(redis.Addr) + keyFiles(t, "key")["key"] + assertingRealm + testClients
+	address := porttest.Address(t)
+	there, admin := withAdmin(t, strings.Replace(caddyfileOf(options, "oauth_server"), ":0 {", "http://"+address+" {", 1))
+	runProcess(t, formatted(there), address)
+	here := startGateway(t, options, "metrics /metrics\noauth_server\noauth_protect {\n"+asserts+"}\nreverse_proxy BACKEND")
+	token := here.token("reader")
+	kid := func() string {
+		t.Helper()
+		here.send(200, "GET", "/x", token)
+		return strings.Split(here.Backend.last(t).Header.Get("X-OAuth-Assertion"), ".")[0]
+	}
+	waitUntil(t, "the other gateway is in force", func() bool { return here.adminCall(admin, "/oauth/keys", "").StatusCode == 200 })
+	first := kid()
+	begun := time.Now()
+	here.rotateKeys(admin, `{"realm":"root","withdraw":true}`) // there
+	waitUntil(t, "another key signs", func() bool { return kid() != first })
+	if took := time.Since(begun); took > fleetBound+lateness {
+		t.Errorf("it took %v", took)
 	}
 }
 
