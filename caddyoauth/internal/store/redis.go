@@ -168,6 +168,8 @@ type RedisConfig struct {
 	// These are less in tests; see their constants.
 	maxDenials                        int64
 	vouchGap, vouchWait, tidyInterval time.Duration
+	// now, in tests, is the wall clock that says which denials are over.
+	now func() time.Time
 }
 
 // OpenRedis makes a store and starts to connect, without waiting. Until the first attempt to
@@ -184,6 +186,9 @@ func OpenRedis(cfg RedisConfig) *Redis {
 	r.cfg.maxDenials = cmp.Or(cfg.maxDenials, maxDenials)
 	r.cfg.vouchGap, r.cfg.vouchWait = cmp.Or(cfg.vouchGap, vouchGap), cmp.Or(cfg.vouchWait, vouchWait)
 	r.cfg.tidyInterval = cmp.Or(cfg.tidyInterval, tidyInterval)
+	if r.cfg.now == nil {
+		r.cfg.now = time.Now
+	}
 	r.realms.Store(&map[string]*denials{})
 	go r.run()
 	return r

@@ -182,25 +182,26 @@ func (d *denials) begin(epoch string, gap time.Duration) (mayVouch bool) {
 	return !d.wholeAt.IsZero() && time.Since(d.wholeAt) <= gap && time.Now().Round(0).Sub(d.wholeAt.Round(0)) <= gap
 }
 
-// missing returns what is known but was not found in Redis when it was last read.
-func (d *denials) missing(now time.Time) (ids []introspect.TokenID, expiries []int64) {
+// missing returns what is known but was not found in Redis when it was last read, except what was over
+// by then.
+func (d *denials) missing(over time.Time) (ids []introspect.TokenID, expiries []int64) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	for id, k := range d.known {
-		if k.scan != d.scan && k.expiry > now.Add(-denialGrace).UnixMilli() {
+		if k.scan != d.scan && k.expiry >= over.UnixMilli() {
 			ids, expiries = append(ids, id), append(expiries, k.expiry)
 		}
 	}
 	return ids, expiries
 }
 
-// dropOld forgets denials that are over.
-func (d *denials) dropOld(now time.Time) {
+// dropOld forgets denials that are over. As in Redis, the clock of this gateway alone does not say so:
+// when it is set back, a token counts again, and what is known here is not asked of Redis.
+func (d *denials) dropOld(over time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	over := now.Add(-denialGrace).UnixMilli()
 	for id, k := range d.known {
-		if k.expiry <= over {
+		if k.expiry < over.UnixMilli() {
 			delete(d.known, id)
 			d.total.Add(-1)
 		}
@@ -479,7 +480,8 @@ func (r *Redis) load(d *denials, e *ear) error {
 	if !trusted && !mayVouch {
 		return r.awaitVoucher(d, e, keyring)
 	}
-	if err := r.dropDenials(d.realm, e); err != nil { // what is over need not be read
+	over, err := r.dropDenials(d.realm, e) // what is over need not be read
+	if err != nil {
 		return err
 	}
 	d.set(e.at, e, !trusted, nil) // Redis may be asked, and what it has lost is known here
@@ -488,7 +490,7 @@ func (r *Redis) load(d *denials, e *ear) error {
 	}
 	// What Redis does not have is repeated even if another gateway has vouched for it: that one may
 	// not have heard of it.
-	ids, expiries := d.missing(time.Now())
+	ids, expiries := d.missing(over)
 	for len(ids) > 0 {
 		n := min(len(ids), denySize)
 		ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
@@ -800,12 +802,13 @@ func (r *Redis) tidy() {
 	r.lookForEviction()
 	breaks := r.breaks.Load()
 	for _, d := range realms {
-		d.dropOld(time.Now())
 		e, _, settled := d.heardOver(breaks)
 		if !settled {
 			continue
 		}
-		_ = r.dropDenials(d.realm, e) // the next time is soon enough
+		if over, err := r.dropDenials(d.realm, e); err == nil { // else the next time is soon enough
+			d.dropOld(over)
+		}
 		if d.overflowed() {
 			d.distrust(e) // there may be room now
 		}
@@ -827,23 +830,23 @@ func (r *Redis) lookForEviction() {
 }
 
 // dropDenials drops the denials of a realm that are over by the clock of Redis and by that of this
-// gateway.
-func (r *Redis) dropDenials(realm string, e *ear) error {
+// gateway. It returns when their tokens must have expired for that.
+func (r *Redis) dropDenials(realm string, e *ear) (over time.Time, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
 	defer cancel()
 	clock, err := e.client.Do(ctx, e.client.B().Time().Build()).AsIntSlice()
 	if err != nil {
-		return err
+		return over, err
 	}
-	over := min(time.Now().Unix(), clock[0]) - int64(denialGrace/time.Second)
+	over = time.Unix(min(r.cfg.now().Unix(), clock[0]), 0).Add(-denialGrace)
 	for {
 		old, err := e.client.Do(ctx, e.client.B().Zrangebyscore().Key(r.denialsKey(realm)).
-			Min("-inf").Max("("+strconv.FormatInt(over*1000, 10)).Limit(0, scanSize).Build()).AsStrSlice()
+			Min("-inf").Max("("+strconv.FormatInt(over.UnixMilli(), 10)).Limit(0, scanSize).Build()).AsStrSlice()
 		if err != nil || len(old) == 0 {
-			return err
+			return over, err
 		}
 		if err := e.client.Do(ctx, e.client.B().Zrem().Key(r.denialsKey(realm)).Member(old...).Build()).Error(); err != nil {
-			return err
+			return over, err
 		}
 	}
 }

@@ -305,6 +305,24 @@ func TestRedisManyDenials(t *testing.T) {
 	}
 }
 
+// While the clock of a gateway is ahead, what it knows of denials is not forgotten: it would be missing
+// when the clock is set back. What is over by the clock of Redis, too, is.
+func TestRedisClockThatIsSetBack(t *testing.T) {
+	server := redistest.Start(t)
+	ahead := func(cfg *RedisConfig) { cfg.now = func() time.Time { return time.Now().Add(1000 * time.Hour) } }
+	r, _ := redisAt(t, ahead, server.Addr)
+	swapKeys(t, r, "root", nil, keyringOf(epochA, ""), true)
+	key, old := tokenOf("a").Key, tokenOf("old").Key
+	wantDenied(t, r, epochA, key, false)
+	settled(t, "root", r)
+	deny(t, r, key)
+	r.learn("root", old.ID, 1)
+	wantDenied(t, r, epochA, old, true)
+	r.tidy()
+	wantDenied(t, r, epochA, key, true)
+	wantDenied(t, r, epochA, old, false)
+}
+
 // A Redis that begins to evict is found out while it runs.
 func TestRedisBeginsToEvict(t *testing.T) {
 	server := redistest.Start(t, "--maxmemory", "100mb")
