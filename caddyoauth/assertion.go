@@ -62,7 +62,7 @@ const (
 
 	// typAssertion is the type of assertions. Access tokens have another, so none is ever taken for
 	// the other.
-	typAssertion = "oauth-assertion+jwt"
+	typAssertion = "oauth-assertion+jwt" //nolint:gosec // a type, and no credential
 )
 
 // check refuses what no realm or route could make good.
