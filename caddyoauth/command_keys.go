@@ -148,7 +148,7 @@ func (r rotatedKeys) print(w io.Writer) error {
 	if len(r.Withdrawn) > 0 {
 		text += "withdrawn: " + strings.Join(r.Withdrawn, ", ") + "\n"
 	}
-	_, err := io.WriteString(w, text+r.realmKeys.text())
+	_, err := io.WriteString(w, text+r.text())
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"time"
 
 	"github.com/caddyoauth/gateway/introspect"
@@ -34,8 +35,7 @@ type ReplayID [sha256.Size]byte
 func replayID(realm, client, jti string) ReplayID {
 	h := sha256.New()
 	for _, part := range []string{"client assertion v1", realm, client, jti} {
-		fmt.Fprintf(h, "%d:", len(part))
-		io.WriteString(h, part)
+		io.WriteString(h, strconv.Itoa(len(part))+":"+part)
 	}
 	return ReplayID(h.Sum(nil))
 }

@@ -35,7 +35,7 @@ func Reserve(t testing.TB) int {
 	mu.Lock()
 	defer mu.Unlock()
 	for {
-		for range len(free) {
+		for range free {
 			port := free[0]
 			free = free[1:]
 			if isFree(port) {
