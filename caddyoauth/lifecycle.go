@@ -448,8 +448,14 @@ func (a *App) ringOf(ctx context.Context, r *servedRealm) (*keys.Ring, error) {
 				return kept, err
 			}
 			// Read them again: only the ring in the store counts, and it may be another gateway's.
-			if _, err := store.SwapKeys(ctx, r.name, stored, kept.Stored()); err != nil {
+			swapped, err := store.SwapKeys(ctx, r.name, stored, kept.Stored())
+			if err != nil {
 				return nil, err
+			}
+			if swapped {
+				// The configuration that goes on, if this one is refused, publishes a key as long as it
+				// has to before it signs.
+				a.run.opened.changed()
 			}
 			continue
 		case !needed:

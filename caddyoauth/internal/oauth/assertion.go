@@ -41,7 +41,7 @@ func replayID(realm, client, jti string) ReplayID {
 }
 
 // replayGrace is how much longer than its assertion an ID is remembered: clocks of gateways differ.
-const replayGrace = time.Minute
+const replayGrace = 10 * time.Minute
 
 // Why an assertion doesn't prove its client, beside the causes of [introspect.Assertions].
 const (

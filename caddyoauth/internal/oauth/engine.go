@@ -269,8 +269,10 @@ func (e *Engine) Minted(token *introspect.Token) (bool, error) {
 	}
 	agreed, err := e.state.Load().agreement()
 	switch {
-	case isJWT && agreed != nil && (agreed.jwts == nil || agreed.knowsKey(token.Text())):
-		return agreed.jwts != nil, nil
+	case isJWT && agreed != nil && agreed.knowsKey(token.Text()):
+		return true, nil
+	case isJWT && agreed != nil && agreed.covers == nil:
+		return false, nil // the realm never had keys
 	case isJWT:
 		return e.cfg.Issuer != "" && token.UnverifiedIssuer() == e.cfg.Issuer, nil
 	case err != nil:
