@@ -434,8 +434,9 @@ func (a *App) ringOf(ctx context.Context, r *servedRealm) (*keys.Ring, error) {
 				return ring, err
 			}
 			// Ask about a token that nobody has, so that a configuration whose tokens could not be
-			// judged, as for want of rights in Redis, is refused now.
-			_, err = store.Denied(ctx, ring.Epoch(), oauth.Key{Realm: r.name})
+			// judged, as for want of rights in Redis, is refused now. No request has asked it, so it does
+			// not count.
+			_, err = store.Denied(context.WithValue(ctx, askingCtxKey{}, true), ring.Epoch(), oauth.Key{Realm: r.name})
 			if errors.Is(err, oauth.ErrOtherEpoch) {
 				continue // another gateway has replaced them
 			}
