@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -81,6 +82,10 @@ func takeBlock() bool {
 }
 
 func isFree(port int) bool {
+	// A process that is started meanwhile, by another test, would have the listener for a moment more:
+	// the port would be taken, and whoever connects to it would be reset.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	tcp, err := net.Listen("tcp", address(port))
 	if err != nil {
 		return false

@@ -3,6 +3,7 @@
 package redistest
 
 import (
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -50,11 +51,17 @@ func (s *Server) Restart() {
 		s.t.Fatal(err)
 	}
 	await(s.t, "redis-server listens on "+s.Addr, func() bool {
-		// That it listens is enough: with a password, commands would fail.
 		conn, err := net.Dial("tcp", s.Addr)
-		if err == nil {
-			conn.Close()
+		if err != nil {
+			return false
 		}
+		defer conn.Close()
+		// That it answers is enough: with a password, the answer is an error.
+		if _, err := io.WriteString(conn, "PING\r\n"); err != nil {
+			return false
+		}
+		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_, err = conn.Read(make([]byte, 1))
 		return err == nil
 	})
 }
