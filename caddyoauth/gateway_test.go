@@ -98,6 +98,15 @@ func encryptionKeyFile(t testing.TB) (path string) {
 	return path
 }
 
+// spoiled returns the token with another last character.
+func spoiled(token string) string {
+	last := "A"
+	if strings.HasSuffix(token, last) {
+		last = "B"
+	}
+	return token[:len(token)-1] + last
+}
+
 // gateway is Caddy in this process, with a backend behind it. There is only one at a time.
 type gateway struct {
 	t testing.TB

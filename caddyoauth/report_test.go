@@ -158,7 +158,7 @@ func TestWhatWouldBeRefusedPassesWithNothing(t *testing.T) {
 	rows := []row{
 		{name: "no token", path: "/plain/1", causes: "missing", told: nobody},
 		{name: "a good token", path: "/plain/2", authorization: []string{"Bearer READER"}, client: "reader", told: named("reader")},
-		{name: "a forged token", path: "/plain/3", authorization: []string{"Bearer " + reader[:len(reader)-1] + "_"}, causes: "forged", told: nobody},
+		{name: "a forged token", path: "/plain/3", authorization: []string{"Bearer " + spoiled(reader)}, causes: "forged", told: nobody},
 		{name: "no bearer token, but users of the backend's own", path: "/plain/4", authorization: []string{basic}, causes: "missing", sent: []string{basic}, told: nobody},
 		{name: "two lines", path: "/plain/5", authorization: []string{"Bearer READER", basic}, causes: "malformed_authorization", sent: []string{basic}, told: nobody},
 		{name: "the same line twice", path: "/plain/6", authorization: []string{"Bearer READER", "bearer READER"}, causes: "malformed_authorization", told: nobody},
