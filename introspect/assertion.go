@@ -213,18 +213,8 @@ func (a *Assertions) judge(payload []byte) (_ *Assertion, no Cause) {
 	case result.Expiry.Sub(now) > a.cfg.MaxLifetime+a.cfg.Leeway:
 		return nil, CauseLifetime
 	}
-	for _, name := range []string{"nbf", "iat"} {
-		value := claims[name]
-		if value == nil {
-			continue
-		}
-		at, ok := numericDate(value)
-		if !ok {
-			return nil, CauseMalformed
-		}
-		if now.Add(a.cfg.Leeway).Before(at) {
-			return nil, CauseNotYet
-		}
+	if _, cause := begun(claims, now.Add(a.cfg.Leeway)); cause != "" {
+		return nil, cause
 	}
 	return result, ""
 }

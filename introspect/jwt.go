@@ -374,6 +374,28 @@ func (j *JWT) acceptsType(value any, present bool) (access, ok bool) {
 	return false, false
 }
 
+// begun checks that a JWT may be used at now already, by nbf and iat. It returns iat, which is zero if
+// there is none. The cause is empty if the JWT passes.
+func begun(claims map[string]any, now time.Time) (issued time.Time, no Cause) {
+	for _, name := range []string{"nbf", "iat"} {
+		value := claims[name]
+		if value == nil {
+			continue
+		}
+		at, ok := numericDate(value)
+		if !ok {
+			return time.Time{}, CauseMalformed
+		}
+		if now.Before(at) {
+			return time.Time{}, CauseNotYet
+		}
+		if name == "iat" {
+			issued = at
+		}
+	}
+	return issued, ""
+}
+
 // judge turns a payload whose signature is good into facts. access is whether the header says
 // that it is an access token. Members that are null count as absent, except cnf. The
 // cause is empty if the token is good.
@@ -400,22 +422,9 @@ func (j *JWT) judge(payload []byte, access bool) (_ *Facts, no Cause) {
 	if !now.Before(expiry) {
 		return nil, CauseExpired
 	}
-	var issued time.Time
-	for _, name := range []string{"nbf", "iat"} {
-		value := claims[name]
-		if value == nil {
-			continue
-		}
-		at, ok := numericDate(value)
-		if !ok {
-			return nil, CauseMalformed
-		}
-		if now.Add(j.cfg.Leeway).Before(at) {
-			return nil, CauseNotYet
-		}
-		if name == "iat" {
-			issued = at
-		}
+	issued, no := begun(claims, now.Add(j.cfg.Leeway))
+	if no != "" {
+		return nil, no
 	}
 
 	var audience []string
