@@ -299,47 +299,55 @@ func readJWT(token Token, issuer string, algorithms []string, acceptsType func(t
 	if token.UnverifiedIssuer() != issuer {
 		return signed, CauseIssuer
 	}
-	if !oneSpelling(token.text) {
-		return signed, CauseMalformed
+	signed, _, no = readHeader(token.text, algorithms, acceptsType)
+	return signed, no
+}
+
+// readHeader is readJWT for JWTs of any issuer. It also returns the header's text, which is a JSON object
+// that can be read in one way only.
+func readHeader(text string, algorithms []string, acceptsType func(typ any, present bool) (access, ok bool)) (signed signedToken, said string, no Cause) {
+	bad := func(no Cause) (signedToken, string, Cause) { return signedToken{}, "", no }
+	if !oneSpelling(text) {
+		return bad(CauseMalformed)
 	}
-	protected, _, _ := strings.Cut(token.text, ".")
+	protected, _, _ := strings.Cut(text, ".")
 	data, err := base64.RawURLEncoding.DecodeString(protected)
 	if err != nil {
-		return signed, CauseMalformed
+		return bad(CauseMalformed)
 	}
 	header, ok := decodeObject(data)
 	if !ok {
-		return signed, CauseMalformed
+		return bad(CauseMalformed)
 	}
 	// Nothing has a use for any of these here: crit demands extensions that we don't know,
 	// b64 changes what is signed (RFC 7797), zip and enc belong to encryption.
 	for _, name := range []string{"crit", "b64", "zip", "enc"} {
 		// ForgeRock AM states in each header that nothing is compressed.
 		if value, present := header[name]; present && !(name == "zip" && value == "NONE") {
-			return signed, CauseMalformed
+			return bad(CauseMalformed)
 		}
 	}
 	typ, present := header["typ"]
 	if signed.access, ok = acceptsType(typ, present); !ok {
-		return signed, CauseType
+		return bad(CauseType)
 	}
 	// Some serializers write an empty kid if there is none.
 	if value, present := header["kid"]; present && value != nil {
 		if signed.kid, ok = value.(string); !ok {
-			return signed, CauseMalformed
+			return bad(CauseMalformed)
 		}
 	}
 	alg, ok := header["alg"].(string)
 	if !ok || !slices.Contains(algorithms, alg) {
-		return signed, CauseAlgorithm
+		return bad(CauseAlgorithm)
 	}
 	// go-jose parses the header itself. Allowing only this algorithm makes sure that it reads
 	// the same one.
-	signed.jws, err = jose.ParseSignedCompact(token.text, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
+	signed.jws, err = jose.ParseSignedCompact(text, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
 	if err != nil {
-		return signed, CauseMalformed
+		return bad(CauseMalformed)
 	}
-	return signed, ""
+	return signed, string(data), ""
 }
 
 // oneSpelling reports whether no other text decodes to the same three parts as token, provided
