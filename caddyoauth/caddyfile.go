@@ -226,6 +226,7 @@ func limitOption(limits **Limits) conf.Option {
 //		jwks_file      <path>
 //		assertion_algorithms <name>...
 //		token_format   opaque|sealed|jwt
+//		certificate_bound
 //		token_lifetime <duration>
 //		limit          tokens <n> <duration>
 //		introspect     own|audience [<audience>...]|realm
@@ -271,6 +272,7 @@ func clientOption(realm *Realm) conf.Option {
 			"jwks_file":            conf.Text(&client.JWKSFile),
 			"assertion_algorithms": conf.Texts(&client.AssertionAlgorithms, checkAssertionAlgorithms),
 			"token_format":         conf.Text(&client.TokenFormat, checkTokenFormat),
+			"certificate_bound":    conf.Flag(&client.CertificateBound),
 			"token_lifetime":       conf.Lifetime(&client.TokenLifetime),
 			"limit":                limitOption(&client.Limits),
 			"introspect": conf.Func(func(d *caddyfile.Dispenser) error {

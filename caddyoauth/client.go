@@ -63,6 +63,12 @@ type Client struct {
 	// What its tokens look like: `opaque`, `sealed` or `jwt`; see the realm's. Default: the realm's.
 	TokenFormat string `json:"token_format,omitempty"`
 
+	// Binds its tokens to the certificate with which it fetches them (RFC 8705 section 3): the
+	// token endpoint and routes then take them only over a TLS connection with that certificate, so
+	// a stolen token is worth nothing. The site needs `client_auth` in its `tls` for that. Any method of
+	// authentication goes with it. Default: false; its tokens are bearer tokens.
+	CertificateBound bool `json:"certificate_bound,omitempty"`
+
 	// How long its tokens live, in whole seconds, at most a year. Default: the realm's.
 	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
 
@@ -188,7 +194,7 @@ func (cc *Client) provision(id, format string, lifetime caddy.Duration, realmDef
 	}
 	c := &oauth.Client{
 		ID: id, Scopes: cc.Scopes, DefaultScopes: defaults, Audience: cc.Audience,
-		GrantTypes: grants, Auth: auth, TokenFormat: format, TokenLifetime: time.Duration(lifetime),
+		GrantTypes: grants, Auth: auth, TokenFormat: format, CertificateBound: cc.CertificateBound, TokenLifetime: time.Duration(lifetime),
 		Introspect: introspect, IntrospectAudience: introspectAudience, Disabled: cc.Disabled,
 	}
 	if tokens := limits.Tokens; tokens != nil {

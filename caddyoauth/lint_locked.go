@@ -195,7 +195,7 @@ func (c *lintClients) among(rule *access.Rule) []*introspect.Facts {
 // meets reports whether any of them passes the rule.
 func (c *lintClients) meets(rule *access.Rule) bool {
 	return slices.ContainsFunc(c.among(rule), func(facts *introspect.Facts) bool {
-		return access.Decide(rule, facts, access.Request{Fit: true}).Allowed
+		return access.Decide(rule, facts, access.Request{Proven: facts.Confirmation, Fit: true}).Allowed
 	})
 }
 

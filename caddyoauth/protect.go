@@ -470,11 +470,20 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 		p.trouble.Error("token could not be checked", zap.String("realm", p.label), zap.Error(err))
 		return b, access.Decision{Cause: access.CauseOutage}
 	}
-	decision := access.Decide(rule, b.facts, access.Request{Fit: b.introduce()})
+	decision := access.Decide(rule, b.facts, access.Request{Proven: p.proven(r, b.facts), Fit: b.introduce()})
 	if !decision.Allowed {
 		decision.Cause = p.app.whyNot(p.sources, &b.token, decision.Cause)
 	}
 	return b, decision
+}
+
+// proven returns what the sender of the request has proven to have, of what its token demands. A
+// question about what would happen is asked for somebody who can prove it.
+func (p *Protect) proven(r *http.Request, facts *introspect.Facts) introspect.Confirmation {
+	if facts.Confirmation == (introspect.Confirmation{}) || p.asked != nil {
+		return facts.Confirmation
+	}
+	return provenBy(r, facts.Confirmation)
 }
 
 // loadSources loads the modules that say where tokens come from.

@@ -272,7 +272,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		s.refuse(w, r, e, status, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: description, Reason: "body"})
 		return nil
 	}
-	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Body: body, From: clientNetwork(r)})
+	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Body: body, Certificate: certificateOf(r), From: clientNetwork(r)})
 	if err == nil && e.contradicts(req.Form.Get("realm")) {
 		err = errOtherRealm
 	}

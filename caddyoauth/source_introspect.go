@@ -192,7 +192,7 @@ func (s *IntrospectSource) check() error {
 
 // settings returns the settings as configured, with placeholders and references in them.
 func (s *IntrospectSource) settings() introspect.RemoteConfig {
-	cfg := introspect.RemoteConfig{URL: s.URL, ClientID: s.ClientID, Auth: s.Auth, Issuer: s.Issuer, ClientClaims: s.ClientClaim, ScopeClaims: s.ScopeClaim, Leeway: time.Duration(s.Leeway), Timeout: time.Duration(s.Timeout)}
+	cfg := introspect.RemoteConfig{URL: s.URL, AcceptBound: true, ClientID: s.ClientID, Auth: s.Auth, Issuer: s.Issuer, ClientClaims: s.ClientClaim, ScopeClaims: s.ScopeClaim, Leeway: time.Duration(s.Leeway), Timeout: time.Duration(s.Timeout)}
 	if s.ClientID == "" {
 		cfg.Auth = "none"
 	} else {

@@ -216,7 +216,8 @@ func (s *JWTSource) settings() (introspect.KeysConfig, introspect.JWTConfig) {
 	return introspect.KeysConfig{
 			Issuer: s.Issuer, JWKSURI: s.JWKSURI, KeysFile: s.JWKSFile, Discovery: s.JWKSURI == "" && s.JWKSFile == "", HeaderHosts: s.HeaderHosts,
 		}, introspect.JWTConfig{
-			Algorithms: s.Algorithms, Audience: s.Audience, Type: s.Type, ClientClaims: s.ClientClaim, ScopeClaims: s.ScopeClaim,
+			AcceptBound: true,
+			Algorithms:  s.Algorithms, Audience: s.Audience, Type: s.Type, ClientClaims: s.ClientClaim, ScopeClaims: s.ScopeClaim,
 			Leeway:          time.Duration(s.Leeway),
 			RefreshInterval: time.Duration(s.RefreshInterval),
 		}

@@ -66,6 +66,9 @@ type introspectionAnswer struct {
 	Audience  audience `json:"aud,omitempty"`
 	Issuer    string   `json:"iss,omitempty"`
 	JTI       string   `json:"jti,omitempty"`
+
+	// Confirmation is there if the token is bound (RFC 8705 section 3.2).
+	Confirmation introspect.Confirmation `json:"cnf,omitzero"`
 }
 
 func introspectionAnswerOf(facts *introspect.Facts) introspectionAnswer {
@@ -83,6 +86,8 @@ func introspectionAnswerOf(facts *introspect.Facts) introspectionAnswer {
 		Audience:  facts.Audience,
 		Issuer:    facts.Issuer,
 		JTI:       cmp.Or(facts.JTI, jtiOf(facts.ID)),
+
+		Confirmation: facts.Confirmation,
 	}
 }
 

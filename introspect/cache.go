@@ -181,7 +181,7 @@ const overhead = 640
 // sizeOf returns the size of an entry for f.
 func sizeOf(f *Facts) int64 {
 	const header = 32 // of a string in a list, with what the allocator rounds up
-	n := overhead + len(f.ClientID) + len(f.Subject) + len(f.Issuer) + len(f.JTI) + len(f.Claims) + len(f.verifiedBy)
+	n := overhead + len(f.ClientID) + len(f.Subject) + len(f.Issuer) + len(f.JTI) + len(f.Confirmation.Certificate) + len(f.Confirmation.Key) + len(f.Claims) + len(f.verifiedBy)
 	for _, s := range f.Scopes {
 		n += header + len(s)
 	}

@@ -43,7 +43,8 @@ const (
 	CauseUnknownKey Cause = "unknown_key"
 	// CauseSignature means that the signature doesn't match the key that the token names.
 	CauseSignature Cause = "signature"
-	// CauseBinding means that the token is bound to a key (cnf, RFC 7800), which is not accepted.
+	// CauseBinding means that the token is bound to a key (cnf, RFC 7800), and is not accepted:
+	// it is bound in a way that can't be checked, or its bearer has not proven to have the key.
 	CauseBinding Cause = "binding"
 )
 

@@ -71,6 +71,10 @@ type Facts struct {
 	// 4.1.3). If it is empty, the token is not restricted.
 	Audience []string
 
+	// Confirmation is what whoever shows the token must prove to have. Its zero value is that of a
+	// bearer token. Who uses the facts must check it.
+	Confirmation Confirmation
+
 	// JTI is the ID that the token itself has (RFC 7519 section 4.1.7). It is set for JWTs that the
 	// source itself issued; of others it is among the Claims.
 	JTI string

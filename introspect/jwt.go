@@ -22,8 +22,8 @@ import (
 // algorithm that the configuration allows, and if every claim that limits its use is present
 // and holds. Nothing in a token chooses how it is checked: the header's jwk, jku, x5u and x5c
 // are never used, and its alg only selects one of the allowed algorithms. A token with cnf is
-// inactive, because it is bound to a key whose possession the bearer would have to prove. So
-// is a token that could be read in two ways: with two members of one name, or in base64 that
+// bound to a key whose possession the bearer has to prove; see JWTConfig.AcceptBound. A token
+// that could be read in two ways is inactive: with two members of one name, or in base64 that
 // is not spelled canonically.
 //
 // A signature can't tell whether the token has been revoked since. A program that must know
@@ -72,6 +72,11 @@ type JWTConfig struct {
 	// string with spaces, a list, or an object with the scopes as member names.
 	// Default: scope, scp.
 	ScopeClaims []string
+
+	// AcceptBound has tokens with cnf be active, if it says x5t#S256 or jkt and nothing else.
+	// Whoever uses the facts must then check [Facts.Confirmation]. Default: false; such tokens are
+	// inactive, since a program that doesn't check would take a stolen one.
+	AcceptBound bool
 
 	// Leeway is how far ahead the issuer's clock may be when nbf and iat are checked, at most
 	// 60s. It never prolongs a token's life: the token is dead at exp. Default: 0.
@@ -415,10 +420,12 @@ func (j *JWT) judge(payload []byte, access bool) (_ *Facts, no Cause) {
 	if claims["iss"] != j.issuer() {
 		return nil, CauseIssuer
 	}
-	if _, bound := claims["cnf"]; bound {
+	text := string(bytes.TrimSpace(payload))
+	confirmation, ok := confirmationOf(claims, text)
+	if !ok || !j.cfg.AcceptBound && confirmation != (Confirmation{}) {
 		return nil, CauseBinding
 	}
-	if otherKind(claims, access) {
+	if otherKind(claims, confirmation, access) {
 		return nil, CauseKind
 	}
 
@@ -447,7 +454,6 @@ func (j *JWT) judge(payload []byte, access bool) (_ *Facts, no Cause) {
 		return nil, CauseAudience
 	}
 
-	text := string(bytes.TrimSpace(payload))
 	client, ok := clientOf(text, j.cfg.ClientClaims)
 	if !ok {
 		return nil, CauseMalformed
@@ -464,7 +470,7 @@ func (j *JWT) judge(payload []byte, access bool) (_ *Facts, no Cause) {
 	}
 	return &Facts{
 		Active: true, ClientID: client, Subject: subject, Issuer: j.issuer(),
-		Scopes: scopes, Audience: audience, IssuedAt: issued, Expiry: expiry, Claims: text,
+		Scopes: scopes, Audience: audience, Confirmation: confirmation, IssuedAt: issued, Expiry: expiry, Claims: text,
 	}, ""
 }
 

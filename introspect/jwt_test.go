@@ -193,6 +193,7 @@ type jwtSettings struct {
 	ClientClaims, ScopeClaims            []string
 	Type                                 string
 	Leeway                               time.Duration
+	AcceptBound                          bool
 
 	network http.RoundTripper
 }
@@ -220,7 +221,7 @@ func (s jwtSettings) keys() (*introspect.Keys, error) {
 func (s jwtSettings) source(keys *introspect.Keys) (*introspect.JWT, error) {
 	return introspect.NewJWT(introspect.JWTConfig{
 		Keys: keys, Algorithms: s.Algorithms, Audience: s.Audience, Type: s.Type, Leeway: s.Leeway,
-		RefreshInterval: s.RefreshInterval, Now: s.Now, ClientClaims: s.ClientClaims, ScopeClaims: s.ScopeClaims,
+		RefreshInterval: s.RefreshInterval, AcceptBound: s.AcceptBound, Now: s.Now, ClientClaims: s.ClientClaims, ScopeClaims: s.ScopeClaims,
 	})
 }
 
@@ -659,8 +660,8 @@ func TestJWTForgedClaims(t *testing.T) {
 		{"two clients", claims{"azp": "billing"}},
 		{"two clients under vendors' names", claims{"client_id": nil, "appid": "a", "cid": "b"}},
 		{"client as a boolean", claims{"client_id": true}},
-		{"bound to a certificate", claims{"cnf": claims{"x5t#S256": "x"}}},
-		{"bound to a DPoP key", claims{"cnf": claims{"jkt": "x"}}},
+		{"bound to a certificate", claims{"cnf": claims{"x5t#S256": thumb}}},
+		{"bound to a DPoP key", claims{"cnf": claims{"jkt": thumb}}},
 		{"subject as a fraction", claims{"sub": 1.5}},
 		{"subject as a number with an exponent", claims{"sub": raw("1e3")}},
 		{"subject as a boolean", claims{"sub": true}},

@@ -26,7 +26,7 @@ var (
 // that they name must be a known name for an access token, unless something else vouches for
 // the token, as the header's typ does: then it is enough that the claims don't contradict.
 // Members that are null count as absent.
-func otherKind(claims map[string]any, vouched bool) bool {
+func otherKind(claims map[string]any, bound Confirmation, vouched bool) bool {
 	for _, name := range otherMembers {
 		if claims[name] != nil {
 			return true
@@ -38,6 +38,9 @@ func otherKind(claims map[string]any, vouched bool) bool {
 			continue
 		}
 		word, ok := kindWord(value)
+		if word == "dpop" && name == "token_type" && bound.Key != "" { // RFC 9449 section 6.2
+			continue
+		}
 		if otherKinds[word] || !vouched && !(ok && accessKinds[word]) {
 			return true
 		}

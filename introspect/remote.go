@@ -21,9 +21,9 @@ import (
 // about each of them (RFC 7662).
 //
 // A token is active if the server says so in an answer that makes sense, and if a bearer may
-// use it. A token with cnf, or with a token_type other than Bearer, is bound to a key whose
-// possession the bearer would have to prove (RFC 9449 section 7.2, RFC 8705 section 3). A
-// token that the server calls a refresh or ID token is not for resources. Answers are read
+// use it. A token with cnf is bound to a key whose possession the bearer has to prove; see
+// RemoteConfig.AcceptBound. One with a token_type other than Bearer, or DPoP if it is bound so,
+// can't be used here. A token that the server calls a refresh or ID token is not for resources. Answers are read
 // liberally where they are clear: a number may be a string, null means absent, an exp of 0
 // or less says nothing. An answer that makes no sense, such as "active":"true" or an exp of
 // 1e308, is an error, never a "no" and never a "yes".

@@ -215,13 +215,13 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 	}
 
 	now := r.cfg.Now()
-	_, bound := answer["cnf"]
+	confirmation, ok := confirmationOf(answer, facts.Claims)
 	switch {
 	case !facts.Expiry.IsZero() && !now.Before(facts.Expiry):
 		return InactiveBecause(CauseExpired), nil
-	case bound:
+	case !ok || !r.cfg.AcceptBound && confirmation != (Confirmation{}):
 		return InactiveBecause(CauseBinding), nil
-	case otherKind(answer, false): // endpoints answer for refresh tokens too
+	case otherKind(answer, confirmation, false): // endpoints answer for refresh tokens too
 		return InactiveBecause(CauseKind), nil
 	case r.cfg.Issuer != "" && facts.Issuer != "" && facts.Issuer != r.cfg.Issuer:
 		return InactiveBecause(CauseIssuer), nil
@@ -229,6 +229,7 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 	if usable := notBefore.Add(-r.cfg.Leeway); now.Before(usable) {
 		return &Facts{notYet: usable, cause: CauseNotYet}, nil
 	}
+	facts.Confirmation = confirmation
 	if facts.Issuer == "" {
 		facts.Issuer = r.cfg.Issuer // the one that the endpoint is known to speak for
 	}

@@ -58,6 +58,12 @@ type RemoteConfig struct {
 	// Default: scope, scp.
 	ScopeClaims []string
 
+	// AcceptBound has tokens with cnf be active (RFC 8705 section 3.2, RFC 9449 section 6.2), if it
+	// says x5t#S256 or jkt and nothing else. Whoever uses the facts must then check
+	// [Facts.Confirmation]. Default: false; such tokens are inactive, since a program that doesn't
+	// check would take a stolen one.
+	AcceptBound bool
+
 	// Leeway is how far ahead the server's clock may be when nbf is checked, at most 60s. It
 	// never prolongs a token's life: the token is dead at exp. Default: 0.
 	Leeway time.Duration

@@ -577,7 +577,7 @@ func TestRemoteAnswers(t *testing.T) {
 		{`{"active":true,"token_type":"Bearer"}`, yes}, {`{"active":true,"token_type":"BEARER"}`, yes}, {`{"active":true,"token_type":null}`, yes},
 		{`{"active":true,"token_type":"DPoP"}`, no}, {`{"active":true,"token_type":"N_A"}`, no}, {`{"active":true,"token_type":""}`, no},
 		{`{"active":true,"token_type":"Bearer "}`, no}, {`{"active":true,"token_type":["Bearer"]}`, wrong},
-		{`{"active":true,"token_type":"Bearer","cnf":{"jkt":"x"}}`, no}, {`{"active":true,"cnf":{}}`, no}, {`{"active":true,"cnf":"x"}`, no},
+		{`{"active":true,"token_type":"Bearer","cnf":{"jkt":"` + thumb + `"}}`, no}, {`{"active":true,"cnf":{}}`, no}, {`{"active":true,"cnf":"x"}`, no},
 		{`{"active":true,"cnf":null}`, yes},
 
 		// Nor is one that is not an access token.

@@ -48,6 +48,8 @@ type Claim struct {
 
 // Request is what a decision depends on besides the rule and the facts.
 type Request struct {
+	// Proven is what the sender has proven to have. What the token doesn't ask for may be missing.
+	Proven introspect.Confirmation
 	// Fit means that the names in the token can be passed on with the request: in a header,
 	// they can't be read as another caller's name, or as several names.
 	Fit bool
@@ -74,6 +76,8 @@ func Decide(rule *Rule, facts *introspect.Facts, request Request) Decision {
 	switch {
 	case !facts.Active:
 		return Decision{Cause: ofToken(facts.Cause())}
+	case !proves(request.Proven, facts.Confirmation):
+		return Decision{Cause: introspect.CauseBinding}
 	case len(rule.Audience) > 0 && !slices.ContainsFunc(rule.Audience, facts.HasAudience):
 		return Decision{Cause: introspect.CauseAudience, Want: rule.Audience, Has: facts.Audience}
 	case facts.ClientID == "" && facts.Subject == "":
@@ -95,6 +99,11 @@ func Decide(rule *Rule, facts *introspect.Facts, request Request) Decision {
 		return Decide(rule.Also, facts, request)
 	}
 	return Decision{Allowed: true}
+}
+
+// proves reports whether a sender who has proven one thing may use a token that demands the other.
+func proves(proven, demanded introspect.Confirmation) bool {
+	return (demanded.Certificate == "" || proven.Certificate == demanded.Certificate) && (demanded.Key == "" || proven.Key == demanded.Key)
 }
 
 func (r *Rule) scopesSuffice(facts *introspect.Facts) bool {

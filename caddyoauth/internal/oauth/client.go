@@ -34,6 +34,8 @@ type Client struct {
 	Auth []string
 	// TokenFormat is what its tokens look like, one of the Format constants.
 	TokenFormat string
+	// CertificateBound means that its tokens are bound to the certificate with which it fetches them.
+	CertificateBound bool
 	// TokenLifetime is how long its tokens live, in whole seconds.
 	TokenLifetime time.Duration
 	// Introspect is one of the Introspect constants.

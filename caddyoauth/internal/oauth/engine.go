@@ -347,6 +347,11 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 		return Grant{}, out, err
 	}
 
+	confirmation, err := client.confirm(req)
+	if err != nil {
+		return Grant{}, out, err
+	}
+
 	agreed, err := state.agreement()
 	if err != nil {
 		return Grant{}, out, err
@@ -361,6 +366,7 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 	}
 	issuedAt := now.Truncate(time.Millisecond) // as exact as the token itself
 	record := client.token(generation, scopes, audience, issuedAt)
+	record.Confirmation = confirmation
 	text, err := e.issue(ctx, agreed, client.TokenFormat, &record, issuedAt.Add(client.TokenLifetime))
 	if err != nil {
 		return Grant{}, out, err

@@ -119,6 +119,8 @@ func (i *issued) facts(record Token) *introspect.Facts {
 		IssuedAt: record.IssuedAt,
 		JTI:      record.JTI,
 		Revision: record.ClientGeneration,
+
+		Confirmation: record.Confirmation,
 	}
 }
 

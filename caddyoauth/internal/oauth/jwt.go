@@ -38,6 +38,8 @@ type claims struct {
 	IssuedAt int64        `json:"iat"`
 	Expiry   int64        `json:"exp"`
 	ID       string       `json:"jti"`
+	// Confirmation is there if the token is bound (RFC 8705 section 3.1, RFC 9449 section 6.1).
+	Confirmation introspect.Confirmation `json:"cnf,omitzero"`
 
 	// The rest is for the gateway alone (RFC 7519 section 4.3).
 
@@ -118,7 +120,7 @@ func (j *jwts) mint(t *Token) (text, jti string, err error) {
 	c := claims{
 		Issuer: j.issuer, Subject: t.ClientID, ClientID: t.ClientID, Audience: t.Audience, Scope: strings.Join(t.Scopes, " "),
 		IssuedAt: t.IssuedAt.Unix(), Expiry: t.ExpiryMilli / 1000, ID: base64.RawURLEncoding.EncodeToString(random[:]),
-		Epoch: j.epoch, Generation: t.ClientGeneration,
+		Confirmation: t.Confirmation, Epoch: j.epoch, Generation: t.ClientGeneration,
 	}
 	if len(t.Audience) == 0 {
 		c.Audience, c.Unrestricted = audienceText{j.issuer}, true
@@ -170,6 +172,7 @@ func (j *jwts) read(token *introspect.Token) (t Token, ok bool) {
 	t = Token{
 		Key:      Key{Realm: j.realm, ExpiryMilli: c.Expiry * 1000, ID: token.ID()},
 		ClientID: c.ClientID, ClientGeneration: c.Generation, IssuedAt: time.Unix(c.IssuedAt, 0), JTI: c.ID,
+		Confirmation: c.Confirmation,
 	}
 	if !c.Unrestricted {
 		t.Audience = slices.Clip(c.Audience)

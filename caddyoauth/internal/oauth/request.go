@@ -28,6 +28,8 @@ type Incoming struct {
 	Authorization []string
 	// Body is the form (application/x-www-form-urlencoded). The caller has bounded it.
 	Body string
+	// Certificate is the client's certificate; nil if the sender has shown none.
+	Certificate *Certificate
 	// From is where the request came from; see [Request].
 	From string
 }
@@ -39,6 +41,8 @@ type Request struct {
 	Form url.Values
 	// Credentials are what the request offers to authenticate its client with.
 	Credentials Credentials
+	// Certificate is that of Incoming.
+	Certificate *Certificate
 	// From is where the request came from, for the fair use of slow hashes.
 	From string
 
@@ -55,7 +59,7 @@ func ParseRequest(in Incoming) (Request, error) {
 		return Request{}, err
 	}
 	creds, err := credentialsOf(in, form)
-	return Request{Form: form, Credentials: creds, From: in.From}, err
+	return Request{Form: form, Credentials: creds, Certificate: in.Certificate, From: in.From}, err
 }
 
 // parseForm parses a form. It refuses, with an *Error, a form that is malformed, contains a NUL

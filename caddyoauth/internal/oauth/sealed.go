@@ -29,18 +29,21 @@ const SealedPrefix = "coe_"
 //
 // where the record is
 //
-//	version      1 byte    1
+//	version      1 byte    1; 2 if the token is bound, so that no program takes it for a bearer token
 //	expiry       6 bytes   unix milliseconds, big-endian
 //	lifetime     varint    milliseconds from issue to expiry
 //	generation   varint    the client's
 //	client ID    text
 //	scopes       text      separated by spaces
 //	audience     varint    their number, then a text each
+//	certificate  text      with version 2: what the token is bound to; empty if it is not bound to one
+//	key          text      likewise
 //
 // and a text is a varint, its length, and that many bytes. The encoding has no padding, and its
 // spare bits must be zero, so no two strings are one token.
 const (
 	sealedVersion = 1
+	sealedBound   = 2
 	sealedNonce   = 4 // offset
 	sealedRecord  = sealedNonce + chacha20poly1305.NonceSizeX
 	sealedLeast   = sealedRecord + chacha20poly1305.Overhead + 11 // the shortest record
@@ -104,7 +107,11 @@ func (s *sealed) mint(t *Token) (string, error) {
 	if _, err := io.ReadFull(s.random, raw[sealedNonce:]); err != nil {
 		return "", fmt.Errorf("reading random bytes for a token: %w", err)
 	}
-	raw = append(raw, sealedVersion, 0, 0, 0, 0, 0, 0)
+	bound, version := t.Confirmation != (introspect.Confirmation{}), byte(sealedVersion)
+	if bound {
+		version = sealedBound
+	}
+	raw = append(raw, version, 0, 0, 0, 0, 0, 0)
 	putExpiry(raw[sealedRecord+1:], t.ExpiryMilli)
 	raw = binary.AppendUvarint(raw, uint64(t.ExpiryMilli-t.IssuedAt.UnixMilli()))
 	raw = binary.AppendUvarint(raw, t.ClientGeneration)
@@ -113,6 +120,9 @@ func (s *sealed) mint(t *Token) (string, error) {
 	raw = binary.AppendUvarint(raw, uint64(len(t.Audience)))
 	for _, audience := range t.Audience {
 		raw = appendText(raw, audience)
+	}
+	if bound {
+		raw = appendText(appendText(raw, t.Confirmation.Certificate), t.Confirmation.Key)
 	}
 	// The encrypted record takes the place of the plain one.
 	raw = s.keys[s.first].Seal(raw[:sealedRecord], raw[sealedNonce:sealedRecord], raw[sealedRecord:], raw[:sealedNonce])
@@ -166,7 +176,7 @@ func (s *sealed) open(token string, memory *[]byte) (record []byte) {
 		return nil
 	}
 	record, err = aead.Open(raw[sealedRecord:sealedRecord], raw[sealedNonce:sealedRecord], raw[sealedRecord:], raw[:sealedNonce])
-	if err != nil || record[0] != sealedVersion {
+	if err != nil || record[0] != sealedVersion && record[0] != sealedBound {
 		return nil
 	}
 	return record
@@ -196,6 +206,12 @@ func (s *sealed) read(token *introspect.Token) (t Token, ok bool) {
 	t.Audience = slices.Grow(t.Audience, int(n))
 	for range n {
 		t.Audience = append(t.Audience, r.text())
+	}
+	if record[0] == sealedBound {
+		t.Confirmation = introspect.Confirmation{Certificate: r.text(), Key: r.text()}
+		if t.Confirmation == (introspect.Confirmation{}) {
+			return t, false
+		}
 	}
 	return t, !r.short && len(r.rest) == 0
 }

@@ -36,6 +36,8 @@ type Token struct {
 	Scopes           []string
 	Audience         []string
 	IssuedAt         time.Time
+	// Confirmation is what whoever shows the token must prove to have.
+	Confirmation introspect.Confirmation
 	// JTI is the ID that stands in a JWT. A record in a store has none.
 	JTI string
 }

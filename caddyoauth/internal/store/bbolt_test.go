@@ -576,7 +576,7 @@ func TestBboltRecordsThatAreWrong(t *testing.T) {
 		{"an empty object", "{}"},
 		{"more after it", string(good) + string(good)},
 		{"another token's", string(foreign)},
-		{"of a newer version", strings.Replace(string(good), `"v":1`, `"v":2`, 1)},
+		{"of a newer version", strings.Replace(string(good), `"v":1`, `"v":3`, 1)},
 		{"of no version", strings.Replace(string(good), `"v":1,`, ``, 1)},
 		{"of no realm", strings.Replace(string(good), `"r":"root"`, `"r":""`, 1)},
 		{"of no client", strings.Replace(string(good), `"c":"client of a"`, `"c":""`, 1)},

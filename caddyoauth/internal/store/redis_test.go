@@ -533,7 +533,7 @@ func TestRedisAnswersSomethingElse(t *testing.T) {
 
 	t.Run("a record that is not this token's", func(t *testing.T) {
 		key := r.tokenKey(a.Key)
-		for _, bad := range []string{"", "x", "{}", "null", server.CLI("get", r.tokenKey(b.Key)), strings.Replace(server.CLI("get", key), `"v":1`, `"v":2`, 1)} {
+		for _, bad := range []string{"", "x", "{}", "null", server.CLI("get", r.tokenKey(b.Key)), strings.Replace(server.CLI("get", key), `"v":1`, `"v":3`, 1)} {
 			server.CLI("set", key, bad)
 			mustFail(bad, get(a.Key))
 		}

@@ -61,16 +61,21 @@ func TestStores(t *testing.T) {
 
 var ctx = context.Background()
 
-// tokenOf makes a token with all fields set, valid for an hour from a fixed moment of this
+// tokenOf makes a token, bound if its name says so, with all other fields set, valid for an hour from a fixed moment of this
 // process, so the same name always makes the same token.
 func tokenOf(name string) oauth.Token { return tokenUntil(name, inAnHour) }
 
 var inAnHour = time.Now().Add(time.Hour)
 
 func tokenUntil(name string, expires time.Time) oauth.Token {
+	var confirmation introspect.Confirmation
+	if strings.HasPrefix(name, "bound") {
+		confirmation = introspect.Confirmation{Certificate: "digest of a certificate", Key: "thumbprint of a key"}
+	}
 	return oauth.Token{
-		Key:      oauth.Key{Realm: "root", ExpiryMilli: expires.UnixMilli(), ID: introspect.IDOf(name)},
-		ClientID: "client of " + name, ClientGeneration: 7,
+		Key:          oauth.Key{Realm: "root", ExpiryMilli: expires.UnixMilli(), ID: introspect.IDOf(name)},
+		Confirmation: confirmation,
+		ClientID:     "client of " + name, ClientGeneration: 7,
 		Scopes: []string{"read", "write"}, Audience: []string{"https://api.example.com", "two"},
 		IssuedAt: expires.Add(-time.Hour).Truncate(time.Millisecond),
 	}
@@ -79,7 +84,7 @@ func tokenUntil(name string, expires time.Time) oauth.Token {
 // same reports whether two tokens are equal in everything that counts.
 func same(a, b oauth.Token) bool {
 	return a.Key == b.Key && a.ClientID == b.ClientID && a.ClientGeneration == b.ClientGeneration &&
-		slices.Equal(a.Scopes, b.Scopes) && slices.Equal(a.Audience, b.Audience) && a.IssuedAt.Equal(b.IssuedAt)
+		slices.Equal(a.Scopes, b.Scopes) && slices.Equal(a.Audience, b.Audience) && a.IssuedAt.Equal(b.IssuedAt) && a.Confirmation == b.Confirmation
 }
 
 func put(t testing.TB, s oauth.TokenStore, tokens ...oauth.Token) {
@@ -113,9 +118,10 @@ func absent(t testing.TB, s oauth.TokenStore, key oauth.Key) {
 func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	t.Run("a token is there after Put and absent after Revoke", func(t *testing.T) {
 		s := open(t)
-		a, b := tokenOf("a"), tokenOf("b")
+		a, b, bound := tokenOf("a"), tokenOf("b"), tokenOf("bound")
 		absent(t, s, a.Key)
-		put(t, s, a, b)
+		put(t, s, a, b, bound)
+		present(t, s, bound)
 		present(t, s, a)
 		present(t, s, b)
 		for range 2 { // idempotent
@@ -740,6 +746,10 @@ func testModel(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 					ClientGeneration: rapid.Uint64().Draw(r, "generation"),
 					Scopes:           rapid.SliceOfN(word, 0, 4).Draw(r, "scopes"), Audience: rapid.SliceOfN(rapid.String(), 0, 4).Draw(r, "audience"),
 					IssuedAt: time.UnixMilli(rapid.Int64Range(0, 1<<48-1).Draw(r, "issued")),
+					Confirmation: introspect.Confirmation{
+						Certificate: rapid.SampledFrom([]string{"", "a", "b"}).Draw(r, "certificate"),
+						Key:         rapid.SampledFrom([]string{"", "a", "b"}).Draw(r, "proof key"),
+					},
 				}
 				if err := s.Put(ctx, token); err != nil {
 					r.Fatal(err)
