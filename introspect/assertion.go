@@ -152,7 +152,7 @@ func (a *Assertions) Verify(ctx context.Context, text string, algorithms []strin
 		return nil, cause, nil
 	}
 	payload, key, known, err := a.cfg.Keys.verify(ctx, signed)
-	if key == nil && !a.cfg.Keys.current.Load().tries(signed) {
+	if key == nil && !a.cfg.Keys.set().tries(signed) {
 		signed.pretend()
 	}
 	switch {

@@ -293,8 +293,8 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 		"half a set":              body(jwks(evil.jwk(nil))[:60]),
 		"something after the set": body(jwks(evil.jwk(nil)) + "{}"),
 		"too many keys":           body(jwks(tooMany...)),
-		"too large":               body(jwks(evil.jwk(claims{"pad": strings.Repeat("x", 256<<10)}))),
-		"too large at its end":    body(jwks(evil.jwk(nil)) + strings.Repeat(" ", 256<<10)),
+		"too large":               body(jwks(evil.jwk(claims{"pad": strings.Repeat("x", 512<<10)}))),
+		"too large at its end":    body(jwks(evil.jwk(nil)) + strings.Repeat(" ", 512<<10)),
 		"endless": func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, `{"keys":[`)
 			for r.Context().Err() == nil {
@@ -668,7 +668,7 @@ func TestJWKSFile(t *testing.T) {
 	write(jwks(older.jwk(nil)))
 	clock.advance(5 * time.Second)
 	wants(t, j, older.issue(goodClaims()), "active")
-	for _, broken := range []string{"", jwks(newer.jwk(nil))[:50], strings.Repeat(" ", 256<<10) + jwks(newer.jwk(nil))} {
+	for _, broken := range []string{"", jwks(newer.jwk(nil))[:50], strings.Repeat(" ", 512<<10) + jwks(newer.jwk(nil))} {
 		write(broken)
 		clock.advance(5 * time.Second)
 		wants(t, j, newer.issue(goodClaims()), "error")

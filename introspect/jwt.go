@@ -195,7 +195,7 @@ func (j *JWT) Lookup(ctx context.Context, token Token) (*Facts, error) {
 // verify verifies a token, and fetches the keys if there is none that it can be signed with. known
 // says that there is one.
 func (k *Keys) verify(ctx context.Context, signed signedToken) (payload []byte, key *publicKey, known bool, err error) {
-	set := k.current.Load()
+	set := k.set()
 	payload, key, known = set.verify(signed.jws, signed.kid)
 	if known {
 		return payload, key, known, nil
@@ -204,8 +204,12 @@ func (k *Keys) verify(ctx context.Context, signed signedToken) (payload []byte, 
 		return nil, nil, false, fmt.Errorf("fetching the keys of %s: %w", k.cfg.Issuer, err)
 	}
 	// The same keys would give the same answer.
-	if fresh := k.current.Load(); fresh != set {
+	fresh := k.set()
+	if fresh != set {
 		payload, key, known = fresh.verify(signed.jws, signed.kid)
+	}
+	if fresh == nil {
+		return nil, nil, false, fmt.Errorf("the keys of %s: %w", k.cfg.Issuer, errNoKeys)
 	}
 	return payload, key, known, nil
 }
@@ -252,7 +256,7 @@ func (j *JWT) HasKeys() bool {
 }
 
 // set returns the current set of keys, nil if there is none yet.
-func (j *JWT) set() *keySet { return j.cfg.Keys.current.Load() }
+func (j *JWT) set() *keySet { return j.cfg.Keys.set() }
 
 // Screen reports whether token has the outline of a signed JWT. It runs on every request and
 // looks no closer.

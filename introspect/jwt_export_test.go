@@ -1,9 +1,23 @@
 package introspect
 
 import (
+	"context"
+	"net"
 	"net/http"
+	"net/netip"
 	"time"
 )
+
+// IsPublic reports whether guarded keys may come from an address.
+func IsPublic(address netip.Addr) bool { return isPublic(address) }
+
+// DialPublic connects as guarded keys do.
+func DialPublic(ctx context.Context, address string, privateHosts ...string) (net.Conn, error) {
+	return dialPublic(privateHosts)(ctx, "tcp", address)
+}
+
+// UsesProxies reports whether proxies may connect for the keys.
+func (k *Keys) UsesProxies() bool { return k.client.Transport.(*http.Transport).Proxy != nil }
 
 // WithTransport returns cfg with another network.
 func WithTransport(cfg KeysConfig, transport http.RoundTripper) KeysConfig {

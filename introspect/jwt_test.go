@@ -194,6 +194,8 @@ type jwtSettings struct {
 	Type                                 string
 	Leeway                               time.Duration
 	AcceptBound                          bool
+	Guarded                              bool
+	PrivateHosts                         []string
 
 	network http.RoundTripper
 }
@@ -211,6 +213,7 @@ func (s jwtSettings) keys() (*introspect.Keys, error) {
 	cfg := introspect.KeysConfig{
 		Issuer: s.Issuer, Discovery: s.Discovery, JWKSURI: s.JWKSURI, KeysFile: s.KeysFile, MinRefresh: s.MinRefresh,
 		Timeout: s.Timeout, Header: s.Header, TLS: s.TLS, Now: s.Now, OnFetch: s.OnFetch, OnSend: s.OnSend, OnKeys: s.OnKeys,
+		Guarded: s.Guarded, PrivateHosts: s.PrivateHosts,
 	}
 	if s.network != nil {
 		cfg = introspect.WithTransport(cfg, s.network)

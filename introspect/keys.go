@@ -27,13 +27,16 @@ import (
 //
 // One goroutine fetches them, from the moment [NewKeys] returns until [Keys.Close]. The last
 // good set is kept until it is replaced, for as long as the Keys live: while the issuer is
-// down, its tokens stay good.
+// down, its tokens stay good. For guarded keys, that ends after 20 minutes.
 type Keys struct {
 	cfg    KeysConfig
 	client *http.Client
 
-	// current is the set in use; nil until the first one has arrived. Sets never change.
+	// current is the set in use; nil until the first one has arrived. Sets never change. Use set,
+	// which knows whether it still counts.
 	current atomic.Pointer[keySet]
+	// confirmed is when current was last fetched, in Unix nanoseconds.
+	confirmed atomic.Int64
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -91,8 +94,26 @@ type KeysConfig struct {
 	// MinRefresh is how long after a fetch no other fetch begins, whatever arrives: 1s to 1m. A
 	// token with an unknown kid causes a fetch and waits for it; within MinRefresh of the last
 	// fetch it gets its answer at once. So MinRefresh bounds how late a new key becomes known.
-	// Until there are any keys it is 250ms, and tokens wait for the fetch. Default: 5s.
+	// Until there are any keys it is 250ms, and tokens wait for the fetch. Default: 5s, or 1m if
+	// Guarded.
 	MinRefresh time.Duration
+
+	// Guarded is for keys of those who are not trusted otherwise, and in whose name anybody can ask,
+	// such as clients that authenticate by their own keys:
+	//
+	//   - Only public addresses are connected to, and those of PrivateHosts, whatever a name resolves
+	//     to and a document says. No proxy is used, since it would connect for us.
+	//   - Whatever arrives, fetches are MinRefresh apart; until there are any keys, attempts follow
+	//     each other after 250ms, 500ms and so on.
+	//   - Only the first fetch is waited for. A token with an unknown kid causes one and is refused:
+	//     the time of an answer would tell whose keys are known here.
+	//   - Keys count for 20 minutes after they were last fetched.
+	Guarded bool
+
+	// PrivateHosts are the hosts that guarded keys may come from although their addresses are not
+	// public, or may not be: names, without a port, or addresses. They are the hosts of URLs, which
+	// are compared before they are resolved. Default: none, not even localhost.
+	PrivateHosts []string
 
 	// Timeout bounds one fetch including discovery, whose requests share it. Default: 5s.
 	Timeout time.Duration
@@ -146,7 +167,7 @@ const (
 	// and a slow issuer must not take all places that a cache has for lookups.
 	maxWaiting = 64
 	// maxKeysSize is how much of a document is read, in bytes.
-	maxKeysSize = 256 << 10
+	maxKeysSize = 512 << 10
 )
 
 var (
@@ -161,7 +182,7 @@ func NewKeys(cfg KeysConfig) (*Keys, error) {
 		return nil, err
 	}
 	if cfg.transport == nil {
-		cfg.transport = &http.Transport{
+		transport := &http.Transport{
 			Proxy:                  proxyForHTTPS(),
 			TLSClientConfig:        cfg.TLS.Clone(),
 			ForceAttemptHTTP2:      true,
@@ -169,6 +190,10 @@ func NewKeys(cfg KeysConfig) (*Keys, error) {
 			// An idle connection would stay open for a quarter of an hour, and outlive Close.
 			DisableKeepAlives: true,
 		}
+		if cfg.Guarded {
+			transport.Proxy, transport.DialContext = nil, dialPublic(cfg.PrivateHosts)
+		}
+		cfg.transport = transport
 	}
 	k := &Keys{
 		cfg: cfg,
@@ -224,6 +249,9 @@ func (cfg *KeysConfig) complete() error {
 		if _, err := endpoint(cfg.JWKSURI); err != nil {
 			return failed(fmt.Errorf("JWKSURI: %w", err))
 		}
+	}
+	if err := cfg.guard(); err != nil {
+		return failed(err)
 	}
 	if cfg.MinRefresh == 0 {
 		cfg.MinRefresh = 5 * time.Second
@@ -283,12 +311,20 @@ func (k *Keys) Close() {
 	<-k.done
 }
 
+// set returns the set in use, or nil if there is none, or none that still counts.
+func (k *Keys) set() *keySet {
+	if k.cfg.Guarded && k.cfg.Now().Sub(time.Unix(0, k.confirmed.Load())) > guardedAge {
+		return nil
+	}
+	return k.current.Load()
+}
+
 // join makes j one of the users.
 func (k *Keys) join(j *JWT) {
 	k.mu.Lock()
 	k.users[j] = struct{}{}
 	k.mu.Unlock()
-	if set := k.current.Load(); set != nil {
+	if set := k.set(); set != nil {
 		j.cfg.OnKeys(set.fitting(j.cfg.Algorithms))
 	}
 	select {
@@ -319,19 +355,22 @@ func (k *Keys) interval() time.Duration {
 
 // refresh waits for a fetch of the keys and returns its error. Within MinRefresh of the last
 // fetch it requests no other and returns the error of that one, unless there are no keys at
-// all.
+// all. It requests guarded keys without waiting, unless none were ever fetched.
 func (k *Keys) refresh(ctx context.Context) error {
 	k.mu.Lock()
 	if k.flight == nil {
-		if k.cfg.Now().Sub(k.ended) < k.cfg.MinRefresh && k.current.Load() != nil {
+		if k.cfg.Now().Sub(k.ended) < k.cfg.MinRefresh && (k.cfg.Guarded || k.set() != nil) {
 			defer k.mu.Unlock()
 			return k.failure
 		}
 		k.flight = make(chan struct{})
 		k.wake <- context.WithoutCancel(ctx) // there is room: it is drained while there is a flight
 	}
-	flight := k.flight
+	flight, first := k.flight, k.ended.IsZero()
 	k.mu.Unlock()
+	if k.cfg.Guarded && !first {
+		return nil
+	}
 
 	select {
 	case k.waiting <- struct{}{}:
@@ -354,7 +393,7 @@ func (k *Keys) refresh(ctx context.Context) error {
 // leastPause returns the least time between two fetches. Without any keys it is short: the
 // issuer may be starting at the same time as this program, and all its tokens wait.
 func (k *Keys) leastPause() time.Duration {
-	if k.current.Load() == nil {
+	if k.set() == nil {
 		return firstPause
 	}
 	return k.cfg.MinRefresh
@@ -410,7 +449,7 @@ func (k *Keys) rest(good time.Duration) (cause context.Context) {
 		case <-k.ctx.Done():
 		case cause = <-k.wake:
 			timer.Stop()
-			if k.current.Load() == nil {
+			if k.set() == nil {
 				k.waitFor(firstPause - time.Since(begin))
 			}
 		case <-timer.C:
@@ -485,6 +524,7 @@ func (k *Keys) observed(kind string, f func() error) error {
 func (k *Keys) accept(data []byte, parse func([]byte) (*keySet, []IgnoredKey, error)) error {
 	digest := sha256.Sum256(data)
 	if digest == k.digest {
+		k.confirmed.Store(k.cfg.Now().UnixNano())
 		return nil // they are already
 	}
 	set, ignored, err := parse(data)
@@ -492,6 +532,7 @@ func (k *Keys) accept(data []byte, parse func([]byte) (*keySet, []IgnoredKey, er
 		return err
 	}
 	k.digest = digest
+	k.confirmed.Store(k.cfg.Now().UnixNano())
 	k.current.Store(set)
 	k.cfg.OnKeys(len(set.keys), ignored)
 	k.mu.Lock()
