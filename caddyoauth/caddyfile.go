@@ -222,9 +222,11 @@ func limitOption(limits **Limits) conf.Option {
 //		default_scopes <scope>...
 //		audience       <audience>...
 //		grant_types    client_credentials|none
-//		auth           client_secret_basic|client_secret_post|private_key_jwt...
+//		auth           client_secret_basic|client_secret_post|private_key_jwt|tls_client_auth|self_signed_tls_client_auth...
 //		jwks_file      <path>
 //		assertion_algorithms <name>...
+//		tls_client_auth subject_dn|san_dns|san_uri|san_ip|san_email <value>
+//		certificate_file <path>...
 //		token_format   opaque|sealed|jwt
 //		certificate_bound
 //		token_lifetime <duration>
@@ -270,6 +272,8 @@ func clientOption(realm *Realm) conf.Option {
 				return err
 			}),
 			"jwks_file":            conf.Text(&client.JWKSFile),
+			"tls_client_auth":      tlsClientAuthOption(&client.TLSClientAuth),
+			"certificate_file":     conf.Texts(&client.CertificateFiles),
 			"assertion_algorithms": conf.Texts(&client.AssertionAlgorithms, checkAssertionAlgorithms),
 			"token_format":         conf.Text(&client.TokenFormat, checkTokenFormat),
 			"certificate_bound":    conf.Flag(&client.CertificateBound),

@@ -16,14 +16,15 @@ import (
 )
 
 // Client is a program that fetches tokens, or asks about them. Every client is confidential:
-// it has a secret, or a private key.
+// it has a secret, a private key, or a
+// certificate.
 type Client struct {
 	// Where its block begins in the Caddyfile, as in `Caddyfile:12`. The adapter writes it, for people:
 	// it decides nothing. Default: none.
 	At string `json:"at,omitempty"`
 
 	// The secrets it may authenticate with: several while one replaces another, at least one
-	// unless the client is disabled or authenticates by `private_key_jwt` alone.
+	// unless the client is disabled or authenticates without one.
 	Secrets []ClientSecret `json:"secrets,omitempty"`
 
 	// What it may ask for: visible ASCII characters other than `"`, `\` and `,`. A token
@@ -46,8 +47,9 @@ type Client struct {
 	GrantTypes []string `json:"grant_types,omitempty"`
 
 	// How it may authenticate: `client_secret_basic`, `client_secret_post`, and `private_key_jwt`
-	// (RFC 7523), by a JWT that it signs for each request, so that nobody else has its secret.
-	// Default: the first two.
+	// (RFC 7523), by a JWT that it signs for each request, so that nobody else has its secret;
+	// `tls_client_auth` and `self_signed_tls_client_auth` (RFC 8705), by the certificate of its
+	// connection. Default: the first two.
 	Auth []string `json:"auth,omitempty"`
 
 	// With `private_key_jwt`: a file with the client's public keys, as a JWK set or in PEM. It is read
@@ -59,6 +61,16 @@ type Client struct {
 	// With `private_key_jwt`: the algorithms that the client may sign by, as for `source jwt`. Default:
 	// `RS256`, `PS256`, `ES256`, `EdDSA`, `Ed25519`.
 	AssertionAlgorithms []string `json:"assertion_algorithms,omitempty"`
+
+	// With `tls_client_auth`: what the certificate names, which Caddy's `client_auth` must have
+	// verified. Default: none.
+	TLSClientAuth *CertificateSubject `json:"tls_client_auth,omitempty"`
+
+	// With `self_signed_tls_client_auth`: files with its certificates in PEM, several while one
+	// replaces another. Who has made a certificate makes no difference; it is known by all its bytes,
+	// and is refused when its time is over. The files are read when the configuration is loaded, and
+	// so are placeholders in their paths. Default: none.
+	CertificateFiles []string `json:"certificate_files,omitempty"`
 
 	// What its tokens look like: `opaque`, `sealed` or `jwt`; see the realm's. Default: the realm's.
 	TokenFormat string `json:"token_format,omitempty"`
@@ -196,6 +208,9 @@ func (cc *Client) provision(id, format string, lifetime caddy.Duration, realmDef
 		ID: id, Scopes: cc.Scopes, DefaultScopes: defaults, Audience: cc.Audience,
 		GrantTypes: grants, Auth: auth, TokenFormat: format, CertificateBound: cc.CertificateBound, TokenLifetime: time.Duration(lifetime),
 		Introspect: introspect, IntrospectAudience: introspectAudience, Disabled: cc.Disabled,
+	}
+	if err := cc.provisionCertificates(c, logger); err != nil {
+		return nil, err
 	}
 	if tokens := limits.Tokens; tokens != nil {
 		c.TokenLimit = oauth.Limit{Count: tokens.Count, Per: time.Duration(tokens.Per)}

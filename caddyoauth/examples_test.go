@@ -231,6 +231,7 @@ var (
 	envReference  = regexp.MustCompile(`\{env\.([A-Za-z0-9_]+)\}`)
 	fileReference = regexp.MustCompile(`\{file\.[^{}]+\}`)
 	keysFile      = regexp.MustCompile(`"jwks_file":"[^"]+"`)
+	certificates  = regexp.MustCompile(`"(certificate_files|pem_files)":\["[^\]]+\]`)
 )
 
 // provisionCaddyfile checks that shown is formatted and that whole can be loaded. Files and
@@ -254,6 +255,9 @@ func provisionCaddyfile(t *testing.T, shown, whole string) {
 	})
 	config = keysFile.ReplaceAllFunc(config, func([]byte) []byte {
 		return []byte(`"jwks_file":"` + newKeyClient(t, "a").file + `"`)
+	})
+	config = certificates.ReplaceAllFunc(config, func(files []byte) []byte {
+		return append(bytes.SplitAfter(files, []byte(":"))[0], `["`+newAuthority(t).file+`"]`...)
 	})
 
 	var parsed caddy.Config
@@ -1250,7 +1254,7 @@ func TestManualHasMetricsAndEvents(t *testing.T) {
 	for event := range events {
 		t.Errorf("the event %s is new; explain it in docs/operations.md", event)
 	}
-	reasons := regexp.MustCompile(`(?:invalidClient\(|reason\w* +:?= (?:nil, )?)"([a-z_]+)"`).FindAllStringSubmatch(readDocument(t, "caddyoauth/internal/oauth/authenticate.go"), -1)
+	reasons := regexp.MustCompile(`(?:invalidClient\(|reason\w* +:?= (?:nil, )?)"([a-z_]+)"`).FindAllStringSubmatch(readDocument(t, "caddyoauth/internal/oauth/authenticate.go")+readDocument(t, "caddyoauth/internal/oauth/certificate_auth.go"), -1)
 	if len(reasons) < 5 {
 		t.Errorf("the source has no more than %d reasons why a client is not authenticated", len(reasons))
 	}

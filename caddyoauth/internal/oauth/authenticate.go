@@ -22,6 +22,9 @@ type Proof struct {
 	// Key is the RFC 7638 thumbprint of the key that signed an assertion. It is empty if no
 	// assertion proved anything.
 	Key string
+	// Certificate is the thumbprint of the certificate that proved the client (RFC 8705 section 3.1). It
+	// is empty if none did.
+	Certificate string
 	// Until is when that secret stops being valid; the zero time is never.
 	Until time.Time
 	// Old is set if the client has a newer secret, one that is valid for longer, or for as long
@@ -48,6 +51,9 @@ var verifiers = map[string]verifier{
 	AuthPost:  (*Engine).verifySecret,
 
 	AuthPrivateKeyJWT: (*Engine).verifyAssertion,
+
+	AuthTLS:        (*Engine).verifyCertificate,
+	AuthSelfSigned: (*Engine).verifyCertificate,
 }
 
 // AuthMethods returns the methods that exist here, sorted.
@@ -60,6 +66,9 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	client := clients.named(creds.ClientIDs)
 	if client != nil {
 		out.ClientID = client.ID
+	}
+	if creds.certificate != nil && client != nil {
+		creds.Method = client.certificateMethod(creds.certificate)
 	}
 	out.AuthMethod = creds.Method
 	verify := verifiers[creds.Method]

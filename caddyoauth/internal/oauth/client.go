@@ -23,6 +23,11 @@ type Client struct {
 	Secrets []*Secret
 	// Assertions verifies the assertions of AuthPrivateKeyJWT; nil if it has no keys for that.
 	Assertions *introspect.Assertions
+	// CertificateSubject is what its certificate names, with AuthTLS; nil without it.
+	CertificateSubject *CertificateSubject
+	// Certificates reports whether a certificate with this thumbprint is one of its own, with
+	// AuthSelfSigned; nil without it. It is safe for concurrent use and doesn't block.
+	Certificates func(thumbprint string) bool
 	// Scopes are what it may ask for, DefaultScopes what it gets if it asks for none.
 	Scopes        []string
 	DefaultScopes []string

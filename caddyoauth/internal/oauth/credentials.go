@@ -37,6 +37,10 @@ type Credentials struct {
 	// assertion is what proves the client by AuthPrivateKeyJWT.
 	assertion string
 
+	// certificate is what proves the client by AuthTLS or AuthSelfSigned. Which of them it is, its client
+	// says; here the method is AuthTLS.
+	certificate *Certificate
+
 	// malformed is set if there is an Authorization header without well-formed Basic
 	// credentials. That is a failed authentication, so it waits for its turn: what is wrong with
 	// the form is reported first. ClientIDs may have the ID, for the log.
@@ -55,7 +59,8 @@ func (c Credentials) mac() [sha256.Size]byte {
 }
 
 // credentialsOf returns the credentials of a request. No more than one method may be used in
-// each (RFC 6749 section 2.3).
+// each (RFC 6749 section 2.3). A certificate counts as one only where there is no other: a client that
+// has one shows it on every connection.
 func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 	id := form.Get("client_id")
 	secret := form.Has("client_secret")
@@ -86,6 +91,8 @@ func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 		return Credentials{Method: AuthPrivateKeyJWT, ClientIDs: []string{cmp.Or(id, token.UnverifiedIssuer())}, assertion: assertion}, nil
 	case secret && id != "":
 		return Credentials{Method: AuthPost, ClientIDs: []string{id}, Secrets: []string{form.Get("client_secret")}}, nil
+	case in.Certificate != nil && id != "":
+		return Credentials{Method: AuthTLS, ClientIDs: []string{id}, certificate: in.Certificate}, nil
 	}
 	return Credentials{}, nil
 }
