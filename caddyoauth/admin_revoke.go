@@ -13,9 +13,10 @@ import (
 	"go.uber.org/zap"
 )
 
-// revokeRequest is the body of POST /oauth/tokens/revoke: whose tokens end. Either it names a client,
-// and its realm if several have one of that ID, or it names a realm with All set.
+// revokeRequest is the body of POST /oauth/tokens/revoke: which tokens end. It names a client, and its
+// realm if several have one of that ID, or a realm with All set, or it has one token.
 type revokeRequest struct {
+	Token  string `json:"token,omitempty"`
 	Realm  string `json:"realm,omitempty"`
 	Client string `json:"client,omitempty"`
 	All    bool   `json:"all,omitempty"`
@@ -23,7 +24,12 @@ type revokeRequest struct {
 
 // check finds what doesn't make sense for any gateway.
 func (q revokeRequest) check() error {
-	if q.All == (q.Client != "") || q.All && q.Realm == "" {
+	switch {
+	case q.Token != "" && q == revokeRequest{Token: q.Token}:
+		return nil
+	case q.Token != "":
+		return errors.New("a token says itself whose it is: name no client and no realm beside it")
+	case q.All == (q.Client != "") || q.All && q.Realm == "":
 		return errors.New("name a client, and its realm if several have it, or a realm with all")
 	}
 	return nil
@@ -33,39 +39,76 @@ func (q revokeRequest) check() error {
 type revokeAnswer struct {
 	Realm  string `json:"realm"`
 	Client string `json:"client,omitempty"`
-	// Clients is how many clients' tokens have ended.
-	Clients int `json:"clients"`
+	// Clients is how many clients' tokens have ended. It is not there for one token.
+	Clients *int `json:"clients,omitempty"`
+	// TokenID is the ID of the token that was revoked. It is empty if that was no longer good, and for
+	// all tokens of clients.
+	TokenID string `json:"token_id,omitempty"`
 }
 
-// serveRevoke ends all tokens of a client or of all clients of a realm. Once it answers 200, this is
+// serveRevoke ends a token, or all tokens of a client or of all clients of a realm. Once it answers 200, this is
 // durable, no request that begins later at this gateway passes with one of them, and tokens that are
 // issued later are good. After an error, the tokens may have ended or not.
 func serveRevoke(w http.ResponseWriter, r *http.Request) error {
 	var asked revokeRequest
-	app, err := readAdminPost(w, r, &asked, "realm and client, both strings, or realm and all, which is true or false")
+	app, err := readAdminPost(w, r, &asked, "realm and client, both strings, or realm and all, which is true or false, or token")
 	if err != nil {
 		return err
 	}
 	if err := asked.check(); err != nil {
 		return adminError(http.StatusBadRequest, "%w", err)
 	}
+	if asked.Token != "" {
+		return app.serveRevokeToken(w, r, asked.Token)
+	}
 	realm, err := app.realmToRevoke(asked)
 	if err != nil {
 		return err
 	}
 	answer := revokeAnswer{Realm: realm.name, Client: asked.Client}
-	if answer.Clients, err = app.endTokens(r.Context(), realm, asked.Client); err != nil {
+	clients, err := app.endTokens(r.Context(), realm, asked.Client)
+	if err != nil {
 		return adminError(http.StatusServiceUnavailable, "the tokens may have been revoked or not, so try again: the token store: %w", err)
 	}
+	answer.Clients = &clients
 	fields := []zap.Field{zap.String("event", "tokens_revoked_all"), zap.String("realm", realm.name)}
 	message := "all tokens of a realm revoked"
 	if asked.Client != "" {
 		fields = append(fields, zap.String("client_id", asked.Client))
 		message = "all tokens of a client revoked"
 	}
-	app.logger.Info(message, append(append(fields, zap.Int("clients", answer.Clients)), adminCaller(r)...)...)
+	app.logger.Info(message, append(append(fields, zap.Int("clients", clients)), adminCaller(r)...)...)
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(answer)
+}
+
+// serveRevokeToken revokes one token, whichever client has it.
+func (a *App) serveRevokeToken(w http.ResponseWriter, r *http.Request, token string) error {
+	for _, name := range sortedKeys(a.realms) {
+		engine := a.realms[name].engine
+		if engine == nil {
+			continue // nothing is issued here
+		}
+		revoked, ours, err := engine.RevokeForAnybody(context.WithoutCancel(r.Context()), token)
+		if err != nil {
+			return adminError(http.StatusServiceUnavailable, "the token may have been revoked or not, so try again: %w", err)
+		}
+		if !ours {
+			continue
+		}
+		answer := revokeAnswer{Realm: name, Client: revoked.ClientID}
+		if revoked.ClientID != "" {
+			answer.TokenID = revoked.ID.String()
+			fields := []zap.Field{zap.String("event", "token_revoked"), zap.String("realm", name), zap.String("client_id", revoked.ClientID), zap.String("token_id", answer.TokenID)}
+			if revoked.JTI != "" {
+				fields = append(fields, zap.String("jti", revoked.JTI))
+			}
+			a.logger.Info("token revoked by an operator", append(fields, adminCaller(r)...)...)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		return json.NewEncoder(w).Encode(answer)
+	}
+	return adminError(http.StatusNotFound, "no realm of this gateway has issued the token")
 }
 
 // realmToRevoke returns the realm that is meant. The error is the answer, and lists what there is.

@@ -20,6 +20,7 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 // revokeAll calls POST /oauth/tokens/revoke.
@@ -220,6 +221,10 @@ func TestRevokeAllRefuses(t *testing.T) {
 		{`{"client":"nobody"}`, 404, "unknown client 'nobody' (known: batch, reader, writer)"},
 		{`{"realm":"root","client":"batch"}`, 404, "unknown client 'batch' (known: reader, writer)"},
 		{`{"client":"reader"}`, 400, "in several realms: name one of beta, root"},
+		{`{"token":"` + token + `","client":"reader"}`, 400, "name no client and no realm beside it"},
+		{`{"token":"` + token + `","all":true}`, 400, "name no client and no realm beside it"},
+		{`{"token":"` + spoiled(token) + `"}`, 404, "no realm of this gateway has issued the token"},
+		{`{"token":"x"}`, 404, "no realm of this gateway has issued the token"},
 		{`{}`, 400, "name a client, and its realm if several have it, or a realm with all"},
 		{`{"all":true}`, 400, "name a client"},
 		{`{"realm":"root"}`, 400, "name a client"},
@@ -492,6 +497,7 @@ func TestTokenRevokeCommand(t *testing.T) {
 		{[]string{"--client", "nobody"}, "", "known: batch, reader, writer"},
 		{[]string{"--client", "reader"}, "", "in several realms"},
 		{nil, "", "name a client"},
+		{[]string{"--token", "canary"}, "", "history of your shell"},
 		{[]string{"--all"}, "", "name a client"},
 		{[]string{"--client", "reader", "--all", "--realm", "root"}, "", "name a client"},
 		{[]string{"canary"}, "", "history of your shell"},
@@ -519,6 +525,47 @@ func TestTokenRevokeCommand(t *testing.T) {
 	}
 	if want := []string{"root reader 1 127.0.0.1", "beta  3 127.0.0.1", "beta batch 1 127.0.0.1"}; !slices.Equal(events, want) {
 		t.Errorf("the events are %q, want %q", events, want)
+	}
+}
+
+// An operator ends one token, whichever client has it, and no other.
+func TestRevokeOneToken(t *testing.T) {
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "log")
+			config, admin := withAdmin(t, caddyfileOf(v.options(t)+realmsAlike, bothSite))
+			g := startCaddyfile(t, logTo(file, config))
+			token, other, elsewhere := g.token("reader", "read"), g.token("reader", "read"), g.tokenOfRealm("beta", "reader")
+			g.wants("a token", token, 200)
+			stdout, stderr, err := caddyCLI(t, elsewhere+"\n", "token", "revoke", "--token", "-", "--address", admin, "--json")
+			id := introspect.IDOf(elsewhere).String()
+			if want := `{"realm":"beta","client":"reader","token_id":"` + id + `"}` + "\n"; err != nil || stdout != want {
+				t.Errorf("the command: %q, %q, %v; want %q", stdout, stderr, err, want)
+			}
+			if a := g.get("/beta/x", elsewhere); a.StatusCode != 401 {
+				t.Errorf("the token of the other realm: %d, want 401", a.StatusCode)
+			}
+			for _, want := range []string{`{"realm":"root","client":"reader","token_id":"` + introspect.IDOf(token).String() + `"}`, `{"realm":"root"}`} {
+				if a := g.revokeAll(admin, `{"token":"`+token+`"}`); a.StatusCode != 200 || strings.TrimSpace(a.Body) != want {
+					t.Errorf("revoking: %d %s, want %s", a.StatusCode, a.Body, want)
+				}
+				g.wants("the token that was revoked", token, 401)
+			}
+			g.wants("the client's other token", other, 200)
+			logged, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			events := 0
+			for line := range strings.Lines(string(logged)) {
+				if strings.Contains(line, `"event":"token_revoked"`) && strings.Contains(line, id) && strings.Contains(line, `"remote_ip":"127.0.0.1"`) {
+					events++
+				}
+			}
+			if events != 1 || strings.Contains(string(logged), token) || strings.Contains(string(logged), elsewhere) {
+				t.Errorf("the log has %d events of the revocation, want 1, and no token:\n%s", events, logged)
+			}
+		})
 	}
 }
 

@@ -87,11 +87,15 @@ The exit status is 0, or 2 if there was no token that could be read.`,
 
 func revokeTokensCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "revoke --client <id> [--realm <name>] | --realm <name> --all",
-		Short: "Ends all tokens of a client, or of all clients of a realm",
+		Use:   "revoke --client <id> [--realm <name>] | --realm <name> --all | --token -",
+		Short: "Ends a token, or all tokens of a client or of a realm",
 		Long: `
 Ends all tokens of a client, or of all clients of a realm, at once and for good, without
 changing the configuration. The clients can fetch new tokens.
+
+With --token - it ends one token, whichever client has it. The token is asked for at the
+terminal or read from standard input. It is never an argument, since other users of the
+machine can see those, and the shell keeps them in its history.
 
 It asks the gateway that is running, by way of Caddy's admin endpoint, whose address it
 finds as Caddy's own commands do. Other gateways that share the token store hear of it
@@ -105,6 +109,7 @@ The exit status is 0 if the tokens have ended, and 2 if that is not known.`,
 	flags.StringVar(&asked.Client, "client", "", "client whose tokens end")
 	flags.StringVar(&asked.Realm, "realm", "", "realm of the client, if several have one with that name; or, with --all, the realm whose tokens end")
 	flags.BoolVar(&asked.All, "all", false, "end the tokens of all clients of the realm")
+	token := flags.String("token", "", "-, to end the token that standard input has")
 	config := flags.StringP("config", "c", "", "configuration file that says where the admin endpoint is")
 	adapter := flags.StringP("adapter", "a", "", "name of the config adapter; without it, that of Caddyfiles for a file with such a name")
 	address := flags.String("address", "", "address of the admin endpoint")
@@ -113,6 +118,16 @@ The exit status is 0 if the tokens have ended, and 2 if that is not known.`,
 		revoke := func(caddycmd.Flags) (int, error) {
 			if len(args) > 0 {
 				return 2, errors.New("it takes no arguments; if that was a token, it is now in the history of your shell")
+			}
+			switch *token {
+			case "":
+			case "-":
+				var err error
+				if asked.Token, err = readToken(cmd); err != nil {
+					return 2, err
+				}
+			default:
+				return 2, errors.New("the token must come from standard input, with --token -, and not from an argument: it is now in the history of your shell, so revoke it")
 			}
 			if err := asked.check(); err != nil {
 				return 2, err
@@ -141,8 +156,15 @@ func (a revokeAnswer) write(w io.Writer, asJSON bool) error {
 		return err
 	}
 	of := fmt.Sprintf("client %q", a.Client)
-	if a.Client == "" {
-		of = fmt.Sprintf("all %d clients", a.Clients)
+	switch {
+	case a.TokenID != "":
+		_, err := fmt.Fprintf(w, "The token %s of %s of realm %q is revoked.\n", a.TokenID, of, a.Realm)
+		return err
+	case a.Clients == nil:
+		_, err := fmt.Fprintf(w, "The token was issued by realm %q and was no longer good.\n", a.Realm)
+		return err
+	case a.Client == "":
+		of = fmt.Sprintf("all %d clients", *a.Clients)
 	}
 	_, err := fmt.Fprintf(w, "All tokens of %s of realm %q that were issued until now are revoked.\n", of, a.Realm)
 	return err

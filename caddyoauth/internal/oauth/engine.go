@@ -526,19 +526,34 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 	if text == "" {
 		return out, invalidRequest("token is missing")
 	}
+	revoked, _, err := e.revoke(ctx, state, text, client.ID)
+	out.TokenID, out.JTI = revoked.ID, revoked.JTI
+	return out, err
+}
+
+// RevokeForAnybody revokes the token with this text, whichever client has it, for an operator. It
+// promises what Revoke does. ours says whether the realm issued the token; revoked is zero if there was
+// nothing to revoke.
+func (e *Engine) RevokeForAnybody(ctx context.Context, text string) (revoked Token, ours bool, err error) {
+	return e.revoke(ctx, e.state.Load(), text, "")
+}
+
+// revoke revokes a token of the client, or of any client if none is named.
+func (e *Engine) revoke(ctx context.Context, state *state, text, clientID string) (revoked Token, ours bool, err error) {
+	none := func(ours bool, err error) (Token, bool, error) { return Token{}, ours, err }
 	agreed, err := state.agreement()
 	if err != nil {
-		return out, err
+		return none(false, err)
 	}
 	token := introspect.NewToken(text)
 	told, ok, err := agreed.identify(&token)
 	if err != nil {
-		return out, err
+		return none(true, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	if !ok {
-		return out, e.issued.isNobodys(ctx, agreed, &token)
+		return none(false, e.issued.isNobodys(ctx, agreed, &token))
 	}
 	// An expired token is revoked as well: a wrong clock may be set back, and the token would
 	// be good again.
@@ -549,30 +564,29 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 		// Another revocation may have reached the store but not yet the cache. Or its caller
 		// gave it up, and the store carried it out after a lookup.
 		e.tokens.Forget(key.ID)
-		return out, nil
+		return none(true, nil)
 	}
 	if err != nil {
-		return out, fmt.Errorf("looking up a token to revoke: %w", err)
+		return none(true, fmt.Errorf("looking up a token to revoke: %w", err))
 	}
-	if record.ClientID != client.ID {
+	if clientID != "" && record.ClientID != clientID {
 		if key.expired(e.cfg.Now()) {
-			return out, nil
+			return none(true, nil)
 		}
-		return out, &Error{Code: CodeInvalidGrant, Description: "the token was issued to another client"}
+		return none(true, &Error{Code: CodeInvalidGrant, Description: "the token was issued to another client"})
 	}
 	done := e.tokens.Revoking(key.ID)
 	if carriesFacts(text) {
-		err = e.cfg.Keys.Deny(ctx, key, client.ID)
+		err = e.cfg.Keys.Deny(ctx, key, record.ClientID)
 	} else {
 		err = e.cfg.Store.Revoke(ctx, key)
 	}
 	done() // whatever the store said: it may have revoked the token
 	if errors.Is(err, ErrClientFull) {
-		return out, &Error{Code: CodeTooManyRequests, Description: "the client has revoked too many tokens", Reason: "store_share"}
+		return none(true, &Error{Code: CodeTooManyRequests, Description: "the client has revoked too many tokens", Reason: "store_share"})
 	}
 	if err != nil {
-		return out, fmt.Errorf("revoking a token: %w", err)
+		return none(true, fmt.Errorf("revoking a token: %w", err))
 	}
-	out.TokenID, out.JTI = key.ID, record.JTI
-	return out, nil
+	return record, true, nil
 }
