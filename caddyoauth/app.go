@@ -93,6 +93,8 @@ type App struct {
 	counted []string
 	// refusals are the logs of refusals of all handlers, which Cleanup ends.
 	refusals []*refusalLog
+	// limited writes the events of Outcome.Paused, at any rate of guessing.
+	limited *zap.Logger
 	// ordered are the servers whose routes checkOrder has checked.
 	ordered map[*caddyhttp.Server]bool
 
@@ -133,6 +135,7 @@ func (App) CaddyModule() caddy.ModuleInfo {
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
 	a.logger = ctx.Logger()
+	a.limited = thinned(a.logger)
 	a.run = &running{ready: make(chan struct{})}
 	a.prefixes = []string{strings.ToLower(defaultHeaderPrefix)}
 	a.credentials = slices.Clone(credentialHeaders)

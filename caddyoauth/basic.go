@@ -46,6 +46,8 @@ type basicCaller struct {
 	authorization []string
 	out           oauth.Outcome
 	reason        string // why they are refused; empty if they are right
+	// retryAfter is when they are looked at again, with CauseFailureLimit.
+	retryAfter time.Duration
 }
 
 // String keeps the secret out of anything that prints the value.
@@ -147,10 +149,12 @@ func (p *Protect) authenticate(r *http.Request, b *bearer, authorization []strin
 	if p.asked != nil {
 		return access.CauseOutage // a question checks no secrets: that would count, and can be used to guess
 	}
+	from, _ := clientAddr(r)
 	engine, err := p.basic.realm.await(r.Context())
 	if err == nil {
-		b.facts, b.basic.out, err = engine.Basic(r.Context(), authorization[0], clientNetwork(r))
+		b.facts, b.basic.out, err = engine.Basic(r.Context(), authorization[0], from)
 	}
+	p.app.logPause(r, b.realm, b.basic.out)
 	var refusal *oauth.Error
 	switch {
 	case err == nil:
@@ -164,6 +168,9 @@ func (p *Protect) authenticate(r *http.Request, b *bearer, authorization []strin
 		return access.CauseBasic
 	case errors.As(err, &refusal) && refusal.Code == oauth.CodeUnavailable:
 		return access.CauseBusy
+	case errors.As(err, &refusal) && refusal.Code == oauth.CodeTooManyRequests:
+		b.basic.retryAfter = refusal.RetryAfter
+		return access.CauseFailureLimit
 	}
 	p.trouble.Error("a client could not be authenticated", zap.String("realm", p.label), zap.Error(err))
 	return access.CauseOutage

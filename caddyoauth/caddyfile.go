@@ -157,7 +157,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 //	token_lifetime <duration>
 //	token_format   opaque|sealed|jwt
 //	signing        { algorithm, rotate, key_file }
-//	limit          tokens <n> <duration>
+//	limit          failures|tokens|inquiries <n> <duration>|off
 //	default_scopes <scope>...
 //	client         <id> { ... }
 //	lint_ignore    <code> <reason>
@@ -170,7 +170,7 @@ func realmOptions(realm *Realm) conf.Options {
 		"token_lifetime":          conf.Lifetime(&realm.TokenLifetime),
 		"token_format":            conf.Text(&realm.TokenFormat, checkTokenFormat),
 		"signing":                 signingOption(&realm.Signing),
-		"limit":                   limitOption(&realm.Limits),
+		"limit":                   limitOption(&realm.Limits, false),
 		"default_scopes":          conf.Scopes(&realm.DefaultScopes),
 		"client":                  clientOption(realm),
 		"lint_ignore":             lintIgnoreOption(&realm.LintIgnore, false),
@@ -178,24 +178,35 @@ func realmOptions(realm *Realm) conf.Options {
 	}
 }
 
-// limitOption reads limit <name> <n> <duration>.
-func limitOption(limits **Limits) conf.Option {
+// limitOption reads limit <name> <n> <duration>, or limit <name> off.
+func limitOption(limits **Limits, ofClient bool) conf.Option {
 	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
 		if *limits == nil {
 			*limits = new(Limits)
 		}
 		args, known := d.RemainingArgs(), (*limits).byName()
 		if len(args) > 0 {
+			if ofClient && args[0] == "failures" {
+				return d.WrapErr(errFailuresOfClient)
+			}
+			if ofClient {
+				delete(known, "failures")
+			}
 			if err := conf.OneOf("limit", args[0], sortedKeys(known)...); err != nil {
 				return d.WrapErr(err)
 			}
 		}
-		if len(args) != 3 {
-			return d.Err("limit takes a name, a number and a duration, as in 'limit tokens 600 1m'")
+		off := len(args) == 2 && args[1] == "off"
+		if len(args) != 3 && !off {
+			return d.Err("limit takes a name, a number and a duration, as in 'limit tokens 600 1m', or a name and the word off")
 		}
 		option, limit := "limit "+args[0], known[args[0]]
 		if *limit != nil {
 			return d.Errf("duplicate option %s", option)
+		}
+		if *limit = new(Limit); off {
+			(*limit).Off = true
+			return conf.NoBlock(d, option)
 		}
 		n, err := conf.ParseNumber[int](option, args[1])
 		if err != nil {
@@ -205,7 +216,7 @@ func limitOption(limits **Limits) conf.Option {
 		if err != nil {
 			return d.WrapErr(err)
 		}
-		*limit = &Limit{Count: n, Per: per}
+		(*limit).Count, (*limit).Per = n, per
 		if err := (*limit).check(); err != nil {
 			return d.Errf("%s: %v", option, err)
 		}
@@ -230,7 +241,7 @@ func limitOption(limits **Limits) conf.Option {
 //		token_format   opaque|sealed|jwt
 //		certificate_bound
 //		token_lifetime <duration>
-//		limit          tokens <n> <duration>
+//		limit          tokens|inquiries <n> <duration>|off
 //		introspect     own|audience [<audience>...]|realm
 //		upstream_header <name> <value>
 //		disabled
@@ -278,7 +289,7 @@ func clientOption(realm *Realm) conf.Option {
 			"token_format":         conf.Text(&client.TokenFormat, checkTokenFormat),
 			"certificate_bound":    conf.Flag(&client.CertificateBound),
 			"token_lifetime":       conf.Lifetime(&client.TokenLifetime),
-			"limit":                limitOption(&client.Limits),
+			"limit":                limitOption(&client.Limits, true),
 			"introspect": conf.Func(func(d *caddyfile.Dispenser) error {
 				args, err := conf.Args(d, 1, -1)
 				if err != nil {

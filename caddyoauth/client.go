@@ -114,17 +114,37 @@ type Client struct {
 	LintIgnore []LintIgnore `json:"lint_ignore,omitempty"`
 }
 
-// Limits say how much one client may do in a given time. Each gateway counts for itself, and
-// starts anew after a reload.
+// Limits say how much one client may do in a given time. What is beyond a limit is refused with 429
+// `slow_down`, and a `Retry-After` that says when it would be allowed. Each gateway counts for itself,
+// and starts anew after a reload, except for `failures`.
 type Limits struct {
-	// How many tokens it may fetch. Requests for more are refused with 429 `slow_down`. Default:
-	// no limit.
+	// How often authentication may fail, in the name of one client from one IPv4 address, or one /64
+	// of IPv6. After that, everything that comes from there in the client's name is refused without a
+	// look at it: at the endpoints, and for routes with `basic`. It takes a part of the duration, as in
+	// 6 s for 10 in a minute, until one more attempt is looked at. If that fails too, it takes twice as
+	// long, and so on up to five minutes. Once nothing has failed for the duration after that
+	// time, it starts anew. From other addresses, the client is not affected. Client IDs that nobody has
+	// count alike, which is why only a realm has this limit, and no client its own. A gateway counts for
+	// at most 65,536 client IDs and addresses, in some 35 MiB, and for 64 client IDs of an address, all
+	// others together. Default: 10 in `1m`.
+	Failures *Limit `json:"failures,omitempty"`
+
+	// How many tokens it may fetch. Default: no limit.
 	Tokens *Limit `json:"tokens,omitempty"`
+
+	// How many tokens it may ask about at the introspection endpoint. Default: no limit.
+	Inquiries *Limit `json:"inquiries,omitempty"`
 }
+
+// defaultFailures is the limit of failures in a realm that has no other.
+var defaultFailures = Limit{Count: 10, Per: caddy.Duration(time.Minute)}
 
 // Limit is a number in a given time. That many are allowed at once, and what was used comes
 // back evenly over that time.
 type Limit struct {
+	// There is no limit, whatever the default is or the realm says. Default: false.
+	Off bool `json:"off,omitempty"`
+
 	// How many, from 1 to 1000000.
 	Count int `json:"count,omitempty"`
 
@@ -196,6 +216,9 @@ func (cc *Client) provision(id, format string, lifetime caddy.Duration, realmDef
 	if err := conf.CheckLifetime("token_lifetime", lifetime); err != nil {
 		return nil, err
 	}
+	if cc.Limits != nil && cc.Limits.Failures != nil {
+		return nil, errFailuresOfClient
+	}
 	limits = cc.Limits.or(&limits)
 	if err := limits.check(); err != nil {
 		return nil, err
@@ -212,9 +235,7 @@ func (cc *Client) provision(id, format string, lifetime caddy.Duration, realmDef
 	if err := cc.provisionCertificates(c, logger); err != nil {
 		return nil, err
 	}
-	if tokens := limits.Tokens; tokens != nil {
-		c.TokenLimit = oauth.Limit{Count: tokens.Count, Per: time.Duration(tokens.Per)}
-	}
+	c.TokenLimit, c.InquiryLimit = limits.Tokens.limit(), limits.Inquiries.limit()
 	now, alive := time.Now(), 0
 	for i := range cc.Secrets {
 		secret, err := cc.Secrets[i].provision()
@@ -258,22 +279,37 @@ func (l *Limits) or(others *Limits) Limits {
 }
 
 // byName returns all limits that exist, by their names in a configuration.
-func (l *Limits) byName() map[string]**Limit { return map[string]**Limit{"tokens": &l.Tokens} }
+func (l *Limits) byName() map[string]**Limit {
+	return map[string]**Limit{"failures": &l.Failures, "tokens": &l.Tokens, "inquiries": &l.Inquiries}
+}
+
+var errFailuresOfClient = errors.New("limit failures is for a realm: a client with its own could be told from one that doesn't exist")
 
 func (l *Limits) check() error {
-	for name, limit := range l.byName() {
-		if *limit == nil {
-			continue
-		}
-		if err := (*limit).check(); err != nil {
-			return fmt.Errorf("limit %s: %w", name, err)
+	limits := l.byName()
+	for _, name := range sortedKeys(limits) {
+		if limit := *limits[name]; limit != nil {
+			if err := limit.check(); err != nil {
+				return fmt.Errorf("limit %s: %w", name, err)
+			}
 		}
 	}
 	return nil
 }
 
+// limit returns what the engine uses: the zero Limit for none.
+func (l *Limit) limit() oauth.Limit {
+	if l == nil {
+		return oauth.Limit{}
+	}
+	return oauth.Limit{Count: l.Count, Per: time.Duration(l.Per)}
+}
+
 func (l *Limit) check() error {
 	switch per := time.Duration(l.Per); {
+	case l.Off && (l.Count != 0 || per != 0):
+		return errors.New("it is off, and has a number or a time")
+	case l.Off:
 	case l.Count < 1 || l.Count > 1_000_000:
 		return fmt.Errorf("%d is not between 1 and 1000000", l.Count)
 	case per < time.Second || per > 24*time.Hour:

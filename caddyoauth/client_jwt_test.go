@@ -161,7 +161,7 @@ func TestPrivateKeyJWT(t *testing.T) {
 // An assertion is good only as RFC 7523 and its successor have it. Every failure has one answer.
 func TestAssertionsThatAreRefused(t *testing.T) {
 	c, stranger := newKeyClient(t, "signer"), newKeyClient(t, "signer")
-	g, logged := startLogged(t, "store memory\n"+issuerOption+c.lines()+
+	g, logged := startLogged(t, "store memory\n"+noFailureLimit+issuerOption+c.lines()+
 		"client secretive {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\n}\nclient gone {\ndisabled\n}\n", gatewaySite)
 	waitUntil(t, "the client's keys are read", func() bool { return g.ask(c.assert(nil, nil)).StatusCode == 200 })
 	now := time.Now()
@@ -252,7 +252,7 @@ func TestAssertionsThatAreRefused(t *testing.T) {
 func TestAssertionsInAFleet(t *testing.T) {
 	redis := redistest.Start(t)
 	c := newKeyClient(t, "signer")
-	config := at(redis.Addr) + issuerOption + c.lines()
+	config := at(redis.Addr) + noFailureLimit + issuerOption + c.lines()
 	here := startGateway(t, config, fleetSite)
 	there, _ := startGatewayProcess(t, config)
 	here.linked()

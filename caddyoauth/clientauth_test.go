@@ -247,7 +247,7 @@ func slowHash(secret string) string { return argonHash(secret, 16384, 2, 1) }
 // Whatever makes an authentication fail, the answer is the same, byte for byte. One client has
 // a slow hash, so that the paths through the code differ as much as they can.
 func TestFailedAuthenticationsLookAlike(t *testing.T) {
-	g := startGateway(t, "store memory\n"+endpointClients()+"client slow {\nsecret_hash "+slowHash("correct horse")+"\nscopes read\n}\n", "oauth_server")
+	g := startGateway(t, "store memory\n"+noFailureLimit+endpointClients()+"client slow {\nsecret_hash "+slowHash("correct horse")+"\nscopes read\n}\n", "oauth_server")
 	for _, e := range endpoints() {
 		if e.realm != "root" || strings.Contains(e.path, "realms") {
 			continue
@@ -531,7 +531,7 @@ func TestGuessersDoNotShutOutOthers(t *testing.T) {
 	slow := func(id string) string {
 		return "client " + id + " {\nsecret_hash " + slowHash("secret of "+id) + "\nscopes read\ndefault_scopes read\n}\n"
 	}
-	g := startGateway(t, "store memory\n"+testClients+slow("known")+slow("late"), "oauth_server")
+	g := startGateway(t, "store memory\n"+noFailureLimit+testClients+slow("known")+slow("late"), "oauth_server")
 	form := url.Values{"grant_type": {"client_credentials"}}
 	wantToken(t, g.post("/oauth2/token", "known", "secret of known", form), "read")
 
@@ -602,7 +602,7 @@ func TestConcurrentAuthenticationsAreNotMixedUp(t *testing.T) {
 	client := func(id, secret string) string {
 		return "client " + id + " {\nsecret_hash " + hashOf(secret) + "\nscopes " + id + "\ndefault_scopes " + id + "\n}\n"
 	}
-	g := startGateway(t, "store memory\n"+client("one", "secret of one")+client("two", "secret of two"), "oauth_server")
+	g := startGateway(t, "store memory\n"+noFailureLimit+client("one", "secret of one")+client("two", "secret of two"), "oauth_server")
 	form := url.Values{"grant_type": {"client_credentials"}}
 	var callers sync.WaitGroup
 	for range 8 {

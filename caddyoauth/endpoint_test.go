@@ -83,7 +83,7 @@ func endpointClients() string {
 // endpointOptions configure two realms with the same clients, so that every case can run in
 // both.
 func endpointOptions() string {
-	return endpointClients() + "\nrealm alpha {\n" + endpointClients() + "\n}\n"
+	return noFailureLimit + endpointClients() + "\nrealm alpha {\n" + endpointClients() + "\n}\n"
 }
 
 // endpoint is one spelling of one endpoint.

@@ -43,6 +43,8 @@ const (
 `
 	// testSecret is the secret of all of them: the SHA-256 above is of "abc".
 	testSecret = "abc"
+	// noFailureLimit is for tests that fail more often than the limit allows.
+	noFailureLimit = "limit failures off\n"
 )
 
 // variant is one combination of store, cache and token format. What a gateway answers must not

@@ -179,6 +179,11 @@ func (a *App) start() error {
 	}
 	a.logger.Info("token store is open", zap.String("store", key), zap.Bool("shared_with_previous_config", shared))
 
+	failures, _, err := loadOrOpen(openFailures, failuresKey, func() (openedFailures, error) { return openedFailures{oauth.NewFailures()}, nil })
+	if err != nil {
+		return err
+	}
+	a.run.held = append(a.run.held, reference{openFailures, failuresKey})
 	for _, r := range a.realms {
 		r.settings.Store, r.settings.Keys = opened.store, opened.keys
 		r.settings.Cache, r.settings.Coherent = opened.cache, a.coherent
@@ -188,7 +193,7 @@ func (a *App) start() error {
 		if err := a.openAssertionKeys(r, func(ref reference) { a.run.held = append(a.run.held, ref) }); err != nil {
 			return fmt.Errorf("realm %q: %w", r.name, err)
 		}
-		r.settings.Hasher = hasher()
+		r.settings.Hasher, r.settings.Failures = hasher(), failures.Failures
 		r.settings.MaxAge = time.Duration(a.Cache.MaxAge)
 		if a.Cache.Disabled {
 			r.settings.MaxAge = 0
@@ -719,7 +724,18 @@ var (
 	// openSources holds the sources by TokenSource.SourceKey, so that fetched keys, and what is known
 	// of a server's health, survive a reload.
 	openSources = caddy.NewUsagePool()
+	// openFailures holds one entry, at failuresKey: who has failed to authenticate, in all realms. A
+	// guesser doesn't begin anew with a reload.
+	openFailures = caddy.NewUsagePool()
 )
+
+const failuresKey = "failures"
+
+// openedFailures is an entry of openFailures.
+type openedFailures struct{ *oauth.Failures }
+
+// Destruct implements [caddy.Destructor].
+func (openedFailures) Destruct() error { return nil }
 
 // hasher computes the slow hashes of all configurations: what it remembers survives a reload, and
 // its bounds hold for the whole process. It needs no end.

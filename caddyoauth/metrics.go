@@ -28,6 +28,9 @@ type metrics struct {
 	// what the caller was told, and cause is why, from the table in package access, or empty.
 	checks *prometheus.CounterVec
 
+	// failureLimits counts how often a client was paused, from one network; see oauth.Failures.
+	failureLimits *prometheus.CounterVec
+
 	// reportOnly counts the requests that would have been refused, and passed under report_only; realm
 	// is None where no token is asked for.
 	reportOnly *prometheus.CounterVec
@@ -102,6 +105,7 @@ func newCollectors() *metrics {
 			return 1
 		}),
 		requests:       requests,
+		failureLimits:  counterVec("failure_limits_total", "Times that so many authentications had failed, in the name of one client from one network, that no more were looked at for a while.", "realm"),
 		inactive:       counterVec("introspections_inactive_total", "Introspections answered with inactive, by what the caller is not told.", "realm", "cause"),
 		checks:         counterVec("bearer_checks_total", "Checks by oauth_protect: one for each oauth_protect that a request meets.", "realm", "result", "cause"),
 		reportOnly:     counterVec("report_only_total", "Requests that would have been refused, and passed under report_only.", "realm", "cause"),
@@ -118,7 +122,7 @@ func newCollectors() *metrics {
 // registerMetrics registers the collectors with a configuration's registry.
 func registerMetrics(registry *prometheus.Registry) error {
 	m := collectors
-	for _, c := range []prometheus.Collector{m.requests, m.inactive, m.checks, m.reportOnly, m.guard, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp, m.clients} {
+	for _, c := range []prometheus.Collector{m.requests, m.failureLimits, m.inactive, m.checks, m.reportOnly, m.guard, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp, m.clients} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
 			return err
@@ -152,7 +156,7 @@ func (s *seriesInUse) leave(realm string) {
 		return
 	}
 	delete(s.users, realm)
-	for _, series := range []*prometheus.CounterVec{collectors.requests, collectors.inactive, collectors.checks, collectors.reportOnly} {
+	for _, series := range []*prometheus.CounterVec{collectors.requests, collectors.failureLimits, collectors.inactive, collectors.checks, collectors.reportOnly} {
 		series.DeletePartialMatch(prometheus.Labels{"realm": realm})
 	}
 }

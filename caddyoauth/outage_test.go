@@ -63,7 +63,7 @@ func TestNoMoreThanAShareOfTheStore(t *testing.T) {
 // No token is issued that the store has not recorded.
 func TestNoTokenWithoutAStore(t *testing.T) {
 	for _, cache := range []string{"", "cache off"} {
-		g := startGateway(t, "store outage\n"+cache+"\n"+testClients, "oauth_server")
+		g := startGateway(t, "store outage\n"+noFailureLimit+cache+"\n"+testClients, "oauth_server")
 		for name, err := range storeFailures() {
 			t.Run(name, func(t *testing.T) {
 				repair := breakStore(t, err, "Put", "Get", "Revoke")

@@ -278,6 +278,7 @@ func (p *Protect) prepareRejections(m *metrics) {
 		access.ResultClaims:      {status: http.StatusForbidden, challenge: p.challenge + `, error="insufficient_scope", error_description="the token lacks a claim"`},
 		access.ResultPath:        {status: http.StatusBadRequest}, // no challenge: no token would help
 		access.ResultInsecure:    {status: http.StatusForbidden},
+		access.ResultSlowDown:    {status: http.StatusTooManyRequests},
 		access.ResultUnavailable: {status: http.StatusServiceUnavailable},
 		access.ResultCanceled:    {status: http.StatusServiceUnavailable},
 	}
@@ -291,7 +292,7 @@ func (p *Protect) prepareRejections(m *metrics) {
 		if !ok {
 			continue // tunnels, which are refused before anything else
 		}
-		if p.basic == nil && (e.Cause == access.CauseBasic || e.Cause == access.CauseBusy) {
+		if p.basic == nil && slices.Contains(access.CausesOfBasic, e.Cause) {
 			continue
 		}
 		no.result, no.cause, no.err = e.Result, e.Cause, errors.New("oauth: "+string(e.Result))
@@ -648,8 +649,11 @@ func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, b *bearer, deci
 	if no.status == http.StatusUnauthorized && p.basic.on(time.Now()) {
 		h.Add("WWW-Authenticate", p.basic.challenge)
 	}
-	if no.status == http.StatusServiceUnavailable {
+	switch no.status {
+	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", retryAfter)
+	case http.StatusTooManyRequests:
+		h.Set("Retry-After", secondsUntil(b.basic.retryAfter))
 	}
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Set("http.oauth.error", string(no.result))

@@ -60,7 +60,7 @@ type Realm struct {
 	// realms. Default: false.
 	AuthorizationEndpoint bool `json:"authorization_endpoint,omitempty"`
 
-	// How much each client may do in a given time.
+	// How much each client may do in a given time, for each limit that the realm sets. Default: root's.
 	Limits *Limits `json:"limits,omitempty"`
 
 	// What a client gets if it asks for no scope and has no default of its own. Each must be
@@ -161,6 +161,9 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		return nil, err
 	}
 	limits := rc.Limits.or(root.Limits)
+	if limits.Failures == nil {
+		limits.Failures = &defaultFailures
+	}
 	if err := limits.check(); err != nil {
 		return nil, err
 	}
@@ -169,7 +172,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	}
 
 	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys)}
-	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client)}
+	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client), FailureLimit: limits.Failures.limit()}
 	for _, id := range sortedKeys(rc.Clients) {
 		client, err := rc.Clients[id].provision(id, format, lifetime, defaultScopes, limits, logger)
 		if err != nil {

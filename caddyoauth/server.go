@@ -179,6 +179,7 @@ func (s *Server) bases(r *servedRealm) []string {
 // layOut adds the endpoints of a realm.
 func (s *Server) layOut(r *servedRealm) error {
 	s.app.useSeries(r.name)
+	collectors.failureLimits.WithLabelValues(r.name) // Prometheus sees no increase where a series begins
 	post := func(kind endpointKind) *route {
 		labels := prometheus.Labels{"realm": r.name, "endpoint": string(kind)}
 		return &route{realm: r, kind: kind, span: "oauth." + string(kind), requests: collectors.requests.MustCurryWith(labels)}
@@ -272,7 +273,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		s.refuse(w, r, e, status, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: description, Reason: "body"})
 		return nil
 	}
-	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Body: body, Certificate: certificateOf(r), From: clientNetwork(r)})
+	from, _ := clientAddr(r)
+	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Body: body, Certificate: certificateOf(r), From: from})
 	if err == nil && e.contradicts(req.Form.Get("realm")) {
 		err = errOtherRealm
 	}
@@ -459,10 +461,30 @@ func (s *Server) logRefusal(r *http.Request, e *route, refusal *oauth.Error, out
 	e.requests.WithLabelValues(result).Inc()
 	e.countClient(out, cmp.Or(refusal.Reason, result))
 	describeRequest(r.Context(), e, out.ClientID, result, cmp.Or(refusal.Reason, refusal.Description))
-	if c := s.logger.Check(zap.InfoLevel, string(e.kind)+" request refused"); c != nil {
+	level := zap.InfoLevel
+	if refusal.Reason == oauth.ReasonFailureLimit {
+		level = zap.DebugLevel // the event of the pause is enough, for a flood and for a program that goes on
+	}
+	if c := s.logger.Check(level, string(e.kind)+" request refused"); c != nil {
 		c.Write(sender([]zap.Field{
 			zap.String("event", string(e.kind)+"_refused"), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID),
 			zap.String("error", result), zap.String("reason", cmp.Or(refusal.Reason, refusal.Description)),
+		}, r, out)...)
+	}
+	s.app.logPause(r, e.realm.name, out)
+}
+
+// logPause logs the event of a pause that began with a request's failure, and counts it. It names
+// the client only if that is registered.
+func (a *App) logPause(r *http.Request, realm string, out oauth.Outcome) {
+	if out.Paused == 0 {
+		return
+	}
+	collectors.failureLimits.WithLabelValues(realm).Inc()
+	if c := a.limited.Check(zap.InfoLevel, "too many failed authentications: for a while, nothing that comes from there in the client's name is looked at"); c != nil {
+		c.Write(sender([]zap.Field{
+			zap.String("event", "failures_limited"), zap.String("realm", realm), zap.String("client_id", out.ClientID),
+			zap.Int64("retry_after", int64(roundUp(out.Paused)/time.Second)),
 		}, r, out)...)
 	}
 }

@@ -48,23 +48,6 @@ func allSecure(lines []string) bool {
 	return true
 }
 
-// clientNetwork names the caller in the queue for slow hashes: the address that Caddy takes for
-// the client's, or for IPv6 its /48. A site gets that many addresses for the asking (RFC 6177),
-// and a home gets a /56. A client with a neighbor in its /48 who guesses shares a turn with that
-// neighbor; with smaller networks, all the world would.
-func clientNetwork(r *http.Request) string {
-	addr, ok := clientAddr(r)
-	if !ok {
-		return ""
-	}
-	if addr.Is6() {
-		if network, err := addr.WithZone("").Prefix(48); err == nil {
-			return network.String()
-		}
-	}
-	return addr.String()
-}
-
 // clientIP returns the address of the caller, for logs: the one that Caddy takes for the
 // client's, which depends on trusted_proxies. It is empty if there is none, as with a unix
 // socket.
@@ -75,6 +58,7 @@ func clientIP(r *http.Request) string {
 	return ""
 }
 
+// clientAddr is clientIP for those who compute with it. Without an address it is the zero Addr.
 func clientAddr(r *http.Request) (addr netip.Addr, ok bool) {
 	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	addr, err := netip.ParseAddr(ip)

@@ -112,23 +112,22 @@ func TestSecureBehindATrustedProxy(t *testing.T) {
 	}
 }
 
-// A request counts against the client's address as Caddy knows it, for IPv6 against its network,
-// and against the peer if Caddy knows none.
-func TestClientNetwork(t *testing.T) {
+// A request counts against the client's address as Caddy knows it, and against the peer if Caddy
+// knows none.
+func TestClientAddress(t *testing.T) {
 	for _, c := range []struct{ clientIP, peer, want string }{
 		{"192.0.2.7", "10.0.0.1:80", "192.0.2.7"},
 		{"::ffff:192.0.2.7", "10.0.0.1:80", "192.0.2.7"},
-		{"2001:db8:1:2:3:4:5:6", "10.0.0.1:80", "2001:db8:1::/48"},
-		{"2001:db8:1:ffff:ffff::1", "10.0.0.1:80", "2001:db8:1::/48"},
-		{"fe80::1%eth0", "10.0.0.1:80", "fe80::/48"},
+		{"2001:db8:1:2:3:4:5:6", "10.0.0.1:80", "2001:db8:1:2:3:4:5:6"},
+		{"fe80::1%eth0", "10.0.0.1:80", "fe80::1%eth0"},
 		{"", "192.0.2.9:80", "192.0.2.9"},
-		{"", "[2001:db8::1]:80", "2001:db8::/48"},
+		{"", "[2001:db8::1]:80", "2001:db8::1"},
 		{"", "@", ""},
 		{"nonsense", "192.0.2.9:80", "192.0.2.9"},
 	} {
 		ctx := context.WithValue(t.Context(), caddyhttp.VarsCtxKey, map[string]any{caddyhttp.ClientIPVarKey: c.clientIP})
 		r := (&http.Request{RemoteAddr: c.peer}).WithContext(ctx)
-		if got := clientNetwork(r); got != c.want {
+		if got := clientIP(r); got != c.want {
 			t.Errorf("client %q, peer %q: %q, want %q", c.clientIP, c.peer, got, c.want)
 		}
 	}

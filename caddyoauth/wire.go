@@ -9,6 +9,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,7 +32,8 @@ const (
 	bodyTimeout = 10 * time.Second
 	// drainTimeout bounds how long a refusal waits for the rest of a body.
 	drainTimeout = 2 * time.Second
-	// retryAfter is the Retry-After header of every 429 and 503, in seconds.
+	// retryAfter is the Retry-After header of every 503, and of each 429 that doesn't know better, in
+	// seconds.
 	retryAfter = "5"
 )
 
@@ -142,7 +144,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply 
 		w.Header().Set("WWW-Authenticate", `Basic realm="`+e.realm.name+`"`)
 	case oauth.CodeTooManyRequests:
 		status = http.StatusTooManyRequests
-		w.Header().Set("Retry-After", retryAfter)
+		w.Header().Set("Retry-After", secondsUntil(refusal.RetryAfter))
 	case oauth.CodeUnavailable:
 		status = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", retryAfter)
@@ -150,6 +152,17 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply 
 	s.logRefusal(r, e, refusal, out)
 	writeError(w, status, refusal)
 }
+
+// secondsUntil is the value of a Retry-After header (RFC 9110 section 10.2.3). Zero is retryAfter.
+func secondsUntil(wait time.Duration) string {
+	if wait == 0 {
+		return retryAfter
+	}
+	return strconv.FormatInt(int64(roundUp(wait)/time.Second), 10)
+}
+
+// roundUp rounds up to whole seconds.
+func roundUp(d time.Duration) time.Duration { return (d + time.Second - 1).Truncate(time.Second) }
 
 // refuse answers a request that never reached the engine.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e *route, status int, refusal *oauth.Error) {

@@ -407,12 +407,14 @@ func TestAlerts(t *testing.T) {
 			 caddy_oauth_secret_expiry_timestamp_seconds{realm="root",client_id="a",secret="2"} Inf
 			 caddy_oauth_secret_expiry_timestamp_seconds{realm="root",client_id="b",secret="1"} %d`, start.AddDate(0, 0, 1).Unix(), start.AddDate(0, 0, 15).Unix())},
 		"OAuthWrongSecrets": {
-			`caddy_oauth_client_requests_total{realm="root",client_id="a",endpoint="token",result="wrong_secret"} _x3 1+2x20`,
+			`caddy_oauth_client_requests_total{realm="root",client_id="a",endpoint="token",result="wrong_secret"} _x3 1 10x20
+			 caddy_oauth_client_requests_total{realm="root",client_id="a",endpoint="token",result="failure_limit"} _x4 1+2x20`,
 			`caddy_oauth_client_requests_total{realm="root",client_id="a",endpoint="token",result="wrong_secret"} 0x3 5x20
 			 caddy_oauth_client_requests_total{realm="root",client_id="a",endpoint="token",result="ok"} 0+90x20`},
 		"OAuthGuessing": {
-			`caddy_oauth_requests_total{realm="root",endpoint="token",result="invalid_client"} 0+60x30`,
-			`caddy_oauth_requests_total{realm="root",endpoint="token",result="invalid_client"} 0+6x30`},
+			`caddy_oauth_failure_limits_total{realm="root"} 0+1x30`,
+			`caddy_oauth_failure_limits_total{realm="root"} 0x3 1x5 4x40
+			 caddy_oauth_requests_total{realm="root",endpoint="token",result="invalid_client"} 0+60x30`},
 		"OAuthSlowDown": {
 			`caddy_oauth_requests_total{realm="root",endpoint="token",result="slow_down"} _x3 1+1x40`,
 			`caddy_oauth_requests_total{realm="root",endpoint="token",result="slow_down"} 0x3 9x60`},

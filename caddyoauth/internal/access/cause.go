@@ -38,11 +38,17 @@ const (
 	// CauseBusy means that so many slow hashes are under way that nobody could tell whether Basic
 	// credentials are right.
 	CauseBusy Cause = "busy"
+	// CauseFailureLimit means that Basic credentials were not looked at, after too many failures in
+	// the name of the same client from the same network.
+	CauseFailureLimit Cause = "failure_limit"
 	// CauseOutage means that nobody could find out what the token means.
 	CauseOutage Cause = "outage"
 	// CauseCanceled means that the caller went away before anybody could.
 	CauseCanceled Cause = "canceled"
 )
+
+// CausesOfBasic are those that only a route can have that takes Basic credentials.
+var CausesOfBasic = []Cause{CauseBasic, CauseBusy, CauseFailureLimit}
 
 // Result is what a caller is told, as in {http.oauth.error} and metrics.
 type Result string
@@ -58,6 +64,7 @@ const (
 	ResultPath        Result = "ambiguous_path"
 	ResultTunnel      Result = "tunnel"
 	ResultInsecure    Result = "insecure_transport"
+	ResultSlowDown    Result = "slow_down"
 	ResultUnavailable Result = "temporarily_unavailable"
 	ResultCanceled    Result = "canceled"
 )
@@ -105,6 +112,7 @@ var Explanations = []Explanation{
 	{CauseInsecure, ResultInsecure, "The request came over plain HTTP from another machine.", "Use HTTPS, or set `trusted_proxies` for a proxy that does."},
 	{CauseOutage, ResultUnavailable, "The store or another server could not be asked, so nobody knows what the token means, or the realm has no key yet for the `assertion`.", "See the line at level `error` of the same moment, and [503](#503)."},
 	{CauseBusy, ResultUnavailable, "The request has Basic credentials, and too many secrets are being checked at once.", "See [503](#503)."},
+	{CauseFailureLimit, ResultSlowDown, "The request has Basic credentials, which were not looked at: too many failed in the name of that client from the same network.", "See the event `failures_limited` for who that is, and [failures](#failures)."},
 	{CauseCanceled, ResultCanceled, "The caller went away before it was known what the token means.", "Nothing, unless it is often: then see how long the store and other servers take."},
 }
 

@@ -3,7 +3,9 @@ package oauth
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -40,7 +42,8 @@ type claim struct {
 	// or may not use the method.
 	client *registered
 	creds  Credentials
-	from   string // as Request.From
+	from   netip.Addr // as Request.From
+	trial  trial
 	// instead is as Request.instead. The same credentials can be right for one purpose alone.
 	instead bool
 }
@@ -60,7 +63,8 @@ var verifiers = map[string]verifier{
 func AuthMethods() []string { return slices.Sorted(maps.Keys(verifiers)) }
 
 // authenticate returns the client that a request's credentials prove its sender to be. All
-// refusals have the same answer, after the same work.
+// refusals have the same answer, after the same work, until they exceed the realm's limit. Then
+// nothing is looked at, not even credentials that are right: they would be one guess more.
 func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request, out *Outcome) (*registered, error) {
 	creds := req.Credentials
 	client := clients.named(creds.ClientIDs)
@@ -71,14 +75,38 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 		creds.Method = client.certificateMethod(creds.certificate)
 	}
 	out.AuthMethod = creds.Method
-	verify := verifiers[creds.Method]
-	// These can't be anybody's credentials, so there is nothing that work would hide.
-	switch {
-	case creds.malformed:
-		return nil, invalidClient("malformed_authorization")
-	case verify == nil:
-		return nil, invalidClient("no_credentials")
+	if creds.Method == "" && !creds.malformed {
+		return nil, invalidClient("no_credentials") // nothing to guess with, so it doesn't count
 	}
+	trial := e.trial(req)
+	if wait := trial.pause(e.cfg.Now()); wait > 0 {
+		return nil, tooManyFailures(wait)
+	}
+	client, proof, err := e.prove(ctx, clients, client, req, trial)
+	var refusal *Error
+	if errors.As(err, &refusal) && refusal.Code == CodeInvalidClient {
+		var wait time.Duration
+		if out.Paused, wait = trial.failed(e.cfg.Now()); wait > 0 {
+			return nil, tooManyFailures(wait)
+		}
+		return nil, err
+	}
+	// Others may have failed meanwhile.
+	if wait := trial.pause(e.cfg.Now()); wait > 0 {
+		return nil, tooManyFailures(wait)
+	}
+	out.Proof = proof
+	return client, err
+}
+
+// prove returns the client, and what proves it to be the sender of a request. client is the one that
+// the request names, or nil if there is none.
+func (e *Engine) prove(ctx context.Context, clients *Clients, client *registered, req Request, trial trial) (*registered, Proof, error) {
+	creds := req.Credentials
+	if creds.malformed { // nobody's credentials, so there is nothing that work would hide
+		return nil, Proof{}, invalidClient("malformed_authorization")
+	}
+	verify := verifiers[creds.Method]
 
 	reason := ""
 	switch {
@@ -91,15 +119,14 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	case req.instead && !client.canHaveTokens():
 		client, reason = nil, "no_tokens"
 	}
-	proof, why, err := verify(e, ctx, claim{clients, client, creds, req.From, req.instead})
+	proof, why, err := verify(e, ctx, claim{clients, client, creds, req.From, trial, req.instead})
 	if err != nil {
-		return nil, err
+		return nil, Proof{}, err
 	}
 	if proof == (Proof{}) || client == nil {
-		return nil, invalidClient(cmp.Or(reason, why))
+		return nil, Proof{}, invalidClient(cmp.Or(reason, why))
 	}
-	out.Proof = proof
-	return client, nil
+	return client, proof, nil
 }
 
 // Why a client's secret doesn't prove it.
@@ -155,7 +182,9 @@ func (e *Engine) verifySecret(ctx context.Context, c claim) (Proof, string, erro
 	if len(a.work) == 0 {
 		return Proof{}, why, nil // the realm has no slow hashes: failing is quick for everybody
 	}
-	right, err := e.cfg.Hasher.check(ctx, flightKey{c.clients, c.creds.mac(), c.instead}, a, c.from, c.creds.ClientIDs[0])
+	ctx, stop := c.trial.watch(ctx, now)
+	defer stop()
+	right, err := e.cfg.Hasher.check(ctx, flightKey{c.clients, c.creds.mac(), c.instead}, a, hashNetwork(c.from), c.creds.ClientIDs[0])
 	switch {
 	case err != nil || right == nil:
 		return Proof{}, why, err

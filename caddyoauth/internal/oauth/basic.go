@@ -3,6 +3,7 @@ package oauth
 import (
 	"context"
 	"fmt"
+	"net/netip"
 
 	"github.com/caddyoauth/gateway/introspect"
 )
@@ -19,10 +20,11 @@ const MaxBasicLength = 16 << 10
 // The credentials are judged as at the endpoints, and in both readings. All failures have the same
 // answer after the same work, an *Error with CodeInvalidClient. A client that can have no token is
 // one of them: either its grant types or its scopes leave none. Any other error means that nobody
-// could tell: an *Error with CodeUnavailable if too many slow hashes are under way, and another if
+// could tell: an *Error with CodeTooManyRequests after too many failures, one with CodeUnavailable if
+// too many slow hashes are under way, and another if
 // the realm has not agreed with its store yet. Basic blocks as long as a slow hash takes, and up to
 // two seconds before that, unless ctx ends.
-func (e *Engine) Basic(ctx context.Context, authorization, from string) (*introspect.Facts, Outcome, error) {
+func (e *Engine) Basic(ctx context.Context, authorization string, from netip.Addr) (*introspect.Facts, Outcome, error) {
 	out := Outcome{AuthMethod: AuthBasic}
 	state := e.state.Load()
 	agreed, err := state.agreement() // first, so that an outage tells nothing about the credentials

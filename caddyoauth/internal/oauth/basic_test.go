@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -25,7 +26,7 @@ func TestBasicIsTheBestToken(t *testing.T) {
 	client := newClient("c", quickSecret(t, "right"))
 	client.Scopes, client.DefaultScopes, client.Audience = []string{"b", "a", "c"}, []string{"a"}, []string{"https://a.example.com", "other"}
 	e := newEngine(t, func(cfg *Settings) { cfg.Issuer = "https://as.example.com" }, client)
-	got, out, err := e.Basic(t.Context(), header("c", "right"), "192.0.2.1")
+	got, out, err := e.Basic(t.Context(), header("c", "right"), from)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +88,7 @@ func TestFailuresOfBasicAreOne(t *testing.T) {
 	}
 	for name, authorization := range attempt {
 		before := e.cfg.Hasher.hashes.Load()
-		facts, out, err := e.Basic(t.Context(), authorization, "192.0.2.1")
+		facts, out, err := e.Basic(t.Context(), authorization, from)
 		if facts != nil || codeOf(err) != CodeInvalidClient || out.Proof != (Proof{}) {
 			t.Errorf("%s: %v, %+v, %v", name, facts, out, err)
 		}
@@ -104,7 +105,7 @@ func TestFailuresOfBasicAreOne(t *testing.T) {
 		"a NUL": header("one", "a\x00b"), "no text": header("one", "\xff%ff"), "another scheme": "Bearer YTpi", "16 KiB": header("one", strings.Repeat("x", MaxBasicLength)),
 	} {
 		before := e.cfg.Hasher.hashes.Load()
-		facts, _, err := e.Basic(t.Context(), authorization, "192.0.2.1")
+		facts, _, err := e.Basic(t.Context(), authorization, from)
 		var refusal *Error
 		if facts != nil || !errors.As(err, &refusal) || refusal.Code != CodeInvalidClient || refusal.Reason != "malformed_authorization" {
 			t.Errorf("%s: %v, %+v", name, facts, err)
@@ -124,7 +125,7 @@ func TestBasicSharesNoComputationWithTheEndpoints(t *testing.T) {
 		for _, basicFirst := range []bool{true, false} {
 			e := newEngine(t, nil, asks)
 			ask := []func(){func() {
-				if _, _, err := e.Basic(t.Context(), header("asks", "s"), "192.0.2.1"); codeOf(err) != CodeInvalidClient {
+				if _, _, err := e.Basic(t.Context(), header("asks", "s"), from); codeOf(err) != CodeInvalidClient {
 					t.Errorf("at a route: %v", err)
 				}
 			}, func() {
@@ -154,7 +155,7 @@ func TestBasicRemembersWhatTheHasherDoes(t *testing.T) {
 	e := newEngine(t, nil, newClient("c", old))
 	old.Until = e.now().Add(time.Minute)
 	for range 3 {
-		if _, out, err := e.Basic(t.Context(), header("c", "right"), ""); err != nil || out.Proof != (Proof{Secret: 1, Until: old.Until}) {
+		if _, out, err := e.Basic(t.Context(), header("c", "right"), netip.Addr{}); err != nil || out.Proof != (Proof{Secret: 1, Until: old.Until}) {
 			t.Fatalf("%+v, %v", out, err)
 		}
 	}
@@ -162,7 +163,7 @@ func TestBasicRemembersWhatTheHasherDoes(t *testing.T) {
 		t.Errorf("three requests cost %d slow hashes, want 1", n)
 	}
 	e.advance(time.Minute)
-	if _, _, err := e.Basic(t.Context(), header("c", "right"), ""); codeOf(err) != CodeInvalidClient {
+	if _, _, err := e.Basic(t.Context(), header("c", "right"), netip.Addr{}); codeOf(err) != CodeInvalidClient {
 		t.Errorf("after the secret's end: %v", err)
 	}
 }
@@ -174,18 +175,18 @@ func TestBasicDuringOutages(t *testing.T) {
 	all := []string{header("slow", "right"), header("slow", "wrong"), header("quick", "right"), header("nobody", "right"), "Basic !"}
 	fresh := New(Settings{Realm: "root", Clients: map[string]*Client{"slow": slow, "quick": quick}, Store: e.store, Cache: e.cfg.Cache, MaxAge: time.Minute, Hasher: e.cfg.Hasher, Now: e.now})
 	for _, authorization := range all {
-		if facts, out, err := fresh.Basic(t.Context(), authorization, ""); facts != nil || !errors.Is(err, ErrUnreachable) || out.ClientID != "" {
+		if facts, out, err := fresh.Basic(t.Context(), authorization, netip.Addr{}); facts != nil || !errors.Is(err, ErrUnreachable) || out.ClientID != "" {
 			t.Errorf("before the realm has agreed with its store: %v, %+v, %v", facts, out, err)
 		}
 	}
 
 	e.cfg.Hasher.queue = 0
 	for _, authorization := range slices.Concat(all[:2], all[3:4]) {
-		if _, _, err := e.Basic(t.Context(), authorization, ""); codeOf(err) != CodeUnavailable {
+		if _, _, err := e.Basic(t.Context(), authorization, netip.Addr{}); codeOf(err) != CodeUnavailable {
 			t.Errorf("with a full queue: %v", err)
 		}
 	}
-	if _, _, err := e.Basic(t.Context(), header("quick", "right"), ""); err != nil {
+	if _, _, err := e.Basic(t.Context(), header("quick", "right"), netip.Addr{}); err != nil {
 		t.Errorf("a quick secret: %v", err)
 	}
 
@@ -193,7 +194,7 @@ func TestBasicDuringOutages(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	defer e.cfg.Hasher.hold()()
-	if _, _, err := e.Basic(ctx, header("slow", "right"), ""); !errors.Is(err, context.Canceled) {
+	if _, _, err := e.Basic(ctx, header("slow", "right"), netip.Addr{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("a caller that has gone away: %v", err)
 	}
 }
@@ -205,7 +206,7 @@ func FuzzBasicInsteadOfAToken(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, authorization string) {
-		facts, out, err := e.Basic(t.Context(), authorization, "")
+		facts, out, err := e.Basic(t.Context(), authorization, netip.Addr{})
 		if err != nil {
 			if codeOf(err) != CodeInvalidClient || facts != nil || out.Proof != (Proof{}) {
 				t.Fatalf("%q: %v, %+v, %v", authorization, facts, out, err)

@@ -50,6 +50,8 @@ type Client struct {
 	IntrospectAudience []string
 	// TokenLimit is how many tokens it may fetch; zero is no limit.
 	TokenLimit Limit
+	// InquiryLimit is how many tokens it may ask about; zero is no limit.
+	InquiryLimit Limit
 	// Disabled means that it can't authenticate and its tokens are not valid.
 	Disabled bool
 }

@@ -30,6 +30,7 @@ type registered struct {
 	*Client
 	guesses guessLimit
 	fetches *rate.Limiter // by TokenLimit; nil without one
+	asks    *rate.Limiter // by InquiryLimit; nil without one
 }
 
 // newClients makes the snapshot that follows another. A client that stays, by its ID, keeps its
@@ -37,11 +38,14 @@ type registered struct {
 func newClients(clients map[string]*Client, before *Clients) *Clients {
 	all := &Clients{byID: make(map[string]*registered, len(clients)), work: heaviest(clients), quick: mostQuick(clients)}
 	for id, client := range clients {
-		next := &registered{Client: client, guesses: newGuessLimit(), fetches: client.TokenLimit.limiter()}
+		next := &registered{Client: client, guesses: newGuessLimit(), fetches: client.TokenLimit.limiter(), asks: client.InquiryLimit.limiter()}
 		if was := before.byID[id]; was != nil {
 			next.guesses = was.guesses
 			if was.TokenLimit == client.TokenLimit {
 				next.fetches = was.fetches
+			}
+			if was.InquiryLimit == client.InquiryLimit {
+				next.asks = was.asks
 			}
 		}
 		all.byID[id] = next
@@ -78,7 +82,19 @@ func (l Limit) limiter() *rate.Limiter {
 	if l.Count == 0 {
 		return nil
 	}
-	return rate.NewLimiter(rate.Limit(float64(l.Count)/l.Per.Seconds()), l.Count)
+	return rate.NewLimiter(l.rate(), l.Count)
+}
+
+func (l Limit) rate() rate.Limit { return rate.Limit(float64(l.Count) / l.Per.Seconds()) }
+
+// use takes one of what the limiter allows. If there is none left, it returns how long until there
+// is. Nil allows all.
+func use(limiter *rate.Limiter, now time.Time) (wait time.Duration) {
+	if limiter == nil || limiter.AllowN(now, 1) {
+		return 0
+	}
+	missing := 1 - limiter.TokensAt(now)
+	return max(time.Duration(missing/float64(limiter.Limit())*float64(time.Second)), 1)
 }
 
 // guessLimit bounds how often a client may ask about tokens that turn out not to be active:

@@ -52,6 +52,10 @@ type Settings struct {
 
 	// Hasher bounds the slow secret hashes. Realms may share one.
 	Hasher *Hasher
+	// Failures counts failed authentications, for FailureLimit. Realms may share one. With none, or
+	// with the zero FailureLimit, there is no limit.
+	Failures     *Failures
+	FailureLimit Limit
 	// Now is the wall clock. Default: time.Now.
 	Now func() time.Time
 	// Random is where the random bytes of tokens come from. Default: crypto/rand.
@@ -292,6 +296,9 @@ type Outcome struct {
 	AuthMethod string
 	// Proof is what authenticated the client. It is zero if nothing did.
 	Proof Proof
+	// Paused is how long nothing in the client's name is looked at from now on, if it comes from where
+	// the request came from: its failure was one too many. It is zero otherwise; see [Failures].
+	Paused time.Duration
 	// TokenID is the token that was issued, asked about or revoked, once it is known to be
 	// one of ours. JTI is the ID that stands in it, if it is a JWT.
 	TokenID introspect.TokenID
@@ -361,8 +368,8 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 		return Grant{}, out, fmt.Errorf("the generation of client %q has not been shared", client.ID)
 	}
 	now := e.cfg.Now()
-	if client.fetches != nil && !client.fetches.AllowN(now, 1) {
-		return Grant{}, out, &Error{Code: CodeTooManyRequests, Description: "the client fetches too many tokens", Reason: "token_limit"}
+	if wait := use(client.fetches, now); wait > 0 {
+		return Grant{}, out, &Error{Code: CodeTooManyRequests, Description: "the client fetches too many tokens", RetryAfter: wait, Reason: "token_limit"}
 	}
 	issuedAt := now.Truncate(time.Millisecond) // as exact as the token itself
 	record := client.token(generation, scopes, audience, issuedAt)
@@ -488,11 +495,14 @@ func (e *Engine) Introspect(ctx context.Context, req Request) (*introspect.Facts
 	if text == "" {
 		return nil, out, invalidRequest("token is missing")
 	}
+	now := e.cfg.Now()
+	if wait := use(caller.asks, now); wait > 0 {
+		return nil, out, &Error{Code: CodeTooManyRequests, Description: "too many inquiries", RetryAfter: wait, Reason: "inquiry_limit"}
+	}
 	token, mine := e.issued.Screen(introspect.NewToken(text))
 	// A token that carries our mark and has not expired is always looked up: callers of a
 	// resource server must not be able to use up its answers about good tokens by sending it
 	// made-up ones.
-	now := e.cfg.Now()
 	if !caller.guesses.mayAsk(now) && !(mine && e.issued.genuine(token)) {
 		return nil, out, &Error{Code: CodeTooManyRequests, Description: "too many inquiries about tokens that are not active"}
 	}

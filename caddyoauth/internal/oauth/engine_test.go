@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -133,12 +134,15 @@ func slowSecret(t testing.TB, plain string, m, passes uint32) *Secret {
 	return s
 }
 
+// from is where most requests come from.
+var from = netip.MustParseAddr("192.0.2.1")
+
 // request is a form posted with Basic credentials, from an address.
 func request(t testing.TB, id, secret string, form url.Values) Request {
 	t.Helper()
 	pair := url.QueryEscape(id) + ":" + url.QueryEscape(secret)
 	r, err := ParseRequest(Incoming{
-		Authorization: []string{"Basic " + base64.StdEncoding.EncodeToString([]byte(pair))}, Body: form.Encode(), From: "192.0.2.1",
+		Authorization: []string{"Basic " + base64.StdEncoding.EncodeToString([]byte(pair))}, Body: form.Encode(), From: from,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -1,5 +1,7 @@
 package oauth
 
+import "time"
+
 // Code is an error code of RFC 6749 section 5.2, or one of the few besides those.
 type Code string
 
@@ -24,6 +26,8 @@ type Error struct {
 	// Description is for the caller. It never repeats what a caller sent: RFC 6749 section 5.2
 	// limits the characters, and reflection has been an attack more than once.
 	Description string
+	// RetryAfter is when the caller may come back; zero says nothing about that.
+	RetryAfter time.Duration
 	// Reason tells operators more than the caller may know, such as "unknown_client". It goes to
 	// the log only. It is empty where Description says it all.
 	Reason string
@@ -38,4 +42,13 @@ func invalidRequest(description string) *Error {
 // invalidClient is the one answer to every failed authentication, whatever its reason.
 func invalidClient(reason string) *Error {
 	return &Error{Code: CodeInvalidClient, Description: "client authentication failed", Reason: reason}
+}
+
+// ReasonFailureLimit is the reason of an Error with CodeTooManyRequests if the credentials were not
+// looked at; see [Failures].
+const ReasonFailureLimit = "failure_limit"
+
+// tooManyFailures is the answer to an authentication during a pause; see [Failures].
+func tooManyFailures(wait time.Duration) *Error {
+	return &Error{Code: CodeTooManyRequests, Description: "too many failed authentications", RetryAfter: wait, Reason: ReasonFailureLimit}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"maps"
+	"net/netip"
 	"runtime"
 	"slices"
 	"sync"
@@ -62,6 +63,21 @@ func NewHasher() *Hasher {
 		slots: max(1, runtime.GOMAXPROCS(0)-1), queue: hashQueue, share: hashShare,
 		flights: make(map[flightKey]*flight), rows: make(map[string]*row), remembered: make(map[[sha256.Size]byte]time.Time),
 	}
+}
+
+// hashNetwork names a caller in the queue: its address, or for IPv6 its /48. A site gets that many
+// addresses for the asking (RFC 6177), and a home gets a /56. A client with a neighbor in its /48 who
+// guesses shares a turn with that neighbor; with smaller networks, all the world would.
+func hashNetwork(addr netip.Addr) string {
+	switch {
+	case !addr.IsValid():
+		return ""
+	case addr.Is6():
+		if network, err := addr.WithZone("").Prefix(48); err == nil {
+			return network.String()
+		}
+	}
+	return addr.String()
 }
 
 // attempt is the work of an authentication that could not be settled quickly.

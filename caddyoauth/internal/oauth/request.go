@@ -2,6 +2,7 @@ package oauth
 
 import (
 	"maps"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -31,7 +32,7 @@ type Incoming struct {
 	// Certificate is the client's certificate; nil if the sender has shown none.
 	Certificate *Certificate
 	// From is where the request came from; see [Request].
-	From string
+	From netip.Addr
 }
 
 // Request is a request to such an endpoint, parsed.
@@ -43,8 +44,9 @@ type Request struct {
 	Credentials Credentials
 	// Certificate is that of Incoming.
 	Certificate *Certificate
-	// From is where the request came from, for the fair use of slow hashes.
-	From string
+	// From is the address that the request came from, for the fair use of slow hashes and the limit of
+	// failures. The zero Addr is for all whose address is unknown.
+	From netip.Addr
 
 	// instead is set if the credentials stand in for a token. A client that can have no token is
 	// then treated like one that doesn't exist.

@@ -39,7 +39,7 @@ func attempts(t testing.TB) (*engine, map[string]Request) {
 	basic := func(id, secret string) Request { return request(t, id, secret, grantForm) }
 	post := func(id, secret string) Request {
 		form := url.Values{"grant_type": {GrantClientCredentials}, "client_id": {id}, "client_secret": {secret}}
-		r, err := ParseRequest(Incoming{Body: form.Encode(), From: "192.0.2.1"})
+		r, err := ParseRequest(Incoming{Body: form.Encode(), From: from})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +108,7 @@ func TestFailuresCostTheSame(t *testing.T) {
 	// What is no credentials claims nothing and costs nothing.
 	for name, authorization := range map[string][]string{"none": nil, "another scheme": {"Bearer x"}, "malformed": {"Basic %"}} {
 		before := e.cfg.Hasher.hashes.Load()
-		r, err := ParseRequest(Incoming{Authorization: authorization, Body: grantForm.Encode(), From: "192.0.2.1"})
+		r, err := ParseRequest(Incoming{Authorization: authorization, Body: grantForm.Encode(), From: from})
 		if err != nil {
 			t.Fatal(err)
 		}
