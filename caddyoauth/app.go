@@ -57,6 +57,10 @@ type App struct {
 	// letters, digits, `-` and `_`.
 	Realms map[string]*Realm `json:"realms,omitempty"`
 
+	// How clients prove that they have the key of their token (RFC 9449). Default: as a DPoP without
+	// settings, where a client or an `oauth_protect` has `dpop`; elsewhere proofs are ignored.
+	DPoP *DPoP `json:"dpop,omitempty"`
+
 	// Findings of `caddy oauth lint` that are meant to be, in any part of the configuration. Default: none.
 	LintIgnore []LintIgnore `json:"lint_ignore,omitempty"`
 
@@ -65,7 +69,8 @@ type App struct {
 	ctx    caddy.Context
 	logger *zap.Logger
 	opener storeOpener
-	cipher *keys.Cipher            // by EncryptionKeys; nil without them
+	cipher *keys.Cipher // by EncryptionKeys; nil without them
+	proofs *proofJudges
 	realms map[string]*servedRealm // those that are served, by name
 
 	// What all handlers together need. Only register adds to it. It is complete when the last
@@ -73,6 +78,8 @@ type App struct {
 
 	// usesStore is set if tokens are issued here, or tokens issued here are accepted.
 	usesStore bool
+	// usesProofs is set if proofs by DPoP are judged here.
+	usesProofs bool
 	// sources are the sources of tokens from elsewhere, by useKey.
 	sources map[string]*usedSource
 	// prefixes are what the names of identity headers begin with, folded, and the names of those with
@@ -167,6 +174,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.provisionEncryption(); err != nil {
 		return err
 	}
+	if a.proofs, err = newProofJudges(a.DPoP); err != nil {
+		return fmt.Errorf("dpop: %w", err)
+	}
 	if err := a.provisionRealms(); err != nil {
 		return err
 	}
@@ -253,6 +263,13 @@ func (a *App) provisionRealms() error {
 		}
 		if _, shared := a.opener.(*RedisStore); shared && r.hasKeys() && a.cipher == nil {
 			return fmt.Errorf("realm %q has self-contained tokens or signs JWTs, and the keys for that lie in Redis: give an encryption_key, or whoever can read that Redis can make tokens", name)
+		}
+		takesProofs, err := a.takesProofs(r)
+		if err != nil {
+			return fmt.Errorf("realm %q: %w", name, err)
+		}
+		if takesProofs {
+			a.usesProofs, r.settings.Proofs = true, a.proofs.endpoint
 		}
 		r.app = a
 		r.handOnCounts(before)

@@ -62,6 +62,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 			return nil
 		}),
 		"cache":       cacheOption(&app.Cache),
+		"dpop":        appDPoPOption(&app.DPoP),
 		"lint_ignore": lintIgnoreOption(&app.LintIgnore, true),
 		"encryption_key": conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
 			args, err := conf.Args(d, 1, 1)
@@ -240,6 +241,7 @@ func limitOption(limits **Limits, ofClient bool) conf.Option {
 //		certificate_file <path>...
 //		token_format   opaque|sealed|jwt
 //		certificate_bound
+//		dpop           required
 //		token_lifetime <duration>
 //		limit          tokens|inquiries <n> <duration>|off
 //		introspect     own|audience [<audience>...]|realm
@@ -288,6 +290,7 @@ func clientOption(realm *Realm) conf.Option {
 			"assertion_algorithms": conf.Texts(&client.AssertionAlgorithms, checkAssertionAlgorithms),
 			"token_format":         conf.Text(&client.TokenFormat, checkTokenFormat),
 			"certificate_bound":    conf.Flag(&client.CertificateBound),
+			"dpop":                 conf.Text(&client.DPoP, checkClientDPoP),
 			"token_lifetime":       conf.Lifetime(&client.TokenLifetime),
 			"limit":                limitOption(&client.Limits, true),
 			"introspect": conf.Func(func(d *caddyfile.Dispenser) error {

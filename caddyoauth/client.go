@@ -81,6 +81,12 @@ type Client struct {
 	// authentication goes with it. Default: false; its tokens are bearer tokens.
 	CertificateBound bool `json:"certificate_bound,omitempty"`
 
+	// `required` gives it no token without a proof that it has a key (DPoP, RFC 9449), to which the
+	// token is bound: routes take it only with a proof by the same key. Proofs are made for the URL of
+	// the token endpoint, so the realm needs an issuer. Default: its tokens are bound if it sends a
+	// proof.
+	DPoP string `json:"dpop,omitempty"`
+
 	// How long its tokens live, in whole seconds, at most a year. Default: the realm's.
 	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
 
@@ -219,6 +225,11 @@ func (cc *Client) provision(id, format string, lifetime caddy.Duration, realmDef
 	if cc.Limits != nil && cc.Limits.Failures != nil {
 		return nil, errFailuresOfClient
 	}
+	if cc.DPoP != "" {
+		if err := checkClientDPoP(cc.DPoP); err != nil {
+			return nil, err
+		}
+	}
 	limits = cc.Limits.or(&limits)
 	if err := limits.check(); err != nil {
 		return nil, err
@@ -229,7 +240,7 @@ func (cc *Client) provision(id, format string, lifetime caddy.Duration, realmDef
 	}
 	c := &oauth.Client{
 		ID: id, Scopes: cc.Scopes, DefaultScopes: defaults, Audience: cc.Audience,
-		GrantTypes: grants, Auth: auth, TokenFormat: format, CertificateBound: cc.CertificateBound, TokenLifetime: time.Duration(lifetime),
+		GrantTypes: grants, Auth: auth, TokenFormat: format, CertificateBound: cc.CertificateBound, DPoPRequired: cc.DPoP == dpopRequired, TokenLifetime: time.Duration(lifetime),
 		Introspect: introspect, IntrospectAudience: introspectAudience, Disabled: cc.Disabled,
 	}
 	if err := cc.provisionCertificates(c, logger); err != nil {

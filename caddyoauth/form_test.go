@@ -376,7 +376,7 @@ func TestMetricsAreNamedAndBounded(t *testing.T) {
 	labels := map[string]*regexp.Regexp{
 		"realm":     regexp.MustCompile(`^[a-z0-9_-]+$|^External$|^None$`), // other tests' realms included
 		"endpoint":  regexp.MustCompile(`^(token|introspect|revoke)$`),
-		"operation": regexp.MustCompile(`^(put|get|revoke|denied|deny|end_tokens|once)$`),
+		"operation": regexp.MustCompile(`^(put|get|revoke|denied|deny|end_tokens|once|proof)$`),
 		"client_id": regexp.MustCompile(`^[a-z-]+$|^External$`), // from the configuration
 		"secret":    regexp.MustCompile(`^[1-9]$`),
 		"source":    regexp.MustCompile(`^https?://[A-Za-z0-9.:/_-]+$`), // from the configuration

@@ -128,6 +128,7 @@ type running struct {
 	// with the engines.
 	agreeing sync.Mutex
 	tokenKey []byte
+	nonceKey []byte // likewise; nil unless DPoP proofs are judged
 	rings    map[string]*keys.Ring
 	// wake is when agree has to run again, because keys are due for something; zero for never. Only
 	// agree and keepAgreeing touch it.
@@ -184,6 +185,12 @@ func (a *App) start() error {
 		return err
 	}
 	a.run.held = append(a.run.held, reference{openFailures, failuresKey})
+	if a.usesProofs {
+		if opened.proofs == nil {
+			return errors.New("this kind of token store can't remember which DPoP proofs were used")
+		}
+		a.proofs.each(func(p *oauth.Proofs) { p.Keep(opened.proofs) })
+	}
 	for _, r := range a.realms {
 		r.settings.Store, r.settings.Keys = opened.store, opened.keys
 		r.settings.Cache, r.settings.Coherent = opened.cache, a.coherent
@@ -322,6 +329,11 @@ func (a *App) agree(ctx context.Context) error {
 		return fmt.Errorf("loading the generations of clients: %w", err)
 	}
 	a.run.tokenKey = tokenKey
+	if a.usesProofs {
+		if err := a.shareNonceKey(ctx); err != nil {
+			return err
+		}
+	}
 	a.run.wake = time.Time{}
 	if a.run.rings == nil {
 		a.run.rings = make(map[string]*keys.Ring)
@@ -361,6 +373,28 @@ func (a *App) agree(ctx context.Context) error {
 		a.run.opened.actedOn(a.run.news, heard)
 	}
 	return errors.Join(errs...)
+}
+
+// shareNonceKey gets from the store the key of nonces, which all gateways share.
+func (a *App) shareNonceKey(ctx context.Context) error {
+	// A store that may drop what it has acknowledged would forget which proofs were used.
+	if a.run.opened.keys != nil {
+		if err := a.run.opened.keys.Keeps(ctx); err != nil {
+			return fmt.Errorf("DPoP: %w", err)
+		}
+	}
+	fresh := a.run.nonceKey
+	if fresh == nil {
+		fresh = make([]byte, 32)
+		rand.Read(fresh)
+	}
+	key, err := a.run.opened.store.Secret(ctx, "dpop-nonce-key", fresh)
+	if err != nil {
+		return fmt.Errorf("loading the key of DPoP nonces: %w", err)
+	}
+	a.run.nonceKey = key
+	a.proofs.each(func(p *oauth.Proofs) { p.Share(key) })
+	return nil
 }
 
 // share gives a realm its keys and the generations of its clients. The caller holds run.agreeing.
@@ -792,7 +826,9 @@ type openStore struct {
 	keys oauth.KeyStore
 	// replays is the store's ability to remember what was used; nil if it has none.
 	replays oauth.ReplayStore
-	cache   *introspect.Cache
+	// proofs is the store's ability to remember which DPoP proofs were used; nil if it has none.
+	proofs oauth.ProofStore
+	cache  *introspect.Cache
 	// coherent and lease are nil for a store that no other gateway writes to; see sharedStore.
 	coherent func() bool
 	lease    func() (valid func() bool)
@@ -864,6 +900,9 @@ func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (*openS
 	}
 	if able, ok := store.(oauth.ReplayStore); ok {
 		s.replays = timedReplays{able, system, &s.writes}
+	}
+	if able, ok := store.(oauth.ProofStore); ok {
+		s.proofs = timedProofs{able, system, &s.writes}
 	}
 	s.store = timedStore{store, system, &s.writes}
 	return s, nil

@@ -130,6 +130,10 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		authorization = base + authorizePath
 	}
 	algorithms := r.assertionAlgorithms()
+	var proofAlgorithms []string
+	if r.settings.Proofs != nil {
+		proofAlgorithms = r.settings.Proofs.Algorithms()
+	}
 	jwksURI := ""
 	var introspectionAlgorithms []string
 	if r.signing != nil {
@@ -154,6 +158,7 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		TokenAuthAlgorithms         []string `json:"token_endpoint_auth_signing_alg_values_supported,omitempty"`
 		IntrospectionAuthAlgorithms []string `json:"introspection_endpoint_auth_signing_alg_values_supported,omitempty"`
 		RevocationAuthAlgorithms    []string `json:"revocation_endpoint_auth_signing_alg_values_supported,omitempty"`
+		DPoPAlgorithms              []string `json:"dpop_signing_alg_values_supported,omitempty"` // RFC 9449 section 5.1
 	}{
 		Issuer:                   r.settings.Issuer,
 		AuthorizationEndpoint:    authorization,
@@ -171,5 +176,6 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		TokenAuthAlgorithms:         algorithms,
 		IntrospectionAuthAlgorithms: algorithms,
 		RevocationAuthAlgorithms:    algorithms,
+		DPoPAlgorithms:              proofAlgorithms,
 	})
 }

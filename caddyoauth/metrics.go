@@ -243,6 +243,22 @@ func (r timedReplays) Once(ctx context.Context, id oauth.ReplayID, until time.Ti
 	return first, err
 }
 
+// timedProofs does it for a ProofStore.
+type timedProofs struct {
+	oauth.ProofStore
+	system string // the kind of store, for spans
+	writes *writes
+}
+
+func (p timedProofs) UseProof(ctx context.Context, id oauth.ReplayID, client oauth.ClientRef, until time.Time) (bool, error) {
+	ctx, span := startSpan(ctx, "oauth.store proof", trace.SpanKindClient)
+	start := time.Now()
+	first, err := p.ProofStore.UseProof(ctx, id, client, until)
+	observeStore(ctx, "proof", p.system, start, span, err)
+	p.writes.ended(ctx, &p.writes.put, err)
+	return first, err
+}
+
 // observeStore measures an operation that has ended, and ends its span if it has one. If its caller
 // went away, nothing is broken.
 func observeStore(ctx context.Context, operation, system string, start time.Time, span trace.Span, err error) {

@@ -95,8 +95,10 @@ type route struct {
 	kind  endpointKind
 	// metadata is the document, ready to send. Nil says that there is none.
 	metadata []byte
-	span     string                 // the name of its spans
-	requests *prometheus.CounterVec // by result
+	// proofURLs are those that DPoP proofs may be made for; none if proofs are ignored.
+	proofURLs []string
+	span      string                 // the name of its spans
+	requests  *prometheus.CounterVec // by result
 }
 
 type endpointKind string
@@ -186,6 +188,7 @@ func (s *Server) layOut(r *servedRealm) error {
 	}
 	jwks := &route{realm: r, kind: endpointKeys}
 	token, introspection, revocation := post(endpointToken), post(endpointIntrospect), post(endpointRevoke)
+	token.proofURLs = s.proofURLs(r)
 	for _, base := range s.bases(r) {
 		// Several client libraries add the slash.
 		for _, end := range []string{"", "/"} {
@@ -274,7 +277,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		return nil
 	}
 	from, _ := clientAddr(r)
-	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Body: body, Certificate: certificateOf(r), From: from})
+	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Body: body, Certificate: certificateOf(r), DPoP: r.Header["Dpop"], URLs: e.proofURLs, From: from})
 	if err == nil && e.contradicts(req.Form.Get("realm")) {
 		err = errOtherRealm
 	}
@@ -295,6 +298,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		var grant oauth.Grant
 		if grant, out, err = engine.Token(r.Context(), req); err == nil {
 			reply = tokenAnswerOf(grant)
+			if grant.NextNonce != "" {
+				h.Set(nonceHeader, grant.NextNonce)
+			}
 		}
 	case endpointIntrospect:
 		var facts *introspect.Facts
@@ -394,7 +400,7 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 		}
 	}
 	if c := s.logger.Check(level, message); c != nil {
-		fields := append(make([]zap.Field, 0, 9), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
+		fields := append(make([]zap.Field, 0, 10), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
 		if e.kind == endpointIntrospect {
 			fields = append(fields, zap.String("result", result))
 			if out.Cause != "" {
@@ -406,6 +412,9 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 			if out.JTI != "" {
 				fields = append(fields, zap.String("jti", out.JTI))
 			}
+		}
+		if out.Key != "" {
+			fields = append(fields, zap.String("jkt", out.Key))
 		}
 		if out.Scope != "" {
 			fields = append(fields, zap.String("scope", out.Scope))

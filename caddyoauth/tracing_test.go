@@ -177,7 +177,7 @@ func TestTracing(t *testing.T) {
 	}))
 	defer server.Close()
 	signer := newKeyClient(t, "signer")
-	g := startGateway(t, "store memory\nissuer https://auth.example.com/oauth2\n"+signer.lines()+"client sealer {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\ntoken_format sealed\n}\n"+testClients, `tracing
+	g := startGateway(t, "store memory\ndpop\nissuer "+dpopIssuer+"\n"+signer.lines()+"client sealer {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\ntoken_format sealed\n}\n"+testClients, `tracing
 		oauth_server
 		handle /own* {
 			oauth_protect {
@@ -291,6 +291,13 @@ func TestTracing(t *testing.T) {
 	send(g.posting("/oauth2/token", "", "", assertion), 200, "handler\n"+
 		"  oauth.token oauth.client_id=signer oauth.outcome=ok oauth.realm=root\n"+
 		"    oauth.store once "+fmt.Sprintf(stored, "once", "ok")+
+		"    oauth.store put "+fmt.Sprintf(stored, "put", "ok"))
+
+	p := newProver(t)
+	nonce := g.do(g.proving("reader", p.proof("POST", dpopIssuer+"/access_token", "", nil))).Header.Get("DPoP-Nonce")
+	send(g.proving("reader", p.proof("POST", dpopIssuer+"/access_token", "", withNonce(nonce))), 200, "handler\n"+
+		"  oauth.token oauth.client_id=reader oauth.outcome=ok oauth.realm=root\n"+
+		"    oauth.store proof "+fmt.Sprintf(stored, "proof", "ok")+
 		"    oauth.store put "+fmt.Sprintf(stored, "put", "ok"))
 
 	asking := "    oauth.source " + server.URL + "/introspect (client)"

@@ -50,10 +50,21 @@ func tokenAnswerOf(g oauth.Grant) tokenAnswer {
 	return tokenAnswer{
 		AccessToken: g.Token,
 		Scope:       g.Scope,
-		TokenType:   "Bearer",
+		TokenType:   tokenType(g.Key),
 		ExpiresIn:   int64(g.Lifetime / time.Second),
 	}
 }
+
+// tokenType returns the type of a token, given the thumbprint of the DPoP key that it is bound to.
+func tokenType(key string) string {
+	if key != "" {
+		return "DPoP" // RFC 9449 section 5
+	}
+	return "Bearer"
+}
+
+// nonceHeader has the nonce for the caller's next DPoP proof (RFC 9449 section 8).
+const nonceHeader = "DPoP-Nonce"
 
 // introspectionAnswer is an answer of the introspection endpoint (RFC 7662 section 2.2). The
 // zero value is {"active":false} and nothing more.
@@ -81,7 +92,7 @@ func introspectionAnswerOf(facts *introspect.Facts) introspectionAnswer {
 		Active:    true,
 		Scope:     strings.Join(facts.Scopes, " "),
 		ClientID:  facts.ClientID,
-		TokenType: "Bearer",
+		TokenType: tokenType(facts.Confirmation.Key),
 		Expiry:    facts.Expiry.Unix(),
 		IssuedAt:  facts.IssuedAt.Unix(),
 		Subject:   facts.Subject,
@@ -142,6 +153,8 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply 
 	case oauth.CodeInvalidClient:
 		status = http.StatusUnauthorized
 		w.Header().Set("WWW-Authenticate", `Basic realm="`+e.realm.name+`"`)
+	case oauth.CodeUseDPoPNonce:
+		w.Header().Set(nonceHeader, refusal.Nonce)
 	case oauth.CodeTooManyRequests:
 		status = http.StatusTooManyRequests
 		w.Header().Set("Retry-After", secondsUntil(refusal.RetryAfter))

@@ -60,6 +60,8 @@ type Proof struct {
 	ID string
 	// IssuedAt is iat.
 	IssuedAt time.Time
+	// URL is htu in its one spelling, without query and fragment.
+	URL string
 	// Nonce is nonce; empty if the proof has none.
 	Nonce string
 }
@@ -224,7 +226,10 @@ func (p *Proofs) judge(payload []byte, of ProofOf) (_ *Proof, no Cause) {
 	if method != of.Method {
 		return nil, CauseProofMethod
 	}
-	if !isOneOfURLs(at, of.URLs) {
+	if proof.URL, ok = normalURL(at); !ok || !slices.ContainsFunc(of.URLs, func(known string) bool {
+		known, ok := normalURL(known)
+		return ok && known == proof.URL
+	}) {
 		return nil, CauseProofURL
 	}
 	if of.Token != "" {
@@ -234,15 +239,6 @@ func (p *Proofs) judge(payload []byte, of ProofOf) (_ *Proof, no Cause) {
 		}
 	}
 	return proof, ""
-}
-
-// isOneOfURLs reports whether a URL is one of those that are known.
-func isOneOfURLs(text string, known []string) bool {
-	at, ok := normalURL(text)
-	return ok && slices.ContainsFunc(known, func(other string) bool {
-		other, ok := normalURL(other)
-		return ok && other == at
-	})
 }
 
 // normalURL returns the one spelling of an http or https URL, without query and fragment: by its syntax

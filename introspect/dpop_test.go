@@ -149,7 +149,7 @@ func TestProofs(t *testing.T) {
 	proof, _ := proofs.Verify(es.proof(proofHeader(es), proofClaims().with(claims{"nonce": "n"})), proofOf)
 	hash := sha256.Sum256([]byte(fmt.Sprintf(`{"crv":"P-256","kty":"EC","x":%q,"y":%q}`, public(es)["x"], public(es)["y"]))) // RFC 7638 section 3
 	key := b64(string(hash[:]))
-	if proof == nil || proof.ID != "1" || proof.Nonce != "n" || !proof.IssuedAt.Equal(proofTime) || proof.Key != key {
+	if proof == nil || proof.ID != "1" || proof.URL != proofURL || proof.Nonce != "n" || !proof.IssuedAt.Equal(proofTime) || proof.Key != key {
 		t.Errorf("%+v, of the key %s", proof, key)
 	}
 	withoutToken := proofOf

@@ -33,8 +33,13 @@ type ReplayID [sha256.Size]byte
 
 // replayID returns the ID for the jti of a client's assertion. Two clients may use the same one.
 func replayID(realm, client, jti string) ReplayID {
+	return digestOf("client assertion v1", realm, client, jti)
+}
+
+// digestOf returns the ID of what is told from everything else by all these parts together.
+func digestOf(parts ...string) ReplayID {
 	h := sha256.New()
-	for _, part := range []string{"client assertion v1", realm, client, jti} {
+	for _, part := range parts {
 		io.WriteString(h, strconv.Itoa(len(part))+":"+part)
 	}
 	return ReplayID(h.Sum(nil))

@@ -41,6 +41,8 @@ type Client struct {
 	TokenFormat string
 	// CertificateBound means that its tokens are bound to the certificate with which it fetches them.
 	CertificateBound bool
+	// DPoPRequired means that it gets no token without a DPoP proof, to whose key the token is bound.
+	DPoPRequired bool
 	// TokenLifetime is how long its tokens live, in whole seconds.
 	TokenLifetime time.Duration
 	// Introspect is one of the Introspect constants.

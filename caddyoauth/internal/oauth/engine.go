@@ -38,6 +38,9 @@ type Settings struct {
 	// Replays is the store's ability to remember which assertions were used. Nil if it has none; then
 	// no client authenticates by one.
 	Replays ReplayStore
+	// Proofs judges the DPoP proofs of token requests. Nil if the realm ignores them; then no client has
+	// DPoPRequired.
+	Proofs *Proofs
 	// Cache stands in front of the store for every lookup. The engine does not close it. An
 	// engine without Store and Cache can only suppose; see [Engine.Suppose].
 	Cache *introspect.Cache
@@ -303,6 +306,8 @@ type Outcome struct {
 	// one of ours. JTI is the ID that stands in it, if it is a JWT.
 	TokenID introspect.TokenID
 	JTI     string
+	// Key is the thumbprint of the key that the token is bound to, by a DPoP proof.
+	Key string
 	// Scope is the scope granted, space-separated.
 	Scope string
 	// NotPermitted is set if the token is good but the client may not ask about it. The
@@ -314,8 +319,13 @@ type Outcome struct {
 
 // Grant is what a token request was given.
 type Grant struct {
-	// Token is the access token itself, a bearer token.
+	// Token is the access token itself.
 	Token string
+	// Key is the thumbprint of the key that the token is bound to, by a DPoP proof; empty if it is a
+	// bearer token in that respect.
+	Key string
+	// NextNonce is for the client's next DPoP proof; empty if it has a good one.
+	NextNonce string
 	// Scope is the scope granted, space-separated (RFC 6749 section 3.3).
 	Scope string
 	// Lifetime is how long the token lives, in whole seconds.
@@ -324,7 +334,7 @@ type Grant struct {
 
 // Token answers a token request with the client credentials grant (RFC 6749 section 4.4). The
 // order of the checks gives strangers no oracle: the form, the client, the grant, the scope, the
-// resources.
+// resources, what the token is bound to.
 // The token is in the store, durably, before Token returns.
 //
 // The error is an *Error, or says that the store or the random source failed.
@@ -358,6 +368,11 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 	if err != nil {
 		return Grant{}, out, err
 	}
+	proof, err := e.proofOf(client.Client, req)
+	if err != nil {
+		return Grant{}, out, err
+	}
+	confirmation.Key = proof.key()
 
 	agreed, err := state.agreement()
 	if err != nil {
@@ -371,6 +386,10 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 	if wait := use(client.fetches, now); wait > 0 {
 		return Grant{}, out, &Error{Code: CodeTooManyRequests, Description: "the client fetches too many tokens", RetryAfter: wait, Reason: "token_limit"}
 	}
+	// Last of all that can refuse the request, so that what is wrong with it uses up no proof.
+	if err := e.useProof(ctx, client.Client, proof); err != nil {
+		return Grant{}, out, err
+	}
 	issuedAt := now.Truncate(time.Millisecond) // as exact as the token itself
 	record := client.token(generation, scopes, audience, issuedAt)
 	record.Confirmation = confirmation
@@ -378,10 +397,10 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 	if err != nil {
 		return Grant{}, out, err
 	}
-	out.TokenID, out.JTI, out.Scope = record.ID, record.JTI, strings.Join(scopes, " ")
+	out.TokenID, out.JTI, out.Key, out.Scope = record.ID, record.JTI, confirmation.Key, strings.Join(scopes, " ")
 	// What has begun of a second does not count, or a program might use a token that has expired.
 	lifetime := max(record.Expiry().Sub(issuedAt).Truncate(time.Second), time.Second)
-	return Grant{Token: text, Scope: out.Scope, Lifetime: lifetime}, out, nil
+	return Grant{Token: text, Key: confirmation.Key, NextNonce: proof.NextNonce, Scope: out.Scope, Lifetime: lifetime}, out, nil
 }
 
 // token returns the record of a token for the client, all but its key.

@@ -14,6 +14,8 @@ const (
 	CodeUnsupportedGrantType Code = "unsupported_grant_type"  // 400
 	CodeInvalidScope         Code = "invalid_scope"           // 400
 	CodeInvalidTarget        Code = "invalid_target"          // 400; RFC 8707 section 2
+	CodeInvalidDPoPProof     Code = "invalid_dpop_proof"      // 400; RFC 9449 section 5
+	CodeUseDPoPNonce         Code = "use_dpop_nonce"          // 400, with a DPoP-Nonce; RFC 9449 section 8
 	CodeTooManyRequests      Code = "slow_down"               // 429; the word is RFC 8628's
 	CodeUnavailable          Code = "temporarily_unavailable" // 503
 	// CodeUnsupportedResponseType is for those who are sent to log in (RFC 6749 section 4.1.2.1).
@@ -31,6 +33,8 @@ type Error struct {
 	// Reason tells operators more than the caller may know, such as "unknown_client". It goes to
 	// the log only. It is empty where Description says it all.
 	Reason string
+	// Nonce goes with CodeUseDPoPNonce.
+	Nonce string
 }
 
 func (e *Error) Error() string { return string(e.Code) + ": " + e.Description }

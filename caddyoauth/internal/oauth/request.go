@@ -31,6 +31,10 @@ type Incoming struct {
 	Body string
 	// Certificate is the client's certificate; nil if the sender has shown none.
 	Certificate *Certificate
+	// DPoP are the lines of the header DPoP.
+	DPoP []string
+	// URLs are those of the endpoint, as the realm's issuer has them, for DPoP proofs.
+	URLs []string
 	// From is where the request came from; see [Request].
 	From netip.Addr
 }
@@ -44,6 +48,8 @@ type Request struct {
 	Credentials Credentials
 	// Certificate is that of Incoming.
 	Certificate *Certificate
+	// DPoP and URLs are those of Incoming.
+	DPoP, URLs []string
 	// From is the address that the request came from, for the fair use of slow hashes and the limit of
 	// failures. The zero Addr is for all whose address is unknown.
 	From netip.Addr
@@ -61,7 +67,7 @@ func ParseRequest(in Incoming) (Request, error) {
 		return Request{}, err
 	}
 	creds, err := credentialsOf(in, form)
-	return Request{Form: form, Credentials: creds, Certificate: in.Certificate, From: in.From}, err
+	return Request{Form: form, Credentials: creds, Certificate: in.Certificate, DPoP: in.DPoP, URLs: in.URLs, From: in.From}, err
 }
 
 // parseForm parses a form. It refuses, with an *Error, a form that is malformed, contains a NUL

@@ -51,6 +51,7 @@ type Bbolt struct {
 	broken atomic.Pointer[error]
 
 	denials fileDenials
+	proofs  *proofs
 }
 
 // fileDenials is what Denied needs of the file, in memory: a look into the file costs as much as
@@ -124,6 +125,7 @@ func (b *Bbolt) Close() error {
 
 func (b *Bbolt) closeFile() error {
 	b.denials.change(func() { b.denials.closed = true })
+	b.proofs.close()
 	if broken := b.broken.Load(); broken != nil {
 		return *broken // bbolt would wait for its locks forever
 	}

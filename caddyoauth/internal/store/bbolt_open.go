@@ -116,7 +116,7 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	case err != nil:
 		return nil, damaged(path, err)
 	}
-	b := &Bbolt{db: db, path: path, now: now, writes: make(chan write, maxBatch), closing: make(chan struct{}), done: make(chan struct{})}
+	b := &Bbolt{db: db, path: path, now: now, writes: make(chan write, maxBatch), closing: make(chan struct{}), done: make(chan struct{}), proofs: newProofs(now)}
 	version, err := checkFile(path)
 	if err != nil {
 		b.closeFile()

@@ -41,7 +41,8 @@ type Memory struct {
 	deniedUntil keyHeap
 	deniers     map[oauth.ClientRef]*holder
 
-	used used
+	used   used
+	proofs *proofs
 }
 
 // NewMemory makes an empty store. now is the wall clock that decides which tokens have expired
@@ -59,7 +60,8 @@ func NewMemory(now func() time.Time) *Memory {
 		denied:   make(map[oauth.Key]struct{}),
 		deniers:  make(map[oauth.ClientRef]*holder),
 
-		used: used{ids: make(map[oauth.ReplayID]struct{})},
+		used:   used{ids: make(map[oauth.ReplayID]struct{})},
+		proofs: newProofs(now),
 	}
 }
 
@@ -209,6 +211,7 @@ func (m *Memory) Close() error {
 	m.tokens, m.expiries, m.holders, m.clients, m.secrets = nil, nil, nil, nil, nil
 	m.keyrings, m.denied, m.deniedUntil, m.deniers = nil, nil, nil, nil
 	m.used = used{}
+	m.proofs.close()
 	return nil
 }
 

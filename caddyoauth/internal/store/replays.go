@@ -4,10 +4,8 @@ import (
 	"container/heap"
 	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"time"
 
-	"github.com/redis/rueidis"
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
@@ -83,19 +81,5 @@ func forgetUsed(tx *bolt.Tx, key []byte) error { return deleteValue(tx.Bucket(bu
 
 // Once implements oauth.ReplayStore. Redis forgets the ID when it is over by its own clock.
 func (r *Redis) Once(ctx context.Context, id oauth.ReplayID, until time.Time) (first bool, err error) {
-	if r.evicts.Load() {
-		return false, ErrEvicts
-	}
-	key := r.cfg.Prefix + "used:" + hex.EncodeToString(id[:])
-	life := max(time.Until(until), time.Second).Milliseconds() // a duration: the clock of Redis may differ
-	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-		answer := c.Do(ctx, c.B().Set().Key(key).Value("").Nx().PxMilliseconds(life).Build())
-		err := answer.Error()
-		if rueidis.IsRedisNil(err) { // it was there
-			return nil
-		}
-		first = err == nil
-		return err
-	})
-	return err == nil && first, err
+	return r.once(ctx, "used:", id, until)
 }
