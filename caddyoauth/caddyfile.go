@@ -234,11 +234,12 @@ func limitOption(limits **Limits, ofClient bool) conf.Option {
 //		default_scopes <scope>...
 //		audience       <audience>...
 //		grant_types    client_credentials|none
-//		auth           client_secret_basic|client_secret_post|private_key_jwt|tls_client_auth|self_signed_tls_client_auth...
+//		auth           client_secret_basic|client_secret_post|private_key_jwt|tls_client_auth|self_signed_tls_client_auth|federated...
 //		jwks_file      <path>
 //		assertion_algorithms <name>...
 //		tls_client_auth subject_dn|san_dns|san_uri|san_ip|san_email <value>
 //		certificate_file <path>...
+//		federated      <issuer> { <settings of Federated> }
 //		token_format   opaque|sealed|jwt
 //		certificate_bound
 //		dpop           required
@@ -250,7 +251,7 @@ func limitOption(limits **Limits, ofClient bool) conf.Option {
 //		lint_ignore    <code> <reason>
 //	}
 //
-// secret, secret_hash, upstream_header and lint_ignore may repeat.
+// secret, secret_hash, federated, upstream_header and lint_ignore may repeat.
 func clientOption(realm *Realm) conf.Option {
 	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
 		begin := at(d)
@@ -288,6 +289,7 @@ func clientOption(realm *Realm) conf.Option {
 			"tls_client_auth":      tlsClientAuthOption(&client.TLSClientAuth),
 			"certificate_file":     conf.Texts(&client.CertificateFiles),
 			"assertion_algorithms": conf.Texts(&client.AssertionAlgorithms, checkAssertionAlgorithms),
+			"federated":            federatedOption(&client.Federated),
 			"token_format":         conf.Text(&client.TokenFormat, checkTokenFormat),
 			"certificate_bound":    conf.Flag(&client.CertificateBound),
 			"dpop":                 conf.Text(&client.DPoP, checkClientDPoP),

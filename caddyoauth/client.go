@@ -49,7 +49,8 @@ type Client struct {
 	// How it may authenticate: `client_secret_basic`, `client_secret_post`, and `private_key_jwt`
 	// (RFC 7523), by a JWT that it signs for each request, so that nobody else has its secret;
 	// `tls_client_auth` and `self_signed_tls_client_auth` (RFC 8705), by the certificate of its
-	// connection. Default: the first two.
+	// connection; `federated`, by a token that a platform has given it. Default: the first two if it
+	// has a secret or no `federated`, and `federated` if it has that.
 	Auth []string `json:"auth,omitempty"`
 
 	// With `private_key_jwt`: a file with the client's public keys, as a JWK set or in PEM. It is read
@@ -71,6 +72,9 @@ type Client struct {
 	// and is refused when its time is over. The files are read when the configuration is loaded, and
 	// so are placeholders in their paths. Default: none.
 	CertificateFiles []string `json:"certificate_files,omitempty"`
+	// The platforms whose tokens prove that a program is this client, such as Kubernetes or GitHub
+	// Actions: it needs no secret. Default: none.
+	Federated []*Federated `json:"federated,omitempty"`
 
 	// What its tokens look like: `opaque`, `sealed` or `jwt`; see the realm's. Default: the realm's.
 	TokenFormat string `json:"token_format,omitempty"`
@@ -365,7 +369,7 @@ func takesSecrets(auth []string) bool {
 
 func (cc *Client) authMethods() ([]string, error) {
 	if len(cc.Auth) == 0 {
-		return secretMethods, nil
+		return cc.defaultAuth(), nil
 	}
 	for _, method := range cc.Auth {
 		if err := conf.OneOf("auth", method, oauth.AuthMethods()...); err != nil {
@@ -373,6 +377,18 @@ func (cc *Client) authMethods() ([]string, error) {
 		}
 	}
 	return cc.Auth, nil
+}
+
+// defaultAuth returns how a client may authenticate that doesn't say so.
+func (cc *Client) defaultAuth() []string {
+	if len(cc.Federated) == 0 {
+		return secretMethods
+	}
+	auth := []string{oauth.AuthFederated}
+	if len(cc.Secrets) > 0 {
+		auth = append(auth, secretMethods...)
+	}
+	return auth
 }
 
 // introspects returns whose tokens the client may ask about, and with which audiences.

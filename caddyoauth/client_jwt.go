@@ -98,6 +98,11 @@ func (r *servedRealm) assertionAlgorithms() []string {
 		}
 		all = append(all, algorithms...)
 	}
+	for _, from := range r.federated {
+		if from.used {
+			all = append(all, from.algorithms...)
+		}
+	}
 	slices.Sort(all)
 	return slices.Compact(all)
 }

@@ -119,6 +119,9 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 	methods := []string{}
 	for _, c := range r.settings.Clients {
 		for _, m := range c.Auth {
+			if m == oauth.AuthFederated {
+				m = oauth.AuthPrivateKeyJWT // it is one method to others
+			}
 			if !c.Disabled && !slices.Contains(methods, m) {
 				methods = append(methods, m)
 			}

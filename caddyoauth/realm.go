@@ -96,6 +96,9 @@ type servedRealm struct {
 	// assertions are by client ID, with an entry for each client that authenticates by assertions. The
 	// map is read-only.
 	assertions map[string]*assertionKeys
+	// federated are by issuer, with an entry for each platform whose tokens are credentials of a client.
+	// The map is read-only.
+	federated map[string]*federatedKeys
 	// takesBasic is set if there is a route where its clients may use Basic. Provisioning such a
 	// route sets it.
 	takesBasic bool
@@ -171,7 +174,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
-	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys)}
+	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), federated: make(map[string]*federatedKeys)}
 	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client), FailureLimit: limits.Failures.limit()}
 	for _, id := range sortedKeys(rc.Clients) {
 		client, err := rc.Clients[id].provision(id, format, lifetime, defaultScopes, limits, logger)
@@ -186,6 +189,9 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		if assertions != nil {
 			r.assertions[id] = assertions
 		}
+		if err := r.federate(rc.Clients[id], client); err != nil {
+			return nil, fmt.Errorf("client %q: %w", id, err)
+		}
 		upstream, err := resolveUpstream(rc.Clients[id].UpstreamHeaders)
 		if err != nil {
 			return nil, fmt.Errorf("client %q: %w", id, err)
@@ -193,6 +199,9 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		if len(upstream) > 0 {
 			r.upstream[id] = upstream
 		}
+	}
+	if err := r.checkFederated(); err != nil {
+		return nil, err
 	}
 	if r.signing, err = rc.signing(root, r); err != nil {
 		return nil, err

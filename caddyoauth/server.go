@@ -450,6 +450,9 @@ func provedBy(fields []zap.Field, out oauth.Outcome) []zap.Field {
 	if out.Proof.Certificate != "" {
 		fields = append(fields, zap.String("certificate", out.Proof.Certificate))
 	}
+	if out.Proof.Identity != "" {
+		fields = append(fields, zap.String("identity", out.Proof.Identity))
+	}
 	if !out.Proof.Until.IsZero() {
 		fields = append(fields, zap.String("secret_until", out.Proof.Until.UTC().Format(time.RFC3339)))
 	}

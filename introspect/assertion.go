@@ -1,6 +1,7 @@
 package introspect
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -56,13 +57,29 @@ type Assertion struct {
 	Audience []string
 	// ID is jti; empty if the assertion has none.
 	ID string
-	// Expiry is exp.
-	Expiry time.Time
+	// Expiry is exp, and IssuedAt is iat, which is zero if the assertion has none.
+	Expiry, IssuedAt time.Time
+	// Bound is set if the assertion is bound to a key (cnf, RFC 7800), whose possession is then for its
+	// sender to prove.
+	Bound bool
 	// Claims are all claims, as the text of a JSON object in which no object has two members of the
 	// same name.
 	Claims string
 	// Key is the RFC 7638 thumbprint of the key that verified it, in base64url.
 	Key string
+}
+
+// ClaimValues returns the values of a claim as text, as [Facts.ClaimValues] does; no name is special.
+func (a *Assertion) ClaimValues(name string) []string {
+	value, _ := findClaim(a.Claims, name)
+	var values []string
+	for v := range claimValues(value) {
+		if len(values) == maxNames {
+			return nil
+		}
+		values = append(values, v)
+	}
+	return values
 }
 
 // CauseLifetime means that an assertion lives for too long. No token is refused for that.
@@ -186,7 +203,8 @@ func (a *Assertions) judge(payload []byte) (_ *Assertion, no Cause) {
 	if !ok {
 		return nil, CauseMalformed
 	}
-	result := &Assertion{Claims: string(payload)}
+	result := &Assertion{Claims: string(bytes.TrimSpace(payload))}
+	result.Bound = claims["cnf"] != nil
 	result.Issuer, _ = claims["iss"].(string)
 	result.Subject, _ = claims["sub"].(string)
 	switch {
@@ -213,8 +231,8 @@ func (a *Assertions) judge(payload []byte) (_ *Assertion, no Cause) {
 	case result.Expiry.Sub(now) > a.cfg.MaxLifetime+a.cfg.Leeway:
 		return nil, CauseLifetime
 	}
-	if _, cause := begun(claims, now.Add(a.cfg.Leeway)); cause != "" {
-		return nil, cause
+	if result.IssuedAt, no = begun(claims, now.Add(a.cfg.Leeway)); no != "" {
+		return nil, no
 	}
 	return result, ""
 }

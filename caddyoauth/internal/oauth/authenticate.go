@@ -27,11 +27,18 @@ type Proof struct {
 	// Certificate is the thumbprint of the certificate that proved the client (RFC 8705 section 3.1). It
 	// is empty if none did.
 	Certificate string
+	// Identity is whom a platform's token names: its issuer and its subject, with a space in between.
+	// It is empty unless such a token was verified; a genuine one need not prove anything.
+	Identity string
 	// Until is when that secret stops being valid; the zero time is never.
 	Until time.Time
 	// Old is set if the client has a newer secret, one that is valid for longer, or for as long
 	// and listed below this one. It tells who still has to change over in a rotation.
 	Old bool
+
+	// client is whom a token of a platform proves that its sender is. It is nil if the request has
+	// said so itself.
+	client *registered
 }
 
 // claim is what a request says about its sender: that these credentials prove it to be this
@@ -41,9 +48,11 @@ type claim struct {
 	// client is nil if no credentials could prove the claim: the client is unknown, disabled,
 	// or may not use the method.
 	client *registered
-	creds  Credentials
-	from   netip.Addr // as Request.From
-	trial  trial
+	// federation has made what proves the claim, in AuthFederated.
+	federation *federation
+	creds      Credentials
+	from       netip.Addr // as Request.From
+	trial      trial
 	// instead is as Request.instead. The same credentials can be right for one purpose alone.
 	instead bool
 }
@@ -54,6 +63,7 @@ var verifiers = map[string]verifier{
 	AuthPost:  (*Engine).verifySecret,
 
 	AuthPrivateKeyJWT: (*Engine).verifyAssertion,
+	AuthFederated:     (*Engine).verifyFederated,
 
 	AuthTLS:        (*Engine).verifyCertificate,
 	AuthSelfSigned: (*Engine).verifyCertificate,
@@ -74,7 +84,11 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	if creds.certificate != nil && client != nil {
 		creds.Method = client.certificateMethod(creds.certificate)
 	}
-	out.AuthMethod = creds.Method
+	federation := clients.federationOf(creds)
+	if federation != nil {
+		creds.Method = AuthFederated
+	}
+	req.Credentials, out.AuthMethod = creds, creds.Method
 	if creds.Method == "" && !creds.malformed {
 		return nil, invalidClient("no_credentials") // nothing to guess with, so it doesn't count
 	}
@@ -82,7 +96,7 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	if wait := trial.pause(e.cfg.Now()); wait > 0 {
 		return nil, tooManyFailures(wait)
 	}
-	client, proof, err := e.prove(ctx, clients, client, req, trial)
+	client, proof, err := e.prove(ctx, clients, client, federation, req, trial, out)
 	var refusal *Error
 	if errors.As(err, &refusal) && refusal.Code == CodeInvalidClient {
 		var wait time.Duration
@@ -100,8 +114,9 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 }
 
 // prove returns the client, and what proves it to be the sender of a request. client is the one that
-// the request names, or nil if there is none.
-func (e *Engine) prove(ctx context.Context, clients *Clients, client *registered, req Request, trial trial) (*registered, Proof, error) {
+// the request names, or nil if there is none, and federation is the platform that vouches for it, or
+// nil if the client speaks for itself. out gets what is known of a client that is refused.
+func (e *Engine) prove(ctx context.Context, clients *Clients, client *registered, federation *federation, req Request, trial trial, out *Outcome) (*registered, Proof, error) {
 	creds := req.Credentials
 	if creds.malformed { // nobody's credentials, so there is nothing that work would hide
 		return nil, Proof{}, invalidClient("malformed_authorization")
@@ -109,24 +124,48 @@ func (e *Engine) prove(ctx context.Context, clients *Clients, client *registered
 	verify := verifiers[creds.Method]
 
 	reason := ""
-	switch {
-	case client == nil:
-		reason = "unknown_client"
-	case client.Disabled:
-		client, reason = nil, "client_disabled"
-	case !slices.Contains(client.Auth, creds.Method):
-		client, reason = nil, "auth_method_not_allowed"
-	case req.instead && !client.canHaveTokens():
-		client, reason = nil, "no_tokens"
+	if federation == nil || creds.named {
+		if reason = client.barred(creds.Method, req.instead); reason != "" {
+			client = nil
+		}
 	}
-	proof, why, err := verify(e, ctx, claim{clients, client, creds, req.From, trial, req.instead})
+	proof, why, err := verify(e, ctx, claim{clients, client, federation, creds, req.From, trial, req.instead})
 	if err != nil {
 		return nil, Proof{}, err
 	}
-	if proof == (Proof{}) || client == nil {
+	if proof.client != nil {
+		client, proof.client = proof.client, nil
+		out.ClientID = client.ID
+	}
+	if why != "" || proof == (Proof{}) || client == nil {
+		out.Proof.Identity = proof.Identity
 		return nil, Proof{}, invalidClient(cmp.Or(reason, why))
 	}
 	return client, proof, nil
+}
+
+// Why a client can't authenticate, whatever it shows.
+const (
+	reasonUnknownClient = "unknown_client"
+	reasonDisabled      = "client_disabled"
+	reasonMethod        = "auth_method_not_allowed"
+	reasonNoTokens      = "no_tokens"
+)
+
+// barred returns why a client can't authenticate by a method, whatever it shows; it is empty if the
+// client can. instead is as in Request.
+func (r *registered) barred(method string, instead bool) (reason string) {
+	switch {
+	case r == nil:
+		return reasonUnknownClient
+	case r.Disabled:
+		return reasonDisabled
+	case !slices.Contains(r.Auth, method):
+		return reasonMethod
+	case instead && !r.canHaveTokens():
+		return reasonNoTokens
+	}
+	return ""
 }
 
 // Why a client's secret doesn't prove it.

@@ -28,6 +28,8 @@ type Client struct {
 	// Certificates reports whether a certificate with this thumbprint is one of its own, with
 	// AuthSelfSigned; nil without it. It is safe for concurrent use and doesn't block.
 	Certificates func(thumbprint string) bool
+	// Federated are the identities of AuthFederated: who else proves to be this client.
+	Federated []*Federated
 	// Scopes are what it may ask for, DefaultScopes what it gets if it asks for none.
 	Scopes        []string
 	DefaultScopes []string

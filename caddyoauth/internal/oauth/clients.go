@@ -22,6 +22,8 @@ type Clients struct {
 	// algorithms are those by which some client may sign assertions. One of another algorithm is
 	// refused quickly, whoever it names.
 	algorithms []string
+	// federations are by issuer, or by SPIFFE trust domain.
+	federations map[string]*federation
 }
 
 // registered is a client with its limiters. They are safe for concurrent use, and successive
@@ -36,7 +38,7 @@ type registered struct {
 // newClients makes the snapshot that follows another. A client that stays, by its ID, keeps its
 // limiters; a limit that was changed begins anew.
 func newClients(clients map[string]*Client, before *Clients) *Clients {
-	all := &Clients{byID: make(map[string]*registered, len(clients)), work: heaviest(clients), quick: mostQuick(clients)}
+	all := &Clients{byID: make(map[string]*registered, len(clients)), federations: make(map[string]*federation), work: heaviest(clients), quick: mostQuick(clients)}
 	for id, client := range clients {
 		next := &registered{Client: client, guesses: newGuessLimit(), fetches: client.TokenLimit.limiter(), asks: client.InquiryLimit.limiter()}
 		if was := before.byID[id]; was != nil {
@@ -52,6 +54,7 @@ func newClients(clients map[string]*Client, before *Clients) *Clients {
 		if client.Assertions != nil && !client.Disabled {
 			all.algorithms = append(all.algorithms, client.Assertions.Algorithms()...)
 		}
+		all.federate(next)
 	}
 	slices.Sort(all.algorithms)
 	all.algorithms = slices.Compact(all.algorithms)

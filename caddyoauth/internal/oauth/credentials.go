@@ -34,8 +34,11 @@ type Credentials struct {
 	ClientIDs []string
 	Secrets   []string
 
-	// assertion is what proves the client by AuthPrivateKeyJWT.
-	assertion string
+	// assertion is what proves the client by AuthPrivateKeyJWT or AuthFederated, which are one method
+	// on the wire, and issuer is who it says has made it. named is set if the request has a client_id
+	// beside it.
+	assertion, issuer string
+	named             bool
 
 	// certificate is what proves the client by AuthTLS or AuthSelfSigned. Which of them it is, its client
 	// says; here the method is AuthTLS.
@@ -88,7 +91,8 @@ func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 		return Credentials{}, invalidRequest("client_assertion is missing")
 	case asserted:
 		token := introspect.NewToken(assertion)
-		return Credentials{Method: AuthPrivateKeyJWT, ClientIDs: []string{cmp.Or(id, token.UnverifiedIssuer())}, assertion: assertion}, nil
+		issuer := token.UnverifiedIssuer()
+		return Credentials{Method: AuthPrivateKeyJWT, ClientIDs: []string{cmp.Or(id, issuer)}, assertion: assertion, issuer: issuer, named: id != ""}, nil
 	case secret && id != "":
 		return Credentials{Method: AuthPost, ClientIDs: []string{id}, Secrets: []string{form.Get("client_secret")}}, nil
 	case in.Certificate != nil && id != "":

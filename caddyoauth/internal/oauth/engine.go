@@ -429,7 +429,7 @@ func (e *Engine) Suppose(clientID string, scopes []string) (introspect.Token, *i
 		return none(errors.New("its grant_types allow it no tokens"))
 	case len(scopes) == 0 || !containsAll(client.Scopes, scopes):
 		return none(errors.New("it may not have these scopes, and a token has at least one"))
-	case !slices.ContainsFunc(client.Secrets, current) && !slices.Contains(client.Auth, AuthPrivateKeyJWT):
+	case !slices.ContainsFunc(client.Secrets, current) && !slices.ContainsFunc(client.Auth, takesNoSecret):
 		return none(errors.New("it has no secret that is accepted now"))
 	}
 	audience, err := client.grantAudience(nil)

@@ -1,0 +1,338 @@
+package caddyoauth_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+// platform gives tokens to workloads.
+type platform struct {
+	t      testing.TB
+	issuer string
+	key    *ecdsa.PrivateKey
+	kid    string
+	file   string // its public key
+}
+
+func newPlatform(t testing.TB, issuer string) *platform {
+	t.Helper()
+	p := &platform{t: t, issuer: issuer, file: filepath.Join(t.TempDir(), "jwks.json")}
+	p.rotate()
+	return p
+}
+
+// rotate gives the platform another key.
+func (p *platform) rotate() {
+	p.t.Helper()
+	var err error
+	if p.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		p.t.Fatal(err)
+	}
+	p.kid = rand.Text()
+	replaceFile(p.t, p.file, p.jwks())
+}
+
+func (p *platform) jwks() []byte {
+	p.t.Helper()
+	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: p.key.Public(), KeyID: p.kid, Algorithm: "ES256", Use: "sig"}}})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return set
+}
+
+func replaceFile(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// token signs a token for a subject, with these changes to a good one. A claim that is nil is left out.
+func (p *platform) token(subject string, changes map[string]any) string {
+	p.t.Helper()
+	now := time.Now()
+	claims := map[string]any{"iss": p.issuer, "sub": subject, "aud": "https://auth.example.com/oauth2", "exp": now.Add(5 * time.Minute).Unix(), "iat": now.Unix()}
+	maps.Copy(claims, changes)
+	maps.DeleteFunc(claims, func(_ string, value any) bool { return value == nil })
+	return sign(p.t, jose.ES256, p.key, map[jose.HeaderKey]any{"typ": "JWT", "kid": p.kid}, claims)
+}
+
+func sign(t testing.TB, algorithm jose.SignatureAlgorithm, key any, header map[jose.HeaderKey]any, claims map[string]any) string {
+	t.Helper()
+	payload, err := json.Marshal(claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: algorithm, Key: key}, &jose.SignerOptions{ExtraHeaders: header})
+	if err != nil {
+		t.Fatal(err)
+	}
+	jws, err := signer.Sign(payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := jws.CompactSerialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// federated is a client of the platform.
+func (p *platform) federated(id string, lines ...string) string {
+	return "client " + id + " {\nfederated " + p.issuer + " {\njwks_file " + p.file + "\n" + strings.Join(lines, "\n") + "\n}\nscopes read\ndefault_scopes read\n}\n"
+}
+
+const (
+	actions  = "https://token.actions.githubusercontent.com"
+	mainOfIt = "repo:acme/app:ref:refs/heads/main"
+)
+
+// eventAfter returns the last event of a log that was written after before, once there is one.
+func eventAfter(t testing.TB, logged func() string, before int, event string) (fields map[string]any) {
+	t.Helper()
+	waitUntil(t, "the event "+event, func() bool {
+		for line := range strings.Lines(logged()[before:]) {
+			var each map[string]any
+			if json.Unmarshal([]byte(line), &each) == nil && each["event"] == event {
+				fields = each
+			}
+		}
+		return fields != nil
+	})
+	return fields
+}
+
+// A token of a platform is a client's credential, with the client's ID or without, at every endpoint
+// and more than once. The event says whose it was.
+func TestFederated(t *testing.T) {
+	p := newPlatform(t, actions)
+	g, logged := startLogged(t, "store memory\n"+issuerOption+
+		p.federated("ci", "subject repo:acme/*:ref:refs/heads/main repo:acme/*:environment:prod", "subject repo:acme/tool:pull_request")+
+		"client secretive {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\n}\n", gatewaySite)
+	waitUntil(t, "the platform's keys are read", func() bool { return g.ask(p.token(mainOfIt, nil)).StatusCode == 200 })
+	for _, subject := range []string{mainOfIt, "repo:acme/other:environment:prod", "repo:acme/tool:pull_request"} {
+		for _, more := range [][]string{nil, {"client_id", "ci"}} {
+			text, before := p.token(subject, nil), len(logged())
+			var token string
+			for range 2 {
+				token = wantToken(t, g.ask(text, more...), "read")
+			}
+			g.wants("its token", token, 200)
+			event := eventAfter(t, logged, before, "token_issued")
+			if event["client_id"] != "ci" || event["auth_method"] != "federated" || event["identity"] != actions+" "+subject || event["key"] == nil {
+				t.Errorf("the event says %v", event)
+			}
+			if a := g.post("/oauth2/introspect", "", "", by(text, "token", token)).json(t); a["active"] != true || a["client_id"] != "ci" {
+				t.Errorf("introspection says %v", a)
+			}
+			if a := g.post("/oauth2/token/revoke", "", "", by(text, append([]string{"token", token}, more...)...)); a.StatusCode != 200 {
+				t.Errorf("revoking: %d", a.StatusCode)
+			}
+			g.wants("a revoked token", token, 401)
+			if strings.Contains(logged(), text) {
+				t.Error("the log has the platform's token")
+			}
+		}
+	}
+	meta := g.do(g.request("GET", "/.well-known/oauth-authorization-server/oauth2", "")).json(t)
+	if methods, _ := json.Marshal(meta["token_endpoint_auth_methods_supported"]); string(methods) != `["client_secret_basic","client_secret_post","private_key_jwt"]` {
+		t.Errorf("the metadata has the methods %s", methods)
+	}
+	if algorithms, _ := meta["token_endpoint_auth_signing_alg_values_supported"].([]any); !slices.Contains(algorithms, any("RS256")) {
+		t.Errorf("the metadata has the algorithms %v", algorithms)
+	}
+}
+
+// A token of the platform proves only what it says. Every failure has one answer.
+func TestFederatedTokensThatAreRefused(t *testing.T) {
+	p, stranger := newPlatform(t, actions), newPlatform(t, actions)
+	other := newPlatform(t, "https://gitlab.example.com")
+	signer := newKeyClient(t, "signer")
+	main := "subject repo:acme/*:ref:refs/heads/main"
+	g, logged := startLogged(t, "store memory\n"+noFailureLimit+issuerOption+
+		p.federated("ci", main, "claim environment production staging", "claim runner.group trusted")+
+		p.federated("long", "subject repo:long/app:ref:refs/heads/main", "max_lifetime 24h", "audience https://api.example.com https://other.example.com")+
+		strings.Replace(p.federated("off", "subject repo:off/app:ref:refs/heads/main"), "scopes read\n", "scopes read\ndisabled\n", 1)+
+		p.federated("wide", "subject repo:off/*:ref:refs/heads/main")+
+		p.federated("twin", "subject repo:twin/app:*")+p.federated("twins", "subject repo:twin/*:x")+
+		other.federated("gitlab", "subject "+mainOfIt)+signer.lines()+
+		"client secretive {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\n}\n", gatewaySite)
+	type claims = map[string]any
+	good := claims{"environment": "production", "runner": claims{"group": []string{"x", "trusted"}}}
+	with := func(changes claims) claims {
+		all := maps.Clone(good)
+		maps.Copy(all, changes)
+		return all
+	}
+	waitUntil(t, "all keys are read", func() bool {
+		return g.ask(p.token(mainOfIt, good)).StatusCode == 200 && g.ask(other.token(mainOfIt, nil)).StatusCode == 200 && g.ask(signer.assert(nil, nil)).StatusCode == 200
+	})
+	now := time.Now()
+	in := func(d time.Duration) int64 { return now.Add(d).Unix() }
+	api := claims{"aud": "https://api.example.com"}
+	for what, r := range map[string]struct {
+		token, id, reason string
+	}{
+		"another repository's owner":     {p.token("repo:evil/app:ref:refs/heads/main", good), "", "assertion_subject"},
+		"a longer name":                  {p.token("repo:acme-evil/app:ref:refs/heads/main", good), "ci", "assertion_subject"},
+		"a part more":                    {p.token("repo:acme/a/b:ref:refs/heads/main", good), "ci", "assertion_subject"},
+		"another branch":                 {p.token("repo:acme/app:ref:refs/heads/dev", good), "ci", "assertion_subject"},
+		"no subject":                     {p.token("", with(claims{"sub": nil})), "ci", "assertion_malformed"},
+		"another environment":            {p.token(mainOfIt, with(claims{"environment": "dev"})), "", "assertion_claim"},
+		"an environment in upper case":   {p.token(mainOfIt, with(claims{"environment": "Production"})), "", "assertion_claim"},
+		"no environment":                 {p.token(mainOfIt, with(claims{"environment": nil})), "ci", "assertion_claim"},
+		"one claim of two":               {p.token(mainOfIt, with(claims{"runner": claims{"group": "x"}})), "ci", "assertion_claim"},
+		"the platform's own audience":    {p.token(mainOfIt, with(claims{"aud": "https://github.com/acme"})), "ci", "assertion_audience"},
+		"two audiences":                  {p.token(mainOfIt, with(claims{"aud": []string{"https://auth.example.com/oauth2", "https://github.com/acme"}})), "ci", "assertion_audience"},
+		"no audience":                    {p.token(mainOfIt, with(claims{"aud": nil})), "ci", "assertion_audience"},
+		"the audience of another client": {p.token(mainOfIt, with(api)), "ci", "assertion_audience"},
+		"bound to a key":                 {p.token(mainOfIt, with(claims{"cnf": claims{"jkt": "x"}})), "ci", "assertion_binding"},
+		"over":                           {p.token(mainOfIt, with(claims{"exp": in(-time.Second)})), "ci", "assertion_expired"},
+		"no end":                         {p.token(mainOfIt, with(claims{"exp": nil})), "ci", "assertion_malformed"},
+		"not yet":                        {p.token(mainOfIt, with(claims{"nbf": in(time.Minute)})), "ci", "assertion_not_yet"},
+		"over an hour":                   {p.token(mainOfIt, with(claims{"iat": in(0), "exp": in(time.Hour + time.Second)})), "ci", "assertion_lifetime"},
+		"over an hour, most of it past":  {p.token(mainOfIt, with(claims{"iat": in(-time.Hour), "exp": in(time.Minute)})), "ci", "assertion_lifetime"},
+		"over an hour from now":          {p.token(mainOfIt, with(claims{"iat": nil, "exp": in(time.Hour + time.Minute)})), "ci", "assertion_lifetime"},
+		"over eight days":                {p.token(mainOfIt, with(claims{"exp": in(8 * 24 * time.Hour)})), "ci", "assertion_lifetime"},
+		"another's key":                  {stranger.token(mainOfIt, good), "ci", "assertion_unknown_key"},
+		"a client of another platform":   {p.token(mainOfIt, good), "gitlab", "assertion_subject"},
+		"another platform's key":         {sign(t, jose.ES256, p.key, map[jose.HeaderKey]any{"kid": p.kid}, claims{"iss": other.issuer, "sub": mainOfIt, "aud": "https://auth.example.com/oauth2", "exp": in(time.Minute)}), "gitlab", "assertion_unknown_key"},
+		"an unknown platform":            {sign(t, jose.ES256, p.key, map[jose.HeaderKey]any{"kid": p.kid}, claims{"iss": actions + "/", "sub": mainOfIt, "aud": "https://auth.example.com/oauth2", "exp": in(time.Minute)}), "ci", "auth_method_not_allowed"},
+		"an unknown client":              {p.token(mainOfIt, good), "nobody", "unknown_client"},
+		"a client with a secret":         {p.token(mainOfIt, good), "secretive", "auth_method_not_allowed"},
+		"a client with a key":            {p.token(mainOfIt, good), "signer", "auth_method_not_allowed"},
+		"another client":                 {p.token(mainOfIt, good), "long", "assertion_subject"},
+		"the platform as the client":     {p.token(mainOfIt, good), actions, "unknown_client"},
+		"a disabled client":              {p.token("repo:off/app:ref:refs/heads/main", nil), "off", "client_disabled"},
+		"one that is disabled or wide":   {p.token("repo:off/app:ref:refs/heads/main", nil), "", "assertion_ambiguous"},
+		"two clients":                    {p.token("repo:twin/app:x", nil), "", "assertion_ambiguous"},
+		"an access token":                {sign(t, jose.ES256, p.key, map[jose.HeaderKey]any{"kid": p.kid, "typ": "at+jwt"}, with(claims{"iss": actions, "sub": mainOfIt, "aud": "https://auth.example.com/oauth2", "exp": in(time.Minute)})), "ci", "assertion_typ"},
+		"another algorithm":              {sign(t, jose.HS256, []byte(strings.Repeat("k", 32)), map[jose.HeaderKey]any{"kid": p.kid}, with(claims{"iss": actions, "sub": mainOfIt, "aud": "https://auth.example.com/oauth2", "exp": in(time.Minute)})), "ci", "assertion_alg"},
+		"spoiled":                        {spoiled(p.token(mainOfIt, good)), "ci", "assertion_signature"},
+		"the client's own":               {signer.assert(claims{"iss": "ci", "sub": "ci"}, nil), "", "auth_method_not_allowed"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			g.t = t
+			more := []string{}
+			if r.id != "" {
+				more = []string{"client_id", r.id}
+			}
+			before := len(logged())
+			wantE401(t, g.ask(r.token, more...), "root", r.token)
+			event := eventAfter(t, logged, before, "token_refused")
+			if event["reason"] != r.reason {
+				t.Errorf("the event says %v, want the reason %s", event, r.reason)
+			}
+			// Only a genuine token says whose it is.
+			genuine := what != "no audience" && slices.Contains([]string{"assertion_subject", "assertion_claim", "assertion_audience", "assertion_binding", "assertion_ambiguous"}, r.reason)
+			if genuine && !strings.HasPrefix(fmt.Sprint(event["identity"]), actions+" repo:") || r.reason == "assertion_signature" && event["identity"] != nil {
+				t.Errorf("the event says %v", event)
+			}
+		})
+	}
+	g.t = t
+	// Good ones, among all those.
+	for what, r := range map[string]struct{ token, id string }{
+		"a list of one audience":   {p.token(mainOfIt, with(claims{"aud": []string{"https://auth.example.com/oauth2"}})), ""},
+		"an hour":                  {p.token(mainOfIt, with(claims{"iat": in(0), "exp": in(time.Hour)})), ""},
+		"a day":                    {p.token("repo:long/app:ref:refs/heads/main", with(claims{"aud": "https://other.example.com", "iat": in(0), "exp": in(24 * time.Hour)})), ""},
+		"no time of issue":         {p.token(mainOfIt, with(claims{"iat": nil})), ""},
+		"the other environment":    {p.token(mainOfIt, with(claims{"environment": "staging"})), "ci"},
+		"the narrow one of two":    {p.token("repo:twin/app:x", nil), "twin"},
+		"the wide one of two":      {p.token("repo:twin/app:x", nil), "twins"},
+		"the wide one":             {p.token("repo:off/app:ref:refs/heads/main", nil), "wide"},
+		"one that only one covers": {p.token("repo:twin/app:y", nil), ""},
+	} {
+		more := []string{}
+		if r.id != "" {
+			more = []string{"client_id", r.id}
+		}
+		if a := g.ask(r.token, more...); a.StatusCode != 200 {
+			t.Errorf("%s: %d %s", what, a.StatusCode, a.Body)
+		}
+	}
+}
+
+// The platform may change its keys while the gateway runs, and a gateway starts without them.
+func TestFederatedKeysThatChange(t *testing.T) {
+	p := newPlatform(t, actions)
+	replaceFile(t, p.file, []byte("none yet"))
+	config := "store memory\n" + noFailureLimit + issuerOption + p.federated("ci", "subject "+mainOfIt)
+	g, logged := startLogged(t, config, gatewaySite)
+	before := len(logged())
+	wantE401(t, g.ask(p.token(mainOfIt, nil)), "root")
+	if event := eventAfter(t, logged, before, "token_refused"); event["reason"] != "assertion_keys_unknown" {
+		t.Errorf("without keys the event says %v", event)
+	}
+	replaceFile(t, p.file, p.jwks())
+	waitUntil(t, "the keys are read", func() bool { return g.ask(p.token(mainOfIt, nil)).StatusCode == 200 })
+	former := p.token(mainOfIt, nil)
+	p.rotate()
+	waitUntil(t, "the new key is read", func() bool { return g.ask(p.token(mainOfIt, nil)).StatusCode == 200 })
+	wantE401(t, g.ask(former), "root")
+	if err := g.load(config+"client another {\ndisabled\n}\n", gatewaySite); err != nil {
+		t.Fatal(err)
+	}
+	wantToken(t, g.ask(p.token(mainOfIt, nil)), "read") // the keys went on
+}
+
+// What can't be meant is refused when the configuration is loaded.
+func TestFederatedSettingsThatAreRefused(t *testing.T) {
+	p := newPlatform(t, actions)
+	g := startGateway(t, "store memory\n"+testClients, gatewaySite)
+	another := newPlatform(t, actions)
+	main := "subject " + mainOfIt
+	for what, r := range map[string]struct{ config, part string }{
+		"no subject":        {issuerOption + p.federated("ci"), "federated needs a subject"},
+		"anybody":           {issuerOption + p.federated("ci", "subject *"), "anybody's"},
+		"any owner":         {issuerOption + p.federated("ci", "subject repo:*/app:ref:refs/heads/main"), "anybody's"},
+		"owners of a name":  {issuerOption + p.federated("ci", "subject repo:acme*/app:ref:refs/heads/main"), "anybody's"},
+		"no audience":       {p.federated("ci", main), "give the realm an issuer"},
+		"other keys":        {issuerOption + p.federated("ci", main) + another.federated("other", main), `the client "ci" has other jwks_uri`},
+		"other algorithms":  {issuerOption + p.federated("ci", main) + p.federated("other", main, "algorithms ES256"), "other"},
+		"no file":           {issuerOption + strings.Replace(p.federated("ci", main), p.file, p.file+".not", 1), "no such file"},
+		"two places":        {issuerOption + p.federated("ci", main, "jwks_uri https://example.com/keys"), "can't be used together"},
+		"no URL":            {issuerOption + "client ci {\nfederated kubernetes/serviceaccount {\n" + main + "\n}\n}\n", "the issuer must be an https URL"},
+		"a life of weeks":   {issuerOption + p.federated("ci", main, "max_lifetime 8d"), "max_lifetime"},
+		"another method":    {issuerOption + strings.Replace(p.federated("ci", main), "scopes read\n", "auth client_secret_basic\nsecret_hash "+hashOf(testSecret)+"\nscopes read\n", 1), "add 'auth federated'"},
+		"nothing to verify": {issuerOption + "client ci {\nauth federated\n}\n", "add a federated"},
+		"a client's name":   {issuerOption + p.federated("ci", main) + "client " + actions + " {\ndisabled\n}\n", "give it another ID"},
+	} {
+		if err := g.load("store memory\n"+r.config, gatewaySite); err == nil {
+			t.Errorf("%s: it loads", what)
+		} else if !strings.Contains(err.Error(), r.part) {
+			t.Errorf("%s: %v, want %q in it", what, err, r.part)
+		}
+	}
+	for what, config := range map[string]string{
+		"anybody with a claim":   p.federated("ci", "subject *", "claim repository_owner acme"),
+		"a secret, too":          strings.Replace(p.federated("ci", main), "scopes read\n", "secret_hash "+hashOf(testSecret)+"\nscopes read\n", 1),
+		"two blocks":             strings.Replace(p.federated("ci", main), "scopes read\n", "federated "+actions+" {\njwks_file "+p.file+"\nsubject x\n}\nscopes read\n", 1),
+		"an audience, no issuer": "",
+	} {
+		options := issuerOption
+		if config == "" {
+			options, config = "", p.federated("ci", main, "audience https://api.example.com")
+		}
+		if err := g.load("store memory\n"+options+config, gatewaySite); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
