@@ -61,6 +61,10 @@ type App struct {
 	// settings, where a client or an `oauth_protect` has `dpop`; elsewhere proofs are ignored.
 	DPoP *DPoP `json:"dpop,omitempty"`
 
+	// Which certificates of clients count, and who may have made them. Default: that of the TLS
+	// connection, as Caddy's `client_auth` verifies it.
+	ClientCertificates *ClientCertificates `json:"client_certificates,omitempty"`
+
 	// Findings of `caddy oauth lint` that are meant to be, in any part of the configuration. Default: none.
 	LintIgnore []LintIgnore `json:"lint_ignore,omitempty"`
 
@@ -159,6 +163,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	if err := checkLintIgnores(a.LintIgnore, true); err != nil {
 		return err
+	}
+	if err := a.ClientCertificates.provision(); err != nil {
+		return fmt.Errorf("client_certificates: %w", err)
 	}
 	if err := a.Cache.provision(); err != nil {
 		return fmt.Errorf("cache: %w", err)

@@ -35,6 +35,7 @@ func init() {
 //		store memory
 //		store redis <host:port>... { ... }
 //		cache ...
+//		client_certificates { client_cert_header, trusted_ca_file }
 //		lint_ignore <code> [<site>] <reason>
 //
 //		<realm settings>          # of the root realm
@@ -64,6 +65,8 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		"cache":       cacheOption(&app.Cache),
 		"dpop":        appDPoPOption(&app.DPoP),
 		"lint_ignore": lintIgnoreOption(&app.LintIgnore, true),
+
+		"client_certificates": clientCertificatesOption(&app.ClientCertificates),
 		"encryption_key": conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
 			args, err := conf.Args(d, 1, 1)
 			if err != nil {

@@ -1,30 +1,228 @@
 package caddyoauth
 
 import (
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
 	"net/http"
+	"strings"
+	"time"
 
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// certificateOf returns the certificate of the client that sent a request, or nil if it has shown none.
-// TLS has proven that the client has the certificate's key. Whether the certificate was made by somebody
-// who is trusted is another question: of the modes of Caddy's client_auth, request and require verify
-// nothing.
-func certificateOf(r *http.Request) *oauth.Certificate {
-	// 0-RTT data can be replayed by whoever recorded it, so it proves nothing (RFC 8470).
-	if r.TLS == nil || !r.TLS.HandshakeComplete || len(r.TLS.PeerCertificates) == 0 {
+// ClientCertificates say which certificates of clients count, and who may have made them. By default
+// a client's certificate is that of its TLS connection, and Caddy's `client_auth` verifies it. On a
+// connection of one of the server's `trusted_proxies` that says `X-Forwarded-For` or `Forwarded`, the
+// certificate is the proxy's own and counts for no client.
+type ClientCertificates struct {
+	// Believes a proxy among the server's `trusted_proxies` about the certificate of its client, in
+	// the headers `Client-Cert` and `Client-Cert-Chain` (RFC 9440). From such a proxy no other
+	// certificate counts. The proxy must remove these headers from what its clients send, and leave
+	// them out for a client without certificate. Everybody else's are removed, whatever this is.
+	// Default: false.
+	ClientCertHeader bool `json:"client_cert_header,omitempty"`
+
+	// Files in PEM with the authorities that may make certificates for `tls_client_auth`. Then these
+	// decide, for each certificate, also for one that Caddy's `client_auth` has verified. They are
+	// read when the configuration is loaded. Placeholders in their paths are replaced. Default: those
+	// of Caddy's `client_auth`, and none for certificates in headers.
+	TrustedCAFiles []string `json:"trusted_ca_files,omitempty"`
+
+	authorities *x509.CertPool // nil without TrustedCAFiles
+}
+
+// provision reads the authorities. Without settings there is nothing to do.
+func (c *ClientCertificates) provision() error {
+	if c == nil || len(c.TrustedCAFiles) == 0 {
 		return nil
 	}
-	return &oauth.Certificate{Leaf: r.TLS.PeerCertificates[0], Verified: len(r.TLS.VerifiedChains) > 0}
+	c.authorities = x509.NewCertPool()
+	for _, path := range c.TrustedCAFiles {
+		if err := conf.Resolve("trusted_ca_file", &path); err != nil {
+			return err
+		}
+		certificates, err := readCertificates(path)
+		if err != nil {
+			return fmt.Errorf("trusted_ca_file %s: %w", path, err)
+		}
+		for _, certificate := range certificates {
+			c.authorities.AddCert(certificate)
+		}
+	}
+	return nil
+}
+
+// clientCertificatesOption reads
+//
+//	client_certificates {
+//		client_cert_header
+//		trusted_ca_file <path>...
+//	}
+func clientCertificatesOption(place **ClientCertificates) conf.Option {
+	return conf.Func(func(d *caddyfile.Dispenser) error {
+		if _, err := conf.Args(d, 0, 0); err != nil {
+			return err
+		}
+		*place = new(ClientCertificates)
+		return conf.Options{
+			"client_cert_header": conf.Flag(&(*place).ClientCertHeader),
+			"trusted_ca_file":    conf.Texts(&(*place).TrustedCAFiles),
+		}.Read(d, "client_certificates")
+	})
+}
+
+// of returns the certificate of the client that sent a request, or nil if it has shown none. Somebody
+// has proven that the client has the certificate's key: TLS, or a proxy that is believed.
+//
+// What a proxy says and nobody can read is a certificate without a leaf.
+func (c *ClientCertificates) of(r *http.Request) *oauth.Certificate {
+	switch {
+	case tooEarly(r):
+		return nil
+	case c.believes(r):
+		return c.inHeader(r.Header)
+	case r.TLS == nil || len(r.TLS.PeerCertificates) == 0 || !namesHost(r) || forwards(r):
+		return nil
+	}
+	chain, verified := r.TLS.PeerCertificates, len(r.TLS.VerifiedChains) > 0
+	return &oauth.Certificate{Leaf: chain[0], Verified: func() bool {
+		if c == nil || c.authorities == nil {
+			return verified // of the modes of client_auth, request and require verify nothing
+		}
+		return c.verify(chain)
+	}}
 }
 
 // provenBy returns what the sender of a request has proven to have, of what a token demands.
-func provenBy(r *http.Request, demanded introspect.Confirmation) (proven introspect.Confirmation) {
+func (c *ClientCertificates) provenBy(r *http.Request, demanded introspect.Confirmation) (proven introspect.Confirmation) {
 	if demanded.Certificate != "" {
-		if certificate := certificateOf(r); certificate != nil {
+		if certificate := c.of(r); certificate != nil && certificate.Leaf != nil {
 			proven.Certificate = introspect.CertificateThumbprint(certificate.Leaf)
 		}
 	}
 	return proven
+}
+
+// tooEarly reports whether a request was sent before the TLS handshake was complete, to us or to a
+// proxy. Whoever recorded it can send it again, so it proves nothing (RFC 8470). The header may come
+// from anybody: it does no harm.
+func tooEarly(r *http.Request) bool {
+	return r.TLS != nil && !r.TLS.HandshakeComplete || r.Header.Get("Early-Data") == "1"
+}
+
+// namesHost reports whether the connection was made for the host that the request is for. Which
+// certificates a server asks for, and whether it verifies them, depends on the name that the
+// connection was made with. Caddy sees to this where a site has a client_auth, unless
+// strict_sni_host is off.
+func namesHost(r *http.Request) bool {
+	host, _, err := net.SplitHostPort(r.Host)
+	if err != nil {
+		host = r.Host // without a port
+	}
+	return r.TLS.ServerName != "" && strings.EqualFold(r.TLS.ServerName, host)
+}
+
+// isFromProxy reports whether the request comes from one of Caddy's trusted_proxies.
+func isFromProxy(r *http.Request) bool {
+	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
+	return trusted
+}
+
+// forwards reports whether the sender is a proxy that sends it for a client.
+func forwards(r *http.Request) bool {
+	return (r.Header["X-Forwarded-For"] != nil || r.Header["Forwarded"] != nil) && isFromProxy(r)
+}
+
+// believes reports whether the certificate of the request's client is in its headers.
+func (c *ClientCertificates) believes(r *http.Request) bool {
+	return c != nil && c.ClientCertHeader && isFromProxy(r)
+}
+
+// The headers of RFC 9440.
+const (
+	certHeader  = "Client-Cert"
+	chainHeader = "Client-Cert-Chain"
+)
+
+// certificateHeaders are their names, folded.
+var certificateHeaders = []string{"client-cert", "client-cert-chain"}
+
+// isMadeUp reports whether name could be read as one of the headers about the client's certificate,
+// and is not one that the sender may set.
+func (c *ClientCertificates) isMadeUp(r *http.Request, name string) bool {
+	return isOneOf(name, certificateHeaders) && (name != certHeader && name != chainHeader || !c.believes(r))
+}
+
+// inHeader returns the certificate that a proxy has put into the headers.
+func (c *ClientCertificates) inHeader(h http.Header) *oauth.Certificate {
+	if h[certHeader] == nil && h[chainHeader] == nil {
+		return nil
+	}
+	chain, err := certificatesIn(h[certHeader], h[chainHeader])
+	if err != nil {
+		return new(oauth.Certificate)
+	}
+	return &oauth.Certificate{Leaf: chain[0], Verified: func() bool { return c.verify(chain) }}
+}
+
+const (
+	maxCertificateBytes = 16 << 10
+	maxChainLength      = 10
+)
+
+// certificatesIn reads the lines of Client-Cert, an item of RFC 9651 that is a byte sequence, and of
+// Client-Cert-Chain, a list of them. It takes no parameters, as RFC 9440 has none.
+func certificatesIn(leaf, chain []string) ([]*x509.Certificate, error) {
+	if len(leaf) != 1 {
+		return nil, errors.New("there is not one Client-Cert")
+	}
+	sequences := []string{leaf[0]}
+	for _, line := range chain {
+		sequences = append(sequences, strings.SplitN(line, ",", maxChainLength+1)...)
+	}
+	if len(sequences) > 1+maxChainLength {
+		return nil, errors.New("the chain is too long")
+	}
+	var certificates []*x509.Certificate
+	for _, sequence := range sequences {
+		text, ok := strings.CutPrefix(strings.Trim(sequence, " \t"), ":")
+		text, ends := strings.CutSuffix(text, ":")
+		if !ok || !ends || base64.StdEncoding.DecodedLen(len(text)) > maxCertificateBytes || strings.ContainsAny(text, "\r\n") {
+			return nil, errors.New("not a byte sequence")
+		}
+		der, err := base64.StdEncoding.Strict().DecodeString(text)
+		if err != nil {
+			return nil, errors.New("not a byte sequence")
+		}
+		certificate, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, errors.New("not a certificate")
+		}
+		certificates = append(certificates, certificate)
+	}
+	return certificates, nil
+}
+
+// verify reports whether one of the authorities has vouched for the first of the certificates, by way
+// of the others, as that of a client, and all of them are valid now.
+func (c *ClientCertificates) verify(chain []*x509.Certificate) bool {
+	if c == nil || c.authorities == nil {
+		return false
+	}
+	between := x509.NewCertPool()
+	for _, certificate := range chain[1:] {
+		between.AddCert(certificate)
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: c.authorities, Intermediates: between, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	return err == nil
 }

@@ -184,7 +184,7 @@ func certificateClients() string {
 // version of HTTP, by one name that its certificate must have.
 func TestTLSClientAuth(t *testing.T) {
 	ca := newAuthority(t)
-	g := startAsking(t, "store memory\n"+certificateClients()+"client gone {\ndisabled\nauth tls_client_auth\ntls_client_auth san_dns ci.example.com\n}\n", mutualSite,
+	g := startAsking(t, "store memory\n"+noFailureLimit+certificateClients()+"client gone {\ndisabled\nauth tls_client_auth\ntls_client_auth san_dns ci.example.com\n}\n", mutualSite,
 		"mode verify_if_given\ntrust_pool file "+ca.file, "")
 	uri := func(uris ...string) tls.Certificate {
 		return ca.issue(func(c *x509.Certificate) {
@@ -322,7 +322,7 @@ func TestUnverifiedCertificateIsNoName(t *testing.T) {
 	ca := newAuthority(t)
 	for _, mode := range []string{"mode request", "mode require", "mode request\ntrust_pool file " + ca.file} {
 		t.Run(mode, func(t *testing.T) {
-			g := startAsking(t, "store memory\n"+certificateClients(), mutualSite, mode, "")
+			g := startAsking(t, "store memory\n"+noFailureLimit+certificateClients(), mutualSite, mode, "")
 			for _, certificate := range []tls.Certificate{ca.forHost("ci.example.com"), newAuthority(t).forHost("ci.example.com")} {
 				wantE401(t, fetchAs(g.with(certificate), "dns"), "root")
 				if reason := g.reasonOf("token_refused"); reason != "certificate_unverified" {
@@ -339,7 +339,7 @@ func TestSelfSignedTLSClientAuth(t *testing.T) {
 	own, next, other, ends := selfSigned(t, "ci"), selfSigned(t, "ci"), selfSigned(t, "ci"), newAuthority(t).issue(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
 	writeCertificates(t, filepath.Join(dir, "own.pem"), own, ends)
 	writeCertificates(t, filepath.Join(dir, "next.pem"), next)
-	config := "store memory\nclient ci {\nauth self_signed_tls_client_auth\ncertificate_file " + dir + "/own.pem " + dir + "/next.pem\nscopes read\ndefault_scopes read\n}\n" +
+	config := "store memory\n" + noFailureLimit + "client ci {\nauth self_signed_tls_client_auth\ncertificate_file " + dir + "/own.pem " + dir + "/next.pem\nscopes read\ndefault_scopes read\n}\n" +
 		"client both {\nauth self_signed_tls_client_auth tls_client_auth client_secret_basic\ncertificate_file " + dir + "/own.pem\ntls_client_auth subject_dn CN=ci\nsecret_hash " + testHash + "\nscopes read\ndefault_scopes read\n}\n" + testClients
 	g := startAsking(t, config, mutualSite, "mode request", "")
 	for name, certificate := range map[string]tls.Certificate{"own": own, "next": next} {
@@ -385,7 +385,7 @@ func TestCertificateSettingsThatAreRefused(t *testing.T) {
 		}
 		return "certificate_file " + path + "\n"
 	}
-	g := startGateway(t, "store memory\n"+testClients, gatewaySite)
+	g := startGateway(t, "store memory\n"+noFailureLimit+testClients, gatewaySite)
 	selfSigned, byCA := "auth self_signed_tls_client_auth\n", "auth tls_client_auth\n"
 	for what, r := range map[string]struct{ lines, part string }{
 		"no subject":             {byCA, "add a line such as 'tls_client_auth san_dns ci.example.com'"},
@@ -400,7 +400,7 @@ func TestCertificateSettingsThatAreRefused(t *testing.T) {
 		"a private key":          {selfSigned + file("key.pem", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), "a private key in it"},
 		"a broken certificate":   {selfSigned + file("broken.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), "certificate 1"},
 	} {
-		if err := g.load("store memory\nclient c {\nscopes read\n"+r.lines+"}\n", gatewaySite); err == nil {
+		if err := g.load("store memory\n"+noFailureLimit+"client c {\nscopes read\n"+r.lines+"}\n", gatewaySite); err == nil {
 			t.Errorf("%s: it loads", what)
 		} else if !strings.Contains(err.Error(), r.part) {
 			t.Errorf("%s: %v, want %q in it", what, err, r.part)

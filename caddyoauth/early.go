@@ -108,7 +108,7 @@ func (e *earlyStrip) admit(w http.ResponseWriter, r *http.Request) bool {
 		refuseTunnel(w, r, e.refusals)
 		return false
 	}
-	e.refusals.stripped(r, stripServer(r, e.app.prefixes, e.app.credentials))
+	e.refusals.stripped(r, stripServer(r, e.app))
 	if e.marks {
 		caddyhttp.SetVar(r.Context(), strippedVar, stripped{})
 	}
@@ -129,7 +129,7 @@ func (e *earlyErrorStrip) ServeHTTP(w http.ResponseWriter, r *http.Request, next
 		return nil
 	}
 	if _, ok := caddyhttp.GetVar(r.Context(), strippedVar).(stripped); !ok {
-		e.refusals.stripped(r, stripServer(r, e.app.prefixes, e.app.credentials))
+		e.refusals.stripped(r, stripServer(r, e.app))
 	}
 	return next.ServeHTTP(w, r)
 }

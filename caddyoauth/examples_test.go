@@ -231,7 +231,7 @@ var (
 	envReference  = regexp.MustCompile(`\{env\.([A-Za-z0-9_]+)\}`)
 	fileReference = regexp.MustCompile(`\{file\.[^{}]+\}`)
 	keysFile      = regexp.MustCompile(`"jwks_file":"[^"]+"`)
-	certificates  = regexp.MustCompile(`"(certificate_files|pem_files)":\["[^\]]+\]`)
+	certificates  = regexp.MustCompile(`"(certificate_files|trusted_ca_files|pem_files)":\["[^\]]+\]`)
 )
 
 // provisionCaddyfile checks that shown is formatted and that whole can be loaded. Files and

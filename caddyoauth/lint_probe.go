@@ -111,7 +111,7 @@ func (p probe) request() *http.Request {
 	dropAliases(r.Header, p.server.server)
 	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), discardedAnswer{}, p.server.server)
 	if early := earlyOf(p.server.server); early != nil {
-		stripServer(r, early.app.prefixes, early.app.credentials)
+		stripServer(r, early.app)
 	}
 	return r
 }

@@ -276,6 +276,7 @@ func (p *Protect) prepareRejections(m *metrics) {
 		// The caller doesn't learn which claim. RFC 6750 has no other code for a token that grants
 		// too little.
 		access.ResultClaims:      {status: http.StatusForbidden, challenge: p.challenge + `, error="insufficient_scope", error_description="the token lacks a claim"`},
+		access.ResultTooEarly:    {status: http.StatusTooEarly},   // RFC 8470 section 5.2
 		access.ResultPath:        {status: http.StatusBadRequest}, // no challenge: no token would help
 		access.ResultInsecure:    {status: http.StatusForbidden},
 		access.ResultSlowDown:    {status: http.StatusTooManyRequests},
@@ -471,7 +472,9 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 		p.trouble.Error("token could not be checked", zap.String("realm", p.label), zap.Error(err))
 		return b, access.Decision{Cause: access.CauseOutage}
 	}
-	decision := access.Decide(rule, b.facts, access.Request{Proven: p.proven(r, b.facts), Fit: b.introduce()})
+	decision := access.Decide(rule, b.facts, access.Request{
+		Proven: p.proven(r, b.facts), TooEarly: b.facts.Confirmation.Certificate != "" && p.asked == nil && tooEarly(r), Fit: b.introduce(),
+	})
 	if !decision.Allowed {
 		decision.Cause = p.app.whyNot(p.sources, &b.token, decision.Cause)
 	}
@@ -484,7 +487,7 @@ func (p *Protect) proven(r *http.Request, facts *introspect.Facts) introspect.Co
 	if facts.Confirmation == (introspect.Confirmation{}) || p.asked != nil {
 		return facts.Confirmation
 	}
-	return provenBy(r, facts.Confirmation)
+	return p.app.ClientCertificates.provenBy(r, facts.Confirmation)
 }
 
 // loadSources loads the modules that say where tokens come from.

@@ -277,7 +277,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		return nil
 	}
 	from, _ := clientAddr(r)
-	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Body: body, Certificate: certificateOf(r), DPoP: r.Header["Dpop"], URLs: e.proofURLs, From: from})
+	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Body: body, Certificate: s.app.ClientCertificates.of(r), DPoP: r.Header["Dpop"], URLs: e.proofURLs, From: from})
 	if err == nil && e.contradicts(req.Form.Get("realm")) {
 		err = errOtherRealm
 	}
@@ -334,9 +334,7 @@ func (s *Server) unfit(r *http.Request, e *route) (status int, _ *oauth.Error) {
 		return http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be POST", Reason: "method"}
 	case !s.InsecureHTTP && !secureOrLocal(r):
 		return http.StatusForbidden, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "TLS is required", Reason: "insecure_transport"}
-	case r.TLS != nil && !r.TLS.HandshakeComplete || r.Header.Get("Early-Data") == "1":
-		// 0-RTT data can be replayed by whoever recorded it (RFC 8470). If TLS ends at a load
-		// balancer, the header says so; from anybody else the header does no harm.
+	case tooEarly(r):
 		return http.StatusTooEarly, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "send it again after the TLS handshake", Reason: "early_data"}
 	case e.contradictedBy(r.URL.RawQuery):
 		return http.StatusBadRequest, errOtherRealm

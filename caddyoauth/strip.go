@@ -187,15 +187,15 @@ func opensWebSocket(r *http.Request) bool {
 }
 
 // stripServer is strip for all sites of a server, including those that have nothing to do with
-// us: it removes identity headers and switches to another HTTP. Such a switch would carry
+// us: it removes identity headers, headers about a certificate that nobody believes, and switches to another HTTP. Such a switch would carry
 // requests past Caddy to anything that the backend serves. It removes all names with an odd
 // byte: Remote!User would become the Remote-User that an operator sets from the token.
-func stripServer(r *http.Request, prefixes, credentials []string) (gone removed) {
+func stripServer(r *http.Request, app *App) (gone removed) {
 	for name := range r.Header {
 		if strings.HasPrefix(name, ":") {
 			continue // a pseudo-header of HTTP/2
 		}
-		if isIdentity(name, prefixes) || isOneOf(name, settingsHeader) || hasOddByte(name) {
+		if isIdentity(name, app.prefixes) || isOneOf(name, settingsHeader) || hasOddByte(name) || app.ClientCertificates.isMadeUp(r, name) {
 			delete(r.Header, name)
 			if !isOneOf(name, settingsHeader) {
 				gone |= removedIdentity
@@ -207,7 +207,7 @@ func stripServer(r *http.Request, prefixes, credentials []string) (gone removed)
 		gone |= removedUpgrade
 	}
 	cleanConnection(r.Header)
-	guardTrailers(r, prefixes, credentials)
+	guardTrailers(r, app.prefixes, app.credentials)
 	return gone
 }
 
@@ -282,7 +282,7 @@ func (g *trailerGuard) Read(p []byte) (int, error) {
 // cleanTrailer deletes what a trailer must not carry.
 func cleanTrailer(trailer http.Header, prefixes, credentials []string) {
 	for name := range trailer {
-		if isIdentity(name, prefixes) || hasOddByte(name) || isOneOf(name, credentials) || isOneOf(name, overrideHeaders) || isOneOf(name, settingsHeader) {
+		if isIdentity(name, prefixes) || hasOddByte(name) || isOneOf(name, credentials) || isOneOf(name, overrideHeaders) || isOneOf(name, settingsHeader) || isOneOf(name, certificateHeaders) {
 			delete(trailer, name)
 		}
 	}

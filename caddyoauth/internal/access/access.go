@@ -50,6 +50,9 @@ type Claim struct {
 type Request struct {
 	// Proven is what the sender has proven to have. What the token doesn't ask for may be missing.
 	Proven introspect.Confirmation
+	// TooEarly means that the request was sent before the TLS handshake was complete, so that whoever
+	// recorded it can have sent it again. It is for tokens that are bound to a certificate.
+	TooEarly bool
 	// Fit means that the names in the token can be passed on with the request: in a header,
 	// they can't be read as another caller's name, or as several names.
 	Fit bool
@@ -76,6 +79,8 @@ func Decide(rule *Rule, facts *introspect.Facts, request Request) Decision {
 	switch {
 	case !facts.Active:
 		return Decision{Cause: ofToken(facts.Cause())}
+	case request.TooEarly && facts.Confirmation.Certificate != "":
+		return Decision{Cause: CauseEarlyData}
 	case !proves(request.Proven, facts.Confirmation):
 		return Decision{Cause: introspect.CauseBinding}
 	case len(rule.Audience) > 0 && !slices.ContainsFunc(rule.Audience, facts.HasAudience):

@@ -23,6 +23,10 @@ func good(change func(*introspect.Facts)) *introspect.Facts {
 	return facts
 }
 
+func certificateBound() *introspect.Facts {
+	return good(func(f *introspect.Facts) { f.Confirmation.Certificate = "a" })
+}
+
 func TestEachCauseIsFoundAndNothingElseRefuses(t *testing.T) {
 	allowed, fit := Decision{Allowed: true}, Request{Fit: true}
 	everything := Rule{
@@ -43,6 +47,12 @@ func TestEachCauseIsFoundAndNothingElseRefuses(t *testing.T) {
 		{"an inactive token keeps the cause that its source found", everything, introspect.InactiveBecause(introspect.CauseRevoked), fit, Decision{Cause: introspect.CauseRevoked}},
 		{"a cause that is not on the list is unknown", Rule{}, introspect.InactiveBecause("made_up"), fit, Decision{Cause: introspect.CauseUnknown}},
 		{"no source can say that a token only lacks a scope", Rule{}, introspect.InactiveBecause(CauseScope), fit, Decision{Cause: introspect.CauseUnknown}},
+
+		{"a certificate that the token is bound to", Rule{}, certificateBound(), Request{Fit: true, Proven: introspect.Confirmation{Certificate: "a"}}, allowed},
+		{"another certificate", Rule{}, certificateBound(), Request{Fit: true, Proven: introspect.Confirmation{Certificate: "b"}}, Decision{Cause: introspect.CauseBinding}},
+		{"no certificate, before everything else that is wrong", everything, certificateBound(), Request{}, Decision{Cause: introspect.CauseBinding}},
+		{"its certificate, too early", Rule{}, certificateBound(), Request{Fit: true, TooEarly: true, Proven: introspect.Confirmation{Certificate: "a"}}, Decision{Cause: CauseEarlyData}},
+		{"a bearer token, too early", Rule{}, good(nil), Request{Fit: true, TooEarly: true}, allowed},
 
 		{"a token for another audience", everything, good(func(f *introspect.Facts) { f.Audience = []string{"API"} }), fit,
 			Decision{Cause: introspect.CauseAudience, Want: []string{"api", "web"}, Has: []string{"API"}}},

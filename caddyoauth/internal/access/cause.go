@@ -17,6 +17,9 @@ const (
 	// CauseOtherRealm means that a realm of this gateway issued the token, and that the route
 	// doesn't accept that realm's tokens.
 	CauseOtherRealm Cause = "other_realm"
+	// CauseEarlyData means that the token is bound to a certificate, and that the request was sent
+	// before the TLS handshake was complete.
+	CauseEarlyData Cause = "early_data"
 	// CauseNamesNobody means that the token has neither a client nor a subject. A backend
 	// would take its bearer for nobody.
 	CauseNamesNobody Cause = "names_nobody"
@@ -61,6 +64,7 @@ const (
 	ResultClient      Result = "invalid_client"
 	ResultScope       Result = "insufficient_scope"
 	ResultClaims      Result = "insufficient_claims"
+	ResultTooEarly    Result = "too_early"
 	ResultPath        Result = "ambiguous_path"
 	ResultTunnel      Result = "tunnel"
 	ResultInsecure    Result = "insecure_transport"
@@ -102,6 +106,7 @@ var Explanations = []Explanation{
 	{introspect.CauseUnknownKey, ResultToken, "The issuer's key set has no key that fits the JWT, or the key was withdrawn. A token of this gateway: its key, or the epoch that it names, is not, or no longer, in the token store.", "Compare the token's `kid` with the issuer's key set. Sealed tokens and JWTs of the gateway end when the store loses its data, and when their key is withdrawn; have the client fetch another."},
 	{introspect.CauseSignature, ResultToken, "The JWT's signature doesn't match the key that it names.", "Somebody changed the token, or two issuers use one `kid`."},
 	{introspect.CauseBinding, ResultToken, "The token is bound to a key (`cnf`), and the request doesn't prove that its sender has that key: it has no certificate or another one. Or the token is bound in a way that the gateway doesn't know.", "Have the client send the request over TLS with the certificate that it fetched the token with. If a proxy ends TLS, the gateway doesn't see the certificate. A token that is bound otherwise than by `x5t#S256` or `jkt` can't be used."},
+	{CauseEarlyData, ResultTooEarly, "The token is bound to a certificate, and the request was sent before the TLS handshake was complete (0-RTT), so it could be a recorded one.", "Nothing: the client, or a proxy, sends it again. Turn 0-RTT off if it is often."},
 	{CauseNamesNobody, ResultToken, "The token has neither a client nor a subject.", "Name the issuer's claim with `client_claim`, if it has one."},
 	{CauseUnfit, ResultToken, "The token's client, subject, issuer or scopes don't fit into headers: too long, with control characters, or with spaces at an end.", "Have the issuer use other names."},
 	{CauseBasic, ResultClient, "The request has Basic credentials, which the route takes, but they are not those of a client that may use them here.", "See the event's `reason`: `wrong_secret`, `expired_secret`, `unknown_client`, `client_disabled`, `auth_method_not_allowed`, `no_tokens` (the client has no scopes, or no grant type), or `malformed_authorization`."},

@@ -81,7 +81,7 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	if client != nil {
 		out.ClientID = client.ID
 	}
-	if creds.certificate != nil && client != nil {
+	if creds.certificate != nil && client != nil && !req.unreadable() {
 		creds.Method = client.certificateMethod(creds.certificate)
 	}
 	federation := clients.federationOf(creds)
@@ -118,8 +118,11 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 // nil if the client speaks for itself. out gets what is known of a client that is refused.
 func (e *Engine) prove(ctx context.Context, clients *Clients, client *registered, federation *federation, req Request, trial trial, out *Outcome) (*registered, Proof, error) {
 	creds := req.Credentials
-	if creds.malformed { // nobody's credentials, so there is nothing that work would hide
+	switch { // nobody's credentials, so there is nothing that work would hide
+	case creds.malformed:
 		return nil, Proof{}, invalidClient("malformed_authorization")
+	case req.unreadable():
+		return nil, Proof{}, invalidClient("malformed_certificate")
 	}
 	verify := verifiers[creds.Method]
 

@@ -8,10 +8,13 @@ import (
 
 // Certificate is the certificate whose key the sender of a request has proven to have, by TLS.
 type Certificate struct {
+	// Leaf is nil if a proxy says that its client has a certificate, and nobody can read it. Then no
+	// client is authenticated, by whatever method.
 	Leaf *x509.Certificate
-	// Verified is set if the certificate chains up to an authority that is trusted for clients.
-	// Otherwise anybody can have made it, with any name.
-	Verified bool
+	// Verified reports whether the certificate chains up to an authority that is trusted for clients.
+	// Otherwise anybody can have made it, with any name. It may verify some signatures for that, and
+	// is not called without a Leaf.
+	Verified func() bool
 }
 
 // confirm returns what a token is bound to that the client asks for in this way.
@@ -24,3 +27,6 @@ func (c *Client) confirm(req Request) (confirmation introspect.Confirmation, err
 	}
 	return confirmation, nil
 }
+
+// unreadable reports whether the request claims a certificate that can't be read.
+func (r Request) unreadable() bool { return r.Certificate != nil && r.Certificate.Leaf == nil }
