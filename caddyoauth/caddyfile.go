@@ -156,6 +156,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 // realmOptions returns the settings of a realm:
 //
 //	issuer         <url>
+//	mtls_base_url  <url>
 //	no_openid_configuration
 //	authorization_endpoint
 //	token_lifetime <duration>
@@ -169,6 +170,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 func realmOptions(realm *Realm) conf.Options {
 	return conf.Options{
 		"issuer":                  conf.Text(&realm.Issuer),
+		"mtls_base_url":           conf.Text(&realm.MTLSBaseURL),
 		"no_openid_configuration": conf.Flag(&realm.NoOpenIDConfiguration),
 		"authorization_endpoint":  conf.Flag(&realm.AuthorizationEndpoint),
 		"token_lifetime":          conf.Lifetime(&realm.TokenLifetime),

@@ -106,6 +106,9 @@ func (s *Server) proofURLs(r *servedRealm) (urls []string) {
 	for _, base := range s.bases(r) {
 		for _, end := range []string{"/access_token", "/token", "/access_token/", "/token/"} {
 			urls = append(urls, s.publicBase(r)+base[own:]+end)
+			if r.mtlsBase != "" {
+				urls = append(urls, r.mtlsBase+base[own:]+end)
+			}
 		}
 	}
 	return urls

@@ -112,6 +112,20 @@ func (s *Server) publicBase(r *servedRealm) string {
 	return (&url.URL{Scheme: r.issuer.Scheme, Host: r.issuer.Host, Path: path}).String()
 }
 
+// The paths of the endpoints that the metadata names, after what its URLs begin with.
+const (
+	tokenPath         = "/access_token"
+	introspectionPath = "/introspect"
+	revocationPath    = "/token/revoke"
+)
+
+// endpointAliases are the URLs of the endpoints for clients that show a certificate.
+type endpointAliases struct {
+	Token         string `json:"token_endpoint"`
+	Introspection string `json:"introspection_endpoint"`
+	Revocation    string `json:"revocation_endpoint"`
+}
+
 // metadata makes a realm's document (RFC 8414 section 2). It advertises what is served and
 // nothing else. Its URLs depend on the configured issuer alone.
 func (s *Server) metadata(r *servedRealm) ([]byte, error) {
@@ -136,6 +150,14 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 	var proofAlgorithms []string
 	if r.settings.Proofs != nil {
 		proofAlgorithms = r.settings.Proofs.Algorithms()
+	}
+	certificateBound := false
+	for _, c := range r.settings.Clients {
+		certificateBound = certificateBound || c.CertificateBound && !c.Disabled
+	}
+	var aliases *endpointAliases
+	if r.mtlsBase != "" {
+		aliases = &endpointAliases{r.mtlsBase + tokenPath, r.mtlsBase + introspectionPath, r.mtlsBase + revocationPath}
 	}
 	jwksURI := ""
 	var introspectionAlgorithms []string
@@ -162,12 +184,15 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		IntrospectionAuthAlgorithms []string `json:"introspection_endpoint_auth_signing_alg_values_supported,omitempty"`
 		RevocationAuthAlgorithms    []string `json:"revocation_endpoint_auth_signing_alg_values_supported,omitempty"`
 		DPoPAlgorithms              []string `json:"dpop_signing_alg_values_supported,omitempty"` // RFC 9449 section 5.1
+		// These are for clients that show a certificate (RFC 8705 sections 3.3 and 5).
+		CertificateBound bool             `json:"tls_client_certificate_bound_access_tokens,omitempty"`
+		MTLSAliases      *endpointAliases `json:"mtls_endpoint_aliases,omitempty"`
 	}{
 		Issuer:                   r.settings.Issuer,
 		AuthorizationEndpoint:    authorization,
-		TokenEndpoint:            base + "/access_token",
-		IntrospectionEndpoint:    base + "/introspect",
-		RevocationEndpoint:       base + "/token/revoke",
+		TokenEndpoint:            base + tokenPath,
+		IntrospectionEndpoint:    base + introspectionPath,
+		RevocationEndpoint:       base + revocationPath,
 		JWKSURI:                  jwksURI,
 		GrantTypes:               []string{oauth.GrantClientCredentials},
 		ResponseTypes:            []string{},
@@ -180,5 +205,8 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		IntrospectionAuthAlgorithms: algorithms,
 		RevocationAuthAlgorithms:    algorithms,
 		DPoPAlgorithms:              proofAlgorithms,
+
+		CertificateBound: certificateBound,
+		MTLSAliases:      aliases,
 	})
 }

@@ -30,6 +30,14 @@ type Realm struct {
 	// replaced when the configuration is loaded.
 	Issuer string `json:"issuer,omitempty"`
 
+	// What the URLs of the endpoints begin with for clients that show a certificate, where these have a
+	// host of their own (RFC 8705 section 5): an https URL that ends with the base path, such as
+	// `https://mtls.example.com/oauth2`. Its site has an `oauth_server` for the same realm, and asks for
+	// certificates, which browsers at the issuer's host are then spared. The metadata names it. A realm
+	// without one uses root's, followed by `/realms/root/realms/<name>`. Placeholders are replaced when
+	// the configuration is loaded. Default: none; all clients use the same endpoints.
+	MTLSBaseURL string `json:"mtls_base_url,omitempty"`
+
 	// How long a token lives, in whole seconds, at most a year. Default: `1h`.
 	TokenLifetime caddy.Duration `json:"token_lifetime,omitempty"`
 
@@ -83,6 +91,9 @@ type Realm struct {
 type servedRealm struct {
 	name   string
 	issuer *url.URL // of settings.Issuer; nil if there is none
+	// mtlsBase is what the URLs of the endpoints begin with for clients that show a certificate; empty if
+	// they use the same as others.
+	mtlsBase string
 	// noOpenIDConfiguration is set if the metadata is not served where OpenID Connect has it.
 	noOpenIDConfiguration bool
 	// signing is nil if the realm signs nothing.
@@ -203,6 +214,9 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	if err := r.checkFederated(); err != nil {
 		return nil, err
 	}
+	if r.mtlsBase, err = rc.resolveMTLSBase(name, root); err != nil {
+		return nil, err
+	}
 	if r.signing, err = rc.signing(root, r); err != nil {
 		return nil, err
 	}
@@ -239,6 +253,33 @@ func (rc *Realm) resolveIssuer(name string, root *Realm) (string, *url.URL, erro
 		return "", nil, fmt.Errorf("issuer %q has a character that is not allowed in a URL", issuer)
 	}
 	return issuer, u, nil
+}
+
+// resolveMTLSBase returns what the endpoints' URLs begin with for clients that show a certificate,
+// derived from root's if the realm has none of its own, or nothing.
+func (rc *Realm) resolveMTLSBase(name string, root *Realm) (string, error) {
+	base, suffix := rc.MTLSBaseURL, ""
+	if base == "" && name != rootRealm {
+		base, suffix = root.MTLSBaseURL, realmPath(name)
+	}
+	if base == "" {
+		return "", nil
+	}
+	if err := conf.Resolve("mtls_base_url", &base); err != nil {
+		return "", err
+	}
+	u, err := url.Parse(base)
+	switch {
+	case err != nil || u.User != nil: // not repeated: there may be a password in it
+		return "", errors.New("mtls_base_url is not a URL without a user")
+	case u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.ForceQuery || strings.Contains(base, "#"):
+		return "", fmt.Errorf("mtls_base_url %q must be an https URL without query and fragment", base)
+	case !conf.VisibleASCII(base) || strings.ContainsAny(base, `"\`):
+		return "", fmt.Errorf("mtls_base_url %q has a character that is not allowed in a URL", base)
+	case rc.Issuer == "" && root.Issuer == "":
+		return "", errors.New("mtls_base_url is for the metadata, which the realm has only with an issuer: give it one")
+	}
+	return strings.TrimSuffix(base, "/") + suffix, nil
 }
 
 // realmPath is the part between the base path and the endpoints of a realm.
