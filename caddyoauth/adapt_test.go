@@ -76,8 +76,11 @@ func goldenEnvironment(t testing.TB) {
 	t.Setenv("OAUTH_TEST_HASH", "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0")
 	folder := t.TempDir()
 	t.Setenv("OAUTH_TEST_DIR", folder)
-	for _, name := range []string{"new.pem", "old.pem", "batch.json"} { // the last one is PEM, too
+	for _, name := range []string{"new.pem", "old.pem"} {
 		writeSigningKey(t, filepath.Join(folder, name))
+	}
+	if err := os.Rename(newKeyClient(t, "batch").file, filepath.Join(folder, "batch.json")); err != nil {
+		t.Fatal(err)
 	}
 	t.Setenv("OAUTH_TEST_HOST", "auth.example.com")
 	certFile, keyFile, _ := certificate(t)

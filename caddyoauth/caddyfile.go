@@ -241,6 +241,9 @@ func limitOption(limits **Limits, ofClient bool) conf.Option {
 //		grant_types    client_credentials|none
 //		auth           client_secret_basic|client_secret_post|private_key_jwt|tls_client_auth|self_signed_tls_client_auth|federated...
 //		jwks_file      <path>
+//		jwks_uri       <url>
+//		private_hosts  <host>...
+//		jwk            <json>
 //		assertion_algorithms <name>...
 //		tls_client_auth subject_dn|san_dns|san_uri|san_ip|san_email <value>
 //		certificate_file <path>...
@@ -256,7 +259,7 @@ func limitOption(limits **Limits, ofClient bool) conf.Option {
 //		lint_ignore    <code> <reason>
 //	}
 //
-// secret, secret_hash, federated, upstream_header and lint_ignore may repeat.
+// secret, secret_hash, jwk, federated, upstream_header and lint_ignore may repeat.
 func clientOption(realm *Realm) conf.Option {
 	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
 		begin := at(d)
@@ -293,6 +296,9 @@ func clientOption(realm *Realm) conf.Option {
 			"jwks_file":            conf.Text(&client.JWKSFile),
 			"tls_client_auth":      tlsClientAuthOption(&client.TLSClientAuth),
 			"certificate_file":     conf.Texts(&client.CertificateFiles),
+			"jwks_uri":             conf.Text(&client.JWKSURI, checkKeysURI),
+			"private_hosts":        conf.Texts(&client.PrivateHosts),
+			"jwk":                  jwkOption(id, client),
 			"assertion_algorithms": conf.Texts(&client.AssertionAlgorithms, checkAssertionAlgorithms),
 			"federated":            federatedOption(&client.Federated),
 			"token_format":         conf.Text(&client.TokenFormat, checkTokenFormat),

@@ -2,6 +2,7 @@ package caddyoauth
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -53,11 +54,29 @@ type Client struct {
 	// has a secret or no `federated`, and `federated` if it has that.
 	Auth []string `json:"auth,omitempty"`
 
-	// With `private_key_jwt`: a file with the client's public keys, as a JWK set or in PEM. It is read
-	// again every few seconds. An assertion must have the client ID as `iss` and `sub`, the realm's
+	// With `private_key_jwt`: a file with the client's public keys, as a JWK set or in PEM. It is looked
+	// at every few seconds. An assertion must have the client ID as `iss` and `sub`, the realm's
 	// issuer alone as `aud`, an `exp` at most five minutes ahead, and a `jti` that was never used
-	// before. Placeholders are replaced when the configuration is loaded. Default: none.
+	// before. Placeholders are replaced when the configuration is loaded. A client has its keys at one
+	// place: here, in `jwk`, or at `jwks_uri`. Default: none.
 	JWKSFile string `json:"jwks_file,omitempty"`
+
+	// With `private_key_jwt`: the client's public keys themselves, each as a JWK (RFC 7517). `caddy
+	// oauth generate-key` makes one. A private key is refused. Default: none.
+	JWK []json.RawMessage `json:"jwk,omitempty"`
+
+	// With `private_key_jwt`: where the client publishes its keys, an https URL, or http on loopback.
+	// They are fetched again after 15 minutes or their `max-age`, and in between if an assertion names
+	// a key that is not known, at most once a minute; that assertion is refused. They count for 20
+	// minutes. Redirects are not followed, no proxy is used, and the host must have a public address
+	// unless `private_hosts` has it. Placeholders are replaced when the configuration is loaded.
+	// Default: none.
+	JWKSURI string `json:"jwks_uri,omitempty"`
+
+	// With `jwks_uri`: hosts that may have addresses that are not public, such as those of a private
+	// network or of this machine: names or addresses, without a port. Default: none, not even
+	// localhost.
+	PrivateHosts []string `json:"private_hosts,omitempty"`
 
 	// With `private_key_jwt`: the algorithms that the client may sign by, as for `source jwt`. Default:
 	// `RS256`, `PS256`, `ES256`, `EdDSA`, `Ed25519`.

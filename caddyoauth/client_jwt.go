@@ -1,12 +1,16 @@
 package caddyoauth
 
 import (
+	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"go.uber.org/zap"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
@@ -24,48 +28,130 @@ type assertionKeys struct {
 // assertionKeys checks how the client authenticates by assertions, and returns where its keys are, or
 // nil if it doesn't.
 func (cc *Client) assertionKeys(id string, auth []string, issuer string) (*assertionKeys, error) {
+	places, own := []string{"jwk", "jwks_file", "jwks_uri"}, []string(nil)
+	for i, used := range []bool{len(cc.JWK) > 0, cc.JWKSFile != "", cc.JWKSURI != ""} {
+		if used {
+			own = append(own, places[i])
+		}
+	}
 	uses := slices.Contains(auth, oauth.AuthPrivateKeyJWT)
 	switch {
-	case !uses && cc.JWKSFile != "":
-		return nil, fmt.Errorf("it has a jwks_file, and may not use it: add 'auth %s'", oauth.AuthPrivateKeyJWT)
+	case !uses && len(own) > 0:
+		return nil, fmt.Errorf("it has a %s, and may not use it: add 'auth %s'", own[0], oauth.AuthPrivateKeyJWT)
 	case !uses && len(cc.AssertionAlgorithms) > 0:
 		return nil, fmt.Errorf("it has assertion_algorithms, and may not use them: add 'auth %s'", oauth.AuthPrivateKeyJWT)
+	case len(cc.PrivateHosts) > 0 && cc.JWKSURI == "":
+		return nil, errors.New("it has private_hosts, which say where its jwks_uri may lead, and no jwks_uri")
 	case !uses:
 		return nil, nil
-	case cc.JWKSFile == "":
-		return nil, fmt.Errorf("auth %s needs the client's public keys: add a jwks_file", oauth.AuthPrivateKeyJWT)
+	case len(own) == 0:
+		return nil, fmt.Errorf("auth %s needs the client's public keys: add a %s", oauth.AuthPrivateKeyJWT, strings.Join(places, ", or a "))
+	case len(own) > 1:
+		return nil, fmt.Errorf("its keys are at one place: %s can't be used together", strings.Join(own, " and "))
 	case issuer == "":
 		return nil, fmt.Errorf("auth %s needs an issuer, which assertions must name: give the realm an issuer", oauth.AuthPrivateKeyJWT)
 	}
-	file := cc.JWKSFile
-	if err := conf.Resolve("jwks_file", &file); err != nil {
+	k := &assertionKeys{
+		keys:       introspect.KeysConfig{Issuer: id, KeysFile: cc.JWKSFile, JWKSURI: cc.JWKSURI, Guarded: true, PrivateHosts: cc.PrivateHosts},
+		algorithms: cc.AssertionAlgorithms,
+	}
+	if err := cmp.Or(checkAssertionAlgorithms(k.algorithms), conf.CheckQuery("jwks_uri", cc.JWKSURI), conf.Resolve("jwks_file", &k.keys.KeysFile), conf.Resolve("jwks_uri", &k.keys.JWKSURI)); err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(file); err != nil {
-		return nil, fmt.Errorf("jwks_file %s: %w", cc.JWKSFile, err)
-	}
-	k := &assertionKeys{keys: introspect.KeysConfig{Issuer: id, KeysFile: file}, algorithms: cc.AssertionAlgorithms}
-	if err := errors.Join(k.keys.Check(), (introspect.JWTConfig{Algorithms: k.algorithms}).Check()); err != nil {
+	var err error
+	if k.keys.Set, err = jwkSet(id, cc.JWK); err != nil {
 		return nil, err
+	}
+	if cc.JWKSURI != "" {
+		return k, cmp.Or(conf.CheckURL("jwks_uri", k.keys.JWKSURI), named("jwks_uri", k.keys.Check()))
+	}
+	fitting, _, err := k.keys.Read(k.algorithms)
+	if err != nil {
+		return nil, named(own[0], err)
+	}
+	if fitting == 0 {
+		return nil, fmt.Errorf("%s: none of the keys is for an algorithm that the client may sign by: %s", own[0], strings.Join(k.allowed(), ", "))
 	}
 	return k, nil
+}
+
+// named returns err with the name of the option that it is about. It returns nil if err is nil.
+func named(option string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", option, err)
+}
+
+// allowed returns the algorithms that the client may sign by.
+func (k *assertionKeys) allowed() []string {
+	if len(k.algorithms) == 0 {
+		return introspect.DefaultAlgorithms()
+	}
+	return k.algorithms
+}
+
+// jwkSet returns a JWK set of public keys, or an empty text if there are none. The error holds nothing of
+// a key but its kid.
+func jwkSet(id string, jwks []json.RawMessage) (string, error) {
+	if len(jwks) == 0 {
+		return "", nil
+	}
+	texts := make([]string, 0, len(jwks))
+	for _, jwk := range jwks {
+		if !json.Valid(jwk) {
+			return "", errors.New("jwk: it is not JSON; put it into backquotes, as in jwk `{\"kty\":…}`")
+		}
+		texts = append(texts, string(jwk))
+	}
+	set := `{"keys":[` + strings.Join(texts, ",") + `]}`
+	return set, named("jwk", introspect.KeysConfig{Issuer: id, Set: set, Guarded: true}.Check())
+}
+
+// jwkOption reads `jwk <json>`. What is wrong with a key is said at once: the adapted configuration must
+// not have a private key.
+func jwkOption(id string, client *Client) conf.Option {
+	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
+		args, err := conf.Args(d, 1, 1)
+		if err != nil {
+			return err
+		}
+		client.JWK = append(client.JWK, json.RawMessage(args[0]))
+		_, err = jwkSet(id, client.JWK)
+		return conf.At(d, err)
+	}))
+}
+
+// checkKeysURI checks what can be checked before placeholders are replaced.
+func checkKeysURI(uri string) error {
+	if strings.Contains(uri, "{") {
+		return nil
+	}
+	return conf.CheckURL("jwks_uri", uri)
 }
 
 // openAssertionKeys opens the keys of the realm's clients, or shares those of the configuration before.
 // hold is told of each reference that is taken.
 func (a *App) openAssertionKeys(r *servedRealm, hold func(reference)) error {
 	for id, from := range r.assertions {
-		key := conf.PoolKey("client keys", r.name, id, from.keys.KeysFile)
+		// The keys outlive this configuration, and with it the configuration's logger.
+		logger := func() *zap.Logger {
+			return caddy.Log().Named("oauth").With(zap.String("realm", r.name), zap.String("client_id", id))
+		}
+		key := conf.PoolKey("client keys", r.name, id, from.keys.KeysFile, from.keys.JWKSURI, from.keys.PrivateHosts, from.keys.Set)
 		opened, _, err := loadOrOpen(openKeys, key, func() (openIssuerKeys, error) {
-			cfg := from.keys
+			cfg, until := from.keys, "those from before stay in use"
+			if cfg.JWKSURI != "" {
+				until += " for 20 minutes"
+			}
 			cfg.OnKeys = func(n int, ignored []introspect.IgnoredKey) {
 				if n == 0 || len(ignored) > 0 {
-					a.logger.Warn("keys of a client can't be used", zap.String("realm", r.name), zap.String("client_id", id), zap.String("file", cfg.KeysFile), zap.Int("usable", n), zap.Stringers("ignored", ignored))
+					logger().Warn("keys of a client can't be used", zap.Int("usable", n), zap.Stringers("ignored", ignored))
 				}
 			}
 			cfg.OnFetch = func(_ string, _ time.Duration, err error) {
 				if err != nil {
-					a.logger.Warn("cannot read the keys of a client: those from before stay in use", zap.String("realm", r.name), zap.String("client_id", id), zap.Error(err))
+					logger().Warn("cannot get the keys of a client", zap.String("until_then", until), zap.Error(err))
 				}
 			}
 			keys, err := introspect.NewKeys(cfg)
@@ -92,11 +178,7 @@ func (r *servedRealm) assertionAlgorithms() []string {
 		if r.settings.Clients[id].Disabled {
 			continue
 		}
-		algorithms := from.algorithms
-		if len(algorithms) == 0 {
-			algorithms = introspect.DefaultAlgorithms()
-		}
-		all = append(all, algorithms...)
+		all = append(all, from.allowed()...)
 	}
 	for _, from := range r.federated {
 		if from.used {

@@ -5,10 +5,14 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
+	"io"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -44,16 +48,27 @@ func (c *keyClient) rotate() {
 	if c.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		c.t.Fatal(err)
 	}
-	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: c.key.Public(), KeyID: "1"}}})
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	if err := os.WriteFile(c.file+".new", set, 0o600); err != nil {
+	if err := os.WriteFile(c.file+".new", []byte(`{"keys":[`+c.jwk()+`]}`), 0o600); err != nil {
 		c.t.Fatal(err)
 	}
 	if err := os.Rename(c.file+".new", c.file); err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+// jwk is its public key.
+func (c *keyClient) jwk() string {
+	c.t.Helper()
+	key, err := json.Marshal(jose.JSONWebKey{Key: c.key.Public(), KeyID: "1"})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return string(key)
+}
+
+// keysAt are the client's lines in the oauth block, with its keys elsewhere than in its file.
+func (c *keyClient) keysAt(option string) string {
+	return "client `" + c.id + "` {\nauth private_key_jwt\n" + option + "\nscopes read\ndefault_scopes read\n}\n"
 }
 
 // lines are the client's in the oauth block.
@@ -285,13 +300,60 @@ func TestAssertionsInAFleet(t *testing.T) {
 	}
 }
 
+// The keys of a client may be in the configuration, or where it publishes them. Its ID may be any.
+func TestPlacesOfClientKeys(t *testing.T) {
+	inline, published := newKeyClient(t, "in*{line}"), newKeyClient(t, "published")
+	var downloads atomic.Int64
+	var set atomic.Value
+	publish := func() { set.Store(`{"keys":[` + published.jwk() + `]}`) }
+	publish()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		downloads.Add(1)
+		io.WriteString(w, set.Load().(string))
+	}))
+	t.Cleanup(server.Close)
+	former := inline.jwk()
+	inline.rotate()
+	g := startGateway(t, "store memory\n"+issuerOption+inline.keysAt("jwk `"+former+"`\njwk `"+strings.Replace(inline.jwk(), `"1"`, `"2"`, 1)+"`")+
+		published.keysAt("jwks_uri "+server.URL+"/jwks\nprivate_hosts 127.0.0.1"), gatewaySite)
+	// Another of its keys is called 1, and its assertion says 1.
+	wantE401(t, g.ask(inline.assert(nil, nil)), "root")
+	wantToken(t, g.ask(inline.assert(nil, map[jose.HeaderKey]any{"kid": "2"})), "read")
+	wantToken(t, g.ask(published.assert(nil, nil)), "read") // waits for the keys, if it must
+
+	published.rotate()
+	publish()
+	before := downloads.Load()
+	for i := range 100 {
+		wantE401(t, g.ask(published.assert(nil, map[jose.HeaderKey]any{"kid": strconv.Itoa(i + 2)})), "root")
+	}
+	if n := downloads.Load() - before; n > 1 {
+		t.Errorf("%d downloads for 100 unknown keys", n)
+	}
+}
+
 // What a client authenticates with is settled when the configuration is loaded.
 func TestAssertionSettingsThatAreRefused(t *testing.T) {
 	c := newKeyClient(t, "c")
 	g := startGateway(t, "store memory\n"+testClients, gatewaySite)
-	file := "jwks_file " + c.file + "\n"
+	file, private := "jwks_file "+c.file+"\n", filepath.Join(t.TempDir(), "private.json")
+	if err := os.WriteFile(private, []byte(`{"keys":[`+strings.Replace(c.jwk(), "{", `{"d":"canary",`, 1)+`]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for what, r := range map[string]struct{ config, part string }{
-		"no keys":               {issuerOption + "client c {\nauth private_key_jwt\n}\n", "add a jwks_file"},
+		"no keys":               {issuerOption + "client c {\nauth private_key_jwt\n}\n", "add a jwk, or a jwks_file, or a jwks_uri"},
+		"keys at two places":    {issuerOption + c.keysAt(file+"jwk `"+c.jwk()+"`"), "jwk and jwks_file can't be used together"},
+		"a key without method":  {issuerOption + "client c {\nsecret_hash " + hashOf(testSecret) + "\njwk `" + c.jwk() + "`\n}\n", "it has a jwk"},
+		"a private key":         {issuerOption + c.keysAt("jwk `"+strings.Replace(c.jwk(), "{", `{"d":"canary",`, 1)+"`"), "it includes a private key"},
+		"a private key in file": {issuerOption + c.keysAt("jwks_file "+private), "it includes a private key"},
+		"a key of another kind": {issuerOption + c.keysAt(file+"assertion_algorithms RS256"), "none of the keys is for an algorithm that the client may sign by: RS256"},
+		"no JSON":               {issuerOption + c.keysAt("jwk kty"), "backquotes"},
+		"a private address":     {issuerOption + c.keysAt("jwks_uri https://10.0.0.1/jwks"), "not a public address"},
+		"this machine":          {issuerOption + c.keysAt("jwks_uri http://localhost:1/jwks"), "not a public address"},
+		"no TLS":                {issuerOption + c.keysAt("jwks_uri http://keys.example.com/jwks"), "must be an https URL"},
+		"hosts without URI":     {issuerOption + c.keysAt(file+"private_hosts 10.0.0.1"), "no jwks_uri"},
+		"a port":                {issuerOption + c.keysAt("jwks_uri https://keys.example.com/jwks\nprivate_hosts keys.example.com:443"), "without scheme and port"},
+		"a secret in the URI":   {issuerOption + c.keysAt("jwks_uri https://keys.example.com/jwks?api_key=canary"), "api_key"},
 		"no issuer":             {"client c {\nauth private_key_jwt\n" + file + "}\n", "give the realm an issuer"},
 		"keys without method":   {issuerOption + "client c {\nsecret_hash " + hashOf(testSecret) + "\n" + file + "}\n", "auth private_key_jwt"},
 		"a secret it can't use": {issuerOption + "client c {\nauth private_key_jwt\n" + file + "secret_hash " + hashOf(testSecret) + "\n}\n", "may not use it"},
@@ -301,7 +363,7 @@ func TestAssertionSettingsThatAreRefused(t *testing.T) {
 	} {
 		if err := g.load("store memory\n"+r.config, gatewaySite); err == nil {
 			t.Errorf("%s: it loads", what)
-		} else if !strings.Contains(err.Error(), r.part) {
+		} else if !strings.Contains(err.Error(), r.part) || strings.Contains(err.Error(), "canary") {
 			t.Errorf("%s: %v, want %q in it", what, err, r.part)
 		}
 	}

@@ -234,10 +234,10 @@ type timedReplays struct {
 	writes *writes
 }
 
-func (r timedReplays) Once(ctx context.Context, id oauth.ReplayID, until time.Time) (bool, error) {
+func (r timedReplays) Once(ctx context.Context, id oauth.ReplayID, client oauth.ClientRef, until time.Time) (bool, error) {
 	ctx, span := startSpan(ctx, "oauth.store once", trace.SpanKindClient)
 	start := time.Now()
-	first, err := r.store.Once(ctx, id, until)
+	first, err := r.store.Once(ctx, id, client, until)
 	observeStore(ctx, "once", r.system, start, span, err)
 	r.writes.ended(ctx, &r.writes.put, err)
 	return first, err

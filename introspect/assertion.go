@@ -3,16 +3,10 @@ package introspect
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -113,27 +107,6 @@ func NewAssertions(cfg AssertionsConfig) (*Assertions, error) {
 	return &Assertions{cfg: cfg}, nil
 }
 
-// decoys are keys that nobody has the private half of, one for each kind of algorithm.
-var decoys = sync.OnceValues(func() (*keySet, error) {
-	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		return nil, err
-	}
-	ed25519Key, _, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	set := &keySet{keys: []publicKey{{public: &rsaKey.PublicKey}, {public: ed25519Key}}}
-	for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
-		key, err := ecdsa.GenerateKey(curve, rand.Reader)
-		if err != nil {
-			return nil, err
-		}
-		set.keys = append(set.keys, publicKey{public: &key.PublicKey})
-	}
-	return set, nil
-})
-
 // Algorithms returns the allowed signature algorithms.
 func (a *Assertions) Algorithms() []string { return slices.Clone(a.cfg.Algorithms) }
 
@@ -144,14 +117,7 @@ func PretendToVerify(text string, algorithms []string) {
 	token := NewToken(text)
 	anyType := func(any, bool) (access, ok bool) { return false, true }
 	if signed, cause := readJWT(token, token.UnverifiedIssuer(), algorithms, anyType); cause == "" {
-		signed.pretend()
-	}
-}
-
-// pretend does the work of verifying the signature.
-func (s signedToken) pretend() {
-	if set, err := decoys(); err == nil {
-		set.verify(s.jws, "")
+		signed.pretend(0)
 	}
 }
 
@@ -159,8 +125,9 @@ func (s signedToken) pretend() {
 // is good. An error means that the keys could not be fetched, so nobody can tell. It blocks only for an
 // assertion whose key is unknown, until the keys have been fetched.
 //
-// algorithms are as for [PretendToVerify]. Whatever is wrong with an assertion, refusing it costs the
-// verification of a signature, as it does there.
+// algorithms are as for [PretendToVerify]. Whatever is wrong with an assertion, refusing it costs as
+// much as it does there: a signature, or as many as the keys of somebody who is known can make us verify.
+// Of those that an assertion without a kid may be signed with, four are tried.
 func (a *Assertions) Verify(ctx context.Context, text string, algorithms []string) (*Assertion, Cause, error) {
 	token := NewToken(text)
 	signed, cause := readJWT(token, a.cfg.Keys.cfg.Issuer, a.cfg.Algorithms, a.acceptsType)
@@ -169,8 +136,8 @@ func (a *Assertions) Verify(ctx context.Context, text string, algorithms []strin
 		return nil, cause, nil
 	}
 	payload, key, known, err := a.cfg.Keys.verify(ctx, signed)
-	if key == nil && !a.cfg.Keys.set().tries(signed) {
-		signed.pretend()
+	if key == nil {
+		signed.pretend(a.cfg.Keys.set().worked(signed))
 	}
 	switch {
 	case err != nil:

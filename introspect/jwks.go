@@ -2,6 +2,7 @@ package introspect
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -28,6 +29,8 @@ const (
 	// at 0.1 ms each for RSA of 2048 bits, P-256 and Ed25519, and at 1 to 5 ms for P-384, P-521
 	// and RSA of 8192 bits, which only an issuer that publishes such keys can bring about.
 	maxTried = 10
+	// maxGuardedTried is maxTried for guarded keys. Whatever they cost, all failures cost.
+	maxGuardedTried = 4
 	// minModulus is the minimum size of an RSA key in bits (RFC 7518 section 3.3), maxModulus
 	// the maximum: with each doubling, verification takes four times as long.
 	minModulus, maxModulus = 2048, 8192
@@ -46,7 +49,11 @@ var asymmetric = []string{
 type keySet struct {
 	keys []publicKey
 	ids  map[string]struct{} // of keys
+	most int                 // how many are tried for one token; 0 for maxTried
 }
+
+// maxTried returns how many keys are tried for one token.
+func (s *keySet) maxTried() int { return cmp.Or(s.most, maxTried) }
 
 // IgnoredKey is a key that an issuer publishes but that is not used.
 type IgnoredKey struct {
@@ -156,13 +163,14 @@ func (s *keySet) verify(jws *jose.JSONWebSignature, kid string) (payload []byte,
 		return nil, nil, false
 	}
 	known = s.knows(kid)
-	alg, tried := jws.Signatures[0].Header.Algorithm, 0
+	signature, tried := jws.Signatures[0], 0
+	alg := signature.Header.Algorithm
 	for i := range s.keys {
 		k := &s.keys[i]
-		if !k.mayHaveSigned(alg, kid, known) {
+		if !k.mayHaveSigned(alg, kid, known) || !k.canMake(signature.Signature) {
 			continue
 		}
-		if tried++; tried > maxTried {
+		if tried++; tried > s.maxTried() {
 			break
 		}
 		if payload, err := jws.Verify(k.verifier(alg)); err == nil {
@@ -189,18 +197,12 @@ func (k *publicKey) mayHaveSigned(alg, kid string, known bool) bool {
 	return k.fits(alg) && !(known && k.kid != kid || kid != "" && k.kid != "" && k.kid != kid)
 }
 
-// tries reports whether verify tries a key for a token.
-func (s *keySet) tries(token signedToken) bool {
-	if s == nil {
-		return false
-	}
-	alg, known := token.jws.Signatures[0].Header.Algorithm, s.knows(token.kid)
-	for i := range s.keys {
-		if s.keys[i].mayHaveSigned(alg, token.kid, known) {
-			return true
-		}
-	}
-	return false
+// canMake reports whether the key can make a signature like this one, whatever is signed. With RSA, a
+// signature is a number less than the modulus, and as long. crypto/rsa finds that out late, when it has
+// done half of its work.
+func (k *publicKey) canMake(signature []byte) bool {
+	public, ok := k.public.(*rsa.PublicKey)
+	return !ok || len(signature) == public.Size() && new(big.Int).SetBytes(signature).Cmp(public.N) < 0
 }
 
 // add puts a key into the set, or returns why it can't be used.

@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
+	"strings"
 	"time"
 )
 
@@ -39,3 +41,19 @@ func ParseKeys(data []byte) (int, error) {
 
 // NumericDate reads a time from JSON.
 func NumericDate(value any) (time.Time, bool) { return numericDate(value) }
+
+// LookAtFiles looks at the files of all guarded keys at once.
+func LookAtFiles() { watched.lookAtAll() }
+
+// WatchedFiles returns how many files are watched.
+func WatchedFiles() int {
+	watched.mu.Lock()
+	defer watched.mu.Unlock()
+	return len(watched.files)
+}
+
+// FileWatchers returns how many goroutines watch them.
+func FileWatchers() int {
+	stacks := make([]byte, 1<<20)
+	return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "introspect.(*keyFiles).keep(")
+}

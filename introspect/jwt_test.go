@@ -181,7 +181,7 @@ func (s *keyServer) publish(set string) {
 type jwtSettings struct {
 	Issuer                               string // default: issuerName
 	Discovery                            bool
-	JWKSURI, KeysFile                    string
+	JWKSURI, KeysFile, Set               string
 	RefreshInterval, MinRefresh, Timeout time.Duration
 	Header                               http.Header
 	TLS                                  *tls.Config
@@ -211,7 +211,7 @@ func (s jwtSettings) keys() (*introspect.Keys, error) {
 		s.Issuer = issuerName
 	}
 	cfg := introspect.KeysConfig{
-		Issuer: s.Issuer, Discovery: s.Discovery, JWKSURI: s.JWKSURI, KeysFile: s.KeysFile, MinRefresh: s.MinRefresh,
+		Issuer: s.Issuer, Discovery: s.Discovery, JWKSURI: s.JWKSURI, KeysFile: s.KeysFile, Set: s.Set, MinRefresh: s.MinRefresh,
 		Timeout: s.Timeout, Header: s.Header, TLS: s.TLS, Now: s.Now, OnFetch: s.OnFetch, OnSend: s.OnSend, OnKeys: s.OnKeys,
 		Guarded: s.Guarded, PrivateHosts: s.PrivateHosts,
 	}

@@ -25,7 +25,8 @@ import (
 // Keys are the public keys of an issuer, for any number of [JWT] sources. Each source decides
 // what it accepts; the keys are fetched once for all of them.
 //
-// One goroutine fetches them, from the moment [NewKeys] returns until [Keys.Close]. The last
+// One goroutine fetches them, from the moment [NewKeys] returns until [Keys.Close]; the files of all
+// guarded keys share one. The last
 // good set is kept until it is replaced, for as long as the Keys live: while the issuer is
 // down, its tokens stay good. For guarded keys, that ends after 20 minutes.
 type Keys struct {
@@ -58,18 +59,18 @@ type Keys struct {
 	// joined tells the goroutine that there is another user; has room for one.
 	joined chan struct{}
 
-	// For the goroutine alone: the digest of what current was made from, and which of the two
+	// For whoever fetches alone: the digest of what current was made from, and which of the two
 	// places last had the issuer's metadata.
 	digest   [sha256.Size]byte
 	metadata int
 }
 
-// KeysConfig are the settings of [Keys]. Issuer and exactly one of Discovery, JWKSURI and
-// KeysFile are required; the zero value of each other field is its default.
+// KeysConfig are the settings of [Keys]. Issuer and exactly one of Discovery, JWKSURI, KeysFile and
+// Set are required; the zero value of each other field is its default.
 type KeysConfig struct {
 	// Issuer is the issuer that the keys belong to, and what the iss of their tokens must be,
 	// byte for byte: a slash at the end or upper case in the host makes another issuer. It is a
-	// single issuer, not a pattern.
+	// single issuer, not a pattern. If Guarded, it may be any name.
 	Issuer string
 
 	// Discovery finds the keys through the issuer's metadata. Each refresh asks for it at
@@ -91,6 +92,9 @@ type KeysConfig struct {
 	// harm: what can't be parsed changes nothing.
 	KeysFile string
 
+	// Set is a JWK set, for keys that stay as they are. All of them must be usable.
+	Set string
+
 	// MinRefresh is how long after a fetch no other fetch begins, whatever arrives: 1s to 1m. A
 	// token with an unknown kid causes a fetch and waits for it; within MinRefresh of the last
 	// fetch it gets its answer at once. So MinRefresh bounds how late a new key becomes known.
@@ -108,6 +112,7 @@ type KeysConfig struct {
 	//   - Only the first fetch is waited for. A token with an unknown kid causes one and is refused:
 	//     the time of an answer would tell whose keys are known here.
 	//   - Keys count for 20 minutes after they were last fetched.
+	//   - A file is read before NewKeys returns, and looked at every 5 seconds after that.
 	Guarded bool
 
 	// PrivateHosts are the hosts that guarded keys may come from although their addresses are not
@@ -211,8 +216,46 @@ func NewKeys(cfg KeysConfig) (*Keys, error) {
 		joined:  make(chan struct{}, 1),
 	}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
-	go k.keep()
+	switch {
+	case cfg.Set != "":
+		close(k.done)
+		return k, k.accept([]byte(cfg.Set), parseKeys)
+	case cfg.watched():
+		close(k.done)
+		watched.add(k)
+	default:
+		go k.keep()
+	}
 	return k, nil
+}
+
+// watched reports whether the keys are in a file that is looked at together with others.
+func (cfg *KeysConfig) watched() bool { return cfg.Guarded && cfg.KeysFile != "" }
+
+// fetched reports whether the keys come from a server.
+func (cfg *KeysConfig) fetched() bool { return cfg.Discovery || cfg.JWKSURI != "" }
+
+// Read returns how many keys of a set or a file fit one of the algorithms, whose default is as for a
+// [JWT], and the keys that can't be used by any. It reports what NewKeys would, and that the file can't
+// be read or has no key that can be used. For other keys, it returns 0.
+func (cfg KeysConfig) Read(algorithms []string) (fitting int, ignored []IgnoredKey, err error) {
+	if err := cfg.complete(); err != nil || cfg.fetched() {
+		return 0, nil, err
+	}
+	if len(algorithms) == 0 {
+		algorithms = DefaultAlgorithms()
+	}
+	data := []byte(cfg.Set)
+	if cfg.KeysFile != "" {
+		if data, err = readKeysFile(cfg.KeysFile); err != nil {
+			return 0, nil, err
+		}
+	}
+	set, ignored, err := parseKeysFile(data)
+	if err != nil {
+		return 0, nil, err
+	}
+	return set.fitting(algorithms), ignored, nil
 }
 
 // Check reports what NewKeys would refuse, and starts nothing.
@@ -223,18 +266,23 @@ func (cfg *KeysConfig) complete() error {
 	if cfg.Issuer == "" {
 		return errors.New("JWT source: Issuer is required")
 	}
-	failed := func(err error) error { return fmt.Errorf("JWT source for %q: %w", cfg.Issuer, err) }
-	if strings.ContainsAny(cfg.Issuer, "*{}") {
+	failed := func(err error) error {
+		if cfg.Guarded {
+			return fmt.Errorf("the keys of %q: %w", cfg.Issuer, err)
+		}
+		return fmt.Errorf("JWT source for %q: %w", cfg.Issuer, err)
+	}
+	if strings.ContainsAny(cfg.Issuer, "*{}") && (!cfg.Guarded || cfg.Discovery) {
 		return failed(errors.New("an issuer is not a pattern: each tenant is an issuer of its own and needs a source of its own"))
 	}
 	ways := 0
-	for _, way := range []bool{cfg.Discovery, cfg.JWKSURI != "", cfg.KeysFile != ""} {
+	for _, way := range []bool{cfg.Discovery, cfg.JWKSURI != "", cfg.KeysFile != "", cfg.Set != ""} {
 		if way {
 			ways++
 		}
 	}
 	if ways != 1 {
-		return failed(errors.New("exactly one of Discovery, JWKSURI and KeysFile must be set"))
+		return failed(errors.New("exactly one of Discovery, JWKSURI, KeysFile and Set must be set"))
 	}
 	if cfg.Discovery {
 		issuer, err := endpoint(cfg.Issuer)
@@ -248,6 +296,13 @@ func (cfg *KeysConfig) complete() error {
 	if cfg.JWKSURI != "" {
 		if _, err := endpoint(cfg.JWKSURI); err != nil {
 			return failed(fmt.Errorf("JWKSURI: %w", err))
+		}
+	}
+	if cfg.Set != "" {
+		if _, ignored, err := parseKeys([]byte(cfg.Set)); err != nil {
+			return failed(err)
+		} else if len(ignored) > 0 {
+			return failed(errors.New(ignored[0].String()))
 		}
 	}
 	if err := cfg.guard(); err != nil {
@@ -309,11 +364,14 @@ func loopback(host string) bool {
 func (k *Keys) Close() {
 	k.cancel()
 	<-k.done
+	if k.cfg.watched() {
+		watched.remove(k)
+	}
 }
 
 // set returns the set in use, or nil if there is none, or none that still counts.
 func (k *Keys) set() *keySet {
-	if k.cfg.Guarded && k.cfg.Now().Sub(time.Unix(0, k.confirmed.Load())) > guardedAge {
+	if k.cfg.Guarded && k.cfg.fetched() && k.cfg.Now().Sub(time.Unix(0, k.confirmed.Load())) > guardedAge {
 		return nil
 	}
 	return k.current.Load()
@@ -357,6 +415,9 @@ func (k *Keys) interval() time.Duration {
 // fetch it requests no other and returns the error of that one, unless there are no keys at
 // all. It requests guarded keys without waiting, unless none were ever fetched.
 func (k *Keys) refresh(ctx context.Context) error {
+	if k.cfg.Set != "" || k.cfg.watched() {
+		return nil // there are no others yet
+	}
 	k.mu.Lock()
 	if k.flight == nil {
 		if k.cfg.Now().Sub(k.ended) < k.cfg.MinRefresh && (k.cfg.Guarded || k.set() != nil) {
@@ -533,6 +594,10 @@ func (k *Keys) accept(data []byte, parse func([]byte) (*keySet, []IgnoredKey, er
 	}
 	k.digest = digest
 	k.confirmed.Store(k.cfg.Now().UnixNano())
+	if k.cfg.Guarded {
+		set.most = maxGuardedTried
+		set.announce()
+	}
 	k.current.Store(set)
 	k.cfg.OnKeys(len(set.keys), ignored)
 	k.mu.Lock()

@@ -24,8 +24,9 @@ const assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 type ReplayStore interface {
 	// Once makes it durable that id was used, and reports whether nobody had used it before. Of
 	// several callers at once, on one node or many, one gets true. It remembers id until then at
-	// least. After an error id may count as used.
-	Once(ctx context.Context, id ReplayID, until time.Time) (bool, error)
+	// least. client is who uses it: if it has its share of the store's room, the error is
+	// ErrClientFull. After an error id may count as used.
+	Once(ctx context.Context, id ReplayID, client ClientRef, until time.Time) (bool, error)
 }
 
 // ReplayID is the digest of what may be used once.
@@ -86,7 +87,11 @@ func (e *Engine) verifyAssertion(ctx context.Context, c claim) (Proof, string, e
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	first, err := e.cfg.Replays.Once(ctx, replayID(e.cfg.Realm, c.client.ID, assertion.ID), assertion.Expiry.Add(replayGrace))
+	client := ClientRef{Realm: e.cfg.Realm, ClientID: c.client.ID}
+	first, err := e.cfg.Replays.Once(ctx, replayID(client.Realm, client.ClientID, assertion.ID), client, assertion.Expiry.Add(replayGrace))
+	if errors.Is(err, ErrClientFull) {
+		return Proof{}, "", &Error{Code: CodeTooManyRequests, Description: "the client has used too many assertions", Reason: "store_share"}
+	}
 	if err != nil {
 		return Proof{}, "", fmt.Errorf("remembering that an assertion was used: %w", err)
 	}

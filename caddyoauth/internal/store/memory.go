@@ -60,7 +60,7 @@ func NewMemory(now func() time.Time) *Memory {
 		denied:   make(map[oauth.Key]struct{}),
 		deniers:  make(map[oauth.ClientRef]*holder),
 
-		used:   used{ids: make(map[oauth.ReplayID]struct{})},
+		used:   used{ids: make(map[oauth.ReplayID]struct{}), users: make(map[oauth.ClientRef]*holder)},
 		proofs: newProofs(now),
 	}
 }

@@ -37,7 +37,7 @@ func testProofStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		if first, err := s.UseProof(ctx, replayOf("a"), oauth.ClientRef{Realm: "root", ClientID: "other"}, inAMinute); first || err != nil {
 			t.Errorf("by another client: first %t, %v", first, err)
 		}
-		if first, err := s.(oauth.ReplayStore).Once(ctx, replayOf("a"), inAMinute); !first || err != nil {
+		if first, err := s.(oauth.ReplayStore).Once(ctx, replayOf("a"), oneUser, inAMinute); !first || err != nil {
 			t.Errorf("an assertion with the ID of a proof: first %t, %v", first, err)
 		}
 	})

@@ -13,35 +13,51 @@ import (
 
 // The stores' implementations of oauth.ReplayStore.
 
-// used are the IDs that a Memory remembers, at most maxMemoryTokens. order has them by their end.
+// used are the IDs that a Memory remembers, at most maxMemoryTokens, and a quarter of that for one client,
+// so that it can't shut out all others. order has them by their end. users has an entry for each client
+// that has used some of them.
 type used struct {
 	ids   map[oauth.ReplayID]struct{}
 	order usedHeap
+	users map[oauth.ClientRef]*holder
 }
 
 type usedID struct {
 	until int64 // unix milliseconds
 	id    oauth.ReplayID
+	user  *holder
 }
 
 // Once implements oauth.ReplayStore. It forgets the IDs that are over.
-func (m *Memory) Once(_ context.Context, id oauth.ReplayID, until time.Time) (bool, error) {
+func (m *Memory) Once(_ context.Context, id oauth.ReplayID, client oauth.ClientRef, until time.Time) (bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		return false, oauth.ErrClosed
 	}
 	for now := m.now().UnixMilli(); len(m.used.order) > 0 && m.used.order[0].until <= now; {
-		delete(m.used.ids, heap.Pop(&m.used.order).(usedID).id)
+		over := heap.Pop(&m.used.order).(usedID)
+		delete(m.used.ids, over.id)
+		if over.user.keys--; over.user.keys == 0 {
+			delete(m.used.users, over.user.client)
+		}
 	}
 	if _, again := m.used.ids[id]; again {
 		return false, nil
 	}
-	if len(m.used.ids) >= m.max {
+	user := m.used.users[client]
+	switch {
+	case user != nil && user.keys >= m.max/4:
+		return false, oauth.ErrClientFull
+	case len(m.used.ids) >= m.max:
 		return false, oauth.ErrFull
+	case user == nil:
+		user = &holder{client: client}
+		m.used.users[client] = user
 	}
+	user.keys++
 	m.used.ids[id] = struct{}{}
-	heap.Push(&m.used.order, usedID{until.UnixMilli(), id})
+	heap.Push(&m.used.order, usedID{until.UnixMilli(), id, user})
 	return true, nil
 }
 
@@ -60,7 +76,7 @@ func (h *usedHeap) Pop() any {
 }
 
 // Once implements oauth.ReplayStore.
-func (b *Bbolt) Once(ctx context.Context, id oauth.ReplayID, until time.Time) (bool, error) {
+func (b *Bbolt) Once(ctx context.Context, id oauth.ReplayID, _ oauth.ClientRef, until time.Time) (bool, error) {
 	first := false // set by the committer, as in Admit
 	err := b.write(ctx, func(tx *bolt.Tx) error {
 		ids := tx.Bucket(bucketUsed)
@@ -80,6 +96,6 @@ func (b *Bbolt) Once(ctx context.Context, id oauth.ReplayID, until time.Time) (b
 func forgetUsed(tx *bolt.Tx, key []byte) error { return deleteValue(tx.Bucket(bucketUsed), key[8:]) }
 
 // Once implements oauth.ReplayStore. Redis forgets the ID when it is over by its own clock.
-func (r *Redis) Once(ctx context.Context, id oauth.ReplayID, until time.Time) (first bool, err error) {
+func (r *Redis) Once(ctx context.Context, id oauth.ReplayID, _ oauth.ClientRef, until time.Time) (first bool, err error) {
 	return r.once(ctx, "used:", id, until)
 }

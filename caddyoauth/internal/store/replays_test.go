@@ -18,11 +18,16 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
+var oneUser = oauth.ClientRef{Realm: "root", ClientID: "a"}
+
+// userOf returns a client for each name.
+func userOf(name string) oauth.ClientRef { return oauth.ClientRef{Realm: "root", ClientID: name} }
+
 func replayOf(name string) oauth.ReplayID { return sha256.Sum256([]byte(name)) }
 
 func wantOnce(t testing.TB, s oauth.ReplayStore, name string, until time.Time, want bool) {
 	t.Helper()
-	if first, err := s.Once(ctx, replayOf(name), until); err != nil || first != want {
+	if first, err := s.Once(ctx, replayOf(name), userOf(name), until); err != nil || first != want {
 		t.Errorf("%s: first %t, %v; want %t", name, first, err, want)
 	}
 }
@@ -47,7 +52,7 @@ func testReplayStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 			var all sync.WaitGroup
 			for range 16 {
 				all.Go(func() {
-					first, err := s.Once(ctx, replayOf(fmt.Sprint("round ", round)), inAnHour)
+					first, err := s.Once(ctx, replayOf(fmt.Sprint("round ", round)), oneUser, inAnHour)
 					if err != nil {
 						t.Error(err)
 					}
@@ -66,7 +71,7 @@ func testReplayStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	t.Run("a caller that has gone away gets no yes", func(t *testing.T) {
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
-		if first, err := opened(t).Once(gone, replayOf("a"), inAnHour); first && err != nil {
+		if first, err := opened(t).Once(gone, replayOf("a"), oneUser, inAnHour); first && err != nil {
 			t.Errorf("first, and %v", err)
 		}
 	})
@@ -76,7 +81,7 @@ func testReplayStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if first, err := s.(oauth.ReplayStore).Once(ctx, replayOf("a"), inAnHour); first || !errors.Is(err, oauth.ErrClosed) {
+		if first, err := s.(oauth.ReplayStore).Once(ctx, replayOf("a"), oneUser, inAnHour); first || !errors.Is(err, oauth.ErrClosed) {
 			t.Errorf("%t, %v; want ErrClosed", first, err)
 		}
 	})
@@ -86,16 +91,48 @@ func testReplayStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 func TestMemoryRemembersABoundedNumber(t *testing.T) {
 	now := time.Now()
 	m := NewMemory(func() time.Time { return now })
-	m.max = 2
+	m.max = 4
+	for _, name := range []string{"x", "y"} {
+		wantOnce(t, m, name, now.Add(3*time.Minute), true)
+	}
 	wantOnce(t, m, "a", now.Add(time.Minute), true)
 	wantOnce(t, m, "b", now.Add(2*time.Minute), true)
-	if first, err := m.Once(ctx, replayOf("c"), now.Add(time.Minute)); first || !errors.Is(err, oauth.ErrFull) {
+	if first, err := m.Once(ctx, replayOf("c"), userOf("c"), now.Add(time.Minute)); first || !errors.Is(err, oauth.ErrFull) {
 		t.Errorf("one too many: %t, %v; want ErrFull", first, err)
 	}
 	wantOnce(t, m, "a", now.Add(time.Minute), false)
 	now = now.Add(time.Minute)
 	wantOnce(t, m, "c", now.Add(time.Minute), true)
 	wantOnce(t, m, "b", now.Add(time.Minute), false)
+}
+
+// One client may have a quarter of the room, and gets it back when its IDs are over. What it has used
+// stays used.
+func TestMemoryGivesEachClientAShareOfWhatWasUsed(t *testing.T) {
+	now := time.Now()
+	m := NewMemory(func() time.Time { return now })
+	m.max = 8
+	once := func(client, name string, want bool, wantErr error) {
+		t.Helper()
+		if first, err := m.Once(ctx, replayOf(client+name), userOf(client), now.Add(time.Minute)); first != want || !errors.Is(err, wantErr) {
+			t.Errorf("%s of %s: %t, %v; want %t, %v", name, client, first, err, want, wantErr)
+		}
+	}
+	for _, name := range []string{"1", "2"} {
+		once("greedy", name, true, nil)
+	}
+	once("greedy", "3", false, oauth.ErrClientFull)
+	once("greedy", "2", false, nil)
+	for _, client := range []string{"a", "b", "c"} {
+		once(client, "1", true, nil)
+		once(client, "2", true, nil)
+	}
+	once("d", "1", false, oauth.ErrFull)
+	now = now.Add(time.Minute)
+	once("greedy", "3", true, nil)
+	if len(m.used.users) != 1 {
+		t.Errorf("%d clients are remembered", len(m.used.users))
+	}
 }
 
 // A file remembers across a restart, and forgets what is over in both of its buckets.
@@ -139,7 +176,7 @@ func TestEvictingRedisRemembersNothing(t *testing.T) {
 	if err := s.Keeps(ctx); !errors.Is(err, ErrEvicts) {
 		t.Fatalf("%v, want ErrEvicts", err)
 	}
-	if first, err := s.Once(ctx, replayOf("a"), inAnHour); first || !errors.Is(err, ErrEvicts) {
+	if first, err := s.Once(ctx, replayOf("a"), oneUser, inAnHour); first || !errors.Is(err, ErrEvicts) {
 		t.Errorf("%t, %v; want ErrEvicts", first, err)
 	}
 }
