@@ -314,7 +314,7 @@ func TestPlacesOfClientKeys(t *testing.T) {
 	t.Cleanup(server.Close)
 	former := inline.jwk()
 	inline.rotate()
-	g := startGateway(t, "store memory\n"+issuerOption+inline.keysAt("jwk `"+former+"`\njwk `"+strings.Replace(inline.jwk(), `"1"`, `"2"`, 1)+"`")+
+	g := startGateway(t, "store memory\n"+noFailureLimit+issuerOption+inline.keysAt("jwk `"+former+"`\njwk `"+strings.Replace(inline.jwk(), `"1"`, `"2"`, 1)+"`")+
 		published.keysAt("jwks_uri "+server.URL+"/jwks\nprivate_hosts 127.0.0.1"), gatewaySite)
 	// Another of its keys is called 1, and its assertion says 1.
 	wantE401(t, g.ask(inline.assert(nil, nil)), "root")

@@ -100,11 +100,12 @@ func encryptionKeyFile(t testing.TB) (path string) {
 	return path
 }
 
-// spoiled returns the token with another last character.
+// spoiled returns the token with another last character. As base64url, it stays well-formed if at most four
+// bits of that character are left over.
 func spoiled(token string) string {
 	last := "A"
 	if strings.HasSuffix(token, last) {
-		last = "B"
+		last = "Q"
 	}
 	return token[:len(token)-1] + last
 }
