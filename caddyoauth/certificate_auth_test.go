@@ -407,3 +407,39 @@ func TestCertificateSettingsThatAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func certificatesRecipe(t *testing.T, b docBlock) {
+	ca := newAuthority(t)
+	certFile, keyFile, trust := certificate(t)
+	text := changed(t, b.text, "127.0.0.1:9000", "BACKEND", "/etc/caddy/client-ca.pem", ca.file, "\ttls {", "\ttls "+certFile+" "+keyFile+" {",
+		"api.example.com {", fmt.Sprintf("https://localhost:%d {\n\tbind 127.0.0.1", porttest.Reserve(t)),
+		"\toauth {", "\tadmin off\n\tpersist_config off\n\tauto_https off\n\tskip_install_trust\n\toauth {\n\t\tstore memory")
+	g := tlsGateway{gateway: startCaddyfile(t, text), trust: trust}
+	fetch := func(by *gateway, id string) answer {
+		return by.post("/oauth2/token", "", "", url.Values{"grant_type": {"client_credentials"}, "client_id": {id}, "scope": {"read"}})
+	}
+	workload, err := url.Parse("spiffe://example.org/ci/runner")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, certificate := range map[string]tls.Certificate{
+		"batch": ca.forHost("batch.example.com"), "runner": ca.issue(func(c *x509.Certificate) { c.URIs = []*url.URL{workload} }),
+	} {
+		token := wantToken(t, fetch(g.with(certificate), id), "read")
+		for by, want := range map[*gateway]int{g.with(certificate): 200, g.with(ca.forHost("other.example.com")): 401, g.with(): 401} {
+			if a := by.get("/api/x", token); a.StatusCode != want {
+				t.Errorf("the token of %s: %d, want %d", id, a.StatusCode, want)
+			}
+		}
+		wantE401(t, fetch(g.with(ca.forHost("other.example.com")), id), "root")
+		wantE401(t, fetch(g.with(ca.forHost("*.example.com")), id), "root")
+		wantE401(t, fetch(g.with(), id), "root")
+	}
+	if a := g.with().get("/open", ""); a.StatusCode != 200 {
+		t.Errorf("a browser: %d", a.StatusCode)
+	}
+	by := g.with(newAuthority(t).forHost("batch.example.com"))
+	if a, err := by.try(by.request("GET", "/open", "")); err == nil {
+		t.Errorf("with a certificate that nobody vouches for: %d", a.StatusCode)
+	}
+}

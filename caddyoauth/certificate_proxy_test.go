@@ -233,15 +233,18 @@ func TestAuthoritiesOfTheConfiguration(t *testing.T) {
 // A proxy may show a certificate itself: that is not its client's.
 func TestCertificateOfTheProxyItself(t *testing.T) {
 	ca := newAuthority(t)
-	g := startAsking(t, "store memory\n"+noFailureLimit+certificateClients(), mutualSite, "mode verify_if_given\ntrust_pool file "+ca.file, "servers {\ntrusted_proxies static 127.0.0.0/8\n}")
-	by := g.with(ca.forHost("ci.example.com"))
 	form := url.Values{"grant_type": {"client_credentials"}, "client_id": {"dns"}}.Encode()
-	for _, c := range []struct {
-		header string
-		want   int
-	}{{"X-Forwarded-For", 401}, {"Forwarded", 401}, {"X-Other", 200}} {
-		if a := by.do(by.request("POST", "/oauth2/access_token", form, "Content-Type", "application/x-www-form-urlencoded", c.header, "for=192.0.2.1")); a.StatusCode != c.want {
-			t.Errorf("with %s: %d, want %d", c.header, a.StatusCode, c.want)
+	for proxies, wants := range map[string]map[string]int{
+		"127.0.0.0/8": {"X-Forwarded-For": 401, "Forwarded": 401, "X-Other": 200},
+		"10.0.0.0/8":  {"X-Forwarded-For": 200, "Forwarded": 200, "X-Other": 200}, // a client may say so itself
+	} {
+		g := startAsking(t, "store memory\n"+noFailureLimit+certificateClients(), mutualSite, "mode verify_if_given\ntrust_pool file "+ca.file, "servers {\ntrusted_proxies static "+proxies+"\n}")
+		by := g.with(ca.forHost("ci.example.com"))
+		for header, want := range wants {
+			a := by.do(by.request("POST", "/oauth2/access_token", form, "Content-Type", "application/x-www-form-urlencoded", header, "for=192.0.2.1"))
+			if a.StatusCode != want {
+				t.Errorf("with %s, and proxies in %s: %d, want %d", header, proxies, a.StatusCode, want)
+			}
 		}
 	}
 }

@@ -35,6 +35,7 @@ var recipes = map[string][]func(t *testing.T, b docBlock){
 	"Protect an MCP server":                        {mcpRecipe},
 	"Let browsers open WebSockets":                 {webSocketRecipe},
 	"See the clients' addresses behind a balancer": {balancerRecipe},
+	"Let clients in by their certificates":         {certificatesRecipe},
 	"Log more about the caller":                    {logRecipe},
 	"Update without two processes on one file":     {updateRecipe},
 }

@@ -532,7 +532,7 @@ func (o *openDoors) otherWays(at way, w witness) {
 		targets = o.targets[""]
 	}
 	for _, t := range targets[:min(len(targets), maxTargets)] {
-		if reachOf(t.route.server) < reachOf(w.server) || asksForCertificates(t.route.server) && t.route.server != w.server {
+		if reachOf(t.route.server) < reachOf(w.server) || demandsCertificates(t.route.server) && t.route.server != w.server {
 			continue // not everybody can get there
 		}
 		begin := o.find(t)
@@ -586,7 +586,7 @@ func (o *openDoors) backends(at way, w witness) {
 			continue
 		}
 		for _, s := range o.l.servers {
-			if !slices.Contains(s.ports, port) || reachOf(s) == reachMachine || asksForCertificates(s) {
+			if !slices.Contains(s.ports, port) || reachOf(s) == reachMachine || demandsCertificates(s) {
 				continue
 			}
 			p := probe{server: s, method: w.backend.method, host: "127.0.0.1:" + port, path: w.backend.path, from: stranger}
@@ -625,8 +625,11 @@ func reachOf(s *lintServer) reach {
 	return reach
 }
 
-// asksForCertificates reports whether a server lets only callers with a certificate connect, at
-// least for some of its hosts.
-func asksForCertificates(s *lintServer) bool {
-	return slices.ContainsFunc(s.server.TLSConnPolicies, func(p *caddytls.ConnectionPolicy) bool { return p.ClientAuthentication != nil })
+// demandsCertificates reports whether a server lets only callers with a certificate connect, at
+// least for some of its hosts. In two modes of client_auth, others connect as well.
+func demandsCertificates(s *lintServer) bool {
+	return slices.ContainsFunc(s.server.TLSConnPolicies, func(p *caddytls.ConnectionPolicy) bool {
+		auth := p.ClientAuthentication
+		return auth != nil && auth.Active() && auth.Mode != "request" && auth.Mode != "verify_if_given"
+	})
 }

@@ -179,6 +179,7 @@ func TestOpenDoors(t *testing.T) {
 		"another site on loopback":          "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttp://www.example.com:8080 {\nbind 127.0.0.1\nreverse_proxy 127.0.0.1:9\n}",
 		"another site on a private address": "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttp://www.example.com {\nbind 10.0.0.1\nreverse_proxy 127.0.0.1:9\n}",
 		"plain HTTP beside HTTPS":           "https://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttp://api.example.com {\nreverse_proxy 127.0.0.1:9 # ?site-left-open\n}",
+		"certificates, if there are any":    "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttps://www.example.com:8443 {\ntls {\nclient_auth {\nmode request\n}\n}\nreverse_proxy 127.0.0.1:9 # site-left-open\n}",
 		"certificates on another port":      "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttps://www.example.com:8443 {\ntls {\nclient_auth {\nmode require\n}\n}\nreverse_proxy 127.0.0.1:9\n}",
 		"another site, another backend":     "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttp://www.example.com {\nreverse_proxy 127.0.0.1:8\n}",
 		"another site with a redirect":      "http://api.example.com {\noauth_protect\nreverse_proxy 127.0.0.1:9\n}\nhttp://www.example.com {\nredir https://api.example.com{uri}\n}",

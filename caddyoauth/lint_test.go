@@ -126,6 +126,12 @@ func checkLint(t *testing.T, text string) []linted {
 // Each finding has a configuration that has it, and its nearest neighbours that don't.
 func TestLintFindings(t *testing.T) {
 	site := func(lines string) string { return lintFile(lintClients, "oauth_server\n"+lines) }
+	ca := newAuthority(t)
+	// A site that asks for certificates, and serves these realms.
+	asking := func(clientAuth, realms string) string {
+		return "https://mtls.example.com:8443 {\ntls internal {\nclient_auth {\n" + clientAuth + "\n}\n}\noauth_server " + realms + "\n}\n"
+	}
+	const certificateLines = "auth tls_client_auth\ntls_client_auth san_dns ci.example.com\nscopes read\n"
 	for name, text := range map[string]string{
 		"scope: somebody has it":                    site("oauth_protect {\nscopes read write\n}\n"),
 		"scope: a typo":                             site("oauth_protect { # scope-nobody-has\nscopes raed\n}\n"),
@@ -220,6 +226,19 @@ func TestLintFindings(t *testing.T) {
 		"jwt: no audience":                          strings.Replace(lintFile("encryption_key {env.LINT_SECRET}\nissuer https://auth.example.com\nclient c { # jwt-without-audience\n"+lintSecret+"\nscopes read\ntoken_format jwt\n}\n", "oauth_server\n"), "store memory", "store bbolt ./tokens.db", 1),
 		"jwt: for days":                             strings.Replace(lintFile("encryption_key {env.LINT_SECRET}\nissuer https://auth.example.com\nclient c { # jwt-for-days\n"+lintSecret+"\nscopes read\naudience a\ntoken_format jwt\ntoken_lifetime 25h\n}\n", "oauth_server\n"), "store memory", "store bbolt ./tokens.db", 1),
 		"jwt: disabled":                             strings.Replace(lintFile("encryption_key {env.LINT_SECRET}\nissuer https://auth.example.com\n"+lintClients+"client c {\nscopes read\ntoken_format jwt\ndisabled\n}\n", "oauth_server\n"), "store memory", "store bbolt ./tokens.db", 1),
+		"certificate: nobody asks":                  lintFile("client c { # certificate-nobody-asks-for\n"+certificateLines+"}\n", "oauth_server\n"),
+		"certificate: to bind tokens":               lintFile("client c { # certificate-nobody-asks-for\n"+lintSecret+"\nscopes read\ncertificate_bound\n}\n", "oauth_server\n"),
+		"certificate: or a secret":                  lintFile("client c {\n"+strings.Replace(certificateLines, "auth tls", "auth client_secret_basic tls", 1)+lintSecret+"\n}\n", "oauth_server\n"),
+		"certificate: disabled":                     lintFile(lintClients+"client c {\ndisabled\n"+certificateLines+"}\n", "oauth_server\n"),
+		"certificate: asked by another realm":       lintFile("realm a {\nclient c { # certificate-nobody-asks-for\n"+certificateLines+"}\n}\n"+lintClients, "oauth_server a\n") + asking("mode verify_if_given\ntrust_pool file "+ca.file, "root"),
+		"certificate: asked at another port":        lintFile("client c {\n"+certificateLines+"}\n", "oauth_server\n") + asking("mode verify_if_given\ntrust_pool file "+ca.file, ""),
+		"certificate: always demanded":              lintFile("client c {\n"+certificateLines+"}\n", "respond ok\n") + asking("trust_pool file "+ca.file, ""),
+		"certificate: nobody verifies":              lintFile("client c { # certificate-nobody-verifies\n"+certificateLines+"}\n", "respond ok\n") + asking("mode request", ""),
+		"certificate: nobody needs to verify":       lintFile("client c {\n"+lintSecret+"\nscopes read\ncertificate_bound\n}\n", "respond ok\n") + asking("mode request", ""),
+		"certificate: authorities of our own":       lintFile("client_certificates {\ntrusted_ca_file "+ca.file+"\n}\nclient c {\n"+certificateLines+"}\n", "respond ok\n") + asking("mode require", ""),
+		"certificate: from a proxy":                 lintFile("client_certificates {\nclient_cert_header\ntrusted_ca_file "+ca.file+"\n}\nclient c {\n"+certificateLines+"}\n", "oauth_server\n"),
+		"certificate: from a proxy, no authorities": lintFile("client_certificates {\nclient_cert_header\n}\nclient c { # certificate-nobody-verifies\n"+certificateLines+"}\n", "oauth_server\n"),
+		"certificate: another gateway may ask":      strings.Replace(lintFile("client c {\n"+certificateLines+"}\n", "oauth_server\n"), "store memory", "store redis 127.0.0.1:6379", 1),
 		"max_age: of a route, above the cache's":    site("oauth_protect { # max-age-without-effect\nmax_age 2m\n}\n"),
 		"max_age: of a route, below the cache's":    site("oauth_protect {\nmax_age 30s\n}\n"),
 		"max_age: of a source":                      site("oauth_protect { # max-age-without-effect\nsource jwt https://login.example.com {\naudience a\nmax_age 10m\n}\n}\n"),
