@@ -6,7 +6,8 @@
 //
 //	oauth                        the app: realms, clients, store, cache          app.go, realm.go, client.go
 //	oauth.stores.*               where issued tokens are kept                    store_bbolt.go, store_memory.go, store_redis.go
-//	oauth.sources.*              where accepted tokens come from                 source_local.go, source_introspect.go, source_jwt.go
+//	oauth.sources.*              where accepted tokens come from                 source_local.go, source_introspect.go, source_jwt.go,
+//	                                                                             source_spiffe.go
 //	http.handlers.oauth_server   the token, introspection, revocation and
 //	                             metadata endpoints                              server.go, wire.go, metadata.go
 //	http.handlers.oauth_protect  checks bearer tokens in front of a backend      protect.go, bearer.go, identity.go

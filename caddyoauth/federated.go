@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -33,9 +32,11 @@ type Federated struct {
 	// it decides nothing. Default: none.
 	At string `json:"at,omitempty"`
 
-	// The platform: what `iss` of its tokens must be, byte for byte. Clients of a realm that name the
+	// The platform: what `iss` of its tokens must be, byte for byte. Or a SPIFFE trust domain, such as
+	// `spiffe://example.org`: then the tokens are JWT-SVIDs, whose `sub` is an ID in that domain, and the
+	// keys are its bundle. Clients of a realm that name the
 	// same one must agree on how to verify its tokens: on `jwks_uri`, `jwks_file`, `algorithms`,
-	// `headers` and `tls`. Placeholders are replaced when the configuration is loaded.
+	// `headers`, `tls` and `private_hosts`. Placeholders are replaced when the configuration is loaded.
 	Issuer string `json:"issuer,omitempty"`
 
 	// Patterns, one of which `sub` must match, at least one. A `*` stands for one or more characters
@@ -50,12 +51,17 @@ type Federated struct {
 	Audience []string `json:"audience,omitempty"`
 
 	// Where the platform's public keys are: an https URL, or http on loopback. Default: where the
-	// metadata of the issuer says, which is then a URL itself.
+	// metadata of the issuer says, which is then a URL itself. Only public addresses are connected to,
+	// except for the hosts in `private_hosts`, without a proxy, and redirects are not followed.
 	JWKSURI string `json:"jwks_uri,omitempty"`
 
 	// A file with the platform's public keys, instead of `jwks_uri`: a JWK set, or public keys or
 	// certificates in PEM. It is read again every few seconds.
 	JWKSFile string `json:"jwks_file,omitempty"`
+
+	// Hosts that the keys may come from although their addresses are not public, such as
+	// `kubernetes.default.svc`: names without a port, or addresses. Default: none.
+	PrivateHosts []string `json:"private_hosts,omitempty"`
 
 	// The accepted signature algorithms, as for `source jwt`. Default: `RS256`, `PS256`, `ES256`,
 	// `EdDSA`, `Ed25519`.
@@ -104,8 +110,9 @@ func (r *servedRealm) federate(cc *Client, c *oauth.Client) error {
 		if before := r.federated[identity.Issuer]; before == nil {
 			r.federated[identity.Issuer] = from
 		} else if before.key != from.key {
-			return fmt.Errorf("federated %s: the client %q has other jwks_uri, jwks_file, algorithms, header or tls for this issuer, and each issuer has one set of keys in a realm", identity.Issuer, before.by)
+			return fmt.Errorf("federated %s: the client %q has other jwks_uri, jwks_file, algorithms, header, tls or private_hosts for this issuer, and each issuer has one set of keys in a realm", identity.Issuer, before.by)
 		}
+		r.takesSVIDs = r.takesSVIDs || from.keys.SPIFFE
 		r.federated[identity.Issuer].used = r.federated[identity.Issuer].used || !c.Disabled
 		c.Federated = append(c.Federated, identity)
 	}
@@ -133,11 +140,6 @@ func (f *Federated) provision(realmIssuer string) (*oauth.Federated, *federatedK
 	if err != nil {
 		return nil, nil, err
 	}
-	if f.JWKSFile != "" {
-		if _, err := os.Stat(from.keys.KeysFile); err != nil {
-			return nil, nil, fmt.Errorf("jwks_file %s: %w", f.JWKSFile, err)
-		}
-	}
 	if from.keys.HeaderFunc, err = headerFunc(f.Headers); err != nil {
 		return nil, nil, err
 	}
@@ -147,13 +149,20 @@ func (f *Federated) provision(realmIssuer string) (*oauth.Federated, *federatedK
 			return nil, nil, fmt.Errorf("tls: %w", err)
 		}
 	}
-	if err := checkJWT(from.keys, introspect.JWTConfig{Algorithms: from.algorithms}); err != nil {
+	if err := f.checkKeys(from.keys); err != nil {
 		return nil, nil, err
 	}
 	if len(from.algorithms) == 0 {
 		from.algorithms = introspect.DefaultAlgorithms()
 	}
-	from.key = conf.PoolKey("federated keys "+from.keys.Issuer, from.keys.JWKSURI, from.keys.KeysFile, from.algorithms, f.Headers, trust)
+	fitting, _, err := from.keys.Read(from.algorithms)
+	switch {
+	case err != nil:
+		return nil, nil, fmt.Errorf("jwks_file %s: %w", f.JWKSFile, err)
+	case fitting == 0 && f.JWKSFile != "":
+		return nil, nil, fmt.Errorf("jwks_file %s: none of the keys is for one of the algorithms %s", f.JWKSFile, strings.Join(from.algorithms, ", "))
+	}
+	from.key = conf.PoolKey("federated keys "+from.keys.Issuer, from.keys.JWKSURI, from.keys.KeysFile, from.keys.PrivateHosts, from.algorithms, f.Headers, trust)
 
 	identity := &oauth.Federated{
 		Issuer: from.keys.Issuer, Subjects: f.Subject, Audience: f.Audience,
@@ -173,7 +182,29 @@ func (f *Federated) provision(realmIssuer string) (*oauth.Federated, *federatedK
 
 // keys returns where the keys are, as configured.
 func (f *Federated) keys() introspect.KeysConfig {
-	return introspect.KeysConfig{Issuer: f.Issuer, JWKSURI: f.JWKSURI, KeysFile: f.JWKSFile, Discovery: f.JWKSURI == "" && f.JWKSFile == ""}
+	spiffe := strings.HasPrefix(f.Issuer, "spiffe:")
+	return introspect.KeysConfig{
+		Issuer: f.Issuer, SPIFFE: spiffe, JWKSURI: f.JWKSURI, KeysFile: f.JWKSFile, Discovery: !spiffe && f.JWKSURI == "" && f.JWKSFile == "",
+		Guarded: true, PrivateHosts: f.PrivateHosts,
+	}
+}
+
+// checkKeys checks settings without placeholders.
+func (f *Federated) checkKeys(keys introspect.KeysConfig) error {
+	if keys.SPIFFE {
+		switch {
+		case !introspect.IsTrustDomain(keys.Issuer):
+			return errors.New("this is not a trust domain in lower case, such as spiffe://example.org")
+		case keys.JWKSURI == "" && keys.KeysFile == "":
+			return errors.New("a trust domain needs its bundle: add a jwks_file or a jwks_uri")
+		}
+		for _, subject := range f.Subject {
+			if path, ok := strings.CutPrefix(subject, keys.Issuer+"/"); !ok || path == "" {
+				return fmt.Errorf("subject '%s' is in no part of this trust domain, so no token has it: it begins with %s/", subject, keys.Issuer)
+			}
+		}
+	}
+	return checkJWT(keys, introspect.JWTConfig{Algorithms: f.Algorithms})
 }
 
 // check checks what can be checked before placeholders are replaced.
@@ -183,6 +214,8 @@ func (f *Federated) check() error {
 		return errors.New("federated needs the issuer of the tokens")
 	case f.JWKSURI != "" && f.JWKSFile != "":
 		return errors.New("jwks_uri and jwks_file can't be used together")
+	case f.JWKSFile != "" && len(f.PrivateHosts) > 0:
+		return errors.New("private_hosts say where keys may be fetched from, and with jwks_file none are")
 	case len(f.Subject) == 0:
 		return errors.New("federated needs a subject: whose tokens are meant, as in 'subject repo:acme/app:ref:refs/heads/main'")
 	}
@@ -203,7 +236,7 @@ func (f *Federated) check() error {
 		}
 	}
 	if !strings.Contains(f.Issuer+f.JWKSURI+f.JWKSFile, "{") {
-		if err := checkJWT(f.keys(), introspect.JWTConfig{Algorithms: f.Algorithms}); err != nil {
+		if err := f.checkKeys(f.keys()); err != nil {
 			return err
 		}
 	}
@@ -279,6 +312,7 @@ func (r *servedRealm) openFederated(hold func(reference)) error {
 //		audience     <audience>...
 //		jwks_uri     <url>
 //		jwks_file    <path>
+//		private_hosts <host>...
 //		algorithms   <name>...
 //		max_lifetime <duration>
 //		header       <name> <value>
@@ -303,14 +337,15 @@ func federatedOption(place *[]*Federated) conf.Option {
 				f.Subject = append(f.Subject, subjects...)
 				return err
 			})),
-			"claim":        claimOption(&f.Claims),
-			"audience":     conf.Audience(&f.Audience),
-			"jwks_uri":     conf.Text(&f.JWKSURI),
-			"jwks_file":    conf.Text(&f.JWKSFile),
-			"algorithms":   conf.Texts(&f.Algorithms, checkAssertionAlgorithms),
-			"max_lifetime": conf.Duration(&f.MaxLifetime),
-			"header":       headerOption(&f.Headers),
-			"tls":          tlsOption(&f.TLS),
+			"claim":         claimOption(&f.Claims),
+			"audience":      conf.Audience(&f.Audience),
+			"jwks_uri":      conf.Text(&f.JWKSURI),
+			"jwks_file":     conf.Text(&f.JWKSFile),
+			"private_hosts": conf.Texts(&f.PrivateHosts),
+			"algorithms":    conf.Texts(&f.Algorithms, checkAssertionAlgorithms),
+			"max_lifetime":  conf.Duration(&f.MaxLifetime),
+			"header":        headerOption(&f.Headers),
+			"tls":           tlsOption(&f.TLS),
 		}.Read(d, "federated", f.check)
 	}))
 }

@@ -110,6 +110,8 @@ type servedRealm struct {
 	// federated are by issuer, with an entry for each platform whose tokens are credentials of a client.
 	// The map is read-only.
 	federated map[string]*federatedKeys
+	// takesSVIDs is set if one of these is a SPIFFE trust domain.
+	takesSVIDs bool
 	// takesBasic is set if there is a route where its clients may use Basic. Provisioning such a
 	// route sets it.
 	takesBasic bool

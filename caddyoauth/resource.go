@@ -124,6 +124,9 @@ func (p *Protect) issuers() (issuers []string) {
 		case *servedRealm:
 			issuer = s.settings.Issuer
 		case *usedSource:
+			if _, spiffe := s.module.(*SPIFFESource); spiffe {
+				continue // a trust domain is no authorization server
+			}
 			if named, ok := s.module.(interface{ issuer() string }); ok {
 				issuer = named.issuer()
 			}

@@ -277,7 +277,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		return nil
 	}
 	from, _ := clientAddr(r)
-	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Body: body, Certificate: s.app.ClientCertificates.of(r), DPoP: r.Header["Dpop"], URLs: e.proofURLs, From: from})
+	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Body: body, Certificate: s.app.ClientCertificates.of(r), DPoP: r.Header["Dpop"], SVIDs: e.realm.takesSVIDs, URLs: e.proofURLs, From: from})
 	if err == nil && e.contradicts(req.Form.Get("realm")) {
 		err = errOtherRealm
 	}

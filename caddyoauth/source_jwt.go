@@ -82,6 +82,9 @@ type JWTSource struct {
 	// soon as its key is withdrawn. Default: the cache's `max_age`, which is also the most.
 	MaxAge caddy.Duration `json:"max_age,omitempty"`
 
+	// spiffe is set for the source that is in a SPIFFESource.
+	spiffe bool
+
 	key, keysKey string
 	cfg          introspect.JWTConfig
 	keys         introspect.KeysConfig
@@ -119,7 +122,7 @@ func (s *JWTSource) Provision(caddy.Context) error {
 	}
 	// The first key has what decides which keys there are, the second also what the source accepts
 	// by them.
-	s.keysKey = conf.PoolKey("keys "+s.keys.Issuer, s.keys.JWKSURI, s.keys.KeysFile, s.Headers, s.HeaderHosts, trust)
+	s.keysKey = conf.PoolKey("keys "+s.keys.Issuer, s.spiffe, s.keys.JWKSURI, s.keys.KeysFile, s.Headers, s.HeaderHosts, trust)
 	s.key = conf.PoolKey("jwt "+s.keys.Issuer, s.keysKey, s.Algorithms, s.Audience, s.Type, s.ClientClaim, s.ScopeClaim, s.Leeway, s.RefreshInterval)
 	name := s.Label()
 	// The keys outlive this configuration, and with it the configuration's logger.
@@ -214,7 +217,7 @@ func checkJWT(keys introspect.KeysConfig, cfg introspect.JWTConfig) error {
 // settings returns the settings as configured, with placeholders and references in them.
 func (s *JWTSource) settings() (introspect.KeysConfig, introspect.JWTConfig) {
 	return introspect.KeysConfig{
-			Issuer: s.Issuer, JWKSURI: s.JWKSURI, KeysFile: s.JWKSFile, Discovery: s.JWKSURI == "" && s.JWKSFile == "", HeaderHosts: s.HeaderHosts,
+			Issuer: s.Issuer, SPIFFE: s.spiffe, JWKSURI: s.JWKSURI, KeysFile: s.JWKSFile, Discovery: s.JWKSURI == "" && s.JWKSFile == "", HeaderHosts: s.HeaderHosts,
 		}, introspect.JWTConfig{
 			AcceptBound: true,
 			Algorithms:  s.Algorithms, Audience: s.Audience, Type: s.Type, ClientClaims: s.ClientClaim, ScopeClaims: s.ScopeClaim,

@@ -29,7 +29,7 @@ type AssertionsConfig struct {
 	Algorithms []string
 
 	// Types are what the header's typ may be, in lower case. An empty text stands for no typ.
-	// Default: none, JWT, and client-authentication+jwt.
+	// Default: none, JWT, and client-authentication+jwt; or none, JWT and JOSE for a trust domain.
 	Types []string
 
 	// MaxLifetime is how far ahead an assertion's end may be. Default: 5m.
@@ -45,7 +45,7 @@ type AssertionsConfig struct {
 
 // Assertion is what an assertion says, after it was verified.
 type Assertion struct {
-	// Issuer and Subject are iss and sub. Neither is empty.
+	// Issuer and Subject are iss and sub. Neither is empty. The Issuer of a JWT-SVID is its trust domain.
 	Issuer, Subject string
 	// Audience is aud, in the order of the assertion. It has at least one value.
 	Audience []string
@@ -89,6 +89,9 @@ func NewAssertions(cfg AssertionsConfig) (*Assertions, error) {
 		return nil, fmt.Errorf("assertions: %w", err)
 	}
 	cfg.Algorithms = algorithms.Algorithms
+	if len(cfg.Types) == 0 && cfg.Keys.cfg.SPIFFE {
+		cfg.Types = []string{"", "jwt", "jose"}
+	}
 	if len(cfg.Types) == 0 {
 		cfg.Types = []string{"", "jwt", "client-authentication+jwt"}
 	}
@@ -115,8 +118,9 @@ func (a *Assertions) Algorithms() []string { return slices.Clone(a.cfg.Algorithm
 // all whom it knows. A JWT of another algorithm costs nothing, as it can be nobody's.
 func PretendToVerify(text string, algorithms []string) {
 	token := NewToken(text)
+	token.UnverifiedIssuer() // as in readJWT
 	anyType := func(any, bool) (access, ok bool) { return false, true }
-	if signed, cause := readJWT(token, token.UnverifiedIssuer(), algorithms, anyType); cause == "" {
+	if signed, _, cause := readHeader(text, algorithms, anyType); cause == "" {
 		signed.pretend(0)
 	}
 }
@@ -129,8 +133,7 @@ func PretendToVerify(text string, algorithms []string) {
 // much as it does there: a signature, or as many as the keys of somebody who is known can make us verify.
 // Of those that an assertion without a kid may be signed with, four are tried.
 func (a *Assertions) Verify(ctx context.Context, text string, algorithms []string) (*Assertion, Cause, error) {
-	token := NewToken(text)
-	signed, cause := readJWT(token, a.cfg.Keys.cfg.Issuer, a.cfg.Algorithms, a.acceptsType)
+	signed, cause := readJWT(NewToken(text), &a.cfg.Keys.cfg, a.cfg.Algorithms, a.acceptsType)
 	if cause != "" {
 		PretendToVerify(text, algorithms)
 		return nil, cause, nil
@@ -172,10 +175,10 @@ func (a *Assertions) judge(payload []byte) (_ *Assertion, no Cause) {
 	}
 	result := &Assertion{Claims: string(bytes.TrimSpace(payload))}
 	result.Bound = claims["cnf"] != nil
-	result.Issuer, _ = claims["iss"].(string)
+	result.Issuer = a.cfg.Keys.cfg.Issuer
 	result.Subject, _ = claims["sub"].(string)
 	switch {
-	case result.Issuer == "" || result.Issuer != a.cfg.Keys.cfg.Issuer:
+	case !a.cfg.Keys.cfg.issued(claims):
 		return nil, CauseIssuer
 	case result.Subject == "":
 		return nil, CauseMalformed

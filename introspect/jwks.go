@@ -284,7 +284,10 @@ func parseKeysFile(data []byte) (*keySet, []IgnoredKey, error) {
 }
 
 // parseKeys reads a JWK set and keeps the keys that can verify something.
-func parseKeys(data []byte) (*keySet, []IgnoredKey, error) {
+func parseKeys(data []byte) (*keySet, []IgnoredKey, error) { return parseSet(data, parseKey) }
+
+// parseSet is parseKeys for sets of keys that parse reads.
+func parseSet(data []byte, parse func(raw []byte) (publicKey, error)) (*keySet, []IgnoredKey, error) {
 	var document map[string]json.RawMessage
 	if err := json.Unmarshal(data, &document); err != nil {
 		return nil, nil, fmt.Errorf("parsing a JWK set: %w", err)
@@ -305,13 +308,16 @@ func parseKeys(data []byte) (*keySet, []IgnoredKey, error) {
 			return nil, nil, fmt.Errorf("a JWK set of more than %d keys", maxKeys)
 		}
 		// RFC 7517 section 5: keys that are not understood are ignored.
-		ignored = append(ignored, set.add(parseKey([]byte(raw)))...)
+		ignored = append(ignored, set.add(parse([]byte(raw)))...)
 	}
 	return set.usable(ignored)
 }
 
 // parseKey reads one JWK.
-func parseKey(raw []byte) (key publicKey, err error) {
+func parseKey(raw []byte) (publicKey, error) { return parseKeyFor(raw, "sig") }
+
+// parseKeyFor reads one JWK, whose use is this if it says what that is.
+func parseKeyFor(raw []byte, purpose string) (key publicKey, err error) {
 	jwk, ok := decodeObject(raw)
 	if !ok {
 		return key, errors.New("it is not a JSON object, or is ambiguous")
@@ -327,8 +333,8 @@ func parseKey(raw []byte) (key publicKey, err error) {
 			return key, errors.New("it includes a private key")
 		}
 	}
-	if use, present := jwk["use"]; present && use != "sig" {
-		return key, errors.New("its use is not sig")
+	if use, present := jwk["use"]; present && use != purpose {
+		return key, errors.New("its use is not " + purpose)
 	}
 	if operations, present := jwk["key_ops"]; present {
 		list, _ := operations.([]any)

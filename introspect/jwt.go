@@ -119,6 +119,9 @@ func NewJWT(cfg JWTConfig) (*JWT, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("JWT source for %q: %w", cfg.Keys.cfg.Issuer, err)
 	}
+	if cfg.Keys.cfg.SPIFFE && len(cfg.Audience) == 0 {
+		return nil, fmt.Errorf("JWT source for %q: JWT-SVIDs are for an audience, so Audience is required", cfg.Keys.cfg.Issuer)
+	}
 	j := &JWT{cfg: cfg}
 	cfg.Keys.join(j)
 	return j, nil
@@ -297,15 +300,15 @@ type signedToken struct {
 // read takes a token apart and checks everything that needs no key. The cause is empty if the
 // token passes.
 func (j *JWT) read(token Token) (signed signedToken, no Cause) {
-	return readJWT(token, j.issuer(), j.cfg.Algorithms, j.acceptsType)
+	return readJWT(token, &j.cfg.Keys.cfg, j.cfg.Algorithms, j.acceptsType)
 }
 
 // readJWT is read for any kind of JWT. acceptsType checks the header's typ, and reports whether it is
 // that of access tokens.
-func readJWT(token Token, issuer string, algorithms []string, acceptsType func(typ any, present bool) (access, ok bool)) (signed signedToken, no Cause) {
+func readJWT(token Token, keys *KeysConfig, algorithms []string, acceptsType func(typ any, present bool) (access, ok bool)) (signed signedToken, no Cause) {
 	// A key ID in another issuer's token must not cause a fetch. The issuer is compared once
 	// more after the token is verified.
-	if token.UnverifiedIssuer() != issuer {
+	if !keys.claimedBy(&token) {
 		return signed, CauseIssuer
 	}
 	signed, _, no = readHeader(token.text, algorithms, acceptsType)
@@ -378,6 +381,9 @@ func oneSpelling(token string) bool {
 // acceptsType checks the header's typ (RFC 8725 section 3.11), and reports whether it is that
 // of access tokens. Like any media type, it is case-insensitive.
 func (j *JWT) acceptsType(value any, present bool) (access, ok bool) {
+	if j.cfg.Keys.cfg.SPIFFE {
+		return acceptsSVID(value, present)
+	}
 	if !present {
 		return false, j.cfg.Type == "any"
 	}
@@ -421,7 +427,7 @@ func (j *JWT) judge(payload []byte, access bool) (_ *Facts, no Cause) {
 	if !ok {
 		return nil, CauseMalformed
 	}
-	if claims["iss"] != j.issuer() {
+	if !j.cfg.Keys.cfg.issued(claims) {
 		return nil, CauseIssuer
 	}
 	text := string(bytes.TrimSpace(payload))

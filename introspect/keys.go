@@ -120,6 +120,11 @@ type KeysConfig struct {
 	// are compared before they are resolved. Default: none, not even localhost.
 	PrivateHosts []string
 
+	// SPIFFE has Issuer be a SPIFFE trust domain, such as spiffe://example.org, and the keys be those of
+	// its bundle whose use is jwt-svid. Its tokens are JWT-SVIDs: instead of iss, which may say anything,
+	// their sub counts, which is a SPIFFE ID in that trust domain. There is no Discovery.
+	SPIFFE bool
+
 	// Timeout bounds one fetch including discovery, whose requests share it. Default: 5s.
 	Timeout time.Duration
 
@@ -251,7 +256,7 @@ func (cfg KeysConfig) Read(algorithms []string) (fitting int, ignored []IgnoredK
 			return 0, nil, err
 		}
 	}
-	set, ignored, err := parseKeysFile(data)
+	set, ignored, err := cfg.parser(parseKeysFile)(data)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -305,7 +310,7 @@ func (cfg *KeysConfig) complete() error {
 			return failed(errors.New(ignored[0].String()))
 		}
 	}
-	if err := cfg.guard(); err != nil {
+	if err := cmp.Or(cfg.checkSPIFFE(), cfg.guard()); err != nil {
 		return failed(err)
 	}
 	if cfg.MinRefresh == 0 {
@@ -549,7 +554,7 @@ func (k *Keys) fetch(cause context.Context) (good time.Duration, err error) {
 			if err != nil {
 				return err
 			}
-			return k.accept(data, parseKeysFile)
+			return k.accept(data, k.cfg.parser(parseKeysFile))
 		})
 	}
 	uri := k.cfg.JWKSURI
@@ -568,7 +573,7 @@ func (k *Keys) fetch(cause context.Context) (good time.Duration, err error) {
 			return err
 		}
 		good = k.goodFor(header)
-		return k.accept(data, parseKeys)
+		return k.accept(data, k.cfg.parser(parseKeys))
 	})
 	return good, err
 }
@@ -579,6 +584,14 @@ func (k *Keys) observed(kind string, f func() error) error {
 	err := f()
 	k.cfg.OnFetch(kind, time.Since(begin), err)
 	return err
+}
+
+// parser returns what reads the keys: usual, unless they are a bundle.
+func (cfg *KeysConfig) parser(usual func([]byte) (*keySet, []IgnoredKey, error)) func([]byte) (*keySet, []IgnoredKey, error) {
+	if cfg.SPIFFE {
+		return parseBundle
+	}
+	return usual
 }
 
 // accept makes the keys that parse finds in data the current ones.

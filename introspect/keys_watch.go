@@ -121,5 +121,5 @@ func (k *Keys) readFile() (err error) {
 	if err != nil {
 		return err
 	}
-	return k.accept(data, parseKeysFile)
+	return k.accept(data, k.cfg.parser(parseKeysFile))
 }

@@ -55,7 +55,7 @@ func (t Token) GoString() string { return t.String() }
 // time and memory in proportion to at most MaxTokenLength; later calls remember the result.
 func (t *Token) UnverifiedIssuer() string {
 	if !t.issuerRead {
-		t.issuer, t.issuerRead = claimedIssuer(t.text), true
+		t.issuer, t.issuerRead = claimedText(t.text, "iss"), true
 	}
 	return t.issuer
 }
@@ -91,9 +91,9 @@ func (t Token) Cache() string {
 	return [...]string{"", "hit", "negative", "miss", "stale"}[t.cache]
 }
 
-// claimedIssuer returns the member iss of a JWT's payload, or the empty string if the token
-// has no such payload or the member is not a string.
-func claimedIssuer(token string) string {
+// claimedText returns a member of a JWT's payload, or the empty string if the token has no such
+// payload or the member is not a string.
+func claimedText(token, member string) string {
 	if !outline(token) {
 		return ""
 	}
@@ -106,19 +106,19 @@ func claimedIssuer(token string) string {
 	if !json.Valid(data) {
 		return ""
 	}
-	issuer := ""
+	text := ""
 	for name, value := range jsonMembers(skipSpace(string(data))) {
-		if name != "iss" {
+		if name != member {
 			continue
 		}
 		// Of several, the last one counts, as for encoding/json. Which one does not matter: such
 		// a token is refused once it is verified.
-		issuer = ""
+		text = ""
 		if value[0] == '"' {
-			issuer = stringText(value)
+			text = stringText(value)
 		}
 	}
-	return strings.Clone(issuer) // so that it doesn't hold on to the whole payload
+	return strings.Clone(text) // so that it doesn't hold on to the whole payload
 }
 
 // outline reports whether token has three parts, of which the first may be a JSON object in

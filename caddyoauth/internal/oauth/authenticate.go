@@ -27,7 +27,8 @@ type Proof struct {
 	// Certificate is the thumbprint of the certificate that proved the client (RFC 8705 section 3.1). It
 	// is empty if none did.
 	Certificate string
-	// Identity is whom a platform's token names: its issuer and its subject, with a space in between.
+	// Identity is whom a platform's token names: its issuer and its subject, with a space in between, or
+	// its SPIFFE ID.
 	// It is empty unless such a token was verified; a genuine one need not prove anything.
 	Identity string
 	// Until is when that secret stops being valid; the zero time is never.
@@ -87,6 +88,9 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	federation := clients.federationOf(creds)
 	if federation != nil {
 		creds.Method = AuthFederated
+		if !creds.named { // what fails is to count for the workload, and not for its whole platform
+			creds.ClientIDs = []string{creds.issuer + " " + creds.subject}
+		}
 	}
 	req.Credentials, out.AuthMethod = creds, creds.Method
 	if creds.Method == "" && !creds.malformed {

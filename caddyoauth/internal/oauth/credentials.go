@@ -35,10 +35,11 @@ type Credentials struct {
 	Secrets   []string
 
 	// assertion is what proves the client by AuthPrivateKeyJWT or AuthFederated, which are one method
-	// on the wire, and issuer is who it says has made it. named is set if the request has a client_id
-	// beside it.
-	assertion, issuer string
-	named             bool
+	// on the wire, and issuer and subject are its iss and sub, which nobody has verified. The issuer of
+	// an assertion of the type spiffeAssertionType is empty, since only its trust domain counts. named
+	// is set if the request has a client_id beside the assertion.
+	assertion, issuer, subject string
+	named                      bool
 
 	// certificate is what proves the client by AuthTLS or AuthSelfSigned. Which of them it is, its client
 	// says; here the method is AuthTLS.
@@ -85,14 +86,22 @@ func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 			creds.ClientIDs = []string{id}
 		}
 		return creds, nil
-	case asserted && kind != assertionType:
-		return Credentials{}, invalidRequest("client_assertion_type must be " + assertionType)
+	case asserted && kind != assertionType && !(in.SVIDs && kind == spiffeAssertionType):
+		known := assertionType
+		if in.SVIDs {
+			known += " or " + spiffeAssertionType
+		}
+		return Credentials{}, invalidRequest("client_assertion_type must be " + known)
 	case asserted && assertion == "":
 		return Credentials{}, invalidRequest("client_assertion is missing")
 	case asserted:
 		token := introspect.NewToken(assertion)
-		issuer := token.UnverifiedIssuer()
-		return Credentials{Method: AuthPrivateKeyJWT, ClientIDs: []string{cmp.Or(id, issuer)}, assertion: assertion, issuer: issuer, named: id != ""}, nil
+		creds := Credentials{Method: AuthPrivateKeyJWT, assertion: assertion, issuer: token.UnverifiedIssuer(), subject: token.UnverifiedSubject(), named: id != ""}
+		if kind == spiffeAssertionType {
+			creds.issuer = ""
+		}
+		creds.ClientIDs = []string{cmp.Or(id, creds.issuer)}
+		return creds, nil
 	case secret && id != "":
 		return Credentials{Method: AuthPost, ClientIDs: []string{id}, Secrets: []string{form.Get("client_secret")}}, nil
 	case in.Certificate != nil && id != "":

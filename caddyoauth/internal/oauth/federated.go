@@ -14,14 +14,18 @@ import (
 // 7523 section 3). On the wire it is the same as AuthPrivateKeyJWT.
 const AuthFederated = "federated"
 
+// spiffeAssertionType is the type of client assertions that are JWT-SVIDs
+// (draft-ietf-oauth-spiffe-client-auth). They are taken as assertionType, too.
+const spiffeAssertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"
+
 // takesNoSecret reports whether a client needs no secret for a method.
 func takesNoSecret(method string) bool { return method != AuthBasic && method != AuthPost }
 
 // Federated is whom a platform's tokens have to name to prove that they were given to a client. It
 // must not change once an engine has it.
 type Federated struct {
-	// Issuer is the platform, which all with this Issuer in a realm agree on, and on how its tokens are
-	// verified.
+	// Issuer is the platform: what iss of its tokens is, or a SPIFFE trust domain with its scheme. All
+	// with this Issuer in a realm agree on how its tokens are verified.
 	Issuer     string
 	Assertions *introspect.Assertions
 	// Subjects are patterns, one of which a token's sub must match: a * stands for one or more bytes
@@ -74,7 +78,8 @@ func (c *Clients) federate(client *registered) {
 }
 
 // federationOf returns the platform that has made an assertion, as that says itself, or nil if the
-// realm knows no such platform. An assertion whose issuer is the client is the client's own.
+// realm knows no such platform. An assertion whose issuer is the client is the client's own. JWT-SVIDs
+// may have any issuer, or none.
 func (c *Clients) federationOf(creds Credentials) *federation {
 	if creds.Method != AuthPrivateKeyJWT {
 		return nil
@@ -82,7 +87,11 @@ func (c *Clients) federationOf(creds Credentials) *federation {
 	if creds.ClientIDs[0] == creds.issuer && (creds.named || c.byID[creds.issuer] != nil) {
 		return nil
 	}
-	return c.federations[creds.issuer]
+	if from := c.federations[creds.issuer]; from != nil {
+		return from
+	}
+	domain, _ := introspect.TrustDomain(creds.subject)
+	return c.federations[domain]
 }
 
 // Why a genuine token of a platform proves nothing, beside reasonAssertionSubject and
@@ -108,6 +117,9 @@ func (e *Engine) verifyFederated(ctx context.Context, c claim) (Proof, string, e
 		return Proof{}, reasonAssertion + string(cause), nil
 	}
 	proof := Proof{Identity: token.Issuer + " " + token.Subject, Key: token.Key}
+	if introspect.IsTrustDomain(token.Issuer) {
+		proof.Identity = token.Subject
+	}
 	if token.Bound {
 		return proof, reasonAssertion + string(introspect.CauseBinding), nil
 	}

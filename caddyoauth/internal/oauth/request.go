@@ -35,6 +35,8 @@ type Incoming struct {
 	DPoP []string
 	// URLs are those of the endpoint, as the realm's issuer has them, for DPoP proofs.
 	URLs []string
+	// SVIDs is set if the realm knows spiffeAssertionType.
+	SVIDs bool
 	// From is where the request came from; see [Request].
 	From netip.Addr
 }
