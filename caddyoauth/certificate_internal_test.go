@@ -2,6 +2,7 @@ package caddyoauth
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 // FuzzClientCert gives arbitrary text to what reads the headers of RFC 9440: what it accepts, written
@@ -81,6 +84,30 @@ func TestNoCertificateBeforeTheHandshake(t *testing.T) {
 	for what, r := range map[string]*http.Request{"early data": &early, "early data at a proxy": &proxied, "another host": &other, "no name": &none} {
 		if c.of(r) != nil {
 			t.Errorf("%s shows a certificate", what)
+		}
+	}
+}
+
+// Of a proxy that is believed, the two names count as RFC 9440 spells them. Whatever a backend could
+// take for one of them is made up.
+func TestCertificateHeadersInOtherSpellings(t *testing.T) {
+	t.Parallel()
+	r := httptest.NewRequest("GET", "/", nil)
+	vars := map[string]any{caddyhttp.TrustedProxyVarKey: true}
+	r = r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, vars))
+	believing, other := &ClientCertificates{ClientCertHeader: true}, new(ClientCertificates)
+	for name, want := range map[string]bool{
+		"Client-Cert": false, "Client-Cert-Chain": false, "client-cert": true, "Client_Cert": true, "client.cert_chain": true, "CLIENT~CERT": true,
+		"X-Client-Cert": false, "Client-Cert-2": false, "Client": false,
+	} {
+		if got := believing.isMadeUp(r, name); got != want {
+			t.Errorf("%s is made up: %v", name, got)
+		}
+		looksLikeIt := isOneOf(name, certificateHeaders)
+		for _, c := range []*ClientCertificates{other, nil} {
+			if got := c.isMadeUp(r, name); got != looksLikeIt {
+				t.Errorf("%s is made up where no proxy is believed: %v", name, got)
+			}
 		}
 	}
 }

@@ -234,6 +234,9 @@ func (w *walker) protect(rw http.ResponseWriter, r *http.Request, h *Protect, i 
 				step.Has = loggedTexts(b.facts.Audience)
 			}
 			w.knows(b)
+			if b.facts.Confirmation.Certificate != "" {
+				w.say(i, "the token is bound to a certificate, which the request is assumed to show")
+			}
 			if decision.Allowed && p.asserter != nil {
 				w.say(i, p.asserter.told())
 			}

@@ -169,7 +169,7 @@ func (r *registered) barred(method string, instead bool) (reason string) {
 		return reasonDisabled
 	case !slices.Contains(r.Auth, method):
 		return reasonMethod
-	case instead && !r.canHaveTokens():
+	case instead && !r.canDoWithoutToken():
 		return reasonNoTokens
 	}
 	return ""

@@ -19,7 +19,7 @@ const MaxBasicLength = 16 << 10
 //
 // The credentials are judged as at the endpoints, and in both readings. All failures have the same
 // answer after the same work, an *Error with CodeInvalidClient. A client that can have no token is
-// one of them: either its grant types or its scopes leave none. Any other error means that nobody
+// one of them: either its grant types or its scopes leave none; so is one whose tokens are bound. Any other error means that nobody
 // could tell: an *Error with CodeTooManyRequests after too many failures, one with CodeUnavailable if
 // too many slow hashes are under way, and another if
 // the realm has not agreed with its store yet. Basic blocks as long as a slow hash takes, and up to

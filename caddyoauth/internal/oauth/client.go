@@ -65,6 +65,12 @@ func (c *Client) canHaveTokens() bool {
 	return slices.Contains(c.GrantTypes, GrantClientCredentials) && len(c.Scopes) > 0
 }
 
+// canDoWithoutToken reports whether the client's secret can stand in for the best of its tokens. It
+// can't if those are worth nothing without a certificate or a key.
+func (c *Client) canDoWithoutToken() bool {
+	return c.canHaveTokens() && !c.CertificateBound && !c.DPoPRequired
+}
+
 // visible returns the part of facts that the client may see, which is none of them if it may
 // not see the token.
 func (c *Client) visible(facts *introspect.Facts) *introspect.Facts {

@@ -447,6 +447,9 @@ func (e *Engine) Suppose(clientID string, scopes []string) (introspect.Token, *i
 	}
 	record := client.token(agreed.generations[client.ID], scopes, audience, issuedAt)
 	record.Key = e.issued.key(introspect.IDOf(text), expiryMilli)
+	if client.CertificateBound {
+		record.Confirmation.Certificate = "supposed" // no certificate has this thumbprint
+	}
 	facts := e.issued.facts(record)
 	facts.Expiry = record.Expiry()
 	return introspect.NewToken(text), e.issued.Revise(facts), nil
