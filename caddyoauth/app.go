@@ -312,6 +312,8 @@ type needs struct {
 	// app has all handlers remove such headers, so that a caller can't use another route to
 	// tell the backend who is calling. Empty for a handler that sets none.
 	headerPrefix string
+	// proofs has the app judge DPoP proofs, and open the store, which remembers them.
+	proofs bool
 	// assertion has the app remove its header as well, and open the store, which has the keys. Nil for
 	// a handler without one.
 	assertion *Assertion
@@ -328,7 +330,8 @@ type needs struct {
 // early. It returns what stands for each source on the handler's route. Every handler calls it
 // once, in Provision; Caddy provisions handlers one after the other.
 func (a *App) register(ctx caddy.Context, n needs) ([]routeSource, error) {
-	a.usesStore = a.usesStore || n.store || n.assertion != nil
+	a.usesStore = a.usesStore || n.store || n.proofs || n.assertion != nil
+	a.usesProofs = a.usesProofs || n.proofs
 	sources, err := a.useSources(n.sources, n.realm)
 	if err != nil {
 		return nil, fmt.Errorf("oauth_protect: %w", err) // no other handler has sources

@@ -301,8 +301,8 @@ func (c *assertionClaims) signed(jwts *keys.JWTs) (string, error) {
 }
 
 // decide is judge, and makes the assertion for a request that may pass.
-func (p *Protect) decide(r *http.Request, span trace.Span, earlier *bearer, authorization []string) (*bearer, access.Decision) {
-	b, decision := p.judge(r, span, earlier, authorization)
+func (p *Protect) decide(r *http.Request, span trace.Span, earlier *bearer, authorization, proof []string) (*bearer, access.Decision) {
+	b, decision := p.judge(r, span, earlier, authorization, proof)
 	if p.asserter == nil || !decision.Allowed || b == nil {
 		return b, decision
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/introspect"
 )
 
@@ -16,6 +17,8 @@ type bearer struct {
 	token introspect.Token
 	facts *introspect.Facts
 	realm string // of this gateway; empty for tokens from elsewhere
+	// dpop is set if the token came by the scheme DPoP.
+	dpop *dpopShown
 	// basic is set if there is no token, but Basic credentials.
 	basic *basicCaller
 
@@ -38,6 +41,14 @@ type bearer struct {
 	// last is the bearer that the last of several handlers let in. Only the first bearer of a
 	// request has it, and only if there are others.
 	last *bearer
+}
+
+// dpopShown is what comes with a token by the scheme DPoP.
+type dpopShown struct {
+	// proof is there once it was found to be good.
+	proof oauth.ShownProof
+	// reason is why it was not, and nonce what the next one must have.
+	reason, nonce string
 }
 
 func (b *bearer) first() *bearer {
@@ -72,7 +83,10 @@ const (
 
 // bearerToken takes the token from the lines of the Authorization header (RFC 6750 section
 // 2.1). It looks nowhere else: not in the query, the body or a cookie.
-func bearerToken(lines []string) (string, tokenVerdict) {
+func bearerToken(lines []string) (string, tokenVerdict) { return tokenBy("bearer", lines) }
+
+// tokenBy does it for any scheme, in small letters.
+func tokenBy(scheme string, lines []string) (string, tokenVerdict) {
 	switch len(lines) {
 	case 0:
 		return "", tokenMissing
@@ -81,7 +95,6 @@ func bearerToken(lines []string) (string, tokenVerdict) {
 		// Nobody knows which of them the backend would believe.
 		return "", tokenMalformed
 	}
-	const scheme = "bearer"
 	line := lines[0]
 	if len(line) < len(scheme) || !strings.EqualFold(line[:len(scheme)], scheme) {
 		return "", tokenMissing

@@ -490,6 +490,7 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 //		optional
 //		on            <method>...|* { ... }
 //		basic         [until <time>]
+//		dpop          [required|off] { origin <url>... }
 //		resource      <url>
 //		assertion     [<header>] { audience, lifetime, realm }
 //		max_age       <duration>
@@ -526,6 +527,7 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		"optional":  conf.Flag(&p.Optional),
 		"on":        onOption(&p.On),
 		"basic":     basicOption(&p.Basic),
+		"dpop":      routeDPoPOption(&p.DPoP),
 		"resource":  conf.Text(&p.Resource, checkResource),
 		"assertion": assertionOption(&p.Assertion, realms),
 		"max_age":   conf.Duration(&p.MaxAge),
@@ -573,6 +575,7 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 //		any_scope <scope>...
 //		audience  <audience>...
 //		claim     <name> <value>...
+//		dpop      required
 //		optional
 //	}
 //
@@ -591,6 +594,7 @@ func onOption(place *[]MethodRule) conf.Option {
 			"any_scope": conf.Scopes(&on.AnyScope),
 			"audience":  conf.Audience(&on.Audience),
 			"claim":     claimOption(&on.Claims),
+			"dpop":      conf.Text(&on.DPoP, checkClientDPoP),
 			"optional":  conf.Flag(&on.Optional),
 		}).Read(d, "on"); err != nil {
 			return err

@@ -2,6 +2,7 @@ package caddyoauth_test
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,7 +19,7 @@ func TestGatewayProcess(t *testing.T) {
 	if options == "" {
 		t.Skip("run by TestKilledGateway")
 	}
-	g := startGateway(t, options, "oauth_server\noauth_protect\nrespond ok")
+	g := startGateway(t, options, cmp.Or(os.Getenv("GATEWAY_TEST_SITE"), "oauth_server\noauth_protect\nrespond ok"))
 	fmt.Printf("gateway at %s\n", g.URL)
 	time.Sleep(time.Minute) // no longer, in case the test process is killed first
 }

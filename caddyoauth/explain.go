@@ -202,7 +202,7 @@ func (w *walk) print(text *strings.Builder) {
 		if step.Text != "" {
 			fmt.Fprintf(text, "      %s\n", step.Text)
 		}
-		if step.Cause != "" && (len(step.Want) > 0 || len(step.Has) > 0) {
+		if step.Cause != "" && len(step.Want) > 0 {
 			fmt.Fprintf(text, "      wanted: %s; has: %s\n", strings.Join(step.Want, " "), cmp.Or(strings.Join(step.Has, " "), "nothing"))
 		}
 	}

@@ -35,6 +35,9 @@ type MethodRule struct {
 	// Claims that the token must have, all of them. Default: those of the `oauth_protect`.
 	Claims []ClaimRule `json:"claims,omitempty"`
 
+	// `required` refuses tokens that are not bound to a key. Default: as the `oauth_protect` says.
+	DPoP string `json:"dpop,omitempty"`
+
 	// Lets requests without a token pass, unnamed. Default: as the `oauth_protect` says.
 	Optional bool `json:"optional,omitempty"`
 }
@@ -96,6 +99,7 @@ func (p *Protect) provisionRules() error {
 	if err != nil {
 		return err
 	}
+	own.KeyBound = p.DPoP != nil && p.DPoP.Mode == dpopRequired
 	p.rule = own
 	if err := checkMethodsOnce(p.On); err != nil {
 		return err
@@ -109,6 +113,12 @@ func (p *Protect) provisionRules() error {
 		rule, err := newRule(own, on.Scopes, on.AnyScope, on.Audience, on.Claims, on.Optional)
 		if err != nil {
 			return fmt.Errorf("on %s: %w", strings.Join(on.Methods, " "), err)
+		}
+		if on.DPoP != "" {
+			if err := checkClientDPoP(on.DPoP); err != nil {
+				return fmt.Errorf("on %s: %w", strings.Join(on.Methods, " "), err)
+			}
+			rule.KeyBound = true
 		}
 		if !on.isNamed() {
 			p.rule = rule

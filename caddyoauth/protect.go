@@ -125,6 +125,10 @@ type Protect struct {
 	// `client_secret_basic` is among their methods and they can have tokens. Default: tokens alone.
 	Basic *Basic `json:"basic,omitempty"`
 
+	// How tokens are taken that are bound to a key (DPoP, RFC 9449). Default: with their proof, if the block
+	// `oauth` has `dpop`, or a client of the realm; elsewhere they are refused.
+	DPoP *RouteDPoP `json:"dpop,omitempty"`
+
 	// Has the backend told who is calling by a JWT that the realm signs, so that a backend which can be
 	// reached past the gateway need not believe headers. Requests that pass unnamed have none. Default:
 	// headers alone.
@@ -159,6 +163,7 @@ type Protect struct {
 	named, misspelt map[string]*access.Rule
 
 	basic       *basicRoute // nil without the option
+	dpop        *dpopRoute  // nil if no tokens are taken that are bound to keys
 	asserter    *asserter   // nil without the option
 	metadataURL string      // of the document about Resource; empty without one
 	challenge   string      // how challenges of this route begin
@@ -221,7 +226,7 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if err := p.Assertion.check(); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
-	p.sources, err = app.register(ctx, needs{sources: modules, realm: p.Realm, headerPrefix: p.headers.prefixes[0], assertion: p.Assertion, protect: p})
+	p.sources, err = app.register(ctx, needs{sources: modules, realm: p.Realm, proofs: p.asksForDPoP(app), headerPrefix: p.headers.prefixes[0], assertion: p.Assertion, protect: p})
 	if err != nil {
 		return err
 	}
@@ -253,6 +258,9 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if err := p.provisionResource(ctx); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
+	if p.dpop, err = p.provisionDPoP(ctx); err != nil {
+		return fmt.Errorf("oauth_protect: %w", err)
+	}
 	p.beside = routesBeside(ctx)
 	p.refusals = app.refusalLogFor(ctx, p.label, p.At)
 	app.useSeries(p.label)
@@ -271,6 +279,8 @@ func (p *Protect) prepareRejections(m *metrics) {
 		access.ResultMissing: {status: http.StatusUnauthorized, challenge: p.challenge},
 		access.ResultRequest: {status: http.StatusBadRequest, challenge: p.challenge + `, error="invalid_request", error_description="the request must carry exactly one well-formed bearer token"`},
 		access.ResultToken:   {status: http.StatusUnauthorized, challenge: p.challenge + `, error="invalid_token", error_description="the token is not valid here"`},
+		access.ResultProof:   {status: http.StatusUnauthorized, challenge: p.challenge + `, error="invalid_dpop_proof", error_description="the DPoP proof is not valid here"`},
+		access.ResultNonce:   {status: http.StatusUnauthorized, challenge: p.challenge + `, error="use_dpop_nonce", error_description="the DPoP proof needs the nonce that comes with this answer"`},
 		access.ResultScope:   {status: http.StatusForbidden}, // its challenge depends on the request
 		access.ResultClient:  {status: http.StatusUnauthorized, challenge: p.challenge},
 		// The caller doesn't learn which claim. RFC 6750 has no other code for a token that grants
@@ -292,6 +302,9 @@ func (p *Protect) prepareRejections(m *metrics) {
 		no, ok := ways[e.Result]
 		if !ok {
 			continue // tunnels, which are refused before anything else
+		}
+		if p.dpop == nil && slices.Contains(access.CausesOfDPoP, e.Cause) {
+			continue
 		}
 		if p.basic == nil && slices.Contains(access.CausesOfBasic, e.Cause) {
 			continue
@@ -320,6 +333,10 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if earlier != nil && earlier.basic != nil {
 		authorization = earlier.basic.authorization
 	}
+	proof := r.Header["Dpop"]
+	if proof == nil && before != nil {
+		proof = before.proof
+	}
 	reports := r.URL.Opaque == "" && p.ReportOnly.holds()
 	var letIn http.Header // what an earlier handler has let in
 	if reports && earlier != nil {
@@ -340,7 +357,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 
 	keepsToken := p.KeepToken && len(sent) == 1 && !p.isSecret(sent)
-	b, decision := p.check(r, reports, earlier, authorization)
+	b, decision := p.check(r, reports, earlier, authorization, proof)
 	switch {
 	case !decision.Allowed && !reports:
 		return p.refuse(w, r, b, decision, earlier)
@@ -361,13 +378,19 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		if p.KeepOverrideHeaders {
 			keepAside(r, aside, overrides) // for an oauth_protect behind that lets in a token
 		}
-		return passUnnamed(w, r, next, before, authorization, goesOn)
+		return passUnnamed(w, r, next, before, authorization, proof, goesOn)
 	}
 	b.before = before
 	p.allowed.Inc()
 	p.app.countsOf(b).passed.Add(1)
 	if keepsToken {
 		r.Header["Authorization"] = sent
+		if b.dpop != nil {
+			r.Header["Dpop"] = proof
+		}
+	}
+	if b.dpop != nil && b.dpop.proof.NextNonce != "" {
+		w.Header().Set(nonceHeader, b.dpop.proof.NextNonce)
 	}
 	if p.KeepOverrideHeaders {
 		maps.Copy(r.Header, aside)
@@ -389,6 +412,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		}
 		// These headers are for the backend, but error routes would see them too.
 		delete(r.Header, "Authorization")
+		delete(r.Header, "Dpop")
 		upstream.unset(r)
 		if p.asserter != nil {
 			delete(r.Header, p.asserter.header)
@@ -402,18 +426,18 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // check is decide, with a span if the request is traced. reports is set if the request passes in any
 // case.
-func (p *Protect) check(r *http.Request, reports bool, earlier *bearer, authorization []string) (*bearer, access.Decision) {
+func (p *Protect) check(r *http.Request, reports bool, earlier *bearer, authorization, proof []string) (*bearer, access.Decision) {
 	if p.asked != nil {
-		b, decision := p.judge(r, nil, earlier, authorization)
+		b, decision := p.judge(r, nil, earlier, authorization, proof)
 		p.asked(b, decision)
 		return b, decision
 	}
 	ctx, span := startSpan(r.Context(), "oauth.check", trace.SpanKindInternal)
 	if span == nil {
-		return p.decide(r, nil, earlier, authorization)
+		return p.decide(r, nil, earlier, authorization, proof)
 	}
 	defer span.End() // a panic, too
-	b, decision := p.decide(r.WithContext(ctx), span, earlier, authorization)
+	b, decision := p.decide(r.WithContext(ctx), span, earlier, authorization, proof)
 	p.describeCheck(ctx, span, reports, b, decision)
 	return b, decision
 }
@@ -422,7 +446,7 @@ func (p *Protect) check(r *http.Request, reports bool, earlier *bearer, authoriz
 // was looked up: a request that is allowed without a bearer passes unnamed. The facts of the
 // token come from the cache or from its source. The decision is always made anew, for this
 // request and this route. span is nil unless the request is traced.
-func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, authorization []string) (*bearer, access.Decision) {
+func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, authorization, proof []string) (*bearer, access.Decision) {
 	if !p.InsecureHTTP && !secureOrLocal(r) {
 		return nil, access.Decision{Cause: access.CauseInsecure}
 	}
@@ -431,10 +455,17 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 	}
 	rule := p.ruleFor(r.Method)
 	var token introspect.Token
+	var dpop *dpopShown
 	if earlier != nil && earlier.basic == nil {
 		token = earlier.token
 	} else {
 		text, verdict := bearerToken(authorization)
+		if verdict == tokenMissing && p.dpop != nil {
+			text, verdict = tokenBy("dpop", authorization)
+			if verdict == tokenPresent {
+				dpop = new(dpopShown)
+			}
+		}
 		switch verdict {
 		case tokenMissing:
 			if p.basic.takes(authorization, time.Now()) {
@@ -454,7 +485,7 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 		token = introspect.NewToken(text)
 	}
 
-	b := &bearer{token: token, by: p, rule: rule, earlier: earlier}
+	b := &bearer{token: token, dpop: dpop, by: p, rule: rule, earlier: earlier}
 	err := p.app.await(r.Context())
 	if err == nil {
 		var found finding
@@ -472,22 +503,42 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 		p.trouble.Error("token could not be checked", zap.String("realm", p.label), zap.Error(err))
 		return b, access.Decision{Cause: access.CauseOutage}
 	}
+	switch {
+	case earlier != nil: // with the same token, whose proof is used up
+		b.dpop = earlier.dpop
+	case b.dpop != nil && b.facts.Active:
+		if cause := p.verifyProof(r, b, proof); cause != "" {
+			return b, access.Decision{Cause: cause}
+		}
+	}
 	decision := access.Decide(rule, b.facts, access.Request{
-		Proven: p.proven(r, b.facts), TooEarly: b.facts.Confirmation.Certificate != "" && p.asked == nil && tooEarly(r), Fit: b.introduce(),
+		Proven: p.proven(r, b), TooEarly: b.facts.Confirmation.Certificate != "" && p.asked == nil && tooEarly(r), Fit: b.introduce(),
 	})
-	if !decision.Allowed {
+	switch {
+	case !decision.Allowed:
 		decision.Cause = p.app.whyNot(p.sources, &b.token, decision.Cause)
+	case b.dpop != nil && earlier == nil:
+		if cause := p.useProof(r, b); cause != "" {
+			return b, access.Decision{Cause: cause}
+		}
 	}
 	return b, decision
 }
 
 // proven returns what the sender of the request has proven to have, of what its token demands. A
 // question about what would happen is asked for somebody who can prove it.
-func (p *Protect) proven(r *http.Request, facts *introspect.Facts) introspect.Confirmation {
-	if facts.Confirmation == (introspect.Confirmation{}) || p.asked != nil {
-		return facts.Confirmation
+func (p *Protect) proven(r *http.Request, b *bearer) (proven introspect.Confirmation) {
+	demanded := b.facts.Confirmation
+	if p.asked != nil {
+		return p.supposedProof(b)
 	}
-	return p.app.ClientCertificates.provenBy(r, facts.Confirmation)
+	if demanded.Certificate != "" {
+		proven = p.app.ClientCertificates.provenBy(r, demanded)
+	}
+	if b.dpop != nil && !p.dpopIsOff() {
+		proven.Key = b.dpop.proof.Thumbprint()
+	}
+	return proven
 }
 
 // loadSources loads the modules that say where tokens come from.
@@ -642,12 +693,21 @@ func (p *Protect) refuse(w http.ResponseWriter, r *http.Request, b *bearer, deci
 	dontAwaitBody(w, r)
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
+	challenge := no.challenge
 	if decision.Cause == access.CauseScope {
-		h.Set("WWW-Authenticate", p.scopeChallenge(r, b, decision.Want))
+		challenge = p.scopeChallenge(r, b, decision.Want)
 	} else if no.status == http.StatusUnauthorized && p.metadataURL != "" {
-		h.Set("WWW-Authenticate", p.withScopes(no.challenge, r))
-	} else if no.challenge != "" {
-		h.Set("WWW-Authenticate", no.challenge)
+		challenge = p.withScopes(challenge, r)
+	}
+	switch {
+	case challenge == "":
+	case p.dpop != nil:
+		p.dpop.challenge(h, p.challenge, challenge, p.ruleFor(r.Method).KeyBound, b != nil && b.dpop != nil)
+	default:
+		h.Set("WWW-Authenticate", challenge)
+	}
+	if no.result == access.ResultNonce {
+		h.Set(nonceHeader, b.dpop.nonce)
 	}
 	if no.status == http.StatusUnauthorized && p.basic.on(time.Now()) {
 		h.Add("WWW-Authenticate", p.basic.challenge)
@@ -687,6 +747,9 @@ func (p *Protect) countRefused(b *bearer, result string, cause access.Cause) {
 // refused returns what the event of a refusal says about the token. The bearer may be nil. It is
 // called after the request, so it only reads.
 func (b *bearer) refused(decision access.Decision) (fields []zap.Field) {
+	if b != nil && b.dpop != nil && b.dpop.reason != "" {
+		fields = append(fields, zap.String("reason", b.dpop.reason))
+	}
 	if decision.Claim != "" {
 		fields = append(fields, zap.String("claim", decision.Claim))
 	}

@@ -11,7 +11,7 @@ import (
 // oauth_protect has an answer to every cause, except to tunnels, which are refused before it
 // decides anything.
 func TestEveryCauseHasAnAnswer(t *testing.T) {
-	p := &Protect{label: "every cause", basic: new(basicRoute)}
+	p := &Protect{label: "every cause", basic: new(basicRoute), dpop: new(dpopRoute)}
 	t.Cleanup(func() { collectors.checks.DeletePartialMatch(prometheus.Labels{"realm": p.label}) })
 	p.prepareRejections(collectors)
 	for _, e := range access.Explanations {

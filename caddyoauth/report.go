@@ -121,7 +121,7 @@ func passAsLetIn(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler,
 func (p *Protect) otherSchemes(lines []string) []string {
 	h := http.Header{"Authorization": lines}
 	keepLines(h, func(word string) bool {
-		return strings.EqualFold(word, "bearer") || p.app.mayHaveIssued(new(introspect.NewToken(word))) || p.Basic != nil && strings.EqualFold(word, "basic")
+		return strings.EqualFold(word, "bearer") || p.dpop != nil && strings.EqualFold(word, "dpop") || p.app.mayHaveIssued(new(introspect.NewToken(word))) || p.Basic != nil && strings.EqualFold(word, "basic")
 	})
 	return h["Authorization"]
 }

@@ -16,10 +16,8 @@ import (
 // reached it, that counts, for better or worse: plain HTTP to a load balancer is not made good by
 // the way behind it, be that TLS or this machine. For everybody else only the connection counts.
 func secureOrLocal(r *http.Request) bool {
-	if said := r.Header["X-Forwarded-Proto"]; said != nil {
-		if trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool); trusted {
-			return allSecure(said)
-		}
+	if secure, told := toldByProxy(r); told {
+		return secure
 	}
 	if r.TLS != nil {
 		return true
@@ -32,6 +30,22 @@ func secureOrLocal(r *http.Request) bool {
 	}
 	addr, err := netip.ParseAddrPort(r.RemoteAddr)
 	return err == nil && addr.Addr().Unmap().IsLoopback()
+}
+
+// usesTLS reports whether the client uses TLS, by what a trusted proxy says, or by the connection.
+func usesTLS(r *http.Request) bool {
+	secure, told := toldByProxy(r)
+	return secure || !told && r.TLS != nil
+}
+
+// toldByProxy returns what a trusted proxy says of how the client reached it.
+func toldByProxy(r *http.Request) (secure, told bool) {
+	said := r.Header["X-Forwarded-Proto"]
+	if said == nil {
+		return false, false
+	}
+	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
+	return trusted && allSecure(said), trusted
 }
 
 // allSecure reports whether X-Forwarded-Proto says TLS throughout. With several proxies on the

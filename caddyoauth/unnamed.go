@@ -16,6 +16,8 @@ type unnamed struct {
 	// authorization is what the caller sent in Authorization, for an oauth_protect behind that
 	// wants to know, and left what that oauth_protect left of it.
 	authorization, left []string
+	// proof are the lines of DPoP that it sent.
+	proof []string
 	// bearer is whom an oauth_protect behind has let in; nil if none has.
 	bearer *bearer
 }
@@ -43,13 +45,13 @@ func callerOf(ctx context.Context) (*bearer, *unnamed) {
 
 // passUnnamed lets a request pass without an identity. It has been stripped of whatever the caller
 // must not say. caller is nil if this is the first oauth_protect that it meets. authorization is
-// what the caller sent, and goesOn what the backend gets of it.
-func passUnnamed(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, caller *unnamed, authorization, goesOn []string) error {
+// what the caller sent, with a proof perhaps, and goesOn what the backend gets of it.
+func passUnnamed(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, caller *unnamed, authorization, proof, goesOn []string) error {
 	first := caller == nil
 	if first {
 		caller = new(unnamed)
 	}
-	caller.authorization, caller.left = authorization, goesOn
+	caller.authorization, caller.proof, caller.left = authorization, proof, goesOn
 	if goesOn != nil {
 		r.Header["Authorization"] = goesOn
 	}

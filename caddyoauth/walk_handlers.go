@@ -237,6 +237,9 @@ func (w *walker) protect(rw http.ResponseWriter, r *http.Request, h *Protect, i 
 			if b.facts.Confirmation.Certificate != "" {
 				w.say(i, "the token is bound to a certificate, which the request is assumed to show")
 			}
+			if decision.Allowed && (b.facts.Confirmation.Key != "" || p.ruleFor(r.Method).KeyBound) {
+				w.say(i, "the token is bound to a key, and the request is assumed to have its DPoP proof")
+			}
 			if decision.Allowed && p.asserter != nil {
 				w.say(i, p.asserter.told())
 			}
@@ -290,6 +293,9 @@ func wants(rule *access.Rule) string {
 	text := "wants " + strings.Join(parts, "; ")
 	if len(parts) == 0 {
 		text = "wants a valid token"
+	}
+	if rule.KeyBound {
+		text += ", bound to a key"
 	}
 	if rule.Optional {
 		text += "; a token is optional"

@@ -23,6 +23,8 @@ type Rule struct {
 	Audience []string
 	// Claims are claims that the token must have, all of them.
 	Claims []Claim
+	// KeyBound means that the token must be bound to a key, by DPoP.
+	KeyBound bool
 	// Optional means that a request without a token may pass, without a name. It changes nothing
 	// for requests with one, and so nothing for Decide.
 	Optional bool
@@ -83,6 +85,8 @@ func Decide(rule *Rule, facts *introspect.Facts, request Request) Decision {
 		return Decision{Cause: CauseEarlyData}
 	case !proves(request.Proven, facts.Confirmation):
 		return Decision{Cause: introspect.CauseBinding}
+	case rule.KeyBound && request.Proven.Key == "":
+		return Decision{Cause: CauseUnbound}
 	case len(rule.Audience) > 0 && !slices.ContainsFunc(rule.Audience, facts.HasAudience):
 		return Decision{Cause: introspect.CauseAudience, Want: rule.Audience, Has: facts.Audience}
 	case facts.ClientID == "" && facts.Subject == "":

@@ -29,6 +29,14 @@ func certificateBound() *introspect.Facts {
 
 func TestEachCauseIsFoundAndNothingElseRefuses(t *testing.T) {
 	allowed, fit := Decision{Allowed: true}, Request{Fit: true}
+	bound := func(certificate, key string) *introspect.Facts {
+		return good(func(f *introspect.Facts) {
+			f.Confirmation = introspect.Confirmation{Certificate: certificate, Key: key}
+		})
+	}
+	proves := func(certificate, key string) Request {
+		return Request{Proven: introspect.Confirmation{Certificate: certificate, Key: key}, Fit: true}
+	}
 	everything := Rule{
 		Scopes: []string{"read"}, AnyScope: []string{"write", "list"}, Audience: []string{"api", "web"},
 		Claims: []Claim{{"role", []string{"ops", "root"}}, {"role", []string{"dev"}}},
@@ -60,6 +68,19 @@ func TestEachCauseIsFoundAndNothingElseRefuses(t *testing.T) {
 			Decision{Cause: introspect.CauseAudience, Want: []string{"api", "web"}}},
 		{"the audience comes before the names", everything, good(func(f *introspect.Facts) { f.Audience, f.ClientID, f.Subject = nil, "", "" }), Request{},
 			Decision{Cause: introspect.CauseAudience, Want: []string{"api", "web"}}},
+
+		{"a certificate that is proven", Rule{}, bound("c", ""), proves("c", ""), allowed},
+		{"a certificate that is not proven", Rule{}, bound("c", ""), fit, Decision{Cause: introspect.CauseBinding}},
+		{"another certificate", Rule{}, bound("c", ""), proves("d", "c"), Decision{Cause: introspect.CauseBinding}},
+		{"a key that is proven", Rule{KeyBound: true}, bound("", "k"), proves("", "k"), allowed},
+		{"a key that is not proven", Rule{}, bound("", "k"), fit, Decision{Cause: introspect.CauseBinding}},
+		{"another key", Rule{}, bound("", "k"), proves("k", "l"), Decision{Cause: introspect.CauseBinding}},
+		{"one of two", Rule{}, bound("c", "k"), proves("c", ""), Decision{Cause: introspect.CauseBinding}},
+		{"both of two", Rule{KeyBound: true}, bound("c", "k"), proves("c", "k"), allowed},
+		{"a bearer token, and a certificate that nobody asks for", Rule{}, good(nil), proves("c", ""), allowed},
+		{"a bearer token where it must be bound to a key", Rule{KeyBound: true}, good(nil), proves("c", ""), Decision{Cause: CauseUnbound}},
+		{"of two rules, one needs a key", *Both(&everything, &Rule{KeyBound: true}), good(nil), fit, Decision{Cause: CauseUnbound}},
+		{"an inactive token that is bound", Rule{KeyBound: true}, introspect.Inactive(), fit, Decision{Cause: introspect.CauseUnknown}},
 
 		{"a token that names nobody", Rule{}, good(func(f *introspect.Facts) { f.ClientID, f.Subject = "", "" }), fit, Decision{Cause: CauseNamesNobody}},
 		{"a client is somebody", Rule{}, good(func(f *introspect.Facts) { f.Subject = "" }), fit, allowed},

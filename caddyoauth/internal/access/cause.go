@@ -44,6 +44,17 @@ const (
 	// CauseFailureLimit means that Basic credentials were not looked at, after too many failures in
 	// the name of the same client from the same network.
 	CauseFailureLimit Cause = "failure_limit"
+	// CauseUnbound means that the token is not bound to a key, and that it must be, or was sent as if it
+	// were.
+	CauseUnbound Cause = "unbound"
+	// CauseProofMissing means that a token that is bound to a key came without a DPoP proof.
+	CauseProofMissing Cause = "dpop_missing"
+	// CauseProofInvalid means that the DPoP proof is not one for this request, or that there are two.
+	CauseProofInvalid Cause = "dpop_invalid"
+	// CauseProofReplayed means that the DPoP proof was used before.
+	CauseProofReplayed Cause = "dpop_replayed"
+	// CauseProofNonce means that the DPoP proof needs a nonce that the gateway gave out.
+	CauseProofNonce Cause = "dpop_nonce"
 	// CauseOutage means that nobody could find out what the token means.
 	CauseOutage Cause = "outage"
 	// CauseCanceled means that the caller went away before anybody could.
@@ -53,6 +64,9 @@ const (
 // CausesOfBasic are those that only a route can have that takes Basic credentials.
 var CausesOfBasic = []Cause{CauseBasic, CauseBusy, CauseFailureLimit}
 
+// CausesOfDPoP are those that only a route can have that takes tokens which are bound to keys.
+var CausesOfDPoP = []Cause{CauseUnbound, CauseProofMissing, CauseProofInvalid, CauseProofReplayed, CauseProofNonce}
+
 // Result is what a caller is told, as in {http.oauth.error} and metrics.
 type Result string
 
@@ -61,6 +75,8 @@ const (
 	ResultMissing     Result = "missing_token"
 	ResultRequest     Result = "invalid_request"
 	ResultToken       Result = "invalid_token"
+	ResultProof       Result = "invalid_dpop_proof"
+	ResultNonce       Result = "use_dpop_nonce"
 	ResultClient      Result = "invalid_client"
 	ResultScope       Result = "insufficient_scope"
 	ResultClaims      Result = "insufficient_claims"
@@ -105,8 +121,13 @@ var Explanations = []Explanation{
 	{introspect.CauseAlgorithm, ResultToken, "The JWT's `alg` is not accepted.", "Compare it with the source's `algorithms`."},
 	{introspect.CauseUnknownKey, ResultToken, "The issuer's key set has no key that fits the JWT, or the key was withdrawn. A token of this gateway: its key, or the epoch that it names, is not, or no longer, in the token store.", "Compare the token's `kid` with the issuer's key set. Sealed tokens and JWTs of the gateway end when the store loses its data, and when their key is withdrawn; have the client fetch another."},
 	{introspect.CauseSignature, ResultToken, "The JWT's signature doesn't match the key that it names.", "Somebody changed the token, or two issuers use one `kid`."},
-	{introspect.CauseBinding, ResultToken, "The token is bound to a key (`cnf`), and the request doesn't prove that its sender has that key: it has no certificate or another one. Or the token is bound in a way that the gateway doesn't know.", "Have the client send the request over TLS with the certificate that it fetched the token with. If a proxy ends TLS, the gateway doesn't see the certificate. A token that is bound otherwise than by `x5t#S256` or `jkt` can't be used."},
+	{introspect.CauseBinding, ResultToken, "The token is bound to a key (`cnf`), and the request doesn't prove that its sender has that key: it has no certificate or another one, or its DPoP proof is by another key. Or a token that is bound by DPoP was sent as `Authorization: Bearer`, or to a route that takes none. Or the token is bound in a way that the gateway doesn't know.", "Have the client send the request over TLS with the certificate that it fetched the token with; if a proxy ends TLS, the gateway doesn't see the certificate. By DPoP, it sends `Authorization: DPoP` and a proof, to a route that takes such tokens. A token that is bound otherwise than by `x5t#S256` or `jkt` can't be used."},
 	{CauseEarlyData, ResultTooEarly, "The token is bound to a certificate, and the request was sent before the TLS handshake was complete (0-RTT), so it could be a recorded one.", "Nothing: the client, or a proxy, sends it again. Turn 0-RTT off if it is often."},
+	{CauseUnbound, ResultToken, "The token is not bound to a key, and the route has `dpop required`, or the request sent it as `Authorization: DPoP`.", "Have the client fetch its token with a DPoP proof. If it did, look at `token_type` in the answer: the server that issues the token must know DPoP."},
+	{CauseProofMissing, ResultProof, "The request has `Authorization: DPoP`, and no `DPoP` header with a proof.", "Look at what the client sends, and what a proxy before the gateway removes."},
+	{CauseProofInvalid, ResultProof, "The DPoP proof is not one for this request. The event's `reason` says why: `proof_url`, `proof_method` or `proof_token` if it was made for another URL, method or token, `expired`, `not_yet`, `signature`, `proof_key`, `alg`, `typ`, `malformed`; none if there are two.", "For `proof_url`, compare the proof's `htu` with the `origin` of the route's `dpop`, or with the host names of the site. For `expired` and `not_yet`, compare the clocks."},
+	{CauseProofReplayed, ResultProof, "The DPoP proof was used before.", "A client must make a proof for each request, and one that tries again must make another. If all do, somebody has recorded a request."},
+	{CauseProofNonce, ResultNonce, "The DPoP proof needs a nonce that the gateway gave out, and has none, or one that has ended.", "Nothing, unless a client doesn't try again: then its library doesn't know nonces."},
 	{CauseNamesNobody, ResultToken, "The token has neither a client nor a subject.", "Name the issuer's claim with `client_claim`, if it has one."},
 	{CauseUnfit, ResultToken, "The token's client, subject, issuer or scopes don't fit into headers: too long, with control characters, or with spaces at an end.", "Have the issuer use other names."},
 	{CauseBasic, ResultClient, "The request has Basic credentials, which the route takes, but they are not those of a client that may use them here.", "See the event's `reason`: `wrong_secret`, `expired_secret`, `unknown_client`, `client_disabled`, `auth_method_not_allowed`, `no_tokens` (the client has no scopes or no grant type, or its tokens are bound), or `malformed_authorization`."},

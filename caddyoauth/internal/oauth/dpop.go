@@ -81,6 +81,9 @@ func (p *Proofs) Share(key []byte) { p.key.Store(&key) }
 // Algorithms returns the allowed signature algorithms.
 func (p *Proofs) Algorithms() []string { return p.verifier.Algorithms() }
 
+// SupposedKey stands for the thumbprint of a key that nobody has; see [Engine.Suppose].
+const SupposedKey = "supposed"
+
 // ShownProof is a proof that is good, if it has not been used before.
 type ShownProof struct {
 	*introspect.Proof
@@ -164,8 +167,8 @@ func (p *Proofs) Use(ctx context.Context, proof ShownProof, client ClientRef) er
 	return nil
 }
 
-// key returns the thumbprint of the proof's key; empty if there is no proof.
-func (p ShownProof) key() string {
+// Thumbprint returns that of the proof's key; empty if there is no proof.
+func (p ShownProof) Thumbprint() string {
 	if p.Proof == nil {
 		return ""
 	}

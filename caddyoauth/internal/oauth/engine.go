@@ -372,7 +372,7 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 	if err != nil {
 		return Grant{}, out, err
 	}
-	confirmation.Key = proof.key()
+	confirmation.Key = proof.Thumbprint()
 
 	agreed, err := state.agreement()
 	if err != nil {
@@ -411,7 +411,8 @@ func (c *Client) token(generation uint64, scopes, audience []string, issuedAt ti
 // Suppose makes a token as the client would get one if it asked for these scopes, all of its own,
 // and for no resource in particular. It returns the token and what a lookup would find out about
 // it. No record is kept, so nobody else takes the token for a good one, and no limit counts.
-// Whatever the client's format is, the token has a form that needs a record.
+// If all the client's tokens are bound to keys, so is this one, to SupposedKey. Whatever the client's
+// format is, the token has a form that needs a record.
 //
 // The error says why the client can have no such token. A disabled client had tokens, which are
 // refused now: that is no error.
@@ -449,6 +450,9 @@ func (e *Engine) Suppose(clientID string, scopes []string) (introspect.Token, *i
 	record.Key = e.issued.key(introspect.IDOf(text), expiryMilli)
 	if client.CertificateBound {
 		record.Confirmation.Certificate = "supposed" // no certificate has this thumbprint
+	}
+	if client.DPoPRequired {
+		record.Confirmation.Key = SupposedKey
 	}
 	facts := e.issued.facts(record)
 	facts.Expiry = record.Expiry()
