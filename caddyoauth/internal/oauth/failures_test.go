@@ -253,15 +253,16 @@ func TestPauseEndsWhatWaits(t *testing.T) {
 	e := limited(t, 2, time.Minute, newClient("c", slowSecret(t, "right", memoryA, passesA)))
 	e.Engine.cfg.Hasher.slots = 0 // nobody gets a turn
 	right := request(t, "c", "right", grantForm)
-	answered := make(chan Code)
+	answered := make(chan Code, 3)
 	for range 3 {
 		go func() {
-			code, _ := e.retryAfter(t, right)
-			answered <- code
+			var code Code
+			defer func() { answered <- code }()
+			code, _ = e.retryAfter(t, right)
 		}()
 	}
 	h := e.cfg.Hasher
-	for waiting := 0; waiting < 3; runtime.Gosched() {
+	for waiting := 0; waiting+len(answered) < 3; runtime.Gosched() {
 		h.mu.Lock()
 		waiting = h.waiting
 		h.mu.Unlock()
@@ -278,17 +279,19 @@ func TestPauseEndsWhatWaits(t *testing.T) {
 		t.Errorf("%d are still waiting, and %d hashes were computed", h.waiting, h.Hashes())
 	}
 	// What is quick can't be stopped, so its result is dropped.
-	trial := e.trial(right.at("192.0.2.77"))
 	verifier := verifiers[AuthBasic]
 	defer func() { verifiers[AuthBasic] = verifier }()
-	verifiers[AuthBasic] = func(*Engine, context.Context, claim) (Proof, string, error) {
-		trial.failed(e.now())
-		trial.failed(e.now())
-		return Proof{Secret: 1}, "", nil
-	}
-	var out Outcome
-	if client, err := e.authenticate(t.Context(), right.at("192.0.2.77"), &out); client != nil || codeOf(err) != CodeTooManyRequests || out.Proof != (Proof{}) {
-		t.Errorf("what was proved after a pause had begun: %v, %v", out.Proof, err)
+	for addr, proof := range map[string]Proof{"192.0.2.77": {Secret: 1}, "192.0.2.78": {}} {
+		r := right.at(addr)
+		verifiers[AuthBasic] = func(*Engine, context.Context, claim) (Proof, string, error) {
+			e.trial(r).failed(e.now())
+			e.trial(r).failed(e.now())
+			return proof, "", nil
+		}
+		var out Outcome
+		if client, err := e.authenticate(t.Context(), r, &out); client != nil || codeOf(err) != CodeTooManyRequests || out.Proof != (Proof{}) || out.Paused != 0 {
+			t.Errorf("%+v after a pause had begun: %+v, %v", proof, out, err)
+		}
 	}
 }
 
