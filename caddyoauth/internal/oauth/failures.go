@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 const (
@@ -79,7 +81,7 @@ type trial struct {
 	failures *Failures
 	limit    Limit
 	at       failingAt
-	ids      []string // the readings of the client ID; none if it could not be read
+	creds    Credentials
 }
 
 // trial returns the trial that a request's authentication is.
@@ -87,7 +89,7 @@ func (e *Engine) trial(req Request) trial {
 	if e.cfg.Failures == nil || e.cfg.FailureLimit.Count == 0 {
 		return trial{}
 	}
-	return trial{e.cfg.Failures, e.cfg.FailureLimit, failingAt{e.cfg.Realm, failureNetwork(req.From)}, req.Credentials.ClientIDs}
+	return trial{e.cfg.Failures, e.cfg.FailureLimit, failingAt{e.cfg.Realm, failureNetwork(req.From)}, req.Credentials}
 }
 
 // failureNetwork returns the network that an address counts as: itself, or for IPv6 its /64, in
@@ -111,14 +113,23 @@ func failingID(id string) (short [16]byte) {
 	return short
 }
 
-// clients returns what stands for the client IDs that are claimed. All readings count, so that the
-// same client can't be named in another spelling.
+// clients returns what stands for the client IDs that are claimed, or for nobody if none could be read.
+// All readings count, so that the same client can't be named in another spelling. A platform's token
+// that names no client is somebody by its issuer and its subject: the other workloads of the platform
+// have done nothing.
 func (t trial) clients() [][16]byte {
-	if len(t.ids) == 0 {
+	ids := t.creds.ClientIDs
+	if t.creds.assertion != "" && !t.creds.named {
+		token := introspect.NewToken(t.creds.assertion)
+		if subject := token.UnverifiedSubject(); subject != token.UnverifiedIssuer() {
+			ids = []string{token.UnverifiedIssuer() + "\x00" + subject}
+		}
+	}
+	if len(ids) == 0 {
 		return [][16]byte{{}}
 	}
-	all := make([][16]byte, len(t.ids))
-	for i, id := range t.ids {
+	all := make([][16]byte, len(ids))
+	for i, id := range ids {
 		all[i] = failingID(id)
 	}
 	return all

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -99,11 +100,14 @@ func TestFailuresAreLimited(t *testing.T) {
 	}
 	e.wants(t, CodeTooManyRequests, 1, request(t, "quick", "right", grantForm).at("192.0.2.10"))
 	e.wants(t, "", 20, request(t, "quick", "right", grantForm).at("192.0.2.9"))
-	before := e.cfg.Hasher.Hashes()
-	e.wants(t, CodeTooManyRequests, 5, request(t, "slow", "another guess", grantForm).at("192.0.2.11"))
-	if n := e.cfg.Hasher.Hashes() - before; n != 0 {
-		t.Errorf("%d hashes were computed for what was refused unseen", n)
+	verifier := verifiers[AuthBasic]
+	defer func() { verifiers[AuthBasic] = verifier }()
+	verifiers[AuthBasic] = func(*Engine, context.Context, claim) (Proof, string, error) {
+		t.Error("what is refused unseen was looked at")
+		return Proof{}, "", nil
 	}
+	e.wants(t, CodeTooManyRequests, 5, request(t, "slow", "another guess", grantForm).at("192.0.2.11"))
+	verifiers[AuthBasic] = verifier
 	e.wants(t, CodeInvalidClient, 20, post(url.Values{})) // offers nothing
 }
 
@@ -167,7 +171,7 @@ func TestPausesAreTold(t *testing.T) {
 
 // IPv6 counts by /64, and a client has one count in all spellings of its ID.
 func TestFailuresOfOne(t *testing.T) {
-	e := limited(t, 3, time.Minute, newClient("a b", quickSecret(t, "right")), newClient("a+b", quickSecret(t, "right")))
+	e := limited(t, 3, time.Minute, newClient("a b", quickSecret(t, "right")), newClient("a+b", quickSecret(t, "right")), newClient("c%20d", quickSecret(t, "right")))
 	basic := func(pair string) Request {
 		r, err := ParseRequest(Incoming{Authorization: []string{"Basic " + base64.StdEncoding.EncodeToString([]byte(pair))}, Body: grantForm.Encode(), From: from})
 		if err != nil {
@@ -182,12 +186,38 @@ func TestFailuresOfOne(t *testing.T) {
 		e.wants(t, CodeTooManyRequests, 1, basic(spelling).at("2001:db8::ffff:ffff:ffff:ffff"))
 	}
 	e.wants(t, "", 1, basic("a%2Bb:right").at("2001:db8::"))
+	e.wants(t, CodeInvalidClient, 2, basic("c%20d:x"))
+	e.wants(t, CodeInvalidClient, 1, basic("c%2520d:x"))
+	e.wants(t, CodeTooManyRequests, 1, basic("c%20d:right"))
+	e.wants(t, CodeTooManyRequests, 1, basic("c%2520d:right"))
 	e.wants(t, "", 1, basic("a b:right").at("2001:db8:0:1::"))
 	for addr, want := range map[string]string{"192.0.2.1": "192.0.2.1", "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::", "fe80::1%eth0": "fe80::"} {
 		if got := failureNetwork(netip.MustParseAddr(addr)).String(); got != want {
 			t.Errorf("%s counts as %s, want %s", addr, got, want)
 		}
 	}
+	// Workloads whose platform speaks for them are told apart, and so are their clients if they name one.
+	claims := func(sub string) string {
+		return "eyJhbGciOiJFUzI1NiJ9." + base64.RawURLEncoding.EncodeToString([]byte(`{"iss":"https://platform.example.com","sub":"`+sub+`"}`)) + ".AAAA"
+	}
+	workload := func(sub string, more ...string) Request {
+		form := url.Values{"grant_type": {GrantClientCredentials}, "client_assertion": {claims(sub)}, "client_assertion_type": {assertionType}}
+		for _, id := range more {
+			form.Set("client_id", id)
+		}
+		r, err := ParseRequest(Incoming{Body: form.Encode(), From: from})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	e.wants(t, CodeInvalidClient, 3, workload("one"))
+	e.wants(t, CodeTooManyRequests, 1, workload("one"))
+	e.wants(t, CodeInvalidClient, 3, workload("two"))
+	e.wants(t, CodeInvalidClient, 1, workload("one", "x"))
+	e.wants(t, CodeInvalidClient, 2, workload("two", "x"))
+	e.wants(t, CodeTooManyRequests, 1, workload("three", "x"))
+	e.wants(t, CodeInvalidClient, 3, workload("https://platform.example.com"))
 	if failureNetwork(netip.Addr{}).IsValid() {
 		t.Error("unknown addresses don't count together")
 	}
@@ -253,28 +283,26 @@ func TestPauseEndsWhatWaits(t *testing.T) {
 	e := limited(t, 2, time.Minute, newClient("c", slowSecret(t, "right", memoryA, passesA)))
 	e.Engine.cfg.Hasher.slots = 0 // nobody gets a turn
 	right := request(t, "c", "right", grantForm)
-	answered := make(chan Code, 3)
-	for range 3 {
-		go func() {
-			var code Code
-			defer func() { answered <- code }()
-			code, _ = e.retryAfter(t, right)
-		}()
-	}
 	h := e.cfg.Hasher
-	for waiting := 0; waiting+len(answered) < 3; runtime.Gosched() {
-		h.mu.Lock()
-		waiting = h.waiting
-		h.mu.Unlock()
-	}
-	for range 2 {
-		e.trial(right).failed(e.now())
-	}
-	for range 3 {
-		if code := <-answered; code != CodeTooManyRequests {
-			t.Errorf("what waited gets %q", code)
+	synctest.Test(t, func(t *testing.T) {
+		answered := make(chan Code, 3)
+		for range 3 {
+			go func() {
+				code, _ := e.retryAfter(t, right)
+				answered <- code
+			}()
 		}
-	}
+		synctest.Wait()
+		begin := time.Now()
+		for range 2 {
+			e.trial(right).failed(e.now())
+		}
+		for range 3 {
+			if code := <-answered; code != CodeTooManyRequests || time.Since(begin) != 0 {
+				t.Errorf("what waited gets %q after %v", code, time.Since(begin))
+			}
+		}
+	})
 	if h.waiting != 0 || h.Hashes() != 0 {
 		t.Errorf("%d are still waiting, and %d hashes were computed", h.waiting, h.Hashes())
 	}
