@@ -7,15 +7,73 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddyoauth/gateway/introspect"
 )
+
+// Files with certificates are read again, and what can't be read changes nothing.
+func TestCertificateFilesAreReadAgain(t *testing.T) {
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	file := filepath.Join(t.TempDir(), "own.pem")
+	write := func(text []byte) {
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	made := func(serial int64) (text []byte, thumbprint string) {
+		template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Unix(1<<32, 0)}
+		der, err := x509.CreateCertificate(nil, template, template, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), introspect.CertificateThumbprint(&x509.Certificate{Raw: der})
+	}
+	before, beforeID := made(1)
+	after, afterID := made(2)
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.WarnLevel)
+		write(before)
+		f, err := watchCertificates([]string{file}, func() *zap.Logger { return zap.New(core) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, step := range []struct {
+			content []byte
+			has     string
+			warned  int
+		}{
+			{before, beforeID, 0}, {append(before, after...), beforeID + " " + afterID, 0}, {after, afterID, 0}, {nil, afterID, 1}, {nil, afterID, 1},
+			{[]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), afterID, 2}, {before, beforeID, 2},
+		} {
+			write(step.content)
+			time.Sleep(certificateInterval) // of the bubble's clock
+			synctest.Wait()
+			if f.has(beforeID) != strings.Contains(step.has, beforeID) || f.has(afterID) != strings.Contains(step.has, afterID) || logs.Len() != step.warned {
+				t.Errorf("step %d: the first %v, the second %v, %d warnings", i, f.has(beforeID), f.has(afterID), logs.Len())
+			}
+		}
+		if err := f.Destruct(); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := watchCertificates([]string{file + ".none"}, nil); err == nil {
+		t.Error("a file that is not there is watched")
+	}
+}
 
 // FuzzClientCert gives arbitrary text to what reads the headers of RFC 9440: what it accepts, written
 // again, is what it accepted.

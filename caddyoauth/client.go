@@ -88,8 +88,8 @@ type Client struct {
 
 	// With `self_signed_tls_client_auth`: files with its certificates in PEM, several while one
 	// replaces another. Who has made a certificate makes no difference; it is known by all its bytes,
-	// and is refused when its time is over. The files are read when the configuration is loaded, and
-	// so are placeholders in their paths. Default: none.
+	// and is refused when its time is over. The files are read again every few seconds. Placeholders in
+	// their paths are replaced when the configuration is loaded. Default: none.
 	CertificateFiles []string `json:"certificate_files,omitempty"`
 	// The platforms whose tokens prove that a program is this client, such as Kubernetes or GitHub
 	// Actions: it needs no secret. Default: none.
@@ -265,9 +265,6 @@ func (cc *Client) provision(id, format string, lifetime caddy.Duration, realmDef
 		ID: id, Scopes: cc.Scopes, DefaultScopes: defaults, Audience: cc.Audience,
 		GrantTypes: grants, Auth: auth, TokenFormat: format, CertificateBound: cc.CertificateBound, DPoPRequired: cc.DPoP == dpopRequired, TokenLifetime: time.Duration(lifetime),
 		Introspect: introspect, IntrospectAudience: introspectAudience, Disabled: cc.Disabled,
-	}
-	if err := cc.provisionCertificates(c, logger); err != nil {
-		return nil, err
 	}
 	c.TokenLimit, c.InquiryLimit = limits.Tokens.limit(), limits.Inquiries.limit()
 	now, alive := time.Now(), 0

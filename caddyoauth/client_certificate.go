@@ -15,7 +15,6 @@ import (
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
-	"github.com/caddyoauth/gateway/introspect"
 )
 
 // CertificateSubject is what a client's certificate must name (RFC 8705 section 2.1.2).
@@ -40,47 +39,47 @@ func (s *CertificateSubject) provision() (*oauth.CertificateSubject, error) {
 	return subject, nil
 }
 
-// provisionCertificates checks how the client authenticates by certificates, and sets what its
-// certificate must be.
-func (cc *Client) provisionCertificates(c *oauth.Client, logger *zap.Logger) (err error) {
+// provisionCertificates checks how the client authenticates by certificates, and sets the subject of
+// its certificate. It returns the files that have certificates of its own, whose content Start reads
+// again.
+func (cc *Client) provisionCertificates(c *oauth.Client, logger *zap.Logger) (files []string, err error) {
 	byAuthority, byFile := slices.Contains(c.Auth, oauth.AuthTLS), slices.Contains(c.Auth, oauth.AuthSelfSigned)
 	switch {
 	case byAuthority && cc.TLSClientAuth == nil:
-		return fmt.Errorf("auth %s needs the subject of the client's certificate: add a line such as 'tls_client_auth san_dns ci.example.com'", oauth.AuthTLS)
+		return nil, fmt.Errorf("auth %s needs the subject of the client's certificate: add a line such as 'tls_client_auth san_dns ci.example.com'", oauth.AuthTLS)
 	case !byAuthority && cc.TLSClientAuth != nil:
-		return fmt.Errorf("it has a tls_client_auth, and may not use it: add 'auth %s'", oauth.AuthTLS)
+		return nil, fmt.Errorf("it has a tls_client_auth, and may not use it: add 'auth %s'", oauth.AuthTLS)
 	case byFile && len(cc.CertificateFiles) == 0:
-		return fmt.Errorf("auth %s needs the client's certificate: add a certificate_file", oauth.AuthSelfSigned)
+		return nil, fmt.Errorf("auth %s needs the client's certificate: add a certificate_file", oauth.AuthSelfSigned)
 	case !byFile && len(cc.CertificateFiles) > 0:
-		return fmt.Errorf("it has a certificate_file, and may not use it: add 'auth %s'", oauth.AuthSelfSigned)
+		return nil, fmt.Errorf("it has a certificate_file, and may not use it: add 'auth %s'", oauth.AuthSelfSigned)
 	}
 	if byAuthority {
 		if c.CertificateSubject, err = cc.TLSClientAuth.provision(); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if !byFile {
-		return nil
+		return nil, nil
 	}
-	known, alive := make(map[string]bool), false
+	alive := false
 	for _, path := range cc.CertificateFiles {
 		if err := conf.Resolve("certificate_file", &path); err != nil {
-			return err
+			return nil, err
 		}
 		certificates, err := readCertificates(path)
 		if err != nil {
-			return fmt.Errorf("certificate_file %s: %w", path, err)
+			return nil, fmt.Errorf("certificate_file %s: %w", path, err)
 		}
 		for _, certificate := range certificates {
-			known[introspect.CertificateThumbprint(certificate)] = true
 			alive = alive || time.Now().Before(certificate.NotAfter)
 		}
+		files = append(files, path)
 	}
 	if !alive && !c.Disabled {
 		logger.Warn("all certificates of a client have expired: it can't authenticate by them", zap.String("client_id", c.ID))
 	}
-	c.Certificates = func(thumbprint string) bool { return known[thumbprint] }
-	return nil
+	return files, nil
 }
 
 // readCertificates reads a file with certificates in PEM, and nothing else, at least one.

@@ -200,6 +200,9 @@ func (a *App) start() error {
 		if err := a.openAssertionKeys(r, func(ref reference) { a.run.held = append(a.run.held, ref) }); err != nil {
 			return fmt.Errorf("realm %q: %w", r.name, err)
 		}
+		if err := r.openCertificateFiles(func(ref reference) { a.run.held = append(a.run.held, ref) }); err != nil {
+			return fmt.Errorf("realm %q: %w", r.name, err)
+		}
 		if err := r.openFederated(func(ref reference) { a.run.held = append(a.run.held, ref) }); err != nil {
 			return fmt.Errorf("realm %q: %w", r.name, err)
 		}

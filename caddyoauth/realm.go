@@ -107,6 +107,9 @@ type servedRealm struct {
 	// assertions are by client ID, with an entry for each client that authenticates by assertions. The
 	// map is read-only.
 	assertions map[string]*assertionKeys
+	// certificates are the files of clients, by ID, that have certificates of their own. The map is
+	// read-only.
+	certificates map[string][]string
 	// federated are by issuer, with an entry for each platform whose tokens are credentials of a client.
 	// The map is read-only.
 	federated map[string]*federatedKeys
@@ -187,7 +190,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
-	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), federated: make(map[string]*federatedKeys)}
+	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), certificates: make(map[string][]string), federated: make(map[string]*federatedKeys)}
 	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client), FailureLimit: limits.Failures.limit()}
 	for _, id := range sortedKeys(rc.Clients) {
 		client, err := rc.Clients[id].provision(id, format, lifetime, defaultScopes, limits, logger)
@@ -201,6 +204,13 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		}
 		if assertions != nil {
 			r.assertions[id] = assertions
+		}
+		certificates, err := rc.Clients[id].provisionCertificates(client, logger)
+		if err != nil {
+			return nil, fmt.Errorf("client %q: %w", id, err)
+		}
+		if len(certificates) > 0 {
+			r.certificates[id] = certificates
 		}
 		if err := r.federate(rc.Clients[id], client); err != nil {
 			return nil, fmt.Errorf("client %q: %w", id, err)
