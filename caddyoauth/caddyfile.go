@@ -163,6 +163,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 //	token_format   opaque|sealed|jwt
 //	signing        { algorithm, rotate, key_file }
 //	limit          failures|tokens|inquiries <n> <duration>|off
+//	introspect_scope <scope>
 //	default_scopes <scope>...
 //	client         <id> { ... }
 //	lint_ignore    <code> <reason>
@@ -177,6 +178,7 @@ func realmOptions(realm *Realm) conf.Options {
 		"token_format":            conf.Text(&realm.TokenFormat, checkTokenFormat),
 		"signing":                 signingOption(&realm.Signing),
 		"limit":                   limitOption(&realm.Limits, false),
+		"introspect_scope":        conf.Text(&realm.IntrospectScope, checkIntrospectScope),
 		"default_scopes":          conf.Scopes(&realm.DefaultScopes),
 		"client":                  clientOption(realm),
 		"lint_ignore":             lintIgnoreOption(&realm.LintIgnore, false),

@@ -142,6 +142,11 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		}
 	}
 	slices.Sort(methods)
+	introspectionMethods := methods
+	if r.settings.IntrospectScope != "" {
+		// RFC 8414 section 2 has types of access tokens in this list, too.
+		introspectionMethods = append(slices.Clone(methods), "Bearer")
+	}
 	authorization := ""
 	if r.authorization {
 		authorization = base + authorizePath
@@ -197,7 +202,7 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 		GrantTypes:               []string{oauth.GrantClientCredentials},
 		ResponseTypes:            []string{},
 		TokenAuthMethods:         methods,
-		IntrospectionAuthMethods: methods,
+		IntrospectionAuthMethods: introspectionMethods,
 		RevocationAuthMethods:    methods,
 		IntrospectionAlgorithms:  introspectionAlgorithms,
 

@@ -71,6 +71,13 @@ type Realm struct {
 	// How much each client may do in a given time, for each limit that the realm sets. Default: root's.
 	Limits *Limits `json:"limits,omitempty"`
 
+	// A scope. With an access token of the realm that has it, a client may introspect without other
+	// credentials, as far as its `introspect` goes: it sends the token as a bearer token. Whoever gets
+	// hold of such a token can do the same, so it should go nowhere else. A token that is bound to a
+	// certificate is good with that certificate; one that is bound to a key is refused. Default: root's;
+	// there it is none, and clients need their credentials.
+	IntrospectScope string `json:"introspect_scope,omitempty"`
+
 	// What a client gets if it asks for no scope and has no default of its own. Each must be
 	// among the client's scopes. Default: none, and such a request is refused.
 	DefaultScopes []string `json:"default_scopes,omitempty"`
@@ -179,6 +186,10 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	if err := conf.CheckScopes("default_scopes", defaultScopes); err != nil {
 		return nil, err
 	}
+	introspectScope := cmp.Or(rc.IntrospectScope, root.IntrospectScope)
+	if err := checkIntrospectScope(introspectScope); err != nil {
+		return nil, err
+	}
 	limits := rc.Limits.or(root.Limits)
 	if limits.Failures == nil {
 		limits.Failures = &defaultFailures
@@ -191,7 +202,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	}
 
 	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), certificates: make(map[string][]string), federated: make(map[string]*federatedKeys)}
-	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client), FailureLimit: limits.Failures.limit()}
+	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client), FailureLimit: limits.Failures.limit(), IntrospectScope: introspectScope}
 	for _, id := range sortedKeys(rc.Clients) {
 		client, err := rc.Clients[id].provision(id, format, lifetime, defaultScopes, limits, logger)
 		if err != nil {
@@ -233,6 +244,14 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		return nil, err
 	}
 	return r, nil
+}
+
+// checkIntrospectScope checks a scope, if there is one.
+func checkIntrospectScope(scope string) error {
+	if scope == "" {
+		return nil
+	}
+	return conf.CheckScopes("introspect_scope", []string{scope})
 }
 
 // resolveIssuer returns the realm's issuer, derived from root's if it has none of its own, or

@@ -277,9 +277,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		return nil
 	}
 	from, _ := clientAddr(r)
-	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Body: body, Certificate: s.app.ClientCertificates.of(r), DPoP: r.Header["Dpop"], SVIDs: e.realm.takesSVIDs, URLs: e.proofURLs, From: from})
+	bearer, badBearer := e.bearer(r)
+	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Bearer: bearer, Body: body, Certificate: s.app.ClientCertificates.of(r), DPoP: r.Header["Dpop"], SVIDs: e.realm.takesSVIDs, URLs: e.proofURLs, From: from})
 	if err == nil && e.contradicts(req.Form.Get("realm")) {
 		err = errOtherRealm
+	}
+	if err == nil && badBearer != nil {
+		err = badBearer
 	}
 	if err != nil {
 		s.answer(w, r, e, nil, oauth.Outcome{}, err)
@@ -324,6 +328,22 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	}
 	s.answer(w, r, e, reply, out, err)
 	return nil
+}
+
+// bearer returns the access token that authenticates the caller, if the endpoint takes one and there is
+// one, or how one that can't be any is refused.
+func (e *route) bearer(r *http.Request) (string, error) {
+	if e.kind != endpointIntrospect || e.realm.settings.IntrospectScope == "" {
+		return "", nil
+	}
+	token, verdict := bearerToken(r.Header["Authorization"])
+	switch verdict {
+	case tokenMalformed:
+		return "", &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the Authorization header must have one well-formed bearer token", Reason: "bearer_malformed"}
+	case tokenInvalid, tokenTooLong:
+		return "", &oauth.Error{Code: oauth.CodeInvalidToken, Description: "the token is not valid here", Reason: "bearer_malformed"}
+	}
+	return token, nil
 }
 
 // unfit returns how a request to an endpoint is refused for what can be told before its body is

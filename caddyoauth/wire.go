@@ -153,6 +153,12 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply 
 	case oauth.CodeInvalidClient:
 		status = http.StatusUnauthorized
 		w.Header().Set("WWW-Authenticate", `Basic realm="`+e.realm.name+`"`)
+	case oauth.CodeInvalidToken:
+		status = http.StatusUnauthorized
+		w.Header().Set("WWW-Authenticate", `Bearer realm="`+e.realm.name+`", error="invalid_token", error_description="`+refusal.Description+`"`)
+	case oauth.CodeInsufficientScope:
+		status = http.StatusForbidden
+		w.Header().Set("WWW-Authenticate", `Bearer realm="`+e.realm.name+`", error="insufficient_scope", error_description="`+refusal.Description+`", scope="`+e.realm.settings.IntrospectScope+`"`)
 	case oauth.CodeUseDPoPNonce:
 		w.Header().Set(nonceHeader, refusal.Nonce)
 	case oauth.CodeTooManyRequests:

@@ -45,6 +45,9 @@ type Credentials struct {
 	// says; here the method is AuthTLS.
 	certificate *Certificate
 
+	// bearer is the access token that authenticates the caller.
+	bearer string
+
 	// malformed is set if there is an Authorization header without well-formed Basic
 	// credentials. That is a failed authentication, so it waits for its turn: what is wrong with
 	// the form is reported first. ClientIDs may have the ID, for the log.
@@ -75,6 +78,8 @@ func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 		return Credentials{}, invalidRequest("there is more than one Authorization header")
 	case len(in.Authorization) == 1 && (secret || asserted), secret && asserted:
 		return Credentials{}, invalidRequest("there is more than one client authentication method")
+	case in.Bearer != "":
+		return Credentials{Method: methodBearer, bearer: in.Bearer}, nil
 	case len(in.Authorization) == 1:
 		creds, err := parseBasic(in.Authorization[0])
 		creds.malformed = err != nil

@@ -35,6 +35,9 @@ type Settings struct {
 	// Keys is the store's ability to serve self-contained tokens. Nil if it has none; then no client
 	// has such tokens.
 	Keys KeyStore
+	// IntrospectScope is the scope of the access tokens by which clients may introspect, instead of their
+	// credentials. Empty if none may.
+	IntrospectScope string
 	// Replays is the store's ability to remember which assertions were used. Nil if it has none; then
 	// no client authenticates by one.
 	Replays ReplayStore
@@ -513,7 +516,7 @@ func (e *Engine) record(ctx context.Context, agreed *agreement, t *Token, expiry
 // refused for a while (RFC 7662 section 4).
 func (e *Engine) Introspect(ctx context.Context, req Request) (*introspect.Facts, Outcome, error) {
 	var out Outcome
-	caller, err := e.authenticate(ctx, e.state.Load().clients, req, &out)
+	caller, err := e.inquirer(ctx, req, &out)
 	if err != nil {
 		return nil, out, err
 	}

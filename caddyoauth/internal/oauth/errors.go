@@ -16,6 +16,8 @@ const (
 	CodeInvalidTarget        Code = "invalid_target"          // 400; RFC 8707 section 2
 	CodeInvalidDPoPProof     Code = "invalid_dpop_proof"      // 400; RFC 9449 section 5
 	CodeUseDPoPNonce         Code = "use_dpop_nonce"          // 400, with a DPoP-Nonce; RFC 9449 section 8
+	CodeInvalidToken         Code = "invalid_token"           // 401, with a challenge; RFC 6750 section 3.1
+	CodeInsufficientScope    Code = "insufficient_scope"      // 403, with a challenge; RFC 6750 section 3.1
 	CodeTooManyRequests      Code = "slow_down"               // 429; the word is RFC 8628's
 	CodeUnavailable          Code = "temporarily_unavailable" // 503
 	// CodeUnsupportedResponseType is for those who are sent to log in (RFC 6749 section 4.1.2.1).

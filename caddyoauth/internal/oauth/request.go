@@ -27,6 +27,9 @@ const resourceParameter = "resource"
 type Incoming struct {
 	// Authorization are the lines of the Authorization header.
 	Authorization []string
+	// Bearer is the access token in that header, where tokens authenticate callers; see
+	// [Settings.IntrospectScope].
+	Bearer string
 	// Body is the form (application/x-www-form-urlencoded). The caller has bounded it.
 	Body string
 	// Certificate is the client's certificate; nil if the sender has shown none.
