@@ -231,6 +231,7 @@ var (
 	envReference  = regexp.MustCompile(`\{env\.([A-Za-z0-9_]+)\}`)
 	fileReference = regexp.MustCompile(`\{file\.[^{}]+\}`)
 	keysFile      = regexp.MustCompile(`"jwks_file":"[^"]+"`)
+	authorities   = regexp.MustCompile(`"ca":"[^"]+"`)
 	certificates  = regexp.MustCompile(`"(certificate_files|trusted_ca_files|pem_files)":\["[^\]]+\]`)
 )
 
@@ -255,6 +256,9 @@ func provisionCaddyfile(t *testing.T, shown, whole string) {
 	})
 	config = keysFile.ReplaceAllFunc(config, func([]byte) []byte {
 		return []byte(`"jwks_file":"` + newKeyClient(t, "a").file + `"`)
+	})
+	config = authorities.ReplaceAllFunc(config, func([]byte) []byte {
+		return []byte(`"ca":"` + newAuthority(t).file + `"`)
 	})
 	config = certificates.ReplaceAllFunc(config, func(files []byte) []byte {
 		return append(bytes.SplitAfter(files, []byte(":"))[0], `["`+newAuthority(t).file+`"]`...)
