@@ -535,7 +535,7 @@ func exists(file string) bool {
 func backendOf(t *testing.T, server, caddyfile string) string {
 	t.Helper()
 	port := regexp.MustCompile(`process\.env\.PORT \?\? (\d+)|os\.Getenv\("PORT"\), "(\d+)"`).FindStringSubmatch(readDocument(t, server))
-	if port == nil || !strings.Contains(caddyfile, "reverse_proxy 127.0.0.1:"+port[1]+port[2]+"\n") {
+	if port == nil || !regexp.MustCompile(`(reverse_proxy |federated http://)127\.0\.0\.1:`+port[1]+port[2]+`\b`).MatchString(caddyfile) {
 		t.Fatalf("%s doesn't listen where the Caddyfile expects it", server)
 	}
 	return "127.0.0.1:" + port[1] + port[2]
