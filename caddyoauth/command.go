@@ -18,17 +18,20 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "oauth",
-		Usage: "generate-secret | hash-secret [--algorithm <name>] | explain [--client <id>] <method> <url> | keys list | keys rotate | lint [--config <file>] | routes [--config <file>] | token inspect | token revoke --client <id>",
-		Short: "Makes client secrets for the oauth app, explains and checks its configuration, rotates its keys, and reads and revokes tokens",
+		Usage: "generate-secret | hash-secret [--algorithm <name>] | generate-key [--out <file>] | assertion --key <file> --client-id <id> --audience <issuer> | explain [--client <id>] <method> <url> | keys list | keys rotate | lint [--config <file>] | routes [--config <file>] | token inspect | token revoke --client <id>",
+		Short: "Makes client secrets and keys for the oauth app, explains and checks its configuration, rotates its keys, and reads and revokes tokens",
 		Long: `
-Makes client secrets for the oauth app, explains and checks its configuration, rotates its
-keys, and reads and revokes tokens.
+Makes client secrets and keys for the oauth app, explains and checks its configuration,
+rotates its keys, and reads and revokes tokens.
 
 'caddy oauth generate-secret' generates a secret of 256 random bits and prints it, with
 the Caddyfile line that lets a client authenticate with it.
 
 'caddy oauth hash-secret' reads an existing secret from the terminal or from standard
 input, and prints the Caddyfile line for it.
+
+'caddy oauth generate-key' generates a key pair for a client that needs no secret, and
+'caddy oauth assertion' makes an assertion by which such a client authenticates.
 
 'caddy oauth explain' shows which way a request would go, and why it would be refused.
 
@@ -45,7 +48,7 @@ token_id by which the log names it, and what it says about itself.
 'caddy oauth token revoke' ends all tokens of a client, or of all clients of a realm.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.AddCommand(generateSecretCommand(), hashSecretCommand(), explainCommand(), keysCommand(), lintCommand(), routesCommand(), tokenCommand())
+			cmd.AddCommand(generateSecretCommand(), hashSecretCommand(), generateKeyCommand(), assertionCommand(), explainCommand(), keysCommand(), lintCommand(), routesCommand(), tokenCommand())
 			cmd.Args = cobra.ArbitraryArgs // RunE checks them
 			cmd.RunE = helpOrUnknown
 		},

@@ -18,9 +18,10 @@
 //	                             /oauth/keys, /oauth/keys/rotate and
 //	                             /oauth/tokens/revoke on the admin endpoint      admin.go, admin_keys.go,
 //	                                                                             admin_revoke.go, explain.go, health.go
-//	caddy oauth                  the command line                                command.go, command_explain.go,
-//	                                                                             command_keys.go, command_lint.go,
-//	                                                                             command_routes.go, command_token.go
+//	caddy oauth                  the command line                                command.go, command_assertion.go,
+//	                                                                             command_explain.go, command_keys.go,
+//	                                                                             command_lint.go, command_routes.go,
+//	                                                                             command_token.go
 //
 // Around them:
 //

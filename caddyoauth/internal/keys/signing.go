@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
@@ -147,6 +148,21 @@ func (k *SigningKey) Signs() bool { return k.private != nil }
 // jwk returns the public half.
 func (k *SigningKey) jwk() jose.JSONWebKey {
 	return jose.JSONWebKey{Key: k.public, KeyID: k.id, Algorithm: string(k.algorithm), Use: "sig"}
+}
+
+// JWK returns the public half as a JWK (RFC 7517), in one line.
+func (k *SigningKey) JWK() ([]byte, error) { return json.Marshal(k.jwk()) }
+
+// PrivatePEM returns the private half in PEM, as PKCS #8. It fails if it is not known.
+func (k *SigningKey) PrivatePEM() ([]byte, error) {
+	if k.private == nil {
+		return nil, errors.New("the private half of the key is not known")
+	}
+	plain, err := x509.MarshalPKCS8PrivateKey(k.private)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: plain}), nil
 }
 
 // JWKSet returns the public halves of keys as a JWK set (RFC 7517 section 5).

@@ -16,8 +16,8 @@ import (
 // 2.2).
 const AuthPrivateKeyJWT = "private_key_jwt"
 
-// assertionType is the only type of client assertions that exists here (RFC 7523 section 2.2).
-const assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+// AssertionType is the only type of client assertions that exists here (RFC 7523 section 2.2).
+const AssertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 // ReplayStore is the ability of a store to remember what may be used once. The rules of [TokenStore]
 // about durability, contexts, errors and concurrency hold here too.

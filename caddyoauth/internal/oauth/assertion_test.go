@@ -101,7 +101,7 @@ func (s signer) assert(t testing.TB, now time.Time, changes map[string]any) stri
 func asserting(t testing.TB, assertion string) Request {
 	t.Helper()
 	req, err := ParseRequest(Incoming{Body: url.Values{
-		"grant_type": {GrantClientCredentials}, "client_assertion_type": {assertionType}, "client_assertion": {assertion},
+		"grant_type": {GrantClientCredentials}, "client_assertion_type": {AssertionType}, "client_assertion": {assertion},
 	}.Encode()})
 	if err != nil {
 		t.Fatal(err)

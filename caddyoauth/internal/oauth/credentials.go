@@ -91,8 +91,8 @@ func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 			creds.ClientIDs = []string{id}
 		}
 		return creds, nil
-	case asserted && kind != assertionType && !(in.SVIDs && kind == spiffeAssertionType):
-		known := assertionType
+	case asserted && kind != AssertionType && !(in.SVIDs && kind == spiffeAssertionType):
+		known := AssertionType
 		if in.SVIDs {
 			known += " or " + spiffeAssertionType
 		}

@@ -86,7 +86,7 @@ func TestFailuresAreLimited(t *testing.T) {
 		{"method that is not allowed", post(url.Values{"client_id": {"basic"}, "client_secret": {"s"}})},
 		{"empty secret", request(t, "quick", "", grantForm)},
 		{"secret of 10 KiB", request(t, "nobody", string(make([]byte, 10<<10)), grantForm)},
-		{"assertion", post(url.Values{"client_id": {"quick"}, "client_assertion": {"a.b.c"}, "client_assertion_type": {assertionType}})},
+		{"assertion", post(url.Values{"client_id": {"quick"}, "client_assertion": {"a.b.c"}, "client_assertion_type": {AssertionType}})},
 		{"another scheme", authorization("Digest x")},
 		{"ID without a readable secret", authorization("Basic " + base64.StdEncoding.EncodeToString([]byte("quick:\xff")))},
 	} {
@@ -201,7 +201,7 @@ func TestFailuresOfOne(t *testing.T) {
 		return "eyJhbGciOiJFUzI1NiJ9." + base64.RawURLEncoding.EncodeToString([]byte(`{"iss":"https://platform.example.com","sub":"`+sub+`"}`)) + ".AAAA"
 	}
 	workload := func(sub string, more ...string) Request {
-		form := url.Values{"grant_type": {GrantClientCredentials}, "client_assertion": {claims(sub)}, "client_assertion_type": {assertionType}}
+		form := url.Values{"grant_type": {GrantClientCredentials}, "client_assertion": {claims(sub)}, "client_assertion_type": {AssertionType}}
 		for _, id := range more {
 			form.Set("client_id", id)
 		}

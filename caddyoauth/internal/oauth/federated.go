@@ -15,7 +15,7 @@ import (
 const AuthFederated = "federated"
 
 // spiffeAssertionType is the type of client assertions that are JWT-SVIDs
-// (draft-ietf-oauth-spiffe-client-auth). They are taken as assertionType, too.
+// (draft-ietf-oauth-spiffe-client-auth). They are taken as AssertionType, too.
 const spiffeAssertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"
 
 // takesNoSecret reports whether a client needs no secret for a method.
