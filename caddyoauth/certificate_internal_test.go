@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
 	"math/big"
@@ -121,6 +122,37 @@ func FuzzClientCert(f *testing.F) {
 			t.Fatalf("%q, %q is read, and what is written again is not: %v", leaf, lines, err)
 		}
 	})
+}
+
+// What is read of a header is bounded, and is all that the header says.
+func TestClientCertIsBounded(t *testing.T) {
+	t.Parallel()
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	made := func(size int) string {
+		template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Unix(1<<32, 0), ExtraExtensions: []pkix.Extension{{Id: []int{1, 2, 3}, Value: make([]byte, size)}}}
+		der, err := x509.CreateCertificate(nil, template, template, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return base64.StdEncoding.EncodeToString(der)
+	}
+	good, stray := made(15<<10), ""
+	for n := 1; !strings.HasSuffix(stray, "="); n++ {
+		stray = made(n)
+	}
+	last := strings.IndexByte(stray, '=') - 1
+	stray = stray[:last] + string(stray[last]+1) + stray[last+1:] // whose spare bits are not zero
+	for what, c := range map[string]struct {
+		text string
+		ok   bool
+	}{
+		"large": {good, true}, "too large": {made(16 << 10), false}, "with a line break": {good[:64] + "\n" + good[64:], false},
+		"with bits in the padding": {stray, false},
+	} {
+		if _, err := certificatesIn([]string{":" + c.text + ":"}, nil); (err == nil) != c.ok {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 }
 
 // A request that came before the handshake was complete shows no certificate, wherever TLS ends.

@@ -106,3 +106,29 @@ func TestExplainAssumesTheCertificate(t *testing.T) {
 		t.Errorf("%s%s%v", stdout, stderr, err)
 	}
 }
+
+// Tokens of other servers that are bound to a certificate are held to it, too.
+func TestForeignTokensBoundToACertificate(t *testing.T) {
+	own, other := selfSigned(t, "own"), selfSigned(t, "other")
+	f := newForeign(t)
+	cnf := `"cnf":{"x5t#S256":"` + thumbprint(own) + `"}`
+	f.knows("opaque", strings.Replace(activeForeign, "{", "{"+cnf+",", 1))
+	f.knows("otherwise", strings.Replace(activeForeign, "{", `{"cnf":{"kid":"a"},`, 1))
+	tokens := map[string]string{"introspected": "opaque", "signed": f.jwt(t, ","+cnf)}
+	site := "oauth_server\noauth_protect {\n" + f.sources("") + "}\nreverse_proxy BACKEND"
+	g := startAsking(t, "store memory\n"+testClients, site, "mode request", "")
+	byOwn, byOther, byNobody := g.with(own), g.with(other), g.with()
+	for kind, token := range tokens {
+		waitUntil(t, "the issuer's keys are there", func() bool { return byOwn.get("/x", token).StatusCode == 200 })
+		for range 2 {
+			for by, want := range map[*gateway]int{byOwn: 200, byOther: 401, byNobody: 401} {
+				if a := by.get("/x", token); a.StatusCode != want {
+					t.Errorf("%s: %d, want %d", kind, a.StatusCode, want)
+				}
+			}
+		}
+	}
+	if a := byOwn.do(byOwn.request("GET", "/x", "", "Authorization", "Bearer otherwise")); a.StatusCode != 401 {
+		t.Errorf("bound otherwise: %d", a.StatusCode)
+	}
+}
