@@ -9,3 +9,12 @@ func WriteEvents() {
 		}
 	}
 }
+
+// OpenKeys returns how many sets of issuers' keys are open.
+func OpenKeys() (n int) {
+	openKeys.Range(func(_, _ any) bool {
+		n++
+		return true
+	})
+	return n
+}

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/caddyoauth/gateway/caddyoauth"
 )
 
 // platform gives tokens to workloads.
@@ -338,7 +340,30 @@ func TestFederatedSettingsThatAreRefused(t *testing.T) {
 	}
 }
 
-// trustDomain is a platform whose tokens are JWT-SVIDs, with the changes of token.
+// Each of many clients of one platform is found by its subject alone, and the platform's keys are there
+// once for all of them.
+func TestManyClientsOfOnePlatform(t *testing.T) {
+	p := newPlatform(t, actions)
+	const most = 2000
+	var clients strings.Builder
+	for i := range most {
+		clients.WriteString(p.federated(fmt.Sprintf("c%d", i), fmt.Sprintf("subject repo:acme/app%d:ref:refs/heads/*", i)))
+	}
+	g := startGateway(t, "store memory\n"+issuerOption+clients.String(), gatewaySite)
+	for _, i := range []int{0, 1, 10, 100, 1234, most - 1} {
+		token := wantToken(t, g.ask(p.token(fmt.Sprintf("repo:acme/app%d:ref:refs/heads/main", i), nil)), "read")
+		g.wants("its token", token, 200)
+		if got, want := g.Backend.last(t).Header.Get("X-OAuth-Client-Id"), fmt.Sprintf("c%d", i); got != want {
+			t.Errorf("the client is %s, want %s", got, want)
+		}
+	}
+	wantE401(t, g.ask(p.token(fmt.Sprintf("repo:acme/app%d:ref:refs/heads/main", most), nil)), "root")
+	if open := caddyoauth.OpenKeys(); open != 1 {
+		t.Errorf("the keys are there %d times", open)
+	}
+}
+
+// newTrustDomain returns a platform whose tokens are JWT-SVIDs.
 func newTrustDomain(t testing.TB, domain string) *platform {
 	t.Helper()
 	p := newPlatform(t, domain)

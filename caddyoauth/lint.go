@@ -58,7 +58,7 @@ type lintReport func(at lintPlace, format string, args ...any)
 // lintChecks returns everything that lint looks for. It is a function because the checks and what
 // they look at refer to each other.
 func lintChecks() []lintCheck {
-	return slices.Concat(lintOpenChecks(), lintLockedChecks(), lintDoubtfulChecks(), lintKeyChecks(), lintCertificateChecks(), []lintCheck{{
+	return slices.Concat(lintOpenChecks(), lintLockedChecks(), lintDoubtfulChecks(), lintKeyChecks(), lintCertificateChecks(), lintFederatedChecks(), []lintCheck{{
 		code: lintUnused, kind: lintDoubtful,
 		means: "A `lint_ignore` silences nothing: what it was written for is gone, or it stands in the wrong place.",
 		do:    "Remove it, or move it to where the finding is.",

@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -38,6 +39,33 @@ func BenchmarkProcessAuthenticate(b *testing.B) {
 			compareAuthentication(b, issuerOption+"client signer {\nauth private_key_jwt\njwks_file "+file+"\nscopes read\ndefault_scopes read\n}\n", client.verification, func(p *process) *http.Request {
 				return p.asserting(client.assert(b, map[string]any{"iss": "signer", "sub": "signer", "aud": "https://auth.example.com/oauth2", "jti": rand.Text()}))
 			})
+		})
+	}
+}
+
+// BenchmarkProcessFederated is BenchmarkProcessAuthenticate for tokens of a platform. The client shows the
+// same one again and again, as programs do, and there are as many clients of the platform as it says.
+func BenchmarkProcessFederated(b *testing.B) {
+	for _, c := range []struct {
+		algorithm jose.SignatureAlgorithm
+		clients   int
+	}{{jose.ES256, 1}, {jose.RS256, 1}, {jose.RS256, 1000}} {
+		b.Run(fmt.Sprintf("%s-clients=%d", c.algorithm, c.clients), func(b *testing.B) {
+			platform := newBenchSigner(b, c.algorithm)
+			set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: platform.key.Public(), KeyID: "1"}}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			file := filepath.Join(b.TempDir(), "keys.json")
+			if err := os.WriteFile(file, set, 0o600); err != nil {
+				b.Fatal(err)
+			}
+			clients := ""
+			for i := range c.clients {
+				clients += fmt.Sprintf("client c%d {\nfederated %s {\njwks_file %s\nsubject repo:acme/app%d:ref:refs/heads/*\n}\nscopes read\ndefault_scopes read\n}\n", i, actions, file, i)
+			}
+			token := platform.assert(b, map[string]any{"iss": actions, "sub": "repo:acme/app0:ref:refs/heads/main", "aud": "https://auth.example.com/oauth2", "jti": rand.Text()})
+			compareAuthentication(b, issuerOption+clients, platform.verification, func(p *process) *http.Request { return p.asserting(token) })
 		})
 	}
 }
@@ -119,7 +147,7 @@ func newBenchSigner(b *testing.B, algorithm jose.SignatureAlgorithm) benchSigner
 // assert signs claims, with the times of now.
 func (s benchSigner) assert(b *testing.B, claims map[string]any) string {
 	now := time.Now()
-	claims["iat"], claims["exp"] = now.Unix(), now.Add(time.Minute).Unix()
+	claims["iat"], claims["exp"] = now.Unix(), now.Add(4*time.Minute).Unix()
 	payload, err := json.Marshal(claims)
 	if err != nil {
 		b.Fatal(err)

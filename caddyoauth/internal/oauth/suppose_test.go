@@ -75,6 +75,17 @@ func TestSupposingSaysWhyThereIsNoToken(t *testing.T) {
 	if _, facts, err := e.Suppose("off", []string{"a"}); err != nil || facts.Active || facts.Cause() != introspect.CauseClientDisabled {
 		t.Errorf("a disabled client: %+v %v", facts, err)
 	}
+	// Who proves itself in another way needs no secret.
+	for _, method := range []string{AuthFederated, AuthPrivateKeyJWT, AuthTLS, AuthSelfSigned} {
+		keyless := newClient("keyless")
+		keyless.Auth = []string{method}
+		if method == AuthFederated {
+			keyless.Federated = []*Federated{{Issuer: "https://platform.example.com"}}
+		}
+		if _, facts, err := newEngine(t, nil, keyless).Suppose("keyless", []string{"a"}); err != nil || !facts.Active {
+			t.Errorf("by %s: %+v %v", method, facts, err)
+		}
+	}
 	apart := New(Settings{Realm: "r", Clients: map[string]*Client{"c": newClient("c", secret)}})
 	if _, _, err := apart.Suppose("c", []string{"a"}); err == nil {
 		t.Error("nothing has been shared")
