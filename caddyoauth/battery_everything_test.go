@@ -81,6 +81,13 @@ func (ws *worlds) between(from, to world, is func(world) bool) bool {
 	return false
 }
 
+// next stands for a configuration behind all that there have been.
+func (ws *worlds) next() world {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return world{number: len(ws.all)}
+}
+
 // everythingAtOnce has callers fetch, use, introspect and revoke tokens of two realms while the
 // configuration changes: its clients, routes, realms and store.
 func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
@@ -158,6 +165,9 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 			changed := func(w world) bool { return w.store != issued.store || realm == "alpha" && !w.alpha }
 			return changed(w) || ws.between(issued, w, changed)
 		}
+		// A request may outlast its configuration. Then it goes by what the next one has done in the
+		// store meanwhile.
+		outlasted := func() bool { return realm == "alpha" && ws.between(issued, ws.next(), func(w world) bool { return !w.alpha }) }
 		for range 3 {
 			a, w, ok := get(realm, token)
 			switch {
@@ -168,6 +178,7 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 					t.Errorf("a token without the scope passed")
 				}
 			case a.StatusCode == 403 && realm == "root" && w.needsWrite && !strings.Contains(scope, "write"):
+			case a.StatusCode == 401 && outlasted():
 			default:
 				t.Errorf("a good token of %s: %d", realm, a.StatusCode)
 			}

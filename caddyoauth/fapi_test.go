@@ -22,10 +22,28 @@ type fapiClient struct {
 	g      *gateway // with its certificate, if it has one
 	issuer string
 	aud    any
-	// bound is what a request has that proves what a token is bound to, besides a certificate.
-	bound func(method, url, token string) http.Header
+	// prover makes its DPoP proofs; nil for a client with a certificate. nonces are the latest that it
+	// has been given, by the methods of its requests: tokens are fetched by POST, and used by GET.
+	prover *prover
+	nonces map[string]string
 	// scheme is that of its Authorization headers.
 	scheme string
+}
+
+// bound is what a request has that proves what a token is bound to, besides a certificate.
+func (c *fapiClient) bound(method, url, token string) http.Header {
+	if c.prover == nil {
+		return nil
+	}
+	return http.Header{"Dpop": {c.prover.proof(method, url, token, withNonce(c.nonces[method]))}}
+}
+
+// learn keeps the nonce of an answer.
+func (c *fapiClient) learn(a answer) answer {
+	if nonce := a.Header.Get("DPoP-Nonce"); nonce != "" && c.nonces != nil {
+		c.nonces[a.Request.Method] = nonce
+	}
+	return a
 }
 
 // request asks for a token with these changes to a good assertion and form.
@@ -41,11 +59,11 @@ func (c *fapiClient) requestBy(assertion string, form url.Values, header http.He
 	body := by(assertion, "grant_type", "client_credentials")
 	maps.Copy(body, form)
 	r := c.g.request("POST", "/oauth2/access_token", body.Encode(), "Content-Type", "application/x-www-form-urlencoded")
-	if header == nil && c.bound != nil {
+	if header == nil {
 		header = c.bound("POST", c.issuer+"/access_token", "")
 	}
 	maps.Copy(r.Header, header)
-	return c.g.do(r)
+	return c.learn(c.g.do(r))
 }
 
 // fapiGateway starts a gateway for such clients, in one of the two ways in which tokens are bound.
@@ -55,7 +73,7 @@ func fapiGateway(t *testing.T, binding string) (c, other *fapiClient, plain *gat
 	base := fmt.Sprintf("https://localhost:%d", porttest.Reserve(t))
 	one, two := newKeyClient(t, "one"), newKeyClient(t, "two")
 	lines := strings.ReplaceAll(one.lines()+two.lines(), "introspect own\n", "introspect own\nassertion_algorithms PS256 ES256 EdDSA\n"+binding+"\n")
-	g := startCaddyfile(t, "{\nadmin off\npersist_config off\nskip_install_trust\nauto_https off\ngrace_period 1s\noauth {\nstore memory\nissuer "+base+"/oauth2\n"+lines+
+	g := startCaddyfile(t, "{\nadmin off\npersist_config off\nskip_install_trust\nauto_https off\ngrace_period 1s\noauth {\nstore memory\nlimit failures off\nissuer "+base+"/oauth2\n"+lines+
 		"}\n}\n"+base+" {\nbind 127.0.0.1\ntls "+certFile+" "+keyFile+" {\nclient_auth {\nmode request\n}\n}\noauth_server\noauth_protect /api/* {\nscopes read\n}\nreverse_proxy BACKEND\n}\n")
 	as := func(k *keyClient, certificates ...tls.Certificate) *fapiClient {
 		transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: trust, Certificates: certificates, MinVersion: tls.VersionTLS12}}
@@ -65,13 +83,23 @@ func fapiGateway(t *testing.T, binding string) (c, other *fapiClient, plain *gat
 	if binding == "certificate_bound" {
 		return as(one, selfSigned(t, "one")), as(two, selfSigned(t, "two")), as(one).g
 	}
-	return as(one), as(two), as(one).g
+	proving := func(c *fapiClient) *fapiClient {
+		c.prover, c.nonces, c.scheme = newProver(t), make(map[string]string), "DPoP"
+		// After a start the gateway gives each client a nonce, here and there.
+		c.request(nil, nil, nil)
+		token := fmt.Sprint(c.request(nil, nil, nil).json(t)["access_token"])
+		r := c.g.request("GET", "/api/x", "", "Authorization", "DPoP "+token)
+		maps.Copy(r.Header, c.bound("GET", base+"/api/x", token))
+		c.learn(c.g.do(r))
+		return c
+	}
+	return proving(as(one)), proving(as(two)), as(one).g
 }
 
 // What the FAPI 2.0 Security Profile demands of an authorization server and of resource servers for the
 // client credentials grant, as the conformance tests of the OpenID Foundation check it.
 func TestFAPI2(t *testing.T) {
-	for name, binding := range map[string]string{"certificate": "certificate_bound"} {
+	for name, binding := range map[string]string{"certificate": "certificate_bound", "DPoP": "dpop required"} {
 		t.Run(name, func(t *testing.T) {
 			c, other, plain := fapiGateway(t, binding)
 			granted := c.request(nil, nil, nil)
@@ -82,6 +110,9 @@ func TestFAPI2(t *testing.T) {
 			t.Run("token answer", func(t *testing.T) { fapiTokenAnswer(t, granted, c.scheme) })
 			t.Run("assertions", func(t *testing.T) { fapiAssertions(t, c, other) })
 			t.Run("bound tokens", func(t *testing.T) { fapiBoundTokens(t, c, other, plain) })
+			if c.prover != nil {
+				t.Run("DPoP proofs", func(t *testing.T) { fapiProofs(t, c) })
+			}
 			t.Run("TLS", func(t *testing.T) { fapiTLS(t, c) })
 		})
 	}
@@ -207,9 +238,7 @@ func fapiBoundTokens(t *testing.T, c, other *fapiClient, plain *gateway) {
 	call := func(by *fapiClient, g *gateway, path string, header http.Header) int {
 		t.Helper()
 		r := g.request("GET", path, "")
-		if by.bound != nil {
-			maps.Copy(r.Header, by.bound("GET", g.URL+"/api/x", token))
-		}
+		maps.Copy(r.Header, by.bound("GET", g.URL+"/api/x", token))
 		maps.Copy(r.Header, header)
 		return g.do(r).StatusCode
 	}
@@ -234,6 +263,107 @@ func fapiBoundTokens(t *testing.T, c, other *fapiClient, plain *gateway) {
 	introspected := c.g.post("/oauth2/introspect", "", "", by(assertion, "token", token)).json(t)
 	if cnf, _ := introspected["cnf"].(map[string]any); introspected["active"] != true || len(cnf) != 1 {
 		t.Errorf("introspection says %v, want an active token with cnf", introspected)
+	}
+}
+
+// fapiProofs checks what a DPoP proof must be, at the token endpoint and at a route.
+func fapiProofs(t *testing.T, c *fapiClient) {
+	token := fmt.Sprint(c.request(nil, nil, nil).json(t)["access_token"])
+	proof := func(method, url, token string, changes map[string]any) string {
+		all := withNonce(c.nonces[method])
+		if all == nil {
+			all = make(map[string]any)
+		}
+		maps.Copy(all, changes)
+		return c.prover.proof(method, url, token, all)
+	}
+	ask := func(proofs ...string) int {
+		t.Helper()
+		a := c.request(nil, nil, http.Header{"Dpop": proofs})
+		if a.StatusCode != 200 && a.json(t)["error"] != "invalid_dpop_proof" {
+			t.Errorf("the token endpoint answers %s, want invalid_dpop_proof", a.Body)
+		}
+		return a.StatusCode
+	}
+	call := func(proofs ...string) int {
+		t.Helper()
+		r := c.g.request("GET", "/api/x", "", "Authorization", "DPoP "+token)
+		r.Header["Dpop"] = proofs
+		a := c.learn(c.g.do(r))
+		if a.StatusCode == 401 && !strings.Contains(strings.Join(a.Header["Www-Authenticate"], " "), "DPoP ") {
+			t.Errorf("the route answers with the challenges %q, want one for DPoP", a.Header["Www-Authenticate"])
+		}
+		return a.StatusCode
+	}
+	now := time.Now()
+	for name, changes := range map[string]map[string]any{
+		"no jti": {"jti": nil}, "no htm": {"htm": nil}, "no htu": {"htu": nil}, "no iat": {"iat": nil},
+		"another method":              {"htm": "PUT"},
+		"another URL":                 {"htu": "https://other.example.com/oauth2/access_token"},
+		"made an hour ago":            {"iat": now.Add(-time.Hour).Unix()},
+		"made in an hour":             {"iat": now.Add(time.Hour).Unix()},
+		"iat as a text":               {"iat": fmt.Sprint(now.Unix())},
+		"jti as a number":             {"jti": 1},
+		"the method in lower case":    {"htm": "get"},
+		"the URL without a path":      {"htu": c.g.URL},
+		"the URL of plain HTTP":       {"htu": "http" + strings.TrimPrefix(c.g.URL, "https") + "/api/x"},
+		"a jti that is far too long":  {"jti": strings.Repeat("x", 1000)},
+		"the URL with another server": {"htu": "https://localhost.example.com/api/x"},
+	} {
+		if got := ask(proof("POST", c.issuer+"/access_token", "", changes)); got != 400 {
+			t.Errorf("%s: the token endpoint answers %d, want 400", name, got)
+		}
+		if got := call(proof("GET", c.g.URL+"/api/x", token, changes)); got != 401 {
+			t.Errorf("%s: the route answers %d, want 401", name, got)
+		}
+	}
+	for name, changes := range map[string]map[string]any{
+		"made 8 seconds ago":      {"iat": now.Add(-8 * time.Second).Unix()},
+		"made in 8 seconds":       {"iat": time.Now().Add(8 * time.Second).Unix()},
+		"a claim nobody knows":    {"x": "y"},
+		"the URL with a query":    {"htu": c.g.URL + "/api/x?y=z"},
+		"the URL with upper case": {"htu": "HTTPS" + strings.Replace(strings.TrimPrefix(c.g.URL, "https"), "localhost", "LOCALHOST", 1) + "/api/x"},
+	} {
+		if got := call(proof("GET", c.g.URL+"/api/x", token, changes)); got != 200 {
+			t.Errorf("%s: the route answers %d, want 200", name, got)
+		}
+	}
+	good := proof("GET", c.g.URL+"/api/x", token, nil)
+	if first, second := call(good), call(good); first != 200 || second != 401 {
+		t.Errorf("a proof used twice: %d and %d, want 200 and 401", first, second)
+	}
+	good = proof("POST", c.issuer+"/access_token", "", nil)
+	if first, second := ask(good), ask(good); first != 200 || second != 400 {
+		t.Errorf("a proof used twice at the token endpoint: %d and %d, want 200 and 400", first, second)
+	}
+	two := []string{proof("GET", c.g.URL+"/api/x", token, nil), proof("GET", c.g.URL+"/api/x", token, nil)}
+	if got := call(two...); got != 401 && got != 400 {
+		t.Errorf("two proofs: %d, want a refusal", got)
+	}
+	if got := call(proof("GET", c.g.URL+"/api/x", spoiled(token), nil)); got != 401 {
+		t.Errorf("a proof for another token: %d, want 401", got)
+	}
+	if got := call(proof("GET", c.g.URL+"/api/x", "", nil)); got != 401 {
+		t.Errorf("a proof for no token: %d, want 401", got)
+	}
+	if got := call(newProver(t).proof("GET", c.g.URL+"/api/x", token, withNonce(c.nonces["GET"]))); got != 401 {
+		t.Errorf("a proof by another key: %d, want 401", got)
+	}
+	head, rest, _ := strings.Cut(proof("GET", c.g.URL+"/api/x", token, nil), ".")
+	payload, signature, _ := strings.Cut(rest, ".")
+	for _, header := range []string{`{"typ":"dpop+jwt","alg":"none"}`, `{"typ":"dpop+jwt","alg":"HS256","jwk":{"kty":"oct","k":"AA"}}`, `{"typ":"JWT","alg":"ES256"}`, `{"typ":"dpop+jwt","alg":"ES256"}`} {
+		if got := call(b64(header) + "." + payload + "." + signature); got != 401 {
+			t.Errorf("the header %s: %d, want 401", header, got)
+		}
+	}
+	for _, wrong := range []string{head + "." + payload + "." + spoiled(signature), head + "." + payload, "x", ""} {
+		if got := call(wrong); got != 401 && got != 400 {
+			t.Errorf("the proof %.40q: %d, want a refusal", wrong, got)
+		}
+	}
+	r := c.g.request("GET", "/api/x", "", "Authorization", "Bearer "+token, "DPoP", proof("GET", c.g.URL+"/api/x", token, nil))
+	if a := c.g.do(r); a.StatusCode != 401 {
+		t.Errorf("a bound token as a bearer token: %d, want 401", a.StatusCode)
 	}
 }
 
