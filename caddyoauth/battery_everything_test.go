@@ -167,7 +167,9 @@ func everythingAtOnce(t *testing.T, rounds int, requests *atomic.Int64) {
 		}
 		// A request may outlast its configuration. Then it goes by what the next one has done in the
 		// store meanwhile.
-		outlasted := func() bool { return realm == "alpha" && ws.between(issued, ws.next(), func(w world) bool { return !w.alpha }) }
+		outlasted := func() bool {
+			return realm == "alpha" && ws.between(issued, ws.next(), func(w world) bool { return !w.alpha })
+		}
 		for range 3 {
 			a, w, ok := get(realm, token)
 			switch {

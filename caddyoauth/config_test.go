@@ -481,6 +481,7 @@ var modules = map[string]caddy.Module{
 	"oauth.sources.local":         new(caddyoauth.LocalSource),
 	"oauth.sources.introspect":    new(caddyoauth.IntrospectSource),
 	"oauth.sources.jwt":           new(caddyoauth.JWTSource),
+	"oauth.sources.spiffe":        new(caddyoauth.SPIFFESource),
 	"admin.api.oauth":             nil, // its type is not exported
 	"http.handlers.oauth_server":  new(caddyoauth.Server),
 	"http.handlers.oauth_protect": new(caddyoauth.Protect),
