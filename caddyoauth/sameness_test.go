@@ -61,6 +61,11 @@ func failures(t testing.TB) (*gateway, map[string][]failure) {
 	}
 	past := " until 2020-01-01T00:00:00Z"
 	options := "store memory\n" + issuerOption + noFailureLimit + signer.lines() + three.lines() + strings.Replace(off.lines(), "{\n", "{\ndisabled\n", 1)
+	main := "subject " + mainOfIt
+	provider, double := newPlatform(t, actions), newPlatform(t, actions)
+	double.kid = provider.kid
+	options += provider.federated("ci", main) + provider.federated("long", "subject repo:long/*", "claim environment production") + provider.federated("twin", "subject repo:twin/app", "claim environment production") +
+		provider.federated("twins", "subject repo:twin/*") + strings.Replace(provider.federated("ci-off", "subject repo:off/app"), "scopes read\n", "disabled\nscopes read\n", 1)
 	for _, realm := range []string{"quick", "slow"} {
 		hash := func(secret string) string { return "secret_hash " + hashOf(secret) }
 		if realm == "slow" {
@@ -105,11 +110,43 @@ func failures(t testing.TB) (*gateway, map[string][]failure) {
 			return "", "&client_assertion=" + text + "&client_assertion_type=" + url.QueryEscape(assertionType)
 		}}
 	}
+	workload := func(name string, p *platform, id, subject string, claims map[string]any, change func(string) string) failure {
+		return failure{name, func() (string, string) {
+			text := p.token(subject, claims)
+			if change != nil {
+				text = change(text)
+			}
+			form := "&client_assertion=" + text + "&client_assertion_type=" + url.QueryEscape(assertionType)
+			if id != "" {
+				form += "&client_id=" + id
+			}
+			return "", form
+		}}
+	}
 	stolen := func(id string) map[string]any { return map[string]any{"iss": id, "sub": id} }
 	return g, map[string][]failure{
 		"secrets, all quick": secrets,
 		"secrets, some slow": append(slices.Clone(secrets[:6:6]), named("wrong slow secret", by("slow", "wrong")), named("empty secret", by("slow", ""))),
 		"secrets of 10 KiB":  {named("unknown client", by("nobody", long)), named("wrong secret", by("quick", long)), named("right secret and more", by("quick", "right"+long[5:]))},
+		"tokens of a platform": {
+			workload("unknown client", provider, "nobody", mainOfIt, nil, nil),
+			workload("a secret's client", provider, "quick", mainOfIt, nil, nil),
+			workload("a key's client", provider, "signer", mainOfIt, nil, nil),
+			workload("another client", provider, "long", mainOfIt, nil, nil),
+			workload("disabled client", provider, "ci-off", "repo:off/app", nil, nil),
+			workload("disabled client, not named", provider, "", "repo:off/app", nil, nil),
+			workload("nobody's subject", provider, "", "repo:evil/app", nil, nil),
+			workload("two clients", provider, "", "repo:twin/app", map[string]any{"environment": "production"}, nil),
+			workload("another claim", provider, "long", "repo:long/app", nil, nil),
+			workload("another audience", provider, "ci", mainOfIt, map[string]any{"aud": "https://other.example.com"}, nil),
+			workload("too long", provider, "ci", mainOfIt, map[string]any{"exp": time.Now().Add(2 * time.Hour).Unix()}, nil),
+			workload("expired", provider, "ci", mainOfIt, map[string]any{"exp": time.Now().Add(-time.Hour).Unix()}, nil),
+			workload("another's key", double, "ci", mainOfIt, nil, nil),
+			workload("another's key, unknown client", double, "nobody", mainOfIt, nil, nil),
+			workload("unknown platform", provider, "ci", mainOfIt, map[string]any{"iss": "https://nobody.example.com"}, nil),
+			workload("unknown platform and client", provider, "", mainOfIt, map[string]any{"iss": "https://nobody.example.com"}, nil),
+			workload("spoiled", provider, "ci", mainOfIt, nil, spoiled),
+		},
 		"assertions": {
 			assertion("unknown client", stranger, nil, nil),
 			assertion("a secret's client", secretive, nil, nil),
