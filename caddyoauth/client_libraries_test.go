@@ -1,6 +1,7 @@
 package caddyoauth_test
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/tls"
@@ -16,10 +17,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2"
 	"golang.org/x/oauth2"
 	"golang.org/x/oauth2/clientcredentials"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
 // libraryClient is a client as a library for OAuth has it.
@@ -162,5 +165,49 @@ func checkLibrary(t *testing.T, client libraryClient, outcome libraryOutcome, ce
 	}
 	if outcome.Revoked != 401 {
 		t.Errorf("a call after the revocation gets %d, want 401", outcome.Revoked)
+	}
+}
+
+// Libraries that know DPoP have their tokens bound to a key, with each kind of key, and answer when they are
+// told to use a nonce.
+func TestClientLibrariesWithDPoP(t *testing.T) {
+	certFile, keyFile, _ := certificate(t)
+	redis := redistest.Start(t)
+	signer := newKeyClient(t, "signer")
+	own := selfSigned(t, "bound")
+	signing := writeKey(t, "signing.pem", signer.key)
+	bound := libraryClient{CertFile: writePEM(t, "own.pem", "CERTIFICATE", own.Certificate[0]), CertKeyFile: writeKey(t, "own.key", own.PrivateKey)}
+	secretive := libraryClient{ID: "secretive", Method: "client_secret_basic", Secret: testSecret}
+	asserting := libraryClient{ID: "signer", Method: "private_key_jwt", KeyFile: signing, Algorithm: "ES256"}
+	both := asserting
+	both.ID, both.CertFile, both.CertKeyFile = "bound", bound.CertFile, bound.CertKeyFile
+	for dpop, clients := range map[string]map[string]libraryClient{
+		"nonce": {"ES256": secretive, "ES256, private_key_jwt": asserting, "ES256, a bound certificate": both},
+		"":      {"Ed25519": secretive, "PS256": asserting, "RS256": secretive},
+	} {
+		base := fmt.Sprintf("https://localhost:%d", porttest.Reserve(t))
+		issuer := base + "/oauth2"
+		// In Redis, since a gateway with another store asks for a nonce after its start.
+		startCaddyfile(t, "{\nadmin off\npersist_config off\nskip_install_trust\nauto_https off\ngrace_period 1s\noauth {\nstore redis "+redis.Addr+"\nissuer "+issuer+"\ndpop {\n"+dpop+"\n}\n"+
+			strings.Replace(signer.lines(), "jwks_file", "dpop required\njwks_file", 1)+
+			"client secretive {\nsecret_hash "+testHash+"\nscopes read\n}\n"+
+			strings.NewReplacer("signer {", "bound {", "jwks_file", "certificate_bound\ndpop required\njwks_file").Replace(signer.lines())+
+			"}\n}\n"+base+" {\nbind 127.0.0.1\ntls "+certFile+" "+keyFile+" {\nclient_auth {\nmode request\n}\n}\noauth_server\noauth_protect /api/* {\ndpop required\n}\nreverse_proxy BACKEND\n}\n")
+		t.Run(cmp.Or(dpop, "no nonce"), func(t *testing.T) {
+			for name, client := range clients {
+				client.DPoP, _, _ = strings.Cut(name, ",")
+				client.Issuer, client.CAFile, client.Scope, client.URL = issuer, certFile, "read", base+"/api/x"
+				for _, library := range []string{"openid-client", "oauth4webapi"} {
+					t.Run(library+", "+name, func(t *testing.T) {
+						t.Parallel()
+						client.Library = library
+						checkLibrary(t, client, runLibrary(t, client), own)
+					})
+				}
+			}
+		})
+		if err := caddy.Stop(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

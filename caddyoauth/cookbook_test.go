@@ -24,20 +24,21 @@ import (
 
 // recipes are the cookbook's by heading: for each block, in order, what it has to do.
 var recipes = map[string][]func(t *testing.T, b docBlock){
-	"Let browsers call from another origin (CORS)": {corsRecipe, corsOfTheBackendRecipe},
-	"Ask for another scope to write":               {methodsRecipe},
-	"Let everybody read":                           {readingRecipe},
-	"Protect what is in use":                       {reportRecipe},
-	"From Basic to tokens in four steps":           {basicStep1, basicStep2, basicStep3, basicStep4},
-	"Put one backend under two prefixes":           {prefixesRecipe},
-	"Give the backend an API key for each client":  {apiKeysRecipe},
-	"Put a token in front of PHP":                  {phpRecipe},
-	"Protect an MCP server":                        {mcpRecipe},
-	"Let browsers open WebSockets":                 {webSocketRecipe},
-	"See the clients' addresses behind a balancer": {balancerRecipe},
-	"Let clients in by their certificates":         {certificatesRecipe},
-	"Log more about the caller":                    {logRecipe},
-	"Update without two processes on one file":     {updateRecipe},
+	"Let browsers call from another origin (CORS)":    {corsRecipe, corsOfTheBackendRecipe},
+	"Ask for another scope to write":                  {methodsRecipe},
+	"Let everybody read":                              {readingRecipe},
+	"Protect what is in use":                          {reportRecipe},
+	"From Basic to tokens in four steps":              {basicStep1, basicStep2, basicStep3, basicStep4},
+	"Put one backend under two prefixes":              {prefixesRecipe},
+	"Give the backend an API key for each client":     {apiKeysRecipe},
+	"Put a token in front of PHP":                     {phpRecipe},
+	"Protect an MCP server":                           {mcpRecipe},
+	"Let browsers open WebSockets":                    {webSocketRecipe},
+	"See the clients' addresses behind a balancer":    {balancerRecipe},
+	"Let clients in by their certificates":            {certificatesRecipe},
+	"Bind tokens to keys, one client after the other": {dpopRecipe},
+	"Log more about the caller":                       {logRecipe},
+	"Update without two processes on one file":        {updateRecipe},
 }
 
 // Every block of the cookbook does what its recipe says, in a real Caddy. A recipe without a test

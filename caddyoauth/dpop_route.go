@@ -70,6 +70,16 @@ func (p *Protect) anyKeyBound() bool {
 	return false
 }
 
+// allKeyBound reports whether all requests need a token that is bound to a key.
+func (p *Protect) allKeyBound() bool {
+	for _, rule := range p.named {
+		if !rule.KeyBound {
+			return false
+		}
+	}
+	return p.rule.KeyBound
+}
+
 // provisionDPoP returns how the route takes tokens that are bound to keys, or nil if it takes none.
 func (p *Protect) provisionDPoP(ctx caddy.Context) (*dpopRoute, error) {
 	if p.DPoP != nil {

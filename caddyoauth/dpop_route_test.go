@@ -1,9 +1,11 @@
 package caddyoauth_test
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -13,7 +15,10 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddyoauth/gateway/caddyoauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 const (
@@ -91,6 +96,7 @@ func TestDPoPAtRoutes(t *testing.T) {
 func TestDPoPProofsThatAreRefused(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
 	site := "oauth_server\nhandle_path /stripped/* {\noauth_protect {\ndpop required {\norigin https://other.example.com " + dpopOrigin + "/\n}\n}\nreverse_proxy BACKEND\n}\n" +
+		"handle /strict/* {\noauth_protect {\nresource https://api.example.com/strict\ndpop required\non GET {\nscopes read\n}\n}\nreverse_proxy BACKEND\n}\n" +
 		"handle /resource/* {\noauth_protect {\nresource https://api.example.com:443/resource\n}\nreverse_proxy BACKEND\n}\n" +
 		"handle {\noauth_protect {\ndpop {\norigin " + dpopOrigin + "\n}\non POST {\ndpop required\n}\non DELETE {\nscopes write\n}\n}\nreverse_proxy BACKEND\n}"
 	g := startCaddyfile(t, logTo(log, caddyfileOf("store memory\ndpop\nissuer "+dpopIssuer+"\n"+testClients, site)))
@@ -105,6 +111,16 @@ func TestDPoPProofsThatAreRefused(t *testing.T) {
 	waitUntil(t, "a proof can be younger than the gateway", func() bool {
 		return g.do(g.showing("/x", token, proof("GET", dpopOrigin+"/x", nil))).StatusCode == 200
 	})
+	document := g.request("GET", "/.well-known/oauth-protected-resource/resource", "")
+	document.Host = "api.example.com"
+	if said := g.do(document).json(t); fmt.Sprint(said["dpop_signing_alg_values_supported"]) != "[RS256 PS256 ES256 EdDSA Ed25519]" || said["dpop_bound_access_tokens_required"] != nil {
+		t.Errorf("the document of the resource: %v", said)
+	}
+	document = g.request("GET", "/.well-known/oauth-protected-resource/strict", "")
+	document.Host = "api.example.com"
+	if said := g.do(document).json(t); said["dpop_bound_access_tokens_required"] != true {
+		t.Errorf("the document of the strict resource: %v", said)
+	}
 	used := proof("GET", dpopOrigin+"/x", nil)
 	if a := g.do(g.showing("/x", token, used)); a.StatusCode != 200 || a.Header.Get("DPoP-Nonce") != "" {
 		t.Fatalf("%d %v", a.StatusCode, a.Header)
@@ -378,6 +394,82 @@ func TestDPoPOfRoutesThatIsRefused(t *testing.T) {
 	} {
 		if err := g.load(c.oauth, "oauth_server\noauth_protect {\n"+c.block+"\n}\nreverse_proxy BACKEND"); err == nil || !strings.Contains(err.Error(), c.part) {
 			t.Errorf("%s: %v, not %q", what, err, c.part)
+		}
+	}
+}
+
+// Before a nonce ends, the next one comes with the answer, at the endpoint and at routes.
+func TestNextDPoPNonce(t *testing.T) {
+	redis := redistest.Start(t)
+	g := startGateway(t, at(redis.Addr)+"issuer "+dpopIssuer+"\ndpop {\nnonce 1m\n}\n"+testClients, dpopSite)
+	p := newProver(t)
+	token := g.boundToken(p, dpopIssuer, "reader")
+	for age, want := range map[time.Duration]struct {
+		status int
+		next   bool
+	}{0: {200, false}, 40 * time.Second: {200, true}, 61 * time.Second: {0, true}} {
+		of := introspect.ProofOf{Method: "POST", URLs: []string{dpopIssuer + "/access_token"}}
+		nonce := caddyoauth.OldNonce(oauth.AtEndpoint, p.proof("POST", of.URLs[0], "", nil), of, age)
+		a := g.do(g.proving("reader", p.proof("POST", of.URLs[0], "", withNonce(nonce))))
+		if next := a.Header.Get("DPoP-Nonce"); a.StatusCode != cmp.Or(want.status, 400) || (next != "") != want.next || next == nonce {
+			t.Errorf("a nonce of %v ago at the endpoint: %d, next %q", age, a.StatusCode, next)
+		}
+		of = introspect.ProofOf{Method: "GET", URLs: []string{dpopOrigin + "/x"}, Token: token}
+		nonce = caddyoauth.OldNonce(oauth.AtResource, p.proof("GET", of.URLs[0], token, nil), of, age)
+		a = g.do(g.showing("/x", token, p.proof("GET", of.URLs[0], token, withNonce(nonce))))
+		if next := a.Header.Get("DPoP-Nonce"); a.StatusCode != cmp.Or(want.status, 401) || (next != "") != want.next || next == nonce {
+			t.Errorf("a nonce of %v ago at a route: %d, next %q", age, a.StatusCode, next)
+		}
+	}
+}
+
+func dpopRecipe(t *testing.T, b docBlock) {
+	text := changed(t, b.text, "127.0.0.1:9000", "BACKEND", "\toauth {", "\tadmin off\n\tpersist_config off\n\tauto_https off\n\toauth {\n\t\tstore memory",
+		"api.example.com {", "http://api.example.com:0, http://127.0.0.1:0 {\n\tbind 127.0.0.1")
+	g := startCaddyfile(t, text)
+	p := newProver(t)
+	const issuer = "https://api.example.com/oauth2"
+	fetch := func(id, scope string, proves bool) answer {
+		return g.insisting(func(nonce string) *http.Request {
+			var proofs []string
+			if proves {
+				proofs = []string{p.proof("POST", issuer+"/access_token", "", withNonce(nonce))}
+			}
+			r := g.posting("/oauth2/access_token", id, testSecret, url.Values{"grant_type": {"client_credentials"}, "scope": {scope}})
+			r.Header["Dpop"] = proofs
+			return r
+		})
+	}
+	if a := fetch("modern", "read", false); a.StatusCode != 400 || a.json(t)["error"] != "invalid_dpop_proof" {
+		t.Errorf("without a proof, modern gets %d %s", a.StatusCode, a.Body)
+	}
+	if a := g.do(g.proving("modern", p.proof("POST", issuer+"/access_token", "", nil))); a.json(t)["error"] != "use_dpop_nonce" {
+		t.Errorf("without a nonce, modern gets %d %s", a.StatusCode, a.Body)
+	}
+	bound, _ := fetch("modern", "read write", true).json(t)["access_token"].(string)
+	bearer, _ := fetch("old", "read", false).json(t)["access_token"].(string)
+	later := fetch("old", "read", true)
+	if later.json(t)["token_type"] != "DPoP" {
+		t.Errorf("with a proof, old gets %s", later.Body)
+	}
+	for _, c := range []struct {
+		method, token string
+		proves        bool
+		want          int
+	}{
+		{"GET", bound, true, 200}, {"POST", bound, true, 200}, {"GET", bound, false, 401}, {"POST", bound, false, 401},
+		{"GET", bearer, false, 200}, {"POST", bearer, false, 401}, {"GET", bearer, true, 401},
+	} {
+		a := g.insisting(func(nonce string) *http.Request {
+			r := g.request(c.method, "/api/x", "", "Authorization", "Bearer "+c.token)
+			if c.proves {
+				r.Header.Set("Authorization", "DPoP "+c.token)
+				r.Header.Set("DPoP", p.proof(c.method, g.URL+"/api/x", c.token, withNonce(nonce)))
+			}
+			return r
+		})
+		if a.StatusCode != c.want {
+			t.Errorf("%s, with a proof %t: %d %s, want %d", c.method, c.proves, a.StatusCode, a.challenges(), c.want)
 		}
 	}
 }

@@ -1,5 +1,13 @@
 package caddyoauth
 
+import (
+	"errors"
+	"time"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/introspect"
+)
+
 // WriteEvents has the configuration in force write at once what it has noted for the log of requests
 // that were refused, so that tests need not wait for it.
 func WriteEvents() {
@@ -17,4 +25,21 @@ func OpenKeys() (n int) {
 		return true
 	})
 	return n
+}
+
+// OldNonce returns a nonce that the running gateway gave out some time ago, for a good proof that has none.
+func OldNonce(place oauth.Place, proof string, of introspect.ProofOf, age time.Duration) (nonce string) {
+	app := activeApp()
+	verifier, err := introspect.NewProofs(introspect.ProofsConfig{})
+	if err != nil {
+		panic(err)
+	}
+	then := oauth.NewProofs(place, verifier, time.Hour, func() time.Time { return time.Now().Add(-age) })
+	then.Keep(app.run.opened.proofs)
+	then.Share(app.run.nonceKey)
+	var refused *oauth.ProofError
+	if _, err := then.Verify([]string{proof}, of); errors.As(err, &refused) {
+		nonce = refused.Nonce
+	}
+	return nonce
 }

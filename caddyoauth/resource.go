@@ -194,8 +194,16 @@ func (d *protectedResource) describe() {
 		AuthorizationServers []string `json:"authorization_servers,omitempty"`
 		Scopes               []string `json:"scopes_supported,omitempty"`
 		Methods              []string `json:"bearer_methods_supported"`
+		// These are there if a token may be bound to a key, or must be.
+		DPoPAlgorithms []string `json:"dpop_signing_alg_values_supported,omitempty"`
+		DPoPRequired   bool     `json:"dpop_bound_access_tokens_required,omitempty"`
 	}{Resource: d.identifier, Methods: []string{"header"}}
+	required := true
 	for _, p := range d.protects {
+		if p.dpop != nil {
+			document.DPoPAlgorithms = p.dpop.proofs.Algorithms()
+		}
+		required = required && p.allKeyBound()
 		document.AuthorizationServers = append(document.AuthorizationServers, p.issuers()...)
 		document.Scopes = slices.Concat(document.Scopes, p.Scopes, p.AnyScope)
 		for _, on := range p.On {
@@ -204,6 +212,7 @@ func (d *protectedResource) describe() {
 	}
 	document.AuthorizationServers = unique(document.AuthorizationServers)
 	document.Scopes = unique(document.Scopes)
+	document.DPoPRequired = required
 	d.document, _ = json.Marshal(document) // strings alone can't fail
 }
 

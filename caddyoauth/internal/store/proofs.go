@@ -14,7 +14,7 @@ import (
 // The stores' implementations of oauth.ProofStore.
 
 const (
-	// maxProofs is how many proofs a process remembers, at about 50 bytes each. They are used for two
+	// maxProofs is how many proofs a process remembers, at about 70 bytes each. They are used for two
 	// minutes at most, so it is never reached below 16000 requests a second. One client may use a
 	// quarter.
 	maxProofs = 1 << 21
