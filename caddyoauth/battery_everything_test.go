@@ -33,7 +33,7 @@ func (w world) caddyfile(port, admin, file, log string) string {
 	if w.store == "bbolt" {
 		store = "store bbolt " + file + "\n"
 	}
-	oauth := store + readerIs + writerIs
+	oauth := store + noFailureLimit + readerIs + writerIs
 	if w.temp != "gone" {
 		oauth += "client temp {\nsecret_hash " + testHash + "\nscopes read\ndefault_scopes read\n" + w.temp + "\n}\n"
 	}

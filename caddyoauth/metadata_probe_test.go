@@ -189,7 +189,7 @@ func TestMetadataIsTrue(t *testing.T) {
 		client("by-basic", secret+"auth client_secret_basic\ntoken_format jwt")+client("by-post", secret+"auth client_secret_post")+
 		client("key", "auth private_key_jwt\njwks_file "+jwks)+client("curves", "auth private_key_jwt\nassertion_algorithms ES384\njwks_file "+curves)+
 		client("named", "auth tls_client_auth\ntls_client_auth san_dns ci.example.com\ncertificate_bound")+client("own", "auth self_signed_tls_client_auth\ncertificate_file "+ownFile)+
-		"dpop\nauthorization_endpoint\nrealm alpha {\n"+alpha+"}\n",
+		"dpop\nauthorization_endpoint\nintrospect_scope read\nrealm alpha {\n"+alpha+"}\n",
 		"oauth_server", "mode verify_if_given\ntrust_pool file "+ca.file+" "+trusted, "")
 	pathOf := func(text any) string {
 		t.Helper()
@@ -211,6 +211,14 @@ func TestMetadataIsTrue(t *testing.T) {
 		}
 		by := g.with(c.certificates...)
 		return by.do(by.request("POST", path, form.Encode(), headers...))
+	}
+	methods["Bearer"] = func(issuer string, right bool) credentials {
+		token := "x"
+		if right {
+			base := "/oauth2" + strings.TrimPrefix(issuer, testIssuer)
+			token = wantToken(t, send(base+"/token", "token", methods["client_secret_basic"](issuer, true)), "read")
+		}
+		return credentials{authorization: "Bearer " + token}
 	}
 	waitUntil(t, "the clients' keys are read", func() bool {
 		for _, alg := range []string{"ES256", "ES384"} {

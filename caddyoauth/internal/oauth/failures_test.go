@@ -380,7 +380,7 @@ func TestFailuresAreBounded(t *testing.T) {
 	before := heap()
 	var addr [16]byte
 	copy(addr[:], "\x20\x01\x0d\xb8")
-	const many = 3 * maxFailing
+	const many = maxFailing + maxFailing/4
 	for i := range many {
 		addr[4], addr[5], addr[6], addr[7] = byte(i>>24), byte(i>>16), byte(i>>8), byte(i)
 		trial := e.trial(Request{From: netip.AddrFrom16(addr), Credentials: Credentials{ClientIDs: []string{fmt.Sprint(i)}}})
