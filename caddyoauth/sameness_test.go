@@ -148,13 +148,6 @@ func failures(t testing.TB) (*gateway, map[string][]failure) {
 			workload("unknown platform and client", provider, "", mainOfIt, map[string]any{"iss": "https://nobody.example.com"}, nil),
 			workload("spoiled", provider, "ci", mainOfIt, nil, spoiled),
 		},
-		// Their time tells that the signature is right, to those who have got such an assertion.
-		"assertions that the client has signed": {
-			assertion("for another server", signer, map[string]any{"aud": "https://other.example.com"}, nil),
-			assertion("expired", signer, map[string]any{"exp": time.Now().Add(-time.Hour).Unix()}, nil),
-			assertion("about another client", signer, map[string]any{"sub": "three"}, nil),
-			assertion("without an ID", signer, map[string]any{"jti": nil}, nil),
-		},
 		"assertions": {
 			assertion("unknown client", stranger, nil, nil),
 			assertion("a secret's client", secretive, nil, nil),
@@ -162,6 +155,10 @@ func failures(t testing.TB) (*gateway, map[string][]failure) {
 			assertion("another's key", stranger, stolen("signer"), nil),
 			assertion("another's key, of a client with three", stranger, stolen("three"), nil),
 			assertion("spoiled", signer, nil, spoiled),
+			assertion("for another server", signer, map[string]any{"aud": "https://other.example.com"}, nil),
+			assertion("expired", signer, map[string]any{"exp": time.Now().Add(-time.Hour).Unix()}, nil),
+			assertion("about another client", signer, map[string]any{"sub": "three"}, nil),
+			assertion("without an ID", signer, map[string]any{"jti": nil}, nil),
 			{"unknown kid", func() (string, string) { return "", signedWith(t, stranger.key, "unknown", "signer") }},
 			{"no kid", func() (string, string) { return "", signedWith(t, stranger.key, "", "signer") }},
 			{"no kid, of a client with three keys", func() (string, string) { return "", signedWith(t, stranger.key, "", "three") }},

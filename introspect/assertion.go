@@ -61,7 +61,14 @@ type Assertion struct {
 	Claims string
 	// Key is the RFC 7638 thumbprint of the key that verified it, in base64url.
 	Key string
+
+	signed signedToken
 }
+
+// Refused does what is left of the work of refusing an assertion, for a server that refuses it although
+// its signature is right. So the time of the answer does not tell that it is, to somebody who has got
+// hold of an assertion that is not for this server.
+func (a *Assertion) Refused() { a.signed.pretend(1) }
 
 // ClaimValues returns the values of a claim as text, as [Facts.ClaimValues] does; no name is special.
 func (a *Assertion) ClaimValues(name string) []string {
@@ -152,9 +159,10 @@ func (a *Assertions) Verify(ctx context.Context, text string, algorithms []strin
 	}
 	assertion, cause := a.judge(payload)
 	if cause != "" {
+		signed.pretend(1)
 		return nil, cause, nil
 	}
-	assertion.Key = key.thumbprint()
+	assertion.Key, assertion.signed = key.thumbprint(), signed
 	return assertion, "", nil
 }
 

@@ -61,7 +61,7 @@ const (
 
 // verifyAssertion verifies a client assertion by the client's own keys. What it says is judged first,
 // and its ID is used up last, so nobody can use up the IDs of another.
-func (e *Engine) verifyAssertion(ctx context.Context, c claim) (Proof, string, error) {
+func (e *Engine) verifyAssertion(ctx context.Context, c claim) (_ Proof, why string, _ error) {
 	if c.client == nil || c.client.Assertions == nil {
 		introspect.PretendToVerify(c.creds.assertion, c.clients.algorithms)
 		return Proof{}, "", nil
@@ -72,9 +72,15 @@ func (e *Engine) verifyAssertion(ctx context.Context, c claim) (Proof, string, e
 		// the answer must not tell who is registered.
 		return Proof{}, reasonAssertionKeys, nil
 	}
-	switch {
-	case cause != "":
+	if cause != "" {
 		return Proof{}, reasonAssertion + string(cause), nil
+	}
+	defer func() {
+		if why != "" {
+			assertion.Refused()
+		}
+	}()
+	switch {
 	case assertion.Issuer != c.client.ID || assertion.Subject != c.client.ID:
 		return Proof{}, reasonAssertionSubject, nil
 	case len(assertion.Audience) != 1 || assertion.Audience[0] != e.cfg.Issuer:

@@ -108,7 +108,7 @@ var identityReasons = []string{reasonAssertionSubject, reasonAssertionClaim, rea
 // verifyFederated verifies a token of a platform, and finds the client that it was given to, among
 // all of the realm if the request names none. The token is verified in any case, so that its time
 // tells nothing about clients.
-func (e *Engine) verifyFederated(ctx context.Context, c claim) (Proof, string, error) {
+func (e *Engine) verifyFederated(ctx context.Context, c claim) (_ Proof, why string, _ error) {
 	token, cause, err := c.federation.assertions.Verify(ctx, c.creds.assertion, c.clients.algorithms)
 	switch {
 	case err != nil:
@@ -116,6 +116,11 @@ func (e *Engine) verifyFederated(ctx context.Context, c claim) (Proof, string, e
 	case cause != "":
 		return Proof{}, reasonAssertion + string(cause), nil
 	}
+	defer func() {
+		if why != "" {
+			token.Refused()
+		}
+	}()
 	proof := Proof{Identity: token.Issuer + " " + token.Subject, Key: token.Key}
 	if introspect.IsTrustDomain(token.Issuer) {
 		proof.Identity = token.Subject
