@@ -26,12 +26,12 @@ type ClientCertificates struct {
 	// Believes a proxy among the server's `trusted_proxies` about the certificate of its client, in
 	// the headers `Client-Cert` and `Client-Cert-Chain` (RFC 9440). From such a proxy no other
 	// certificate counts. The proxy must remove these headers from what its clients send, and leave
-	// them out for a client without certificate. Everybody else's are removed, whatever this is.
+	// them out for a client without a certificate. Everybody else's are removed, with this or without.
 	// Default: false.
 	ClientCertHeader bool `json:"client_cert_header,omitempty"`
 
-	// Files in PEM with the authorities that may make certificates for `tls_client_auth`. Then these
-	// decide, for each certificate, also for one that Caddy's `client_auth` has verified. They are
+	// PEM files with the authorities that may issue certificates for `tls_client_auth`. They then
+	// decide alone, even about a certificate that Caddy's `client_auth` has verified. The files are
 	// read when the configuration is loaded. Placeholders in their paths are replaced. Default: those
 	// of Caddy's `client_auth`, and none for certificates in headers.
 	TrustedCAFiles []string `json:"trusted_ca_files,omitempty"`
@@ -79,10 +79,10 @@ func clientCertificatesOption(place **ClientCertificates) conf.Option {
 	})
 }
 
-// of returns the certificate of the client that sent a request, or nil if it has shown none. Somebody
-// has proven that the client has the certificate's key: TLS, or a proxy that is believed.
+// of returns the certificate of the client that sent a request, or nil if it has shown none. That the
+// client has the certificate's key was proven to TLS, or to a proxy that is believed.
 //
-// What a proxy says and nobody can read is a certificate without a leaf.
+// If a proxy sends a certificate that can't be read, it returns one without a leaf.
 func (c *ClientCertificates) of(r *http.Request) *oauth.Certificate {
 	switch {
 	case tooEarly(r):
@@ -112,8 +112,8 @@ func (c *ClientCertificates) provenBy(r *http.Request, demanded introspect.Confi
 }
 
 // tooEarly reports whether a request was sent before the TLS handshake was complete, to us or to a
-// proxy. Whoever recorded it can send it again, so it proves nothing (RFC 8470). The header may come
-// from anybody: it does no harm.
+// proxy. Whoever recorded it can send it again, so it proves nothing (RFC 8470). Anybody may send the
+// header: it does no harm.
 func tooEarly(r *http.Request) bool {
 	return r.TLS != nil && !r.TLS.HandshakeComplete || r.Header.Get("Early-Data") == "1"
 }

@@ -15,20 +15,19 @@ import (
 // distinguishedName is the name of a certificate's subject, in the order of the certificate. The
 // attributes of each part are sorted, because there they are a set.
 //
-// The libraries that read RFC 4514 belong to clients of LDAP and bring these along, and crypto/x509
-// only writes it, without the names of many attributes and without their order.
+// It is parsed here because the libraries that can read RFC 4514 are LDAP clients, and crypto/x509
+// writes it but can't read it.
 type distinguishedName [][]nameAttribute
 
 // nameAttribute is an attribute of a name.
 type nameAttribute struct {
 	oid string // dotted
-	// text is the value if it is one of the types of strings, which one makes no difference; else
-	// der is its encoding.
+	// text is the value if it is a string, whatever its type; otherwise der is its encoding.
 	text, der string
 }
 
-// equal reports whether both are the same name: part by part, character by character. RFC 5280 lets
-// names differ in case and spaces; who pins one wrote down what its authority writes.
+// equal reports whether both are the same name: part by part, character by character. RFC 5280 would
+// let names differ in case and spaces, but a name in the configuration is copied from a certificate.
 func (n distinguishedName) equal(other distinguishedName) bool {
 	return slices.EqualFunc(n, other, func(a, b []nameAttribute) bool { return slices.Equal(a, b) })
 }
