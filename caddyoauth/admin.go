@@ -23,7 +23,8 @@ func init() {
 
 // adminAPI adds to Caddy's admin endpoint, which itself decides who may call it. With POST
 // /oauth/forget, an authorization server that revokes a token can have the gateway forget what it
-// has cached of the token. POST /oauth/tokens/revoke ends all tokens of a client or a realm. GET
+// has cached of the token. POST /oauth/tokens/revoke ends a token, or all of a client or a realm.
+// /oauth/clients lists clients, and what is below it adds and changes managed ones. GET
 // /oauth/keys lists the keys of realms, and POST /oauth/keys/rotate makes new ones. POST
 // /oauth/explain says which way a request would go. GET /oauth/health says whether the gateway can do
 // its work.
@@ -40,6 +41,8 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 // Routes implements caddy.AdminRouter.
 func (adminAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
+		{Pattern: "/oauth/clients", Handler: caddy.AdminHandlerFunc(serveClients)},
+		{Pattern: "/oauth/clients/", Handler: caddy.AdminHandlerFunc(serveClient)},
 		{Pattern: "/oauth/explain", Handler: caddy.AdminHandlerFunc(serveExplain)},
 		{Pattern: "/oauth/forget", Handler: caddy.AdminHandlerFunc(forget)},
 		{Pattern: "/oauth/health", Handler: caddy.AdminHandlerFunc(serveHealth)},

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
 // revokeRequest is the body of POST /oauth/tokens/revoke: which tokens end. It names a client, and its
@@ -125,10 +127,11 @@ func (a *App) realmToRevoke(asked revokeRequest) (*servedRealm, error) {
 	}
 	var in, known []string
 	for _, name := range names {
-		if a.realms[name].settings.Clients[asked.Client] != nil {
+		realm := a.realms[name]
+		if realm.settings.Clients[asked.Client] != nil || realm.isManaged(asked.Client) {
 			in = append(in, name)
 		}
-		known = append(known, sortedKeys(a.realms[name].settings.Clients)...)
+		known = append(known, sortedKeys(realm.settings.Clients)...)
 	}
 	switch len(in) {
 	case 1:
@@ -156,11 +159,23 @@ func (a *App) endTokens(ctx context.Context, realm *servedRealm, client string) 
 		ctx, cancel = context.WithTimeout(ctx, startTimeout)
 		defer cancel()
 	}
-	clients := []string{client}
+	if client != "" && realm.settings.Clients[client] == nil {
+		return 1, a.endManaged(ctx, realm, client)
+	}
+	clients, ended := []string{client}, 0
 	if client == "" {
 		clients = sortedKeys(realm.settings.Clients)
+		if realm.managed != nil {
+			for managed := range realm.engine.Managed {
+				if err := a.endManaged(ctx, realm, managed.ID); err != nil && !errors.Is(err, oauth.ErrNotFound) {
+					return 0, err
+				}
+				ended++
+			}
+		}
 	}
-	return opened.endTokens(ctx, realm.name, clients, client == "", a.heldGenerations())
+	others, err := opened.endTokens(ctx, realm.name, clients, client == "", a.heldGenerations())
+	return ended + others, err
 }
 
 // adminCaller returns the fields that say who has called the admin endpoint: the address and, by

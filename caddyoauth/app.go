@@ -282,7 +282,7 @@ func (a *App) provisionRealms() error {
 		r.handOnCounts(before)
 		a.credentials = append(a.credentials, r.upstreamNames()...)
 		a.realms[name] = r
-		a.usesStore = a.usesStore || len(r.settings.Clients) > 0
+		a.usesStore = a.usesStore || len(r.settings.Clients) > 0 || r.managed != nil
 	}
 	return nil
 }
@@ -472,7 +472,7 @@ const rootRealm = "root"
 func servedRealms(realms map[string]*Realm) []string {
 	var names []string
 	for name, r := range realms {
-		if name != rootRealm || len(r.Clients) > 0 {
+		if name != rootRealm || len(r.Clients) > 0 || r.ManagedClients {
 			names = append(names, name)
 		}
 	}

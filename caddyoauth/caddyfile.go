@@ -159,6 +159,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 //	mtls_base_url  <url>
 //	no_openid_configuration
 //	authorization_endpoint
+//	managed_clients
 //	token_lifetime <duration>
 //	token_format   opaque|sealed|jwt
 //	signing        { algorithm, rotate, key_file }
@@ -174,6 +175,7 @@ func realmOptions(realm *Realm) conf.Options {
 		"mtls_base_url":           conf.Text(&realm.MTLSBaseURL),
 		"no_openid_configuration": conf.Flag(&realm.NoOpenIDConfiguration),
 		"authorization_endpoint":  conf.Flag(&realm.AuthorizationEndpoint),
+		"managed_clients":         conf.Flag(&realm.ManagedClients),
 		"token_lifetime":          conf.Lifetime(&realm.TokenLifetime),
 		"token_format":            conf.Text(&realm.TokenFormat, checkTokenFormat),
 		"signing":                 signingOption(&realm.Signing),

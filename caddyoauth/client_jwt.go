@@ -185,6 +185,9 @@ func (r *servedRealm) assertionAlgorithms() []string {
 			all = append(all, from.algorithms...)
 		}
 	}
+	if r.managed != nil {
+		all = append(all, introspect.DefaultAlgorithms()...)
+	}
 	slices.Sort(all)
 	return slices.Compact(all)
 }

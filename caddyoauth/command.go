@@ -45,10 +45,13 @@ tokens, and make new ones.
 'caddy oauth token inspect' reads a token in the same way, and prints what it is, the
 token_id by which the log names it, and what it says about itself.
 
-'caddy oauth token revoke' ends all tokens of a client, or of all clients of a realm.
+'caddy oauth token revoke' ends a token, or all tokens of a client or of a realm.
+
+'caddy oauth client' lists clients, and adds and changes managed ones, by asking the gateway
+that is running.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.AddCommand(generateSecretCommand(), hashSecretCommand(), generateKeyCommand(), assertionCommand(), explainCommand(), keysCommand(), lintCommand(), routesCommand(), tokenCommand())
+			cmd.AddCommand(clientCommand(), generateSecretCommand(), hashSecretCommand(), generateKeyCommand(), assertionCommand(), explainCommand(), keysCommand(), lintCommand(), routesCommand(), tokenCommand())
 			cmd.Args = cobra.ArbitraryArgs // RunE checks them
 			cmd.RunE = helpOrUnknown
 		},

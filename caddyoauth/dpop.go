@@ -87,7 +87,7 @@ func (j *proofJudges) each(f func(*oauth.Proofs)) { f(j.endpoint); f(j.resource)
 
 // takesProofs reports whether the clients of a realm may have their tokens bound to keys.
 func (a *App) takesProofs(r *servedRealm) (bool, error) {
-	takes := a.DPoP != nil && len(r.settings.Clients) > 0
+	takes := a.DPoP != nil && (len(r.settings.Clients) > 0 || r.managed != nil)
 	for _, client := range r.settings.Clients {
 		takes = takes || client.DPoPRequired
 	}

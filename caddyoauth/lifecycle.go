@@ -130,6 +130,8 @@ type running struct {
 	tokenKey []byte
 	nonceKey []byte // likewise; nil unless DPoP proofs are judged
 	rings    map[string]*keys.Ring
+	// managed is how far the changes of managed clients were followed, by realm.
+	managed map[string]string
 	// wake is when agree has to run again, because keys are due for something; zero for never. Only
 	// agree and keepAgreeing touch it.
 	wake time.Time
@@ -192,7 +194,7 @@ func (a *App) start() error {
 		a.proofs.each(func(p *oauth.Proofs) { p.Keep(opened.proofs) })
 	}
 	for _, r := range a.realms {
-		r.settings.Store, r.settings.Keys = opened.store, opened.keys
+		r.settings.Store, r.settings.Keys, r.settings.Managed = opened.store, opened.keys, opened.clients
 		r.settings.Cache, r.settings.Coherent = opened.cache, a.coherent
 		if r.settings.Replays = opened.replays; len(r.assertions) > 0 && opened.replays == nil {
 			return fmt.Errorf("realm %q: this kind of token store can't remember which assertions were used", r.name)
@@ -355,6 +357,9 @@ func (a *App) agree(ctx context.Context) error {
 		r.engine.Raise(byRealm[r.name])
 	}
 	for _, r := range a.realms {
+		if err := a.loadManaged(ctx, r); err != nil {
+			errs = append(errs, fmt.Errorf("realm %q: %w", r.name, err))
+		}
 		ring, err := a.ringOf(ctx, r)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("loading the keys of realm %q: %w", r.name, err))
@@ -428,6 +433,51 @@ func (a *App) shareAnew(realm string, read func() (*keys.Ring, error)) error {
 		return err
 	}
 	return a.share(r, ring, r.engine.Generations())
+}
+
+// loadManaged tells a realm's engine of the managed clients that changed since the last time. The
+// caller holds run.agreeing.
+func (a *App) loadManaged(ctx context.Context, r *servedRealm) error {
+	store := a.run.opened.clients
+	switch {
+	case r.managed == nil:
+		return nil
+	case store == nil:
+		return errors.New("managed_clients: this kind of token store can't keep clients")
+	}
+	if a.run.opened.keys != nil {
+		if err := a.run.opened.keys.Keeps(ctx); err != nil {
+			return fmt.Errorf("managed_clients: %w", err)
+		}
+	}
+	answer, err := store.ManagedClients(ctx, r.name, a.run.managed[r.name])
+	if err != nil {
+		return fmt.Errorf("loading managed clients: %w", err)
+	}
+	r.engine.SetManaged(a.managedOf(r, answer.Clients), answer.All)
+	if a.run.managed == nil {
+		a.run.managed = make(map[string]string)
+	}
+	a.run.managed[r.name] = answer.Position
+	return nil
+}
+
+// takeManaged tells a realm's engine what the store says of one managed client now.
+func (a *App) takeManaged(ctx context.Context, realm, id string) error {
+	a.run.agreeing.Lock() // an agree that has read the client before ends before
+	defer a.run.agreeing.Unlock()
+	r := a.realms[realm]
+	if r == nil || r.managed == nil {
+		return nil
+	}
+	stored, err := a.run.opened.clients.ManagedClient(ctx, oauth.ClientRef{Realm: realm, ClientID: id})
+	if errors.Is(err, oauth.ErrNotFound) {
+		stored, err = oauth.ManagedClient{ID: id}, nil
+	}
+	if err == nil {
+		r.engine.SetManaged(a.managedOf(r, []oauth.ManagedClient{stored}), false)
+	}
+	return err
 }
 
 // coherent reports whether the store has told this App of everything that others did to it, and
@@ -830,6 +880,8 @@ type openStore struct {
 	store oauth.TokenStore // nil for noStore
 	// keys is the store's ability to serve self-contained tokens; nil if it has none.
 	keys oauth.KeyStore
+	// clients is the store's ability to keep managed clients; nil if it has none.
+	clients oauth.ClientStore
 	// replays is the store's ability to remember what was used; nil if it has none.
 	replays oauth.ReplayStore
 	// proofs is the store's ability to remember which DPoP proofs were used; nil if it has none.
@@ -904,6 +956,7 @@ func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (*openS
 	if able, ok := store.(oauth.KeyStore); ok {
 		s.keys = timedKeys{able, system, &s.writes}
 	}
+	s.clients, _ = store.(oauth.ClientStore)
 	if able, ok := store.(oauth.ReplayStore); ok {
 		s.replays = timedReplays{able, system, &s.writes}
 	}
@@ -1052,3 +1105,16 @@ var (
 	_ caddy.Destructor   = (*openStore)(nil)
 	_ caddy.Destructor   = openSource{}
 )
+
+// shareManaged has every App that uses the store go by what it says of a managed client now.
+func (s *openStore) shareManaged(ctx context.Context, realm, id string) error {
+	s.mu.Lock()
+	// An App that begins to follow later has not asked the store yet.
+	followers := slices.Collect(maps.Keys(s.followers))
+	s.mu.Unlock()
+	var errs []error
+	for _, a := range followers {
+		errs = append(errs, a.takeManaged(ctx, realm, id))
+	}
+	return errors.Join(errs...)
+}

@@ -141,7 +141,11 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 			}
 		}
 	}
+	if r.managed != nil {
+		methods = append(methods, r.managedMethods()...)
+	}
 	slices.Sort(methods)
+	methods = slices.Compact(methods)
 	introspectionMethods := methods
 	if r.settings.IntrospectScope != "" {
 		// RFC 8414 section 2 has types of access tokens in this list, too.

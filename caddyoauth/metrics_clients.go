@@ -1,7 +1,9 @@
 package caddyoauth
 
 import (
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -57,6 +59,10 @@ func (c *clientCounts) countRequest(endpoint endpointKind, result string) {
 // server may have any number of them.
 var foreignCounts = newClientCounts()
 
+// managedCounts is under which the managed clients of a realm are counted, together: there may be any
+// number of them. No client has this ID.
+const managedCounts = ""
+
 // handOnCounts gives the realm's clients their counts: those from before, and new ones to clients
 // that are new.
 func (r *servedRealm) handOnCounts(before *App) {
@@ -64,18 +70,30 @@ func (r *servedRealm) handOnCounts(before *App) {
 	if before != nil && before.realms[r.name] != nil {
 		known = before.realms[r.name].counts
 	}
-	r.counts = make(map[string]*clientCounts, len(r.settings.Clients))
-	for id := range r.settings.Clients {
+	r.counts = make(map[string]*clientCounts, len(r.settings.Clients)+1)
+	ids := slices.Collect(maps.Keys(r.settings.Clients))
+	if r.managed != nil {
+		ids = append(ids, managedCounts)
+	}
+	for _, id := range ids {
 		if r.counts[id] = known[id]; r.counts[id] == nil {
 			r.counts[id] = newClientCounts()
 		}
 	}
 }
 
+// countsOf returns the counts of a client, or nil if there are none.
+func (r *servedRealm) countsOf(id string) *clientCounts {
+	if counts := r.counts[id]; counts != nil {
+		return counts
+	}
+	return r.counts[managedCounts]
+}
+
 // countsOf returns the counts of a bearer's client. It doesn't allocate.
 func (a *App) countsOf(b *bearer) *clientCounts {
 	if realm := a.realms[b.realm]; realm != nil {
-		if counts := realm.counts[b.facts.ClientID]; counts != nil {
+		if counts := realm.countsOf(b.facts.ClientID); counts != nil {
 			return counts
 		}
 	}

@@ -89,6 +89,12 @@ type Realm struct {
 	// breaks one of these is refused when it is started. Default: none.
 	Expect []Expectation `json:"expect,omitempty"`
 
+	// Lets operators add clients while gateways run, by the admin endpoint and `caddy oauth client`.
+	// They lie in the token store, so all gateways that share it have the same ones, and a reload
+	// changes nothing about them. A client of this configuration that has the same ID counts instead.
+	// Default: false; the clients below are all there are.
+	ManagedClients bool `json:"managed_clients,omitempty"`
+
 	// The clients, by client ID. An ID has 1 to 256 visible ASCII characters other than `"`,
 	// `\` and `,`; it may have spaces inside.
 	Clients map[string]*Client `json:"clients,omitempty"`
@@ -107,7 +113,7 @@ type servedRealm struct {
 	signing  *signing
 	app      *App
 	settings oauth.Settings
-	// counts are by client ID, with an entry for each client. The map is read-only.
+	// counts are by client ID, with an entry for each client, and one for all managed ones. The map is read-only.
 	counts map[string]*clientCounts
 	// upstream are by client ID, with an entry for each client that has any. The map is read-only.
 	upstream map[string]upstreamHeaders
@@ -122,6 +128,8 @@ type servedRealm struct {
 	federated map[string]*federatedKeys
 	// takesSVIDs is set if one of these is a SPIFFE trust domain.
 	takesSVIDs bool
+	// managed is nil if the realm has no managed clients.
+	managed *managedRealm
 	// takesBasic is set if there is a route where its clients may use Basic. Provisioning such a
 	// route sets it.
 	takesBasic bool
@@ -147,7 +155,7 @@ func (r *servedRealm) selfContained() bool {
 			return true
 		}
 	}
-	return false
+	return r.managed != nil && oauth.SelfContained(r.managed.format)
 }
 
 // hasKeys reports whether the realm has a ring of keys.
@@ -197,11 +205,14 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	if err := limits.check(); err != nil {
 		return nil, err
 	}
-	if len(rc.Clients) == 0 {
+	if len(rc.Clients) == 0 && !rc.ManagedClients {
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
 	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), certificates: make(map[string][]string), federated: make(map[string]*federatedKeys)}
+	if rc.ManagedClients {
+		r.managed = &managedRealm{format: format, lifetime: lifetime, scopes: defaultScopes, limits: limits}
+	}
 	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client), FailureLimit: limits.Failures.limit(), IntrospectScope: introspectScope}
 	for _, id := range sortedKeys(rc.Clients) {
 		client, err := rc.Clients[id].provision(id, format, lifetime, defaultScopes, limits, logger)

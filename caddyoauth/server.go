@@ -444,7 +444,7 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 // countClient counts a request in the name of a client, if that is registered. Whether it was the
 // client that sent it, the result says.
 func (e *route) countClient(out oauth.Outcome, result string) {
-	if counts := e.realm.counts[out.ClientID]; counts != nil {
+	if counts := e.realm.countsOf(out.ClientID); counts != nil && out.ClientID != "" {
 		counts.countRequest(e.kind, result)
 	}
 }

@@ -149,6 +149,7 @@ func (rc *Realm) signing(root *Realm, r *servedRealm) (*signing, error) {
 	for _, client := range r.settings.Clients {
 		needed = needed || client.TokenFormat == oauth.FormatJWT
 	}
+	needed = needed || r.managed != nil && r.managed.format == oauth.FormatJWT
 	if !needed {
 		return nil, nil
 	}
@@ -229,6 +230,9 @@ func (r *servedRealm) wanted() keys.Wanted {
 		if oauth.SelfContained(client.TokenFormat) {
 			w.Life = max(w.Life, client.TokenLifetime)
 		}
+	}
+	if r.managed != nil {
+		w.Life = max(w.Life, time.Duration(r.managed.lifetime))
 	}
 	if r.signing != nil && len(r.signing.files) == 0 {
 		w.Algorithm, w.Rotate = r.signing.algorithm, r.signing.rotate

@@ -88,6 +88,9 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	federation := clients.federationOf(creds)
 	if federation != nil {
 		creds.Method = AuthFederated
+		if !creds.named { // what fails is to count for the workload, and not for its whole platform
+			creds.ClientIDs = []string{creds.issuer + " " + creds.subject}
+		}
 	}
 	req.Credentials, out.AuthMethod = creds, creds.Method
 	if creds.Method == "" && !creds.malformed {
@@ -144,6 +147,9 @@ func (e *Engine) prove(ctx context.Context, clients *Clients, client *registered
 	if why != "" || proof == (Proof{}) || client == nil {
 		out.Proof.Identity = proof.Identity
 		return nil, Proof{}, invalidClient(cmp.Or(reason, why))
+	}
+	if err := e.stillIs(ctx, client); err != nil {
+		return nil, Proof{}, err
 	}
 	return client, proof, nil
 }

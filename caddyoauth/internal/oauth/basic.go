@@ -40,7 +40,7 @@ func (e *Engine) Basic(ctx context.Context, authorization string, from netip.Add
 	if err != nil {
 		return nil, out, err
 	}
-	generation, known := agreed.generations[client.ID]
+	generation, known := agreed.generationOf(client)
 	if !known {
 		return nil, out, fmt.Errorf("the generation of client %q has not been shared", client.ID)
 	}

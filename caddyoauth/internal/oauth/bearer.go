@@ -27,7 +27,7 @@ func (e *Engine) inquirer(ctx context.Context, req Request, out *Outcome) (*regi
 	if err != nil {
 		return nil, fmt.Errorf("looking up the caller's token: %w", err)
 	}
-	client := clients.byID[facts.ClientID]
+	client := clients.find(facts.ClientID)
 	invalid := func(cause introspect.Cause) error {
 		return &Error{Code: CodeInvalidToken, Description: "the token is not valid here", Reason: reasonBearer + string(cause)}
 	}

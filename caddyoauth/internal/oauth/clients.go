@@ -16,14 +16,11 @@ import (
 // hash.
 type Clients struct {
 	byID map[string]*registered
-	// work and quick are what a failed authentication costs in this realm, whatever made it fail.
-	work  workload
-	quick quickWork
-	// algorithms are those by which some client may sign assertions. One of another algorithm is
-	// refused quickly, whoever it names.
-	algorithms []string
+	costs
 	// federations are by issuer, or by SPIFFE trust domain.
 	federations map[string]*federation
+	// managed are the managed clients. All snapshots share them.
+	managed *managed
 }
 
 // registered is a client with its limiters. They are safe for concurrent use, and successive
@@ -33,27 +30,23 @@ type registered struct {
 	guesses guessLimit
 	fetches *rate.Limiter // by TokenLimit; nil without one
 	asks    *rate.Limiter // by InquiryLimit; nil without one
+
+	// managed is set for a managed client, and the others are its own then.
+	managed             bool
+	version, generation uint64
 }
 
 // newClients makes the snapshot that follows another. A client that stays, by its ID, keeps its
 // limiters; a limit that was changed begins anew.
 func newClients(clients map[string]*Client, before *Clients) *Clients {
-	all := &Clients{byID: make(map[string]*registered, len(clients)), federations: make(map[string]*federation), work: heaviest(clients), quick: mostQuick(clients)}
+	all := &Clients{byID: make(map[string]*registered, len(clients)), federations: make(map[string]*federation), costs: costsOf(clients), managed: before.managed}
+	if all.managed == nil {
+		all.managed = new(managed)
+	}
+	all.costs = all.with(all.managed.hidden)
 	for id, client := range clients {
-		next := &registered{Client: client, guesses: newGuessLimit(), fetches: client.TokenLimit.limiter(), asks: client.InquiryLimit.limiter()}
-		if was := before.byID[id]; was != nil {
-			next.guesses = was.guesses
-			if was.TokenLimit == client.TokenLimit {
-				next.fetches = was.fetches
-			}
-			if was.InquiryLimit == client.InquiryLimit {
-				next.asks = was.asks
-			}
-		}
+		next := newRegistered(client, before.byID[id])
 		all.byID[id] = next
-		if client.Assertions != nil && !client.Disabled {
-			all.algorithms = append(all.algorithms, client.Assertions.Algorithms()...)
-		}
 		all.federate(next)
 	}
 	slices.Sort(all.algorithms)
@@ -61,12 +54,35 @@ func newClients(clients map[string]*Client, before *Clients) *Clients {
 	return all
 }
 
+// newRegistered returns a client with its limiters: those from before, if it stays.
+func newRegistered(client *Client, was *registered) *registered {
+	next := &registered{Client: client, guesses: newGuessLimit(), fetches: client.TokenLimit.limiter(), asks: client.InquiryLimit.limiter()}
+	if was != nil {
+		next.guesses = was.guesses
+		if was.TokenLimit == client.TokenLimit {
+			next.fetches = was.fetches
+		}
+		if was.InquiryLimit == client.InquiryLimit {
+			next.asks = was.asks
+		}
+	}
+	return next
+}
+
+// find returns the client of that ID, or nil. One of the configuration counts before a managed one.
+func (c *Clients) find(id string) *registered {
+	if client := c.byID[id]; client != nil {
+		return client
+	}
+	return c.managed.find(id)
+}
+
 // named returns the client that ids name, or nil. The IDs are the readings of what one request
 // sent, the RFC's first. If each names a client, the first counts: a client whose ID could be
 // taken for another's has to encode it.
 func (c *Clients) named(ids []string) *registered {
 	for _, id := range ids {
-		if client := c.byID[id]; client != nil {
+		if client := c.find(id); client != nil {
 			return client
 		}
 	}

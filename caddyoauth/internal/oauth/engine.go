@@ -44,6 +44,8 @@ type Settings struct {
 	// Proofs judges the DPoP proofs of token requests. Nil if the realm ignores them; then no client has
 	// DPoPRequired.
 	Proofs *Proofs
+	// Managed is the store's ability to keep managed clients. Nil if it has none; then there are none.
+	Managed ClientStore
 	// Cache stands in front of the store for every lookup. The engine does not close it. An
 	// engine without Store and Cache can only suppose; see [Engine.Suppose].
 	Cache *introspect.Cache
@@ -381,7 +383,7 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 	if err != nil {
 		return Grant{}, out, err
 	}
-	generation, known := agreed.generations[client.ID]
+	generation, known := agreed.generationOf(client)
 	if !known {
 		return Grant{}, out, fmt.Errorf("the generation of client %q has not been shared", client.ID)
 	}
@@ -422,7 +424,7 @@ func (c *Client) token(generation uint64, scopes, audience []string, issuedAt ti
 func (e *Engine) Suppose(clientID string, scopes []string) (introspect.Token, *introspect.Facts, error) {
 	none := func(err error) (introspect.Token, *introspect.Facts, error) { return introspect.Token{}, nil, err }
 	state := e.state.Load()
-	client := state.clients.byID[clientID]
+	client := state.clients.find(clientID)
 	now := e.cfg.Now()
 	current := func(s *Secret) bool { return s.validAt(now) }
 	switch {
@@ -449,7 +451,8 @@ func (e *Engine) Suppose(clientID string, scopes []string) (introspect.Token, *i
 	if err != nil {
 		return none(err)
 	}
-	record := client.token(agreed.generations[client.ID], scopes, audience, issuedAt)
+	generation, _ := agreed.generationOf(client)
+	record := client.token(generation, scopes, audience, issuedAt)
 	record.Key = e.issued.key(introspect.IDOf(text), expiryMilli)
 	if client.CertificateBound {
 		record.Confirmation.Certificate = "supposed" // no certificate has this thumbprint

@@ -84,7 +84,7 @@ func (c *Clients) federationOf(creds Credentials) *federation {
 	if creds.Method != AuthPrivateKeyJWT {
 		return nil
 	}
-	if creds.ClientIDs[0] == creds.issuer && (creds.named || c.byID[creds.issuer] != nil) {
+	if creds.ClientIDs[0] == creds.issuer && (creds.named || c.find(creds.issuer) != nil) {
 		return nil
 	}
 	if from := c.federations[creds.issuer]; from != nil {
@@ -110,11 +110,10 @@ var identityReasons = []string{reasonAssertionSubject, reasonAssertionClaim, rea
 // tells nothing about clients.
 func (e *Engine) verifyFederated(ctx context.Context, c claim) (_ Proof, why string, _ error) {
 	token, cause, err := c.federation.assertions.Verify(ctx, c.creds.assertion, c.clients.algorithms)
-	if err != nil {
-		// The platform's keys can't be fetched; as in verifyAssertion, nobody may learn that.
-		return Proof{}, reasonAssertionKeys, nil
-	}
-	if cause != "" {
+	switch {
+	case err != nil:
+		return Proof{}, reasonAssertionKeys, nil // as in verifyAssertion
+	case cause != "":
 		return Proof{}, reasonAssertion + string(cause), nil
 	}
 	defer func() {

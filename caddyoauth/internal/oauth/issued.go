@@ -87,9 +87,9 @@ func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspec
 	}
 	if !i.Coherent() {
 		// The client's tokens may have been ended without this engine having been told.
-		switch current, err := i.cfg.Store.Generation(ctx, ClientRef{i.cfg.Realm, record.ClientID}); {
+		switch current, err := i.askGeneration(ctx, record.ClientID); {
 		case errors.Is(err, ErrNotFound):
-			return nil, fmt.Errorf("%w: it has lost the generation of the token's client", ErrUnreachable)
+			return introspect.InactiveBecause(introspect.CauseClientRemoved), nil
 		case err != nil:
 			return nil, err
 		case current != record.ClientGeneration:
@@ -129,7 +129,7 @@ func (i *issued) facts(record Token) *introspect.Facts {
 // narrowed are as narrow. See [introspect.Reviser].
 func (i *issued) Revise(facts *introspect.Facts) *introspect.Facts {
 	now := i.state.Load()
-	client := now.clients.byID[facts.ClientID]
+	client := now.clients.find(facts.ClientID)
 	switch {
 	case client == nil:
 		return facts.Refused(introspect.CauseClientRemoved)
@@ -138,7 +138,7 @@ func (i *issued) Revise(facts *introspect.Facts) *introspect.Facts {
 	case now.agreed == nil:
 		return facts.Refused(introspect.CauseUnknown)
 	}
-	if generation, known := now.agreed.generations[client.ID]; !known || generation != facts.Revision {
+	if generation, known := now.agreed.generationOf(client); !known || generation != facts.Revision {
 		return facts.Refused(introspect.CauseClientGeneration)
 	}
 	if facts.JTI != "" && facts.Issuer != i.cfg.Issuer {

@@ -62,6 +62,8 @@ var (
 	// ErrClientFull means that the store has room, but not for another token of this client, or
 	// another revoked one.
 	ErrClientFull = errors.New("the client has its share of the token store")
+	// ErrChanged means that somebody else has changed a managed client.
+	ErrChanged = errors.New("the client was changed by somebody else")
 	// ErrUnreachable means that the store lies elsewhere and does not answer now. It may later.
 	ErrUnreachable = errors.New("token store can't be reached")
 )
@@ -170,4 +172,48 @@ type KeyStore interface {
 	// keyring of the key's realm does not begin with epoch: the denials may have been lost since
 	// the caller read its keyring, so only a token of the present epoch can be judged.
 	Denied(ctx context.Context, epoch Epoch, key Key) (bool, error)
+}
+
+// ClientStore is the ability of a store to keep managed clients: those that are added while gateways
+// run. What it keeps of one is for the caller to make sense of, and holds no secret.
+//
+// The rules of [TokenStore] about durability, contexts, errors and concurrency hold here too. A managed
+// client is in no configuration, so Admit, Retire and Leave have nothing to do with it.
+type ClientStore interface {
+	// ManagedClients returns the managed clients of a realm. With since, the Position of an earlier
+	// answer, these are only those that changed after it, if the store still knows them all.
+	ManagedClients(ctx context.Context, realm, since string) (ManagedClients, error)
+
+	// ManagedClient returns one, or ErrNotFound. It is for callers who may not have heard yet of what
+	// others did.
+	ManagedClient(ctx context.Context, client ClientRef) (ManagedClient, error)
+
+	// SwapManagedClient makes next what is kept of a client of a realm, if the client's version still
+	// is next.Version. 0 stands for a client that is not there, and nil data removes the client. It
+	// returns the new version. If the client has another version, it changes nothing and returns
+	// ErrChanged. After another error it may have changed the client. A ManagedClients that begins
+	// after it returns sees the change.
+	SwapManagedClient(ctx context.Context, realm string, next ManagedClient) (version uint64, err error)
+}
+
+// ManagedClients is an answer of a ClientStore.
+type ManagedClients struct {
+	// Clients are the clients, in no order. One that was changed meanwhile may be there twice, the
+	// later one last.
+	Clients []ManagedClient
+	// All means that there are no others. Otherwise Clients are those that changed.
+	All bool
+	// Position is what the next question begins at.
+	Position string
+}
+
+// ManagedClient is what a ClientStore keeps of a client.
+type ManagedClient struct {
+	ID string
+	// Version is greater than any that the client had before.
+	Version uint64
+	// Generation is that of the client's tokens, which count only while it is current.
+	Generation uint64
+	// Data is nil if the client was removed.
+	Data []byte
 }

@@ -26,6 +26,7 @@ import (
 //	denied   expiry, token ID → realm; the self-contained tokens that were revoked
 //	used     ID → its end (8 bytes, big-endian unix milliseconds); what may be used once
 //	used_until  end, ID → nothing; the same, by its end
+//	managed  realm, NUL, client ID → version (8 bytes, big-endian), what is kept of the managed client
 //
 // Keys of tokens begin with the expiry: new tokens go to the end of the tree, where
 // the pages are hot, and expired ones are a range at its beginning.
@@ -39,6 +40,7 @@ var (
 	bucketUsed    = []byte("used")
 
 	bucketUsedUntil = []byte("used_until")
+	bucketManaged   = []byte("managed")
 
 	keyVersion = []byte("version")
 )
@@ -49,12 +51,13 @@ var (
 // A change of layout raises it, adds its buckets to fileBuckets, and brings a file from one
 // version to the next by a function, called where OpenBbolt calls makeBuckets: there the
 // change and the new number are one transaction, so a crash leaves one version or the other.
-const fileVersion = 2
+const fileVersion = 3
 
 // fileBuckets are the buckets that a file of each version has, beside meta.
 var fileBuckets = map[int][][]byte{
 	1: {bucketTokens, bucketClients, bucketSecrets},
 	2: {bucketTokens, bucketClients, bucketSecrets, bucketKeys, bucketDenied, bucketUsed, bucketUsedUntil},
+	3: {bucketTokens, bucketClients, bucketSecrets, bucketKeys, bucketDenied, bucketUsed, bucketUsedUntil, bucketManaged},
 }
 
 // lockTimeout is how long to wait for another process to close the file.
@@ -129,7 +132,9 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 		case 0:
 			return makeBuckets(tx)
 		case 1:
-			return addKeys(tx)
+			return errors.Join(addKeys(tx), addManaged(tx))
+		case 2:
+			return addManaged(tx)
 		}
 		return nil
 	}); err != nil {

@@ -43,6 +43,9 @@ type Memory struct {
 
 	used   used
 	proofs *proofs
+
+	// managed holds the managed clients, max at most.
+	managed map[oauth.ClientRef]oauth.ManagedClient
 }
 
 // NewMemory makes an empty store. now is the wall clock that decides which tokens have expired
@@ -62,6 +65,8 @@ func NewMemory(now func() time.Time) *Memory {
 
 		used:   used{ids: make(map[oauth.ReplayID]struct{}), users: make(map[oauth.ClientRef]*holder)},
 		proofs: newProofs(now),
+
+		managed: make(map[oauth.ClientRef]oauth.ManagedClient),
 	}
 }
 

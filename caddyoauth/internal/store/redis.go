@@ -35,6 +35,8 @@ import (
 //	{realm:<realm>}:keys                                    the realm's keyring
 //	{realm:<realm>}:denials                                 a sorted set: the IDs of revoked self-contained tokens, by expiry
 //	{realm:<realm>}:denied:<expiry, unix ms>:<token ID>     touched when that token is revoked, and gone again
+//	{realm:<realm>}:managed                                 a hash: client ID → version and what is kept of the managed client
+//	{realm:<realm>}:managed-changes                         a stream: the IDs of managed clients that were changed
 //	{realm:<realm>}:server                                  the server that has all denials, see redis_denials.go
 //	{realm:<realm>}:asking                                  touched by a gateway that asks who vouches for another server
 //
@@ -99,6 +101,8 @@ type Redis struct {
 	revoked  []revocation    // those of the last replayTime, oldest first; at most maxReplay
 	// written is what was written about clients in the last replayTime: an entry for a client.
 	written map[oauth.ClientRef]writtenClient
+	// writtenManaged is the same of managed clients, at most maxReplay.
+	writtenManaged map[oauth.ClientRef]writtenManaged
 
 	// realms has an entry for each realm that was asked about; see denialsOf. It is replaced as a
 	// whole, under mu.
@@ -181,7 +185,7 @@ func OpenRedis(cfg RedisConfig) *Redis {
 		connected: make(chan struct{}), tried: make(chan struct{}), slots: make(chan struct{}, maxCommands),
 		stop: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1), attention: make(chan struct{}, 1),
 		conns: make(map[*cutConn]struct{}), replicas: make(map[string]bool), silent: make(map[string]int),
-		written: make(map[oauth.ClientRef]writtenClient), keyrings: make(map[string][]byte),
+		written: make(map[oauth.ClientRef]writtenClient), writtenManaged: make(map[oauth.ClientRef]writtenManaged), keyrings: make(map[string][]byte),
 	}
 	r.cfg.maxDenials = cmp.Or(cfg.maxDenials, maxDenials)
 	r.cfg.vouchGap, r.cfg.vouchWait = cmp.Or(cfg.vouchGap, vouchGap), cmp.Or(cfg.vouchWait, vouchWait)

@@ -316,7 +316,7 @@ func (r *Redis) repeatRevocations() (done bool) {
 			return false
 		}
 	}
-	return r.repeatClients(ctx) == nil
+	return errors.Join(r.repeatClients(ctx), r.repeatManaged(ctx)) == nil
 }
 
 // findEvicting looks for servers that may drop keys to make room. A dropped token is refused, so

@@ -380,6 +380,7 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	t.Run("keys and denials", func(t *testing.T) { testKeyStore(t, open) })
 	t.Run("replays", func(t *testing.T) { testReplayStore(t, open) })
 	t.Run("proofs", func(t *testing.T) { testProofStore(t, open) })
+	t.Run("managed clients", func(t *testing.T) { testClientStore(t, open) })
 }
 
 // allCalls calls each method once and returns the errors.

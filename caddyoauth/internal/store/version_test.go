@@ -59,7 +59,7 @@ func withVersion(number string) func(*bolt.Tx) error {
 func TestBboltNewFileHasAVersion(t *testing.T) {
 	b := openBbolt(t, filepath.Join(t.TempDir(), "tokens.db"), time.Now)
 	if err := b.view(func(tx *bolt.Tx) error {
-		if got := tx.Bucket([]byte("meta")).Get([]byte("version")); string(got) != "2" {
+		if got := tx.Bucket([]byte("meta")).Get([]byte("version")); string(got) != "3" {
 			t.Errorf("the version is %q", got)
 		}
 		return nil
@@ -109,7 +109,7 @@ func TestBboltFileWithoutAVersion(t *testing.T) {
 // to do; it doesn't say that the file is damaged, since somebody might throw it away.
 func TestBboltFileOfALaterVersion(t *testing.T) {
 	path := boltFile(t, func(tx *bolt.Tx) error {
-		if err := putRaw(tx, "meta", "version", "3"); err != nil {
+		if err := putRaw(tx, "meta", "version", "4"); err != nil {
 			return err
 		}
 		keys, err := tx.CreateBucket([]byte("keys"))
@@ -131,7 +131,7 @@ func TestBboltFileOfALaterVersion(t *testing.T) {
 		b.Close()
 		t.Fatal("it was opened")
 	}
-	for _, part := range []string{path, "was written by a later version of the gateway", "version 3", "up to 2", "run the later version", "store bbolt <path>"} {
+	for _, part := range []string{path, "was written by a later version of the gateway", "version 4", "up to 3", "run the later version", "store bbolt <path>"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("the message does not say %q: %v", part, err)
 		}

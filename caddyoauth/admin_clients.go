@@ -1,0 +1,518 @@
+package caddyoauth
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// The part of the admin endpoint that is about clients:
+//
+//	GET    /oauth/clients                                 lists all, a page at a time
+//	GET    /oauth/clients/<realm>/<id>                    shows one
+//	PUT    /oauth/clients/<realm>/<id>                    adds a managed client, or changes its settings
+//	DELETE /oauth/clients/<realm>/<id>                    removes it
+//	POST   /oauth/clients/<realm>/<id>/secrets            gives it another secret
+//	DELETE /oauth/clients/<realm>/<id>/secrets/<secret>   takes one away
+//
+// Realm, ID and secret are percent-encoded. ETag and If-Match keep two operators from undoing each
+// other's changes unseen. No answer has a secret or its hash but the one that makes the secret.
+
+// shownClient is what is shown of a client.
+type shownClient struct {
+	Realm string `json:"realm"`
+	ID    string `json:"id"`
+	// Managed is false for a client of the configuration.
+	Managed bool `json:"managed"`
+	// Settings are as in the configuration, without secrets.
+	Settings Client `json:"settings"`
+	// Secrets are those that it has.
+	Secrets []shownSecret `json:"secrets"`
+	// Created and Changed are for managed clients.
+	Created time.Time `json:"created,omitzero"`
+	Changed time.Time `json:"changed,omitzero"`
+	// Secret is one that was just made. It is shown only now.
+	Secret string `json:"secret,omitempty"`
+}
+
+// shownSecret is what is shown of a secret.
+type shownSecret struct {
+	// ID names it in a DELETE. It is a digest of the hash, so it is of no use to a guesser. A secret that
+	// a configuration refers to has none.
+	ID    string    `json:"id,omitempty"`
+	Until time.Time `json:"until,omitzero"`
+}
+
+// listedClients is a page of clients.
+type listedClients struct {
+	Clients []shownClient `json:"clients"`
+	// Next is the value of after that has the next page; empty on the last one.
+	Next string `json:"next,omitempty"`
+}
+
+// secretID is the ID of a secret, by its hash.
+func secretID(hash string) string {
+	sum := sha256.Sum256([]byte("secret id\x00" + hash))
+	return hex.EncodeToString(sum[:6])
+}
+
+// show returns what is shown of a client.
+func show(realm, id string, managed bool, settings Client) shownClient {
+	shown := shownClient{Realm: realm, ID: id, Managed: managed, Settings: settings, Secrets: []shownSecret{}}
+	for _, secret := range settings.Secrets {
+		s := shownSecret{Until: secret.Until}
+		if managed {
+			s.ID = secretID(secret.Hash)
+		}
+		shown.Secrets = append(shown.Secrets, s)
+	}
+	shown.Settings.Secrets = nil
+	// Their values are templates of secrets; what is secret of them isn't here, but the names are enough.
+	shown.Settings.UpstreamHeaders = nil
+	return shown
+}
+
+func showManaged(realm, id string, record *managedRecord) shownClient {
+	shown := show(realm, id, true, record.Client)
+	shown.Created, shown.Changed = record.Created, record.Changed
+	return shown
+}
+
+// etag is the entity tag of a managed client.
+func etag(version uint64) string { return `"` + strconv.FormatUint(version, 10) + `"` }
+
+const (
+	defaultClientsPage = 100
+	maxClientsPage     = 1000
+)
+
+// serveClients lists clients.
+func serveClients(w http.ResponseWriter, r *http.Request) error {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		return adminError(http.StatusMethodNotAllowed, "GET or HEAD only")
+	}
+	app := activeApp()
+	if app == nil {
+		return adminError(http.StatusNotFound, "oauth is not configured")
+	}
+	query := r.URL.Query()
+	names := sortedKeys(app.realms)
+	if name := query.Get("realm"); name != "" {
+		if app.realms[name] == nil {
+			return unknownRealm(name, names)
+		}
+		names = []string{name}
+	}
+	limit := defaultClientsPage
+	if text := query.Get("limit"); text != "" {
+		var err error
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > maxClientsPage {
+			return adminError(http.StatusBadRequest, "limit must be a number from 1 to %d", maxClientsPage)
+		}
+	}
+	afterRealm, afterID, err := readCursor(query.Get("after"))
+	if err != nil {
+		return adminError(http.StatusBadRequest, "after is not what an answer had as next")
+	}
+	page := listedClients{Clients: []shownClient{}}
+	for _, name := range names {
+		if name < afterRealm {
+			continue
+		}
+		realm := app.realms[name]
+		for _, id := range realm.clientIDs() {
+			if name == afterRealm && id <= afterID {
+				continue
+			}
+			if len(page.Clients) == limit {
+				last := page.Clients[limit-1]
+				page.Next = cursor(last.Realm, last.ID)
+				return answerJSON(w, page)
+			}
+			shown, _, err := app.showClient(r.Context(), realm, id)
+			if errors.Is(err, oauth.ErrNotFound) {
+				continue // it was removed meanwhile
+			}
+			if err != nil {
+				return adminError(http.StatusServiceUnavailable, "the token store: %w", err)
+			}
+			page.Clients = append(page.Clients, shown)
+		}
+	}
+	return answerJSON(w, page)
+}
+
+// A cursor names the last client of a page.
+func cursor(realm, id string) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(realm + "\x00" + id))
+}
+
+func readCursor(text string) (realm, id string, err error) {
+	if text == "" {
+		return "", "", nil
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(text)
+	realm, id, ok := strings.Cut(string(raw), "\x00")
+	if err == nil && !ok {
+		err = errors.New("no cursor")
+	}
+	return realm, id, err
+}
+
+// clientIDs returns the IDs of all clients of the realm, sorted.
+func (r *servedRealm) clientIDs() []string {
+	ids := sortedKeys(r.settings.Clients)
+	if r.engine != nil {
+		for client := range r.engine.Managed {
+			ids = append(ids, client.ID)
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}
+
+// showClient returns what is shown of a client, and its version if it is a managed one. The error is
+// oauth.ErrNotFound if there is none.
+func (a *App) showClient(ctx context.Context, realm *servedRealm, id string) (shown shownClient, version uint64, err error) {
+	if configured := a.Realms[realm.name]; configured != nil && configured.Clients[id] != nil {
+		return show(realm.name, id, false, *configured.Clients[id]), 0, nil
+	}
+	if realm.managed == nil || a.run.opened.clients == nil {
+		return shown, 0, oauth.ErrNotFound
+	}
+	stored, err := a.run.opened.clients.ManagedClient(ctx, oauth.ClientRef{Realm: realm.name, ClientID: id})
+	if err != nil {
+		return shown, 0, err
+	}
+	record, err := readManaged(stored)
+	return showManaged(realm.name, id, &record), stored.Version, err
+}
+
+// serveClient answers what is about one client.
+func serveClient(w http.ResponseWriter, r *http.Request) error {
+	app := activeApp()
+	if app == nil {
+		return adminError(http.StatusNotFound, "oauth is not configured")
+	}
+	parts := strings.Split(strings.TrimPrefix(r.URL.EscapedPath(), "/oauth/clients/"), "/")
+	for i, part := range parts {
+		var err error
+		if parts[i], err = url.PathUnescape(part); err != nil || parts[i] == "" {
+			return adminError(http.StatusNotFound, "the path must be /oauth/clients/<realm>/<id>, and /secrets or /secrets/<secret> behind it")
+		}
+	}
+	if len(parts) < 2 || len(parts) > 4 || len(parts) > 2 && parts[2] != "secrets" {
+		return adminError(http.StatusNotFound, "the path must be /oauth/clients/<realm>/<id>, and /secrets or /secrets/<secret> behind it")
+	}
+	realm := app.realms[parts[0]]
+	if realm == nil {
+		return unknownRealm(parts[0], sortedKeys(app.realms))
+	}
+	c := clientRequestAdmin{app: app, realm: realm, id: parts[1], w: w, r: r}
+	methods := map[string]func() error{}
+	switch len(parts) {
+	case 2:
+		methods = map[string]func() error{http.MethodGet: c.get, http.MethodHead: c.get, http.MethodPut: c.put, http.MethodDelete: c.remove}
+	case 3:
+		methods = map[string]func() error{http.MethodPost: c.addSecret}
+	case 4:
+		methods = map[string]func() error{http.MethodDelete: func() error { return c.removeSecret(parts[3]) }}
+	}
+	answer := methods[r.Method]
+	if answer == nil {
+		w.Header().Set("Allow", strings.Join(sortedKeys(methods), ", "))
+		return adminError(http.StatusMethodNotAllowed, "%s only", strings.Join(sortedKeys(methods), ", "))
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		if err := c.mayChange(); err != nil {
+			return err
+		}
+	}
+	return answer()
+}
+
+// clientRequestAdmin is a request about one client.
+type clientRequestAdmin struct {
+	app   *App
+	realm *servedRealm
+	id    string
+	w     http.ResponseWriter
+	r     *http.Request
+}
+
+// mayChange refuses changes of clients that are not managed.
+func (c *clientRequestAdmin) mayChange() error {
+	switch settings := c.app.Realms[c.realm.name]; {
+	case settings != nil && settings.Clients[c.id] != nil:
+		return adminError(http.StatusConflict, "client '%s' is in the configuration: change it there, and reload", loggedText(c.id))
+	case c.realm.managed == nil:
+		return adminError(http.StatusConflict, "realm '%s' has no managed clients: give it managed_clients in the configuration", c.realm.name)
+	case c.app.run.opened.clients == nil:
+		return adminError(http.StatusConflict, "this kind of token store can't keep clients")
+	}
+	return nil
+}
+
+// read reads a JSON object from the body. An empty body is one without members.
+func (c *clientRequestAdmin) read(place any, wanted string) error {
+	body, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, maxAdminBody))
+	if err != nil {
+		return adminError(http.StatusRequestEntityTooLarge, "the body must have at most %d bytes", maxAdminBody)
+	}
+	if len(body) == 0 {
+		return nil
+	}
+	// A web page can make a browser send a form to this address, but not JSON.
+	if mediaType, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type")); err != nil || mediaType != "application/json" {
+		return adminError(http.StatusUnsupportedMediaType, "the body must be application/json")
+	}
+	decoder := json.NewDecoder(strings.NewReader(string(body)))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(place); err != nil {
+		// Don't repeat err: it may quote the body, and with it a secret.
+		return adminError(http.StatusBadRequest, "the body must be a JSON object with %s", wanted)
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return adminError(http.StatusBadRequest, "there is something behind the JSON object")
+	}
+	return nil
+}
+
+func (c *clientRequestAdmin) get() error {
+	shown, version, err := c.app.showClient(c.r.Context(), c.realm, c.id)
+	switch {
+	case errors.Is(err, oauth.ErrNotFound):
+		return c.unknown()
+	case err != nil:
+		return adminError(http.StatusServiceUnavailable, "the token store: %w", err)
+	}
+	if shown.Managed {
+		c.w.Header().Set("ETag", etag(version))
+	}
+	return answerJSON(c.w, shown)
+}
+
+func (c *clientRequestAdmin) unknown() error {
+	return adminError(http.StatusNotFound, "realm '%s' has no client '%s'", c.realm.name, loggedText(c.id))
+}
+
+var errPrecondition = errors.New("somebody else has changed the client: read it again, and make your change to what it is now")
+
+// precondition checks If-Match and If-None-Match (RFC 9110 section 13).
+func (c *clientRequestAdmin) precondition(exists bool, version uint64) error {
+	if match := c.r.Header.Get("If-Match"); match != "" && (!exists || match != "*" && match != etag(version)) {
+		return errPrecondition
+	}
+	if c.r.Header.Get("If-None-Match") == "*" && exists {
+		return errPrecondition
+	}
+	return nil
+}
+
+// put adds a client, or replaces its settings. Without secrets in the body, a new client that takes
+// secrets gets one, and one that is there keeps those that it has.
+func (c *clientRequestAdmin) put() error {
+	var settings Client
+	if err := c.read(&settings, "a client's settings, as a configuration in JSON has them"); err != nil {
+		return err
+	}
+	secret := ""
+	return c.change("client_changed", func(was *managedRecord, version uint64) (*managedRecord, error) {
+		if err := c.precondition(was != nil, version); err != nil {
+			return nil, err
+		}
+		next := managedRecord{Client: settings}
+		switch {
+		case was != nil:
+			next.Created = was.Created
+			if settings.Secrets == nil {
+				next.Client.Secrets = was.Client.Secrets
+			}
+		case settings.Secrets == nil && !settings.Disabled && (len(settings.Auth) == 0 || takesSecrets(settings.Auth)):
+			var hash string
+			var err error
+			if secret, hash, err = newSecret(); err != nil {
+				return nil, err
+			}
+			next.Client.Secrets = []ClientSecret{{Hash: hash}}
+		}
+		return &next, nil
+	}, &secret)
+}
+
+func newSecret() (secret, hash string, err error) {
+	secret = oauth.GenerateSecret()
+	hash, err = oauth.HashGenerated(secret)
+	return secret, hash, err
+}
+
+func (c *clientRequestAdmin) remove() error {
+	return c.change("client_removed", func(was *managedRecord, version uint64) (*managedRecord, error) {
+		if was == nil {
+			return nil, oauth.ErrNotFound
+		}
+		return nil, c.precondition(true, version)
+	}, nil)
+}
+
+// secretRequest is the body of a POST for another secret.
+type secretRequest struct {
+	// Until is when the new secret ends; zero is never.
+	Until time.Time `json:"until,omitzero"`
+	// OthersUntil is when the client's other secrets end, those that don't end before; zero leaves them
+	// as they are.
+	OthersUntil time.Time `json:"others_until,omitzero"`
+}
+
+// maxSecrets bounds the secrets of a managed client. Each failed authentication costs as much as the
+// secrets of the client that has most.
+const maxSecrets = 5
+
+func (c *clientRequestAdmin) addSecret() error {
+	var asked secretRequest
+	if err := c.read(&asked, "until and others_until, both times as in 2027-01-01T00:00:00Z"); err != nil {
+		return err
+	}
+	secret, hash, err := newSecret()
+	if err != nil {
+		return err
+	}
+	return c.change("client_secret_added", func(was *managedRecord, version uint64) (*managedRecord, error) {
+		if was == nil {
+			return nil, oauth.ErrNotFound
+		}
+		if err := c.precondition(true, version); err != nil {
+			return nil, err
+		}
+		next, now := *was, time.Now()
+		next.Client.Secrets = nil
+		for _, other := range was.Client.Secrets {
+			if !other.Until.IsZero() && !now.Before(other.Until) {
+				continue // it is over
+			}
+			if !asked.OthersUntil.IsZero() && (other.Until.IsZero() || asked.OthersUntil.Before(other.Until)) {
+				other.Until = asked.OthersUntil
+			}
+			next.Client.Secrets = append(next.Client.Secrets, other)
+		}
+		if len(next.Client.Secrets) >= maxSecrets {
+			return nil, adminError(http.StatusConflict, "the client has %d secrets: take one away first", maxSecrets)
+		}
+		next.Client.Secrets = append([]ClientSecret{{Hash: hash, Until: asked.Until}}, next.Client.Secrets...)
+		return &next, nil
+	}, &secret)
+}
+
+func (c *clientRequestAdmin) removeSecret(secret string) error {
+	return c.change("client_secret_removed", func(was *managedRecord, version uint64) (*managedRecord, error) {
+		if was == nil {
+			return nil, oauth.ErrNotFound
+		}
+		if err := c.precondition(true, version); err != nil {
+			return nil, err
+		}
+		next := *was
+		next.Client.Secrets = slices.DeleteFunc(slices.Clone(was.Client.Secrets), func(s ClientSecret) bool { return secretID(s.Hash) == secret })
+		if len(next.Client.Secrets) == len(was.Client.Secrets) {
+			return nil, adminError(http.StatusNotFound, "the client has no secret '%s'", loggedText(secret))
+		}
+		return &next, nil
+	}, nil)
+}
+
+// change changes the client, logs that, and answers. secret is what is shown only now, if anything is.
+func (c *clientRequestAdmin) change(event string, change managedChange, secret *string) error {
+	checked := func(was *managedRecord, version uint64) (*managedRecord, error) {
+		next, err := change(was, version)
+		if err != nil || next == nil {
+			return nil, err
+		}
+		if _, err := c.realm.provisionManaged(c.id, &next.Client); err != nil {
+			return nil, adminError(http.StatusBadRequest, "client '%s': %w", loggedText(c.id), err)
+		}
+		return next, nil
+	}
+	// A client that is disabled loses its tokens for good.
+	ends := func(was, next *managedRecord) bool { return next.Client.Disabled && !was.Client.Disabled }
+	was, next, version, err := c.app.changeManaged(c.r.Context(), c.realm, c.id, ends, checked)
+	var refused caddy.APIError
+	switch {
+	case errors.Is(err, errPrecondition):
+		return adminError(http.StatusPreconditionFailed, "%w", err)
+	case errors.Is(err, oauth.ErrNotFound):
+		return c.unknown()
+	case errors.As(err, &refused):
+		return err
+	case err != nil:
+		return adminError(http.StatusServiceUnavailable, "the client may have changed or not, so look at it: the token store: %w", err)
+	}
+	status := http.StatusOK
+	if was == nil {
+		event, status = "client_added", http.StatusCreated
+	}
+	c.log(event, was, next)
+	if next == nil {
+		c.w.WriteHeader(http.StatusNoContent)
+		return nil
+	}
+	shown := showManaged(c.realm.name, c.id, next)
+	if secret != nil {
+		shown.Secret = *secret
+	}
+	c.w.Header().Set("ETag", etag(version))
+	c.w.Header().Set("Cache-Control", "no-store")
+	c.w.Header().Set("Content-Type", "application/json")
+	c.w.WriteHeader(status)
+	return json.NewEncoder(c.w).Encode(shown) //nolint:gosec // whoever asked for a secret gets it, this once
+}
+
+// log writes the event of a change: who has made it, and what was before and is now, without secrets.
+func (c *clientRequestAdmin) log(event string, was, next *managedRecord) {
+	fields := []zap.Field{zap.String("event", event), zap.String("realm", c.realm.name), zap.String("client_id", c.id)}
+	for name, record := range map[string]*managedRecord{"before": was, "after": next} {
+		if record != nil {
+			text, err := json.Marshal(showManaged(c.realm.name, c.id, record)) //nolint:gosec // it has no secret
+			if err == nil {
+				fields = append(fields, zap.Any(name, json.RawMessage(text)))
+			}
+		}
+	}
+	slices.SortFunc(fields[3:], func(a, b zap.Field) int { return -cmp.Compare(a.Key, b.Key) })
+	message := strings.ReplaceAll(event, "_", " ")
+	c.app.logger.Info(message, append(fields, adminCaller(c.r)...)...)
+}
+
+// endManaged ends all tokens of a managed client.
+func (a *App) endManaged(ctx context.Context, realm *servedRealm, id string) error {
+	always := func(_, _ *managedRecord) bool { return true }
+	_, _, _, err := a.changeManaged(ctx, realm, id, always, func(was *managedRecord, _ uint64) (*managedRecord, error) {
+		if was == nil {
+			return nil, oauth.ErrNotFound
+		}
+		next := *was
+		return &next, nil
+	})
+	if err != nil {
+		return fmt.Errorf("client %q: %w", id, err)
+	}
+	return nil
+}

@@ -1,0 +1,442 @@
+package caddyoauth
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
+)
+
+func clientCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "client",
+		Short: "Lists clients, and adds and changes managed ones",
+		Long: `
+Lists clients, and adds and changes managed ones, which lie in the token store of a realm
+with managed_clients.
+
+All of these commands ask the gateway that is running, by way of Caddy's admin endpoint,
+whose address they find as Caddy's own commands do. The exit status is 0, or 2 if the
+gateway refused or could not say.`,
+		Args: cobra.ArbitraryArgs, // RunE checks them
+		RunE: helpOrUnknown,
+	}
+	cmd.AddCommand(listClientsCommand(), showClientCommand(), addClientCommand(), rotateSecretCommand(), disableCommand(true), disableCommand(false), removeClientCommand(), revokeOfClientCommand())
+	return cmd
+}
+
+// clientFlags are the options of each command about one client.
+type clientFlags struct {
+	admin  adminFlags
+	realm  *string
+	asJSON *bool
+}
+
+func addClientFlags(cmd *cobra.Command) clientFlags {
+	return clientFlags{
+		realm:  cmd.Flags().String("realm", rootRealm, "realm of the client"),
+		admin:  addAdminFlags(cmd),
+		asJSON: cmd.Flags().Bool("json", false, "print a JSON object"),
+	}
+}
+
+// path is where the client of that ID is on the admin endpoint.
+func (f clientFlags) path(id string, rest ...string) string {
+	path := "/oauth/clients/" + url.PathEscape(*f.realm) + "/" + url.PathEscape(id)
+	for _, part := range rest {
+		path += "/" + url.PathEscape(part)
+	}
+	return path
+}
+
+// send sends a request to the admin endpoint and decodes the answer. It returns the answer's ETag.
+func (f adminFlags) send(method, path string, header http.Header, question, answer any) (tag string, err error) {
+	address, err := caddycmd.DetermineAdminAPIAddress(*f.address, nil, *f.config, *f.adapter)
+	if err != nil {
+		return "", err
+	}
+	var body []byte
+	if question != nil {
+		if body, err = json.Marshal(question); err != nil {
+			return "", err
+		}
+		if header == nil {
+			header = make(http.Header)
+		}
+		header.Set("Content-Type", "application/json")
+	}
+	response, err := caddycmd.AdminAPIRequest(address, method, path, header, bytes.NewReader(body))
+	if err != nil {
+		return "", fmt.Errorf("asking the gateway at %s: %w", address, err)
+	}
+	defer response.Body.Close()
+	if answer != nil {
+		if err := json.NewDecoder(io.LimitReader(response.Body, 16<<20)).Decode(answer); err != nil {
+			return "", fmt.Errorf("reading the answer of %s: %w", address, err)
+		}
+	}
+	return response.Header.Get("ETag"), nil
+}
+
+func listClientsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list [--realm <name>] [--json]",
+		Short: "Lists all clients, those of the configuration and managed ones",
+		Args:  cobra.NoArgs,
+	}
+	realm := cmd.Flags().String("realm", "", "realm whose clients to list; without it, all")
+	admin := addAdminFlags(cmd)
+	asJSON := cmd.Flags().Bool("json", false, "print a JSON object")
+	cmd.RunE = caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {
+		all := listedClients{Clients: []shownClient{}}
+		query := url.Values{"limit": {fmt.Sprint(maxClientsPage)}}
+		if *realm != "" {
+			query.Set("realm", *realm)
+		}
+		for {
+			var page listedClients
+			if _, err := admin.send(http.MethodGet, "/oauth/clients?"+query.Encode(), nil, nil, &page); err != nil {
+				return 2, err
+			}
+			all.Clients = append(all.Clients, page.Clients...)
+			if page.Next == "" {
+				break
+			}
+			query.Set("after", page.Next)
+		}
+		if err := writeAnswer(cmd.OutOrStdout(), all, *asJSON); err != nil {
+			return 2, err
+		}
+		return 0, nil
+	})
+	return cmd
+}
+
+func (l listedClients) print(w io.Writer) error {
+	lines := []string{"REALM\tCLIENT\tFROM\tSTATE\tSCOPES\tSECRETS"}
+	for _, c := range l.Clients {
+		from := "configuration"
+		if c.Managed {
+			from = "managed"
+		}
+		lines = append(lines, strings.Join([]string{c.Realm, c.ID, from, c.state(), cmp.Or(shortened(strings.Join(c.Settings.Scopes, " ")), "-"), c.secretsText()}, "\t"))
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if _, err := fmt.Fprintln(table, strings.Join(lines, "\n")); err != nil {
+		return err
+	}
+	return table.Flush()
+}
+
+// shortened returns a text that fits a column of a table.
+func shortened(text string) string {
+	const most = 40
+	if len(text) <= most {
+		return text
+	}
+	return text[:most] + "…"
+}
+
+func (c shownClient) state() string {
+	if c.Settings.Disabled {
+		return "disabled"
+	}
+	return "enabled"
+}
+
+// secretsText says how many secrets there are, and when the first of them ends.
+func (c shownClient) secretsText() string {
+	var first time.Time
+	for _, s := range c.Secrets {
+		if !s.Until.IsZero() && (first.IsZero() || s.Until.Before(first)) {
+			first = s.Until
+		}
+	}
+	if first.IsZero() {
+		return fmt.Sprint(len(c.Secrets))
+	}
+	return fmt.Sprintf("%d, until %s", len(c.Secrets), first.Local().Format("2006-01-02 15:04"))
+}
+
+func showClientCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "show <id> [--realm <name>] [--json]",
+		Short: "Shows a client's settings, and no secrets",
+		Args:  cobra.ExactArgs(1),
+	}
+	flags := addClientFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {
+			return flags.answer(cmd, func(answer *shownClient) error {
+				_, err := flags.admin.send(http.MethodGet, flags.path(args[0]), nil, nil, answer)
+				return err
+			})
+		})(cmd, args)
+	}
+	return cmd
+}
+
+// answer asks, and prints the client that is the answer.
+func (f clientFlags) answer(cmd *cobra.Command, ask func(*shownClient) error) (int, error) {
+	var answer shownClient
+	if err := ask(&answer); err != nil {
+		return 2, err
+	}
+	if err := writeAnswer(cmd.OutOrStdout(), answer, *f.asJSON); err != nil {
+		return 2, err
+	}
+	return 0, nil
+}
+
+func (c shownClient) print(w io.Writer) error {
+	settings, err := json.Marshal(c.Settings)
+	if err != nil {
+		return err
+	}
+	from := "of the configuration"
+	if c.Managed {
+		from = "managed, added " + c.Created.Local().Format(time.DateTime) + ", changed " + c.Changed.Local().Format(time.DateTime)
+	}
+	lines := []string{fmt.Sprintf("client %q of realm %q: %s, %s", c.ID, c.Realm, c.state(), from), "settings: " + printableJSON(settings)}
+	for _, s := range c.Secrets {
+		until := "without end"
+		if !s.Until.IsZero() {
+			until = "until " + s.Until.Local().Format(time.DateTime)
+		}
+		lines = append(lines, "secret "+cmp.Or(s.ID, "of the configuration")+": "+until)
+	}
+	_, err = fmt.Fprintln(w, strings.Join(lines, "\n"))
+	return err
+}
+
+func addClientCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "add <id> [--realm <name>] [--scopes <scope>,...] [--caddyfile] [--json]",
+		Short: "Adds a managed client, and prints its secret",
+		Long: `
+Adds a managed client. Its secret is made by the gateway, is printed on standard output,
+and is shown only now: the gateway keeps no more than its hash. A client with --jwk has a
+key instead, by which it signs (private_key_jwt).
+
+With --caddyfile nothing is asked or added: the secret and a block for the Caddyfile are
+printed instead.`,
+		Args: cobra.ExactArgs(1),
+	}
+	flags := addClientFlags(cmd)
+	var settings Client
+	var jwks []string
+	set := cmd.Flags()
+	set.StringSliceVar(&settings.Scopes, "scopes", nil, "scopes that it may ask for, separated by commas")
+	set.StringSliceVar(&settings.DefaultScopes, "default-scopes", nil, "scopes that it gets if it asks for none")
+	set.StringSliceVar(&settings.Audience, "audience", nil, "audience of its tokens, separated by commas")
+	set.StringSliceVar(&settings.Auth, "auth", nil, "methods by which it may authenticate, separated by commas")
+	set.StringArrayVar(&jwks, "jwk", nil, "public key of the client as a JWK, for private_key_jwt; may repeat")
+	set.StringVar(&settings.TokenFormat, "token-format", "", "what its tokens look like: opaque, sealed or jwt")
+	lifetime := set.Duration("token-lifetime", 0, "how long its tokens live")
+	set.StringVar(&settings.Introspect, "introspect", "", "whose tokens it may ask about: own, audience or realm")
+	asBlock := set.Bool("caddyfile", false, "print a block for the Caddyfile, and ask nobody")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {
+			settings.TokenLifetime = caddy.Duration(*lifetime)
+			for _, jwk := range jwks {
+				settings.JWK = append(settings.JWK, json.RawMessage(jwk))
+			}
+			if len(jwks) > 0 && len(settings.Auth) == 0 {
+				settings.Auth = []string{"private_key_jwt"}
+			}
+			if _, err := jwkSet(args[0], settings.JWK); err != nil {
+				return 2, err
+			}
+			if *asBlock {
+				return printBlock(cmd, args[0], settings)
+			}
+			var answer shownClient
+			if _, err := flags.admin.send(http.MethodPut, flags.path(args[0]), http.Header{"If-None-Match": {"*"}}, settings, &answer); err != nil {
+				return 2, err
+			}
+			return flags.printSecret(cmd, answer)
+		})(cmd, args)
+	}
+	return cmd
+}
+
+// printSecret prints a secret that was just made. For scripts, standard output has nothing else, unless
+// JSON is asked for.
+func (f clientFlags) printSecret(cmd *cobra.Command, answer shownClient) (int, error) {
+	if *f.asJSON || answer.Secret == "" {
+		if err := writeAnswer(cmd.OutOrStdout(), answer, *f.asJSON); err != nil {
+			return 2, err
+		}
+		return 0, nil
+	}
+	fmt.Fprintln(cmd.ErrOrStderr(), "The secret of the client, shown only now:")
+	fmt.Fprintln(cmd.OutOrStdout(), answer.Secret)
+	return 0, nil
+}
+
+// printBlock prints the block of a client for the Caddyfile, and its secret.
+func printBlock(cmd *cobra.Command, id string, c Client) (int, error) {
+	if err := conf.CheckClientID(id); err != nil {
+		return 2, err
+	}
+	out := cmd.OutOrStdout()
+	lines := []string{"client " + quotedArgument(id) + " {"}
+	add := func(option string, values ...string) {
+		if len(values) == 0 || values[0] == "" {
+			return
+		}
+		for i := range values {
+			values[i] = quotedArgument(values[i])
+		}
+		lines = append(lines, "\t"+option+" "+strings.Join(values, " "))
+	}
+	if len(c.Auth) == 0 || takesSecrets(c.Auth) {
+		secret, hash, err := newSecret()
+		if err != nil {
+			return 2, err
+		}
+		fmt.Fprintln(cmd.ErrOrStderr(), "The secret for the client program, shown only now:")
+		fmt.Fprintln(out, secret)
+		fmt.Fprintln(cmd.ErrOrStderr(), "The block for the Caddyfile:")
+		add("secret_hash", hash)
+	}
+	for _, jwk := range c.JWK {
+		lines = append(lines, "\tjwk `"+string(jwk)+"`")
+	}
+	add("auth", c.Auth...)
+	add("scopes", c.Scopes...)
+	add("default_scopes", c.DefaultScopes...)
+	add("audience", c.Audience...)
+	add("token_format", c.TokenFormat)
+	if c.TokenLifetime != 0 {
+		add("token_lifetime", time.Duration(c.TokenLifetime).String())
+	}
+	add("introspect", c.Introspect)
+	_, err := fmt.Fprintln(out, strings.Join(append(lines, "}"), "\n"))
+	if err != nil {
+		return 2, err
+	}
+	return 0, nil
+}
+
+// quotedArgument returns a text as one argument of a Caddyfile. No text that is allowed where this is
+// used has a double quote or a backslash in it.
+func quotedArgument(text string) string {
+	if strings.ContainsAny(text, " {}#`") {
+		return `"` + text + `"`
+	}
+	return text
+}
+
+func rotateSecretCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rotate <id> [--realm <name>] [--overlap <duration>] [--json]",
+		Short: "Gives a managed client another secret, and ends those of before",
+		Long: `
+Gives a managed client another secret, which is printed on standard output and shown only
+now. Those of before go on for the overlap, so that the program can change over.`,
+		Args: cobra.ExactArgs(1),
+	}
+	flags := addClientFlags(cmd)
+	overlap := cmd.Flags().Duration("overlap", 24*time.Hour, "how long the secrets of before go on; 0 ends them at once")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {
+			if *overlap < 0 {
+				return 2, errors.New("--overlap must not be negative")
+			}
+			var answer shownClient
+			asked := secretRequest{OthersUntil: time.Now().Add(*overlap).UTC()}
+			if _, err := flags.admin.send(http.MethodPost, flags.path(args[0], "secrets"), nil, asked, &answer); err != nil {
+				return 2, err
+			}
+			return flags.printSecret(cmd, answer)
+		})(cmd, args)
+	}
+	return cmd
+}
+
+// disableCommand is 'disable', or 'enable'.
+func disableCommand(disable bool) *cobra.Command {
+	name, short := "disable", "Locks a managed client out, and ends its tokens for good"
+	if !disable {
+		name, short = "enable", "Lets a managed client in again that was disabled"
+	}
+	cmd := &cobra.Command{Use: name + " <id> [--realm <name>] [--json]", Short: short, Args: cobra.ExactArgs(1)}
+	flags := addClientFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {
+			return flags.answer(cmd, func(answer *shownClient) error {
+				tag, err := flags.admin.send(http.MethodGet, flags.path(args[0]), nil, nil, answer)
+				if err != nil {
+					return err
+				}
+				if !answer.Managed {
+					return fmt.Errorf("client %q is in the configuration: change it there, and reload", args[0])
+				}
+				settings := answer.Settings
+				settings.Disabled = disable
+				_, err = flags.admin.send(http.MethodPut, flags.path(args[0]), http.Header{"If-Match": {tag}}, settings, answer)
+				return err
+			})
+		})(cmd, args)
+	}
+	return cmd
+}
+
+func removeClientCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "remove <id> [--realm <name>]",
+		Short: "Removes a managed client, and ends its tokens for good",
+		Args:  cobra.ExactArgs(1),
+	}
+	realm := cmd.Flags().String("realm", rootRealm, "realm of the client")
+	flags := clientFlags{realm: realm, admin: addAdminFlags(cmd)}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {
+			if _, err := flags.admin.send(http.MethodDelete, flags.path(args[0]), nil, nil, nil); err != nil {
+				return 2, err
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "Client %q of realm %q is removed.\n", args[0], *realm)
+			if err != nil {
+				return 2, err
+			}
+			return 0, nil
+		})(cmd, args)
+	}
+	return cmd
+}
+
+func revokeOfClientCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "revoke-tokens <id> [--realm <name>] [--json]",
+		Short: "Ends all tokens of a client, as 'caddy oauth token revoke --client' does",
+		Args:  cobra.ExactArgs(1),
+	}
+	flags := addClientFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {
+			var answer revokeAnswer
+			if err := flags.admin.ask("/oauth/tokens/revoke", revokeRequest{Realm: *flags.realm, Client: args[0]}, &answer); err != nil {
+				return 2, err
+			}
+			if err := answer.write(cmd.OutOrStdout(), *flags.asJSON); err != nil {
+				return 2, err
+			}
+			return 0, nil
+		})(cmd, args)
+	}
+	return cmd
+}

@@ -1,0 +1,191 @@
+package oauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+)
+
+// Managed is a managed client: one that was added while gateways run. It lies in the store, which says
+// what is true of it.
+type Managed struct {
+	*Client
+	// Version and Generation are as in [ManagedClient].
+	Version, Generation uint64
+}
+
+// managed are the managed clients of a realm. There may be many, and they change one at a time, so
+// unlike Clients this is no snapshot: whoever asks twice may get two answers. It grows with what is in
+// the store.
+type managed struct {
+	byID sync.Map // client ID → *registered
+
+	// hidden is what a failed authentication must cost so that it can be that of any managed client
+	// there has been. It, and changes of byID, need Engine.changing.
+	hidden costs
+}
+
+// costs are what a failed authentication costs, whatever made it fail.
+type costs struct {
+	work  workload
+	quick quickWork
+	// algorithms are those by which some client may sign assertions. One of another algorithm is
+	// refused quickly, whoever it names.
+	algorithms []string
+}
+
+// with returns what both cost at most.
+func (c costs) with(other costs) costs {
+	c.work = maps.Clone(c.work)
+	if c.work == nil {
+		c.work = workload{}
+	}
+	for cost, n := range other.work {
+		c.work[cost] = max(c.work[cost], n)
+	}
+	for kind, n := range other.quick {
+		c.quick[kind] = max(c.quick[kind], n)
+	}
+	all := slices.Concat(c.algorithms, other.algorithms)
+	slices.Sort(all)
+	c.algorithms = slices.Compact(all)
+	return c
+}
+
+// covers reports whether with would add nothing.
+func (c costs) covers(other costs) bool {
+	both := c.with(other)
+	return maps.Equal(both.work, c.work) && both.quick == c.quick && len(both.algorithms) == len(c.algorithms)
+}
+
+// costsOf returns what hides the failure of any of these clients.
+func costsOf(clients map[string]*Client) costs {
+	c := costs{work: heaviest(clients), quick: mostQuick(clients)}
+	for _, client := range clients {
+		if client.Assertions != nil && !client.Disabled {
+			c.algorithms = append(c.algorithms, client.Assertions.Algorithms()...)
+		}
+	}
+	slices.Sort(c.algorithms)
+	c.algorithms = slices.Compact(c.algorithms)
+	return c
+}
+
+// find returns a managed client, or nil.
+func (m *managed) find(id string) *registered {
+	if m == nil {
+		return nil
+	}
+	client, _ := m.byID.Load(id)
+	found, _ := client.(*registered)
+	return found
+}
+
+// SetManaged tells the engine of managed clients, by ID; nil is one that is gone. With all set, there
+// are no others. It may be called while requests run: those that have begun go on with what they have
+// read. A client that stays keeps what it has used up of its limits.
+//
+// A client of the configuration that has the same ID counts instead.
+func (e *Engine) SetManaged(clients map[string]*Managed, all bool) {
+	here := make(map[string]*Client)
+	for id, client := range clients {
+		if client != nil {
+			here[id] = client.Client
+		}
+	}
+	batch := costsOf(here)
+	e.change(func(next *state) {
+		// Another snapshot in any case: an answer about credentials that was begun with the clients from
+		// before is not for those who come after this. Its costs come first: the failure of a client
+		// must not show once the client is there.
+		m, snapshot := next.clients.managed, *next.clients
+		if !m.hidden.covers(batch) {
+			m.hidden = m.hidden.with(batch)
+			snapshot.costs = snapshot.with(batch)
+		}
+		next.clients = &snapshot
+		dearer := *next
+		e.state.Store(&dearer)
+		if all {
+			m.byID.Range(func(id, _ any) bool {
+				if clients[id.(string)] == nil {
+					m.byID.Delete(id)
+				}
+				return true
+			})
+		}
+		for id, client := range clients {
+			if client == nil {
+				m.byID.Delete(id)
+				continue
+			}
+			registered := newRegistered(client.Client, m.find(id))
+			registered.managed, registered.version, registered.generation = true, client.Version, client.Generation
+			m.byID.Store(id, registered)
+		}
+		last := snapshot
+		next.clients = &last
+	})
+}
+
+// Managed calls yield for each managed client that the engine knows, until that returns false.
+func (e *Engine) Managed(yield func(Managed) bool) {
+	e.state.Load().clients.managed.byID.Range(func(_, value any) bool {
+		client := value.(*registered)
+		return yield(Managed{client.Client, client.version, client.generation})
+	})
+}
+
+// ManagedByID returns a managed client as the engine knows it.
+func (e *Engine) ManagedByID(id string) (client Managed, ok bool) {
+	found := e.state.Load().clients.managed.find(id)
+	if found == nil {
+		return client, false
+	}
+	return Managed{found.Client, found.version, found.generation}, true
+}
+
+// generationOf returns the generation of a client's tokens, and false if nobody has told it yet.
+func (a *agreement) generationOf(client *registered) (uint64, bool) {
+	if client.managed {
+		return client.generation, true
+	}
+	generation, known := a.generations[client.ID]
+	return generation, known
+}
+
+// askGeneration is generationOf by asking the store, for one who may not have heard of what others did.
+// It returns ErrNotFound if the client is no longer there.
+func (i *issued) askGeneration(ctx context.Context, id string) (uint64, error) {
+	ref := ClientRef{i.cfg.Realm, id}
+	if client := i.state.Load().clients.find(id); client != nil && client.managed {
+		current, err := i.cfg.Managed.ManagedClient(ctx, ref)
+		return current.Generation, err
+	}
+	generation, err := i.cfg.Store.Generation(ctx, ref)
+	if errors.Is(err, ErrNotFound) {
+		err = fmt.Errorf("%w: it has lost the generation of the token's client", ErrUnreachable)
+	}
+	return generation, err
+}
+
+// stillIs fails if nobody can tell whether a managed client is what the engine knows of it: another
+// gateway may have disabled it, or taken its secret away.
+func (e *Engine) stillIs(ctx context.Context, client *registered) error {
+	if !client.managed || e.issued.Coherent() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	current, err := e.cfg.Managed.ManagedClient(ctx, ClientRef{e.cfg.Realm, client.ID})
+	switch {
+	case err != nil && !errors.Is(err, ErrNotFound):
+		return fmt.Errorf("looking up a managed client: %w", err)
+	case err != nil || current.Version != client.version:
+		return fmt.Errorf("%w: it has another version of a managed client, which has not been heard of yet", ErrUnreachable)
+	}
+	return nil
+}

@@ -1,0 +1,396 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/redis/rueidis"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// The stores' implementations of oauth.ClientStore.
+
+// nextVersion returns the version that follows. It goes by the clock, so a client that is removed and
+// added again doesn't get a version that it had.
+func nextVersion(old uint64) uint64 { return max(old+1, uint64(time.Now().UnixMicro())) }
+
+// ManagedClients implements oauth.ClientStore. It returns all of them.
+func (m *Memory) ManagedClients(_ context.Context, realm, _ string) (oauth.ManagedClients, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.closed {
+		return oauth.ManagedClients{}, oauth.ErrClosed
+	}
+	all := oauth.ManagedClients{All: true}
+	for ref, client := range m.managed {
+		if ref.Realm == realm {
+			all.Clients = append(all.Clients, cloneManaged(client))
+		}
+	}
+	return all, nil
+}
+
+// ManagedClient implements oauth.ClientStore.
+func (m *Memory) ManagedClient(_ context.Context, ref oauth.ClientRef) (oauth.ManagedClient, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	client, ok := m.managed[ref]
+	switch {
+	case m.closed:
+		return client, oauth.ErrClosed
+	case !ok:
+		return client, oauth.ErrNotFound
+	}
+	return cloneManaged(client), nil
+}
+
+// SwapManagedClient implements oauth.ClientStore.
+func (m *Memory) SwapManagedClient(_ context.Context, realm string, next oauth.ManagedClient) (uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	ref, old := oauth.ClientRef{Realm: realm, ClientID: next.ID}, next.Version
+	switch {
+	case m.closed:
+		return 0, oauth.ErrClosed
+	case m.managed[ref].Version != old:
+		return 0, oauth.ErrChanged
+	case next.Data == nil:
+		delete(m.managed, ref)
+		return nextVersion(old), nil
+	case old == 0 && len(m.managed) >= m.max:
+		return 0, oauth.ErrFull
+	}
+	next = cloneManaged(next)
+	next.Version = nextVersion(old)
+	m.managed[ref] = next
+	return next.Version, nil
+}
+
+func cloneManaged(client oauth.ManagedClient) oauth.ManagedClient {
+	client.Data = slices.Clone(client.Data)
+	return client
+}
+
+// encodeManaged returns what is stored of a managed client under its ID.
+func encodeManaged(client oauth.ManagedClient) []byte {
+	head := binary.BigEndian.AppendUint64(nil, client.Version)
+	return append(binary.BigEndian.AppendUint64(head, client.Generation), client.Data...)
+}
+
+func decodeManaged(id string, stored []byte) (client oauth.ManagedClient, err error) {
+	if len(stored) <= 16 {
+		return client, fmt.Errorf("managed client %q: %w", id, errCorrupt)
+	}
+	return oauth.ManagedClient{
+		ID: id, Version: binary.BigEndian.Uint64(stored), Generation: binary.BigEndian.Uint64(stored[8:]), Data: slices.Clone(stored[16:]),
+	}, nil
+}
+
+// managedKey is where a managed client lies in bucketManaged. No realm contains a NUL.
+func managedKey(ref oauth.ClientRef) []byte { return []byte(ref.Realm + "\x00" + ref.ClientID) }
+
+// ManagedClients implements oauth.ClientStore. It returns all of them.
+func (b *Bbolt) ManagedClients(_ context.Context, realm, _ string) (oauth.ManagedClients, error) {
+	all := oauth.ManagedClients{All: true}
+	err := b.view(func(tx *bolt.Tx) error {
+		prefix := managedKey(oauth.ClientRef{Realm: realm})
+		c := tx.Bucket(bucketManaged).Cursor()
+		for key, value := c.Seek(prefix); bytes.HasPrefix(key, prefix); key, value = c.Next() {
+			client, err := decodeManaged(string(key[len(prefix):]), value)
+			if err != nil {
+				return err
+			}
+			all.Clients = append(all.Clients, client)
+		}
+		return nil
+	})
+	return all, err
+}
+
+// ManagedClient implements oauth.ClientStore.
+func (b *Bbolt) ManagedClient(_ context.Context, ref oauth.ClientRef) (client oauth.ManagedClient, err error) {
+	err = b.view(func(tx *bolt.Tx) error {
+		value := tx.Bucket(bucketManaged).Get(managedKey(ref))
+		if value == nil {
+			return oauth.ErrNotFound
+		}
+		client, err = decodeManaged(ref.ClientID, value)
+		return err
+	})
+	return client, err
+}
+
+// SwapManagedClient implements oauth.ClientStore.
+func (b *Bbolt) SwapManagedClient(ctx context.Context, realm string, next oauth.ManagedClient) (uint64, error) {
+	ref, old := oauth.ClientRef{Realm: realm, ClientID: next.ID}, next.Version
+	next = cloneManaged(next) // the committer may use it after the caller has given up
+	next.Version = nextVersion(old)
+	changed := false // set by the committer, as in Admit
+	err := b.write(ctx, func(tx *bolt.Tx) error {
+		bucket, key := tx.Bucket(bucketManaged), managedKey(ref)
+		var now uint64
+		if value := bucket.Get(key); value != nil {
+			client, err := decodeManaged(ref.ClientID, value)
+			if err != nil {
+				return err
+			}
+			now = client.Version
+		}
+		switch changed = now != old; {
+		case changed:
+			return nil
+		case next.Data != nil:
+			return setValue(bucket, key, encodeManaged(next))
+		case old != 0:
+			return deleteValue(bucket, key)
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case changed:
+		return 0, oauth.ErrChanged
+	}
+	return next.Version, nil
+}
+
+// addManaged makes a file of version 2 one of version 3, which has room for managed clients.
+func addManaged(tx *bolt.Tx) error {
+	if _, err := tx.CreateBucket(bucketManaged); err != nil {
+		return err
+	}
+	return setValue(tx.Bucket(bucketMeta), keyVersion, []byte("3"))
+}
+
+const (
+	// maxManagedChanges is about how many changes of managed clients Redis remembers for each realm. A
+	// gateway that has missed more reads all clients.
+	maxManagedChanges = "10000"
+	// managedStep is how many changes or clients are read at once.
+	managedStep = 1000
+)
+
+// ManagedClients implements oauth.ClientStore.
+func (r *Redis) ManagedClients(ctx context.Context, realm, since string) (answer oauth.ManagedClients, err error) {
+	if since != "" {
+		changed, position, ok, err := r.changedClients(ctx, realm, since)
+		if err != nil {
+			return answer, err
+		}
+		if ok {
+			clients, err := r.managedByID(ctx, realm, changed)
+			return oauth.ManagedClients{Clients: clients, Position: position}, err
+		}
+	}
+	// What changes while all are being read is read again by the next question.
+	answer.All = true
+	if err := r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+		last, err := c.Do(ctx, c.B().Xrevrange().Key(r.managedChangesKey(realm)).End("+").Start("-").Count(1).Build()).AsXRange()
+		if len(last) > 0 {
+			answer.Position = last[0].ID
+		}
+		if rueidis.IsRedisNil(err) {
+			err = nil
+		}
+		return err
+	}); err != nil {
+		return answer, err
+	}
+	for cursor, first := uint64(0), true; first || cursor != 0; first = false {
+		err := r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+			entry, err := c.Do(ctx, c.B().Hscan().Key(r.managedKey(realm)).Cursor(cursor).Count(managedStep).Build()).AsScanEntry()
+			if err != nil {
+				return err
+			}
+			cursor = entry.Cursor
+			for i := 0; i+1 < len(entry.Elements); i += 2 {
+				client, err := decodeManaged(entry.Elements[i], []byte(entry.Elements[i+1]))
+				if err != nil {
+					return err
+				}
+				answer.Clients = append(answer.Clients, client)
+			}
+			return nil
+		})
+		if err != nil {
+			return answer, err
+		}
+	}
+	return answer, nil
+}
+
+// changedClients returns which clients of a realm were changed after a position, and the position that
+// this comes to. It returns false if Redis no longer knows that position: then it may have forgotten
+// changes, too, or lost them.
+func (r *Redis) changedClients(ctx context.Context, realm, since string) (ids []string, position string, ok bool, err error) {
+	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+		entries, err := c.Do(ctx, c.B().Xrange().Key(r.managedChangesKey(realm)).Start(since).End("+").Count(managedStep).Build()).AsXRange()
+		if err != nil && !rueidis.IsRedisNil(err) {
+			return err
+		}
+		if len(entries) == 0 || len(entries) == managedStep || entries[0].ID != since {
+			return nil
+		}
+		ok = true
+		seen := make(map[string]bool)
+		for _, entry := range entries[1:] {
+			seen[entry.FieldValues["id"]] = true
+		}
+		ids, position = slices.Collect(maps.Keys(seen)), entries[len(entries)-1].ID
+		return nil
+	})
+	return ids, position, ok, err
+}
+
+// managedByID returns clients of a realm, those that are gone with no data.
+func (r *Redis) managedByID(ctx context.Context, realm string, ids []string) (clients []oauth.ManagedClient, err error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+		values, err := c.Do(ctx, c.B().Hmget().Key(r.managedKey(realm)).Field(ids...).Build()).ToArray()
+		if err != nil {
+			return err
+		}
+		for i, value := range values {
+			stored, err := value.AsBytes()
+			client := oauth.ManagedClient{ID: ids[i]}
+			if err == nil {
+				client, err = decodeManaged(ids[i], stored)
+			} else if rueidis.IsRedisNil(err) {
+				err = nil
+			}
+			if err != nil {
+				return err
+			}
+			clients = append(clients, client)
+		}
+		return nil
+	})
+	return clients, err
+}
+
+// ManagedClient implements oauth.ClientStore.
+func (r *Redis) ManagedClient(ctx context.Context, ref oauth.ClientRef) (oauth.ManagedClient, error) {
+	clients, err := r.managedByID(ctx, ref.Realm, []string{ref.ClientID})
+	switch {
+	case err != nil:
+		return oauth.ManagedClient{}, err
+	case clients[0].Data == nil:
+		return oauth.ManagedClient{}, oauth.ErrNotFound
+	}
+	return clients[0], nil
+}
+
+// SwapManagedClient implements oauth.ClientStore.
+func (r *Redis) SwapManagedClient(ctx context.Context, realm string, next oauth.ManagedClient) (uint64, error) {
+	old := next.Version
+	next = cloneManaged(next)
+	next.Version = nextVersion(old)
+	changed, err := r.putManaged(ctx, realm, next, func(stored uint64) bool { return stored == old })
+	switch {
+	case err != nil:
+		return 0, err
+	case !changed:
+		return 0, oauth.ErrChanged
+	}
+	r.rememberManaged(realm, next)
+	return next.Version, nil
+}
+
+// putManaged writes a managed client, or removes it, and the change, in one transaction, if may says so
+// of the version that is stored. It reports whether that did.
+func (r *Redis) putManaged(ctx context.Context, realm string, next oauth.ManagedClient, may func(stored uint64) bool) (allowed bool, err error) {
+	key := r.managedKey(realm)
+	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+		return c.Dedicated(func(c rueidis.DedicatedClient) error {
+			for {
+				if err := c.Do(ctx, c.B().Watch().Key(key).Build()).Error(); err != nil {
+					return err
+				}
+				var now uint64
+				stored, err := c.Do(ctx, c.B().Hget().Key(key).Field(next.ID).Build()).AsBytes()
+				if err == nil {
+					client, err := decodeManaged(next.ID, stored)
+					if err != nil {
+						return err
+					}
+					now = client.Version
+				} else if !rueidis.IsRedisNil(err) {
+					return err
+				}
+				if allowed = may(now); !allowed {
+					return c.Do(ctx, c.B().Unwatch().Build()).Error()
+				}
+				write := c.B().Hdel().Key(key).Field(next.ID).Build()
+				if next.Data != nil {
+					write = c.B().Hset().Key(key).FieldValue().FieldValue(next.ID, rueidis.BinaryString(encodeManaged(next))).Build()
+				}
+				done, err := transact(ctx, c, write,
+					c.B().Xadd().Key(r.managedChangesKey(realm)).Maxlen().Almost().Threshold(maxManagedChanges).Id("*").FieldValue().FieldValue("id", next.ID).Build())
+				if done || err != nil {
+					return err
+				}
+				// Another gateway was quicker, perhaps with another client.
+			}
+		})
+	})
+	return allowed && err == nil, err
+}
+
+// writtenManaged is a change of a managed client that Redis has acknowledged, kept in case Redis loses
+// it.
+type writtenManaged struct {
+	oauth.ManagedClient
+	at time.Time
+}
+
+// rememberManaged keeps a change, to make it again if the link is lost soon. At most maxReplay are
+// kept.
+func (r *Redis) rememberManaged(realm string, client oauth.ManagedClient) {
+	ref := oauth.ClientRef{Realm: realm, ClientID: client.ID}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(r.writtenManaged, func(_ oauth.ClientRef, was writtenManaged) bool { return now.Sub(was.at) > replayTime })
+	if len(r.writtenManaged) < maxReplay || r.writtenManaged[ref].Version != 0 {
+		r.writtenManaged[ref] = writtenManaged{client, now}
+	}
+}
+
+// repeatManaged makes again the changes made shortly before the link was lost, and since; see
+// repeatRevocations.
+func (r *Redis) repeatManaged(ctx context.Context) error {
+	written := make(map[oauth.ClientRef]writtenManaged)
+	r.mu.Lock()
+	for ref, was := range r.writtenManaged {
+		if r.lostAt.Sub(was.at) <= replayTime {
+			written[ref] = was
+		}
+	}
+	r.mu.Unlock()
+	for ref, was := range written {
+		older := func(stored uint64) bool { return stored < was.Version && (stored != 0 || was.Data != nil) }
+		if _, err := r.putManaged(ctx, ref.Realm, was.ManagedClient, older); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// The braces keep a realm's clients and their changes on one node of a Cluster.
+func (r *Redis) managedKey(realm string) string {
+	return r.cfg.Prefix + "{realm:" + realm + "}:managed"
+}
+
+func (r *Redis) managedChangesKey(realm string) string {
+	return r.cfg.Prefix + "{realm:" + realm + "}:managed-changes"
+}

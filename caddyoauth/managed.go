@@ -1,0 +1,221 @@
+package caddyoauth
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/introspect"
+)
+
+// Managed clients are those of no configuration: operators add them while gateways run, by the admin
+// endpoint, and they lie in the token store. So a fleet has one truth about them, and a reload changes
+// nothing. A client of the configuration that has the same ID counts instead.
+
+// managedRealm is what a realm with managed clients gives to those that say nothing of their own.
+type managedRealm struct {
+	format   string
+	lifetime caddy.Duration
+	scopes   []string
+	limits   Limits
+}
+
+// managedRecord is what the store keeps of a managed client. It holds hashes of secrets alone.
+type managedRecord struct {
+	// Version is that of this form; see managedRecordVersion.
+	Version int `json:"v"`
+	// Client are its settings.
+	Client Client `json:"client"`
+	// Created and Changed are when it was added, and last changed.
+	Created time.Time `json:"created"`
+	Changed time.Time `json:"changed"`
+}
+
+// managedRecordVersion is the version of the records that this program writes. It can't tell what those
+// of a later one mean, so such a client can't authenticate here.
+const managedRecordVersion = 1
+
+// readManaged decodes what the store keeps of a managed client.
+func readManaged(stored oauth.ManagedClient) (record managedRecord, err error) {
+	decoder := json.NewDecoder(bytes.NewReader(stored.Data))
+	decoder.DisallowUnknownFields() // a setting that this program doesn't know may be one that restricts
+	switch err := decoder.Decode(&record); {
+	case record.Version > managedRecordVersion:
+		return record, fmt.Errorf("a later version of the gateway has written it (version %d, this program knows %d)", record.Version, managedRecordVersion)
+	case err != nil || record.Version < 1:
+		return record, errors.New("what the store keeps of it can't be read")
+	}
+	return record, nil
+}
+
+// provisionManaged checks the settings of a managed client, and turns them into what the engine uses.
+func (r *servedRealm) provisionManaged(id string, cc *Client) (*oauth.Client, error) {
+	if err := cc.checkManaged(); err != nil {
+		return nil, err
+	}
+	m := r.managed
+	client, err := cc.provision(id, m.format, m.lifetime, m.scopes, m.limits, zap.NewNop())
+	if err != nil {
+		return nil, err
+	}
+	if client.Assertions, err = r.managedAssertions(id, cc, client.Auth); err != nil {
+		return nil, err
+	}
+	if client.DPoPRequired && r.settings.Proofs == nil {
+		return nil, errors.New("dpop required: the realm judges no proofs; give the oauth block a dpop")
+	}
+	if oauth.SelfContained(client.TokenFormat) && !r.hasKeys() {
+		return nil, fmt.Errorf("token_format %s: the realm has no keys for such tokens; give it that token_format, or signing", client.TokenFormat)
+	}
+	if oauth.SelfContained(client.TokenFormat) && client.TokenLifetime > time.Duration(m.lifetime) {
+		return nil, fmt.Errorf("token_lifetime %s: it may be at most the realm's, %s, for token_format %s, because that is how long old keys are kept", client.TokenLifetime, time.Duration(m.lifetime), client.TokenFormat)
+	}
+	if client.TokenFormat == oauth.FormatJWT && (r.signing == nil || r.settings.Issuer == "") {
+		return nil, errors.New("token_format jwt: the realm signs nothing; give it signing and an issuer")
+	}
+	return client, nil
+}
+
+// managedMethods returns the methods by which managed clients may authenticate.
+func (r *servedRealm) managedMethods() []string {
+	if r.issuer == nil {
+		return secretMethods
+	}
+	return append([]string{oauth.AuthPrivateKeyJWT}, secretMethods...)
+}
+
+// managedAssertions returns what verifies the assertions of a managed client by the keys in its
+// settings, or nil if it makes none. It starts nothing.
+func (r *servedRealm) managedAssertions(id string, cc *Client, auth []string) (*introspect.Assertions, error) {
+	from, err := cc.assertionKeys(id, auth, r.settings.Issuer)
+	if from == nil || err != nil {
+		return nil, err
+	}
+	if r.settings.Replays == nil {
+		return nil, errors.New("this kind of token store can't remember which assertions were used")
+	}
+	keys, err := introspect.NewKeys(from.keys)
+	if err != nil {
+		return nil, err
+	}
+	return introspect.NewAssertions(introspect.AssertionsConfig{Keys: keys, Algorithms: from.algorithms})
+}
+
+// checkManaged refuses what only a client of a configuration can have: what lies in a file or in the
+// environment of one gateway is no truth for a fleet.
+func (cc *Client) checkManaged() error {
+	for name, has := range map[string]bool{
+		"jwks_file": cc.JWKSFile != "", "certificate_files": len(cc.CertificateFiles) > 0, "upstream_headers": len(cc.UpstreamHeaders) > 0,
+		"jwks_uri": cc.JWKSURI != "", "private_hosts": len(cc.PrivateHosts) > 0, "federated": len(cc.Federated) > 0, "at": cc.At != "", "lint_ignore": len(cc.LintIgnore) > 0,
+	} {
+		if has {
+			return fmt.Errorf("%s is for clients of a configuration", name)
+		}
+	}
+	if len(cc.Secrets) > maxSecrets {
+		return fmt.Errorf("it has %d secrets; %d are the most", len(cc.Secrets), maxSecrets)
+	}
+	for i, secret := range cc.Secrets {
+		if secret.Secret != "" || secret.Hash == "" || conf.IsSecretReference(secret.Hash) {
+			return fmt.Errorf("secret %d: give its hash, which 'caddy oauth hash-secret' makes, and no reference", i+1)
+		}
+	}
+	return nil
+}
+
+// isManaged reports whether the realm has a managed client of that ID.
+func (r *servedRealm) isManaged(id string) bool {
+	if r.managed == nil || r.engine == nil {
+		return false
+	}
+	_, ok := r.engine.ManagedByID(id)
+	return ok
+}
+
+// managedOf turns what the store keeps into what the engine uses. A client that can't be used here is
+// reported, and left out: it can't authenticate, and its tokens are refused.
+func (a *App) managedOf(r *servedRealm, stored []oauth.ManagedClient) map[string]*oauth.Managed {
+	clients := make(map[string]*oauth.Managed, len(stored))
+	for _, s := range stored {
+		clients[s.ID] = nil
+		if s.Data == nil {
+			continue
+		}
+		record, err := readManaged(s)
+		var client *oauth.Client
+		if err == nil {
+			client, err = r.provisionManaged(s.ID, &record.Client)
+		}
+		if err != nil {
+			a.logger.Error("a managed client can't be used: it can't authenticate, and its tokens are refused", zap.String("realm", r.name), zap.String("client_id", loggedText(s.ID)), zap.Error(err))
+			continue
+		}
+		if r.settings.Clients[s.ID] != nil {
+			a.logger.Warn("a managed client has the ID of a client of the configuration, which counts instead", zap.String("realm", r.name), zap.String("client_id", loggedText(s.ID)))
+		}
+		clients[s.ID] = &oauth.Managed{Client: client, Version: s.Version, Generation: s.Generation}
+	}
+	return clients
+}
+
+// managedChange is a change of a managed client. It gets the record as it is, nil if there is no such
+// client, and returns what it is to be, nil for none. It may be called several times.
+type managedChange func(was *managedRecord, version uint64) (*managedRecord, error)
+
+// changeManaged changes a managed client in the store, and has every App that uses the store go by it
+// before it returns. ends says whether the client's tokens end. It returns what was, nil for none, and
+// what is, with its version. After an error that is not the change's own, the client may have changed
+// or not.
+func (a *App) changeManaged(ctx context.Context, r *servedRealm, id string, ends func(was, next *managedRecord) bool, change managedChange) (was, next *managedRecord, version uint64, err error) {
+	store := a.run.opened.clients
+	// Whoever asked may go away. If the store did it all the same, the engines must go by it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	defer cancel()
+	for {
+		stored, err := store.ManagedClient(ctx, oauth.ClientRef{Realm: r.name, ClientID: id})
+		was = nil
+		switch {
+		case err == nil:
+			record, err := readManaged(stored)
+			if err != nil {
+				return nil, nil, 0, err
+			}
+			was = &record
+		case !errors.Is(err, oauth.ErrNotFound):
+			return nil, nil, 0, err
+		}
+		if next, err = change(was, stored.Version); err != nil {
+			return was, was, stored.Version, err
+		}
+		write := oauth.ManagedClient{ID: id, Version: stored.Version, Generation: stored.Generation}
+		if next != nil {
+			next.Version, next.Changed = managedRecordVersion, time.Now().UTC().Truncate(time.Millisecond)
+			if was == nil {
+				next.Created = next.Changed
+			}
+			if was == nil || ends(was, next) {
+				// By the clock, so a client that was removed and is added anew doesn't get the generation
+				// that it had.
+				write.Generation = max(stored.Generation+1, uint64(time.Now().UnixMicro()))
+			}
+			if write.Data, err = json.Marshal(next); err != nil {
+				return nil, nil, 0, err
+			}
+		}
+		version, err = store.SwapManagedClient(ctx, r.name, write)
+		if errors.Is(err, oauth.ErrChanged) {
+			continue // somebody was quicker
+		}
+		// Whatever the store said: it may have done it.
+		shared := a.run.opened.shareManaged(ctx, r.name, id)
+		return was, next, version, errors.Join(err, shared)
+	}
+}

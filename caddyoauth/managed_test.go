@@ -1,0 +1,520 @@
+package caddyoauth_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
+)
+
+// admin is a caller of the admin endpoint.
+type admin struct {
+	*gateway
+	address string
+}
+
+// send sends a request about clients. Headers are name and value in turn.
+func (a admin) send(method, path, body string, headers ...string) answer {
+	a.t.Helper()
+	// A reload replaces the admin endpoint, and may close a connection before it has been answered.
+	var res answer
+	waitUntil(a.t, "the admin endpoint answers", func() bool {
+		r, err := http.NewRequest(method, "http://"+a.address+path, strings.NewReader(body))
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		if body != "" {
+			r.Header.Set("Content-Type", "application/json")
+		}
+		for i := 0; i < len(headers); i += 2 {
+			r.Header.Set(headers[i], headers[i+1])
+		}
+		res, err = a.try(r)
+		return err == nil
+	})
+	return res
+}
+
+// must is send where the status must be this one.
+func (a admin) must(status int, method, path, body string, headers ...string) answer {
+	a.t.Helper()
+	res := a.send(method, path, body, headers...)
+	if res.StatusCode != status {
+		a.t.Fatalf("%s %s: %d %s, want %d", method, path, res.StatusCode, res.Body, status)
+	}
+	return res
+}
+
+// fetchBy asks the root realm for a token with this secret.
+func (g *gateway) fetchBy(id, secret string) answer {
+	g.t.Helper()
+	return g.patiently(func() answer {
+		return g.post("/oauth2/access_token", id, secret, map[string][]string{"grant_type": {"client_credentials"}, "scope": {"read"}})
+	})
+}
+
+func (g *gateway) tokenBy(id, secret string) string {
+	g.t.Helper()
+	a := g.fetchBy(id, secret)
+	if a.StatusCode != 200 {
+		g.t.Fatalf("no token for %s: %d %s", id, a.StatusCode, a.Body)
+	}
+	return fmt.Sprint(a.json(g.t)["access_token"])
+}
+
+// managedSite wants a scope.
+const managedSite = "oauth_server\noauth_protect /x {\nscopes read\n}\nreverse_proxy BACKEND"
+
+const managedOptions = "managed_clients\nlimit failures off\n" + testClients
+
+// A client that an operator adds fetches tokens at once, and goes on after a reload and a restart. Its
+// tokens end when it is disabled or removed, and stay dead when it comes back.
+func TestManagedClients(t *testing.T) {
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			options := v.options(t) + managedOptions
+			file := filepath.Join(t.TempDir(), "log")
+			config, address := withAdmin(t, caddyfileOf(options, managedSite))
+			config = logTo(file, config)
+			g := startCaddyfile(t, config)
+			a := admin{g, address}
+			const path = "/oauth/clients/root/batch"
+
+			if res := g.fetchBy("batch", "x"); res.StatusCode != 401 {
+				t.Fatalf("before it is added: %d, want 401", res.StatusCode)
+			}
+			added := a.must(201, "PUT", path, `{"scopes":["read","write"]}`)
+			secret := fmt.Sprint(added.json(t)["secret"])
+			token := g.tokenBy("batch", secret)
+			g.wants("a token of the new client", token, 200)
+			if res := g.fetchBy("batch", secret+"x"); res.StatusCode != 401 {
+				t.Errorf("with a wrong secret: %d, want 401", res.StatusCode)
+			}
+
+			shown := a.must(200, "GET", path, "")
+			if strings.Contains(shown.Body, secret) || strings.Contains(shown.Body, "$sha256$") || shown.json(t)["managed"] != true {
+				t.Errorf("it is shown as %s", shown.Body)
+			}
+			if err := g.loadCaddyfile(strings.Replace(config, "grace_period 1s", "grace_period 2s", 1)); err != nil {
+				t.Fatal(err)
+			}
+			g.wants("its token after a reload", token, 200)
+			token = g.tokenBy("batch", secret)
+
+			// A scope that is taken away is gone from its tokens.
+			a.must(200, "PUT", path, `{"scopes":["write"]}`)
+			if res := g.get("/x", token); res.StatusCode != 403 {
+				t.Errorf("its token without the scope: %d, want 403", res.StatusCode)
+			}
+			a.must(200, "PUT", path, `{"scopes":["read"]}`)
+			g.wants("its token with the scope", token, 200)
+
+			// Disabled, its tokens end for good.
+			a.must(200, "PUT", path, `{"scopes":["read"],"disabled":true}`)
+			g.wants("its token while it is disabled", token, 401)
+			if res := g.fetchBy("batch", secret); res.StatusCode != 401 {
+				t.Errorf("while it is disabled: %d, want 401", res.StatusCode)
+			}
+			a.must(200, "PUT", path, `{"scopes":["read"]}`)
+			g.wants("its token from before it was disabled", token, 401)
+			token = g.tokenBy("batch", secret)
+			g.wants("a new token", token, 200)
+
+			// As with the clients of a configuration, an operator ends its tokens.
+			g.mustRevokeAll(address, `{"client":"batch"}`, `{"realm":"root","client":"batch","clients":1}`)
+			g.wants("its token after all were revoked", token, 401)
+			token = g.tokenBy("batch", secret)
+			g.wants("a token fetched since", token, 200)
+
+			// Removed and added anew, it is another client.
+			a.must(204, "DELETE", path, "")
+			g.wants("its token after it was removed", token, 401)
+			if res := g.fetchBy("batch", secret); res.StatusCode != 401 {
+				t.Errorf("after it was removed: %d, want 401", res.StatusCode)
+			}
+			a.must(404, "GET", path, "")
+			a.must(404, "DELETE", path, "")
+			again := fmt.Sprint(a.must(201, "PUT", path, `{"scopes":["read"]}`).json(t)["secret"])
+			g.wants("its token after it was added anew", token, 401)
+			if res := g.fetchBy("batch", secret); res.StatusCode != 401 {
+				t.Errorf("with the secret from before: %d, want 401", res.StatusCode)
+			}
+			token = g.tokenBy("batch", again)
+			g.wants("a token of the client that was added anew", token, 200)
+
+			if v.store != "memory" {
+				g.restart(options, managedSite)
+				g.wants("its token after a restart", token, 200)
+				g.tokenBy("batch", again)
+			}
+			logged, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for event, n := range map[string]int{"client_added": 2, "client_changed": 4, "client_removed": 1} {
+				if got := strings.Count(string(logged), `"event":"`+event+`"`); got != n {
+					t.Errorf("%d events %s, want %d", got, event, n)
+				}
+			}
+			for _, hidden := range []string{secret, again, "$sha256$"} {
+				if strings.Contains(string(logged), hidden) {
+					t.Errorf("the log has %s", hidden)
+				}
+			}
+		})
+	}
+}
+
+// Several secrets are good at a time, each until its end, and one that is taken away is refused at once.
+func TestManagedSecrets(t *testing.T) {
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions, managedSite))
+	g := startCaddyfile(t, config)
+	a := admin{g, address}
+	const path = "/oauth/clients/root/batch"
+	first := fmt.Sprint(a.must(201, "PUT", path, `{"scopes":["read"]}`).json(t)["secret"])
+	works := func(name, secret string, want bool) {
+		t.Helper()
+		if got := g.fetchBy("batch", secret).StatusCode == 200; got != want {
+			t.Errorf("%s: accepted is %t, want %t", name, got, want)
+		}
+	}
+	second := fmt.Sprint(a.must(200, "POST", path+"/secrets", "").json(t)["secret"])
+	works("the first", first, true)
+	works("the second", second, true)
+
+	rotated := a.must(200, "POST", path+"/secrets", fmt.Sprintf(`{"others_until":%q}`, time.Now().Add(-time.Second).Format(time.RFC3339)))
+	third := fmt.Sprint(rotated.json(t)["secret"])
+	works("the first after its end", first, false)
+	works("the second after its end", second, false)
+	works("the third", third, true)
+
+	fourth := a.must(200, "POST", path+"/secrets", "") // which drops those that are over
+	secrets, _ := fourth.json(t)["secrets"].([]any)
+	if len(secrets) != 2 {
+		t.Fatalf("it has %v, want two secrets", secrets)
+	}
+	a.must(404, "DELETE", path+"/secrets/000000000000", "")
+	a.must(200, "DELETE", path+"/secrets/"+fmt.Sprint(secrets[1].(map[string]any)["id"]), "")
+	works("the third after it was taken away", third, false)
+	works("the fourth", fmt.Sprint(fourth.json(t)["secret"]), true)
+	// The last one can't be: the client could do nothing.
+	a.must(400, "DELETE", path+"/secrets/"+fmt.Sprint(secrets[0].(map[string]any)["id"]), "")
+	for range maxSecretsOfManaged - 1 {
+		a.must(200, "POST", path+"/secrets", "")
+	}
+	a.must(409, "POST", path+"/secrets", "")
+}
+
+const maxSecretsOfManaged = 5
+
+// Two operators don't undo each other's changes unseen.
+func TestManagedClientsConcurrency(t *testing.T) {
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions, managedSite))
+	a := admin{startCaddyfile(t, config), address}
+	const path = "/oauth/clients/root/batch"
+	a.must(412, "PUT", path, `{"scopes":["read"]}`, "If-Match", `"1"`)
+	first := a.must(201, "PUT", path, `{"scopes":["read"]}`, "If-None-Match", "*").Header.Get("ETag")
+	a.must(412, "PUT", path, `{"scopes":["read"]}`, "If-None-Match", "*")
+	if got := a.must(200, "GET", path, "").Header.Get("ETag"); got != first || first == "" {
+		t.Errorf("ETag is %s, want %s", got, first)
+	}
+	second := a.must(200, "PUT", path, `{"scopes":["write"]}`, "If-Match", first).Header.Get("ETag")
+	a.must(412, "PUT", path, `{"scopes":["read"]}`, "If-Match", first)
+	a.must(412, "DELETE", path, "", "If-Match", first)
+	a.must(412, "POST", path+"/secrets", "", "If-Match", first)
+	a.must(200, "POST", path+"/secrets", "", "If-Match", second)
+	a.must(204, "DELETE", path, "", "If-Match", "*")
+}
+
+// What can't be is refused, and the answer says why and repeats no secret.
+func TestManagedClientsRefuse(t *testing.T) {
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions+"realm beta {\nclient b {\nsecret_hash "+testHash+"\nscopes read\n}\n}\n", bothSite))
+	a := admin{startCaddyfile(t, config), address}
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		says               string
+	}{
+		{"PUT", "/oauth/clients/root/reader", `{"scopes":["read"]}`, 409, "in the configuration"},
+		{"DELETE", "/oauth/clients/root/reader", "", 409, "in the configuration"},
+		{"PUT", "/oauth/clients/beta/x", `{"scopes":["read"]}`, 409, "managed_clients"},
+		{"PUT", "/oauth/clients/gamma/x", `{"scopes":["read"]}`, 404, "known: beta, root"},
+		{"GET", "/oauth/clients/root/nobody", "", 404, "no client 'nobody'"},
+		{"GET", "/oauth/clients/root", "", 404, "the path must be"},
+		{"GET", "/oauth/clients/root/x/keys", "", 404, "the path must be"},
+		{"PATCH", "/oauth/clients/root/x", "{}", 405, "only"},
+		{"POST", "/oauth/clients", "{}", 405, "GET"},
+		{"PUT", "/oauth/clients/root/x", `{"scope":["canary"]}`, 400, "JSON object"},
+		{"PUT", "/oauth/clients/root/x", `[]`, 400, "JSON object"},
+		{"PUT", "/oauth/clients/root/x", `{} {}`, 400, "behind the JSON object"},
+		{"PUT", "/oauth/clients/root/x", `{"scopes":["a,b"]}`, 400, "scopes"},
+		{"PUT", "/oauth/clients/root/x%22", `{"scopes":["read"]}`, 400, "client"},
+		{"PUT", "/oauth/clients/root/x", `{"secrets":[{"secret":"canary"}]}`, 400, "hash"},
+		{"PUT", "/oauth/clients/root/x", `{"secrets":[{"secret":"{env.CANARY}"}]}`, 400, "hash"},
+		{"PUT", "/oauth/clients/root/x", `{"secrets":[{"hash":"{file./canary}"}]}`, 400, "hash"},
+		{"PUT", "/oauth/clients/root/x", `{"secrets":[{"hash":"canary"}]}`, 400, "secret 1"},
+		{"PUT", "/oauth/clients/root/x", `{"secrets":[]}`, 400, "no secret"},
+		{"PUT", "/oauth/clients/root/x", `{"jwks_file":"/x"}`, 400, "jwks_file"},
+		{"PUT", "/oauth/clients/root/x", `{"upstream_headers":{"A":"{env.X}"}}`, 400, "upstream_headers"},
+		{"PUT", "/oauth/clients/root/x", `{"token_format":"jwt"}`, 400, "token_format"},
+		{"PUT", "/oauth/clients/root/x", `{"dpop":"required"}`, 400, "dpop"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{}]}`, 400, "federated"},
+		{"PUT", "/oauth/clients/root/x", `{"jwks_uri":"https://x.example.com","auth":["private_key_jwt"]}`, 400, "jwks_uri"},
+		{"POST", "/oauth/clients/root/nobody/secrets", "", 404, "no client 'nobody'"},
+		{"GET", "/oauth/clients?realm=gamma", "", 404, "known: beta, root"},
+		{"GET", "/oauth/clients?limit=0", "", 400, "limit"},
+		{"GET", "/oauth/clients?after=!", "", 400, "after"},
+	} {
+		res := a.send(c.method, c.path, c.body)
+		if res.StatusCode != c.status || !strings.Contains(res.Body, c.says) || strings.Contains(res.Body, "canary") {
+			t.Errorf("%s %s %s: %d %s, want %d and %q", c.method, c.path, c.body, res.StatusCode, res.Body, c.status, c.says)
+		}
+	}
+	r, err := http.NewRequest("PUT", "http://"+address+"/oauth/clients/root/x", strings.NewReader(`{"scopes":["read"]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "text/plain") // as a web page can have a browser send it
+	if res := a.do(r); res.StatusCode != 415 {
+		t.Errorf("as text: %d, want 415", res.StatusCode)
+	}
+}
+
+// The list has all clients, a page at a time.
+func TestListClients(t *testing.T) {
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions+"realm beta {\nclient b {\nsecret_hash "+testHash+"\nscopes read\n}\n}\n", bothSite))
+	a := admin{startCaddyfile(t, config), address}
+	for i := range 5 {
+		a.must(201, "PUT", fmt.Sprintf("/oauth/clients/root/m%d%%2F%%20x", i), `{"scopes":["read"]}`)
+	}
+	var all []string
+	for after := ""; ; {
+		page := a.must(200, "GET", "/oauth/clients?limit=2&after="+after, "")
+		if strings.Contains(page.Body, "$") {
+			t.Errorf("it shows a hash: %s", page.Body)
+		}
+		clients, _ := page.json(t)["clients"].([]any)
+		for _, client := range clients {
+			c := client.(map[string]any)
+			all = append(all, fmt.Sprint(c["realm"], " ", c["id"], " ", c["managed"]))
+		}
+		next, more := page.json(t)["next"].(string)
+		if len(clients) > 2 || more && len(clients) != 2 {
+			t.Fatalf("a page has %d clients", len(clients))
+		}
+		if !more {
+			break
+		}
+		after = next
+	}
+	want := "beta b false,root m0/ x true,root m1/ x true,root m2/ x true,root m3/ x true,root m4/ x true,root reader false,root writer false"
+	if got := strings.Join(all, ","); got != want {
+		t.Errorf("the list is %s, want %s", got, want)
+	}
+}
+
+// A managed client may have a key in the place of a secret.
+func TestManagedClientWithAKey(t *testing.T) {
+	for name, store := range stores(t) {
+		t.Run(name, func(t *testing.T) {
+			config, address := withAdmin(t, caddyfileOf(store+issuerOption+managedOptions, managedSite))
+			g := startCaddyfile(t, config)
+			a := admin{g, address}
+			client := newKeyClient(t, "signer")
+			jwk, err := json.Marshal(jose.JSONWebKey{Key: client.key.Public(), KeyID: "1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.must(400, "PUT", "/oauth/clients/root/signer", `{"scopes":["read"],"auth":["private_key_jwt"]}`)
+			added := a.must(201, "PUT", "/oauth/clients/root/signer", `{"scopes":["read"],"default_scopes":["read"],"auth":["private_key_jwt"],"jwk":[`+string(jwk)+`]}`)
+			if added.json(t)["secret"] != nil {
+				t.Errorf("it has got a secret: %s", added.Body)
+			}
+			assertion := client.assert(nil, nil)
+			if res := g.patiently(func() answer { return g.ask(assertion) }); res.StatusCode != 200 {
+				t.Errorf("with its key: %d %s", res.StatusCode, res.Body)
+			}
+			if res := g.patiently(func() answer { return g.ask(assertion) }); res.StatusCode != 401 {
+				t.Errorf("the same assertion again: %d, want 401", res.StatusCode)
+			}
+			if res := g.patiently(func() answer { return g.ask(newKeyClient(t, "signer").assert(nil, nil)) }); res.StatusCode != 401 {
+				t.Errorf("with another key: %d, want 401", res.StatusCode)
+			}
+			document := g.do(g.request("GET", "/.well-known/oauth-authorization-server/oauth2", "")).json(t)
+			if got := fmt.Sprint(document["token_endpoint_auth_methods_supported"]); got != "[client_secret_basic client_secret_post private_key_jwt]" {
+				t.Errorf("the metadata has %s", got)
+			}
+			private, err := json.Marshal(jose.JSONWebKey{Key: client.key, KeyID: "1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if res := a.must(400, "PUT", "/oauth/clients/root/signer", `{"scopes":["read"],"auth":["private_key_jwt"],"jwk":[`+string(private)+`]}`); strings.Contains(res.Body, "\"d\"") {
+				t.Errorf("it repeats a private key: %s", res.Body)
+			}
+		})
+	}
+}
+
+// Gateways that share a Redis have the same managed clients, and hear of changes as of revocations.
+func TestManagedClientsInAFleet(t *testing.T) {
+	redis := redistest.Start(t)
+	options := at(redis.Addr) + managedOptions
+	config, address := withAdmin(t, caddyfileOf(options, fleetSite))
+	here := startCaddyfile(t, config)
+	a := admin{here, address}
+	first := fmt.Sprint(a.must(201, "PUT", "/oauth/clients/root/before", `{"scopes":["read"]}`).json(t)["secret"])
+	there, _ := startGatewayProcess(t, options)
+	here.linked()
+	there.tokenBy("before", first) // it was there when that gateway started
+
+	const path = "/oauth/clients/root/batch"
+	for round := range 5 {
+		secret := fmt.Sprint(a.must(201, "PUT", path, `{"scopes":["read"]}`).json(t)["secret"])
+		here.tokenBy("batch", secret)
+		begin := time.Now()
+		waitUntil(t, "the other gateway has heard of the client", func() bool { return there.fetchBy("batch", secret).StatusCode == 200 })
+		if took := time.Since(begin); took > fleetBound+lateness {
+			t.Errorf("round %d: the other gateway knows the client after %v", round, took)
+		}
+		tokens := []string{here.tokenBy("batch", secret), there.tokenBy("batch", secret)}
+		for _, token := range tokens {
+			here.wants("a token", token, 200)
+			there.wants("a token elsewhere", token, 200)
+		}
+		if round%2 == 0 {
+			a.must(200, "PUT", path, `{"scopes":["read"],"disabled":true}`)
+		} else {
+			here.mustRevokeAll(address, `{"client":"batch"}`, `{"realm":"root","client":"batch","clients":1}`)
+		}
+		ended := time.Now()
+		for _, token := range tokens {
+			here.wants("where they ended", token, 401)
+			there.refusedAfter(token, ended)
+		}
+		a.must(204, "DELETE", path, "")
+		for _, token := range tokens {
+			there.wants("after the client was removed", token, 401)
+		}
+	}
+	there.tokenBy("before", first)
+}
+
+// A gateway that can't hear of changes trusts nothing that it knows of managed clients.
+func TestManagedClientsWhileAGatewayIsCutOff(t *testing.T) {
+	redis := redistest.Start(t)
+	way := redistest.StartProxy(t, redis)
+	options := keyFiles(t, "key")["key"] + "token_format sealed\n" + managedOptions
+	config, address := withAdmin(t, caddyfileOf(at(redis.Addr)+options, fleetSite))
+	here := startCaddyfile(t, config)
+	a := admin{here, address}
+	there, _ := startGatewayProcess(t, at(way.Addr)+options)
+	const path = "/oauth/clients/root/batch"
+	secret := fmt.Sprint(a.must(201, "PUT", path, `{"scopes":["read"]}`).json(t)["secret"])
+	waitUntil(t, "the other gateway has heard of the client", func() bool { return there.fetchBy("batch", secret).StatusCode == 200 })
+	token := there.tokenBy("batch", secret)
+	there.wants("its token", token, 200)
+
+	way.Cut()
+	waitUntil(t, "the other gateway knows that it can't hear", func() bool { return there.get("/x", token).StatusCode == 503 })
+	a.must(200, "PUT", path, `{"scopes":["read"],"disabled":true}`)
+	ask := func() answer {
+		return there.post("/oauth2/access_token", "batch", secret, url.Values{"grant_type": {"client_credentials"}, "scope": {"read"}})
+	}
+	if res := ask(); res.StatusCode != 503 {
+		t.Errorf("fetching a token where nobody can tell: %d, want 503", res.StatusCode)
+	}
+	if res := there.get("/x", token); res.StatusCode == 200 {
+		t.Errorf("a token where nobody can tell: %d", res.StatusCode)
+	}
+	way.Heal()
+	waitUntil(t, "the other gateway knows that the client is disabled", func() bool {
+		res := ask()
+		if res.StatusCode == 200 {
+			t.Fatal("a client that is disabled gets a token")
+		}
+		return res.StatusCode == 401
+	})
+	waitUntil(t, "its token is dead", func() bool {
+		res := there.get("/x", token)
+		if res.StatusCode == 200 {
+			t.Fatal("a token of a client that is disabled passes")
+		}
+		return res.StatusCode == 401
+	})
+}
+
+// The commands do what they say, by way of the running gateway.
+func TestClientCommands(t *testing.T) {
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions, managedSite))
+	g := startCaddyfile(t, config)
+	run := func(args ...string) (stdout, stderr string) {
+		t.Helper()
+		stdout, stderr, err := caddyCLI(t, "", append(append([]string{"client"}, args...), "--address", address)...)
+		if err != nil {
+			t.Fatalf("%q: %v", args, err)
+		}
+		return stdout, stderr
+	}
+	fails := func(says string, args ...string) {
+		t.Helper()
+		if stdout, _, err := caddyCLI(t, "", append(append([]string{"client"}, args...), "--address", address)...); err == nil || stdout != "" || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %q, %v; want an error that says %q", args, stdout, err, says)
+		}
+	}
+	stdout, stderr := run("add", "batch", "--scopes", "read,write")
+	secret := strings.TrimSpace(stdout)
+	token := g.tokenBy("batch", secret)
+	if stdout != secret+"\n" || !strings.Contains(stderr, "shown only now") {
+		t.Errorf("add prints %q and %q", stdout, stderr)
+	}
+	fails("412", "add", "batch", "--scopes", "read")
+	fails("in the configuration", "add", "reader", "--scopes", "read")
+	fails("scopes", "add", "other", "--scopes", "a\"b")
+	if stdout, _ := run("list"); !strings.Contains(stdout, "root   batch   managed        enabled  read write  1\n") || !strings.Contains(stdout, "root   reader  configuration  enabled  read        1\n") {
+		t.Errorf("list prints\n%s", stdout)
+	}
+	if stdout, _ := run("list", "--json"); !strings.HasPrefix(stdout, `{"clients":[{"realm":"root","id":"batch","managed":true,`) || strings.Contains(stdout, "sha256") {
+		t.Errorf("list --json prints %s", stdout)
+	}
+	if stdout, _ := run("show", "batch"); !strings.HasPrefix(stdout, `client "batch" of realm "root": enabled, managed, added `) || !strings.Contains(stdout, `settings: {"scopes":["read","write"]}`) {
+		t.Errorf("show prints %s", stdout)
+	}
+	fails("no client 'nobody'", "show", "nobody")
+
+	run("disable", "batch")
+	g.wants("its token while it is disabled", token, 401)
+	run("enable", "batch")
+	token = g.tokenBy("batch", secret)
+	fails("in the configuration", "disable", "reader")
+	run("revoke-tokens", "batch")
+	g.wants("its token after they were revoked", token, 401)
+
+	stdout, _ = run("rotate", "batch", "--overlap", "1h")
+	g.tokenBy("batch", secret)
+	next := strings.TrimSpace(stdout)
+	g.tokenBy("batch", next)
+	stdout, _ = run("rotate", "batch", "--overlap", "0s")
+	g.tokenBy("batch", strings.TrimSpace(stdout))
+	for _, old := range []string{secret, next} {
+		if res := g.fetchBy("batch", old); res.StatusCode != 401 {
+			t.Errorf("a secret from before: %d, want 401", res.StatusCode)
+		}
+	}
+	run("remove", "batch")
+	fails("no client 'batch'", "remove", "batch")
+
+	// The block that is printed instead is one.
+	stdout, _ = run("add", "my batch", "--scopes", "read,write", "--default-scopes", "read", "--audience", "https://api.example.com", "--token-lifetime", "5m", "--caddyfile")
+	secret, block, _ := strings.Cut(stdout, "\n")
+	g = startGateway(t, "store memory\n"+block, managedSite)
+	g.tokenBy("my batch", secret)
+}
