@@ -118,8 +118,8 @@ func TestPausesGrow(t *testing.T) {
 	e := limited(t, 2, time.Minute, newClient("c", quickSecret(t, "right")))
 	wrong, right := request(t, "c", "wrong", grantForm), request(t, "c", "right", grantForm)
 	e.wants(t, CodeInvalidClient, 2, wrong)
-	for _, want := range []time.Duration{30, 60, 120, 240, 300, 300} {
-		want *= time.Second
+	for _, seconds := range []int{30, 60, 120, 240, 300, 300} {
+		want := time.Duration(seconds) * time.Second
 		if code, wait := e.retryAfter(t, wrong); code != CodeTooManyRequests || wait != want {
 			t.Fatalf("%q, come back after %v, want %v", code, wait, want)
 		}
@@ -244,7 +244,7 @@ func TestParallelGuesses(t *testing.T) {
 		guesses int
 	}{{"quick", quickSecret(t, "right"), 10_000}, {"slow", slowSecret(t, "right", memoryA, passesA), 100}} {
 		e := limited(t, 10, time.Hour, newClient("c", c.secret))
-		e.Engine.cfg.Hasher.slots = 2
+		e.cfg.Hasher.slots = 2
 		for round, want := range []int64{10, 1, 1} {
 			var answered, unseen atomic.Int64
 			var all sync.WaitGroup
@@ -281,7 +281,7 @@ func TestParallelGuesses(t *testing.T) {
 // not after its own time.
 func TestPauseEndsWhatWaits(t *testing.T) {
 	e := limited(t, 2, time.Minute, newClient("c", slowSecret(t, "right", memoryA, passesA)))
-	e.Engine.cfg.Hasher.slots = 0 // nobody gets a turn
+	e.cfg.Hasher.slots = 0 // nobody gets a turn
 	right := request(t, "c", "right", grantForm)
 	h := e.cfg.Hasher
 	synctest.Test(t, func(t *testing.T) {
