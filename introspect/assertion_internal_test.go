@@ -107,3 +107,63 @@ func refusalsTakeTheSameTime(t *testing.T, public []jose.JSONWebKey, causes map[
 		}
 	}
 }
+
+// An assertion is good only as it was signed, and nothing makes the verifier, or what pretends to be one,
+// fail in another way.
+func FuzzAssertion(f *testing.F) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: private.Public(), KeyID: "k"}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	now := time.Unix(2_000_000_000, 0)
+	keys, err := NewKeys(KeysConfig{Issuer: "client", Set: string(set), Guarded: true})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(keys.Close)
+	verifier, err := NewAssertions(AssertionsConfig{Keys: keys, Now: func() time.Time { return now }})
+	if err != nil {
+		f.Fatal(err)
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: private, KeyID: "k"}}, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	signed := make(map[string]bool) // whether it is good
+	for payload, good := range map[string]bool{
+		`{"iss":"client","sub":"client","aud":"server","exp":2000000060,"jti":"1"}`:                         true,
+		`{"iss":"client","sub":"client","aud":["server"],"exp":2e9,"jti":"1"}`:                              false,
+		`{"iss":"client","sub":"client","aud":"server","exp":2000000060,"jti":"1","iss":"client"}`:          false,
+		`{"iss":"other","sub":"client","aud":"server","exp":2000000060,"jti":"1"}`:                          false,
+		`{"iss":"client","sub":"client","aud":"server","exp":2000000060.5,"nbf":2000000000,"jti":"\u0031"}`: true,
+	} {
+		jws, err := signer.Sign([]byte(payload))
+		if err != nil {
+			f.Fatal(err)
+		}
+		text, err := jws.CompactSerialize()
+		if err != nil {
+			f.Fatal(err)
+		}
+		signed[text] = good
+		f.Add(text)
+	}
+	f.Add("eyJhbGciOiJub25lIn0.eyJpc3MiOiJjbGllbnQifQ.")
+	f.Add("a.b.c")
+	f.Fuzz(func(t *testing.T, text string) {
+		assertion, cause, err := verifier.Verify(t.Context(), text, DefaultAlgorithms())
+		if err != nil || (assertion == nil) == (cause == "") {
+			t.Fatalf("%q: %+v, %q, %v", text, assertion, cause, err)
+		}
+		if good := assertion != nil; good != signed[text] {
+			t.Errorf("%q is good: %t, %q", text, good, cause)
+		} else if good && (assertion.Issuer != "client" || assertion.ID != "1" || len(assertion.Audience) != 1 || !assertion.Expiry.After(now)) {
+			t.Errorf("%q says %+v", text, assertion)
+		}
+		PretendToVerify(text, DefaultAlgorithms())
+	})
+}
