@@ -340,6 +340,26 @@ func TestFederatedSettingsThatAreRefused(t *testing.T) {
 	}
 }
 
+// What fails without a client ID counts for the workload that it claims to be: others of the platform, at
+// the same address, are not paused.
+func TestFailuresCountForTheWorkload(t *testing.T) {
+	p := newPlatform(t, actions)
+	g := startGateway(t, "store memory\nlimit failures 2 1h\n"+issuerOption+p.federated("ci", "subject repo:acme/*:ref:refs/heads/main"), gatewaySite)
+	bad, good := p.token("repo:acme/app:pull_request", nil), p.token(mainOfIt, nil)
+	for _, want := range []int{401, 401, 429, 429} {
+		if a := g.ask(bad); a.StatusCode != want {
+			t.Errorf("%d, want %d", a.StatusCode, want)
+		}
+	}
+	wantToken(t, g.ask(good), "read")
+	for range 2 {
+		wantE401(t, g.ask(bad, "client_id", "ci"), "root")
+	}
+	if a := g.ask(good, "client_id", "ci"); a.StatusCode != 429 {
+		t.Errorf("in the name of the client: %d", a.StatusCode)
+	}
+}
+
 // Each of many clients of one platform is found by its subject alone, and the platform's keys are there
 // once for all of them.
 func TestManyClientsOfOnePlatform(t *testing.T) {
@@ -452,14 +472,14 @@ func TestSVIDsAreCredentials(t *testing.T) {
 		_ = what
 	}
 	a := as("x", "urn:ietf:params:oauth:client-assertion-type:saml2-bearer")
-	if wantE(t, a, 400, "invalid_request"); !strings.Contains(string(a.Body), svid) {
+	if wantE(t, a, 400, "invalid_request"); !strings.Contains(a.Body, svid) {
 		t.Errorf("the answer is %s", a.Body)
 	}
 	// Where there is no trust domain, nobody knows the type.
 	if err := g.load("store memory\n"+issuerOption+idp.federated("idp", "subject spiffe://example.org/idp"), gatewaySite); err != nil {
 		t.Fatal(err)
 	}
-	if a = as("x", svid); a.StatusCode != 400 || strings.Contains(string(a.Body), "spiffe") {
+	if a = as("x", svid); a.StatusCode != 400 || strings.Contains(a.Body, "spiffe") {
 		t.Errorf("the answer is %d %s", a.StatusCode, a.Body)
 	}
 }
@@ -469,7 +489,7 @@ func TestSourceSPIFFE(t *testing.T) {
 	p := newTrustDomain(t, "spiffe://example.org")
 	const api = "https://api.example.com"
 	source := "source spiffe spiffe://example.org {\njwks_file " + p.file + "\naudience " + api + "\n}\n"
-	g := startGateway(t, "store memory\n"+testClients, "oauth_server\noauth_protect /any/* {\n"+source+"source local\n}\noauth_protect /one/* {\n"+source+"claim sub spiffe://example.org/ci/runner\n}\noauth_protect /scope/* {\n"+source+"scopes read\n}\nreverse_proxy BACKEND")
+	g := startGateway(t, "store memory\n"+issuerOption+testClients, "oauth_server\noauth_protect /any/* {\n"+source+"source local\nresource http://127.0.0.1/any\n}\noauth_protect /one/* {\n"+source+"claim sub spiffe://example.org/ci/runner\n}\noauth_protect /scope/* {\n"+source+"scopes read\n}\nreverse_proxy BACKEND")
 	type claims = map[string]any
 	with := func(more claims) claims {
 		all := claims{"iss": nil, "aud": []string{"https://other.example.com", api}}
@@ -492,6 +512,12 @@ func TestSourceSPIFFE(t *testing.T) {
 	if a := g.get("/any/x", g.token("reader", "read")); a.StatusCode != 200 {
 		t.Errorf("a token from here: %d", a.StatusCode)
 	}
+	// A trust domain is not a server that anybody could get tokens from.
+	r := g.request("GET", "/.well-known/oauth-protected-resource/any", "")
+	r.Host = "127.0.0.1"
+	if servers, _ := json.Marshal(g.do(r).json(t)["authorization_servers"]); string(servers) != `["https://auth.example.com/oauth2"]` {
+		t.Errorf("the document about the resource names %s", servers)
+	}
 	other := newTrustDomain(t, "spiffe://example.org")
 	for what, text := range map[string]string{
 		"another audience":     p.token("spiffe://example.org/ci/runner", with(claims{"aud": "https://other.example.com"})),
@@ -501,6 +527,7 @@ func TestSourceSPIFFE(t *testing.T) {
 		"the issuer's name":    p.token("runner", with(claims{"iss": "spiffe://example.org"})),
 		"another key":          other.token("spiffe://example.org/ci/runner", with(nil)),
 		"over":                 p.token("spiffe://example.org/ci/runner", with(claims{"exp": time.Now().Add(-time.Second).Unix()})),
+		"another typ":          sign(t, jose.ES256, p.key, map[jose.HeaderKey]any{"typ": "at+jwt", "kid": p.kid}, with(claims{"sub": "spiffe://example.org/ci/runner", "exp": time.Now().Add(time.Minute).Unix()})),
 		"spoiled":              spoiled(runner),
 	} {
 		for _, path := range []string{"/any/x", "/one/x"} {

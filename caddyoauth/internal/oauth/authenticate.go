@@ -88,9 +88,6 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	federation := clients.federationOf(creds)
 	if federation != nil {
 		creds.Method = AuthFederated
-		if !creds.named { // what fails is to count for the workload, and not for its whole platform
-			creds.ClientIDs = []string{creds.issuer + " " + creds.subject}
-		}
 	}
 	req.Credentials, out.AuthMethod = creds, creds.Method
 	if creds.Method == "" && !creds.malformed {

@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
-
-	"github.com/caddyoauth/gateway/introspect"
 )
 
 const (
@@ -119,11 +117,8 @@ func failingID(id string) (short [16]byte) {
 // have done nothing.
 func (t trial) clients() [][16]byte {
 	ids := t.creds.ClientIDs
-	if t.creds.assertion != "" && !t.creds.named {
-		token := introspect.NewToken(t.creds.assertion)
-		if subject := token.UnverifiedSubject(); subject != token.UnverifiedIssuer() {
-			ids = []string{token.UnverifiedIssuer() + "\x00" + subject}
-		}
+	if t.creds.assertion != "" && !t.creds.named && t.creds.subject != t.creds.issuer {
+		ids = []string{t.creds.issuer + "\x00" + t.creds.subject}
 	}
 	if len(ids) == 0 {
 		return [][16]byte{{}}

@@ -110,10 +110,11 @@ var identityReasons = []string{reasonAssertionSubject, reasonAssertionClaim, rea
 // tells nothing about clients.
 func (e *Engine) verifyFederated(ctx context.Context, c claim) (_ Proof, why string, _ error) {
 	token, cause, err := c.federation.assertions.Verify(ctx, c.creds.assertion, c.clients.algorithms)
-	switch {
-	case err != nil:
-		return Proof{}, reasonAssertionKeys, nil // as in verifyAssertion
-	case cause != "":
+	if err != nil {
+		// The platform's keys can't be fetched; as in verifyAssertion, nobody may learn that.
+		return Proof{}, reasonAssertionKeys, nil
+	}
+	if cause != "" {
 		return Proof{}, reasonAssertion + string(cause), nil
 	}
 	defer func() {
