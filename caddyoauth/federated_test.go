@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -358,6 +359,17 @@ func TestFailuresCountForTheWorkload(t *testing.T) {
 	if a := g.ask(good, "client_id", "ci"); a.StatusCode != 429 {
 		t.Errorf("in the name of the client: %d", a.StatusCode)
 	}
+}
+
+// No client that is added later takes the place of a platform.
+func TestNoManagedClientIsAPlatform(t *testing.T) {
+	p := newPlatform(t, actions)
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+issuerOption+managedOptions+p.federated("ci", "subject "+mainOfIt), gatewaySite))
+	a := admin{startCaddyfile(t, config), address}
+	if res := a.must(400, "PUT", "/oauth/clients/root/"+url.PathEscape(actions), `{"scopes":["read"]}`); !strings.Contains(res.Body, "another ID") {
+		t.Errorf("the answer is %s", res.Body)
+	}
+	wantToken(t, a.ask(p.token(mainOfIt, nil)), "read")
 }
 
 // Each of many clients of one platform is found by its subject alone, and the platform's keys are there

@@ -379,7 +379,7 @@ func TestMetricsAreNamedAndBounded(t *testing.T) {
 		"operation": regexp.MustCompile(`^(put|get|revoke|denied|deny|end_tokens|once|proof)$`),
 		"client_id": regexp.MustCompile(`^[a-z-]+$|^External$`), // from the configuration
 		"secret":    regexp.MustCompile(`^[1-9]$`),
-		"source":    regexp.MustCompile(`^https?://[A-Za-z0-9.:/_-]+$`), // from the configuration
+		"source":    regexp.MustCompile(`^(https?|spiffe)://[A-Za-z0-9.:/_-]+$`), // from the configuration
 		"result":    regexp.MustCompile(`^[a-z_]+$`),
 		"cause":     regexp.MustCompile(`^[a-z_]*$`), // empty if the request was let in
 	}

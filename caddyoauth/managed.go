@@ -61,6 +61,9 @@ func (r *servedRealm) provisionManaged(id string, cc *Client) (*oauth.Client, er
 	if err := cc.checkManaged(); err != nil {
 		return nil, err
 	}
+	if r.federated[id] != nil {
+		return nil, errors.New("there is a federated of this name, so nobody could tell the client's assertions from those of the issuer; give it another ID")
+	}
 	m := r.managed
 	client, err := cc.provision(id, m.format, m.lifetime, m.scopes, m.limits, zap.NewNop())
 	if err != nil {
