@@ -91,7 +91,7 @@ func generateKey(cmd *cobra.Command, algorithm, out string, asJSON bool) error {
 		fmt.Fprintln(cmd.ErrOrStderr(), "The private key for the client program, shown only now:")
 		fmt.Fprint(cmd.OutOrStdout(), made.Private)
 	} else {
-		fmt.Fprintf(cmd.ErrOrStderr(), "The private key for the client program is in %s.\n", out)
+		fmt.Fprintln(cmd.ErrOrStderr(), "The private key for the client program is in "+out+".")
 	}
 	fmt.Fprintln(cmd.ErrOrStderr(), "The lines for the client's block in the Caddyfile:")
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "auth %s\njwk `%s`\n", oauth.AuthPrivateKeyJWT, jwk)
