@@ -323,3 +323,24 @@ func TestCertificateOfALaterConnection(t *testing.T) {
 		}
 	}
 }
+
+// A client that operators add can be one with a certificate, too: its name is all that the store keeps.
+func TestManagedClientWithACertificate(t *testing.T) {
+	ca := newAuthority(t)
+	config, address := withAdmin(t, caddyfileOf("store memory\nclient_certificates {\nclient_cert_header\ntrusted_ca_file "+ca.file+"\n}\n"+managedOptions, managedSite))
+	g := startCaddyfile(t, strings.Replace(config, "{\n", "{\nservers {\ntrusted_proxies static 127.0.0.0/8\n}\n", 1))
+	a := admin{g, address}
+	added := a.must(201, "PUT", "/oauth/clients/root/ci", `{"scopes":["read"],"default_scopes":["read"],"auth":["tls_client_auth"],"tls_client_auth":{"kind":"san_dns","value":"ci.example.com"},"certificate_bound":true}`)
+	if added.json(t)["secret"] != nil {
+		t.Errorf("it has got a secret: %s", added.Body)
+	}
+	own, other := ca.forHost("ci.example.com"), ca.forHost("other.example.com")
+	token := wantToken(t, fetchBy(g, "ci", "Client-Cert", sequence(own)), "read")
+	wantE401(t, fetchBy(g, "ci", "Client-Cert", sequence(other)), "root")
+	wantE401(t, fetchBy(g, "ci"), "root")
+	for want, certificate := range map[int]tls.Certificate{200: own, 401: other} {
+		if res := g.do(g.request("GET", "/x", "", "Authorization", "Bearer "+token, "Client-Cert", sequence(certificate), "X-Forwarded-Proto", "https")); res.StatusCode != want {
+			t.Errorf("its token: %d, want %d", res.StatusCode, want)
+		}
+	}
+}

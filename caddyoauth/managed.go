@@ -72,6 +72,9 @@ func (r *servedRealm) provisionManaged(id string, cc *Client) (*oauth.Client, er
 	if client.Assertions, err = r.managedAssertions(id, cc, client.Auth); err != nil {
 		return nil, err
 	}
+	if _, err := cc.provisionCertificates(client, zap.NewNop()); err != nil { // checkManaged refuses files
+		return nil, err
+	}
 	if client.DPoPRequired && r.settings.Proofs == nil {
 		return nil, errors.New("dpop required: the realm judges no proofs; give the oauth block a dpop")
 	}
