@@ -95,15 +95,22 @@ func refusalsTakeTheSameTime(t *testing.T, public []jose.JSONWebKey, causes map[
 		"another client's algorithm":     {jwt(`{"alg":"PS256"}`, "client", 256), CauseAlgorithm},
 		"an algorithm of nobody":         {jwt(`{"alg":"ES512"}`, "client", 132), CauseAlgorithm},
 	} {
-		var cause Cause
-		registered := quickest(func() { _, cause, err = known.Verify(context.Background(), c.text, algorithms) })
-		if want := cmp.Or(causes[what], c.cause); cause != want && want != "" || err != nil {
-			t.Errorf("%s: %q, %v", what, cause, err)
-		}
-		nobody := quickest(func() { PretendToVerify(c.text, algorithms) })
-		const parsing = 5 * time.Microsecond
-		if registered*5 > 8*nobody+parsing || nobody*5 > 8*registered+parsing {
-			t.Errorf("%s: %v for a client that is registered, %v for one that is not", what, registered, nobody)
+		// On a busy machine even the quickest of many may have been interrupted.
+		for attempt := 1; ; attempt++ {
+			var cause Cause
+			registered := quickest(func() { _, cause, err = known.Verify(context.Background(), c.text, algorithms) })
+			if want := cmp.Or(causes[what], c.cause); cause != want && want != "" || err != nil {
+				t.Errorf("%s: %q, %v", what, cause, err)
+			}
+			nobody := quickest(func() { PretendToVerify(c.text, algorithms) })
+			const parsing = 5 * time.Microsecond
+			if registered*5 <= 8*nobody+parsing && nobody*5 <= 8*registered+parsing {
+				break
+			}
+			if attempt == 20 {
+				t.Errorf("%s: %v for a client that is registered, %v for one that is not", what, registered, nobody)
+				break
+			}
 		}
 	}
 }

@@ -246,7 +246,7 @@ func TestParallelGuesses(t *testing.T) {
 		e := limited(t, 10, time.Hour, newClient("c", c.secret))
 		e.cfg.Hasher.slots = 2
 		for round, want := range []int64{10, 1, 1} {
-			var answered, unseen atomic.Int64
+			var answered, unseen, late atomic.Int64 // late: not within the time that a hash may wait for its turn
 			var all sync.WaitGroup
 			begin := make(chan struct{})
 			for i := range c.guesses {
@@ -258,6 +258,8 @@ func TestParallelGuesses(t *testing.T) {
 						answered.Add(1)
 					case CodeTooManyRequests:
 						unseen.Add(1)
+					case CodeUnavailable:
+						late.Add(1)
 					default:
 						t.Errorf("%s: a guess gets %q", c.name, code)
 					}
@@ -266,7 +268,7 @@ func TestParallelGuesses(t *testing.T) {
 			before := e.cfg.Hasher.Hashes()
 			close(begin)
 			all.Wait()
-			if answered.Load() != want || unseen.Load() != int64(c.guesses)-want {
+			if answered.Load() > want || late.Load() == 0 && (answered.Load() != want || unseen.Load() != int64(c.guesses)-want) || c.name == "quick" && late.Load() != 0 {
 				t.Errorf("%s, round %d: %d guesses are answered and %d refused unseen, want %d answered", c.name, round, answered.Load(), unseen.Load(), want)
 			}
 			if n := e.cfg.Hasher.Hashes() - before; n >= int64(c.guesses) { // usually, it is a few more than are answered
