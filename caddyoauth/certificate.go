@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
@@ -33,7 +34,8 @@ type ClientCertificates struct {
 	// PEM files with the authorities that may issue certificates for `tls_client_auth`. They then
 	// decide alone, even about a certificate that Caddy's `client_auth` has verified. The files are
 	// read when the configuration is loaded. Placeholders in their paths are replaced. Default: those
-	// of Caddy's `client_auth`, and none for certificates in headers.
+	// of Caddy's `client_auth`, and none for certificates in headers. Between the client's certificate
+	// and theirs there may be ten others, whose keys have at most 4096 bits if they are of RSA.
 	TrustedCAFiles []string `json:"trusted_ca_files,omitempty"`
 
 	authorities *x509.CertPool // nil without TrustedCAFiles
@@ -115,7 +117,8 @@ func (c *ClientCertificates) provenBy(r *http.Request, demanded introspect.Confi
 // proxy. Whoever recorded it can send it again, so it proves nothing (RFC 8470). Anybody may send the
 // header: it does no harm.
 func tooEarly(r *http.Request) bool {
-	return r.TLS != nil && !r.TLS.HandshakeComplete || r.Header.Get("Early-Data") == "1"
+	// Several headers, and any other value, mean the same as 1 (RFC 8470 section 5.1).
+	return r.TLS != nil && !r.TLS.HandshakeComplete || r.Header["Early-Data"] != nil
 }
 
 // namesHost reports whether the connection was made for the host that the request is for. Which
@@ -175,7 +178,11 @@ func (c *ClientCertificates) inHeader(h http.Header) *oauth.Certificate {
 
 const (
 	maxCertificateBytes = 16 << 10
-	maxChainLength      = 10
+	// maxChainLength and maxIssuerBits bound the certificates that vouch for a client's. Anybody may
+	// send them, and has us verify up to a hundred signatures by their keys, each of which could
+	// otherwise take a second.
+	maxChainLength = 10
+	maxIssuerBits  = 4096
 )
 
 // certificatesIn reads the lines of Client-Cert, an item of RFC 9651 that is a byte sequence, and of
@@ -218,8 +225,10 @@ func (c *ClientCertificates) verify(chain []*x509.Certificate) bool {
 		return false
 	}
 	between := x509.NewCertPool()
-	for _, certificate := range chain[1:] {
-		between.AddCert(certificate)
+	for _, certificate := range chain[1:min(len(chain), 1+maxChainLength)] {
+		if key, ok := certificate.PublicKey.(*rsa.PublicKey); !ok || key.N.BitLen() <= maxIssuerBits {
+			between.AddCert(certificate)
+		}
 	}
 	_, err := chain[0].Verify(x509.VerifyOptions{
 		Roots: c.authorities, Intermediates: between, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -14,6 +16,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -165,16 +168,68 @@ func TestNoCertificateBeforeTheHandshake(t *testing.T) {
 	if got := c.of(r); got == nil || got.Leaf != cert || got.Verified() {
 		t.Fatalf("the certificate of the connection is %v", got)
 	}
-	early, proxied, other, none := *r, *r, *r, *r
+	early, proxied, odd, other, none := *r, *r, *r, *r, *r
 	early.TLS = &tls.ConnectionState{ServerName: "api.example.com", PeerCertificates: []*x509.Certificate{cert}}
 	proxied.Header = http.Header{"Early-Data": {"1"}}
+	odd.Header = http.Header{"Early-Data": {"0", "1"}}
 	other.Host = "other.example.com"
 	none.TLS = &tls.ConnectionState{HandshakeComplete: true, PeerCertificates: []*x509.Certificate{cert}}
 	none.Host = ""
-	for what, r := range map[string]*http.Request{"early data": &early, "early data at a proxy": &proxied, "another host": &other, "no name": &none} {
+	for what, r := range map[string]*http.Request{"early data": &early, "early data at a proxy": &proxied, "early data in two headers": &odd, "another host": &other, "no name": &none} {
 		if c.of(r) != nil {
 			t.Errorf("%s shows a certificate", what)
 		}
+	}
+}
+
+// Whoever sends a chain chooses what verifying it costs, so there is a bound.
+func TestVerifyingAChainHasABound(t *testing.T) {
+	ca := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	made := func(name, issuer string, serial int64, public any) *x509.Certificate {
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name}, NotAfter: time.Unix(1<<32, 0),
+			IsCA: name != "leaf", BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, &x509.Certificate{Subject: pkix.Name{CommonName: issuer}}, public, ca)
+		if err != nil {
+			t.Fatal(err)
+		}
+		certificate, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return certificate
+	}
+	c := &ClientCertificates{authorities: x509.NewCertPool()}
+	c.authorities.AddCert(made("root", "root", 1, ca.Public()))
+	leaf, between := made("leaf", "between", 2, ca.Public()), made("between", "root", 3, ca.Public())
+
+	var chain []*x509.Certificate
+	for range maxChainLength - 1 {
+		chain = append(chain, made("other", "root", 4, ca.Public()))
+	}
+	if !c.verify(slices.Concat([]*x509.Certificate{leaf}, chain, []*x509.Certificate{between})) {
+		t.Error("ten certificates between are too many")
+	}
+	if c.verify(slices.Concat([]*x509.Certificate{leaf, leaf}, chain, []*x509.Certificate{between})) {
+		t.Error("more than ten certificates between count")
+	}
+
+	const size = 8 << 10 // bytes
+	huge := []*x509.Certificate{leaf}
+	for serial := range int64(maxChainLength) {
+		modulus := append(bytes.Repeat([]byte{0xff}, size-1), byte(2*serial+1))
+		huge = append(huge, made("between", "root", 5+serial, &rsa.PublicKey{N: new(big.Int).SetBytes(modulus), E: 1<<31 - 1}))
+	}
+	signature := *leaf
+	signature.SignatureAlgorithm, signature.Signature = x509.SHA256WithRSA, append([]byte{1}, make([]byte, size-1)...)
+	huge[0] = &signature
+	begin := time.Now()
+	if c.verify(huge) {
+		t.Error("a made-up signature is right")
+	}
+	if took := time.Since(begin); took > time.Second/2 {
+		t.Errorf("keys of %d bits are used, for %s", 8*size, took)
 	}
 }
 
