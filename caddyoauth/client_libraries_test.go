@@ -173,6 +173,7 @@ func checkLibrary(t *testing.T, client libraryClient, outcome libraryOutcome, ce
 func TestClientLibrariesWithDPoP(t *testing.T) {
 	certFile, keyFile, _ := certificate(t)
 	redis := redistest.Start(t)
+	remembersLong(redis)
 	signer := newKeyClient(t, "signer")
 	own := selfSigned(t, "bound")
 	signing := writeKey(t, "signing.pem", signer.key)

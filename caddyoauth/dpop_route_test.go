@@ -199,11 +199,15 @@ func TestDPoPProofsThatAreRefused(t *testing.T) {
 	}
 }
 
+// remembersLong has a Redis that has run for a moment say that it has always known which proofs were used.
+func remembersLong(redis *redistest.Server) { redis.CLI("set", "caddy-oauth:proofs-since", "0") }
+
 // A proof passes once in a whole fleet, at routes and at the token endpoint, and a nonce of one gateway is
 // good at the other. Of many requests at once, one passes. If Redis is away, nobody can tell.
 func TestDPoPInAFleet(t *testing.T) {
 	redis := redistest.Start(t)
 	for _, nonce := range []bool{false, true} {
+		remembersLong(redis)
 		config := at(redis.Addr) + "issuer " + dpopIssuer + "\ndpop {\n" + map[bool]string{true: "nonce\n"}[nonce] + "}\n" + testClients
 		here := startGateway(t, config, dpopSite)
 		cmd := gatewayProcess(config)
@@ -244,6 +248,30 @@ func TestDPoPInAFleet(t *testing.T) {
 		for i, g := range []*gateway{there, here, there} {
 			if a := g.do(g.proving("reader", proof)); (a.StatusCode == 200) != (i == 0) {
 				t.Errorf("nonce %t, use %d of a proof at the token endpoint: %d %s", nonce, i, a.StatusCode, a.Body)
+			}
+		}
+		// A Redis that has lost its data doesn't know what was used. It says so to each gateway.
+		recorded := p.proof("GET", dpopOrigin+"/x", token, known)
+		if a := here.do(here.showing("/x", token, recorded)); a.StatusCode != 200 {
+			t.Errorf("nonce %t: %d %s", nonce, a.StatusCode, a.challenges())
+		}
+		redis.CLI("flushall")
+		// The tokens are gone, too; those of other servers would be good still. Until the loss is noticed, a
+		// nonce may be given out that is too old.
+		waitUntil(t, "the loss is noticed", func() bool {
+			return here.insisting(func(nonce string) *http.Request {
+				return here.proving("reader", p.proof("POST", dpopIssuer+"/access_token", "", withNonce(nonce)))
+			}).StatusCode == 200
+		})
+		token = here.boundToken(p, dpopIssuer, "reader")
+		for _, g := range []*gateway{here, there} {
+			a := g.do(g.showing("/x", token, p.proof("GET", dpopOrigin+"/x", token, known)))
+			if a.StatusCode != 401 || a.Header.Get("DPoP-Nonce") == "" {
+				t.Errorf("nonce %t, after a loss: %d %s", nonce, a.StatusCode, a.challenges())
+			}
+			a = g.do(g.showing("/x", token, p.proof("GET", dpopOrigin+"/x", token, withNonce(a.Header.Get("DPoP-Nonce")))))
+			if a.StatusCode != 200 {
+				t.Errorf("nonce %t, after a loss, with a new nonce: %d %s", nonce, a.StatusCode, a.challenges())
 			}
 		}
 		if nonce {
@@ -401,6 +429,7 @@ func TestDPoPOfRoutesThatIsRefused(t *testing.T) {
 // Before a nonce ends, the next one comes with the answer, at the endpoint and at routes.
 func TestNextDPoPNonce(t *testing.T) {
 	redis := redistest.Start(t)
+	remembersLong(redis)
 	g := startGateway(t, at(redis.Addr)+"issuer "+dpopIssuer+"\ndpop {\nnonce 1m\n}\n"+testClients, dpopSite)
 	p := newProver(t)
 	token := g.boundToken(p, dpopIssuer, "reader")

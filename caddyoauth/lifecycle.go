@@ -403,6 +403,9 @@ func (a *App) shareNonceKey(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading the key of DPoP nonces: %w", err)
 	}
+	if err := a.run.opened.proofs.BeginProofs(ctx); err != nil {
+		return fmt.Errorf("asking since when DPoP proofs are remembered: %w", err)
+	}
 	a.run.nonceKey = key
 	a.proofs.each(func(p *oauth.Proofs) { p.Share(key) })
 	return nil

@@ -250,13 +250,13 @@ type timedProofs struct {
 	writes *writes
 }
 
-func (p timedProofs) UseProof(ctx context.Context, id oauth.ReplayID, client oauth.ClientRef, until time.Time) (bool, error) {
+func (p timedProofs) UseProof(ctx context.Context, id oauth.ReplayID, client oauth.ClientRef, until time.Time) (first bool, since time.Time, err error) {
 	ctx, span := startSpan(ctx, "oauth.store proof", trace.SpanKindClient)
 	start := time.Now()
-	first, err := p.ProofStore.UseProof(ctx, id, client, until)
+	first, since, err = p.ProofStore.UseProof(ctx, id, client, until)
 	observeStore(ctx, "proof", p.system, start, span, err)
 	p.writes.ended(ctx, &p.writes.put, err)
-	return first, err
+	return first, since, err
 }
 
 // observeStore measures an operation that has ended, and ends its span if it has one. If its caller

@@ -21,10 +21,13 @@ type ProofStore interface {
 	// UseProof remembers until then that id was used, and reports whether nobody had used it before. Of
 	// several callers at once, on one node or many, one gets true. client is whose proof it is: if it
 	// has its share of the store's room, the error is ErrClientFull. After an error id may count as used.
-	UseProof(ctx context.Context, id ReplayID, client ClientRef, until time.Time) (bool, error)
+	// since is since when the store remembers all proofs that were used: those of before it has lost.
+	UseProof(ctx context.Context, id ReplayID, client ClientRef, until time.Time) (first bool, since time.Time, err error)
 
-	// ProofsSince returns since when the store remembers all proofs that were used; the zero time if it
-	// always does. It doesn't block.
+	// BeginProofs asks since when the store remembers, and has it begin if it does not yet.
+	BeginProofs(ctx context.Context) error
+
+	// ProofsSince returns what is known of that without asking anybody; the zero time if nothing is.
 	ProofsSince() time.Time
 }
 
@@ -48,8 +51,8 @@ const (
 // Proofs judges the DPoP proofs (RFC 9449) that come to one kind of place. It is safe for concurrent use
 // and owns nothing that needs closing.
 //
-// Each proof passes once. A store that has begun to remember while the process runs can't tell whether a
-// proof was used before that. Then a proof must show by a nonce that it is younger, or by its own time:
+// Each proof passes once. A store that has begun to remember a moment ago can't tell whether a proof was
+// used before that. Then a proof must show by a nonce that it is younger, or by its own time:
 // that may be ahead of the clock here.
 type Proofs struct {
 	place    Place
@@ -132,39 +135,55 @@ func (p *Proofs) Verify(lines []string, of introspect.ProofOf) (ShownProof, erro
 		return ShownProof{}, errors.New("this kind of token store can't remember which DPoP proofs were used")
 	}
 	shown := ShownProof{Proof: proof}
-	since := p.store.ProofsSince()
-	old := !proof.IssuedAt.After(since.Add(p.verifier.Leeway())) // it may have been used before
-	if !old && p.lifetime == 0 {
-		return shown, nil
+	if err := p.younger(proof, p.store.ProofsSince()); err != nil || p.lifetime == 0 {
+		return shown, err
 	}
 	key := p.key.Load()
 	if key == nil {
-		return ShownProof{}, fmt.Errorf("%w: not once since the start", ErrUnreachable)
+		return ShownProof{}, errNoNonceKey
 	}
-	made, good := p.nonceMade(*key, proof.Nonce)
-	switch {
-	case !good, old && !made.After(since):
+	switch made, good := p.nonceMade(*key, proof.Nonce); {
+	case !good:
 		return ShownProof{}, &ProofError{Fault: ProofNoNonce, Nonce: p.nonce(*key)}
-	case p.lifetime != 0 && p.now().Sub(made) > p.lifetime/2:
+	case p.now().Sub(made) > p.lifetime/2:
 		shown.NextNonce = p.nonce(*key)
 	}
 	return shown, nil
 }
 
+var errNoNonceKey = fmt.Errorf("%w: not once since the start", ErrUnreachable)
+
+// younger returns an error unless a proof was made after since, by its own time, which may be ahead of
+// the clock here, or by its nonce.
+func (p *Proofs) younger(proof *introspect.Proof, since time.Time) error {
+	if proof.IssuedAt.After(since.Add(p.verifier.Leeway())) {
+		return nil
+	}
+	key := p.key.Load()
+	if key == nil {
+		return errNoNonceKey
+	}
+	if made, good := p.nonceMade(*key, proof.Nonce); good && made.After(since) {
+		return nil
+	}
+	return &ProofError{Fault: ProofNoNonce, Nonce: p.nonce(*key)}
+}
+
 // Use uses up a proof of a client, which is last of all that can refuse a request. The error is a
-// *ProofError if it was used before. Any other says that nobody can tell.
+// *ProofError if it was used before, or may have been, because the store has lost what it knew since
+// Verify. Any other says that nobody can tell.
 func (p *Proofs) Use(ctx context.Context, proof ShownProof, client ClientRef) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	id := digestOf("DPoP proof v1", proof.Key, proof.URL, proof.ID)
-	first, err := p.store.UseProof(ctx, id, client, proof.IssuedAt.Add(proofMemory))
+	first, since, err := p.store.UseProof(ctx, id, client, proof.IssuedAt.Add(proofMemory))
 	switch {
 	case err != nil:
 		return fmt.Errorf("remembering that a DPoP proof was used: %w", err)
 	case !first:
 		return &ProofError{Fault: ProofReplayed}
 	}
-	return nil
+	return p.younger(proof.Proof, since)
 }
 
 // Thumbprint returns that of the proof's key; empty if there is no proof.

@@ -22,23 +22,26 @@ import (
 
 // proofMap is a ProofStore in a map.
 type proofMap struct {
-	mu    sync.Mutex
-	since time.Time
-	used  map[ReplayID]time.Time
-	by    ClientRef
-	err   error
+	mu sync.Mutex
+	// since is what is known, and lost what UseProof says.
+	since, lost time.Time
+	used        map[ReplayID]time.Time
+	by          ClientRef
+	err         error
 }
 
-func (m *proofMap) UseProof(_ context.Context, id ReplayID, client ClientRef, until time.Time) (bool, error) {
+func (m *proofMap) UseProof(_ context.Context, id ReplayID, client ClientRef, until time.Time) (bool, time.Time, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.err != nil {
-		return false, m.err
+		return false, m.lost, m.err
 	}
 	_, again := m.used[id]
 	m.used[id], m.by = until, client
-	return !again, nil
+	return !again, m.lost, nil
 }
+
+func (m *proofMap) BeginProofs(context.Context) error { return nil }
 
 func (m *proofMap) ProofsSince() time.Time { return m.since }
 
@@ -282,7 +285,23 @@ func TestProofsFromBeforeTheStart(t *testing.T) {
 			t.Errorf("%s: %q, not %q", name, got, c.want)
 		}
 	}
+	// What was lost since the last use is found out by the next.
 	c.at = c.at.Add(9 * time.Second)
+	store.lost = c.at
+	shown, err := proofs.Verify([]string{p.proof(c.at, nil)}, atEndpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	what, nonce = fault(t, proofs.Use(t.Context(), shown, ClientRef{"root", "a"}))
+	if what != ProofNoNonce {
+		t.Errorf("after a loss: %q", what)
+	}
+	if shown, err = proofs.Verify([]string{p.proof(c.at, map[string]any{"nonce": nonce})}, atEndpoint); err != nil {
+		t.Fatal(err)
+	}
+	if what, _ := fault(t, proofs.Use(t.Context(), shown, ClientRef{"root", "a"})); what != "" {
+		t.Errorf("after a loss, with a nonce: %q", what)
+	}
 	if what, _ := ask(c.at, ""); what != "" {
 		t.Errorf("later: %q", what)
 	}

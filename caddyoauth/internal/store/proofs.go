@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/hex"
+	"strconv"
 	"sync"
 	"time"
 
@@ -104,45 +105,98 @@ func (p *proofs) close() {
 }
 
 // UseProof implements oauth.ProofStore.
-func (m *Memory) UseProof(_ context.Context, id oauth.ReplayID, client oauth.ClientRef, until time.Time) (bool, error) {
-	return m.proofs.use(id, client, until)
+func (m *Memory) UseProof(_ context.Context, id oauth.ReplayID, client oauth.ClientRef, until time.Time) (first bool, since time.Time, err error) {
+	first, err = m.proofs.use(id, client, until)
+	return first, m.proofs.since, err
 }
+
+// BeginProofs implements oauth.ProofStore.
+func (m *Memory) BeginProofs(context.Context) error { return nil }
 
 // ProofsSince implements oauth.ProofStore.
 func (m *Memory) ProofsSince() time.Time { return m.proofs.since }
 
 // UseProof implements oauth.ProofStore. What it remembers is in memory alone.
-func (b *Bbolt) UseProof(_ context.Context, id oauth.ReplayID, client oauth.ClientRef, until time.Time) (bool, error) {
-	return b.proofs.use(id, client, until)
+func (b *Bbolt) UseProof(_ context.Context, id oauth.ReplayID, client oauth.ClientRef, until time.Time) (first bool, since time.Time, err error) {
+	first, err = b.proofs.use(id, client, until)
+	return first, b.proofs.since, err
 }
+
+// BeginProofs implements oauth.ProofStore.
+func (b *Bbolt) BeginProofs(context.Context) error { return nil }
 
 // ProofsSince implements oauth.ProofStore.
 func (b *Bbolt) ProofsSince() time.Time { return b.proofs.since }
 
-// UseProof implements oauth.ProofStore, in one command. Redis forgets the ID when it is over by its own
-// clock, and has no shares.
-func (r *Redis) UseProof(ctx context.Context, id oauth.ReplayID, _ oauth.ClientRef, until time.Time) (bool, error) {
-	return r.once(ctx, "proof:", id, until)
+// UseProof implements oauth.ProofStore, in one round trip. Redis forgets the ID when it is over by its own
+// clock, and has no shares. A Redis that has lost its data has also lost the time since when it
+// remembers. It is asked for that with each proof, after it has remembered the ID, so what it lost in
+// between is missed by nobody. In a Cluster this holds if all servers lose their data, or the one that has the time.
+func (r *Redis) UseProof(ctx context.Context, id oauth.ReplayID, _ oauth.ClientRef, until time.Time) (first bool, since time.Time, err error) {
+	if r.evicts.Load() {
+		return false, time.Time{}, ErrEvicts
+	}
+	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+		answers := c.DoMulti(ctx, r.useCommand(c, "proof:", id, until), c.B().Get().Key(r.sinceKey()).Build())
+		if first, err = isNew(answers[0]); err != nil {
+			return err
+		}
+		since, err = r.readSince(ctx, c, answers[1])
+		return err
+	})
+	if err != nil {
+		return false, time.Time{}, err
+	}
+	return first, since, nil
+}
+
+// BeginProofs implements oauth.ProofStore.
+func (r *Redis) BeginProofs(ctx context.Context) error {
+	return r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+		_, err := r.readSince(ctx, c, c.Do(ctx, c.B().Get().Key(r.sinceKey()).Build()))
+		return err
+	})
+}
+
+func (r *Redis) sinceKey() string { return r.cfg.Prefix + "proofs-since" }
+
+// readSince reads since when Redis remembers. If it doesn't yet, the first gateway that finds this out
+// says so.
+func (r *Redis) readSince(ctx context.Context, c rueidis.Client, answer rueidis.RedisResult) (time.Time, error) {
+	milli, err := answer.AsInt64()
+	if rueidis.IsRedisNil(err) {
+		now := strconv.FormatInt(time.Now().UnixMilli(), 10)
+		if err := c.Do(ctx, c.B().Set().Key(r.sinceKey()).Value(now).Nx().Build()).Error(); err != nil && !rueidis.IsRedisNil(err) {
+			return time.Time{}, err
+		}
+		milli, err = c.Do(ctx, c.B().Get().Key(r.sinceKey()).Build()).AsInt64()
+	}
+	if err != nil {
+		return time.Time{}, err
+	}
+	r.proofsSince.Store(milli)
+	return time.UnixMilli(milli), nil
 }
 
 // ProofsSince implements oauth.ProofStore.
-func (r *Redis) ProofsSince() time.Time { return time.Time{} }
-
-// once has Redis remember an ID under a prefix, and reports whether it is new.
-func (r *Redis) once(ctx context.Context, prefix string, id oauth.ReplayID, until time.Time) (first bool, err error) {
-	if r.evicts.Load() {
-		return false, ErrEvicts
+func (r *Redis) ProofsSince() time.Time {
+	if milli := r.proofsSince.Load(); milli != 0 {
+		return time.UnixMilli(milli)
 	}
-	key := r.cfg.Prefix + prefix + hex.EncodeToString(id[:])
+	return time.Time{}
+}
+
+// useCommand returns the command that has Redis remember an ID under a prefix.
+func (r *Redis) useCommand(c rueidis.Client, prefix string, id oauth.ReplayID, until time.Time) rueidis.Completed {
 	life := max(time.Until(until), time.Second).Milliseconds() // a duration: the clock of Redis may differ
-	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-		answer := c.Do(ctx, c.B().Set().Key(key).Value("").Nx().PxMilliseconds(life).Build())
-		err := answer.Error()
-		if rueidis.IsRedisNil(err) { // it was there
-			return nil
-		}
-		first = err == nil
-		return err
-	})
-	return err == nil && first, err
+	return c.B().Set().Key(r.cfg.Prefix + prefix + hex.EncodeToString(id[:])).Value("").Nx().PxMilliseconds(life).Build()
+}
+
+// isNew reads the answer to that command.
+func isNew(answer rueidis.RedisResult) (bool, error) {
+	err := answer.Error()
+	if rueidis.IsRedisNil(err) { // it was there
+		return false, nil
+	}
+	return err == nil, err
 }

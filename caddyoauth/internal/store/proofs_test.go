@@ -17,7 +17,7 @@ var anyone = oauth.ClientRef{Realm: "root", ClientID: "anyone"}
 
 func wantProof(t testing.TB, s oauth.ProofStore, name string, until time.Time, want bool) {
 	t.Helper()
-	if first, err := s.UseProof(ctx, replayOf(name), anyone, until); err != nil || first != want {
+	if first, _, err := s.UseProof(ctx, replayOf(name), anyone, until); err != nil || first != want {
 		t.Errorf("%s: first %t, %v; want %t", name, first, err, want)
 	}
 }
@@ -34,7 +34,7 @@ func testProofStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		for _, until := range []time.Time{inAMinute, inAMinute.Add(time.Minute), time.Now().Add(30 * time.Second), time.Now().Add(-time.Hour)} {
 			wantProof(t, s, "a", until, false)
 		}
-		if first, err := s.UseProof(ctx, replayOf("a"), oauth.ClientRef{Realm: "root", ClientID: "other"}, inAMinute); first || err != nil {
+		if first, _, err := s.UseProof(ctx, replayOf("a"), oauth.ClientRef{Realm: "root", ClientID: "other"}, inAMinute); first || err != nil {
 			t.Errorf("by another client: first %t, %v", first, err)
 		}
 		if first, err := s.(oauth.ReplayStore).Once(ctx, replayOf("a"), oneUser, inAMinute); !first || err != nil {
@@ -49,7 +49,7 @@ func testProofStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 			var all sync.WaitGroup
 			for range 16 {
 				all.Go(func() {
-					first, err := s.UseProof(ctx, replayOf(fmt.Sprint("round ", round)), anyone, inAMinute)
+					first, _, err := s.UseProof(ctx, replayOf(fmt.Sprint("round ", round)), anyone, inAMinute)
 					if err != nil {
 						t.Error(err)
 					}
@@ -70,7 +70,7 @@ func testProofStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if first, err := s.(oauth.ProofStore).UseProof(ctx, replayOf("a"), anyone, inAMinute); first || !errors.Is(err, oauth.ErrClosed) {
+		if first, _, err := s.(oauth.ProofStore).UseProof(ctx, replayOf("a"), anyone, inAMinute); first || !errors.Is(err, oauth.ErrClosed) {
 			t.Errorf("%t, %v; want ErrClosed", first, err)
 		}
 	})
@@ -124,7 +124,8 @@ func TestProofsHaveABound(t *testing.T) {
 	}
 }
 
-// A process doesn't know which proofs were used before it began, and says so. Redis does.
+// A process doesn't know which proofs were used before it began, and says so. Redis knows, unless it has
+// lost its data, and then says so, too.
 func TestSinceWhenProofsAreRemembered(t *testing.T) {
 	path, now := filepath.Join(t.TempDir(), "tokens.db"), time.Now()
 	b := openBbolt(t, path, func() time.Time { return now })
@@ -141,15 +142,38 @@ func TestSinceWhenProofsAreRemembered(t *testing.T) {
 	if since := NewMemory(func() time.Time { return now }).ProofsSince(); !since.Equal(now) {
 		t.Errorf("in memory, since %v, not %v", since, now)
 	}
+	server := redistest.Start(t)
+	r, _ := redisAt(t, nil, server.Addr)
+	if since := r.ProofsSince(); !since.IsZero() {
+		t.Errorf("before Redis was asked, since %v", since)
+	}
+	use := func(name string, again bool) time.Time {
+		t.Helper()
+		first, since, err := r.UseProof(ctx, replayOf(name), anyone, inAnHour)
+		if err != nil || first == again || !since.Equal(r.ProofsSince()) {
+			t.Errorf("%s: first %t, since %v and %v, %v", name, first, since, r.ProofsSince(), err)
+		}
+		return since
+	}
+	before := time.Now().Truncate(time.Millisecond)
+	began := use("a", false)
+	if began.Before(before) || began.After(time.Now()) {
+		t.Errorf("in a new Redis, since %v; it was %v", began, before)
+	}
+	if since := use("a", true); !since.Equal(began) {
+		t.Errorf("since %v, then since %v", began, since)
+	}
+	eventually(t, "the next millisecond", func() bool { return time.Now().After(began.Add(2 * time.Millisecond)) })
+	server.CLI("flushall")
+	if since := use("a", false); !since.After(began) {
+		t.Errorf("after a loss, since %v, as before", since)
+	}
 	redis := redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru")
 	s, _ := redisAt(t, nil, redis.Addr)
-	if since := s.ProofsSince(); !since.IsZero() {
-		t.Errorf("in Redis, since %v", since)
-	}
 	if err := s.Keeps(ctx); !errors.Is(err, ErrEvicts) {
 		t.Fatalf("%v, want ErrEvicts", err)
 	}
-	if first, err := s.UseProof(ctx, replayOf("a"), anyone, inAnHour); first || !errors.Is(err, ErrEvicts) {
+	if first, _, err := s.UseProof(ctx, replayOf("a"), anyone, inAnHour); first || !errors.Is(err, ErrEvicts) {
 		t.Errorf("in a Redis that evicts: %t, %v; want ErrEvicts", first, err)
 	}
 }

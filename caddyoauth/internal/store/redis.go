@@ -32,6 +32,8 @@ import (
 //	realm:<realm>:clients                                   a hash: client ID → clientState
 //	realms                                                  a set: the realms that have clients
 //	secrets                                                 a hash: name → secret
+//	used:<ID, hex>, proof:<ID, hex>                         what may be used once, and DPoP proofs, until they are over
+//	proofs-since                                            since when Redis knows which proofs were used, unix ms
 //	{realm:<realm>}:keys                                    the realm's keyring
 //	{realm:<realm>}:denials                                 a sorted set: the IDs of revoked self-contained tokens, by expiry
 //	{realm:<realm>}:denied:<expiry, unix ms>:<token ID>     touched when that token is revoked, and gone again
@@ -78,8 +80,9 @@ type Redis struct {
 	connected, tried chan struct{}
 	failure          atomic.Pointer[error] // of the last attempt to connect; nil before the first failure
 
-	evicts           atomic.Bool // whether a server was found that may evict keys; see Keeps
-	silentOnEviction atomic.Bool // whether a server did not tell Keeps
+	proofsSince      atomic.Int64 // unix milliseconds, as it was read last; 0 if it was not
+	evicts           atomic.Bool  // whether a server was found that may evict keys; see Keeps
+	silentOnEviction atomic.Bool  // whether a server did not tell Keeps
 
 	slots chan struct{} // holds a value for each command under way
 	stop  chan struct{} // closed by Close

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"time"
 
+	"github.com/redis/rueidis"
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
@@ -97,5 +98,12 @@ func forgetUsed(tx *bolt.Tx, key []byte) error { return deleteValue(tx.Bucket(bu
 
 // Once implements oauth.ReplayStore. Redis forgets the ID when it is over by its own clock.
 func (r *Redis) Once(ctx context.Context, id oauth.ReplayID, _ oauth.ClientRef, until time.Time) (first bool, err error) {
-	return r.once(ctx, "used:", id, until)
+	if r.evicts.Load() {
+		return false, ErrEvicts
+	}
+	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+		first, err = isNew(c.Do(ctx, r.useCommand(c, "used:", id, until)))
+		return err
+	})
+	return err == nil && first, err
 }
