@@ -271,6 +271,9 @@ func TestParallelGuesses(t *testing.T) {
 			if answered.Load() > want || late.Load() == 0 && (answered.Load() != want || unseen.Load() != int64(c.guesses)-want) || c.name == "quick" && late.Load() != 0 {
 				t.Errorf("%s, round %d: %d guesses are answered and %d refused unseen, want %d answered", c.name, round, answered.Load(), unseen.Load(), want)
 			}
+			if late.Load() > 0 {
+				break // the machine is too busy to go on: not all of what was to be answered was
+			}
 			if n := e.cfg.Hasher.Hashes() - before; n >= int64(c.guesses) { // usually, it is a few more than are answered
 				t.Errorf("%s, round %d: %d hashes", c.name, round, n)
 			}
