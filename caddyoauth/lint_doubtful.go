@@ -2,6 +2,7 @@ package caddyoauth
 
 import (
 	"encoding/json"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -141,6 +142,11 @@ func lintDoubtfulChecks() []lintCheck {
 				}
 			}
 		},
+	}, {
+		code: "limit-by-claimed-address", kind: lintDoubtful,
+		means: "Without `trusted_proxies_strict`, a caller's address is the first of `X-Forwarded-For`. Callers choose that if the proxy appends to what they send, as most do. Then `limit failures` stops no guesser, and anybody can have a client refused at its own address.",
+		do:    "Add `trusted_proxies_strict` to the server's options. If the proxy replaces the header, ignore this.",
+		find:  lintClaimedAddresses,
 	}, {
 		code: "assertion-keys-hidden", kind: lintDoubtful,
 		means: "The route has the backend told who is calling by an assertion, and no `oauth_server` publishes the keys of the realm that signs it. The backend can't fetch them here. Nothing is said of keys from a `key_file`.",
@@ -407,6 +413,31 @@ func patternsIn(set caddy.ModuleMap) func(yield func(name, text string) bool) {
 						return
 					}
 				}
+			}
+		}
+	}
+}
+
+// lintClaimedAddresses looks for limits of failures that go by an address which callers choose.
+func lintClaimedAddresses(l *linted, report lintReport) {
+	claim := netip.MustParseAddr("192.0.2.1")
+	for h := range l.handlers {
+		limited := false
+		switch module := h.module.(type) {
+		case *Server:
+			limited = slices.ContainsFunc(module.served, func(r *servedRealm) bool { return r.settings.FailureLimit.Count > 0 })
+		case *Protect:
+			limited = module.basic != nil && module.basic.realm.settings.FailureLimit.Count > 0
+		}
+		if !limited {
+			continue
+		}
+		for _, proxy := range proxies {
+			p := probe{server: h.route.server, method: http.MethodPost, host: unknownHost, path: "/", from: proxy}
+			p = p.with(func(p *probe) { p.header.Set("X-Forwarded-For", claim.String()+", "+stranger.String()) })
+			if r := p.request(); isFromProxy(r) && clientIP(r) == claim.String() {
+				report(h.place(), "limit failures goes by an address that callers may choose, with X-Forwarded-For through the proxy %s", proxy)
+				break
 			}
 		}
 	}

@@ -131,6 +131,10 @@ func TestLintFindings(t *testing.T) {
 	asking := func(clientAuth, realms string) string {
 		return "https://mtls.example.com:8443 {\ntls internal {\nclient_auth {\n" + clientAuth + "\n}\n}\noauth_server " + realms + "\n}\n"
 	}
+	// A server that trusts proxies, with these options besides.
+	trusting := func(options, text string) string {
+		return strings.Replace(text, "{\n", "{\nservers {\ntrusted_proxies static private_ranges"+options+"}\n", 1)
+	}
 	const certificateLines = "auth tls_client_auth\ntls_client_auth san_dns ci.example.com\nscopes read\n"
 	for name, text := range map[string]string{
 		"scope: somebody has it":                    site("oauth_protect {\nscopes read write\n}\n"),
@@ -267,6 +271,11 @@ func TestLintFindings(t *testing.T) {
 		"report_only: an end":                       site("oauth_protect {\nreport_only until 2099-01-01T00:00:00Z\n}\n"),
 		"report_only: over":                         site("oauth_protect { # report-only-ended\nreport_only until 2020-01-01T00:00:00Z\n}\n"),
 		"report_only: over the endpoint":            site2("route {\noauth_protect {\nreport_only until 2099-01-01T00:00:00Z\n}\noauth_server\n}\n"),
+		"limit: by a claimed address":               trusting("\n", lintFile(lintClients, "oauth_server # limit-by-claimed-address\n")),
+		"limit: by a claimed address, for basic":    trusting("\n", lintFile(lintClients, "oauth_server # limit-by-claimed-address\noauth_protect { # limit-by-claimed-address\nbasic until 2099-01-01T00:00:00Z\n}\n")),
+		"limit: by an address, strictly":            trusting("\ntrusted_proxies_strict\n", lintFile(lintClients, "oauth_server\n")),
+		"limit: by another header":                  trusting("\nclient_ip_headers X-Real-IP\n", lintFile(lintClients, "oauth_server\n")),
+		"limit: none":                               trusting("\n", lintFile("limit failures off\n"+lintClients, "oauth_server\n")),
 		"basic: no end":                             site("oauth_protect { # basic-without-end\nbasic\n}\n"),
 		"basic: an end":                             site("oauth_protect {\nbasic until 2099-01-01T00:00:00Z\n}\n"),
 		"basic: over":                               site("oauth_protect { # basic-ended\nbasic until 2020-01-01T00:00:00Z\n}\n"),

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -125,6 +126,9 @@ func (cc *Client) checkManaged() error {
 		if has {
 			return fmt.Errorf("%s is for clients of a configuration", name)
 		}
+	}
+	if slices.Contains(cc.Auth, oauth.AuthFederated) {
+		return fmt.Errorf("auth %s is for clients of a configuration", oauth.AuthFederated)
 	}
 	if len(cc.Secrets) > maxSecrets {
 		return fmt.Errorf("it has %d secrets; %d are the most", len(cc.Secrets), maxSecrets)

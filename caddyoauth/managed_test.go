@@ -237,7 +237,9 @@ func TestManagedClientsConcurrency(t *testing.T) {
 
 // What can't be is refused, and the answer says why and repeats no secret.
 func TestManagedClientsRefuse(t *testing.T) {
-	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions+"realm beta {\nclient b {\nsecret_hash "+testHash+"\nscopes read\n}\n}\n", bothSite))
+	platform := newKeyClient(t, "platform")
+	platformOption := "client workload {\nfederated https://platform.example.com {\nsubject job\njwks_file " + platform.file + "\n}\nscopes read\n}\n"
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+issuerOption+managedOptions+platformOption+"realm beta {\nclient b {\nsecret_hash "+testHash+"\nscopes read\n}\n}\n", bothSite))
 	a := admin{startCaddyfile(t, config), address}
 	for _, c := range []struct {
 		method, path, body string
@@ -272,6 +274,8 @@ func TestManagedClientsRefuse(t *testing.T) {
 		{"PUT", "/oauth/clients/root/x", `{"token_format":"jwt"}`, 400, "token_format"},
 		{"PUT", "/oauth/clients/root/x", `{"dpop":"required"}`, 400, "dpop"},
 		{"PUT", "/oauth/clients/root/x", `{"federated":[{}]}`, 400, "federated"},
+		{"PUT", "/oauth/clients/root/https:%2F%2Fplatform.example.com", `{"scopes":["read"]}`, 400, "federated"},
+		{"PUT", "/oauth/clients/root/x", `{"auth":["federated"]}`, 400, "auth federated"},
 		{"PUT", "/oauth/clients/root/x", `{"jwks_uri":"https://x.example.com","auth":["private_key_jwt"]}`, 400, "jwks_uri"},
 		{"POST", "/oauth/clients/root/nobody/secrets", "", 404, "no client 'nobody'"},
 		{"GET", "/oauth/clients?realm=gamma", "", 404, "known: beta, root"},
@@ -295,7 +299,9 @@ func TestManagedClientsRefuse(t *testing.T) {
 
 // The list has all clients, a page at a time.
 func TestListClients(t *testing.T) {
-	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions+"realm beta {\nclient b {\nsecret_hash "+testHash+"\nscopes read\n}\n}\n", bothSite))
+	platform := newKeyClient(t, "platform")
+	platformOption := "client workload {\nfederated https://platform.example.com {\nsubject job\njwks_file " + platform.file + "\n}\nscopes read\n}\n"
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+issuerOption+managedOptions+platformOption+"realm beta {\nclient b {\nsecret_hash "+testHash+"\nscopes read\n}\n}\n", bothSite))
 	a := admin{startCaddyfile(t, config), address}
 	for i := range 5 {
 		a.must(201, "PUT", fmt.Sprintf("/oauth/clients/root/m%d%%2F%%20x", i), `{"scopes":["read"]}`)
