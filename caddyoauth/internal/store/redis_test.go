@@ -705,6 +705,14 @@ func TestRedisLeastRights(t *testing.T) {
 		if err := errors.Join(swap, read, r.Deny(ctx, tokenOf("a").Key, "c"), denied); err != nil {
 			return err
 		}
+		version, add := r.SwapManagedClient(ctx, "root", oauth.ManagedClient{ID: "m", Data: []byte("x")})
+		all, list := r.ManagedClients(ctx, "root", "")
+		_, follow := r.ManagedClients(ctx, "root", all.Position)
+		_, show := r.ManagedClient(ctx, managedRef("m"))
+		_, remove := r.SwapManagedClient(ctx, "root", oauth.ManagedClient{ID: "m", Version: version})
+		if err := errors.Join(add, list, follow, show, remove); err != nil {
+			return err
+		}
 		h.wantStory(t, "regained")
 		if n := server.CLI("zcard", "caddy-oauth:{realm:root}:denials"); n != "1" {
 			t.Errorf("%s denials, want the one that is not over", n)
