@@ -60,8 +60,9 @@ func TestCertificateFilesAreReadAgain(t *testing.T) {
 			has     string
 			warned  int
 		}{
-			{before, beforeID, 0}, {append(before, after...), beforeID + " " + afterID, 0}, {after, afterID, 0}, {nil, afterID, 1}, {nil, afterID, 1},
-			{[]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), afterID, 2}, {before, beforeID, 2},
+			{before, beforeID, 0}, {slices.Concat(before, after), beforeID + " " + afterID, 0}, {slices.Concat(before, after[:len(after)/2]), beforeID + " " + afterID, 1},
+			{slices.Concat(before[:len(before)/2], []byte("\n"), after), beforeID + " " + afterID, 1}, {after, afterID, 1}, {nil, afterID, 2}, {nil, afterID, 2},
+			{[]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), afterID, 3}, {before, beforeID, 3},
 		} {
 			write(step.content)
 			time.Sleep(certificateInterval) // of the bubble's clock

@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -88,11 +89,14 @@ func readCertificates(path string) (certificates []*x509.Certificate, err error)
 	if err != nil {
 		return nil, err
 	}
+	begun := bytes.Count(data, []byte("-----BEGIN "))
 	for {
 		block, rest := pem.Decode(data)
 		switch {
 		case block == nil && len(certificates) == 0:
 			return nil, errors.New("there is no certificate in PEM in it")
+		case block == nil && len(certificates) < begun: // it is being written, or was cut off
+			return nil, errors.New("a PEM block is incomplete")
 		case block == nil:
 			return certificates, nil
 		case block.Type != "CERTIFICATE":
