@@ -395,6 +395,7 @@ func TestCertificateSettingsThatAreRefused(t *testing.T) {
 		"two subjects":           {byCA + "tls_client_auth san_dns a.example.com\ntls_client_auth san_dns b.example.com\n", "duplicate"},
 		"no file":                {selfSigned, "add a certificate_file"},
 		"a file and a secret":    {"secret_hash " + testHash + "\ncertificate_file " + ca.file + "\n", "add 'auth self_signed_tls_client_auth'"},
+		"a folder":               {selfSigned + "certificate_file " + dir + "\n", "not a regular file"},
 		"a file that is gone":    {selfSigned + "certificate_file " + dir + "/none.pem\n", "no such file"},
 		"an empty file":          {selfSigned + file("empty.pem", ""), "no certificate in PEM"},
 		"a private key":          {selfSigned + file("key.pem", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), "a private key in it"},

@@ -85,6 +85,10 @@ func (cc *Client) provisionCertificates(c *oauth.Client, logger *zap.Logger) (fi
 
 // readCertificates reads a file with certificates in PEM, and nothing else, at least one.
 func readCertificates(path string) (certificates []*x509.Certificate, err error) {
+	// Reading a pipe would wait for whoever writes to it.
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, errors.New("it is not a regular file")
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err

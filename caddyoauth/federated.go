@@ -251,13 +251,16 @@ func opensToAll(pattern string) bool {
 	if star < 0 {
 		return false
 	}
-	separators := 0
-	for _, c := range pattern[:star] {
+	parts, begin := 0, 0
+	for i, c := range pattern[:star] {
 		if c == ':' || c == '/' {
-			separators++
+			if i > begin { // an empty part, as in https://, says nothing
+				parts++
+			}
+			begin = i + 1
 		}
 	}
-	return separators < 2
+	return parts < 2
 }
 
 // openFederated opens the keys of the platforms, or shares those of the configuration before. hold is

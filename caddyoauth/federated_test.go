@@ -306,6 +306,7 @@ func TestFederatedSettingsThatAreRefused(t *testing.T) {
 	for what, r := range map[string]struct{ config, part string }{
 		"no subject":        {issuerOption + p.federated("ci"), "federated needs a subject"},
 		"anybody":           {issuerOption + p.federated("ci", "subject *"), "anybody's"},
+		"anybody's URL":     {issuerOption + p.federated("ci", "subject https://*"), "anybody's"},
 		"any owner":         {issuerOption + p.federated("ci", "subject repo:*/app:ref:refs/heads/main"), "anybody's"},
 		"owners of a name":  {issuerOption + p.federated("ci", "subject repo:acme*/app:ref:refs/heads/main"), "anybody's"},
 		"no audience":       {p.federated("ci", main), "give the realm an issuer"},

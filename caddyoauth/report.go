@@ -116,12 +116,12 @@ func passAsLetIn(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler,
 }
 
 // otherSchemes returns the lines of Authorization that a backend may get under report_only: it may
-// know users of its own, by Basic for example. A bearer token is kept from it, one of ours in any
-// other place, too, and so are Basic credentials if the route has the option for those of clients.
+// know users of its own, by Basic for example. A bearer token is kept from it, as is one that is
+// bound by DPoP, one of ours in any other place, too, and so are Basic credentials if the route has the option for those of clients.
 func (p *Protect) otherSchemes(lines []string) []string {
 	h := http.Header{"Authorization": lines}
 	keepLines(h, func(word string) bool {
-		return strings.EqualFold(word, "bearer") || p.dpop != nil && strings.EqualFold(word, "dpop") || p.app.mayHaveIssued(new(introspect.NewToken(word))) || p.Basic != nil && strings.EqualFold(word, "basic")
+		return strings.EqualFold(word, "bearer") || strings.EqualFold(word, "dpop") || p.app.mayHaveIssued(new(introspect.NewToken(word))) || p.Basic != nil && strings.EqualFold(word, "basic")
 	})
 	return h["Authorization"]
 }
