@@ -159,6 +159,10 @@ func (a *App) managedOf(r *servedRealm, stored []oauth.ManagedClient) map[string
 		if s.Data == nil {
 			continue
 		}
+		if known, ok := r.engine.ManagedByID(s.ID); ok && known.Version == s.Version {
+			clients[s.ID] = &known
+			continue
+		}
 		record, err := readManaged(s)
 		var client *oauth.Client
 		if err == nil {
@@ -187,8 +191,14 @@ type managedChange func(was *managedRecord, version uint64) (*managedRecord, err
 func (a *App) changeManaged(ctx context.Context, r *servedRealm, id string, ends func(was, next *managedRecord) bool, change managedChange) (was, next *managedRecord, version uint64, err error) {
 	store := a.run.opened.clients
 	// Whoever asked may go away. If the store did it all the same, the engines must go by it.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
+	if a.run.opened.coherent != nil {
+		// A store that reports changes reports this one, too, if it is carried out later. With another,
+		// wait for as long as it takes.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, startTimeout)
+		defer cancel()
+	}
 	for {
 		stored, err := store.ManagedClient(ctx, oauth.ClientRef{Realm: r.name, ClientID: id})
 		was = nil

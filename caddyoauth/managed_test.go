@@ -326,7 +326,7 @@ func TestListClients(t *testing.T) {
 		}
 		after = next
 	}
-	want := "beta b false,root m0/ x true,root m1/ x true,root m2/ x true,root m3/ x true,root m4/ x true,root reader false,root writer false"
+	want := "beta b false,root m0/ x true,root m1/ x true,root m2/ x true,root m3/ x true,root m4/ x true,root reader false,root workload false,root writer false"
 	if got := strings.Join(all, ","); got != want {
 		t.Errorf("the list is %s, want %s", got, want)
 	}
