@@ -153,8 +153,7 @@ func TestLibrariesWithCertificates(t *testing.T) {
 		for _, library := range []string{"openid-client", "oauth4webapi"} {
 			t.Run(library+", "+id, func(t *testing.T) {
 				t.Parallel()
-				client.Library = library
-				checkLibrary(t, client, runLibrary(t, client), certificate)
+				checkLibrary(t, client, runLibrary(t, library, client), certificate)
 			})
 		}
 		t.Run("x/oauth2, "+id, func(t *testing.T) {

@@ -222,7 +222,7 @@ func TestAuthoritiesOfTheConfiguration(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for file, part := range map[string]string{filepath.Join(dir, "none.pem"): "no such file", empty: "no certificate in PEM", key: "ec private key", dir: "is a directory"} {
+	for file, part := range map[string]string{filepath.Join(dir, "none.pem"): "no such file", empty: "no certificate in PEM", key: "ec private key", dir: "not a regular file"} {
 		err := g.load("client_certificates {\ntrusted_ca_file "+file+"\n}\nstore memory\n"+testClients, gatewaySite)
 		if err == nil || !strings.Contains(err.Error(), part) || !strings.Contains(err.Error(), "client_certificates: trusted_ca_file "+file) {
 			t.Errorf("authorities in %s: %v", file, err)

@@ -102,8 +102,7 @@ func TestClientLibraries(t *testing.T) {
 		for _, library := range []string{"openid-client", "oauth4webapi"} {
 			t.Run(library+", "+name, func(t *testing.T) {
 				t.Parallel()
-				client.Library = library
-				checkLibrary(t, client, runLibrary(t, client), own)
+				checkLibrary(t, client, runLibrary(t, library, client), own)
 			})
 		}
 	}
@@ -126,8 +125,9 @@ func TestClientLibraries(t *testing.T) {
 }
 
 // runLibrary runs .ci/clients/client.mjs.
-func runLibrary(t *testing.T, client libraryClient) (outcome libraryOutcome) {
+func runLibrary(t *testing.T, library string, client libraryClient) (outcome libraryOutcome) {
 	t.Helper()
+	client.Library = library
 	text, err := json.Marshal(client)
 	if err != nil {
 		t.Fatal(err)
@@ -201,8 +201,7 @@ func TestClientLibrariesWithDPoP(t *testing.T) {
 				for _, library := range []string{"openid-client", "oauth4webapi"} {
 					t.Run(library+", "+name, func(t *testing.T) {
 						t.Parallel()
-						client.Library = library
-						checkLibrary(t, client, runLibrary(t, client), own)
+						checkLibrary(t, client, runLibrary(t, library, client), own)
 					})
 				}
 			}

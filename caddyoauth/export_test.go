@@ -36,7 +36,9 @@ func OldNonce(place oauth.Place, proof string, of introspect.ProofOf, age time.D
 	}
 	then := oauth.NewProofs(place, verifier, time.Hour, func() time.Time { return time.Now().Add(-age) })
 	then.Keep(app.run.opened.proofs)
+	app.run.agreeing.Lock()
 	then.Share(app.run.nonceKey)
+	app.run.agreeing.Unlock()
 	var refused *oauth.ProofError
 	if _, err := then.Verify([]string{proof}, of); errors.As(err, &refused) {
 		nonce = refused.Nonce

@@ -164,7 +164,7 @@ func TestWhatWouldBeRefusedPassesWithNothing(t *testing.T) {
 		{name: "the same line twice", path: "/plain/6", authorization: []string{"Bearer READER", "bearer READER"}, causes: "malformed_authorization", told: nobody},
 		{name: "a list", path: "/plain/7", authorization: []string{basic + ", Bearer x"}, causes: "missing", told: nobody},
 		{name: "the token alone", path: "/plain/8", authorization: []string{"READER"}, causes: "missing", told: nobody},
-		{name: "a token of others under another scheme", path: "/plain/9", authorization: []string{"DPoP theirs"}, causes: "missing", told: nobody},
+		{name: "a token of others under another scheme", path: "/plain/14", authorization: []string{"DPoP theirs"}, causes: "missing", told: nobody},
 		{name: "the token under another scheme", path: "/plain/9", authorization: []string{"DPoP READER"}, causes: "missing", told: nobody},
 		{name: "the token in a parameter", path: "/plain/10", authorization: []string{`OAuth oauth_token="READER"`}, causes: "missing", told: nobody},
 		{name: "a token of a client with a key", path: "/plain/11", authorization: []string{"Bearer KEYED"}, client: "keyed", told: named("keyed")},
