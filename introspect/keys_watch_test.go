@@ -3,6 +3,7 @@ package introspect_test
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -11,11 +12,22 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
+// watchers returns how many files are watched, and by how many goroutines. It gives them time to begin and
+// to end until they are as many as wanted.
+func watchers(wanted int) (files, goroutines int) {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); runtime.Gosched() {
+		if goroutines = introspect.FileWatchers(); goroutines == wanted {
+			break
+		}
+	}
+	return introspect.WatchedFiles(), goroutines
+}
+
 // Guarded keys in a file are there at once, and one goroutine looks at the files of all of them, for as
 // long as there are any.
 func TestFilesOfGuardedKeysAreWatched(t *testing.T) {
 	t.Cleanup(func() { // when all keys are closed
-		if files, goroutines := introspect.WatchedFiles(), introspect.FileWatchers(); files != 0 || goroutines != 0 {
+		if files, goroutines := watchers(0); files != 0 || goroutines != 0 {
 			t.Errorf("at the end, %d files are watched by %d goroutines", files, goroutines)
 		}
 	})
@@ -57,7 +69,7 @@ func TestFilesOfGuardedKeysAreWatched(t *testing.T) {
 	for range 20 {
 		open(path)
 	}
-	if files, goroutines := introspect.WatchedFiles(), introspect.FileWatchers(); files != 21 || goroutines != 1 {
+	if files, goroutines := watchers(1); files != 21 || goroutines != 1 {
 		t.Errorf("%d files are watched by %d goroutines", files, goroutines)
 	}
 
