@@ -73,25 +73,37 @@ func readAdminPost(w http.ResponseWriter, r *http.Request, place any, wanted str
 		w.Header().Set("Allow", http.MethodPost)
 		return nil, adminError(http.StatusMethodNotAllowed, "POST only")
 	}
-	// A web page can make a browser send a form to this address, but not JSON.
-	if mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mediaType != "application/json" {
-		return nil, adminError(http.StatusUnsupportedMediaType, "the body must be application/json")
+	if err := requireJSON(r); err != nil {
+		return nil, err
 	}
 	// Don't use the app of the configuration that provisioned this route: it may have ended.
 	app := activeApp()
 	if app == nil {
 		return nil, adminError(http.StatusNotFound, "oauth is not configured")
 	}
+	return app, decodeAdminBody(w, r, place, wanted)
+}
+
+// requireJSON refuses what a web page can make a browser send to this address: a form, but not JSON.
+func requireJSON(r *http.Request) error {
+	if mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mediaType != "application/json" {
+		return adminError(http.StatusUnsupportedMediaType, "the body must be application/json")
+	}
+	return nil
+}
+
+// decodeAdminBody reads the JSON object in a request's body into place. wanted says what it has.
+func decodeAdminBody(w http.ResponseWriter, r *http.Request, place any, wanted string) error {
 	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAdminBody))
 	body.DisallowUnknownFields()
 	if err := body.Decode(place); err != nil {
-		// Don't repeat err: it may quote the body, and with it a token.
-		return nil, adminError(http.StatusBadRequest, "the body must be a JSON object with %s", wanted)
+		// Don't repeat err: it may quote the body, and with it a secret or a token.
+		return adminError(http.StatusBadRequest, "the body must be a JSON object with %s", wanted)
 	}
 	if _, err := body.Token(); !errors.Is(err, io.EOF) {
-		return nil, adminError(http.StatusBadRequest, "there is something behind the JSON object")
+		return adminError(http.StatusBadRequest, "there is something behind the JSON object")
 	}
-	return app, nil
+	return nil
 }
 
 // forget makes the cache forget. Once it answers 200, no request that begins later is let in because

@@ -9,8 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"mime"
 	"net/http"
 	"net/url"
 	"slices"
@@ -272,29 +270,12 @@ func (c *clientRequestAdmin) mayChange() error {
 	return nil
 }
 
-// read reads a JSON object from the body. An empty body is one without members.
+// read reads the JSON object in the body.
 func (c *clientRequestAdmin) read(place any, wanted string) error {
-	body, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, maxAdminBody))
-	if err != nil {
-		return adminError(http.StatusRequestEntityTooLarge, "the body must have at most %d bytes", maxAdminBody)
+	if err := requireJSON(c.r); err != nil {
+		return err
 	}
-	if len(body) == 0 {
-		return nil
-	}
-	// A web page can make a browser send a form to this address, but not JSON.
-	if mediaType, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type")); err != nil || mediaType != "application/json" {
-		return adminError(http.StatusUnsupportedMediaType, "the body must be application/json")
-	}
-	decoder := json.NewDecoder(strings.NewReader(string(body)))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(place); err != nil {
-		// Don't repeat err: it may quote the body, and with it a secret.
-		return adminError(http.StatusBadRequest, "the body must be a JSON object with %s", wanted)
-	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return adminError(http.StatusBadRequest, "there is something behind the JSON object")
-	}
-	return nil
+	return decodeAdminBody(c.w, c.r, place, wanted)
 }
 
 func (c *clientRequestAdmin) get() error {

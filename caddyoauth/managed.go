@@ -119,11 +119,12 @@ func (r *servedRealm) managedAssertions(id string, cc *Client, auth []string) (*
 // checkManaged refuses what only a client of a configuration can have: what lies in a file or in the
 // environment of one gateway is no truth for a fleet.
 func (cc *Client) checkManaged() error {
-	for name, has := range map[string]bool{
+	has := map[string]bool{
 		"jwks_file": cc.JWKSFile != "", "certificate_files": len(cc.CertificateFiles) > 0, "upstream_headers": len(cc.UpstreamHeaders) > 0,
 		"jwks_uri": cc.JWKSURI != "", "private_hosts": len(cc.PrivateHosts) > 0, "federated": len(cc.Federated) > 0, "at": cc.At != "", "lint_ignore": len(cc.LintIgnore) > 0,
-	} {
-		if has {
+	}
+	for _, name := range sortedKeys(has) {
+		if has[name] {
 			return fmt.Errorf("%s is for clients of a configuration", name)
 		}
 	}

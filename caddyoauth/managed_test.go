@@ -187,7 +187,7 @@ func TestManagedSecrets(t *testing.T) {
 			t.Errorf("%s: accepted is %t, want %t", name, got, want)
 		}
 	}
-	second := fmt.Sprint(a.must(200, "POST", path+"/secrets", "").json(t)["secret"])
+	second := fmt.Sprint(a.must(200, "POST", path+"/secrets", "{}").json(t)["secret"])
 	works("the first", first, true)
 	works("the second", second, true)
 
@@ -197,7 +197,7 @@ func TestManagedSecrets(t *testing.T) {
 	works("the second after its end", second, false)
 	works("the third", third, true)
 
-	fourth := a.must(200, "POST", path+"/secrets", "") // which drops those that are over
+	fourth := a.must(200, "POST", path+"/secrets", "{}") // which drops those that are over
 	secrets, _ := fourth.json(t)["secrets"].([]any)
 	if len(secrets) != 2 {
 		t.Fatalf("it has %v, want two secrets", secrets)
@@ -209,9 +209,9 @@ func TestManagedSecrets(t *testing.T) {
 	// The last one can't be: the client could do nothing.
 	a.must(400, "DELETE", path+"/secrets/"+fmt.Sprint(secrets[0].(map[string]any)["id"]), "")
 	for range maxSecretsOfManaged - 1 {
-		a.must(200, "POST", path+"/secrets", "")
+		a.must(200, "POST", path+"/secrets", "{}")
 	}
-	a.must(409, "POST", path+"/secrets", "")
+	a.must(409, "POST", path+"/secrets", "{}")
 }
 
 const maxSecretsOfManaged = 5
@@ -230,8 +230,8 @@ func TestManagedClientsConcurrency(t *testing.T) {
 	second := a.must(200, "PUT", path, `{"scopes":["write"]}`, "If-Match", first).Header.Get("ETag")
 	a.must(412, "PUT", path, `{"scopes":["read"]}`, "If-Match", first)
 	a.must(412, "DELETE", path, "", "If-Match", first)
-	a.must(412, "POST", path+"/secrets", "", "If-Match", first)
-	a.must(200, "POST", path+"/secrets", "", "If-Match", second)
+	a.must(412, "POST", path+"/secrets", "{}", "If-Match", first)
+	a.must(200, "POST", path+"/secrets", "{}", "If-Match", second)
 	a.must(204, "DELETE", path, "", "If-Match", "*")
 }
 
@@ -277,7 +277,8 @@ func TestManagedClientsRefuse(t *testing.T) {
 		{"PUT", "/oauth/clients/root/https:%2F%2Fplatform.example.com", `{"scopes":["read"]}`, 400, "federated"},
 		{"PUT", "/oauth/clients/root/x", `{"auth":["federated"]}`, 400, "auth federated"},
 		{"PUT", "/oauth/clients/root/x", `{"jwks_uri":"https://x.example.com","auth":["private_key_jwt"]}`, 400, "jwks_uri"},
-		{"POST", "/oauth/clients/root/nobody/secrets", "", 404, "no client 'nobody'"},
+		{"POST", "/oauth/clients/root/nobody/secrets", "{}", 404, "no client 'nobody'"},
+		{"POST", "/oauth/clients/root/nobody/secrets", "", 415, "application/json"}, // a web page could have it sent
 		{"GET", "/oauth/clients?realm=gamma", "", 404, "known: beta, root"},
 		{"GET", "/oauth/clients?limit=0", "", 400, "limit"},
 		{"GET", "/oauth/clients?after=!", "", 400, "after"},
