@@ -1,19 +1,23 @@
 package caddyoauth
 
 import (
-	"cmp"
 	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -55,8 +59,12 @@ type shownClient struct {
 type shownSecret struct {
 	// ID names it in a DELETE. It is a digest of the hash, so it is of no use to a guesser. A secret that
 	// a configuration refers to has none.
-	ID    string    `json:"id,omitempty"`
-	Until time.Time `json:"until,omitzero"`
+	ID string `json:"id,omitempty"`
+	// From and Until are when it begins and stops to be accepted. RetireUnused is as in [ClientSecret], and
+	// a duration such as 168h.
+	From         time.Time `json:"from,omitzero"`
+	Until        time.Time `json:"until,omitzero"`
+	RetireUnused string    `json:"retire_unused,omitempty"`
 }
 
 // listedClients is a page of clients.
@@ -76,7 +84,7 @@ func secretID(hash string) string {
 func show(realm, id string, managed bool, settings Client) shownClient {
 	shown := shownClient{Realm: realm, ID: id, Managed: managed, Settings: settings, Secrets: []shownSecret{}}
 	for _, secret := range settings.Secrets {
-		s := shownSecret{Until: secret.Until}
+		s := shownSecret{From: secret.From, Until: secret.Until, RetireUnused: shownDuration(secret.RetireUnused)}
 		if managed {
 			s.ID = secretID(secret.Hash)
 		}
@@ -86,6 +94,18 @@ func show(realm, id string, managed bool, settings Client) shownClient {
 	// Their values are templates of secrets; what is secret of them isn't here, but the names are enough.
 	shown.Settings.UpstreamHeaders = nil
 	return shown
+}
+
+// shownDuration returns a duration without the parts that are zero; empty for none.
+func shownDuration(d caddy.Duration) string {
+	text := time.Duration(d).String()
+	switch {
+	case d == 0:
+		return ""
+	case strings.HasSuffix(text, "h0m0s"):
+		return strings.TrimSuffix(text, "0m0s")
+	}
+	return text
 }
 
 func showManaged(realm, id string, record *managedRecord) shownClient {
@@ -127,9 +147,9 @@ func serveClients(w http.ResponseWriter, r *http.Request) error {
 			return adminError(http.StatusBadRequest, "limit must be a number from 1 to %d", maxClientsPage)
 		}
 	}
-	afterRealm, afterID, err := readCursor(query.Get("after"))
-	if err != nil {
-		return adminError(http.StatusBadRequest, "after is not what an answer had as next")
+	afterRealm, afterID, ok := readCursor(query)
+	if !ok {
+		return adminError(http.StatusBadRequest, "after is not what this gateway has answered as next to the same question: begin without it")
 	}
 	page := listedClients{Clients: []shownClient{}}
 	for _, name := range names {
@@ -143,7 +163,7 @@ func serveClients(w http.ResponseWriter, r *http.Request) error {
 			}
 			if len(page.Clients) == limit {
 				last := page.Clients[limit-1]
-				page.Next = cursor(last.Realm, last.ID)
+				page.Next = cursor(query, last.Realm, last.ID)
 				return answerJSON(w, page)
 			}
 			shown, _, err := app.showClient(r.Context(), realm, id)
@@ -159,21 +179,50 @@ func serveClients(w http.ResponseWriter, r *http.Request) error {
 	return answerJSON(w, page)
 }
 
-// A cursor names the last client of a page.
-func cursor(realm, id string) string {
-	return base64.RawURLEncoding.EncodeToString([]byte(realm + "\x00" + id))
+// cursorSeal seals cursors under a key of this process, so nobody comes to rely on what is in them, and a
+// cursor is good until the process ends.
+var cursorSeal = sync.OnceValue(func() cipher.AEAD {
+	key := make([]byte, 32)
+	rand.Read(key) // never fails: the runtime ends the process instead
+	block, err := aes.NewCipher(key)
+	if err == nil {
+		var seal cipher.AEAD
+		if seal, err = cipher.NewGCMWithRandomNonce(block); err == nil {
+			return seal
+		}
+	}
+	panic(err) // the length of the key is right
+})
+
+// cursor returns what has the clients that follow one, for the same question.
+func cursor(query url.Values, realm, id string) string {
+	return base64.RawURLEncoding.EncodeToString(cursorSeal().Seal(nil, nil, []byte(realm+"\x00"+id), questionOf(query)))
 }
 
-func readCursor(text string) (realm, id string, err error) {
+// readCursor returns the client that the parameter after of a question stands for; empty for none. It
+// returns false if that is not from an answer to this question.
+func readCursor(query url.Values) (realm, id string, ok bool) {
+	text := query.Get("after")
 	if text == "" {
-		return "", "", nil
+		return "", "", true
 	}
-	raw, err := base64.RawURLEncoding.DecodeString(text)
-	realm, id, ok := strings.Cut(string(raw), "\x00")
-	if err == nil && !ok {
-		err = errors.New("no cursor")
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if err != nil {
+		return "", "", false
 	}
-	return realm, id, err
+	last, err := cursorSeal().Open(nil, nil, raw, questionOf(query))
+	if err != nil {
+		return "", "", false
+	}
+	return strings.Cut(string(last), "\x00")
+}
+
+// questionOf returns which clients a query asks for, on whatever pages.
+func questionOf(query url.Values) []byte {
+	which := maps.Clone(query)
+	delete(which, "after")
+	delete(which, "limit")
+	return []byte(which.Encode())
 }
 
 // clientIDs returns the IDs of all clients of the realm, sorted.
@@ -255,6 +304,8 @@ type clientRequestAdmin struct {
 	id    string
 	w     http.ResponseWriter
 	r     *http.Request
+	// endsTokens is set if all tokens of the client end with the change.
+	endsTokens bool
 }
 
 // mayChange refuses changes of clients that are not managed.
@@ -357,12 +408,32 @@ func (c *clientRequestAdmin) remove() error {
 
 // secretRequest is the body of a POST for another secret.
 type secretRequest struct {
-	// Until is when the new secret ends; zero is never.
+	// From and Until are when the new secret begins and stops to be accepted; zero is at once, and never.
+	From  time.Time `json:"from,omitzero"`
 	Until time.Time `json:"until,omitzero"`
 	// OthersUntil is when the client's other secrets end, those that don't end before; zero leaves them
 	// as they are.
 	OthersUntil time.Time `json:"others_until,omitzero"`
+	// OthersRetireUnused is after how long without use the other secrets are removed, those that don't go
+	// earlier; zero leaves them as they are.
+	OthersRetireUnused caddy.Duration `json:"others_retire_unused,omitempty"`
+	// RevokeTokens ends all tokens of the client, so that whoever has stolen a secret keeps none.
+	RevokeTokens bool `json:"revoke_tokens,omitempty"`
 }
+
+// check finds what can't be meant.
+func (q secretRequest) check(now time.Time) error {
+	switch {
+	case !q.Until.IsZero() && !now.Before(q.Until):
+		return errors.New("until is over: nobody could use the secret")
+	case !q.OthersUntil.IsZero() && q.From.After(now) && q.OthersUntil.Before(q.From):
+		return errors.New("others_until is before from: in between, the client would have no secret")
+	}
+	return checkRetireUnused("others_retire_unused", q.OthersRetireUnused)
+}
+
+// secretBody says what the body of a POST for another secret has.
+const secretBody = "from, until and others_until, all times as in 2027-01-01T00:00:00Z, others_retire_unused, a duration as in 168h, and revoke_tokens, which is true or false"
 
 // maxSecrets bounds the secrets of a managed client. Each failed authentication costs as much as the
 // secrets of the client that has most.
@@ -370,9 +441,13 @@ const maxSecrets = 5
 
 func (c *clientRequestAdmin) addSecret() error {
 	var asked secretRequest
-	if err := c.read(&asked, "until and others_until, both times as in 2027-01-01T00:00:00Z"); err != nil {
+	if err := c.read(&asked, secretBody); err != nil {
 		return err
 	}
+	if err := asked.check(time.Now()); err != nil {
+		return adminError(http.StatusBadRequest, "%w", err)
+	}
+	c.endsTokens = asked.RevokeTokens
 	secret, hash, err := newSecret()
 	if err != nil {
 		return err
@@ -392,13 +467,20 @@ func (c *clientRequestAdmin) addSecret() error {
 			}
 			if !asked.OthersUntil.IsZero() && (other.Until.IsZero() || asked.OthersUntil.Before(other.Until)) {
 				other.Until = asked.OthersUntil
+				if !other.From.Before(other.Until) {
+					continue // it would never begin
+				}
+			}
+			if retire := asked.OthersRetireUnused; retire != 0 && (other.RetireUnused == 0 || retire < other.RetireUnused) {
+				other.RetireUnused = retire
 			}
 			next.Client.Secrets = append(next.Client.Secrets, other)
 		}
 		if len(next.Client.Secrets) >= maxSecrets {
 			return nil, adminError(http.StatusConflict, "the client has %d secrets: take one away first", maxSecrets)
 		}
-		next.Client.Secrets = append([]ClientSecret{{Hash: hash, Until: asked.Until}}, next.Client.Secrets...)
+		// The newest is the last, as in a configuration.
+		next.Client.Secrets = append(next.Client.Secrets, ClientSecret{Hash: hash, From: asked.From, Until: asked.Until})
 		return &next, nil
 	}, &secret)
 }
@@ -433,7 +515,9 @@ func (c *clientRequestAdmin) change(event string, change managedChange, secret *
 		return next, nil
 	}
 	// A client that is disabled loses its tokens for good.
-	ends := func(was, next *managedRecord) bool { return next.Client.Disabled && !was.Client.Disabled }
+	ends := func(was, next *managedRecord) bool {
+		return c.endsTokens || next.Client.Disabled && !was.Client.Disabled
+	}
 	was, next, version, err := c.app.changeManaged(c.r.Context(), c.realm, c.id, ends, checked)
 	var refused caddy.APIError
 	switch {
@@ -443,14 +527,18 @@ func (c *clientRequestAdmin) change(event string, change managedChange, secret *
 		return c.unknown()
 	case errors.As(err, &refused):
 		return err
-	case err != nil:
-		return adminError(http.StatusServiceUnavailable, "the client may have changed or not, so look at it: the token store: %w", err)
 	}
 	status := http.StatusOK
-	if was == nil {
+	if was == nil && next != nil {
 		event, status = "client_added", http.StatusCreated
 	}
-	c.log(event, was, next)
+	if was != nil || next != nil { // otherwise the store could not even be read
+		audit := clientAudit{event: event, was: was, next: next, tokensEnded: was != nil && (next == nil || ends(was, next)), err: err}
+		c.app.logChange(c.realm, c.id, audit, adminCaller(c.r)...)
+	}
+	if err != nil {
+		return adminError(http.StatusServiceUnavailable, "the client may have changed or not, so look at it: the token store: %w", err)
+	}
 	if next == nil {
 		c.w.WriteHeader(http.StatusNoContent)
 		return nil
@@ -466,20 +554,40 @@ func (c *clientRequestAdmin) change(event string, change managedChange, secret *
 	return json.NewEncoder(c.w).Encode(shown) //nolint:gosec // whoever asked for a secret gets it, this once
 }
 
-// log writes the event of a change: who has made it, and what was before and is now, without secrets.
-func (c *clientRequestAdmin) log(event string, was, next *managedRecord) {
-	fields := []zap.Field{zap.String("event", event), zap.String("realm", c.realm.name), zap.String("client_id", c.id)}
-	for name, record := range map[string]*managedRecord{"before": was, "after": next} {
-		if record != nil {
-			text, err := json.Marshal(showManaged(c.realm.name, c.id, record)) //nolint:gosec // it has no secret
-			if err == nil {
-				fields = append(fields, zap.Any(name, json.RawMessage(text)))
-			}
+// clientAudit is a change of a managed client, for the log.
+type clientAudit struct {
+	event string
+	// was and next are what was before, and what is now; nil for no client.
+	was, next *managedRecord
+	// tokensEnded is set if all tokens of the client have ended with the change.
+	tokensEnded bool
+	// err is set if nobody can tell whether the change was made.
+	err error
+}
+
+// logChange writes the event of a change, without secrets. by says who has made it, or why.
+func (a *App) logChange(realm *servedRealm, id string, audit clientAudit, by ...zap.Field) {
+	fields := []zap.Field{zap.String("event", audit.event), zap.String("realm", realm.name), zap.String("client_id", id)}
+	for _, side := range []struct {
+		name   string
+		record *managedRecord
+	}{{"before", audit.was}, {"after", audit.next}} {
+		if side.record == nil {
+			continue
+		}
+		if text, err := json.Marshal(showManaged(realm.name, id, side.record)); err == nil { //nolint:gosec // it has no secret
+			fields = append(fields, zap.Any(side.name, json.RawMessage(text)))
 		}
 	}
-	slices.SortFunc(fields[3:], func(a, b zap.Field) int { return -cmp.Compare(a.Key, b.Key) })
-	message := strings.ReplaceAll(event, "_", " ")
-	c.app.logger.Info(message, append(fields, adminCaller(c.r)...)...)
+	if audit.tokensEnded {
+		fields = append(fields, zap.Bool("tokens_revoked", true))
+	}
+	level, message := zap.InfoLevel, strings.ReplaceAll(audit.event, "_", " ")
+	if audit.err != nil {
+		level, message = zap.WarnLevel, message+", or not: the token store could not say"
+		fields = append(fields, zap.Error(audit.err))
+	}
+	a.logger.Log(level, message, append(fields, by...)...)
 }
 
 // endManaged ends all tokens of a managed client.

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 // revokeRequest is the body of POST /oauth/tokens/revoke: which tokens end. It names a client, and its
@@ -178,16 +179,25 @@ func (a *App) endTokens(ctx context.Context, realm *servedRealm, client string) 
 	return ended + others, err
 }
 
-// adminCaller returns the fields that say who has called the admin endpoint: the address and, by
-// remote administration, the certificate.
-func adminCaller(r *http.Request) []zap.Field {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		host = r.RemoteAddr // of a Unix socket
+// adminCaller returns the fields that say who has called the admin endpoint: the address, or the Unix
+// socket, whose file says who may call, and, by remote administration, the certificate.
+func adminCaller(r *http.Request) (fields []zap.Field) {
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && local.Network() == "unix" {
+		fields = append(fields, zap.String("admin_socket", local.String()))
+	} else {
+		host, _, err := net.SplitHostPort(r.RemoteAddr)
+		if err != nil {
+			host = r.RemoteAddr
+		}
+		fields = append(fields, zap.String("remote_ip", host))
 	}
-	fields := []zap.Field{zap.String("remote_ip", host)}
 	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
-		fields = append(fields, zap.String("admin", loggedText(r.TLS.PeerCertificates[0].Subject.String())))
+		cert := r.TLS.PeerCertificates[0]
+		name := cert.Subject.String()
+		if name == "" && len(cert.URIs) > 0 { // as an X.509-SVID of SPIFFE
+			name = cert.URIs[0].String()
+		}
+		fields = append(fields, zap.String("admin", loggedText(name)), zap.String("admin_certificate", introspect.CertificateThumbprint(cert)))
 	}
 	return fields
 }

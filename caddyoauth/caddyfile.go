@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -237,8 +238,8 @@ func limitOption(limits **Limits, ofClient bool) conf.Option {
 // clientOption reads
 //
 //	client <id> {
-//		secret_hash    <hash> [until <time>]
-//		secret         {env.NAME}|{file./path} [until <time>]
+//		secret_hash    <hash> [from <time>] [until <time>]
+//		secret         {env.NAME}|{file./path} [from <time>] [until <time>]
 //		scopes         <scope>...
 //		default_scopes <scope>...
 //		audience       <audience>...
@@ -332,15 +333,31 @@ func clientOption(realm *Realm) conf.Option {
 	}))
 }
 
+// secretTakes says what secret and secret_hash take.
+func secretTakes(option string) string {
+	return option + " takes one value, and optionally 'from' and 'until', each with a time"
+}
+
 // secretOption reads a reference to a secret, or its hash. No error repeats the value.
 func secretOption(client *Client) conf.Option {
 	return conf.Repeatable(conf.Func(func(d *caddyfile.Dispenser) error {
 		option := d.Val()
 		args := d.RemainingArgs()
-		if len(args) != 1 && (len(args) != 3 || args[1] != "until") {
-			return d.Errf("%s takes one value, and optionally 'until' and a time", option)
+		if len(args) != 1 && len(args) != 3 && len(args) != 5 {
+			return d.Err(secretTakes(option))
 		}
 		var secret ClientSecret
+		times := map[string]*time.Time{"from": &secret.From, "until": &secret.Until}
+		for word := range slices.Chunk(args[1:], 2) {
+			place := times[word[0]]
+			if place == nil || !place.IsZero() {
+				return d.Err(secretTakes(option))
+			}
+			var err error
+			if *place, err = conf.ParseTime(word[0], word[1]); err != nil {
+				return d.WrapErr(err)
+			}
+		}
 		isReference := conf.IsSecretReference(args[0])
 		if option == "secret" {
 			if !isReference {
@@ -355,12 +372,8 @@ func secretOption(client *Client) conf.Option {
 				}
 			}
 		}
-		if len(args) == 3 {
-			t, err := conf.ParseTime("until", args[2])
-			if err != nil {
-				return d.WrapErr(err)
-			}
-			secret.Until = t
+		if err := secret.checkTimes(); err != nil {
+			return d.Errf("%s: %v", option, err)
 		}
 		client.Secrets = append(client.Secrets, secret)
 		return conf.NoBlock(d, option)

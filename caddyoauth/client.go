@@ -198,8 +198,15 @@ type ClientSecret struct {
 	// generate-secret` make one. It may also be `{env.NAME}` or `{file./path}`.
 	Hash string `json:"hash,omitempty"`
 
+	// When the secret begins to be accepted, without a reload. Default: at once.
+	From time.Time `json:"from,omitzero"`
+
 	// When the secret stops being accepted, without a reload. Default: never.
 	Until time.Time `json:"until,omitzero"`
+
+	// For a managed client: the secret is removed once it has not been used for this long while a
+	// newer one, which is listed below it, is valid. From an hour to a year. Default: it stays.
+	RetireUnused caddy.Duration `json:"retire_unused,omitempty"`
 
 	// published is set if everybody can read it in the documents.
 	published bool
@@ -275,7 +282,7 @@ func (cc *Client) provision(id, format string, lifetime caddy.Duration, realmDef
 		}
 		c.Secrets = append(c.Secrets, secret)
 		if secret.Until.IsZero() || now.Before(secret.Until) {
-			alive++
+			alive++ // now, or one day
 		}
 	}
 	switch {
@@ -436,6 +443,9 @@ func (sc *ClientSecret) provision() (*oauth.Secret, error) {
 	if (sc.Secret == "") == (sc.Hash == "") {
 		return nil, errors.New("give either a reference to the secret or its hash")
 	}
+	if err := sc.checkTimes(); err != nil {
+		return nil, err
+	}
 	if sc.Secret != "" && !conf.IsSecretReference(sc.Secret) {
 		return nil, errLiteralClientSecret
 	}
@@ -458,6 +468,26 @@ func (sc *ClientSecret) provision() (*oauth.Secret, error) {
 			return nil, err
 		}
 	}
-	secret.Until = sc.Until
+	secret.From, secret.Until, secret.Retires = sc.From, sc.Until, sc.RetireUnused != 0
 	return secret, nil
+}
+
+// leastRetireUnused is the least that retire_unused can be. A use is known to a whole fleet after
+// minutes, so a secret that has not been used for less may be in use.
+const leastRetireUnused = time.Hour
+
+// checkTimes refuses times at which the secret would never be valid, or would go before anybody can
+// tell whether it is used.
+func (sc *ClientSecret) checkTimes() error {
+	if !sc.Until.IsZero() && !sc.From.Before(sc.Until) {
+		return fmt.Errorf("until %s is not after from %s", sc.Until.Format(time.RFC3339), sc.From.Format(time.RFC3339))
+	}
+	return checkRetireUnused("retire_unused", sc.RetireUnused)
+}
+
+func checkRetireUnused(option string, d caddy.Duration) error {
+	if unused := time.Duration(d); unused != 0 && (unused < leastRetireUnused || unused > 365*24*time.Hour) {
+		return fmt.Errorf("%s %s is not between 1h and a year", option, unused)
+	}
+	return nil
 }

@@ -212,14 +212,25 @@ func (c shownClient) print(w io.Writer) error {
 	}
 	lines := []string{fmt.Sprintf("client %q of realm %q: %s, %s", c.ID, c.Realm, c.state(), from), "settings: " + printableJSON(settings)}
 	for _, s := range c.Secrets {
-		until := "without end"
-		if !s.Until.IsZero() {
-			until = "until " + s.Until.Local().Format(time.DateTime)
-		}
-		lines = append(lines, "secret "+cmp.Or(s.ID, "of the configuration")+": "+until)
+		lines = append(lines, "secret "+cmp.Or(s.ID, "of the configuration")+": "+s.text())
 	}
 	_, err = fmt.Fprintln(w, strings.Join(lines, "\n"))
 	return err
+}
+
+// text says when a secret is good.
+func (s shownSecret) text() string {
+	text := "without end"
+	if !s.Until.IsZero() {
+		text = "until " + s.Until.Local().Format(time.DateTime)
+	}
+	if !s.From.IsZero() {
+		text = "from " + s.From.Local().Format(time.DateTime) + ", " + text
+	}
+	if s.RetireUnused != "" {
+		text += ", or once unused for " + s.RetireUnused
+	}
+	return text
 }
 
 func addClientCommand() *cobra.Command {
@@ -343,22 +354,30 @@ func quotedArgument(text string) string {
 
 func rotateSecretCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "rotate <id> [--realm <name>] [--overlap <duration>] [--json]",
+		Use:   "rotate <id> [--realm <name>] [--overlap <duration>] [--retire-unused <duration>] [--from <time>] [--until <time>] [--revoke-tokens] [--json]",
 		Short: "Gives a managed client another secret, and ends those of before",
 		Long: `
 Gives a managed client another secret, which is printed on standard output and shown only
-now. Those of before go on for the overlap, so that the program can change over.`,
+now. Those of before go on for the overlap, so that the program can change over. With
+--retire-unused they go on until the program no longer uses them.
+
+After a theft, --revoke-tokens ends the secrets of before at once, unless --overlap says
+otherwise, and all tokens of the client.`,
 		Args: cobra.ExactArgs(1),
 	}
 	flags := addClientFlags(cmd)
-	overlap := cmd.Flags().Duration("overlap", 24*time.Hour, "how long the secrets of before go on; 0 ends them at once")
+	overlap := cmd.Flags().String("overlap", "", "how long the secrets of before go on, such as 12h or 7d; 0 ends them at once (default 24h)")
+	retire := cmd.Flags().String("retire-unused", "", "removes each secret of before once it has not been used for this long, such as 7d")
+	from := cmd.Flags().String("from", "", "when the new secret begins to be accepted, such as 2027-01-01T00:00:00Z")
+	until := cmd.Flags().String("until", "", "when the new secret stops being accepted")
+	revoke := cmd.Flags().Bool("revoke-tokens", false, "end all tokens of the client, too")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {
-			if *overlap < 0 {
-				return 2, errors.New("--overlap must not be negative")
+			asked, err := rotation{*overlap, *retire, *from, *until, *revoke}.asked(time.Now())
+			if err != nil {
+				return 2, err
 			}
 			var answer shownClient
-			asked := secretRequest{OthersUntil: time.Now().Add(*overlap).UTC()}
 			if _, err := flags.admin.send(http.MethodPost, flags.path(args[0], "secrets"), nil, asked, &answer); err != nil {
 				return 2, err
 			}
@@ -366,6 +385,55 @@ now. Those of before go on for the overlap, so that the program can change over.
 		})(cmd, args)
 	}
 	return cmd
+}
+
+// rotation are the options of 'rotate'; empty for those that are not given.
+type rotation struct {
+	overlap, retireUnused, from, until string
+	revokeTokens                       bool
+}
+
+// asked returns what these options ask the gateway for.
+func (r rotation) asked(now time.Time) (asked secretRequest, err error) {
+	asked.RevokeTokens = r.revokeTokens
+	if r.from != "" {
+		if asked.From, err = conf.ParseTime("--from", r.from); err != nil {
+			return asked, err
+		}
+	}
+	if r.until != "" {
+		if asked.Until, err = conf.ParseTime("--until", r.until); err != nil {
+			return asked, err
+		}
+	}
+	if r.retireUnused != "" {
+		unused, err := conf.ParseDuration("--retire-unused", r.retireUnused)
+		if err != nil {
+			return asked, err
+		}
+		asked.OthersRetireUnused = unused
+	}
+	switch {
+	case r.overlap != "":
+	case r.revokeTokens: // or a thief would fetch other tokens
+		r.overlap = "0"
+	case r.retireUnused != "":
+		return asked, nil // they go by themselves
+	default:
+		r.overlap = "24h"
+	}
+	overlap, err := conf.ParseDuration("--overlap", r.overlap)
+	switch {
+	case err != nil:
+		return asked, err
+	case overlap < 0:
+		return asked, errors.New("--overlap must not be negative")
+	}
+	if asked.From.After(now) {
+		now = asked.From
+	}
+	asked.OthersUntil = now.Add(time.Duration(overlap)).UTC()
+	return asked, nil
 }
 
 // disableCommand is 'disable', or 'enable'.

@@ -1,12 +1,14 @@
 package caddyoauth_test
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -203,11 +205,11 @@ func TestManagedSecrets(t *testing.T) {
 		t.Fatalf("it has %v, want two secrets", secrets)
 	}
 	a.must(404, "DELETE", path+"/secrets/000000000000", "")
-	a.must(200, "DELETE", path+"/secrets/"+fmt.Sprint(secrets[1].(map[string]any)["id"]), "")
+	a.must(200, "DELETE", path+"/secrets/"+fmt.Sprint(secrets[0].(map[string]any)["id"]), "")
 	works("the third after it was taken away", third, false)
 	works("the fourth", fmt.Sprint(fourth.json(t)["secret"]), true)
 	// The last one can't be: the client could do nothing.
-	a.must(400, "DELETE", path+"/secrets/"+fmt.Sprint(secrets[0].(map[string]any)["id"]), "")
+	a.must(400, "DELETE", path+"/secrets/"+fmt.Sprint(secrets[1].(map[string]any)["id"]), "")
 	for range maxSecretsOfManaged - 1 {
 		a.must(200, "POST", path+"/secrets", "{}")
 	}
@@ -215,6 +217,61 @@ func TestManagedSecrets(t *testing.T) {
 }
 
 const maxSecretsOfManaged = 5
+
+// A secret is good from its beginning, and what is asked of the others is asked of those that would stay
+// longer. After a theft, one step gives the client another secret and ends its tokens.
+func TestManagedSecretsWithDates(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "log")
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions, managedSite))
+	g := startCaddyfile(t, logTo(file, config))
+	a := admin{g, address}
+	const path = "/oauth/clients/root/batch"
+	first := fmt.Sprint(a.must(201, "PUT", path, `{"scopes":["read"]}`).json(t)["secret"])
+	at := func(in time.Duration) string { return time.Now().Add(in).UTC().Format(time.RFC3339) }
+
+	begins, ends := at(time.Hour), at(2*time.Hour)
+	later := a.must(200, "POST", path+"/secrets", fmt.Sprintf(`{"from":%q,"until":%q,"others_until":%q,"others_retire_unused":"7d"}`, begins, ends, begins)).json(t)
+	if res := g.fetchBy("batch", fmt.Sprint(later["secret"])); res.StatusCode != 401 {
+		t.Errorf("a secret that has not begun: %d, want 401", res.StatusCode)
+	}
+	if event := eventsIn(t, file, "token_refused"); len(event) != 1 || event[0]["reason"] != "secret_not_yet_valid" {
+		t.Errorf("the events are %v", event)
+	}
+	token := g.tokenBy("batch", first)
+	if event := eventsIn(t, file, "token_issued"); len(event) != 1 || event[0]["rotation"] != nil {
+		t.Errorf("nobody can change over yet, and the events are %v", event)
+	}
+	secrets := func() string {
+		text, err := json.Marshal(a.must(200, "GET", path, "").json(t)["secrets"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return regexp.MustCompile(`"id":"[0-9a-f]{12}",?`).ReplaceAllString(string(text), "")
+	}
+	if want := fmt.Sprintf(`[{"retire_unused":"168h","until":%q},{"from":%q,"until":%q}]`, begins, begins, ends); secrets() != want {
+		t.Errorf("its secrets are %s, want %s", secrets(), want)
+	}
+
+	a.must(200, "POST", path+"/secrets", `{"others_retire_unused":"8d"}`)
+	g.tokenBy("batch", first)
+	if event := eventsIn(t, file, "token_issued"); len(event) != 2 || event[1]["rotation"] != true {
+		t.Errorf("there is a newer secret, and the events are %v", event)
+	}
+	stolen := fmt.Sprintf(`{"others_until":%q,"others_retire_unused":"24h","revoke_tokens":true}`, at(0))
+	last := a.must(200, "POST", path+"/secrets", stolen).json(t)["secret"]
+	g.wants("a token from before", token, 401)
+	if res := g.fetchBy("batch", first); res.StatusCode != 401 {
+		t.Errorf("a secret from before: %d, want 401", res.StatusCode)
+	}
+	g.wants("a token by the new secret", g.tokenBy("batch", fmt.Sprint(last)), 200)
+	if got := secrets(); strings.Count(got, `"retire_unused":"24h"`) != 2 || strings.Contains(got, `"from"`) {
+		t.Errorf("its secrets are %s", got)
+	}
+	added := eventsIn(t, file, "client_secret_added")
+	if len(added) != 3 || added[1]["tokens_revoked"] != nil || added[2]["tokens_revoked"] != true || added[2]["remote_ip"] != "127.0.0.1" {
+		t.Errorf("the events are %v", added)
+	}
+}
 
 // Two operators don't undo each other's changes unseen.
 func TestManagedClientsConcurrency(t *testing.T) {
@@ -278,6 +335,12 @@ func TestManagedClientsRefuse(t *testing.T) {
 		{"PUT", "/oauth/clients/root/x", `{"auth":["federated"]}`, 400, "auth federated"},
 		{"PUT", "/oauth/clients/root/x", `{"jwks_uri":"https://x.example.com","auth":["private_key_jwt"]}`, 400, "jwks_uri"},
 		{"POST", "/oauth/clients/root/nobody/secrets", "{}", 404, "no client 'nobody'"},
+		{"POST", "/oauth/clients/root/nobody/secrets", `{"from":"tomorrow"}`, 400, "others_until"},
+		{"POST", "/oauth/clients/root/nobody/secrets", `{"until":"2020-01-01T00:00:00Z"}`, 400, "until is over"},
+		{"POST", "/oauth/clients/root/nobody/secrets", `{"from":"2099-01-02T00:00:00Z","others_until":"2099-01-01T00:00:00Z"}`, 400, "would have no secret"},
+		{"POST", "/oauth/clients/root/nobody/secrets", `{"others_retire_unused":"59m"}`, 400, "between 1h and a year"},
+		{"PUT", "/oauth/clients/root/x", `{"secrets":[{"hash":"` + testHash + `","from":"2099-01-01T00:00:00Z","until":"2099-01-01T00:00:00Z"}]}`, 400, "secret 1: until"},
+		{"PUT", "/oauth/clients/root/x", `{"secrets":[{"hash":"` + testHash + `","retire_unused":"9000h"}]}`, 400, "secret 1: retire_unused"},
 		{"POST", "/oauth/clients/root/nobody/secrets", "", 415, "application/json"}, // a web page could have it sent
 		{"GET", "/oauth/clients?realm=gamma", "", 404, "known: beta, root"},
 		{"GET", "/oauth/clients?limit=0", "", 400, "limit"},
@@ -310,6 +373,14 @@ func TestListClients(t *testing.T) {
 	var all []string
 	for after := ""; ; {
 		page := a.must(200, "GET", "/oauth/clients?limit=2&after="+after, "")
+		if after != "" { // it says nothing, and is good for this question alone
+			raw, err := base64.RawURLEncoding.DecodeString(after)
+			if err != nil || strings.Contains(string(raw), "root") || strings.Contains(string(raw), "beta") {
+				t.Errorf("next is %q, %v", raw, err)
+			}
+			a.must(400, "GET", "/oauth/clients?limit=2&after="+spoiled(after), "")
+			a.must(400, "GET", "/oauth/clients?realm=root&after="+after, "")
+		}
 		if strings.Contains(page.Body, "$") {
 			t.Errorf("it shows a hash: %s", page.Body)
 		}
@@ -520,6 +591,21 @@ func TestClientCommands(t *testing.T) {
 			t.Errorf("a secret from before: %d, want 401", res.StatusCode)
 		}
 	}
+	token = g.tokenBy("batch", strings.TrimSpace(stdout))
+	stolen := strings.TrimSpace(stdout)
+	stdout, _ = run("rotate", "batch", "--revoke-tokens")
+	g.wants("a token from before the theft was known", token, 401)
+	if res := g.fetchBy("batch", stolen); res.StatusCode != 401 {
+		t.Errorf("the stolen secret: %d, want 401", res.StatusCode)
+	}
+	g.tokenBy("batch", strings.TrimSpace(stdout))
+	run("rotate", "batch", "--retire-unused", "7d", "--from", "2098-01-01T00:00:00Z", "--until", "2099-01-01T00:00:00Z")
+	g.tokenBy("batch", strings.TrimSpace(stdout))
+	if stdout, _ := run("show", "batch"); !strings.Contains(stdout, ": without end, or once unused for 168h\n") || !strings.Contains(stdout, ": from ") {
+		t.Errorf("show prints %s", stdout)
+	}
+	fails("--overlap must not be negative", "rotate", "batch", "--overlap=-1h")
+	fails("--from", "rotate", "batch", "--from", "tomorrow")
 	run("remove", "batch")
 	fails("no client 'batch'", "remove", "batch")
 

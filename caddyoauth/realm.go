@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -215,6 +216,9 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	}
 	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client), FailureLimit: limits.Failures.limit(), IntrospectScope: introspectScope}
 	for _, id := range sortedKeys(rc.Clients) {
+		if slices.ContainsFunc(rc.Clients[id].Secrets, func(s ClientSecret) bool { return s.RetireUnused != 0 }) {
+			return nil, fmt.Errorf("client %q: retire_unused is for secrets of managed clients: the gateway can't change a configuration", id)
+		}
 		client, err := rc.Clients[id].provision(id, format, lifetime, defaultScopes, limits, logger)
 		if err != nil {
 			return nil, fmt.Errorf("client %q: %w", id, err)

@@ -33,8 +33,9 @@ type Proof struct {
 	Identity string
 	// Until is when that secret stops being valid; the zero time is never.
 	Until time.Time
-	// Old is set if the client has a newer secret, one that is valid for longer, or for as long
-	// and listed below this one. It tells who still has to change over in a rotation.
+	// Old is set if the client has a newer secret that has begun to be valid: one that is valid for
+	// longer than this one, or for as long and listed below it, or, if this one retires, any below it.
+	// It tells who still has to change over in a rotation.
 	Old bool
 
 	// client is whom a token of a platform proves that its sender is. It is nil if the request has
@@ -178,13 +179,22 @@ func (r *registered) barred(method string, instead bool) (reason string) {
 // Why a client's secret doesn't prove it.
 const (
 	reasonWrongSecret   = "wrong_secret"
-	reasonExpiredSecret = "expired_secret" // it is right, and its time is over
+	reasonExpiredSecret = "expired_secret"       // it is right, and its time is over
+	reasonEarlySecret   = "secret_not_yet_valid" // it is right, and its time has not begun
 )
+
+// notValid returns why a secret that is right is not valid now.
+func (s *Secret) notValid(now time.Time) (reason string) {
+	if s.hasBegun(now) {
+		return reasonExpiredSecret
+	}
+	return reasonEarlySecret
+}
 
 // verifySecret finds the secret of the client that is valid now and that one of the readings of
 // what was sent equals. Success ends early. Failure costs, for each reading, the realm's whole
 // workload, which is at least what the secrets of the most expensive client cost. That has room for
-// those whose time is over, so it can be told which failures are theirs.
+// those whose time is over or has not begun, so it can be told which failures are theirs.
 func (e *Engine) verifySecret(ctx context.Context, c claim) (Proof, string, error) {
 	var candidates []*Secret
 	if c.client != nil {
@@ -210,7 +220,7 @@ func (e *Engine) verifySecret(ctx context.Context, c claim) (Proof, string, erro
 			}
 			switch matches := s.quick(r.secret); {
 			case matches && !valid:
-				why = reasonExpiredSecret
+				why = s.notValid(now)
 			case matches, valid && e.cfg.Hasher.remembers(s, r.secret, now):
 				right = s
 			}
@@ -223,7 +233,7 @@ func (e *Engine) verifySecret(ctx context.Context, c claim) (Proof, string, erro
 		a.readings = append(a.readings, r)
 	}
 	if right != nil {
-		return c.client.proofBy(right), "", nil
+		return c.client.proofBy(right, now), "", nil
 	}
 	if len(a.work) == 0 {
 		return Proof{}, why, nil // the realm has no slow hashes: failing is quick for everybody
@@ -231,11 +241,12 @@ func (e *Engine) verifySecret(ctx context.Context, c claim) (Proof, string, erro
 	ctx, stop := c.trial.watch(ctx, now)
 	defer stop()
 	right, err := e.cfg.Hasher.check(ctx, flightKey{c.clients, c.creds.mac(), c.instead}, a, hashNetwork(c.from), c.creds.ClientIDs[0])
-	switch {
-	case err != nil || right == nil:
+	if err != nil || right == nil {
 		return Proof{}, why, err
-	case !right.validAt(e.cfg.Now()): // whoever shares the answer may have come after the secret's end
-		return Proof{}, reasonExpiredSecret, nil
 	}
-	return c.client.proofBy(right), "", nil
+	now = e.cfg.Now()
+	if !right.validAt(now) { // whoever shares the answer may have come after the secret's end
+		return Proof{}, right.notValid(now), nil
+	}
+	return c.client.proofBy(right, now), "", nil
 }

@@ -89,14 +89,17 @@ func (c *Client) visible(facts *introspect.Facts) *introspect.Facts {
 }
 
 // proofBy returns the proof that one of the client's own secrets is.
-func (c *Client) proofBy(secret *Secret) Proof {
+func (c *Client) proofBy(secret *Secret, now time.Time) Proof {
 	proof, below := Proof{Until: secret.Until}, false
 	for i, other := range c.Secrets {
 		if other == secret {
 			proof.Secret, below = i+1, true
 			continue
 		}
-		proof.Old = proof.Old || secret.endsBefore(other) || below && !other.endsBefore(secret)
+		if !other.hasBegun(now) {
+			continue // nobody can change over to it yet
+		}
+		proof.Old = proof.Old || secret.endsBefore(other) || below && (secret.Retires || !other.endsBefore(secret))
 	}
 	return proof
 }

@@ -262,8 +262,8 @@ func (h *Hasher) run(f *flight) {
 
 // compute does the work of an attempt: for each reading, the hashes of its candidates, and
 // dummies for the rest of the workload, unless one of the candidates is right and valid. Those that
-// are not valid any more come last. If only one of them is right, it is returned after all the work.
-func (h *Hasher) compute(a attempt) (ended *Secret) {
+// are not valid now come last. If only one of them is right, it is returned after all the work.
+func (h *Hasher) compute(a attempt) (invalid *Secret) {
 	for _, r := range a.readings {
 		done := workload{}
 		for _, valid := range []bool{true, false} {
@@ -278,7 +278,7 @@ func (h *Hasher) compute(a attempt) (ended *Secret) {
 					h.remember(c, r.secret, a.now)
 					return c
 				case matches:
-					ended = c
+					invalid = c
 				}
 			}
 		}
@@ -289,7 +289,7 @@ func (h *Hasher) compute(a attempt) (ended *Secret) {
 			}
 		}
 	}
-	return ended
+	return invalid
 }
 
 // remember records that secret is right for c.

@@ -58,6 +58,35 @@ func TestProofNamesTheSecret(t *testing.T) {
 	}
 }
 
+// A secret that has not begun makes no other one old, and one that retires is old as soon as there is one
+// below it.
+func TestProofsOfSecretsThatBegin(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) // as newEngine has it
+	begun, early, late := now.Add(-time.Hour), now.Add(time.Hour), now.Add(2*time.Hour)
+	for _, c := range []struct {
+		name   string
+		others func(used, other *Secret)
+		old    bool
+	}{
+		{"beside a newer one", func(_, other *Secret) { other.From = begun }, true},
+		{"beside one that has not begun", func(_, other *Secret) { other.From = early }, false},
+		{"ends, beside one that has not begun", func(used, other *Secret) { used.Until, other.From = late, early }, false},
+		{"beside one that ends before it", func(_, other *Secret) { other.Until = late }, false},
+		{"retires, beside one that ends before it", func(used, other *Secret) { used.Retires, other.Until = true, late }, true},
+		{"retires, beside one that has not begun", func(used, other *Secret) { used.Retires, other.From = true, early }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			used, other := quickSecret(t, "used"), quickSecret(t, "other")
+			used.From = begun
+			c.others(used, other)
+			e := newEngine(t, nil, newClient("c", used, other))
+			if _, out, err := e.Token(t.Context(), request(t, "c", "used", grantForm)); err != nil || out.Proof.Secret != 1 || out.Proof.Old != c.old {
+				t.Errorf("%+v, %v; want old is %t", out.Proof, err, c.old)
+			}
+		})
+	}
+}
+
 // What is refused after the authentication still tells who it was; a failed authentication tells
 // only what was tried.
 func TestProofOfRefusals(t *testing.T) {
@@ -81,14 +110,14 @@ func TestFailedProofsSayWhy(t *testing.T) {
 		"slow":  func(plain string) *Secret { return slowSecret(t, plain, memoryB, passesB) },
 	} {
 		t.Run(kind, func(t *testing.T) {
-			ended, current := newSecret("ended"), newSecret("current")
-			ended.Until = past
+			ended, current, early := newSecret("ended"), newSecret("current"), newSecret("early")
+			ended.Until, early.From = past, time.Date(2990, 1, 1, 0, 0, 0, 0, time.UTC)
 			off, post := newClient("off", newSecret("right")), newClient("post", newSecret("right"))
 			off.Disabled, post.Auth = true, []string{AuthPost}
-			e := newEngine(t, nil, newClient("c", ended, current), off, post)
+			e := newEngine(t, nil, newClient("c", ended, early, current), off, post)
 			answer, work := "", int64(-1)
 			for _, c := range []struct{ id, secret, reason string }{
-				{"nobody", "right", "unknown_client"}, {"c", "wrong", "wrong_secret"}, {"c", "", "wrong_secret"}, {"c", "ended", "expired_secret"},
+				{"nobody", "right", "unknown_client"}, {"c", "wrong", "wrong_secret"}, {"c", "", "wrong_secret"}, {"c", "ended", "expired_secret"}, {"c", "early", "secret_not_yet_valid"},
 				{"off", "right", "client_disabled"}, {"off", "wrong", "client_disabled"}, {"post", "right", "auth_method_not_allowed"},
 			} {
 				before := e.cfg.Hasher.Hashes()

@@ -39,8 +39,12 @@ var processKey = sync.OnceValue(func() []byte {
 // SHA-256 of a generated secret, a slow hash of one that a person may have chosen, or, for a
 // secret that the configuration refers to in plain text, a MAC under a key of this process.
 type Secret struct {
-	// Until is when the secret stops being valid; the zero time is never.
-	Until time.Time
+	// From is when the secret begins to be valid; the zero time is from the start. Until is when it stops;
+	// the zero time is never.
+	From, Until time.Time
+
+	// Retires is set if the secret is to go once a newer one, which is listed below it, is in use.
+	Retires bool
 
 	*digest
 }
@@ -276,7 +280,11 @@ func parsePBKDF2(hash string, kind hashKind, size, least, most int) (*Secret, er
 
 var errMalformedPBKDF2 = errors.New("a PBKDF2 hash looks like $pbkdf2-sha256$i=<rounds>,l=<length>$<salt>$<digest>, or $pbkdf2-sha256$<rounds>$<salt>$<digest> with . in the place of + in its base64")
 
-func (s *Secret) validAt(now time.Time) bool { return s.Until.IsZero() || now.Before(s.Until) }
+func (s *Secret) validAt(now time.Time) bool { return s.hasBegun(now) && !s.hasEnded(now) }
+
+func (s *Secret) hasBegun(now time.Time) bool { return !now.Before(s.From) }
+
+func (s *Secret) hasEnded(now time.Time) bool { return !s.Until.IsZero() && !now.Before(s.Until) }
 
 // endsBefore reports whether s stops being valid before other does.
 func (s *Secret) endsBefore(other *Secret) bool {
