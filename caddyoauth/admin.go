@@ -26,8 +26,8 @@ func init() {
 // has cached of the token. POST /oauth/tokens/revoke ends a token, or all of a client or a realm.
 // /oauth/clients lists clients, and what is below it adds and changes managed ones. GET
 // /oauth/keys lists the keys of realms, and POST /oauth/keys/rotate makes new ones. POST
-// /oauth/explain says which way a request would go. GET /oauth/health says whether the gateway can do
-// its work.
+// /oauth/explain says which way a request would go, and GET /oauth/routes who gets in where. GET
+// /oauth/health says whether the gateway can do its work. /oauth/console/ is a page that shows all that.
 type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -41,14 +41,16 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 // Routes implements caddy.AdminRouter.
 func (adminAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
-		{Pattern: "/oauth/clients", Handler: caddy.AdminHandlerFunc(serveClients)},
-		{Pattern: "/oauth/clients/", Handler: caddy.AdminHandlerFunc(serveClient)},
-		{Pattern: "/oauth/explain", Handler: caddy.AdminHandlerFunc(serveExplain)},
-		{Pattern: "/oauth/forget", Handler: caddy.AdminHandlerFunc(forget)},
-		{Pattern: "/oauth/health", Handler: caddy.AdminHandlerFunc(serveHealth)},
-		{Pattern: "/oauth/keys", Handler: caddy.AdminHandlerFunc(serveKeyList)},
-		{Pattern: "/oauth/keys/rotate", Handler: caddy.AdminHandlerFunc(serveRotate)},
-		{Pattern: "/oauth/tokens/revoke", Handler: caddy.AdminHandlerFunc(serveRevoke)},
+		guarded("/oauth/clients", serveClients),
+		guarded("/oauth/clients/", serveClient),
+		guarded(consoleRoot, serveConsole),
+		guarded(explainPattern, serveExplain),
+		guarded("/oauth/forget", forget),
+		guarded("/oauth/health", serveHealth),
+		guarded("/oauth/keys", serveKeyList),
+		guarded("/oauth/keys/rotate", serveRotate),
+		guarded("/oauth/routes", serveRoutes),
+		guarded("/oauth/tokens/revoke", serveRevoke),
 	}
 }
 

@@ -65,6 +65,10 @@ type App struct {
 	// connection, as Caddy's `client_auth` verifies it.
 	ClientCertificates *ClientCertificates `json:"client_certificates,omitempty"`
 
+	// What may be done in the console, a page on the admin endpoint. Default: as a Console without
+	// settings, so a browser changes nothing.
+	Console *Console `json:"console,omitempty"`
+
 	// Findings of `caddy oauth lint` that are meant to be, in any part of the configuration. Default: none.
 	LintIgnore []LintIgnore `json:"lint_ignore,omitempty"`
 

@@ -37,6 +37,7 @@ func init() {
 //		store redis <host:port>... { ... }
 //		cache ...
 //		client_certificates { client_cert_header, trusted_ca_file }
+//		console write
 //		lint_ignore <code> [<site>] <reason>
 //
 //		<realm settings>          # of the root realm
@@ -64,6 +65,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 			return nil
 		}),
 		"cache":       cacheOption(&app.Cache),
+		"console":     consoleOption(&app.Console),
 		"dpop":        appDPoPOption(&app.DPoP),
 		"lint_ignore": lintIgnoreOption(&app.LintIgnore, true),
 

@@ -14,10 +14,10 @@
 //	http.handlers.oauth_guard    guards what an oauth_protect with a matcher
 //	                             leaves out                                      guard.go
 //	http.matchers.oauth_scope    matches by the scopes of the caller             matcher.go
-//	admin.api.oauth              /oauth/explain, /oauth/forget, /oauth/health,
-//	                             /oauth/keys, /oauth/keys/rotate and
-//	                             /oauth/tokens/revoke on the admin endpoint      admin.go, admin_keys.go,
-//	                                                                             admin_revoke.go, explain.go, health.go
+//	admin.api.oauth              the paths below /oauth/ on the admin endpoint   admin.go, admin_browser.go,
+//	                                                                             admin_clients.go, admin_keys.go,
+//	                                                                             admin_revoke.go, console.go,
+//	                                                                             explain.go, health.go, routes.go
 //	caddy oauth                  the command line                                command.go, command_assertion.go,
 //	                                                                             command_explain.go, command_keys.go,
 //	                                                                             command_lint.go, command_routes.go,

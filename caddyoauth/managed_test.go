@@ -40,6 +40,9 @@ func (a admin) send(method, path, body string, headers ...string) answer {
 		for i := 0; i < len(headers); i += 2 {
 			r.Header.Set(headers[i], headers[i+1])
 		}
+		if host := r.Header.Get("Host"); host != "" {
+			r.Host = host // what a header of this name says is not sent
+		}
 		res, err = a.try(r)
 		return err == nil
 	})

@@ -5,12 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"reflect"
 	"slices"
 	"strings"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
@@ -128,6 +130,35 @@ type routeForeign struct {
 func listRoutes(ctx context.Context, p *policy) (*routeTable, error) {
 	s := &survey{ctx: ctx, policy: p, about: make(map[caddyhttp.MiddlewareHandler]*handlerFacts)}
 	return &s.table, s.run()
+}
+
+// surveying has room for one survey: a large configuration takes a core for a second or two.
+var surveying = make(chan struct{}, 1)
+
+// serveRoutes answers GET /oauth/routes with what 'caddy oauth routes --json' prints, of the
+// configuration in force.
+func serveRoutes(w http.ResponseWriter, r *http.Request) error {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		return adminError(http.StatusMethodNotAllowed, "GET or HEAD only")
+	}
+	select {
+	case surveying <- struct{}{}:
+		defer func() { <-surveying }()
+	case <-r.Context().Done():
+		return nil // nobody waits any more
+	}
+	p, err := policyOf(caddy.ActiveContext())
+	if err != nil {
+		return adminError(http.StatusNotFound, "%w", err)
+	}
+	table, err := listRoutes(r.Context(), p)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	return table.printJSON(w)
 }
 
 // run surveys all servers.
@@ -501,6 +532,9 @@ func (s *hostSurvey) ask(path pathPattern, method string, methods *[]string, ass
 		tokens = slices.Concat([][]string{scopes}, lesserScopes(scopes, scopesMatched(s.to)))
 	}
 	for _, scopes := range tokens {
+		if err := s.ctx.Err(); err != nil {
+			return nil, nil, err
+		}
 		s.asked++
 		p := &watcher{hostSurvey: s, path: path, methods: methods, assumed: assumed, foreign: foreign}
 		p.now.fixed = path.exact

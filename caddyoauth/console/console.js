@@ -1,0 +1,2 @@
+const answer = await fetch("../");
+document.getElementById("main").textContent = answer.status + " " + await answer.text();
