@@ -43,6 +43,8 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
 		guarded("/oauth/clients", serveClients),
 		guarded("/oauth/clients/", serveClient),
+		guarded("/oauth/clients/export", serveExport),
+		guarded("/oauth/clients/import", serveImport),
 		guarded(consoleRoot, serveConsole),
 		guarded(explainPattern, serveExplain),
 		guarded("/oauth/forget", forget),
@@ -71,6 +73,11 @@ func adminError(status int, format string, args ...any) error {
 // readAdminPost reads the JSON object that is posted to the admin endpoint into place, and returns
 // the App in force. The error is the answer; for a body that can't be read it says what is wanted.
 func readAdminPost(w http.ResponseWriter, r *http.Request, place any, wanted string) (*App, error) {
+	return readLongAdminPost(w, r, maxAdminBody, place, wanted)
+}
+
+// readLongAdminPost is readAdminPost for a body of up to most bytes.
+func readLongAdminPost(w http.ResponseWriter, r *http.Request, most int64, place any, wanted string) (*App, error) {
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
 		return nil, adminError(http.StatusMethodNotAllowed, "POST only")
@@ -83,7 +90,7 @@ func readAdminPost(w http.ResponseWriter, r *http.Request, place any, wanted str
 	if app == nil {
 		return nil, adminError(http.StatusNotFound, "oauth is not configured")
 	}
-	return app, decodeAdminBody(w, r, place, wanted)
+	return app, decodeAdminBody(w, r, most, place, wanted)
 }
 
 // requireJSON refuses what a web page can make a browser send to this address: a form, but not JSON.
@@ -94,9 +101,10 @@ func requireJSON(r *http.Request) error {
 	return nil
 }
 
-// decodeAdminBody reads the JSON object in a request's body into place. wanted says what it has.
-func decodeAdminBody(w http.ResponseWriter, r *http.Request, place any, wanted string) error {
-	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAdminBody))
+// decodeAdminBody reads the JSON object in a request's body, of up to most bytes, into place. wanted says
+// what it has.
+func decodeAdminBody(w http.ResponseWriter, r *http.Request, most int64, place any, wanted string) error {
+	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, most))
 	body.DisallowUnknownFields()
 	if err := body.Decode(place); err != nil {
 		// Don't repeat err: it may quote the body, and with it a secret or a token.

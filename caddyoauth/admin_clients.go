@@ -290,7 +290,7 @@ func serveClient(w http.ResponseWriter, r *http.Request) error {
 		return adminError(http.StatusMethodNotAllowed, "%s only", strings.Join(sortedKeys(methods), ", "))
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		if err := c.mayChange(); err != nil {
+		if err := app.mayChange(realm, c.id); err != nil {
 			return err
 		}
 	}
@@ -308,14 +308,14 @@ type clientRequestAdmin struct {
 	endsTokens bool
 }
 
-// mayChange refuses changes of clients that are not managed.
-func (c *clientRequestAdmin) mayChange() error {
-	switch settings := c.app.Realms[c.realm.name]; {
-	case settings != nil && settings.Clients[c.id] != nil:
-		return adminError(http.StatusConflict, "client '%s' is in the configuration: change it there, and reload", loggedText(c.id))
-	case c.realm.managed == nil:
-		return adminError(http.StatusConflict, "realm '%s' has no managed clients: give it managed_clients in the configuration", c.realm.name)
-	case c.app.run.opened.clients == nil:
+// mayChange refuses changes of clients that are not managed. The error is the answer.
+func (a *App) mayChange(realm *servedRealm, id string) error {
+	switch settings := a.Realms[realm.name]; {
+	case settings != nil && settings.Clients[id] != nil:
+		return adminError(http.StatusConflict, "client '%s' is in the configuration: change it there, and reload", loggedText(id))
+	case realm.managed == nil:
+		return adminError(http.StatusConflict, "realm '%s' has no managed clients: give it managed_clients in the configuration", realm.name)
+	case a.run.opened.clients == nil:
 		return adminError(http.StatusConflict, "this kind of token store can't keep clients")
 	}
 	return nil
@@ -326,7 +326,7 @@ func (c *clientRequestAdmin) read(place any, wanted string) error {
 	if err := requireJSON(c.r); err != nil {
 		return err
 	}
-	return decodeAdminBody(c.w, c.r, place, wanted)
+	return decodeAdminBody(c.w, c.r, maxAdminBody, place, wanted)
 }
 
 func (c *clientRequestAdmin) get() error {
@@ -514,10 +514,7 @@ func (c *clientRequestAdmin) change(event string, change managedChange, secret *
 		}
 		return next, nil
 	}
-	// A client that is disabled loses its tokens for good.
-	ends := func(was, next *managedRecord) bool {
-		return c.endsTokens || next.Client.Disabled && !was.Client.Disabled
-	}
+	ends := func(was, next *managedRecord) bool { return c.endsTokens || endsTokens(was, next) }
 	was, next, version, err := c.app.changeManaged(c.r.Context(), c.realm, c.id, ends, checked)
 	var refused caddy.APIError
 	switch {

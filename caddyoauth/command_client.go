@@ -34,7 +34,7 @@ gateway refused or could not say.`,
 		Args: cobra.ArbitraryArgs, // RunE checks them
 		RunE: helpOrUnknown,
 	}
-	cmd.AddCommand(listClientsCommand(), showClientCommand(), addClientCommand(), rotateSecretCommand(), disableCommand(true), disableCommand(false), removeClientCommand(), revokeOfClientCommand())
+	cmd.AddCommand(listClientsCommand(), showClientCommand(), addClientCommand(), rotateSecretCommand(), disableCommand(true), disableCommand(false), removeClientCommand(), revokeOfClientCommand(), exportCommand(), importCommand())
 	return cmd
 }
 

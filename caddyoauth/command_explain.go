@@ -145,6 +145,9 @@ func explainRunning(asked *explainRequest, address, file, adapter string) (*expl
 	return e, askAdmin("/oauth/explain", asked, e, address, file, adapter)
 }
 
+// maxAdminAnswer is how much of an answer is read, in bytes: an export of a million clients.
+const maxAdminAnswer = 1 << 30
+
 // askAdmin asks the gateway whose admin endpoint is at an address, or where the configuration file
 // says, or at Caddy's default, and reads the answer. The question is posted, unless it is nil.
 func askAdmin(path string, question, answer any, address, file, adapter string) error {
@@ -164,7 +167,7 @@ func askAdmin(path string, question, answer any, address, file, adapter string) 
 		return fmt.Errorf("asking the gateway at %s: %w", address, err)
 	}
 	defer response.Body.Close()
-	if err := json.NewDecoder(io.LimitReader(response.Body, 16<<20)).Decode(answer); err != nil {
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxAdminAnswer)).Decode(answer); err != nil {
 		return fmt.Errorf("reading the answer of %s: %w", address, err)
 	}
 	return nil

@@ -465,22 +465,27 @@ func (a *App) loadManaged(ctx context.Context, r *servedRealm) error {
 	return nil
 }
 
-// takeManaged tells a realm's engine what the store says of one managed client now.
-func (a *App) takeManaged(ctx context.Context, realm, id string) error {
-	a.run.agreeing.Lock() // an agree that has read the client before ends before
+// takeManaged tells a realm's engine what the store says of some managed clients now.
+func (a *App) takeManaged(ctx context.Context, realm string, ids []string) error {
+	a.run.agreeing.Lock() // an agree that has read the clients before ends before
 	defer a.run.agreeing.Unlock()
 	r := a.realms[realm]
 	if r == nil || r.managed == nil {
 		return nil
 	}
-	stored, err := a.run.opened.clients.ManagedClient(ctx, oauth.ClientRef{Realm: realm, ClientID: id})
-	if errors.Is(err, oauth.ErrNotFound) {
-		stored, err = oauth.ManagedClient{ID: id}, nil
+	var all []oauth.ManagedClient
+	for _, id := range ids {
+		stored, err := a.run.opened.clients.ManagedClient(ctx, oauth.ClientRef{Realm: realm, ClientID: id})
+		switch {
+		case errors.Is(err, oauth.ErrNotFound):
+			stored = oauth.ManagedClient{ID: id}
+		case err != nil:
+			return err
+		}
+		all = append(all, stored)
 	}
-	if err == nil {
-		r.engine.SetManaged(a.managedOf(r, []oauth.ManagedClient{stored}), false)
-	}
-	return err
+	r.engine.SetManaged(a.managedOf(r, all), false)
+	return nil
 }
 
 // coherent reports whether the store has told this App of everything that others did to it, and
@@ -1109,15 +1114,15 @@ var (
 	_ caddy.Destructor   = openSource{}
 )
 
-// shareManaged has every App that uses the store go by what it says of a managed client now.
-func (s *openStore) shareManaged(ctx context.Context, realm, id string) error {
+// shareManaged has every App that uses the store go by what it says of some managed clients now.
+func (s *openStore) shareManaged(ctx context.Context, realm string, ids []string) error {
 	s.mu.Lock()
 	// An App that begins to follow later has not asked the store yet.
 	followers := slices.Collect(maps.Keys(s.followers))
 	s.mu.Unlock()
 	var errs []error
 	for _, a := range followers {
-		errs = append(errs, a.takeManaged(ctx, realm, id))
+		errs = append(errs, a.takeManaged(ctx, realm, ids))
 	}
 	return errors.Join(errs...)
 }

@@ -190,6 +190,26 @@ type managedChange func(was *managedRecord, version uint64) (*managedRecord, err
 // what is, with its version. After an error that is not the change's own, the client may have changed
 // or not.
 func (a *App) changeManaged(ctx context.Context, r *servedRealm, id string, ends func(was, next *managedRecord) bool, change managedChange) (was, next *managedRecord, version uint64, err error) {
+	changed, err := a.changeAllManaged(ctx, r, []string{id}, ends, func(_ string, was *managedRecord, version uint64) (*managedRecord, error) {
+		return change(was, version)
+	})
+	if len(changed) == 0 {
+		return nil, nil, 0, err
+	}
+	return changed[0].was, changed[0].next, changed[0].version, err
+}
+
+// changedClient is what has become of a managed client: what was, nil for none, and what is, with its
+// version.
+type changedClient struct {
+	id        string
+	was, next *managedRecord
+	version   uint64
+}
+
+// changeAllManaged is changeManaged for several clients of a realm: all change, or none does. A change
+// that returns what it was given leaves the client as it is.
+func (a *App) changeAllManaged(ctx context.Context, r *servedRealm, ids []string, ends func(was, next *managedRecord) bool, change func(id string, was *managedRecord, version uint64) (*managedRecord, error)) ([]changedClient, error) {
 	store := a.run.opened.clients
 	// Whoever asked may go away. If the store did it all the same, the engines must go by it.
 	ctx = context.WithoutCancel(ctx)
@@ -201,42 +221,58 @@ func (a *App) changeManaged(ctx context.Context, r *servedRealm, id string, ends
 		defer cancel()
 	}
 	for {
-		stored, err := store.ManagedClient(ctx, oauth.ClientRef{Realm: r.name, ClientID: id})
-		was = nil
-		switch {
-		case err == nil:
-			record, err := readManaged(stored)
-			if err != nil {
-				return nil, nil, 0, err
+		var all []changedClient
+		var writes []oauth.ManagedClient
+		var written []string
+		for _, id := range ids {
+			c := changedClient{id: id}
+			stored, err := store.ManagedClient(ctx, oauth.ClientRef{Realm: r.name, ClientID: id})
+			switch {
+			case err == nil:
+				record, err := readManaged(stored)
+				if err != nil {
+					return nil, err
+				}
+				c.was = &record
+			case !errors.Is(err, oauth.ErrNotFound):
+				return nil, err
 			}
-			was = &record
-		case !errors.Is(err, oauth.ErrNotFound):
-			return nil, nil, 0, err
+			c.version = stored.Version
+			if c.next, err = change(id, c.was, stored.Version); err != nil {
+				return nil, err
+			}
+			if all = append(all, c); c.next != nil && c.next == c.was {
+				continue
+			}
+			write := oauth.ManagedClient{ID: id, Version: stored.Version, Generation: stored.Generation}
+			if c.next != nil {
+				c.next.Version, c.next.Changed = managedRecordVersion, time.Now().UTC().Truncate(time.Millisecond)
+				if c.next.Created.IsZero() {
+					c.next.Created = c.next.Changed
+				}
+				if c.was == nil || ends(c.was, c.next) {
+					// By the clock, so a client that was removed and is added anew doesn't get the
+					// generation that it had.
+					write.Generation = max(stored.Generation+1, uint64(time.Now().UnixMicro()))
+				}
+				if write.Data, err = json.Marshal(c.next); err != nil {
+					return nil, err
+				}
+			}
+			writes, written = append(writes, write), append(written, id)
 		}
-		if next, err = change(was, stored.Version); err != nil {
-			return was, was, stored.Version, err
-		}
-		write := oauth.ManagedClient{ID: id, Version: stored.Version, Generation: stored.Generation}
-		if next != nil {
-			next.Version, next.Changed = managedRecordVersion, time.Now().UTC().Truncate(time.Millisecond)
-			if was == nil {
-				next.Created = next.Changed
-			}
-			if was == nil || ends(was, next) {
-				// By the clock, so a client that was removed and is added anew doesn't get the generation
-				// that it had.
-				write.Generation = max(stored.Generation+1, uint64(time.Now().UnixMicro()))
-			}
-			if write.Data, err = json.Marshal(next); err != nil {
-				return nil, nil, 0, err
-			}
-		}
-		version, err = store.SwapManagedClient(ctx, r.name, write)
+		versions, err := store.SwapManagedClients(ctx, r.name, writes)
 		if errors.Is(err, oauth.ErrChanged) {
 			continue // somebody was quicker
 		}
+		for i, next := 0, 0; i < len(all) && next < len(versions); i++ {
+			if all[i].id == written[next] {
+				all[i].version = versions[next]
+				next++
+			}
+		}
 		// Whatever the store said: it may have done it.
-		shared := a.run.opened.shareManaged(ctx, r.name, id)
-		return was, next, version, errors.Join(err, shared)
+		shared := a.run.opened.shareManaged(ctx, r.name, written)
+		return all, errors.Join(err, shared)
 	}
 }

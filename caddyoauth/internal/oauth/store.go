@@ -194,6 +194,10 @@ type ClientStore interface {
 	// ErrChanged. After another error it may have changed the client. A ManagedClients that begins
 	// after it returns sees the change.
 	SwapManagedClient(ctx context.Context, realm string, next ManagedClient) (version uint64, err error)
+
+	// SwapManagedClients is SwapManagedClient for several clients of a realm, no two of the same ID: it
+	// changes all of them, or none. It returns their new versions, in order.
+	SwapManagedClients(ctx context.Context, realm string, next []ManagedClient) (versions []uint64, err error)
 }
 
 // ManagedClients is an answer of a ClientStore.

@@ -52,25 +52,58 @@ func (m *Memory) ManagedClient(_ context.Context, ref oauth.ClientRef) (oauth.Ma
 }
 
 // SwapManagedClient implements oauth.ClientStore.
-func (m *Memory) SwapManagedClient(_ context.Context, realm string, next oauth.ManagedClient) (uint64, error) {
+func (m *Memory) SwapManagedClient(ctx context.Context, realm string, next oauth.ManagedClient) (uint64, error) {
+	return swapOne(m, ctx, realm, next)
+}
+
+// SwapManagedClients implements oauth.ClientStore.
+func (m *Memory) SwapManagedClients(_ context.Context, realm string, next []oauth.ManagedClient) ([]uint64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	ref, old := oauth.ClientRef{Realm: realm, ClientID: next.ID}, next.Version
-	switch {
-	case m.closed:
-		return 0, oauth.ErrClosed
-	case m.managed[ref].Version != old:
-		return 0, oauth.ErrChanged
-	case next.Data == nil:
-		delete(m.managed, ref)
-		return nextVersion(old), nil
-	case old == 0 && len(m.managed) >= m.max:
-		return 0, oauth.ErrFull
+	if m.closed {
+		return nil, oauth.ErrClosed
 	}
-	next = cloneManaged(next)
-	next.Version = nextVersion(old)
-	m.managed[ref] = next
-	return next.Version, nil
+	added := 0
+	for _, client := range next {
+		if m.managed[oauth.ClientRef{Realm: realm, ClientID: client.ID}].Version != client.Version {
+			return nil, oauth.ErrChanged
+		}
+		if client.Version == 0 && client.Data != nil {
+			added++
+		}
+	}
+	if added > 0 && len(m.managed)+added > m.max {
+		return nil, oauth.ErrFull
+	}
+	next, versions := successors(next)
+	for _, client := range next {
+		ref := oauth.ClientRef{Realm: realm, ClientID: client.ID}
+		if client.Data == nil {
+			delete(m.managed, ref)
+		} else {
+			m.managed[ref] = client
+		}
+	}
+	return versions, nil
+}
+
+// swapOne is SwapManagedClient by SwapManagedClients.
+func swapOne(s oauth.ClientStore, ctx context.Context, realm string, next oauth.ManagedClient) (uint64, error) {
+	versions, err := s.SwapManagedClients(ctx, realm, []oauth.ManagedClient{next})
+	if err != nil {
+		return 0, err
+	}
+	return versions[0], nil
+}
+
+// successors returns copies of clients with the versions that they get, and these versions.
+func successors(clients []oauth.ManagedClient) (next []oauth.ManagedClient, versions []uint64) {
+	for _, client := range clients {
+		client = cloneManaged(client)
+		client.Version = nextVersion(client.Version)
+		next, versions = append(next, client), append(versions, client.Version)
+	}
+	return next, versions
 }
 
 func cloneManaged(client oauth.ManagedClient) oauth.ManagedClient {
@@ -129,37 +162,52 @@ func (b *Bbolt) ManagedClient(_ context.Context, ref oauth.ClientRef) (client oa
 
 // SwapManagedClient implements oauth.ClientStore.
 func (b *Bbolt) SwapManagedClient(ctx context.Context, realm string, next oauth.ManagedClient) (uint64, error) {
-	ref, old := oauth.ClientRef{Realm: realm, ClientID: next.ID}, next.Version
-	next = cloneManaged(next) // the committer may use it after the caller has given up
-	next.Version = nextVersion(old)
-	changed := false // set by the committer, as in Admit
+	return swapOne(b, ctx, realm, next)
+}
+
+// SwapManagedClients implements oauth.ClientStore.
+func (b *Bbolt) SwapManagedClients(ctx context.Context, realm string, clients []oauth.ManagedClient) ([]uint64, error) {
+	clients = slices.Clone(clients)
+	next, versions := successors(clients) // copies: the committer may use them after the caller has given up
+	changed := false                      // set by the committer, as in Admit
 	err := b.write(ctx, func(tx *bolt.Tx) error {
-		bucket, key := tx.Bucket(bucketManaged), managedKey(ref)
-		var now uint64
-		if value := bucket.Get(key); value != nil {
-			client, err := decodeManaged(ref.ClientID, value)
-			if err != nil {
-				return err
+		bucket := tx.Bucket(bucketManaged)
+		changed = false
+		for _, client := range clients {
+			var now uint64
+			if value := bucket.Get(managedKey(oauth.ClientRef{Realm: realm, ClientID: client.ID})); value != nil {
+				stored, err := decodeManaged(client.ID, value)
+				if err != nil {
+					return err
+				}
+				now = stored.Version
 			}
-			now = client.Version
+			if changed = now != client.Version; changed {
+				return nil
+			}
 		}
-		switch changed = now != old; {
-		case changed:
-			return nil
-		case next.Data != nil:
-			return setValue(bucket, key, encodeManaged(next))
-		case old != 0:
-			return deleteValue(bucket, key)
+		for i, client := range next {
+			key := managedKey(oauth.ClientRef{Realm: realm, ClientID: client.ID})
+			switch {
+			case client.Data != nil:
+				if err := setValue(bucket, key, encodeManaged(client)); err != nil {
+					return err
+				}
+			case clients[i].Version != 0:
+				if err := deleteValue(bucket, key); err != nil {
+					return err
+				}
+			}
 		}
 		return nil
 	})
 	switch {
 	case err != nil:
-		return 0, err
+		return nil, err
 	case changed:
-		return 0, oauth.ErrChanged
+		return nil, oauth.ErrChanged
 	}
-	return next.Version, nil
+	return versions, nil
 }
 
 // addManaged makes a file of version 2 one of version 3, which has room for managed clients.
@@ -256,26 +304,32 @@ func (r *Redis) managedByID(ctx context.Context, realm string, ids []string) (cl
 		return nil, nil
 	}
 	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-		values, err := c.Do(ctx, c.B().Hmget().Key(r.managedKey(realm)).Field(ids...).Build()).ToArray()
-		if err != nil {
-			return err
-		}
-		for i, value := range values {
-			stored, err := value.AsBytes()
-			client := oauth.ManagedClient{ID: ids[i]}
-			if err == nil {
-				client, err = decodeManaged(ids[i], stored)
-			} else if rueidis.IsRedisNil(err) {
-				err = nil
-			}
-			if err != nil {
-				return err
-			}
-			clients = append(clients, client)
-		}
-		return nil
+		clients, err = managedAt(ctx, c, r.managedKey(realm), ids)
+		return err
 	})
 	return clients, err
+}
+
+// managedAt reads clients from the hash at key, those that are not there with no data and version 0.
+func managedAt(ctx context.Context, c rueidis.CoreClient, key string, ids []string) (clients []oauth.ManagedClient, err error) {
+	values, err := c.Do(ctx, c.B().Hmget().Key(key).Field(ids...).Build()).ToArray()
+	if err != nil {
+		return nil, err
+	}
+	for i, value := range values {
+		stored, err := value.AsBytes()
+		client := oauth.ManagedClient{ID: ids[i]}
+		if err == nil {
+			client, err = decodeManaged(ids[i], stored)
+		} else if rueidis.IsRedisNil(err) {
+			err = nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		clients = append(clients, client)
+	}
+	return clients, nil
 }
 
 // ManagedClient implements oauth.ClientStore.
@@ -292,50 +346,60 @@ func (r *Redis) ManagedClient(ctx context.Context, ref oauth.ClientRef) (oauth.M
 
 // SwapManagedClient implements oauth.ClientStore.
 func (r *Redis) SwapManagedClient(ctx context.Context, realm string, next oauth.ManagedClient) (uint64, error) {
-	old := next.Version
-	next = cloneManaged(next)
-	next.Version = nextVersion(old)
-	changed, err := r.putManaged(ctx, realm, next, func(stored uint64) bool { return stored == old })
-	switch {
-	case err != nil:
-		return 0, err
-	case !changed:
-		return 0, oauth.ErrChanged
-	}
-	r.rememberManaged(realm, next)
-	return next.Version, nil
+	return swapOne(r, ctx, realm, next)
 }
 
-// putManaged writes a managed client, or removes it, and the change, in one transaction, if may says so
-// of the version that is stored. It reports whether that did.
-func (r *Redis) putManaged(ctx context.Context, realm string, next oauth.ManagedClient, may func(stored uint64) bool) (allowed bool, err error) {
+// SwapManagedClients implements oauth.ClientStore.
+func (r *Redis) SwapManagedClients(ctx context.Context, realm string, clients []oauth.ManagedClient) ([]uint64, error) {
+	next, versions := successors(clients)
+	changed, err := r.putManaged(ctx, realm, next, func(i int, stored uint64) bool { return stored == clients[i].Version })
+	switch {
+	case err != nil:
+		return nil, err
+	case !changed:
+		return nil, oauth.ErrChanged
+	}
+	for _, client := range next {
+		r.rememberManaged(realm, client)
+	}
+	return versions, nil
+}
+
+// putManaged writes managed clients, or removes them, and the changes, in one transaction, if may says
+// so of the version that is stored of each. It reports whether that did.
+func (r *Redis) putManaged(ctx context.Context, realm string, next []oauth.ManagedClient, may func(i int, stored uint64) bool) (allowed bool, err error) {
+	if len(next) == 0 {
+		return true, nil
+	}
 	key := r.managedKey(realm)
+	ids := make([]string, 0, len(next))
+	for _, client := range next {
+		ids = append(ids, client.ID)
+	}
 	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
 		return c.Dedicated(func(c rueidis.DedicatedClient) error {
 			for {
 				if err := c.Do(ctx, c.B().Watch().Key(key).Build()).Error(); err != nil {
 					return err
 				}
-				var now uint64
-				stored, err := c.Do(ctx, c.B().Hget().Key(key).Field(next.ID).Build()).AsBytes()
-				if err == nil {
-					client, err := decodeManaged(next.ID, stored)
-					if err != nil {
-						return err
-					}
-					now = client.Version
-				} else if !rueidis.IsRedisNil(err) {
+				clients, err := managedAt(ctx, c, key, ids)
+				if err != nil {
 					return err
 				}
-				if allowed = may(now); !allowed {
-					return c.Do(ctx, c.B().Unwatch().Build()).Error()
+				var writes []rueidis.Completed
+				allowed = true
+				for i, client := range next {
+					if allowed = may(i, clients[i].Version); !allowed {
+						return c.Do(ctx, c.B().Unwatch().Build()).Error()
+					}
+					write := c.B().Hdel().Key(key).Field(client.ID).Build()
+					if client.Data != nil {
+						write = c.B().Hset().Key(key).FieldValue().FieldValue(client.ID, rueidis.BinaryString(encodeManaged(client))).Build()
+					}
+					writes = append(writes, write,
+						c.B().Xadd().Key(r.managedChangesKey(realm)).Maxlen().Almost().Threshold(maxManagedChanges).Id("*").FieldValue().FieldValue("id", client.ID).Build())
 				}
-				write := c.B().Hdel().Key(key).Field(next.ID).Build()
-				if next.Data != nil {
-					write = c.B().Hset().Key(key).FieldValue().FieldValue(next.ID, rueidis.BinaryString(encodeManaged(next))).Build()
-				}
-				done, err := transact(ctx, c, write,
-					c.B().Xadd().Key(r.managedChangesKey(realm)).Maxlen().Almost().Threshold(maxManagedChanges).Id("*").FieldValue().FieldValue("id", next.ID).Build())
+				done, err := transact(ctx, c, writes...)
 				if done || err != nil {
 					return err
 				}
@@ -378,8 +442,8 @@ func (r *Redis) repeatManaged(ctx context.Context) error {
 	}
 	r.mu.Unlock()
 	for ref, was := range written {
-		older := func(stored uint64) bool { return stored < was.Version && (stored != 0 || was.Data != nil) }
-		if _, err := r.putManaged(ctx, ref.Realm, was.ManagedClient, older); err != nil {
+		older := func(_ int, stored uint64) bool { return stored < was.Version && (stored != 0 || was.Data != nil) }
+		if _, err := r.putManaged(ctx, ref.Realm, []oauth.ManagedClient{was.ManagedClient}, older); err != nil {
 			return err
 		}
 	}

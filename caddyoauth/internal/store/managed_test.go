@@ -164,6 +164,44 @@ func testClientStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		follow(map[string]string{})
 	})
 
+	t.Run("several clients change together, or none does", func(t *testing.T) {
+		s := opened(t)
+		a := swap(t, s, "a", 0, "1")
+		b := swap(t, s, "b", 0, "2")
+		client := func(id string, old uint64, data string) oauth.ManagedClient {
+			next := oauth.ManagedClient{ID: id, Version: old, Generation: 7}
+			if data != "" {
+				next.Data = []byte(data)
+			}
+			return next
+		}
+		for name, next := range map[string][]oauth.ManagedClient{
+			"the last one has changed":    {client("c", 0, "3"), client("a", a, "4"), client("b", b-1, "5")},
+			"the last one is there":       {client("c", 0, "3"), client("a", a, ""), client("b", 0, "5")},
+			"the first one has gone":      {client("d", 1, "3"), client("a", a, "4")},
+			"one to remove is not there":  {client("a", a, "4"), client("d", 1, "")},
+			"one to remove is of another": {client("a", a, "4"), client("b", b+1, "")},
+		} {
+			if versions, err := s.SwapManagedClients(ctx, "root", next); !errors.Is(err, oauth.ErrChanged) {
+				t.Errorf("%s: %v, %v, want ErrChanged", name, versions, err)
+			}
+			wantManaged(t, s, "root", map[string]string{"a": "1", "b": "2"})
+		}
+		versions, err := s.SwapManagedClients(ctx, "root", []oauth.ManagedClient{client("c", 0, "3"), client("a", a, "4"), client("b", b, "")})
+		if err != nil || len(versions) != 3 || versions[1] <= a || versions[2] <= b {
+			t.Fatalf("%v, %v", versions, err)
+		}
+		wantManaged(t, s, "root", map[string]string{"c": "3", "a": "4"})
+		for i, id := range []string{"c", "a"} {
+			if got, err := s.ManagedClient(ctx, managedRef(id)); err != nil || got.Version != versions[i] {
+				t.Errorf("%s has version %d, %v, want %d", id, got.Version, err, versions[i])
+			}
+		}
+		if versions, err := s.SwapManagedClients(ctx, "root", nil); err != nil || len(versions) != 0 {
+			t.Errorf("none: %v, %v", versions, err)
+		}
+	})
+
 	t.Run("a closed store says so", func(t *testing.T) {
 		s := open(t)
 		if err := s.Close(); err != nil {
