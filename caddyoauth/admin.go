@@ -46,6 +46,7 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 		guarded("/oauth/clients/export", serveExport),
 		guarded("/oauth/clients/import", serveImport),
 		guarded(consoleRoot, serveConsole),
+		guarded("/oauth/events", serveEvents),
 		guarded(explainPattern, serveExplain),
 		guarded("/oauth/forget", forget),
 		guarded("/oauth/health", serveHealth),

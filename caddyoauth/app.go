@@ -149,7 +149,7 @@ func (App) CaddyModule() caddy.ModuleInfo {
 // server, so `caddy validate` works beside a running gateway.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
-	a.logger = ctx.Logger()
+	a.logger = watched(ctx.Logger())
 	a.limited = thinned(a.logger)
 	a.run = &running{ready: make(chan struct{})}
 	a.prefixes = []string{strings.ToLower(defaultHeaderPrefix)}
@@ -402,7 +402,7 @@ func (a *App) refusesPaths() bool {
 // refusalLogFor makes the refusalLog of the handler that is being provisioned. at says where that
 // stands, if the configuration says so.
 func (a *App) refusalLogFor(ctx caddy.Context, realm, at string) *refusalLog {
-	l := &refusalLog{logger: ctx.Logger(), realm: realm, rule: cmp.Or(at, placeOf(ctx)), seen: make(map[access.Cause]int)}
+	l := &refusalLog{logger: watched(ctx.Logger()), realm: realm, rule: cmp.Or(at, placeOf(ctx)), seen: make(map[access.Cause]int)}
 	a.refusals = append(a.refusals, l)
 	return l
 }

@@ -15,8 +15,9 @@
 //	                             leaves out                                      guard.go
 //	http.matchers.oauth_scope    matches by the scopes of the caller             matcher.go
 //	admin.api.oauth              the paths below /oauth/ on the admin endpoint   admin.go, admin_browser.go,
-//	                                                                             admin_clients.go, admin_keys.go,
-//	                                                                             admin_move.go, admin_revoke.go, console.go,
+//	                                                                             admin_clients.go, admin_events.go,
+//	                                                                             admin_keys.go, admin_move.go,
+//	                                                                             admin_revoke.go, console.go,
 //	                                                                             explain.go, health.go, routes.go
 //	caddy oauth                  the command line                                command.go, command_assertion.go,
 //	                                                                             command_client.go, command_explain.go,

@@ -125,7 +125,7 @@ func (Server) CaddyModule() caddy.ModuleInfo {
 
 // Provision finds the realms and lays out their paths.
 func (s *Server) Provision(ctx caddy.Context) error {
-	s.logger = ctx.Logger()
+	s.logger = watched(ctx.Logger())
 	app, err := appFor(ctx, "oauth_server")
 	if err != nil {
 		return err
