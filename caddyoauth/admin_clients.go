@@ -48,6 +48,8 @@ type shownClient struct {
 	Settings Client `json:"settings"`
 	// Secrets are those that it has.
 	Secrets []shownSecret `json:"secrets"`
+	// Use is what it did last; nil if nothing is known of that.
+	Use *shownUse `json:"use,omitempty"`
 	// Created and Changed are for managed clients.
 	Created time.Time `json:"created,omitzero"`
 	Changed time.Time `json:"changed,omitzero"`
@@ -57,14 +59,16 @@ type shownClient struct {
 
 // shownSecret is what is shown of a secret.
 type shownSecret struct {
-	// ID names it in a DELETE. It is a digest of the hash, so it is of no use to a guesser. A secret that
-	// a configuration refers to has none.
+	// ID names it in a DELETE. It is a digest of the hash, or of where the secret is that a configuration
+	// refers to, so it is of no use to a guesser.
 	ID string `json:"id,omitempty"`
 	// From and Until are when it begins and stops to be accepted. RetireUnused is as in [ClientSecret], and
 	// a duration such as 168h.
 	From         time.Time `json:"from,omitzero"`
 	Until        time.Time `json:"until,omitzero"`
 	RetireUnused string    `json:"retire_unused,omitempty"`
+	// Used is when it authenticated the client last; zero if that is not known.
+	Used time.Time `json:"used,omitzero"`
 }
 
 // listedClients is a page of clients.
@@ -74,7 +78,8 @@ type listedClients struct {
 	Next string `json:"next,omitempty"`
 }
 
-// secretID is the ID of a secret, by its hash.
+// secretID is the ID of a secret, by its hash or, if a configuration refers to the secret itself, by that
+// reference.
 func secretID(hash string) string {
 	sum := sha256.Sum256([]byte("secret id\x00" + hash))
 	return hex.EncodeToString(sum[:6])
@@ -84,11 +89,9 @@ func secretID(hash string) string {
 func show(realm, id string, managed bool, settings Client) shownClient {
 	shown := shownClient{Realm: realm, ID: id, Managed: managed, Settings: settings, Secrets: []shownSecret{}}
 	for _, secret := range settings.Secrets {
-		s := shownSecret{From: secret.From, Until: secret.Until, RetireUnused: shownDuration(secret.RetireUnused)}
-		if managed {
-			s.ID = secretID(secret.Hash)
-		}
-		shown.Secrets = append(shown.Secrets, s)
+		shown.Secrets = append(shown.Secrets, shownSecret{
+			ID: secretID(secret.Hash), From: secret.From, Until: secret.Until, RetireUnused: shownDuration(secret.RetireUnused),
+		})
 	}
 	shown.Settings.Secrets = nil
 	// Their values are templates of secrets; what is secret of them isn't here, but the names are enough.
@@ -164,7 +167,7 @@ func serveClients(w http.ResponseWriter, r *http.Request) error {
 			if len(page.Clients) == limit {
 				last := page.Clients[limit-1]
 				page.Next = cursor(query, last.Realm, last.ID)
-				return answerJSON(w, page)
+				return app.answerPage(w, r, page)
 			}
 			shown, _, err := app.showClient(r.Context(), realm, id)
 			if errors.Is(err, oauth.ErrNotFound) {
@@ -174,6 +177,26 @@ func serveClients(w http.ResponseWriter, r *http.Request) error {
 				return adminError(http.StatusServiceUnavailable, "the token store: %w", err)
 			}
 			page.Clients = append(page.Clients, shown)
+		}
+	}
+	return app.answerPage(w, r, page)
+}
+
+// answerPage answers with a page, to which it adds what the clients did last.
+func (a *App) answerPage(w http.ResponseWriter, r *http.Request, page listedClients) error {
+	ids := make(map[string][]string)
+	for _, c := range page.Clients {
+		ids[c.Realm] = append(ids[c.Realm], c.ID)
+	}
+	for realm, ids := range ids {
+		uses, err := a.usesOf(r.Context(), a.realms[realm], ids)
+		if err != nil {
+			return adminError(http.StatusServiceUnavailable, "the token store: %w", err)
+		}
+		for i := range page.Clients {
+			if c := &page.Clients[i]; c.Realm == realm {
+				c.addUse(uses.Clients[c.ID], a.realms[realm].settings.InventoryAddresses)
+			}
 		}
 	}
 	return answerJSON(w, page)
@@ -241,7 +264,11 @@ func (r *servedRealm) clientIDs() []string {
 // oauth.ErrNotFound if there is none.
 func (a *App) showClient(ctx context.Context, realm *servedRealm, id string) (shown shownClient, version uint64, err error) {
 	if configured := a.Realms[realm.name]; configured != nil && configured.Clients[id] != nil {
-		return show(realm.name, id, false, *configured.Clients[id]), 0, nil
+		shown = show(realm.name, id, false, *configured.Clients[id])
+		for i, secret := range realm.settings.Clients[id].Secrets {
+			shown.Secrets[i].ID = secret.ID // its hash may be a reference
+		}
+		return shown, 0, nil
 	}
 	if realm.managed == nil || a.run.opened.clients == nil {
 		return shown, 0, oauth.ErrNotFound
@@ -337,6 +364,11 @@ func (c *clientRequestAdmin) get() error {
 	case err != nil:
 		return adminError(http.StatusServiceUnavailable, "the token store: %w", err)
 	}
+	uses, err := c.app.usesOf(c.r.Context(), c.realm, []string{c.id})
+	if err != nil {
+		return adminError(http.StatusServiceUnavailable, "the token store: %w", err)
+	}
+	shown.addUse(uses.Clients[c.id], c.realm.settings.InventoryAddresses)
 	if shown.Managed {
 		c.w.Header().Set("ETag", etag(version))
 	}

@@ -163,6 +163,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 //	no_openid_configuration
 //	authorization_endpoint
 //	managed_clients
+//	inventory_addresses prefix|full|off
 //	token_lifetime <duration>
 //	token_format   opaque|sealed|jwt
 //	signing        { algorithm, rotate, key_file }
@@ -179,6 +180,7 @@ func realmOptions(realm *Realm) conf.Options {
 		"no_openid_configuration": conf.Flag(&realm.NoOpenIDConfiguration),
 		"authorization_endpoint":  conf.Flag(&realm.AuthorizationEndpoint),
 		"managed_clients":         conf.Flag(&realm.ManagedClients),
+		"inventory_addresses":     conf.Text(&realm.InventoryAddresses, checkInventoryAddresses),
 		"token_lifetime":          conf.Lifetime(&realm.TokenLifetime),
 		"token_format":            conf.Text(&realm.TokenFormat, checkTokenFormat),
 		"signing":                 signingOption(&realm.Signing),

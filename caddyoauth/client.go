@@ -469,6 +469,11 @@ func (sc *ClientSecret) provision() (*oauth.Secret, error) {
 		}
 	}
 	secret.From, secret.Until, secret.Retires = sc.From, sc.Until, sc.RetireUnused != 0
+	secret.ID = secretID(value)
+	if sc.Secret != "" {
+		// By where it is, not by what it is: what can be guessed must not be told by its ID.
+		secret.ID = secretID(sc.Secret)
+	}
 	return secret, nil
 }
 

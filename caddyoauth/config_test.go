@@ -144,6 +144,7 @@ func TestJSONThatIsRefused(t *testing.T) {
 		{"a client's limit that is negative", clientWith(aSecret + `,"limits":{"tokens":{"count":-1,"per":"1m"}}`), []string{`client "a"`, "limit tokens", "between 1 and"}},
 		{"an unknown limit", realmWith(`"limits":{"token":{"count":1,"per":"1m"}}`), []string{`"token"`}},
 		{"JWTs without an issuer", realmWith(`"token_format":"jwt"`), []string{`realm "alpha"`, "issuer"}},
+		{"addresses that are as exact as nobody knows", realmWith(`"inventory_addresses":"some"`), []string{`realm "alpha"`, "inventory_addresses", "known: prefix, full, off"}},
 		{"a token format that there isn't", realmWith(`"token_format":"saml"`), []string{`realm "alpha"`, "saml", "known: opaque"}},
 		{"default scopes with a comma", realmWith(`"default_scopes":["read,write"]`), []string{`realm "alpha"`, "default_scopes", "spaces"}},
 		{"an empty client ID", `{"realms":{"root":{"clients":{"":` + client + `}}}}`, []string{`client ""`, "client ID"}},

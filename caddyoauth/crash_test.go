@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddyoauth/gateway/caddyoauth"
 )
 
 // TestGatewayProcess is not a test: startGatewayProcess runs it in a process of its own, which
@@ -21,7 +23,18 @@ func TestGatewayProcess(t *testing.T) {
 	}
 	g := startGateway(t, options, cmp.Or(os.Getenv("GATEWAY_TEST_SITE"), "oauth_server\noauth_protect\nrespond ok"))
 	fmt.Printf("gateway at %s\n", g.URL)
-	time.Sleep(time.Minute) // no longer, in case the test process is killed first
+	flush := time.NewTicker(100 * time.Millisecond)
+	defer flush.Stop()
+	for end := time.After(time.Minute); ; { // no longer, in case the test process is killed first
+		select {
+		case <-flush.C:
+			if os.Getenv("GATEWAY_TEST_USES") != "" {
+				caddyoauth.WriteUses()
+			}
+		case <-end:
+			return
+		}
+	}
 }
 
 // startGatewayProcess runs a gateway with these lines in the oauth block in another process and

@@ -49,6 +49,7 @@
 //	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret
 //	metrics.go             metrics; those about clients are in metrics_clients.go
+//	inventory.go           what each client did last, and when the store is told of it
 //	observe.go             spans, and the trace that goes along to other servers
 //
 // The rules of OAuth are in internal/oauth, the decision whether a request may pass in

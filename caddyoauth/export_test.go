@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -14,6 +15,15 @@ func WriteEvents() {
 	if app := activeApp(); app != nil {
 		for _, l := range app.refusals {
 			l.writeDue()
+		}
+	}
+}
+
+// WriteUses has the store get at once what clients did, so that tests need not wait for it.
+func WriteUses() {
+	if app := activeApp(); app != nil {
+		if err := app.run.opened.inventory.Write(context.Background()); err != nil {
+			panic(err)
 		}
 	}
 }

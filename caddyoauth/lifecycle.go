@@ -196,6 +196,9 @@ func (a *App) start() error {
 	for _, r := range a.realms {
 		r.settings.Store, r.settings.Keys, r.settings.Managed = opened.store, opened.keys, opened.clients
 		r.settings.Cache, r.settings.Coherent = opened.cache, a.coherent
+		if opened.inventory != nil {
+			r.settings.Inventory = opened.inventory.Inventory
+		}
 		if r.settings.Replays = opened.replays; len(r.assertions) > 0 && opened.replays == nil {
 			return fmt.Errorf("realm %q: this kind of token store can't remember which assertions were used", r.name)
 		}
@@ -894,7 +897,9 @@ type openStore struct {
 	replays oauth.ReplayStore
 	// proofs is the store's ability to remember which DPoP proofs were used; nil if it has none.
 	proofs oauth.ProofStore
-	cache  *introspect.Cache
+	// inventory has the store keep what clients do; nil if it can't.
+	inventory *inventory
+	cache     *introspect.Cache
 	// coherent and lease are nil for a store that no other gateway writes to; see sharedStore.
 	coherent func() bool
 	lease    func() (valid func() bool)
@@ -972,6 +977,7 @@ func newOpenStore(opener storeOpener, key string, bounds *CacheSettings) (*openS
 		s.proofs = timedProofs{able, system, &s.writes}
 	}
 	s.store = timedStore{store, system, &s.writes}
+	s.inventory = startInventory(store, s)
 	return s, nil
 }
 
@@ -981,6 +987,7 @@ func (s *openStore) Destruct() error {
 	if s.store == nil {
 		return nil
 	}
+	s.inventory.end()
 	return s.store.Close()
 }
 

@@ -383,6 +383,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	b.before = before
 	p.allowed.Inc()
 	p.app.countsOf(b).passed.Add(1)
+	p.app.noteSeen(r, b)
 	if keepsToken {
 		r.Header["Authorization"] = sent
 		if b.dpop != nil {

@@ -62,6 +62,12 @@ type Realm struct {
 	// to all realms. Default: false.
 	NoOpenIDConfiguration bool `json:"no_openid_configuration,omitempty"`
 
+	// How exact the addresses are that clients are said to have come from, in the inventory: `prefix` for
+	// the network, a /24 of IPv4 or a /64 of IPv6; `full` for the address; or `off`. It holds for what is
+	// noted from now on, and what was noted before is shown no more exactly. Default: root's; there it is
+	// `prefix`.
+	InventoryAddresses string `json:"inventory_addresses,omitempty"`
+
 	// Has the metadata name an authorization endpoint, at `/authorize` under the base path, which
 	// refuses everybody: nobody can log in here. MCP clients demand one. If an `oauth_protect` of this
 	// configuration has a `resource` and accepts the realm's tokens, the metadata does so without
@@ -199,6 +205,10 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	if err := checkIntrospectScope(introspectScope); err != nil {
 		return nil, err
 	}
+	addresses := cmp.Or(rc.InventoryAddresses, root.InventoryAddresses, oauth.AddressPrefix)
+	if err := checkInventoryAddresses(addresses); err != nil {
+		return nil, err
+	}
 	limits := rc.Limits.or(root.Limits)
 	if limits.Failures == nil {
 		limits.Failures = &defaultFailures
@@ -214,7 +224,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	if rc.ManagedClients {
 		r.managed = &managedRealm{format: format, lifetime: lifetime, scopes: defaultScopes, limits: limits}
 	}
-	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client), FailureLimit: limits.Failures.limit(), IntrospectScope: introspectScope}
+	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client), FailureLimit: limits.Failures.limit(), IntrospectScope: introspectScope, InventoryAddresses: addresses}
 	for _, id := range sortedKeys(rc.Clients) {
 		if slices.ContainsFunc(rc.Clients[id].Secrets, func(s ClientSecret) bool { return s.RetireUnused != 0 }) {
 			return nil, fmt.Errorf("client %q: retire_unused is for secrets of managed clients: the gateway can't change a configuration", id)
@@ -338,6 +348,10 @@ func realmPath(name string) string {
 
 func checkTokenFormat(format string) error {
 	return conf.OneOf("token_format", format, oauth.FormatOpaque, oauth.FormatSealed, oauth.FormatJWT)
+}
+
+func checkInventoryAddresses(exact string) error {
+	return conf.OneOf("inventory_addresses", exact, oauth.AddressPrefix, oauth.AddressFull, oauth.AddressOff)
 }
 
 func checkRealmName(name string) error {

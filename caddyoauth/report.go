@@ -70,6 +70,9 @@ func (p *Protect) report(r *http.Request, b *bearer, decision access.Decision, e
 	no.passed.Inc()
 	no.reported.Inc()
 	p.countRefused(b, reportOnlyResult, no.cause)
+	if b != nil && b.facts != nil && b.facts.Active && p.asked == nil {
+		p.app.noteSeen(r, b)
+	}
 	if earlier == nil && lacksRight(decision) {
 		addToAccessLog(r.Context(), b)
 	}

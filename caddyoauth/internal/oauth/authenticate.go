@@ -112,6 +112,9 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 		return nil, tooManyFailures(wait)
 	}
 	out.Proof = proof
+	if err == nil {
+		e.authenticated(client, out.AuthMethod, proof, req.From)
+	}
 	return client, err
 }
 

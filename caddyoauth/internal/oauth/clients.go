@@ -30,6 +30,7 @@ type registered struct {
 	guesses guessLimit
 	fetches *rate.Limiter // by TokenLimit; nil without one
 	asks    *rate.Limiter // by InquiryLimit; nil without one
+	marks   *marks
 
 	// managed is set for a managed client, and the others are its own then.
 	managed             bool
@@ -56,9 +57,9 @@ func newClients(clients map[string]*Client, before *Clients) *Clients {
 
 // newRegistered returns a client with its limiters: those from before, if it stays.
 func newRegistered(client *Client, was *registered) *registered {
-	next := &registered{Client: client, guesses: newGuessLimit(), fetches: client.TokenLimit.limiter(), asks: client.InquiryLimit.limiter()}
+	next := &registered{Client: client, guesses: newGuessLimit(), fetches: client.TokenLimit.limiter(), asks: client.InquiryLimit.limiter(), marks: new(marks)}
 	if was != nil {
-		next.guesses = was.guesses
+		next.guesses, next.marks = was.guesses, was.marks
 		if was.TokenLimit == client.TokenLimit {
 			next.fetches = was.fetches
 		}

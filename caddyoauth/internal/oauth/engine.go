@@ -46,6 +46,10 @@ type Settings struct {
 	Proofs *Proofs
 	// Managed is the store's ability to keep managed clients. Nil if it has none; then there are none.
 	Managed ClientStore
+	// Inventory notes what clients do; nil if nobody wants to know. InventoryAddresses is one of the
+	// Address constants; the default is AddressPrefix.
+	Inventory          *Inventory
+	InventoryAddresses string
 	// Cache stands in front of the store for every lookup. The engine does not close it. An
 	// engine without Store and Cache can only suppose; see [Engine.Suppose].
 	Cache *introspect.Cache
@@ -129,6 +133,9 @@ func New(cfg Settings) *Engine {
 	e.cfg.Clients = nil // from here on they are in the state
 	e.state.Store(&state{clients: new(Clients)})
 	e.SetClients(cfg.Clients)
+	if cfg.Inventory != nil {
+		cfg.Inventory.begin(cfg.Realm)
+	}
 	e.issued = &issued{cfg: &e.cfg, state: &e.state}
 	if cfg.Cache != nil {
 		e.tokens = cfg.Cache.Wrap(CacheName(cfg.Realm), e.issued, cfg.MaxAge)
@@ -402,6 +409,7 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 	if err != nil {
 		return Grant{}, out, err
 	}
+	e.fetched(client, req.From)
 	out.TokenID, out.JTI, out.Key, out.Scope = record.ID, record.JTI, confirmation.Key, strings.Join(scopes, " ")
 	// What has begun of a second does not count, or a program might use a token that has expired.
 	lifetime := max(record.Expiry().Sub(issuedAt).Truncate(time.Second), time.Second)
@@ -523,6 +531,7 @@ func (e *Engine) Introspect(ctx context.Context, req Request) (*introspect.Facts
 	if err != nil {
 		return nil, out, err
 	}
+	e.saw(caller, req.From)
 	text := req.Form.Get("token")
 	if text == "" {
 		return nil, out, invalidRequest("token is missing")
@@ -564,6 +573,7 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 	if err != nil {
 		return out, err
 	}
+	e.saw(client, req.From)
 	text := req.Form.Get("token")
 	if text == "" {
 		return out, invalidRequest("token is missing")

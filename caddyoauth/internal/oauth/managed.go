@@ -112,14 +112,14 @@ func (e *Engine) SetManaged(clients map[string]*Managed, all bool) {
 		if all {
 			m.byID.Range(func(id, _ any) bool {
 				if clients[id.(string)] == nil {
-					m.byID.Delete(id)
+					e.removeManaged(m, id.(string))
 				}
 				return true
 			})
 		}
 		for id, client := range clients {
 			if client == nil {
-				m.byID.Delete(id)
+				e.removeManaged(m, id)
 				continue
 			}
 			registered := newRegistered(client.Client, m.find(id))
@@ -129,6 +129,14 @@ func (e *Engine) SetManaged(clients map[string]*Managed, all bool) {
 		last := snapshot
 		next.clients = &last
 	})
+}
+
+// removeManaged forgets a managed client, and what it did that no store keeps yet.
+func (e *Engine) removeManaged(m *managed, id string) {
+	m.byID.Delete(id)
+	if e.cfg.Inventory != nil {
+		e.cfg.Inventory.forget(ClientRef{Realm: e.cfg.Realm, ClientID: id})
+	}
 }
 
 // Managed calls yield for each managed client that the engine knows, until that returns false.

@@ -39,6 +39,9 @@ var processKey = sync.OnceValue(func() []byte {
 // SHA-256 of a generated secret, a slow hash of one that a person may have chosen, or, for a
 // secret that the configuration refers to in plain text, a MAC under a key of this process.
 type Secret struct {
+	// ID names the secret among those of its client, for people. It must be of no use to whoever guesses.
+	ID string
+
 	// From is when the secret begins to be valid; the zero time is from the start. Until is when it stops;
 	// the zero time is never.
 	From, Until time.Time

@@ -27,6 +27,7 @@ import (
 //	used     ID → its end (8 bytes, big-endian unix milliseconds); what may be used once
 //	used_until  end, ID → nothing; the same, by its end
 //	managed  realm, NUL, client ID → version (8 bytes, big-endian), what is kept of the managed client
+//	uses     realm, NUL, client ID → what the client did last; without a client, since when that is kept
 //
 // Keys of tokens begin with the expiry: new tokens go to the end of the tree, where
 // the pages are hot, and expired ones are a range at its beginning.
@@ -41,6 +42,7 @@ var (
 
 	bucketUsedUntil = []byte("used_until")
 	bucketManaged   = []byte("managed")
+	bucketUses      = []byte("uses")
 
 	keyVersion = []byte("version")
 )
@@ -59,6 +61,10 @@ var fileBuckets = map[int][][]byte{
 	2: {bucketTokens, bucketClients, bucketSecrets, bucketKeys, bucketDenied, bucketUsed, bucketUsedUntil},
 	3: {bucketTokens, bucketClients, bucketSecrets, bucketKeys, bucketDenied, bucketUsed, bucketUsedUntil, bucketManaged},
 }
+
+// optionalBuckets are those that a file of fileVersion may have or not. Nothing depends on what is in them,
+// so OpenBbolt makes them where they are missing, without another version.
+var optionalBuckets = [][]byte{bucketUses}
 
 // lockTimeout is how long to wait for another process to close the file.
 const lockTimeout = time.Second
@@ -128,15 +134,16 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	// A transaction even if there is nothing to change: a file that can't be written to is
 	// refused now, not when the first token is issued.
 	if err := b.update(func(tx *bolt.Tx) error {
+		var err error
 		switch version {
 		case 0:
-			return makeBuckets(tx)
+			err = makeBuckets(tx)
 		case 1:
-			return errors.Join(addKeys(tx), addManaged(tx))
+			err = errors.Join(addKeys(tx), addManaged(tx))
 		case 2:
-			return addManaged(tx)
+			err = addManaged(tx)
 		}
-		return nil
+		return errors.Join(err, addUses(tx))
 	}); err != nil {
 		b.closeFile()
 		return nil, Unusable(path, err)

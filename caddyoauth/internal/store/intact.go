@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"slices"
 	"strconv"
 
 	bolt "go.etcd.io/bbolt"
@@ -122,8 +123,15 @@ func checkIntact(r io.ReaderAt) (version int, err error) {
 	if err != nil || version > fileVersion {
 		return version, err
 	}
-	for _, name := range fileBuckets[version] { // none for 0
+	optional := optionalBuckets
+	if version < fileVersion {
+		optional = nil
+	}
+	for _, name := range slices.Concat(fileBuckets[version], optional) { // none for 0
 		value := buckets[string(name)]
+		if value == nil && slices.ContainsFunc(optional, func(o []byte) bool { return bytes.Equal(o, name) }) {
+			continue
+		}
 		if value == nil {
 			return 0, fmt.Errorf("the bucket %q is missing", name)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -80,6 +81,7 @@ func (m *Memory) SwapManagedClients(_ context.Context, realm string, next []oaut
 		ref := oauth.ClientRef{Realm: realm, ClientID: client.ID}
 		if client.Data == nil {
 			delete(m.managed, ref)
+			m.forgetUse(ref)
 		} else {
 			m.managed[ref] = client
 		}
@@ -194,7 +196,8 @@ func (b *Bbolt) SwapManagedClients(ctx context.Context, realm string, clients []
 					return err
 				}
 			case clients[i].Version != 0:
-				if err := deleteValue(bucket, key); err != nil {
+				use := useKey(oauth.ClientRef{Realm: realm, ClientID: client.ID})
+				if err := errors.Join(deleteValue(bucket, key), deleteValue(tx.Bucket(bucketUses), use)); err != nil {
 					return err
 				}
 			}
@@ -392,11 +395,12 @@ func (r *Redis) putManaged(ctx context.Context, realm string, next []oauth.Manag
 					if allowed = may(i, clients[i].Version); !allowed {
 						return c.Do(ctx, c.B().Unwatch().Build()).Error()
 					}
-					write := c.B().Hdel().Key(key).Field(client.ID).Build()
 					if client.Data != nil {
-						write = c.B().Hset().Key(key).FieldValue().FieldValue(client.ID, rueidis.BinaryString(encodeManaged(client))).Build()
+						writes = append(writes, c.B().Hset().Key(key).FieldValue().FieldValue(client.ID, rueidis.BinaryString(encodeManaged(client))).Build())
+					} else {
+						writes = append(writes, c.B().Hdel().Key(key).Field(client.ID).Build(), c.B().Hdel().Key(r.usesKey(realm)).Field(client.ID).Build())
 					}
-					writes = append(writes, write,
+					writes = append(writes,
 						c.B().Xadd().Key(r.managedChangesKey(realm)).Maxlen().Almost().Threshold(maxManagedChanges).Id("*").FieldValue().FieldValue("id", client.ID).Build())
 				}
 				done, err := transact(ctx, c, writes...)

@@ -46,6 +46,8 @@ type Memory struct {
 
 	// managed holds the managed clients, max at most.
 	managed map[oauth.ClientRef]oauth.ManagedClient
+	// uses are by realm.
+	uses map[string]*realmUses
 }
 
 // NewMemory makes an empty store. now is the wall clock that decides which tokens have expired
@@ -67,6 +69,7 @@ func NewMemory(now func() time.Time) *Memory {
 		proofs: newProofs(now),
 
 		managed: make(map[oauth.ClientRef]oauth.ManagedClient),
+		uses:    make(map[string]*realmUses),
 	}
 }
 

@@ -264,7 +264,7 @@ func (r *Redis) invalidated(keys []rueidis.RedisMessage) {
 		}
 		if realm, id, ok := r.parseTokenKey(key); ok {
 			r.cfg.Revoked(realm, id)
-		} else {
+		} else if !r.isUsesKey(key) {
 			r.cfg.Changed()
 		}
 	}

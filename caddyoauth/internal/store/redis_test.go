@@ -709,6 +709,12 @@ func TestRedisLeastRights(t *testing.T) {
 		all, list := r.ManagedClients(ctx, "root", "")
 		_, follow := r.ManagedClients(ctx, "root", all.Position)
 		_, show := r.ManagedClient(ctx, managedRef("m"))
+		use := r.AddUses(ctx, "root", map[string]oauth.Use{"m": someUse(1)})
+		_, usesOfAll := r.Uses(ctx, "root", nil)
+		_, usesOfOne := r.Uses(ctx, "root", []string{"m"})
+		if err := errors.Join(use, usesOfAll, usesOfOne, r.ForgetUses(ctx, "root", []string{"m"})); err != nil {
+			return err
+		}
 		_, remove := r.SwapManagedClient(ctx, "root", oauth.ManagedClient{ID: "m", Version: version})
 		if err := errors.Join(add, list, follow, show, remove); err != nil {
 			return err

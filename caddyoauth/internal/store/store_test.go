@@ -381,6 +381,7 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	t.Run("replays", func(t *testing.T) { testReplayStore(t, open) })
 	t.Run("proofs", func(t *testing.T) { testProofStore(t, open) })
 	t.Run("managed clients", func(t *testing.T) { testClientStore(t, open) })
+	t.Run("uses", func(t *testing.T) { testUsageStore(t, open) })
 }
 
 // allCalls calls each method once and returns the errors.
