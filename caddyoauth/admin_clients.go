@@ -401,6 +401,7 @@ func (c *clientRequestAdmin) put() error {
 	}
 	secret := ""
 	return c.change("client_changed", func(was *managedRecord, version uint64) (*managedRecord, error) {
+		secret = "" // of an attempt before, when the client was not there yet
 		if err := c.precondition(was != nil, version); err != nil {
 			return nil, err
 		}

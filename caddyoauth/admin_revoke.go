@@ -70,6 +70,10 @@ func serveRevoke(w http.ResponseWriter, r *http.Request) error {
 	}
 	answer := revokeAnswer{Realm: realm.name, Client: asked.Client}
 	clients, err := app.endTokens(r.Context(), realm, asked.Client)
+	if errors.Is(err, oauth.ErrNotFound) && realm.settings.Clients[asked.Client] == nil && asked.Client != "" {
+		// A managed client that was removed meanwhile: its tokens are dead.
+		return adminError(http.StatusNotFound, "realm '%s' has no client '%s' any more", realm.name, loggedText(asked.Client))
+	}
 	if err != nil {
 		return adminError(http.StatusServiceUnavailable, "the tokens may have been revoked or not, so try again: the token store: %w", err)
 	}

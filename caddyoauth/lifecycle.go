@@ -194,7 +194,10 @@ func (a *App) start() error {
 		a.proofs.each(func(p *oauth.Proofs) { p.Keep(opened.proofs) })
 	}
 	for _, r := range a.realms {
-		r.settings.Store, r.settings.Keys, r.settings.Managed = opened.store, opened.keys, opened.clients
+		r.settings.Store, r.settings.Keys = opened.store, opened.keys
+		if r.managed != nil {
+			r.settings.Managed = opened.clients
+		}
 		r.settings.Cache, r.settings.Coherent = opened.cache, a.coherent
 		if opened.inventory != nil {
 			r.settings.Inventory = opened.inventory.Inventory

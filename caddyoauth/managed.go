@@ -2,6 +2,7 @@ package caddyoauth
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -239,7 +240,9 @@ func (a *App) changeAllManaged(ctx context.Context, r *servedRealm, ids []string
 			}
 			c.version = stored.Version
 			if c.next, err = change(id, c.was, stored.Version); err != nil {
-				return nil, err
+				// The error may tell of a change by somebody who has had no answer yet. It must be in
+				// force before anybody is told.
+				return nil, cmp.Or(a.run.opened.shareManaged(ctx, r.name, []string{id}), err)
 			}
 			if all = append(all, c); c.next != nil && c.next == c.was {
 				continue

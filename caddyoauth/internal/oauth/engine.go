@@ -44,7 +44,8 @@ type Settings struct {
 	// Proofs judges the DPoP proofs of token requests. Nil if the realm ignores them; then no client has
 	// DPoPRequired.
 	Proofs *Proofs
-	// Managed is the store's ability to keep managed clients. Nil if it has none; then there are none.
+	// Managed is the store's ability to keep managed clients. Nil if it has none, or the realm has no
+	// managed clients.
 	Managed ClientStore
 	// Inventory notes what clients do; nil if nobody wants to know. InventoryAddresses is one of the
 	// Address constants; the default is AddressPrefix.

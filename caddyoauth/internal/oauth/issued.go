@@ -96,9 +96,39 @@ func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspec
 			return introspect.InactiveBecause(introspect.CauseClientGeneration), nil
 		}
 	}
+	if err := i.upToDate(ctx, record); err != nil {
+		return nil, err
+	}
 	facts := i.facts(record)
 	facts.Expiry = record.Expiry()
 	return facts, nil
+}
+
+// upToDate fails if another gateway has issued the token after a change of its client that this one has
+// not heard of yet, but will in a moment. Revise would take the token for one that has ended.
+func (i *issued) upToDate(ctx context.Context, record Token) error {
+	if i.cfg.Coherent == nil {
+		return nil // there is no other gateway
+	}
+	now := i.state.Load()
+	switch client := now.clients.find(record.ClientID); {
+	case client == nil && i.cfg.Managed == nil, now.agreed == nil:
+		return nil
+	case client != nil:
+		if known, ok := now.agreed.generationOf(client); ok && known >= record.ClientGeneration {
+			return nil
+		}
+	}
+	current, err := i.askGeneration(ctx, record.ClientID)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case current == record.ClientGeneration:
+		return fmt.Errorf("%w: it says of the token's client what has not been heard of yet", ErrUnreachable)
+	}
+	return nil
 }
 
 // Inquire is Lookup, which leaves no trace here. See [introspect.Inquirer].

@@ -169,7 +169,7 @@ func (a *agreement) generationOf(client *registered) (uint64, bool) {
 // It returns ErrNotFound if the client is no longer there.
 func (i *issued) askGeneration(ctx context.Context, id string) (uint64, error) {
 	ref := ClientRef{i.cfg.Realm, id}
-	if client := i.state.Load().clients.find(id); client != nil && client.managed {
+	if client := i.state.Load().clients.find(id); (client == nil || client.managed) && i.cfg.Managed != nil {
 		current, err := i.cfg.Managed.ManagedClient(ctx, ref)
 		return current.Generation, err
 	}
