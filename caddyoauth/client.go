@@ -468,7 +468,7 @@ func (sc *ClientSecret) provision() (*oauth.Secret, error) {
 			return nil, err
 		}
 	}
-	secret.From, secret.Until, secret.Retires = sc.From, sc.Until, sc.RetireUnused != 0
+	secret.From, secret.Until, secret.RetireUnused = sc.From, sc.Until, time.Duration(sc.RetireUnused)
 	secret.ID = secretID(value)
 	if sc.Secret != "" {
 		// By where it is, not by what it is: what can be guessed must not be told by its ID.

@@ -45,6 +45,8 @@
 //	routes.go              lists who gets in where: routes_watcher.go watches walks that stand for many
 //	                       requests, routes_answer.go says who got in, routes_pattern.go knows which
 //	                       hosts and paths belong together
+//	managed.go             clients that operators add while gateways run; retire_secrets.go removes those
+//	                       of their secrets that are no longer used
 //	transport.go, path.go  which connections and which paths are acceptable
 //	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret

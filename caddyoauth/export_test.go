@@ -55,3 +55,14 @@ func OldNonce(place oauth.Place, proof string, of introspect.ProofOf, age time.D
 	}
 	return nonce
 }
+
+// Retirement is what the running gateway does every few minutes about secrets that retire, at a time that
+// the test chooses.
+type Retirement struct{ found foundUnused }
+
+// Pass removes the secrets that are unused, and were found so by the Pass before, and returns how many it
+// has found.
+func (r *Retirement) Pass(ctx context.Context, now time.Time) (found int, err error) {
+	r.found, err = activeApp().retireSecrets(ctx, now, r.found)
+	return len(r.found), err
+}

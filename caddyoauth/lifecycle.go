@@ -93,6 +93,9 @@ import (
 //   - shareKeys (openStore.shareKeys) does the same for keys that an operator has rotated. Each App
 //     reads them under the mutex of agree, so the keys of before don't come back with an agree that
 //     had read them already.
+//
+// Beside that, keepRetiringSecrets removes secrets of managed clients that nobody uses any more, as an
+// operator would, from Start to Stop while the App is in force.
 
 const (
 	// startTimeout bounds all that Start does with the store, and all that Stop and Cleanup do.
@@ -140,6 +143,9 @@ type running struct {
 	// ran.
 	endAgreeing   context.CancelFunc
 	agreeingEnded chan struct{}
+	// endRetiring makes keepRetiringSecrets return, which closes retiringEnded. Both are nil if it never ran.
+	endRetiring   context.CancelFunc
+	retiringEnded chan struct{}
 
 	// committed tells whether commit is done. The App's own keepAgreeing and the Stop of its
 	// predecessor may both call it, hence the mutex.
@@ -222,7 +228,23 @@ func (a *App) start() error {
 		r.engine = oauth.New(r.settings)
 	}
 	a.run.news = opened.follow(a) // from here on, others use the engines
-	return a.beginAgreeing(key)
+	if err := a.beginAgreeing(key); err != nil {
+		return err
+	}
+	a.beginRetiringSecrets()
+	return nil
+}
+
+// beginRetiringSecrets starts keepRetiringSecrets if a realm has managed clients and the store can tell what they use.
+func (a *App) beginRetiringSecrets() {
+	hasManaged := func(r *servedRealm) bool { return r.managed != nil }
+	if a.run.opened.clients == nil || a.run.opened.inventory == nil || !slices.ContainsFunc(slices.Collect(maps.Values(a.realms)), hasManaged) {
+		return
+	}
+	var running context.Context
+	running, a.run.endRetiring = context.WithCancel(context.Background())
+	a.run.retiringEnded = make(chan struct{})
+	go a.keepRetiringSecrets(running)
 }
 
 // beginAgreeing agrees for the first time, commits if no other App is in force, and starts
@@ -714,6 +736,7 @@ func (a *App) commit(ctx context.Context) error {
 // unless the other one uses it. The store stays open: requests of this configuration may still run.
 func (a *App) Stop() error {
 	a.stopAgreeing()
+	a.stopRetiringSecrets()
 	inForce := caddy.ActiveContext().Context
 	if inForce == nil {
 		return nil // the process ends
@@ -739,6 +762,14 @@ func (a *App) stopAgreeing() {
 	if a.run.endAgreeing != nil {
 		a.run.endAgreeing()
 		<-a.run.agreeingEnded
+	}
+}
+
+// stopRetiringSecrets ends keepRetiringSecrets, and waits for it. It may be called twice.
+func (a *App) stopRetiringSecrets() {
+	if a.run.endRetiring != nil {
+		a.run.endRetiring()
+		<-a.run.retiringEnded
 	}
 }
 
@@ -778,6 +809,7 @@ func (a *App) withdraw() error {
 // that failed, and then without Stop.
 func (a *App) Cleanup() error {
 	a.stopAgreeing()
+	a.stopRetiringSecrets()
 	if a.run.opened != nil {
 		a.run.opened.unfollow(a)
 	}

@@ -39,6 +39,9 @@ type managedRecord struct {
 	// Created and Changed are when it was added, and last changed.
 	Created time.Time `json:"created"`
 	Changed time.Time `json:"changed"`
+	// Idle is since when the disuse of each secret counts, by its ID: since it was added, or since the
+	// client was enabled again.
+	Idle map[string]time.Time `json:"idle,omitempty"`
 }
 
 // managedRecordVersion is the version of the records that this program writes. It can't tell what those
@@ -253,6 +256,7 @@ func (a *App) changeAllManaged(ctx context.Context, r *servedRealm, ids []string
 				if c.next.Created.IsZero() {
 					c.next.Created = c.next.Changed
 				}
+				c.next.countDisuse(c.was)
 				if c.was == nil || ends(c.was, c.next) {
 					// By the clock, so a client that was removed and is added anew doesn't get the
 					// generation that it had.

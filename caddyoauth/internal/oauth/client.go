@@ -99,7 +99,7 @@ func (c *Client) proofBy(secret *Secret, now time.Time) Proof {
 		if !other.hasBegun(now) {
 			continue // nobody can change over to it yet
 		}
-		proof.Old = proof.Old || secret.endsBefore(other) || below && (secret.Retires || !other.endsBefore(secret))
+		proof.Old = proof.Old || secret.endsBefore(other) || below && (secret.RetireUnused != 0 || !other.endsBefore(secret))
 	}
 	return proof
 }

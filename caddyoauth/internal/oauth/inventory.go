@@ -296,6 +296,12 @@ func (i *Inventory) Uses(ctx context.Context, realm string, ids []string) (Uses,
 	return uses, nil
 }
 
+// Touch has the store write what it keeps of a client once more, as it is. Unless that fails, the store
+// takes what gateways have noted.
+func (i *Inventory) Touch(ctx context.Context, client ClientRef) error {
+	return i.store.AddUses(ctx, client.Realm, map[string]Use{client.ClientID: {}})
+}
+
 // Forget drops what is kept of clients of a realm.
 func (i *Inventory) Forget(ctx context.Context, realm string, ids []string) error {
 	for _, id := range ids {

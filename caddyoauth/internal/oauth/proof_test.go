@@ -72,8 +72,8 @@ func TestProofsOfSecretsThatBegin(t *testing.T) {
 		{"beside one that has not begun", func(_, other *Secret) { other.From = early }, false},
 		{"ends, beside one that has not begun", func(used, other *Secret) { used.Until, other.From = late, early }, false},
 		{"beside one that ends before it", func(_, other *Secret) { other.Until = late }, false},
-		{"retires, beside one that ends before it", func(used, other *Secret) { used.Retires, other.Until = true, late }, true},
-		{"retires, beside one that has not begun", func(used, other *Secret) { used.Retires, other.From = true, early }, false},
+		{"retires, beside one that ends before it", func(used, other *Secret) { used.RetireUnused, other.Until = time.Hour, late }, true},
+		{"retires, beside one that has not begun", func(used, other *Secret) { used.RetireUnused, other.From = time.Hour, early }, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			used, other := quickSecret(t, "used"), quickSecret(t, "other")

@@ -46,8 +46,9 @@ type Secret struct {
 	// the zero time is never.
 	From, Until time.Time
 
-	// Retires is set if the secret is to go once a newer one, which is listed below it, is in use.
-	Retires bool
+	// RetireUnused is after how long without use the secret is to go, if there is a newer one, which is
+	// listed below it; zero is never.
+	RetireUnused time.Duration
 
 	*digest
 }

@@ -1,0 +1,234 @@
+package caddyoauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
+)
+
+// A secret of a managed client with retire_unused goes by itself once nobody has used it for so long while
+// a newer one is valid. Any gateway may remove it, as an operator would. It goes by what the fleet knows of
+// its uses, and while that can't be told, the secret stays.
+
+const (
+	// retireInterval is how often an App looks for secrets to retire.
+	retireInterval = 5 * time.Minute
+	// usesSettle is how long after a secret was found unused this must still be so: by then, every gateway
+	// has written the uses from before. Whatever keeps the others from writing keeps this one, too, and
+	// then it finds nothing unused.
+	usesSettle = 2 * inventoryInterval
+)
+
+// foundUnused are the secrets that were found unused, and when first. There is an entry for each secret that
+// retires, at most.
+type foundUnused map[retiring]time.Time
+
+type retiring struct {
+	client oauth.ClientRef
+	secret string
+}
+
+// keepRetiringSecrets retires secrets while the App is in force. It returns when ctx ends.
+func (a *App) keepRetiringSecrets(ctx context.Context) {
+	defer close(a.run.retiringEnded)
+	ticker := time.NewTicker(retireInterval)
+	defer ticker.Stop()
+	var found foundUnused
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if activeApp() != a {
+			continue
+		}
+		pass, cancel := context.WithTimeout(ctx, startTimeout)
+		var err error
+		found, err = a.retireSecrets(pass, time.Now(), found)
+		cancel()
+		if err != nil && !failing && ctx.Err() == nil {
+			a.logger.Warn("secrets that are no longer used can't be retired: trying again every five minutes", zap.Error(err))
+		}
+		failing = err != nil
+	}
+}
+
+// retireSecrets removes the secrets that are unused now, and were found so before, at least usesSettle ago.
+// It returns those that are found now. After an error, secrets stay that could have gone.
+func (a *App) retireSecrets(ctx context.Context, now time.Time, before foundUnused) (foundUnused, error) {
+	found := make(foundUnused)
+	var errs []error
+	for _, name := range sortedKeys(a.realms) {
+		for ids := range slices.Chunk(a.realms[name].retiringClients(), maxClientsPage) {
+			if err := a.retireSecretsOf(ctx, a.realms[name], ids, now, before, found); err != nil {
+				errs = append(errs, fmt.Errorf("realm %q: %w", name, err))
+			}
+		}
+	}
+	return found, errors.Join(errs...)
+}
+
+// retiringClients returns the managed clients that have a secret to retire one day.
+func (r *servedRealm) retiringClients() (ids []string) {
+	if r.managed == nil || r.engine == nil {
+		return nil
+	}
+	retires := func(s *oauth.Secret) bool { return s.RetireUnused != 0 }
+	for client := range r.engine.Managed {
+		// One that is disabled, or hidden by the configuration, can't use a secret.
+		if len(client.Secrets) > 1 && slices.ContainsFunc(client.Secrets, retires) && !client.Disabled && r.settings.Clients[client.ID] == nil {
+			ids = append(ids, client.ID)
+		}
+	}
+	return ids
+}
+
+// retireSecretsOf is retireSecrets for some clients of a realm. It adds to found.
+func (a *App) retireSecretsOf(ctx context.Context, r *servedRealm, ids []string, now time.Time, before, found foundUnused) error {
+	uses, err := a.usesOf(ctx, r, ids)
+	if err != nil {
+		return fmt.Errorf("when secrets were used: %w", err)
+	}
+	var errs []error
+	for _, id := range ids {
+		client, ok := r.engine.ManagedByID(id)
+		idle := func(s *oauth.Secret) bool {
+			since, known := uses.UnusedSince(id, s.ID)
+			return s.RetireUnused != 0 && known && now.Sub(since) >= s.RetireUnused
+		}
+		if !ok || !slices.ContainsFunc(client.Secrets, idle) {
+			continue // without a look into the store
+		}
+		if err := a.retireSecretsOfClient(ctx, r, id, uses, now, before, found); err != nil {
+			errs = append(errs, fmt.Errorf("client %q: %w", id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// errNotUnused ends a change that would remove nothing.
+var errNotUnused = errors.New("no secret is unused")
+
+func (a *App) retireSecretsOfClient(ctx context.Context, r *servedRealm, id string, uses oauth.Uses, now time.Time, before, found foundUnused) error {
+	ref := oauth.ClientRef{Realm: r.name, ClientID: id}
+	stored, err := a.run.opened.clients.ManagedClient(ctx, ref)
+	if errors.Is(err, oauth.ErrNotFound) {
+		return nil // it was removed meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	record, err := readManaged(stored)
+	if err != nil {
+		return err
+	}
+	settled := false
+	for _, secret := range record.unused(id, uses, now) {
+		key := retiring{ref, secret}
+		if at, ok := before[key]; ok {
+			found[key] = at
+			settled = settled || now.Sub(at) >= usesSettle
+			continue
+		}
+		// A store that takes no writes has not heard of uses for a while. If it takes this one, it takes
+		// those of all gateways from now on.
+		if err := a.run.opened.inventory.Touch(ctx, ref); err != nil {
+			return err
+		}
+		found[key] = now
+	}
+	if !settled {
+		return nil
+	}
+	never := func(_, _ *managedRecord) bool { return false }
+	was, next, _, err := a.changeManaged(ctx, r, id, never, func(was *managedRecord, _ uint64) (*managedRecord, error) {
+		if was == nil || was.Client.Disabled {
+			return nil, errNotUnused
+		}
+		gone := slices.DeleteFunc(was.unused(id, uses, now), func(secret string) bool {
+			at, ok := found[retiring{ref, secret}]
+			return !ok || now.Sub(at) < usesSettle
+		})
+		if len(gone) == 0 {
+			return nil, errNotUnused
+		}
+		next := *was
+		next.Client.Secrets = slices.DeleteFunc(slices.Clone(was.Client.Secrets), func(s ClientSecret) bool { return slices.Contains(gone, secretID(s.Hash)) })
+		return &next, nil
+	})
+	if errors.Is(err, errNotUnused) {
+		return nil
+	}
+	if next != nil {
+		a.logChange(r, id, clientAudit{event: "client_secret_removed", was: was, next: next, err: err}, zap.String("cause", "unused"))
+	}
+	return err
+}
+
+// countDisuse notes since when the disuse of each secret counts. was is the record from before, nil for
+// none.
+func (m *managedRecord) countDisuse(was *managedRecord) {
+	m.Idle = make(map[string]time.Time, len(m.Client.Secrets)) // was may have the same one
+	for _, s := range m.Client.Secrets {
+		id := secretID(s.Hash)
+		m.Idle[id] = m.Changed
+		if was == nil || was.Client.Disabled {
+			continue
+		}
+		if since, ok := was.Idle[id]; ok {
+			m.Idle[id] = since
+		}
+	}
+}
+
+// unused returns the IDs of secrets that are to go: they have not been used for their retire_unused, during
+// which a newer one, which is listed below, was valid. id is the client's.
+func (m *managedRecord) unused(id string, uses oauth.Uses, now time.Time) (secrets []string) {
+	for i, s := range m.Client.Secrets {
+		if s.RetireUnused == 0 {
+			continue
+		}
+		secret := secretID(s.Hash)
+		unused, known := uses.UnusedSince(id, secret)
+		idle, counts := m.Idle[secret]
+		newer, replaced := m.replacedSince(i, now)
+		if !known || !counts || !replaced {
+			continue
+		}
+		for _, since := range []time.Time{idle, newer} {
+			if unused.Before(since) {
+				unused = since
+			}
+		}
+		if now.Sub(unused) >= time.Duration(s.RetireUnused) {
+			secrets = append(secrets, secret)
+		}
+	}
+	return secrets
+}
+
+// replacedSince returns since when a newer secret than the one at position i, from 0, has been valid, and
+// false if none is valid now.
+func (m *managedRecord) replacedSince(i int, now time.Time) (since time.Time, ok bool) {
+	for _, newer := range m.Client.Secrets[i+1:] {
+		begun, counts := m.Idle[secretID(newer.Hash)]
+		if begun.Before(newer.From) {
+			begun = newer.From
+		}
+		if !counts || now.Before(begun) || !newer.Until.IsZero() && !now.Before(newer.Until) {
+			continue
+		}
+		if !ok || begun.Before(since) {
+			since, ok = begun, true
+		}
+	}
+	return since, ok
+}
