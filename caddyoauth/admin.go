@@ -52,6 +52,7 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 		guarded("/oauth/health", serveHealth),
 		guarded("/oauth/keys", serveKeyList),
 		guarded("/oauth/keys/rotate", serveRotate),
+		guarded("/oauth/openapi.json", serveOpenAPI),
 		guarded("/oauth/routes", serveRoutes),
 		guarded("/oauth/tokens/revoke", serveRevoke),
 	}

@@ -18,7 +18,7 @@
 //	                                                                             admin_clients.go, admin_events.go,
 //	                                                                             admin_keys.go, admin_move.go,
 //	                                                                             admin_revoke.go, console.go,
-//	                                                                             explain.go, health.go, routes.go
+//	                                                                             explain.go, health.go, openapi.go, routes.go
 //	caddy oauth                  the command line                                command.go, command_assertion.go,
 //	                                                                             command_client.go, command_explain.go,
 //	                                                                             command_keys.go, command_lint.go,

@@ -274,6 +274,9 @@ func (g *gateway) try(r *http.Request) (answer, error) {
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
+	if err == nil && strings.HasPrefix(r.URL.Path, "/oauth/") && !strings.HasPrefix(r.URL.Path, "/oauth/console/") && res.Header.Get("Server") == "" { // Caddy's sites have that header
+		checkOpenAPI(g.t, r, res, string(body))
+	}
 	return answer{res, string(body)}, err
 }
 
