@@ -10,7 +10,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
@@ -620,18 +619,21 @@ func (a *App) logChange(realm *servedRealm, id string, audit clientAudit, by ...
 	a.logger.Log(level, message, append(fields, by...)...)
 }
 
-// endManaged ends all tokens of a managed client.
-func (a *App) endManaged(ctx context.Context, realm *servedRealm, id string) error {
+// endManaged ends all tokens of managed clients, and returns how many of them there are.
+func (a *App) endManaged(ctx context.Context, realm *servedRealm, ids ...string) (int, error) {
+	ended := 0
 	always := func(_, _ *managedRecord) bool { return true }
-	_, _, _, err := a.changeManaged(ctx, realm, id, always, func(was *managedRecord, _ uint64) (*managedRecord, error) {
+	changed, err := a.changeAllManaged(ctx, realm, ids, always, func(_ string, was *managedRecord, _ uint64) (*managedRecord, error) {
 		if was == nil {
-			return nil, oauth.ErrNotFound
+			return nil, nil
 		}
 		next := *was
 		return &next, nil
 	})
-	if err != nil {
-		return fmt.Errorf("client %q: %w", id, err)
+	for _, client := range changed {
+		if client.next != nil {
+			ended++
+		}
 	}
-	return nil
+	return ended, err
 }

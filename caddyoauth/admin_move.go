@@ -31,7 +31,8 @@ import (
 const exportVersion = 1
 
 const (
-	// maxImported bounds the clients of one import. They change together, and other gateways hear of each.
+	// maxImported bounds the clients of one import, and of other changes of many. They change together,
+	// and other gateways hear of each.
 	maxImported = 500
 	// maxImportBody bounds the body of an import, in bytes. It has room for as many clients as there may be,
 	// of which each would fit a PUT.

@@ -165,18 +165,25 @@ func (a *App) endTokens(ctx context.Context, realm *servedRealm, client string) 
 		defer cancel()
 	}
 	if client != "" && realm.settings.Clients[client] == nil {
-		return 1, a.endManaged(ctx, realm, client)
+		ended, err := a.endManaged(ctx, realm, client)
+		if err == nil && ended == 0 {
+			err = oauth.ErrNotFound
+		}
+		return ended, err
 	}
 	clients, ended := []string{client}, 0
 	if client == "" {
 		clients = sortedKeys(realm.settings.Clients)
-		if realm.managed != nil {
-			for managed := range realm.engine.Managed {
-				if err := a.endManaged(ctx, realm, managed.ID); err != nil && !errors.Is(err, oauth.ErrNotFound) {
-					return 0, err
-				}
-				ended++
+		var managed []string
+		for client := range realm.engine.Managed {
+			managed = append(managed, client.ID)
+		}
+		for ids := range slices.Chunk(managed, maxImported) {
+			n, err := a.endManaged(ctx, realm, ids...)
+			if err != nil {
+				return 0, err
 			}
+			ended += n
 		}
 	}
 	others, err := opened.endTokens(ctx, realm.name, clients, client == "", a.heldGenerations())

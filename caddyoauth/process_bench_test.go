@@ -589,17 +589,24 @@ func fillStore(b *testing.B, file string, live int) {
 
 // BenchmarkProcessManagedClients starts a gateway on a file with 100,000 managed clients, and one on a
 // file without. It reports how much longer the first takes until it is ready, how much more memory it
-// has, and the CPU time of a token for a managed client beside that for one of the configuration.
+// has, and the CPU time of a token for a managed client beside that for one of the configuration; and
+// how long operators wait for a page of those that nobody uses, for the export of all, and for the end
+// of all tokens of the realm.
 func BenchmarkProcessManagedClients(b *testing.B) {
 	const clients = 100_000
 	file := filepath.Join(b.TempDir(), "tokens.db")
 	secret := fillManaged(b, file, clients)
 	empty := filepath.Join(b.TempDir(), "empty.db")
 	var seconds, mebibytes, ratios []float64
+	waits := make(map[string][]float64)
+	if _, err := caddyBinary(); err != nil { // else the first start includes its build
+		b.Fatal(err)
+	}
 	for range b.N {
 		options := "managed_clients\n" + testClients
 		begin := time.Now()
-		with := startProcess(b, "store bbolt "+file+"\n"+options, "oauth_server", "")
+		admin := porttest.Address(b)
+		with := startProcessWith(b, "admin "+admin, "store bbolt "+file+"\n"+options, "oauth_server", "")
 		with.token(b)
 		took := time.Since(begin)
 		begin = time.Now()
@@ -617,8 +624,32 @@ func BenchmarkProcessManagedClients(b *testing.B) {
 		configured := func() *http.Request { return with.post("/oauth2/access_token") }
 		with.load(b, managed)
 		ratios = append(ratios, with.cpuPerRequest(b, managed)/with.cpuPerRequest(b, configured))
+		for name, r := range map[string]struct{ method, path, body string }{
+			"page":   {"GET", "/oauth/clients?unused=90d", ""},
+			"export": {"POST", "/oauth/clients/export", "{}"},
+			"end":    {"POST", "/oauth/tokens/revoke", `{"realm":"root","all":true}`},
+		} {
+			begin = time.Now()
+			asked, err := http.NewRequest(r.method, "http://"+admin+r.path, strings.NewReader(r.body))
+			if err != nil {
+				b.Fatal(err)
+			}
+			asked.Header.Set("Content-Type", "application/json")
+			res, err := (&http.Client{Timeout: 5 * time.Minute}).Do(asked)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, res.Body); err != nil || res.StatusCode != http.StatusOK {
+				b.Errorf("%s: %d %v", name, res.StatusCode, err)
+			}
+			res.Body.Close()
+			waits[name] = append(waits[name], time.Since(begin).Seconds())
+		}
 		with.stop()
 		without.stop()
+	}
+	for name, took := range waits {
+		b.ReportMetric(median(took), "s-"+name)
 	}
 	b.ReportMetric(median(seconds), "s-longer")
 	b.ReportMetric(median(mebibytes), "MiB-more")
