@@ -27,7 +27,9 @@ func init() {
 // /oauth/clients lists clients, and what is below it adds and changes managed ones. GET
 // /oauth/keys lists the keys of realms, and POST /oauth/keys/rotate makes new ones. POST
 // /oauth/explain says which way a request would go, and GET /oauth/routes who gets in where. GET
-// /oauth/health says whether the gateway can do its work. /oauth/console/ is a page that shows all that.
+// /oauth/health says whether the gateway can do its work, and GET /oauth/ how everything is. GET
+// /oauth/live has the last hour, and GET /oauth/events what happens now. /oauth/console/ is a page that
+// shows all that.
 type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -50,6 +52,8 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 		guarded(explainPattern, serveExplain),
 		guarded("/oauth/forget", forget),
 		guarded("/oauth/health", serveHealth),
+		guarded("/oauth/live", serveLive),
+		guarded("/oauth/{$}", serveState),
 		guarded("/oauth/keys", serveKeyList),
 		guarded("/oauth/keys/rotate", serveRotate),
 		guarded("/oauth/openapi.json", serveOpenAPI),

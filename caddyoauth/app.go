@@ -426,6 +426,7 @@ func (a *App) useSources(modules []any, realm string) ([]routeSource, error) {
 			if a.sources[key] == nil {
 				a.sources[key] = &usedSource{module: module}
 			}
+			a.sources[key].routes++
 			source = a.sources[key]
 		default:
 			return nil, fmt.Errorf("%T is not a source of tokens", module)

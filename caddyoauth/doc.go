@@ -17,8 +17,9 @@
 //	admin.api.oauth              the paths below /oauth/ on the admin endpoint   admin.go, admin_browser.go,
 //	                                                                             admin_clients.go, admin_events.go,
 //	                                                                             admin_keys.go, admin_move.go,
-//	                                                                             admin_revoke.go, console.go,
-//	                                                                             explain.go, health.go, openapi.go, routes.go
+//	                                                                             admin_revoke.go, admin_state.go, console.go,
+//	                                                                             explain.go, health.go, history.go,
+//	                                                                             openapi.go, routes.go
 //	caddy oauth                  the command line                                command.go, command_assertion.go,
 //	                                                                             command_client.go, command_explain.go,
 //	                                                                             command_keys.go, command_lint.go,

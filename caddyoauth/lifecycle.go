@@ -122,6 +122,8 @@ type running struct {
 	opened *openStore
 	// news is what this App hears of the store. It is nil if it needs none.
 	news *news
+	// history is what this process has done in the last hour.
+	history *history
 	// held is what this App took from the pools. Cleanup gives back exactly that: giving back one
 	// reference too many would close what the configuration in force uses.
 	held []reference
@@ -180,6 +182,10 @@ func (a *App) start() error {
 	}
 	a.run.held = append(a.run.held, reference{openStores, key})
 	a.run.opened = opened
+	if a.run.history, _, err = loadOrOpen(openHistories, historyKey, func() (*history, error) { return newHistory(collectors.read), nil }); err != nil {
+		return err
+	}
+	a.run.held = append(a.run.held, reference{openHistories, historyKey})
 	if err := a.openAllSources(); err != nil {
 		return err
 	}
@@ -296,7 +302,10 @@ func (a *App) openAllSources() error {
 		if a.Cache.Disabled {
 			memory = introspect.SourceConfig{}
 		}
-		memory.OnStale = collectors.staleAnswers.Inc
+		memory.OnStale = func() {
+			collectors.staleAnswers.Inc()
+			used.stale.now()
+		}
 		source := pooled.Source
 		if remote, ok := used.module.(*IntrospectSource); ok {
 			source = source.(*introspect.Remote).WithTimeout(time.Duration(remote.Timeout))

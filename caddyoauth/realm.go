@@ -116,6 +116,8 @@ type servedRealm struct {
 	mtlsBase string
 	// noOpenIDConfiguration is set if the metadata is not served where OpenID Connect has it.
 	noOpenIDConfiguration bool
+	// format is the token_format of clients that have none of their own.
+	format string
 	// signing is nil if the realm signs nothing.
 	signing  *signing
 	app      *App
@@ -220,7 +222,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
-	r := &servedRealm{name: name, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), certificates: make(map[string][]string), federated: make(map[string]*federatedKeys)}
+	r := &servedRealm{name: name, format: format, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), certificates: make(map[string][]string), federated: make(map[string]*federatedKeys)}
 	if rc.ManagedClients {
 		r.managed = &managedRealm{format: format, lifetime: lifetime, scopes: defaultScopes, limits: limits}
 	}

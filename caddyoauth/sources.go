@@ -94,6 +94,9 @@ type usedSource struct {
 	issuer string            // whose tokens it knows, if the configuration says so
 	taken  map[string]bool   // the issuers of all sources and realms
 
+	routes int      // how many oauth_protect use it
+	stale  lastTime // when the cache answered in its place, because it could not be asked
+
 	warn sync.Once // about the first token that names one of the other issuers
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"strings"
 	"testing"
 	"time"
 
@@ -95,6 +96,9 @@ func TestInquiringARemoteServerLeavesNoTrace(t *testing.T) {
 	if facts, err := r.Inquire(t.Context(), introspect.NewToken(remoteToken)); err != nil || !facts.Active {
 		t.Errorf("%+v %v", facts, err)
 	}
+	if err := r.LastError(); err != nil {
+		t.Errorf("nothing was sent, and it says %v", err)
+	}
 	server.answers(status(503))
 	for range 3 {
 		if _, err := r.Inquire(t.Context(), introspect.NewToken(remoteToken)); err == nil {
@@ -106,6 +110,9 @@ func TestInquiringARemoteServerLeavesNoTrace(t *testing.T) {
 	}
 	if _, err := r.Lookup(t.Context(), introspect.NewToken(remoteToken)); err == nil || r.Available() {
 		t.Errorf("a lookup judges it: %v", err)
+	}
+	if err := r.LastError(); err == nil || !strings.HasSuffix(err.Error(), ": status (503)") {
+		t.Errorf("the last error is %v", err)
 	}
 	asked := server.asked.Load()
 	if _, err := r.Inquire(t.Context(), introspect.NewToken(remoteToken)); err == nil || server.asked.Load() != asked {

@@ -258,6 +258,10 @@ func (j *JWT) HasKeys() bool {
 	return set != nil && set.fitting(j.cfg.Algorithms) > 0
 }
 
+// LastError returns why the latest attempt to get the keys failed, or nil if it succeeded. Its text has no
+// secret.
+func (j *JWT) LastError() error { return j.cfg.Keys.lastError() }
+
 // set returns the current set of keys, nil if there is none yet.
 func (j *JWT) set() *keySet { return j.cfg.Keys.set() }
 

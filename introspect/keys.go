@@ -456,6 +456,13 @@ func (k *Keys) refresh(ctx context.Context) error {
 	return k.failure
 }
 
+// lastError returns how the latest fetch ended.
+func (k *Keys) lastError() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.failure
+}
+
 // leastPause returns the least time between two fetches. Without any keys it is short: the
 // issuer may be starting at the same time as this program, and all its tokens wait.
 func (k *Keys) leastPause() time.Duration {

@@ -58,7 +58,8 @@ type remoteServer struct {
 	client        *http.Client
 	circuit       circuit
 
-	denied atomic.Bool // see Denied
+	denied atomic.Bool            // see Denied
+	failed atomic.Pointer[string] // see LastError
 
 	good   remembered[struct{}]     // tokens that were active
 	faulty remembered[*RemoteError] // tokens that got no sensible answer
@@ -112,6 +113,15 @@ func (r *Remote) Available() bool {
 // Denied reports whether the server answered the latest requests with [RemoteCredentials], and none
 // sensibly since. The credentials are then probably wrong; but some servers say that of a token.
 func (r *Remote) Denied() bool { return r.denied.Load() }
+
+// LastError returns why the latest request to the server failed, or nil if the server answered it. A
+// token may have made it fail. Its text is that of a [RemoteError].
+func (r *Remote) LastError() error {
+	if text := r.failed.Load(); text != nil {
+		return errors.New(*text)
+	}
+	return nil
+}
 
 // NewRemote creates a source that asks the introspection endpoint of cfg. It sends nothing
 // yet. An error means that the configuration is wrong.
@@ -278,6 +288,8 @@ func (r *Remote) Lookup(ctx context.Context, token Token) (*Facts, error) {
 	if failure.Kind == RemoteCredentials {
 		r.denied.Store(true)
 	}
+	text := failure.Error()
+	r.failed.Store(&text)
 	outcome = failure.outcome()
 	if outcome == circuitFault {
 		r.faulty.put(id, r.cfg.Now(), failure)
@@ -309,6 +321,7 @@ func (r *Remote) Inquire(ctx context.Context, token Token) (*Facts, error) {
 // count reports an answer to OnRequest. It makes sense, so the server knows us.
 func (r *Remote) count(facts *Facts, took time.Duration) {
 	r.denied.Store(false)
+	r.failed.Store(nil)
 	if facts.Active {
 		r.cfg.OnRequest(RemoteActive, took)
 	} else {
