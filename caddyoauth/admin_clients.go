@@ -2,21 +2,15 @@ package caddyoauth
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"maps"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -27,7 +21,7 @@ import (
 
 // The part of the admin endpoint that is about clients:
 //
-//	GET    /oauth/clients                                 lists all, a page at a time
+//	GET    /oauth/clients                                 lists all, a page at a time; see admin_list.go
 //	GET    /oauth/clients/<realm>/<id>                    shows one
 //	PUT    /oauth/clients/<realm>/<id>                    adds a managed client, or changes its settings
 //	DELETE /oauth/clients/<realm>/<id>                    removes it
@@ -68,13 +62,6 @@ type shownSecret struct {
 	RetireUnused string    `json:"retire_unused,omitempty"`
 	// Used is when it authenticated the client last; zero if that is not known.
 	Used time.Time `json:"used,omitzero"`
-}
-
-// listedClients is a page of clients.
-type listedClients struct {
-	Clients []shownClient `json:"clients"`
-	// Next is the value of after that has the next page; empty on the last one.
-	Next string `json:"next,omitempty"`
 }
 
 // secretID is the ID of a secret, by its hash or, if a configuration refers to the secret itself, by that
@@ -119,155 +106,11 @@ func showManaged(realm, id string, record *managedRecord) shownClient {
 // etag is the entity tag of a managed client.
 func etag(version uint64) string { return `"` + strconv.FormatUint(version, 10) + `"` }
 
-const (
-	defaultClientsPage = 100
-	maxClientsPage     = 1000
-)
-
-// serveClients lists clients.
-func serveClients(w http.ResponseWriter, r *http.Request) error {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		return adminError(http.StatusMethodNotAllowed, "GET or HEAD only")
-	}
-	app := activeApp()
-	if app == nil {
-		return adminError(http.StatusNotFound, "oauth is not configured")
-	}
-	query := r.URL.Query()
-	names := sortedKeys(app.realms)
-	if name := query.Get("realm"); name != "" {
-		if app.realms[name] == nil {
-			return unknownRealm(name, names)
-		}
-		names = []string{name}
-	}
-	limit := defaultClientsPage
-	if text := query.Get("limit"); text != "" {
-		var err error
-		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > maxClientsPage {
-			return adminError(http.StatusBadRequest, "limit must be a number from 1 to %d", maxClientsPage)
-		}
-	}
-	afterRealm, afterID, ok := readCursor(query)
-	if !ok {
-		return adminError(http.StatusBadRequest, "after is not what this gateway has answered as next to the same question: begin without it")
-	}
-	page := listedClients{Clients: []shownClient{}}
-	for _, name := range names {
-		if name < afterRealm {
-			continue
-		}
-		realm := app.realms[name]
-		for _, id := range realm.clientIDs() {
-			if name == afterRealm && id <= afterID {
-				continue
-			}
-			if len(page.Clients) == limit {
-				last := page.Clients[limit-1]
-				page.Next = cursor(query, last.Realm, last.ID)
-				return app.answerPage(w, r, page)
-			}
-			shown, _, err := app.showClient(r.Context(), realm, id)
-			if errors.Is(err, oauth.ErrNotFound) {
-				continue // it was removed meanwhile
-			}
-			if err != nil {
-				return adminError(http.StatusServiceUnavailable, "the token store: %w", err)
-			}
-			page.Clients = append(page.Clients, shown)
-		}
-	}
-	return app.answerPage(w, r, page)
-}
-
-// answerPage answers with a page, to which it adds what the clients did last.
-func (a *App) answerPage(w http.ResponseWriter, r *http.Request, page listedClients) error {
-	ids := make(map[string][]string)
-	for _, c := range page.Clients {
-		ids[c.Realm] = append(ids[c.Realm], c.ID)
-	}
-	for realm, ids := range ids {
-		uses, err := a.usesOf(r.Context(), a.realms[realm], ids)
-		if err != nil {
-			return adminError(http.StatusServiceUnavailable, "the token store: %w", err)
-		}
-		for i := range page.Clients {
-			if c := &page.Clients[i]; c.Realm == realm {
-				c.addUse(uses.Clients[c.ID], a.realms[realm].settings.InventoryAddresses)
-			}
-		}
-	}
-	return answerJSON(w, page)
-}
-
-// cursorSeal seals cursors under a key of this process, so nobody comes to rely on what is in them, and a
-// cursor is good until the process ends.
-var cursorSeal = sync.OnceValue(func() cipher.AEAD {
-	key := make([]byte, 32)
-	rand.Read(key) // never fails: the runtime ends the process instead
-	block, err := aes.NewCipher(key)
-	if err == nil {
-		var seal cipher.AEAD
-		if seal, err = cipher.NewGCMWithRandomNonce(block); err == nil {
-			return seal
-		}
-	}
-	panic(err) // the length of the key is right
-})
-
-// cursor returns what has the clients that follow one, for the same question.
-func cursor(query url.Values, realm, id string) string {
-	return base64.RawURLEncoding.EncodeToString(cursorSeal().Seal(nil, nil, []byte(realm+"\x00"+id), questionOf(query)))
-}
-
-// readCursor returns the client that the parameter after of a question stands for; empty for none. It
-// returns false if that is not from an answer to this question.
-func readCursor(query url.Values) (realm, id string, ok bool) {
-	text := query.Get("after")
-	if text == "" {
-		return "", "", true
-	}
-	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err != nil {
-		return "", "", false
-	}
-	last, err := cursorSeal().Open(nil, nil, raw, questionOf(query))
-	if err != nil {
-		return "", "", false
-	}
-	return strings.Cut(string(last), "\x00")
-}
-
-// questionOf returns which clients a query asks for, on whatever pages.
-func questionOf(query url.Values) []byte {
-	which := maps.Clone(query)
-	delete(which, "after")
-	delete(which, "limit")
-	return []byte(which.Encode())
-}
-
-// clientIDs returns the IDs of all clients of the realm, sorted.
-func (r *servedRealm) clientIDs() []string {
-	ids := sortedKeys(r.settings.Clients)
-	if r.engine != nil {
-		for client := range r.engine.Managed {
-			ids = append(ids, client.ID)
-		}
-	}
-	slices.Sort(ids)
-	return slices.Compact(ids)
-}
-
 // showClient returns what is shown of a client, and its version if it is a managed one. The error is
 // oauth.ErrNotFound if there is none.
 func (a *App) showClient(ctx context.Context, realm *servedRealm, id string) (shown shownClient, version uint64, err error) {
-	if configured := a.Realms[realm.name]; configured != nil && configured.Clients[id] != nil {
-		shown = show(realm.name, id, false, *configured.Clients[id])
-		for i, secret := range realm.settings.Clients[id].Secrets {
-			shown.Secrets[i].ID = secret.ID // its hash may be a reference
-		}
-		return shown, 0, nil
+	if realm.settings.Clients[id] != nil {
+		return a.showConfigured(realm, id), 0, nil
 	}
 	if realm.managed == nil || a.run.opened.clients == nil {
 		return shown, 0, oauth.ErrNotFound
@@ -278,6 +121,15 @@ func (a *App) showClient(ctx context.Context, realm *servedRealm, id string) (sh
 	}
 	record, err := readManaged(stored)
 	return showManaged(realm.name, id, &record), stored.Version, err
+}
+
+// showConfigured returns what is shown of a client of the configuration.
+func (a *App) showConfigured(realm *servedRealm, id string) shownClient {
+	shown := show(realm.name, id, false, *a.Realms[realm.name].Clients[id])
+	for i, secret := range realm.settings.Clients[id].Secrets {
+		shown.Secrets[i].ID = secret.ID // its hash may be a reference
+	}
+	return shown
 }
 
 // serveClient answers what is about one client.

@@ -2,13 +2,13 @@ package caddyoauth
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
 func clientCommand() *cobra.Command {
@@ -93,18 +94,34 @@ func (f adminFlags) send(method, path string, header http.Header, question, answ
 
 func listClientsCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "list [--realm <name>] [--json]",
+		Use:   "list [--realm <name>] [--unused <duration>] [--expiring <duration>] [--search <text>] [--state active|disabled] [--managed true|false] [--json]",
 		Short: "Lists all clients, those of the configuration and managed ones",
-		Args:  cobra.NoArgs,
+		Long: `
+Lists all clients, those of the configuration and managed ones, or those that all options
+name together.
+
+USED is the day when the client last did anything, and "-" if it is not known to have done
+anything. ENDS is the day when its first secret ends: "over" if all have ended, and "-" if
+none ends.`,
+		Args: cobra.NoArgs,
 	}
-	realm := cmd.Flags().String("realm", "", "realm whose clients to list; without it, all")
+	filters := map[string]*string{
+		"realm":    cmd.Flags().String("realm", "", "realm whose clients to list; without it, all"),
+		"search":   cmd.Flags().String("search", "", "part of their IDs"),
+		"state":    cmd.Flags().String("state", "", "active, or disabled; without it, both"),
+		"managed":  cmd.Flags().String("managed", "", "true for managed clients, false for those of the configuration; without it, both"),
+		"unused":   cmd.Flags().String("unused", "", "for how long they have done nothing, and been there, such as 90d"),
+		"expiring": cmd.Flags().String("expiring", "", "how soon a secret ends, such as 30d; also those all of whose secrets have ended"),
+	}
 	admin := addAdminFlags(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print a JSON object")
 	cmd.RunE = caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {
 		all := listedClients{Clients: []shownClient{}}
 		query := url.Values{"limit": {fmt.Sprint(maxClientsPage)}}
-		if *realm != "" {
-			query.Set("realm", *realm)
+		for name, value := range filters {
+			if *value != "" {
+				query.Set(name, *value)
+			}
 		}
 		for {
 			var page listedClients
@@ -112,6 +129,9 @@ func listClientsCommand() *cobra.Command {
 				return 2, err
 			}
 			all.Clients = append(all.Clients, page.Clients...)
+			if all.UsesSince.Before(page.UsesSince) {
+				all.UsesSince = page.UsesSince
+			}
 			if page.Next == "" {
 				break
 			}
@@ -120,19 +140,26 @@ func listClientsCommand() *cobra.Command {
 		if err := writeAnswer(cmd.OutOrStdout(), all, *asJSON); err != nil {
 			return 2, err
 		}
+		if unused, err := caddy.ParseDuration(*filters["unused"]); err == nil && (all.UsesSince.IsZero() || time.Since(all.UsesSince) < unused) {
+			since := "It is not known yet what clients do"
+			if !all.UsesSince.IsZero() {
+				since = "What clients do is known since " + all.UsesSince.Local().Format(time.DateTime)
+			}
+			fmt.Fprintln(cmd.ErrOrStderr(), since+": one that has done nothing since may have done something before, and is not listed.")
+		}
 		return 0, nil
 	})
 	return cmd
 }
 
 func (l listedClients) print(w io.Writer) error {
-	lines := []string{"REALM\tCLIENT\tFROM\tSTATE\tSCOPES\tSECRETS"}
+	lines := []string{"REALM\tCLIENT\tFROM\tSTATE\tUSED\tENDS"}
 	for _, c := range l.Clients {
-		from := "configuration"
+		from := "config"
 		if c.Managed {
 			from = "managed"
 		}
-		lines = append(lines, strings.Join([]string{c.Realm, c.ID, from, c.state(), cmp.Or(shortened(strings.Join(c.Settings.Scopes, " ")), "-"), c.secretsText()}, "\t"))
+		lines = append(lines, strings.Join([]string{shortened(c.Realm, 10), shortened(c.ID, 25), from, c.state(), c.usedText(), c.endsText()}, "\t"))
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if _, err := fmt.Fprintln(table, strings.Join(lines, "\n")); err != nil {
@@ -141,34 +168,48 @@ func (l listedClients) print(w io.Writer) error {
 	return table.Flush()
 }
 
-// shortened returns a text that fits a column of a table.
-func shortened(text string) string {
-	const most = 40
+// shortened returns a text that fits a column of that width. Realms and client IDs are ASCII.
+func shortened(text string, most int) string {
 	if len(text) <= most {
 		return text
 	}
-	return text[:most] + "…"
+	return text[:most-1] + "…"
 }
 
 func (c shownClient) state() string {
 	if c.Settings.Disabled {
-		return "disabled"
+		return stateDisabled
 	}
-	return "enabled"
+	return stateActive
 }
 
-// secretsText says how many secrets there are, and when the first of them ends.
-func (c shownClient) secretsText() string {
-	var first time.Time
-	for _, s := range c.Secrets {
-		if !s.Until.IsZero() && (first.IsZero() || s.Until.Before(first)) {
-			first = s.Until
-		}
+// usedText says on which day the client last did anything.
+func (c shownClient) usedText() string {
+	if c.Use == nil {
+		return "-"
 	}
-	if first.IsZero() {
-		return fmt.Sprint(len(c.Secrets))
+	return dayOf(slices.MaxFunc([]time.Time{c.Use.Token, c.Use.Seen, c.Use.Authenticated}, time.Time.Compare))
+}
+
+// endsText says on which day the first of its secrets ends.
+func (c shownClient) endsText() string {
+	secrets := make([]*oauth.Secret, len(c.Secrets))
+	for i, s := range c.Secrets {
+		secrets[i] = &oauth.Secret{From: s.From, Until: s.Until}
 	}
-	return fmt.Sprintf("%d, until %s", len(c.Secrets), first.Local().Format("2006-01-02 15:04"))
+	first, all := oauth.AllEnd(secrets, time.Now())
+	if all {
+		return "over"
+	}
+	return dayOf(first)
+}
+
+// dayOf is the local date of a time, or - for none.
+func dayOf(at time.Time) string {
+	if at.IsZero() {
+		return "-"
+	}
+	return at.Local().Format(time.DateOnly)
 }
 
 func showClientCommand() *cobra.Command {
@@ -212,7 +253,10 @@ func (c shownClient) print(w io.Writer) error {
 	}
 	lines := []string{fmt.Sprintf("client %q of realm %q: %s, %s", c.ID, c.Realm, c.state(), from), "settings: " + printableJSON(settings)}
 	for _, s := range c.Secrets {
-		lines = append(lines, "secret "+cmp.Or(s.ID, "of the configuration")+": "+s.text())
+		lines = append(lines, "secret "+s.ID+": "+s.text())
+	}
+	if c.Use != nil {
+		lines = append(lines, "use: "+c.Use.text())
 	}
 	_, err = fmt.Fprintln(w, strings.Join(lines, "\n"))
 	return err
@@ -230,7 +274,28 @@ func (s shownSecret) text() string {
 	if s.RetireUnused != "" {
 		text += ", or once unused for " + s.RetireUnused
 	}
+	if !s.Used.IsZero() {
+		text += ", last used " + s.Used.Local().Format(time.DateTime)
+	}
 	return text
+}
+
+// text says what the client did last.
+func (u *shownUse) text() string {
+	var parts []string
+	for what, at := range map[string]time.Time{"last token": u.Token, "last seen": u.Seen, "last authenticated": u.Authenticated} {
+		if !at.IsZero() {
+			parts = append(parts, what+" "+at.Local().Format(time.DateTime))
+		}
+	}
+	slices.Sort(parts)
+	if u.Credential != "" {
+		parts[0] += " by " + u.Method + " with " + loggedText(u.Credential)
+	}
+	if u.From != "" {
+		parts = append(parts, "from "+u.From)
+	}
+	return strings.Join(parts, ", ")
 }
 
 func addClientCommand() *cobra.Command {

@@ -52,7 +52,8 @@
 //	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret
 //	metrics.go             metrics; those about clients are in metrics_clients.go
-//	inventory.go           what each client did last, and when the store is told of it
+//	inventory.go           what each client did last, and when the store is told of it; the list of
+//	                       clients, which goes by that, is admin_list.go
 //	observe.go             spans, and the trace that goes along to other servers
 //
 // The rules of OAuth are in internal/oauth, the decision whether a request may pass in

@@ -28,6 +28,11 @@ func WriteUses() {
 	}
 }
 
+// KeepUses has the store keep what clients of a realm did, as another gateway would.
+func KeepUses(realm string, uses map[string]oauth.Use) error {
+	return activeApp().run.opened.store.(timedStore).TokenStore.(oauth.UsageStore).AddUses(context.Background(), realm, uses)
+}
+
 // OpenKeys returns how many sets of issuers' keys are open.
 func OpenKeys() (n int) {
 	openKeys.Range(func(_, _ any) bool {

@@ -163,9 +163,10 @@ type shownUse struct {
 	Seen  time.Time `json:"seen,omitzero"`
 	// From is where the last of all this came from: by default the network.
 	From string `json:"from,omitempty"`
-	// Method and Credential are those by which it authenticated last.
-	Method     string `json:"method,omitempty"`
-	Credential string `json:"credential,omitempty"`
+	// Method and Credential are those by which it authenticated last, and Authenticated is when.
+	Method        string    `json:"method,omitempty"`
+	Credential    string    `json:"credential,omitempty"`
+	Authenticated time.Time `json:"authenticated,omitzero"`
 }
 
 // addUse adds what the client did last.
@@ -173,7 +174,7 @@ func (c *shownClient) addUse(use oauth.Use, addresses string) {
 	if use.Last().IsZero() {
 		return
 	}
-	c.Use = &shownUse{Token: use.Token, Seen: use.Seen, From: oauth.CutAddress(use.From, addresses), Method: use.Method, Credential: use.Credential}
+	c.Use = &shownUse{Token: use.Token, Seen: use.Seen, From: oauth.CutAddress(use.From, addresses), Method: use.Method, Credential: use.Credential, Authenticated: use.Authenticated()}
 	for i := range c.Secrets {
 		c.Secrets[i].Used = use.Credentials[c.Secrets[i].ID]
 	}

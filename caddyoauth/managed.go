@@ -180,7 +180,7 @@ func (a *App) managedOf(r *servedRealm, stored []oauth.ManagedClient) map[string
 		if r.settings.Clients[s.ID] != nil {
 			a.logger.Warn("a managed client has the ID of a client of the configuration, which counts instead", zap.String("realm", r.name), zap.String("client_id", loggedText(s.ID)))
 		}
-		clients[s.ID] = &oauth.Managed{Client: client, Version: s.Version, Generation: s.Generation}
+		clients[s.ID] = &oauth.Managed{Client: client, Version: s.Version, Generation: s.Generation, Created: record.Created}
 	}
 	return clients
 }

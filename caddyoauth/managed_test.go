@@ -564,13 +564,13 @@ func TestClientCommands(t *testing.T) {
 	fails("412", "add", "batch", "--scopes", "read")
 	fails("in the configuration", "add", "reader", "--scopes", "read")
 	fails("scopes", "add", "other", "--scopes", "a\"b")
-	if stdout, _ := run("list"); !strings.Contains(stdout, "root   batch   managed        enabled  read write  1\n") || !strings.Contains(stdout, "root   reader  configuration  enabled  read        1\n") {
+	if stdout, _ := run("list"); !regexp.MustCompile(`root   batch   managed  active  \d{4}-\d\d-\d\d  -\n`).MatchString(stdout) || !strings.Contains(stdout, "root   reader  config   active  -           -\n") {
 		t.Errorf("list prints\n%s", stdout)
 	}
 	if stdout, _ := run("list", "--json"); !strings.HasPrefix(stdout, `{"clients":[{"realm":"root","id":"batch","managed":true,`) || strings.Contains(stdout, "sha256") {
 		t.Errorf("list --json prints %s", stdout)
 	}
-	if stdout, _ := run("show", "batch"); !strings.HasPrefix(stdout, `client "batch" of realm "root": enabled, managed, added `) || !strings.Contains(stdout, `settings: {"scopes":["read","write"]}`) {
+	if stdout, _ := run("show", "batch"); !strings.HasPrefix(stdout, `client "batch" of realm "root": active, managed, added `) || !strings.Contains(stdout, `settings: {"scopes":["read","write"]}`) {
 		t.Errorf("show prints %s", stdout)
 	}
 	fails("no client 'nobody'", "show", "nobody")
@@ -604,7 +604,7 @@ func TestClientCommands(t *testing.T) {
 	g.tokenBy("batch", strings.TrimSpace(stdout))
 	run("rotate", "batch", "--retire-unused", "7d", "--from", "2098-01-01T00:00:00Z", "--until", "2099-01-01T00:00:00Z")
 	g.tokenBy("batch", strings.TrimSpace(stdout))
-	if stdout, _ := run("show", "batch"); !strings.Contains(stdout, ": without end, or once unused for 168h\n") || !strings.Contains(stdout, ": from ") {
+	if stdout, _ := run("show", "batch"); !strings.Contains(stdout, ": without end, or once unused for 168h, last used ") || !strings.Contains(stdout, ": from ") {
 		t.Errorf("show prints %s", stdout)
 	}
 	fails("--overlap must not be negative", "rotate", "batch", "--overlap=-1h")

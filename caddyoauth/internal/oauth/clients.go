@@ -35,6 +35,7 @@ type registered struct {
 	// managed is set for a managed client, and the others are its own then.
 	managed             bool
 	version, generation uint64
+	created             time.Time
 }
 
 // newClients makes the snapshot that follows another. A client that stays, by its ID, keeps its

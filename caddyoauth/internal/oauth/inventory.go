@@ -45,10 +45,10 @@ const maxCredentials = 32
 const maxCredentialLength = 512
 
 // Last returns when the client did anything; zero if it never has.
-func (u Use) Last() time.Time { return latest(latest(u.Token, u.Seen), u.authenticated()) }
+func (u Use) Last() time.Time { return latest(latest(u.Token, u.Seen), u.Authenticated()) }
 
-// authenticated returns when the client authenticated last.
-func (u Use) authenticated() time.Time {
+// Authenticated returns when the client authenticated last; zero if it never has.
+func (u Use) Authenticated() time.Time {
 	last := u.Dropped
 	for _, at := range u.Credentials {
 		last = latest(last, at)
@@ -71,7 +71,7 @@ func (u Use) Merge(other Use) Use {
 	if cmp.Or(other.Last().Compare(u.Last()), cmp.Compare(other.From, u.From)) > 0 {
 		merged.From = other.From
 	}
-	if cmp.Or(other.authenticated().Compare(u.authenticated()), cmp.Compare(other.Credential, u.Credential), cmp.Compare(other.Method, u.Method)) > 0 {
+	if cmp.Or(other.Authenticated().Compare(u.Authenticated()), cmp.Compare(other.Credential, u.Credential), cmp.Compare(other.Method, u.Method)) > 0 {
 		merged.Method, merged.Credential = other.Method, other.Credential
 	}
 	merged.Token, merged.Seen, merged.Dropped = latest(u.Token, other.Token), latest(u.Seen, other.Seen), latest(u.Dropped, other.Dropped)

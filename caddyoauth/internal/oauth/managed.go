@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Managed is a managed client: one that was added while gateways run. It lies in the store, which says
@@ -15,6 +16,8 @@ type Managed struct {
 	*Client
 	// Version and Generation are as in [ManagedClient].
 	Version, Generation uint64
+	// Created is when it was added.
+	Created time.Time
 }
 
 // managed are the managed clients of a realm. There may be many, and they change one at a time, so
@@ -22,6 +25,10 @@ type Managed struct {
 // the store.
 type managed struct {
 	byID sync.Map // client ID → *registered
+
+	// ids are those of byID, sorted; nil if nobody has asked since a client was added or removed. It
+	// needs Engine.changing, like changes of byID.
+	ids []string
 
 	// hidden is what a failed authentication must cost so that it can be that of any managed client
 	// there has been. It, and changes of byID, need Engine.changing.
@@ -122,8 +129,12 @@ func (e *Engine) SetManaged(clients map[string]*Managed, all bool) {
 				e.removeManaged(m, id)
 				continue
 			}
-			registered := newRegistered(client.Client, m.find(id))
-			registered.managed, registered.version, registered.generation = true, client.Version, client.Generation
+			was := m.find(id)
+			if was == nil {
+				m.ids = nil
+			}
+			registered := newRegistered(client.Client, was)
+			registered.managed, registered.version, registered.generation, registered.created = true, client.Version, client.Generation, client.Created
 			m.byID.Store(id, registered)
 		}
 		last := snapshot
@@ -134,6 +145,7 @@ func (e *Engine) SetManaged(clients map[string]*Managed, all bool) {
 // removeManaged forgets a managed client, and what it did that no store keeps yet.
 func (e *Engine) removeManaged(m *managed, id string) {
 	m.byID.Delete(id)
+	m.ids = nil
 	if e.cfg.Inventory != nil {
 		e.cfg.Inventory.forget(ClientRef{Realm: e.cfg.Realm, ClientID: id})
 	}
@@ -143,8 +155,24 @@ func (e *Engine) removeManaged(m *managed, id string) {
 func (e *Engine) Managed(yield func(Managed) bool) {
 	e.state.Load().clients.managed.byID.Range(func(_, value any) bool {
 		client := value.(*registered)
-		return yield(Managed{client.Client, client.version, client.generation})
+		return yield(Managed{client.Client, client.version, client.generation, client.created})
 	})
+}
+
+// ManagedIDs returns the IDs of the managed clients, sorted. They are read-only. It takes longer after a
+// client was added or removed, and then keeps other changes waiting.
+func (e *Engine) ManagedIDs() []string {
+	e.changing.Lock()
+	defer e.changing.Unlock()
+	m := e.state.Load().clients.managed
+	if m.ids == nil {
+		m.byID.Range(func(id, _ any) bool {
+			m.ids = append(m.ids, id.(string))
+			return true
+		})
+		slices.Sort(m.ids)
+	}
+	return m.ids
 }
 
 // ManagedByID returns a managed client as the engine knows it.
@@ -153,7 +181,7 @@ func (e *Engine) ManagedByID(id string) (client Managed, ok bool) {
 	if found == nil {
 		return client, false
 	}
-	return Managed{found.Client, found.version, found.generation}, true
+	return Managed{found.Client, found.version, found.generation, found.created}, true
 }
 
 // generationOf returns the generation of a client's tokens, and false if nobody has told it yet.

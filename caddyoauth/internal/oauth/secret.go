@@ -286,6 +286,21 @@ var errMalformedPBKDF2 = errors.New("a PBKDF2 hash looks like $pbkdf2-sha256$i=<
 
 func (s *Secret) validAt(now time.Time) bool { return s.hasBegun(now) && !s.hasEnded(now) }
 
+// AllEnd returns when the first of a client's secrets ends, of those that have not yet, and whether all
+// have ended. first is zero if none of the others ends, or there are none.
+func AllEnd(secrets []*Secret, now time.Time) (first time.Time, all bool) {
+	ended := 0
+	for _, s := range secrets {
+		switch {
+		case s.hasEnded(now):
+			ended++
+		case !s.Until.IsZero() && (first.IsZero() || s.Until.Before(first)):
+			first = s.Until
+		}
+	}
+	return first, ended > 0 && ended == len(secrets)
+}
+
 func (s *Secret) hasBegun(now time.Time) bool { return !now.Before(s.From) }
 
 func (s *Secret) hasEnded(now time.Time) bool { return !s.Until.IsZero() && !now.Before(s.Until) }

@@ -188,6 +188,10 @@ type ClientStore interface {
 	// others did.
 	ManagedClient(ctx context.Context, client ClientRef) (ManagedClient, error)
 
+	// ManagedClientsByID returns some of the managed clients of a realm, in order, those that are gone with
+	// no data. It asks once for about a thousand.
+	ManagedClientsByID(ctx context.Context, realm string, ids []string) ([]ManagedClient, error)
+
 	// SwapManagedClient makes next what is kept of a client of a realm, if the client's version still
 	// is next.Version. 0 stands for a client that is not there, and nil data removes the client. It
 	// returns the new version. If the client has another version, it changes nothing and returns

@@ -52,6 +52,21 @@ func (m *Memory) ManagedClient(_ context.Context, ref oauth.ClientRef) (oauth.Ma
 	return cloneManaged(client), nil
 }
 
+// ManagedClientsByID implements oauth.ClientStore.
+func (m *Memory) ManagedClientsByID(_ context.Context, realm string, ids []string) ([]oauth.ManagedClient, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.closed {
+		return nil, oauth.ErrClosed
+	}
+	clients := make([]oauth.ManagedClient, len(ids))
+	for i, id := range ids {
+		clients[i] = cloneManaged(m.managed[oauth.ClientRef{Realm: realm, ClientID: id}])
+		clients[i].ID = id
+	}
+	return clients, nil
+}
+
 // SwapManagedClient implements oauth.ClientStore.
 func (m *Memory) SwapManagedClient(ctx context.Context, realm string, next oauth.ManagedClient) (uint64, error) {
 	return swapOne(m, ctx, realm, next)
@@ -160,6 +175,25 @@ func (b *Bbolt) ManagedClient(_ context.Context, ref oauth.ClientRef) (client oa
 		return err
 	})
 	return client, err
+}
+
+// ManagedClientsByID implements oauth.ClientStore. It ignores ctx: it reads mapped memory.
+func (b *Bbolt) ManagedClientsByID(_ context.Context, realm string, ids []string) (clients []oauth.ManagedClient, err error) {
+	clients = make([]oauth.ManagedClient, len(ids))
+	err = b.view(func(tx *bolt.Tx) error {
+		for i, id := range ids {
+			clients[i].ID = id
+			value := tx.Bucket(bucketManaged).Get(managedKey(oauth.ClientRef{Realm: realm, ClientID: id}))
+			if value == nil {
+				continue
+			}
+			if clients[i], err = decodeManaged(id, value); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return clients, err
 }
 
 // SwapManagedClient implements oauth.ClientStore.
@@ -345,6 +379,18 @@ func (r *Redis) ManagedClient(ctx context.Context, ref oauth.ClientRef) (oauth.M
 		return oauth.ManagedClient{}, oauth.ErrNotFound
 	}
 	return clients[0], nil
+}
+
+// ManagedClientsByID implements oauth.ClientStore.
+func (r *Redis) ManagedClientsByID(ctx context.Context, realm string, ids []string) (clients []oauth.ManagedClient, err error) {
+	for part := range slices.Chunk(ids, managedStep) {
+		some, err := r.managedByID(ctx, realm, part)
+		if err != nil {
+			return nil, err
+		}
+		clients = append(clients, some...)
+	}
+	return clients, nil
 }
 
 // SwapManagedClient implements oauth.ClientStore.

@@ -54,6 +54,17 @@ func wantManaged(t testing.TB, s oauth.ClientStore, realm string, want map[strin
 			t.Errorf("%s: %+v, %v; want %s", id, client, err, data)
 		}
 	}
+	asked := append(slices.Sorted(maps.Keys(want)), "of nobody")
+	some, err := s.ManagedClientsByID(ctx, realm, asked)
+	if err != nil || len(some) != len(asked) || some[len(want)].Data != nil {
+		t.Errorf("asked for %q: %+v, %v", asked, some, err)
+		return
+	}
+	for i, client := range some {
+		if client.ID != asked[i] || string(client.Data) != want[client.ID] {
+			t.Errorf("asked for %s: %+v, want %s", asked[i], client, want[client.ID])
+		}
+	}
 }
 
 // testClientStore is the part of the suite about oauth.ClientStore.
@@ -210,8 +221,9 @@ func testClientStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		clients := s.(oauth.ClientStore)
 		_, err := clients.ManagedClients(ctx, "root", "")
 		_, err2 := clients.ManagedClient(ctx, managedRef("a"))
+		_, err4 := clients.ManagedClientsByID(ctx, "root", []string{"a"})
 		_, err3 := clients.SwapManagedClient(ctx, "root", oauth.ManagedClient{ID: "a", Data: []byte("x")})
-		for _, err := range []error{err, err2, err3} {
+		for _, err := range []error{err, err2, err3, err4} {
 			if !errors.Is(err, oauth.ErrClosed) {
 				t.Errorf("%v, want ErrClosed", err)
 			}
