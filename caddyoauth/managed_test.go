@@ -276,6 +276,28 @@ func TestManagedSecretsWithDates(t *testing.T) {
 	}
 }
 
+// A change that the store can't confirm is in the log as one, and one that was not even tried is not.
+func TestChangesThatNobodyCanConfirm(t *testing.T) {
+	redis := redistest.Start(t)
+	file := filepath.Join(t.TempDir(), "log")
+	config, address := withAdmin(t, caddyfileOf(at(redis.Addr)+managedOptions, fleetSite))
+	a := admin{startCaddyfile(t, logTo(file, config)), address}
+	const path = "/oauth/clients/root/batch"
+	a.must(201, "PUT", path, `{"scopes":["read"]}`)
+	redis.CLI("config", "set", "maxmemory", "1") // it can be read, and takes no writes
+	a.must(503, "POST", path+"/secrets", `{"revoke_tokens":true}`)
+	a.must(412, "PUT", path, `{"scopes":["write"]}`, "If-None-Match", "*")
+	redis.Stop()
+	a.must(503, "PUT", path, `{"scopes":["write"]}`)
+	if events := eventsIn(t, file, "client_changed"); len(events) != 0 {
+		t.Errorf("of what was not tried, the events are %v", events)
+	}
+	events := eventsIn(t, file, "client_secret_added")
+	if len(events) != 1 || events[0]["level"] != "warn" || events[0]["error"] == nil || events[0]["tokens_revoked"] != true || events[0]["before"] == nil || events[0]["after"] == nil {
+		t.Errorf("of what the store did not confirm, the events are %v", events)
+	}
+}
+
 // Two operators don't undo each other's changes unseen.
 func TestManagedClientsConcurrency(t *testing.T) {
 	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions, managedSite))

@@ -50,10 +50,8 @@ func (a *App) keepRetiringSecrets(ctx context.Context) {
 		if activeApp() != a {
 			continue
 		}
-		pass, cancel := context.WithTimeout(ctx, startTimeout)
 		var err error
-		found, err = a.retireSecrets(pass, time.Now(), found)
-		cancel()
+		found, err = a.retireSecrets(ctx, time.Now(), found)
 		if err != nil && !failing && ctx.Err() == nil {
 			a.logger.Warn("secrets that are no longer used can't be retired: trying again every five minutes", zap.Error(err))
 		}
@@ -62,18 +60,18 @@ func (a *App) keepRetiringSecrets(ctx context.Context) {
 }
 
 // retireSecrets removes the secrets that are unused now, and were found so before, at least usesSettle ago.
-// It returns those that are found now. After an error, secrets stay that could have gone.
+// It returns those that are found now. At an error it ends early: what it has not come to must be found
+// anew, since uses may be missing by now.
 func (a *App) retireSecrets(ctx context.Context, now time.Time, before foundUnused) (foundUnused, error) {
 	found := make(foundUnused)
-	var errs []error
 	for _, name := range sortedKeys(a.realms) {
 		for ids := range slices.Chunk(a.realms[name].retiringClients(), maxClientsPage) {
 			if err := a.retireSecretsOf(ctx, a.realms[name], ids, now, before, found); err != nil {
-				errs = append(errs, fmt.Errorf("realm %q: %w", name, err))
+				return found, fmt.Errorf("realm %q: %w", name, err)
 			}
 		}
 	}
-	return found, errors.Join(errs...)
+	return found, nil
 }
 
 // retiringClients returns the managed clients that have a secret to retire one day.
@@ -88,6 +86,7 @@ func (r *servedRealm) retiringClients() (ids []string) {
 			ids = append(ids, client.ID)
 		}
 	}
+	slices.Sort(ids) // so that those behind an error are the same each time, and the others make progress
 	return ids
 }
 
@@ -97,7 +96,6 @@ func (a *App) retireSecretsOf(ctx context.Context, r *servedRealm, ids []string,
 	if err != nil {
 		return fmt.Errorf("when secrets were used: %w", err)
 	}
-	var errs []error
 	for _, id := range ids {
 		client, ok := r.engine.ManagedByID(id)
 		idle := func(s *oauth.Secret) bool {
@@ -108,10 +106,10 @@ func (a *App) retireSecretsOf(ctx context.Context, r *servedRealm, ids []string,
 			continue // without a look into the store
 		}
 		if err := a.retireSecretsOfClient(ctx, r, id, uses, now, before, found); err != nil {
-			errs = append(errs, fmt.Errorf("client %q: %w", id, err))
+			return fmt.Errorf("client %q: %w", id, err)
 		}
 	}
-	return errors.Join(errs...)
+	return ctx.Err()
 }
 
 // errNotUnused ends a change that would remove nothing.
