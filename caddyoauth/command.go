@@ -48,10 +48,10 @@ token_id by which the log names it, and what it says about itself.
 'caddy oauth token revoke' ends a token, or all tokens of a client or of a realm.
 
 'caddy oauth client' lists clients, and adds and changes managed ones, by asking the gateway
-that is running.
+that is running. 'caddy oauth console' shows all that to a browser.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.AddCommand(clientCommand(), generateSecretCommand(), hashSecretCommand(), generateKeyCommand(), assertionCommand(), explainCommand(), keysCommand(), lintCommand(), routesCommand(), tokenCommand())
+			cmd.AddCommand(clientCommand(), consoleCommand(), generateSecretCommand(), hashSecretCommand(), generateKeyCommand(), assertionCommand(), explainCommand(), keysCommand(), lintCommand(), routesCommand(), tokenCommand())
 			cmd.Args = cobra.ArbitraryArgs // RunE checks them
 			cmd.RunE = helpOrUnknown
 		},
