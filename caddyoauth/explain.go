@@ -298,6 +298,9 @@ func serveExplain(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return adminError(http.StatusNotFound, "%w", err)
 	}
+	if err := p.admit(q.who); err != nil {
+		return err
+	}
 	e, err := p.explain(r.Context(), q)
 	if err != nil {
 		return adminError(http.StatusBadRequest, "%w", err)

@@ -640,3 +640,25 @@ func TestClientCommands(t *testing.T) {
 	g = startGateway(t, "store memory\n"+block, managedSite)
 	g.tokenBy("my batch", secret)
 }
+
+// Questions about managed clients are answered as those about configured ones.
+func TestExplainManagedClient(t *testing.T) {
+	config, address := withAdmin(t, caddyfileOf("store memory\nmanaged_clients\n", managedSite))
+	a := admin{startCaddyfile(t, config), address}
+	explain := func(status int, wants string) {
+		t.Helper()
+		res := a.must(status, "POST", "/oauth/explain", `{"method":"GET","url":"`+a.URL+`/x","client":"batch"}`)
+		if !strings.Contains(res.Body, wants) {
+			t.Errorf("the answer has no %s: %s", wants, res.Body)
+		}
+	}
+	explain(400, "there is no client 'batch'")
+	a.must(201, "PUT", "/oauth/clients/root/batch", `{"scopes":["read"]}`)
+	explain(200, `"outcome":{"kind":"pass"`)
+	a.must(200, "PUT", "/oauth/clients/root/batch", `{"scopes":["write"]}`)
+	explain(200, `"outcome":{"kind":"refused","status":403,"cause":"scope"`)
+	a.must(200, "PUT", "/oauth/clients/root/batch", `{"scopes":["read"],"disabled":true}`)
+	explain(200, `"outcome":{"kind":"refused","status":401`)
+	a.must(204, "DELETE", "/oauth/clients/root/batch", "")
+	explain(400, "there is no client 'batch'")
+}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -69,6 +70,30 @@ func policyOf(ctx caddy.Context) (*policy, error) {
 	p.http = found.(*caddyhttp.App)
 	p.supposed, err = supposedApp(app)
 	return p, err
+}
+
+// admit has the policy answer questions about a managed client as well, if who names one. It does for
+// one, since there may be very many.
+func (p *policy) admit(who visitor) (err error) {
+	has := func(realm *servedRealm) bool {
+		return (who.realm == "" || who.realm == realm.name) && realm.settings.Clients[who.client] == nil && realm.isManaged(who.client)
+	}
+	if who.client == "" || !slices.ContainsFunc(slices.Collect(maps.Values(p.app.realms)), has) {
+		return nil
+	}
+	p.app, err = p.app.forQuestions(p.app.run, func(realm *servedRealm) error {
+		if client, ok := realm.engine.ManagedByID(who.client); ok && has(realm) {
+			clients := map[string]*oauth.Client{who.client: client.Client}
+			maps.Copy(clients, realm.settings.Clients)
+			realm.settings.Clients = clients
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	p.supposed, err = supposedApp(p.app)
+	return err
 }
 
 // loadPolicy loads a configuration as 'caddy validate' does, with a log that is quiet. An empty file
