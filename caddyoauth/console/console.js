@@ -37,12 +37,14 @@ function plain(text, most = 300) {
 // code is a text that was not written for people.
 function code(text, most) {
 	const seen = plain(text, most);
-	return el("code", { class: seen.length > 40 ? "long" : null }, seen);
+	return el("code", { class: seen.length > 24 ? "long" : null }, seen);
 }
 
 const badge = (kind, text) => el("span", { class: "badge " + kind }, text);
 
-const tags = (list) => (list?.length ? el("span", { class: "tags" }, list.map((t) => el("span", { class: "tag" }, plain(t)))) : none());
+const tag = (text) => el("span", { class: "tag" + (text.length > 24 ? " long" : "") }, plain(text, 120));
+
+const tags = (list) => (list?.length ? el("span", { class: "tags" }, list.map(tag)) : none());
 
 const none = () => el("span", { class: "dim" }, "–");
 
@@ -99,6 +101,12 @@ const empty = (title, ...text) => el("div", { class: "empty" }, el("strong", {},
 const facts = (pairs) => el("dl", { class: "facts" }, pairs.filter((p) => p).map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 
 const notice = (kind, ...children) => el("div", { class: "notice " + kind, role: kind === "bad" ? "alert" : null }, children);
+
+// prose shows a text of the gateway, in which what is between grave accents is code.
+const prose = (text, most = 1000) => plain(text, most).split("`").map((part, i) => (i % 2 === 1 ? el("code", {}, part) : part));
+
+// breakable lets a long word break after its underscores.
+const breakable = (word) => plain(word, 80).split(/(?<=_)/).map((part, i) => (i > 0 ? [el("wbr"), part] : part));
 
 // ---- The admin endpoint
 
@@ -203,7 +211,7 @@ function showState() {
 		[kind, text] = ["bad", gateway.problem.status ? "Refused" : "No answer"];
 	} else if (!["ok", "none"].includes(o.store.state)) {
 		[kind, text] = [stateOf(o.store.state)[0], `Store: ${stateOf(o.store.state)[1]}`];
-	} else if (o.realms.some((r) => r.state !== "ok")) {
+	} else if (o.realms.some((r) => !["ok", "none"].includes(r.state))) {
 		[kind, text] = ["warn", "A realm waits"];
 	} else if (o.sources.some((s) => s.state !== "ok")) {
 		[kind, text] = ["warn", "A source fails"];
@@ -385,11 +393,11 @@ function plotOf(title, names) {
 	const kinds = outcomeKinds.map(([kind, name]) => [kind, names?.[kind] ?? name]);
 	const legend = el("ul", { class: "legend" });
 	const drawing = svg("svg", { class: "plot", role: "img" });
-	const readout = el("p", { class: "readout", "aria-hidden": "true" }, " ");
+	const readout = el("span", { class: "push dim", "aria-hidden": "true" }, "last hour");
 	const body = el("tbody");
 	const figures = el("details", { class: "figures" }, el("summary", {}, "Show as a table"), el("div", { tabindex: "0", role: "region", "aria-label": `${title}, as a table` },
 		el("table", {}, el("caption", { class: "hidden" }, title), el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "From"), kinds.map(([, name]) => el("th", { scope: "col", class: "number" }, name)))), body)));
-	const node = el("section", { class: "panel" }, el("header", {}, el("h2", {}, title), el("span", { class: "push dim" }, "last hour")), el("figure", { class: "body" }, legend, drawing, readout, figures));
+	const node = el("section", { class: "panel" }, el("header", {}, el("h2", {}, title), readout), el("figure", { class: "body" }, legend, drawing, figures));
 	let data = null;
 
 	const draw = () => {
@@ -434,7 +442,7 @@ function plotOf(title, names) {
 		};
 		drawing.onpointerleave = () => {
 			mark.classList.remove("on");
-			readout.textContent = " ";
+			readout.textContent = "last hour";
 		};
 	};
 	new ResizeObserver(draw).observe(node);
@@ -518,12 +526,10 @@ function listen(signal, receive, tell) {
 	connect();
 }
 
-// explainLink is where a refusal is explained.
+// explainLink is where a refusal is explained. That screen finds out which URL it was: an event has the
+// path, and the rule that refused it.
 function explainLink(e) {
-	const host = e.host ?? "";
-	let scheme = e.scheme;
-	if (!scheme) scheme = e.tls === false || /^(localhost|127\.|\[::1\])/.test(host) ? "http" : "https";
-	const query = { method: e.method, url: e.url ?? (host ? `${scheme}://${host}${e.path ?? "/"}` : "") };
+	const query = { method: e.method, host: e.host, path: e.path, rule: e.rule, cause: e.cause };
 	if (e.client_id && !e.issuer) Object.assign(query, { client: e.client_id, realm: e.realm });
 	return address(["explain"], query);
 }
@@ -674,7 +680,7 @@ function live({ root, query, signal }) {
 		problem,
 		el("div", { class: "stack" },
 			el("div", { class: "stack pair" }, routesPlot.node, tokensPlot.node),
-			el("div", { class: "stack pair" }, panel("Why requests were refused", causes), panel("Endpoints", endpoints)),
+			el("div", { class: "stack pair late" }, panel("Why requests were refused", causes), panel("Endpoints", endpoints)),
 			el("section", { class: "panel", "aria-labelledby": "refusals" },
 				el("header", {}, el("h2", { id: "refusals" }, "Refusals as they happen"), connection, el("div", { class: "push actions" }, pause)),
 				el("div", { class: "filters inset" }, realmChoice.node, causeChoice.node, clientSearch),
@@ -714,9 +720,9 @@ function live({ root, query, signal }) {
 		const focused = causes.contains(document.activeElement) ? document.activeElement.dataset.cause : null;
 		causes.replaceChildren(listed.length === 0
 			? empty("Nothing was refused in the last hour.")
-			: table("Causes of refusals in the last hour", ["Cause", "Answer", "Course", "5 minutes", "Hour"], listed.map((c) => [
-				el("button", { type: "button", class: "plain", "data-cause": c.cause, title: "Show only refusals with this cause", click: () => set({ cause: c.cause }) }, c.cause),
-				el("span", { class: "dim" }, c.outcome), sparkline(c.counts, c.kind), number(total(c.counts.slice(-5))), number(total(c.counts))]), 3));
+			: table("Causes of refusals in the last hour", ["Cause", "Answer", "Course", "5 min", "1 hour"], listed.map((c) => [
+				el("button", { type: "button", class: "plain", "data-cause": c.cause, title: "Show only refusals with this cause", click: () => set({ cause: c.cause }) }, breakable(c.cause)),
+				el("span", { class: "dim" }, breakable(c.outcome)), sparkline(c.counts, c.kind), number(total(c.counts.slice(-5))), number(total(c.counts))]), 3));
 		if (focused) causes.querySelector(`[data-cause="${CSS.escape(focused)}"]`)?.focus();
 		const known = [...byEndpoint.values()].sort((a, b) => a.realm.localeCompare(b.realm) || a.kind.localeCompare(b.kind));
 		endpoints.replaceChildren(known.length === 0
@@ -739,19 +745,24 @@ function live({ root, query, signal }) {
 
 // ---- Dialogs
 
-// dialog opens one. build gets what closes it and returns what is in it. The browser brings the focus
-// back to where it was.
+// dialog opens one. build gets what closes it and returns what is in it. Closed, it is gone, and the
+// focus is back where it was.
 function dialog(title, build) {
 	const before = document.activeElement;
 	const node = el("dialog", { "aria-labelledby": "dialog-title" }, el("h2", { id: "dialog-title" }, title));
-	const close = () => node.close();
-	node.append(build(close, node));
-	node.addEventListener("close", () => {
-		node.replaceChildren(); // what it has shown is gone
+	const gone = () => {
+		if (!node.isConnected) return;
+		node.replaceChildren(); // and with it what was shown
 		node.remove();
 		if (before?.isConnected) before.focus();
 		else document.querySelector("h1")?.focus({ preventScroll: true });
-	});
+	};
+	const close = () => {
+		node.close();
+		gone(); // the event comes later, when another dialog may be there
+	};
+	node.append(build(close, node));
+	node.addEventListener("close", gone);
 	document.body.append(node);
 	node.showModal();
 	node.querySelector("[data-first]")?.focus();
@@ -789,7 +800,7 @@ function question({ title, text, action, typed, work, done }) {
 	dialog(title, (close, node) => {
 		const fields = [el("p", {}, text)];
 		if (typed) {
-			const input = el("input", { type: "text", autocomplete: "off", spellcheck: "false", input: () => (node.querySelector("button.primary").disabled = input.value !== typed) });
+			const input = el("input", { type: "text", autocomplete: "off", spellcheck: "false", "data-first": true, input: () => (node.querySelector("button.primary").disabled = input.value !== typed) });
 			fields.push(field(["Type ", code(typed), " to go on"], input));
 		}
 		const made = form({ close, fields, action, danger: true, work, done });
@@ -839,7 +850,7 @@ function secretsSummary(c) {
 	const live = (c.secrets ?? []).filter((s) => !ended(s));
 	if (!c.secrets?.length) return el("span", { class: "dim" }, "none");
 	if (live.length === 0) return badge("bad", "all ended");
-	if (live.some((s) => !s.until)) return counted(live.length, "secret");
+	if (live.some((s) => !s.until)) return el("span", { class: "nowrap" }, counted(live.length, "secret"));
 	const last = live.map((s) => s.until).sort().at(-1);
 	const soon = new Date(last) - Date.now() < 30 * 86400e3;
 	return [counted(live.length, "secret"), el("br"), soon ? badge("warn", ["ends ", shortMoment(last)]) : el("span", { class: "dim" }, "ends ", shortMoment(last))];
@@ -847,7 +858,8 @@ function secretsSummary(c) {
 
 const kindOfClient = (c) => (c.managed ? "managed" : "configuration");
 
-const lastUse = (use) => [use?.seen, use?.token].filter(Boolean).sort().at(-1);
+// lastUse is when a client last showed itself, by a token or by a secret.
+const lastUse = (c) => [c.use?.seen, c.use?.token, ...(c.secrets ?? []).map((s) => s.used)].filter(Boolean).sort((a, b) => new Date(a) - new Date(b)).at(-1);
 
 const clientFilters = ["search", "realm", "state", "managed", "unused", "expiring", "after"];
 
@@ -910,11 +922,10 @@ function clients({ root, query, signal }) {
 			const next = data.next && el("button", { type: "button", click: () => { before.push(filter.after); refresh({ after: data.next }); } }, "Next page");
 			const back = filter.after && el("button", { type: "button", click: () => refresh({ after: before.pop() ?? "" }) }, before.length > 0 ? "Previous page" : "First page");
 			return [
-				table("Clients", ["Client", "State", "From", "Scopes", "Secrets", "Last used", "By"], data.clients.map((c) => [
+				table("Clients", ["Client", "State", "From", "Scopes", "Secrets", "Last used"], data.clients.map((c) => [
 					[several && el("span", { class: "dim" }, plain(c.realm, 60), " / "), addressable(c.id) ? el("a", { href: address(["clients", c.realm, c.id]) }, code(c.id)) : code(c.id)],
 					clientState(c), kindOfClient(c), tags(c.settings?.scopes), secretsSummary(c),
-					shortMoment(lastUse(c.use), "not known"),
-					c.use?.from || c.use?.method ? [c.use.from && code(c.use.from), c.use.method && [c.use.from && el("br"), el("span", { class: "dim" }, plain(c.use.method, 60))]] : none(),
+					[shortMoment(lastUse(c), "not known"), c.use?.from && el("div", { class: "dim" }, "from ", code(c.use.from))],
 				])),
 				(next || back) && el("div", { class: "body actions" }, back, next),
 			];
@@ -1062,12 +1073,11 @@ function client({ root, signal, parts }) {
 			el("div", { class: "stack sides" },
 				el("div", { class: "stack" },
 					el("section", { class: "panel" }, el("header", {}, el("h2", {}, "Secrets"), mine && takesSecrets && el("div", { class: "push actions" }, el("button", { type: "button", click: () => newSecret(c) }, "New secret"))),
-						c.secrets?.length ? table("Secrets", ["Secret", "State", "From", "Until", "Last used", ...(mine ? ["Action"] : [])], c.secrets.map((s, i) => [
+						c.secrets?.length ? table("Secrets", ["Secret", "State", "Until", "Last used", ...(mine ? ["Action"] : [])], c.secrets.map((s, i) => [
 							s.id ? code(s.id) : `no. ${i + 1}`,
-							secretState(s, c.use),
-							moment(s.from, "at once"),
+							[secretState(s, c.use), s.from && new Date(s.from) > new Date() && el("div", { class: "dim" }, "from ", moment(s.from))],
 							[moment(s.until, "no end"), s.retire_unused && el("div", { class: "dim" }, `retires when unused for ${plain(typeof s.retire_unused === "number" ? durations({ token_lifetime: s.retire_unused }).token_lifetime : s.retire_unused, 40)}`)],
-							moment(s.used, "not known"),
+							shortMoment(s.used, "not known"),
 							...(mine ? [s.id ? el("button", { type: "button", class: "danger", click: () => removeSecret(s) }, "Remove", el("span", { class: "hidden" }, ` secret ${s.id}`)) : null] : []),
 						])) : empty(takesSecrets ? "It has no secret." : "It needs no secret.", takesSecrets ? "It can't authenticate until it has one." : ["It authenticates by ", tags(settings.auth)])),
 					panel("Settings", el("div", { class: "body stack" }, facts([
@@ -1254,6 +1264,13 @@ function siteAddress(site) {
 	return siteScheme(site) + host.replaceAll("*", "x") + (port && port !== (site.tls ? "443" : "80") ? ":" + port : "");
 }
 
+// some shows the first few of a list, and the others if they are asked for. A single other one would
+// take no more room.
+function some(list, few, show) {
+	if (list.length <= few + 1) return list.map(show);
+	return [list.slice(0, few).map(show), el("details", {}, el("summary", {}, `and ${list.length - few} others`), list.slice(few, 500).map(show))];
+}
+
 function routeCells(site, row) {
 	const who = {
 		open: () => el("span", { class: "open" }, "OPEN"),
@@ -1263,7 +1280,7 @@ function routeCells(site, row) {
 		unknown: () => badge("warn", plain(row.why ?? "not known")),
 		clients: () => {
 			const list = row.clients ?? [];
-			const name = (c) => el("span", { class: "tag" }, plain(realms().length > 1 ? `${c.realm}/${c.id}` : c.id, 120));
+			const name = (c) => tag(realms().length > 1 ? `${c.realm}/${c.id}` : c.id);
 			return [
 				list.length > 0 && el("span", { class: "tags" }, list.slice(0, 6).map(name)),
 				list.length > 6 && el("details", {}, el("summary", {}, `and ${counted(list.length - 6, "other")}`), el("span", { class: "tags" }, list.slice(6, 500).map(name))),
@@ -1275,7 +1292,7 @@ function routeCells(site, row) {
 	const path = (row.paths?.[0] ?? "/").replaceAll("*", "");
 	const url = siteAddress(site) + (path.startsWith("/") ? path : "/" + path);
 	return [
-		[(row.paths ?? []).map((p) => el("div", {}, code(p, 160))), row.when?.length ? el("div", { class: "dim" }, "if ", row.when.map((w, i) => [i > 0 && " and ", code(w)])) : null],
+		[some(row.paths ?? [], 3, (p) => el("div", {}, code(p, 160))), row.when?.length ? el("div", { class: "dim" }, "if ", row.when.map((w, i) => [i > 0 && " and ", code(w)])) : null],
 		el("span", { class: "mono" }, plain((row.methods ?? []).join(" "))),
 		[who, (row.notes ?? []).map((n) => el("div", { class: "dim" }, plain(n)))],
 		row.to?.length ? row.to.map((t) => el("div", {}, code(t, 160))) : none(),
@@ -1292,7 +1309,7 @@ function explain({ root, query, signal }) {
 	const id = el("input", { type: "text", autocomplete: "off", spellcheck: "false" });
 	const realm = el("select");
 	const token = el("input", { type: "password", autocomplete: "off", spellcheck: "false" });
-	const from = el("input", { type: "text", autocomplete: "off", spellcheck: "false", placeholder: "as the URL suggests" });
+	const origin = el("input", { type: "text", autocomplete: "off", spellcheck: "false", placeholder: "as the URL suggests" });
 	const headers = el("textarea", { rows: "3", spellcheck: "false", placeholder: "Accept: text/html" });
 	const clientFields = el("div", { class: "row" }, field("Client ID", id), field("Realm", realm));
 	const tokenField = field("Token", token, "It is sent to the gateway, which looks at it and keeps nothing. This page forgets it when you leave the screen.");
@@ -1305,7 +1322,7 @@ function explain({ root, query, signal }) {
 		clientFields.hidden = chosen() !== "client";
 		tokenField.hidden = chosen() !== "token";
 	};
-	let wantedRealm = "";
+	let wantedRealm = "", wasRefused = "";
 	const showRealms = () => {
 		const value = realm.value || wantedRealm;
 		const names = [...new Set([...realms(), value])].filter(Boolean);
@@ -1315,18 +1332,26 @@ function explain({ root, query, signal }) {
 		}
 		realm.value = value;
 	};
-	const take = (from) => {
+	const take = async (from) => {
 		method.value = from.get("method") ?? "GET";
 		url.value = from.get("url") ?? "";
 		id.value = from.get("client") ?? "";
 		wantedRealm = from.get("realm") ?? "";
+		wasRefused = from.get("cause") ?? "";
 		realm.value = "";
 		showRealms();
+		origin.value = from.get("from") ?? "";
 		if (id.value) choose("client");
 		else if (chosen() !== "token") choose("nobody");
 		showWho();
 		result.replaceChildren();
-		if (url.value) asked(true);
+		if (!url.value && from.get("path")) {
+			await load(result, signal, () => urlOf(from, signal), (found) => {
+				url.value = found;
+				return [];
+			});
+		}
+		if (url.value && !signal.aborted) asked(true);
 	};
 	const asked = async (quietly) => {
 		const body = { method: method.value.trim(), url: url.value.trim() };
@@ -1338,7 +1363,7 @@ function explain({ root, query, signal }) {
 			}
 			body.token = token.value.trim();
 		}
-		if (from.value.trim()) body.from = from.value.trim();
+		if (origin.value.trim()) body.from = origin.value.trim();
 		for (const line of headers.value.split("\n").filter((l) => l.trim())) {
 			const cut = line.indexOf(":");
 			const name = line.slice(0, cut).trim();
@@ -1348,8 +1373,12 @@ function explain({ root, query, signal }) {
 			(body.header[name] ??= []).push(line.slice(cut + 1).trim());
 		}
 		// The token stays out of the address.
-		keep(["explain"], { method: body.method, url: body.url, client: body.client, realm: body.realm });
-		await load(result, signal, () => ask("POST", "explain", { body, signal }), ({ data }) => explanation(data));
+		keep(["explain"], { method: body.method, url: body.url, client: body.client, realm: body.realm, from: body.from });
+		await load(result, signal, () => ask("POST", "explain", { body, signal }), ({ data }) => [
+			wasRefused && data.outcome.kind === "pass" && data.client && notice("warn", el("p", {}, `Such a request was refused for the cause ${plain(wasRefused, 40)}, but the best token that the client can fetch gets it through. So the client used another one: does it ask for all scopes that it needs, and fetch a new token in time?`)),
+			explanation(data),
+		]);
+		wasRefused = "";
 	};
 	root.append(
 		heading("Explain"),
@@ -1369,12 +1398,24 @@ function explain({ root, query, signal }) {
 			el("div", { class: "row" }, el("div", { class: "short" }, field("Method", method)), el("div", { class: "wide" }, field("URL", url))),
 			el("datalist", { id: "methods" }, ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"].map((m) => el("option", { value: m }))),
 			who, clientFields, tokenField,
-			el("details", {}, el("summary", {}, "More about the request"), el("div", { class: "row" }, field("Comes from the address", from), field("Headers", headers))),
+			el("details", {}, el("summary", {}, "More about the request"), el("div", { class: "row" }, field("Comes from the address", origin), field("Headers", headers))),
 			el("div", { class: "actions" }, el("button", { class: "primary" }, "Explain"))))),
 			result));
 	watchGateway(signal, showRealms);
 	take(query);
 	return take;
+}
+
+// urlOf returns the URL of a request of which the path is known, the rule that was met, and perhaps the
+// host: by the site that has the rule.
+async function urlOf(known, signal) {
+	const host = known.get("host") ?? "", rule = known.get("rule") ?? "";
+	const { data } = await ask("GET", "routes", { signal });
+	const name = host.replace(/:\d+$/, "").toLowerCase();
+	const sites = data.sites.filter((site) => site.rows.some((row) => row.rules?.includes(rule)));
+	const site = sites.find((s) => s.hosts?.includes(name)) ?? sites.find((s) => !s.hosts?.length) ?? sites[0] ?? data.sites[0];
+	if (!site) throw new Problem(0, "The configuration has no routes any more.");
+	return (host ? siteScheme(site) + host : siteAddress(site)) + known.get("path");
 }
 
 // ending says how a walk ends, as 'caddy oauth explain' does.
@@ -1405,13 +1446,13 @@ function explanation(e) {
 		s.cause && s.want?.length > 0 && el("div", {}, "wanted: ", tags(s.want), " has: ", s.has?.length ? tags(s.has) : "nothing"));
 	const passing = e.client_count === 0 ? null : e.passing_count === 0
 		? `None of ${counted(e.client_count, "client")} would ${e.outcome.kind === "unknown" ? "certainly " : ""}pass.`
-		: [`Of ${counted(e.client_count, "client")}, ${number(e.passing_count)} would pass: `, el("span", { class: "tags" }, e.passing.map((p) => el("span", { class: "tag" }, plain(p, 120)))), e.passing.length < e.passing_count && " …"];
+		: [`Of ${counted(e.client_count, "client")}, ${number(e.passing_count)} would pass: `, tags(e.passing), e.passing.length < e.passing_count && " …"];
 	return [
 		el("section", { class: "panel" }, el("div", { class: "verdict stack " + kind },
 			el("p", {}, badge(kind, plain(verdict))),
-			(where || e.means || e.do) && el("div", {}, where && el("p", {}, plain(where, 500)), e.means && el("p", {}, plain(e.means, 1000)), e.do && el("p", {}, el("strong", {}, "What to do: "), plain(e.do, 1000))),
+			(where || e.means || e.do) && el("div", {}, where && el("p", {}, plain(where, 500)), e.means && el("p", {}, prose(e.means)), e.do && el("p", {}, el("strong", {}, "What to do: "), prose(e.do))),
 			el("p", { class: "dim" }, code(e.method), " ", code(e.url, 500), e.client ? [" by client ", code(e.client)] : e.token ? [" with ", plain(e.token, 500)] : " by anybody"),
-			e.client && e.token && el("p", { class: "dim" }, "With ", plain(e.token, 500)),
+			e.client && e.token && el("p", { class: "dim" }, "Its token: ", plain(e.token, 500)),
 			e.asked?.length > 0 && el("p", { class: "dim" }, `Asked about the token: ${plain(e.asked.join(", "), 500)}`))),
 		panel(["Its way through server ", code(e.server)],
 			steps.length > 0 ? el("ol", { class: "steps" }, steps.map(step)) : empty("It meets no handler of the gateway."),
@@ -1476,7 +1517,7 @@ function sources({ root, signal }) {
 				s.stale ? badge("warn", "stale answers are served") : "current", s.used_at === undefined ? none() : el("span", { class: "nowrap" }, counted(s.used_at, "route")), s.last_error ? plain(s.last_error, 500) : none(),
 			]))),
 			panel("Realms", o.realms.length === 0 ? empty("No realm issues tokens here.") : table("Realms", ["Realm", "State", "Issuer", "Tokens", "Clients", "Managed clients"], o.realms.map((r) => [
-				el("a", { href: address(["clients"], { realm: r.name }) }, plain(r.name, 60)), badge(...stateOf(r.state).slice(0, 2)), r.issuer ? code(r.issuer) : none(), plain(r.token_format ?? ""), number(r.configured), r.managed_clients ? number(r.managed) : el("span", { class: "dim" }, "off"),
+				el("a", { href: address(["clients"], { realm: r.name }) }, plain(r.name, 60)), r.state === "none" ? badge("off", "issues nothing here") : badge(...stateOf(r.state).slice(0, 2)), r.issuer ? code(r.issuer) : none(), plain(r.token_format ?? ""), number(r.configured), r.managed_clients ? number(r.managed) : el("span", { class: "dim" }, "off"),
 			]))));
 	};
 	watchGateway(signal, show);
