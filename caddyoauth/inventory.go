@@ -139,7 +139,7 @@ func (s *openStore) log() *zap.Logger {
 // unless it is the first time in a while.
 func (a *App) noteSeen(r *http.Request, b *bearer) {
 	realm := a.realms[b.realm] // nil for tokens from elsewhere
-	if realm == nil || !realm.engine.Unseen(b.facts.ClientID) {
+	if realm == nil || realm.counts == nil /* of App.forQuestions */ || !realm.engine.Unseen(b.facts.ClientID) {
 		return
 	}
 	from, _ := clientAddr(r)

@@ -659,6 +659,16 @@ func TestExplainManagedClient(t *testing.T) {
 	explain(200, `"outcome":{"kind":"refused","status":403,"cause":"scope"`)
 	a.must(200, "PUT", "/oauth/clients/root/batch", `{"scopes":["read"],"disabled":true}`)
 	explain(200, `"outcome":{"kind":"refused","status":401`)
+
+	// A question is no use of the client.
+	secret := fmt.Sprint(a.must(201, "PUT", "/oauth/clients/root/asked", `{"scopes":["read"]}`).json(t)["secret"])
+	res := a.must(200, "POST", "/oauth/explain", `{"method":"GET","url":"`+a.URL+`/x","token":"`+a.tokenBy("asked", secret)+`"}`)
+	if !strings.Contains(res.Body, `"outcome":{"kind":"pass"`) {
+		t.Errorf("a token of it would not pass: %s", res.Body)
+	}
+	if shown := a.must(200, "GET", "/oauth/clients/root/asked", "").Body; strings.Contains(shown, `"seen"`) || !strings.Contains(shown, `"token"`) {
+		t.Errorf("after a question, the client is %s", shown)
+	}
 	a.must(204, "DELETE", "/oauth/clients/root/batch", "")
 	explain(400, "there is no client 'batch'")
 }
