@@ -73,9 +73,9 @@ type refusedEvent struct {
 	reportOnly bool
 	fields     func() []zap.Field // what else there is to say; nil if nothing
 	from       netip.Addr
-	// What the request line has, bounded and copied: parts of it would hold all of it.
-	method, path string
-	next         *refusedEvent
+	// What the head of the request has, bounded and copied: parts of it would hold all of it.
+	method, host, path string
+	next               *refusedEvent
 }
 
 // write notes the event of a refusal. fields are called only if it is written, after the request:
@@ -94,7 +94,7 @@ func (l *refusalLog) note(r *http.Request, e *refusedEvent) {
 	if !l.logger.Core().Enabled(zap.InfoLevel) {
 		return
 	}
-	e.at, e.method = time.Now(), strings.Clone(loggedText(r.Method))
+	e.at, e.method, e.host = time.Now(), strings.Clone(loggedText(r.Method)), strings.Clone(loggedText(r.Host))
 	e.from, _ = clientAddr(r)
 	// Rewrites and handle_path have changed the path; the log has what the caller sent.
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
@@ -208,7 +208,7 @@ func (l *refusalLog) writeEvent(e *refusedEvent) {
 	if e.from.IsValid() {
 		from = e.from.String()
 	}
-	c.Write(append(all, zap.String("remote_ip", from), zap.String("method", e.method), zap.String("path", e.path))...)
+	c.Write(append(all, zap.String("remote_ip", from), zap.String("method", e.method), zap.String("host", e.host), zap.String("path", e.path))...)
 }
 
 // stripped counts what was removed from a request, and notes an event for each. Most requests
