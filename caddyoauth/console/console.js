@@ -392,7 +392,7 @@ function niceMost(n) {
 function plotOf(title, names) {
 	const kinds = outcomeKinds.map(([kind, name]) => [kind, names?.[kind] ?? name]);
 	const legend = el("ul", { class: "legend" });
-	const drawing = svg("svg", { class: "plot", role: "img" });
+	const drawing = svg("svg", { class: "plot", role: "img", "aria-label": title });
 	const readout = el("span", { class: "push dim", "aria-hidden": "true" }, "last hour");
 	const body = el("tbody");
 	const figures = el("details", { class: "figures" }, el("summary", {}, "Show as a table"), el("div", { tabindex: "0", role: "region", "aria-label": `${title}, as a table` },
@@ -527,9 +527,11 @@ function listen(signal, receive, tell) {
 }
 
 // explainLink is where a refusal is explained. That screen finds out which URL it was: an event has the
-// path, and the rule that refused it.
+// path, the host, and the rule that refused it.
 function explainLink(e) {
 	const query = { method: e.method, host: e.host, path: e.path, rule: e.rule, cause: e.cause };
+	// Without TLS, it matters whether a request comes from this machine.
+	if (/^(127\.|::1$)/.test(e.remote_ip ?? "")) query.from = e.remote_ip;
 	if (e.client_id && !e.issuer) Object.assign(query, { client: e.client_id, realm: e.realm });
 	return address(["explain"], query);
 }
@@ -925,7 +927,7 @@ function clients({ root, query, signal }) {
 				table("Clients", ["Client", "State", "From", "Scopes", "Secrets", "Last used"], data.clients.map((c) => [
 					[several && el("span", { class: "dim" }, plain(c.realm, 60), " / "), addressable(c.id) ? el("a", { href: address(["clients", c.realm, c.id]) }, code(c.id)) : code(c.id)],
 					clientState(c), kindOfClient(c), tags(c.settings?.scopes), secretsSummary(c),
-					[shortMoment(lastUse(c), "not known"), c.use?.from && el("div", { class: "dim" }, "from ", code(c.use.from))],
+					[shortMoment(lastUse(c), "not known"), c.use?.from && el("div", { class: "dim nowrap" }, "from ", code(c.use.from))],
 				])),
 				(next || back) && el("div", { class: "body actions" }, back, next),
 			];
@@ -1406,8 +1408,8 @@ function explain({ root, query, signal }) {
 	return take;
 }
 
-// urlOf returns the URL of a request of which the path is known, the rule that was met, and perhaps the
-// host: by the site that has the rule.
+// urlOf returns the URL of a request of which the host and the path are known, and the rule that it met:
+// the site that has the rule says whether it came over TLS.
 async function urlOf(known, signal) {
 	const host = known.get("host") ?? "", rule = known.get("rule") ?? "";
 	const { data } = await ask("GET", "routes", { signal });
