@@ -45,7 +45,7 @@ func TestNoRequestWritesItsEvent(t *testing.T) {
 		}
 		l.write(r, introspect.CauseRevoked, 401, fields)
 		l.stripped(r, removedIdentity)
-		r.Method, r.URL.Path = "CHANGED", "/changed" // by the handlers of error routes
+		r.Method, r.Host, r.URL.Path = "CHANGED", "changed.example.com", "/changed" // by the handlers of error routes
 		if n := written.Len(); n != 0 || asked.Load() != 0 {
 			t.Fatalf("the request has written %d events, and looked up the fields of %d", n, asked.Load())
 		}
@@ -57,7 +57,7 @@ func TestNoRequestWritesItsEvent(t *testing.T) {
 			t.Fatalf("%d events are written, want %d", len(all), maxRefusals+2)
 		}
 		for i, e := range all {
-			want := map[string]any{"event": "request_refused", "cause": "forged", "status": int64(401), "number": int64(i + 1), "remote_ip": "192.0.2.1", "method": "GET", "path": "/some%20path"}
+			want := map[string]any{"event": "request_refused", "cause": "forged", "status": int64(401), "number": int64(i + 1), "remote_ip": "192.0.2.1", "method": "GET", "host": "example.com", "path": "/some%20path"}
 			switch i {
 			case maxRefusals:
 				want["cause"] = "revoked"
