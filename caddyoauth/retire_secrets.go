@@ -17,7 +17,8 @@ import (
 // its uses, and while that can't be told, the secret stays.
 
 const (
-	// retireInterval is how often an App looks for secrets to retire.
+	// retireInterval is how long an App waits before it looks again for secrets to retire. It is longer than
+	// usesSettle.
 	retireInterval = 5 * time.Minute
 	// usesSettle is how long after a secret was found unused this must still be so: by then, every gateway
 	// has written the uses from before. Whatever keeps the others from writing keeps this one, too, and
@@ -37,15 +38,13 @@ type retiring struct {
 // keepRetiringSecrets retires secrets while the App is in force. It returns when ctx ends.
 func (a *App) keepRetiringSecrets(ctx context.Context) {
 	defer close(a.run.retiringEnded)
-	ticker := time.NewTicker(retireInterval)
-	defer ticker.Stop()
 	var found foundUnused
 	failing := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(retireInterval): // counted from the end of the last look, however long that took
 		}
 		if activeApp() != a {
 			continue
@@ -96,6 +95,7 @@ func (a *App) retireSecretsOf(ctx context.Context, r *servedRealm, ids []string,
 	if err != nil {
 		return fmt.Errorf("when secrets were used: %w", err)
 	}
+	look := retirement{app: a, realm: r, uses: uses, now: now, before: before, found: found}
 	for _, id := range ids {
 		client, ok := r.engine.ManagedByID(id)
 		idle := func(s *oauth.Secret) bool {
@@ -105,19 +105,32 @@ func (a *App) retireSecretsOf(ctx context.Context, r *servedRealm, ids []string,
 		if !ok || !slices.ContainsFunc(client.Secrets, idle) {
 			continue // without a look into the store
 		}
-		if err := a.retireSecretsOfClient(ctx, r, id, uses, now, before, found); err != nil {
+		if err := look.at(ctx, id); err != nil {
 			return fmt.Errorf("client %q: %w", id, err)
 		}
 	}
 	return ctx.Err()
 }
 
+// retirement is a look at clients of a realm, some of whose secrets may be unused.
+type retirement struct {
+	app           *App
+	realm         *servedRealm
+	uses          oauth.Uses
+	now           time.Time
+	before, found foundUnused
+	// written is set once the store has taken a write since uses were read.
+	written bool
+}
+
 // errNotUnused ends a change that would remove nothing.
 var errNotUnused = errors.New("no secret is unused")
 
-func (a *App) retireSecretsOfClient(ctx context.Context, r *servedRealm, id string, uses oauth.Uses, now time.Time, before, found foundUnused) error {
-	ref := oauth.ClientRef{Realm: r.name, ClientID: id}
-	stored, err := a.run.opened.clients.ManagedClient(ctx, ref)
+// at finds the unused secrets of a client, and removes those that were found so before, at least usesSettle
+// ago.
+func (l *retirement) at(ctx context.Context, id string) error {
+	ref := oauth.ClientRef{Realm: l.realm.name, ClientID: id}
+	stored, err := l.app.run.opened.clients.ManagedClient(ctx, ref)
 	if errors.Is(err, oauth.ErrNotFound) {
 		return nil // it was removed meanwhile
 	}
@@ -129,34 +142,51 @@ func (a *App) retireSecretsOfClient(ctx context.Context, r *servedRealm, id stri
 		return err
 	}
 	settled := false
-	for _, secret := range record.unused(id, uses, now) {
+	for _, secret := range record.unused(id, l.uses, l.now) {
 		key := retiring{ref, secret}
-		if at, ok := before[key]; ok {
-			found[key] = at
-			settled = settled || now.Sub(at) >= usesSettle
-			continue
+		since, ok := l.before[key]
+		if !ok {
+			if err := l.write(ctx, ref); err != nil {
+				return err
+			}
+			since = l.now
 		}
-		// A store that takes no writes has not heard of uses for a while. If it takes this one, it takes
-		// those of all gateways from now on.
-		if err := a.run.opened.inventory.Touch(ctx, ref); err != nil {
-			return err
-		}
-		found[key] = now
+		l.found[key] = since
+		settled = settled || l.settled(key)
 	}
 	if !settled {
 		return nil
 	}
+	return l.remove(ctx, ref)
+}
+
+// write has the store take a write. A store that takes none has not heard of uses for a while; if it takes
+// this one, it takes those of all gateways from now on.
+func (l *retirement) write(ctx context.Context, ref oauth.ClientRef) error {
+	if l.written {
+		return nil
+	}
+	err := l.app.run.opened.inventory.Touch(ctx, ref)
+	l.written = err == nil
+	return err
+}
+
+// settled reports whether a secret was found unused at least usesSettle ago.
+func (l *retirement) settled(key retiring) bool {
+	since, ok := l.found[key]
+	return ok && l.now.Sub(since) >= usesSettle
+}
+
+// remove removes the secrets of a client that are settled, if they still are unused.
+func (l *retirement) remove(ctx context.Context, ref oauth.ClientRef) error {
 	never := func(_, _ *managedRecord) bool { return false }
-	was, next, _, err := a.changeManaged(ctx, r, id, never, func(was *managedRecord, _ uint64) (*managedRecord, error) {
+	was, next, _, err := l.app.changeManaged(ctx, l.realm, ref.ClientID, never, func(was *managedRecord, _ uint64) (*managedRecord, error) {
 		if was == nil || was.Client.Disabled {
 			return nil, errNotUnused
 		}
-		gone := slices.DeleteFunc(was.unused(id, uses, now), func(secret string) bool {
-			at, ok := found[retiring{ref, secret}]
-			return !ok || now.Sub(at) < usesSettle
-		})
+		gone := slices.DeleteFunc(was.unused(ref.ClientID, l.uses, l.now), func(secret string) bool { return !l.settled(retiring{ref, secret}) })
 		if len(gone) == 0 {
-			return nil, errNotUnused
+			return nil, errNotUnused // somebody was quicker
 		}
 		next := *was
 		next.Client.Secrets = slices.DeleteFunc(slices.Clone(was.Client.Secrets), func(s ClientSecret) bool { return slices.Contains(gone, secretID(s.Hash)) })
@@ -166,7 +196,7 @@ func (a *App) retireSecretsOfClient(ctx context.Context, r *servedRealm, id stri
 		return nil
 	}
 	if next != nil {
-		a.logChange(r, id, clientAudit{event: "client_secret_removed", was: was, next: next, err: err}, zap.String("cause", "unused"))
+		l.app.logChange(l.realm, ref.ClientID, clientAudit{event: "client_secret_removed", was: was, next: next, err: err}, zap.String("cause", "unused"))
 	}
 	return err
 }
