@@ -257,13 +257,14 @@ func (c *clientRequestAdmin) put() error {
 			return nil, err
 		}
 		next := managedRecord{Client: settings}
+		auth, _ := settings.authMethods() // what is wrong with them is said below
 		switch {
 		case was != nil:
 			next.Created = was.Created
 			if settings.Secrets == nil {
 				next.Client.Secrets = was.Client.Secrets
 			}
-		case settings.Secrets == nil && !settings.Disabled && (len(settings.Auth) == 0 || takesSecrets(settings.Auth)):
+		case settings.Secrets == nil && !settings.Disabled && takesSecrets(auth):
 			var hash string
 			var err error
 			if secret, hash, err = newSecret(); err != nil {
@@ -393,8 +394,12 @@ func (c *clientRequestAdmin) change(event string, change managedChange, secret *
 		if err != nil || next == nil {
 			return nil, err
 		}
-		if _, err := c.realm.provisionManaged(c.id, &next.Client); err != nil {
+		_, keys, err := c.realm.provisionManaged(c.id, &next.Client)
+		if err != nil {
 			return nil, adminError(http.StatusBadRequest, "client '%s': %w", loggedText(c.id), err)
+		}
+		if _, err := c.app.mayHaveKeys(c.realm, c.id, keys, 0); err != nil {
+			return nil, err
 		}
 		return next, nil
 	}

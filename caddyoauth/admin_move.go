@@ -204,7 +204,9 @@ func (q *importRequest) check() error {
 type importing struct {
 	app      *App
 	existing string
-	byRealm  map[string]map[string]exportedClient
+	// fetched is how many sets of keys are to be fetched for those of a realm that were looked at.
+	fetched int
+	byRealm map[string]map[string]exportedClient
 }
 
 // errChecked ends a change that was only to be checked.
@@ -226,7 +228,7 @@ func (i *importing) run(r *http.Request, onlyCheck bool) (answer importAnswer, e
 		var refused []string
 		changed, err := i.app.changeAllManaged(r.Context(), realm, ids, endsTokens, func(id string, was *managedRecord, _ uint64) (*managedRecord, error) {
 			if id == ids[0] { // it may be called again for all of them
-				counted, refused = importAnswer{}, nil
+				counted, refused, i.fetched = importAnswer{}, nil, 0
 			}
 			next, err := i.next(realm, clients[id], was, &counted)
 			if err != nil {
@@ -284,9 +286,15 @@ func (i *importing) next(realm *servedRealm, client exportedClient, was *managed
 		counted.Kept++
 		return was, nil
 	}
-	if _, err := realm.provisionManaged(client.ID, &next.Client); err != nil {
+	_, keys, err := realm.provisionManaged(client.ID, &next.Client)
+	if err != nil {
 		return nil, err
 	}
+	fetched, err := i.app.mayHaveKeys(realm, client.ID, keys, i.fetched)
+	if errors.As(err, &refused) {
+		return nil, refused.Err
+	}
+	i.fetched += fetched
 	switch {
 	case was == nil:
 		counted.Added++

@@ -134,45 +134,66 @@ func checkKeysURI(uri string) error {
 // hold is told of each reference that is taken.
 func (a *App) openAssertionKeys(r *servedRealm, hold func(reference)) error {
 	for id, from := range r.assertions {
-		// The keys outlive this configuration, and with it the configuration's logger.
-		logger := func() *zap.Logger {
-			return caddy.Log().Named("oauth").With(zap.String("realm", r.name), zap.String("client_id", id))
-		}
-		key := conf.PoolKey("client keys", r.name, id, from.keys.KeysFile, from.keys.JWKSURI, from.keys.PrivateHosts, from.keys.Set)
-		opened, _, err := loadOrOpen(openKeys, key, func() (openIssuerKeys, error) {
-			cfg, until := from.keys, "those from before stay in use"
-			if cfg.JWKSURI != "" {
-				until += " for 20 minutes"
-			}
-			cfg.OnKeys = func(n int, ignored []introspect.IgnoredKey) {
-				if n == 0 || len(ignored) > 0 {
-					logger().Warn("keys of a client can't be used", zap.Int("usable", n), zap.Stringers("ignored", ignored))
-				}
-			}
-			cfg.OnFetch = func(_ string, _ time.Duration, err error) {
-				if err != nil {
-					logger().Warn("cannot get the keys of a client", zap.String("until_then", until), zap.Error(err))
-				}
-			}
-			keys, err := introspect.NewKeys(cfg)
-			return openIssuerKeys{keys}, err
-		})
+		assertions, ref, err := openClientKeys(r.name, id, from)
 		if err != nil {
-			return fmt.Errorf("the keys of client %q: %w", id, err)
+			return err
 		}
-		hold(reference{openKeys, key})
-		assertions, err := introspect.NewAssertions(introspect.AssertionsConfig{Keys: opened.Keys, Algorithms: from.algorithms})
-		if err != nil {
-			return fmt.Errorf("the keys of client %q: %w", id, err)
-		}
+		hold(ref)
 		// Nobody has the client yet: the engine is made after this.
 		r.settings.Clients[id].Assertions = assertions
 	}
 	return nil
 }
 
+// openClientKeys opens the keys of a client, or shares those that are open. It returns what verifies by
+// them, and the reference that it has taken.
+func openClientKeys(realm, id string, from *assertionKeys) (*introspect.Assertions, reference, error) {
+	// The keys outlive this configuration, and with it the configuration's logger.
+	logger := func() *zap.Logger {
+		return caddy.Log().Named("oauth").With(zap.String("realm", realm), zap.String("client_id", id))
+	}
+	ref := reference{openKeys, conf.PoolKey("client keys", realm, id, from.keys.KeysFile, from.keys.JWKSURI, from.keys.PrivateHosts, from.keys.Set)}
+	opened, _, err := loadOrOpen(ref.pool, ref.key, func() (openIssuerKeys, error) {
+		cfg, until := from.keys, "those from before stay in use"
+		if cfg.JWKSURI != "" {
+			until += " for 20 minutes"
+		}
+		cfg.OnKeys = func(n int, ignored []introspect.IgnoredKey) {
+			if n == 0 || len(ignored) > 0 {
+				logger().Warn("keys of a client can't be used", zap.Int("usable", n), zap.Stringers("ignored", ignored))
+			}
+		}
+		cfg.OnFetch = func(_ string, _ time.Duration, err error) {
+			if err != nil {
+				logger().Warn("cannot get the keys of a client", zap.String("until_then", until), zap.Error(err))
+			}
+		}
+		keys, err := introspect.NewKeys(cfg)
+		return openIssuerKeys{keys}, err
+	})
+	if err != nil {
+		return nil, reference{}, fmt.Errorf("the keys of client %q: %w", id, err)
+	}
+	assertions, err := introspect.NewAssertions(introspect.AssertionsConfig{Keys: opened.Keys, Algorithms: from.algorithms})
+	if err != nil {
+		_, closed := ref.pool.Delete(ref.key)
+		return nil, reference{}, errors.Join(fmt.Errorf("the keys of client %q: %w", id, err), closed)
+	}
+	return assertions, ref, nil
+}
+
+// inSettings returns what verifies by keys that are in the client's settings. It starts nothing.
+func (k *assertionKeys) inSettings() (*introspect.Assertions, error) {
+	keys, err := introspect.NewKeys(k.keys)
+	if err != nil {
+		return nil, err
+	}
+	return introspect.NewAssertions(introspect.AssertionsConfig{Keys: keys, Algorithms: k.algorithms})
+}
+
 // assertionAlgorithms returns the algorithms that assertions of the realm's clients may have, sorted.
-func (r *servedRealm) assertionAlgorithms() []string {
+// offers are of its managed clients.
+func (r *servedRealm) assertionAlgorithms(offers *oauth.Offers) []string {
 	var all []string
 	for id, from := range r.assertions {
 		if r.settings.Clients[id].Disabled {
@@ -187,6 +208,7 @@ func (r *servedRealm) assertionAlgorithms() []string {
 	}
 	if r.managed != nil {
 		all = append(all, introspect.DefaultAlgorithms()...)
+		all = append(all, offers.Algorithms...)
 	}
 	slices.Sort(all)
 	return slices.Compact(all)

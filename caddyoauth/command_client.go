@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -314,12 +315,15 @@ printed instead.`,
 	flags := addClientFlags(cmd)
 	var settings Client
 	var jwks []string
+	var file string
 	set := cmd.Flags()
 	set.StringSliceVar(&settings.Scopes, "scopes", nil, "scopes that it may ask for, separated by commas")
 	set.StringSliceVar(&settings.DefaultScopes, "default-scopes", nil, "scopes that it gets if it asks for none")
 	set.StringSliceVar(&settings.Audience, "audience", nil, "audience of its tokens, separated by commas")
 	set.StringSliceVar(&settings.Auth, "auth", nil, "methods by which it may authenticate, separated by commas")
 	set.StringArrayVar(&jwks, "jwk", nil, "public key of the client as a JWK, for private_key_jwt; may repeat")
+	set.StringVar(&settings.JWKSURI, "jwks-uri", "", "where the client publishes its public keys, for private_key_jwt")
+	set.StringVar(&file, "settings", "", "file with settings as a configuration in JSON has them, or - for standard input; other options count before those")
 	set.StringVar(&settings.TokenFormat, "token-format", "", "what its tokens look like: opaque, sealed or jwt")
 	lifetime := set.Duration("token-lifetime", 0, "how long its tokens live")
 	set.StringVar(&settings.Introspect, "introspect", "", "whose tokens it may ask about: own, audience or realm")
@@ -330,7 +334,15 @@ printed instead.`,
 			for _, jwk := range jwks {
 				settings.JWK = append(settings.JWK, json.RawMessage(jwk))
 			}
-			if len(jwks) > 0 && len(settings.Auth) == 0 {
+			if file != "" {
+				if *asBlock {
+					return 2, errors.New("--settings and --caddyfile don't go together")
+				}
+				if err := readSettings(cmd, file, &settings); err != nil {
+					return 2, err
+				}
+			}
+			if (len(jwks) > 0 || settings.JWKSURI != "") && len(settings.Auth) == 0 {
 				settings.Auth = []string{"private_key_jwt"}
 			}
 			if _, err := jwkSet(args[0], settings.JWK); err != nil {
@@ -347,6 +359,38 @@ printed instead.`,
 		})(cmd, args)
 	}
 	return cmd
+}
+
+// readSettings reads settings from a file, or from standard input. Those that are there already count
+// before them. No error repeats a setting.
+func readSettings(cmd *cobra.Command, path string, settings *Client) error {
+	in := cmd.InOrStdin()
+	if path != "-" {
+		file, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		in = file
+	}
+	given, err := json.Marshal(settings) //nolint:gosec // nobody sees it
+	if err != nil {
+		return err
+	}
+	var read Client
+	decoder := json.NewDecoder(io.LimitReader(in, maxAdminBody))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&read); err != nil {
+		return errors.New("the settings must be a JSON object, as a configuration has it for a client")
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is something behind the settings")
+	}
+	if err := json.Unmarshal(given, &read); err != nil {
+		return err
+	}
+	*settings = read
+	return nil
 }
 
 // printSecret prints a secret that was just made. For scripts, standard output has nothing else, unless
@@ -401,6 +445,7 @@ func printBlock(cmd *cobra.Command, id string, c Client) (int, error) {
 		add("token_lifetime", time.Duration(c.TokenLifetime).String())
 	}
 	add("introspect", c.Introspect)
+	add("jwks_uri", c.JWKSURI)
 	_, err := fmt.Fprintln(out, strings.Join(append(lines, "}"), "\n"))
 	if err != nil {
 		return 2, err

@@ -83,6 +83,8 @@ type federatedKeys struct {
 	keys       introspect.KeysConfig
 	algorithms []string
 	key        string // stands for both, and for what they depend on
+	// assertions verify by the keys. Start sets it, for a platform that the configuration names.
+	assertions *introspect.Assertions
 	// used is set if a client that isn't disabled has such tokens.
 	used bool
 	// by is the first client that names the platform.
@@ -91,12 +93,8 @@ type federatedKeys struct {
 
 // federate checks the platforms of a client, and gives it to the engine's client.
 func (r *servedRealm) federate(cc *Client, c *oauth.Client) error {
-	uses := slices.Contains(c.Auth, oauth.AuthFederated)
-	switch {
-	case uses && len(cc.Federated) == 0:
-		return fmt.Errorf("auth %s needs a platform whose tokens the client has: add a federated", oauth.AuthFederated)
-	case !uses && len(cc.Federated) > 0:
-		return fmt.Errorf("it has a federated, and may not use it: add 'auth %s'", oauth.AuthFederated)
+	if err := cc.checkFederatedAuth(c.Auth); err != nil {
+		return err
 	}
 	for _, f := range cc.Federated {
 		if f == nil {
@@ -115,6 +113,18 @@ func (r *servedRealm) federate(cc *Client, c *oauth.Client) error {
 		r.takesSVIDs = r.takesSVIDs || from.keys.SPIFFE
 		r.federated[identity.Issuer].used = r.federated[identity.Issuer].used || !c.Disabled
 		c.Federated = append(c.Federated, identity)
+	}
+	return nil
+}
+
+// checkFederatedAuth checks that the client uses its platforms, and has those that it uses.
+func (cc *Client) checkFederatedAuth(auth []string) error {
+	uses := slices.Contains(auth, oauth.AuthFederated)
+	switch {
+	case uses && len(cc.Federated) == 0:
+		return fmt.Errorf("auth %s needs a platform whose tokens the client has: add a federated", oauth.AuthFederated)
+	case !uses && len(cc.Federated) > 0:
+		return fmt.Errorf("it has a federated, and may not use it: add 'auth %s'", oauth.AuthFederated)
 	}
 	return nil
 }
@@ -164,8 +174,14 @@ func (f *Federated) provision(realmIssuer string) (*oauth.Federated, *federatedK
 	}
 	from.key = conf.PoolKey("federated keys "+from.keys.Issuer, from.keys.JWKSURI, from.keys.KeysFile, from.keys.PrivateHosts, from.algorithms, f.Headers, trust)
 
+	identity, err := f.identity(from.keys.Issuer, realmIssuer)
+	return identity, from, err
+}
+
+// identity returns whom tokens of an issuer must name.
+func (f *Federated) identity(issuer, realmIssuer string) (*oauth.Federated, error) {
 	identity := &oauth.Federated{
-		Issuer: from.keys.Issuer, Subjects: f.Subject, Audience: f.Audience,
+		Issuer: issuer, Subjects: f.Subject, Audience: f.Audience,
 		MaxLifetime: time.Duration(cmp.Or(f.MaxLifetime, defaultFederatedLifetime)),
 	}
 	for _, claim := range f.Claims {
@@ -173,11 +189,11 @@ func (f *Federated) provision(realmIssuer string) (*oauth.Federated, *federatedK
 	}
 	if len(identity.Audience) == 0 {
 		if realmIssuer == "" {
-			return nil, nil, errors.New("the audience of tokens is the realm's issuer, and it has none: give the realm an issuer, or add an audience")
+			return nil, errors.New("the audience of tokens is the realm's issuer, and it has none: give the realm an issuer, or add an audience")
 		}
 		identity.Audience = []string{realmIssuer}
 	}
-	return identity, from, nil
+	return identity, nil
 }
 
 // keys returns where the keys are, as configured.
@@ -198,24 +214,47 @@ func (f *Federated) checkKeys(keys introspect.KeysConfig) error {
 		case keys.JWKSURI == "" && keys.KeysFile == "":
 			return errors.New("a trust domain needs its bundle: add a jwks_file or a jwks_uri")
 		}
-		for _, subject := range f.Subject {
-			if path, ok := strings.CutPrefix(subject, keys.Issuer+"/"); !ok || path == "" {
-				return fmt.Errorf("subject '%s' is in no part of this trust domain, so no token has it: it begins with %s/", subject, keys.Issuer)
-			}
+		if err := f.checkSVIDSubjects(keys.Issuer); err != nil {
+			return err
 		}
 	}
 	return checkJWT(keys, introspect.JWTConfig{Algorithms: f.Algorithms})
 }
 
+// checkSVIDSubjects checks the subjects of tokens of a trust domain.
+func (f *Federated) checkSVIDSubjects(domain string) error {
+	for _, subject := range f.Subject {
+		if path, ok := strings.CutPrefix(subject, domain+"/"); !ok || path == "" {
+			return fmt.Errorf("subject '%s' is in no part of this trust domain, so no token has it: it begins with %s/", subject, domain)
+		}
+	}
+	return nil
+}
+
 // check checks what can be checked before placeholders are replaced.
 func (f *Federated) check() error {
 	switch {
-	case f.Issuer == "":
-		return errors.New("federated needs the issuer of the tokens")
 	case f.JWKSURI != "" && f.JWKSFile != "":
 		return errors.New("jwks_uri and jwks_file can't be used together")
 	case f.JWKSFile != "" && len(f.PrivateHosts) > 0:
 		return errors.New("private_hosts say where keys may be fetched from, and with jwks_file none are")
+	}
+	if err := f.checkIdentity(); err != nil {
+		return err
+	}
+	if !strings.Contains(f.Issuer+f.JWKSURI+f.JWKSFile, "{") {
+		if err := f.checkKeys(f.keys()); err != nil {
+			return err
+		}
+	}
+	return cmp.Or(conf.CheckQuery("jwks_uri", f.JWKSURI), checkHeaders(f.Headers))
+}
+
+// checkIdentity checks whom the tokens must name.
+func (f *Federated) checkIdentity() error {
+	switch {
+	case f.Issuer == "":
+		return errors.New("federated needs the issuer of the tokens")
 	case len(f.Subject) == 0:
 		return errors.New("federated needs a subject: whose tokens are meant, as in 'subject repo:acme/app:ref:refs/heads/main'")
 	}
@@ -235,12 +274,7 @@ func (f *Federated) check() error {
 			return fmt.Errorf("subject '%s' leaves open whose workload it is, so it may be anybody's on that platform: there must be no * in the first two parts, which end at : or /, unless a claim says whose it is", subject)
 		}
 	}
-	if !strings.Contains(f.Issuer+f.JWKSURI+f.JWKSFile, "{") {
-		if err := f.checkKeys(f.keys()); err != nil {
-			return err
-		}
-	}
-	return cmp.Or(conf.CheckQuery("jwks_uri", f.JWKSURI), conf.CheckAudience("audience", f.Audience), checkHeaders(f.Headers))
+	return conf.CheckAudience("audience", f.Audience)
 }
 
 // opensToAll reports whether a pattern doesn't say whose workload it is about. On shared platforms the
@@ -268,33 +302,12 @@ func opensToAll(pattern string) bool {
 func (r *servedRealm) openFederated(hold func(reference)) error {
 	for _, issuer := range sortedKeys(r.federated) {
 		from := r.federated[issuer]
-		opened, _, err := loadOrOpen(openKeys, from.key, func() (openIssuerKeys, error) {
-			cfg := from.keys
-			// The keys outlive this configuration, and with it the configuration's logger.
-			logger := func() *zap.Logger { return caddy.Log().Named("oauth.federated").With(zap.String("issuer", issuer)) }
-			cfg.OnFetch = func(kind string, _ time.Duration, err error) {
-				if err != nil {
-					logger().Error("fetching the keys of a platform failed: keeping the current ones", zap.String("what", kind), zap.Error(err))
-				}
-			}
-			cfg.OnKeys = func(n int, ignored []introspect.IgnoredKey) {
-				logger().Info("fetched the keys of a platform", zap.Int("keys", n), zap.Stringers("ignored", ignored))
-			}
-			cfg.OnSend = traceRequests(issuer, cmp.Or(cfg.JWKSURI, issuer))
-			keys, err := introspect.NewKeys(cfg)
-			return openIssuerKeys{keys}, err
-		})
+		assertions, ref, err := from.open(issuer)
 		if err != nil {
-			return fmt.Errorf("the keys of %s: %w", issuer, err)
+			return err
 		}
-		hold(reference{openKeys, from.key})
-		assertions, err := introspect.NewAssertions(introspect.AssertionsConfig{
-			Keys: opened.Keys, Algorithms: from.algorithms,
-			MaxLifetime: time.Duration(maxFederatedLifetime), // each identity has its own
-		})
-		if err != nil {
-			return fmt.Errorf("the keys of %s: %w", issuer, err)
-		}
+		hold(ref)
+		from.assertions = assertions
 		// Nobody has the clients yet: the engine is made after this.
 		for _, client := range r.settings.Clients {
 			for _, identity := range client.Federated {
@@ -305,6 +318,40 @@ func (r *servedRealm) openFederated(hold func(reference)) error {
 		}
 	}
 	return nil
+}
+
+// open opens the keys of a platform, or shares those that are open. It returns what verifies by them, and
+// the reference that it has taken.
+func (from *federatedKeys) open(issuer string) (*introspect.Assertions, reference, error) {
+	ref := reference{openKeys, from.key}
+	opened, _, err := loadOrOpen(ref.pool, ref.key, func() (openIssuerKeys, error) {
+		cfg := from.keys
+		// The keys outlive this configuration, and with it the configuration's logger.
+		logger := func() *zap.Logger { return caddy.Log().Named("oauth.federated").With(zap.String("issuer", issuer)) }
+		cfg.OnFetch = func(kind string, _ time.Duration, err error) {
+			if err != nil {
+				logger().Error("fetching the keys of a platform failed: keeping the current ones", zap.String("what", kind), zap.Error(err))
+			}
+		}
+		cfg.OnKeys = func(n int, ignored []introspect.IgnoredKey) {
+			logger().Info("fetched the keys of a platform", zap.Int("keys", n), zap.Stringers("ignored", ignored))
+		}
+		cfg.OnSend = traceRequests(issuer, cmp.Or(cfg.JWKSURI, issuer))
+		keys, err := introspect.NewKeys(cfg)
+		return openIssuerKeys{keys}, err
+	})
+	if err != nil {
+		return nil, reference{}, fmt.Errorf("the keys of %s: %w", issuer, err)
+	}
+	assertions, err := introspect.NewAssertions(introspect.AssertionsConfig{
+		Keys: opened.Keys, Algorithms: from.algorithms,
+		MaxLifetime: time.Duration(maxFederatedLifetime), // each identity has its own
+	})
+	if err != nil {
+		_, closed := ref.pool.Delete(ref.key)
+		return nil, reference{}, errors.Join(fmt.Errorf("the keys of %s: %w", issuer, err), closed)
+	}
+	return assertions, ref, nil
 }
 
 // federatedOption reads

@@ -494,7 +494,9 @@ func (a *App) loadManaged(ctx context.Context, r *servedRealm) error {
 	if err != nil {
 		return fmt.Errorf("loading managed clients: %w", err)
 	}
-	r.engine.SetManaged(a.managedOf(r, answer.Clients), answer.All)
+	if err := a.useManaged(r, answer.Clients, answer.All); err != nil {
+		return err
+	}
 	if a.run.managed == nil {
 		a.run.managed = make(map[string]string)
 	}
@@ -521,8 +523,7 @@ func (a *App) takeManaged(ctx context.Context, realm string, ids []string) error
 		}
 		all = append(all, stored)
 	}
-	r.engine.SetManaged(a.managedOf(r, all), false)
-	return nil
+	return a.useManaged(r, all, false)
 }
 
 // coherent reports whether the store has told this App of everything that others did to it, and
@@ -822,7 +823,7 @@ func (a *App) Cleanup() error {
 	if a.run.opened != nil {
 		a.run.opened.unfollow(a)
 	}
-	errs := []error{a.withdraw()}
+	errs := []error{a.withdraw(), a.closeManagedKeys()}
 	for _, ref := range slices.Backward(a.run.held) {
 		_, err := ref.pool.Delete(ref.key)
 		errs = append(errs, err)

@@ -7,7 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -15,7 +15,6 @@ import (
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
-	"github.com/caddyoauth/gateway/introspect"
 )
 
 // Managed clients are those of no configuration: operators add them while gateways run, by the admin
@@ -61,8 +60,18 @@ func readManaged(stored oauth.ManagedClient) (record managedRecord, err error) {
 	return record, nil
 }
 
-// provisionManaged checks the settings of a managed client, and turns them into what the engine uses.
-func (r *servedRealm) provisionManaged(id string, cc *Client) (*oauth.Client, error) {
+// provisionManaged checks the settings of a managed client, and turns them into what the engine uses, but
+// for the keys that verify its assertions: it says where they are, and opens nothing.
+func (r *servedRealm) provisionManaged(id string, cc *Client) (client *oauth.Client, keys managedKeys, err error) {
+	if client, err = r.provisionManagedSettings(id, cc); err != nil {
+		return nil, keys, err
+	}
+	keys, err = r.provisionManagedKeys(id, cc, client)
+	return client, keys, err
+}
+
+// provisionManagedSettings is provisionManaged for all but the keys.
+func (r *servedRealm) provisionManagedSettings(id string, cc *Client) (*oauth.Client, error) {
 	if err := cc.checkManaged(); err != nil {
 		return nil, err
 	}
@@ -72,9 +81,6 @@ func (r *servedRealm) provisionManaged(id string, cc *Client) (*oauth.Client, er
 	m := r.managed
 	client, err := cc.provision(id, m.format, m.lifetime, m.scopes, m.limits, zap.NewNop())
 	if err != nil {
-		return nil, err
-	}
-	if client.Assertions, err = r.managedAssertions(id, cc, client.Auth); err != nil {
 		return nil, err
 	}
 	if _, err := cc.provisionCertificates(client, zap.NewNop()); err != nil { // checkManaged refuses files
@@ -103,37 +109,25 @@ func (r *servedRealm) managedMethods() []string {
 	return append([]string{oauth.AuthPrivateKeyJWT}, secretMethods...)
 }
 
-// managedAssertions returns what verifies the assertions of a managed client by the keys in its
-// settings, or nil if it makes none. It starts nothing.
-func (r *servedRealm) managedAssertions(id string, cc *Client, auth []string) (*introspect.Assertions, error) {
-	from, err := cc.assertionKeys(id, auth, r.settings.Issuer)
-	if from == nil || err != nil {
-		return nil, err
-	}
-	if r.settings.Replays == nil {
-		return nil, errors.New("this kind of token store can't remember which assertions were used")
-	}
-	keys, err := introspect.NewKeys(from.keys)
-	if err != nil {
-		return nil, err
-	}
-	return introspect.NewAssertions(introspect.AssertionsConfig{Keys: keys, Algorithms: from.algorithms})
-}
-
 // checkManaged refuses what only a client of a configuration can have: what lies in a file or in the
 // environment of one gateway is no truth for a fleet.
 func (cc *Client) checkManaged() error {
 	has := map[string]bool{
 		"jwks_file": cc.JWKSFile != "", "certificate_files": len(cc.CertificateFiles) > 0, "upstream_headers": len(cc.UpstreamHeaders) > 0,
-		"jwks_uri": cc.JWKSURI != "", "private_hosts": len(cc.PrivateHosts) > 0, "federated": len(cc.Federated) > 0, "at": cc.At != "", "lint_ignore": len(cc.LintIgnore) > 0,
+		"at": cc.At != "", "lint_ignore": len(cc.LintIgnore) > 0,
 	}
 	for _, name := range sortedKeys(has) {
 		if has[name] {
 			return fmt.Errorf("%s is for clients of a configuration", name)
 		}
 	}
-	if slices.Contains(cc.Auth, oauth.AuthFederated) {
-		return fmt.Errorf("auth %s is for clients of a configuration", oauth.AuthFederated)
+	if strings.Contains(cc.JWKSURI, "{") {
+		return errors.New("jwks_uri: a placeholder is for clients of a configuration")
+	}
+	for _, f := range cc.Federated {
+		if err := f.checkManaged(); err != nil {
+			return err
+		}
 	}
 	if len(cc.Secrets) > maxSecrets {
 		return fmt.Errorf("it has %d secrets; %d are the most", len(cc.Secrets), maxSecrets)
@@ -155,23 +149,34 @@ func (r *servedRealm) isManaged(id string) bool {
 	return ok
 }
 
-// managedOf turns what the store keeps into what the engine uses. A client that can't be used here is
-// reported, and left out: it can't authenticate, and its tokens are refused.
-func (a *App) managedOf(r *servedRealm, stored []oauth.ManagedClient) map[string]*oauth.Managed {
-	clients := make(map[string]*oauth.Managed, len(stored))
+// useManaged has a realm's engine go by what the store keeps of managed clients. With all set, there are no
+// others. A client that can't be used here is reported, and left out: it can't authenticate, and its tokens
+// are refused. The caller holds run.agreeing.
+func (a *App) useManaged(r *servedRealm, stored []oauth.ManagedClient, all bool) error {
+	if r.opened.closed {
+		return nil // the configuration has ended
+	}
+	clients, used := make(map[string]*oauth.Managed, len(stored)), make(map[string]clientKeys)
 	for _, s := range stored {
-		clients[s.ID] = nil
-		if s.Data == nil {
+		if err := r.opened.giveBack(used[s.ID]); err != nil { // if it is there twice, the later one counts
+			return err
+		}
+		if known, ok := r.engine.ManagedByID(s.ID); ok && known.Version == s.Version && s.Data != nil {
+			clients[s.ID] = &known
+			delete(used, s.ID)
 			continue
 		}
-		if known, ok := r.engine.ManagedByID(s.ID); ok && known.Version == s.Version {
-			clients[s.ID] = &known
+		clients[s.ID], used[s.ID] = nil, clientKeys{}
+		if s.Data == nil {
 			continue
 		}
 		record, err := readManaged(s)
 		var client *oauth.Client
 		if err == nil {
-			client, err = r.provisionManaged(s.ID, &record.Client)
+			var keys managedKeys
+			if client, keys, err = r.provisionManaged(s.ID, &record.Client); err == nil {
+				used[s.ID], err = r.opened.open(r, client, keys)
+			}
 		}
 		if err != nil {
 			a.logger.Error("a managed client can't be used: it can't authenticate, and its tokens are refused", zap.String("realm", r.name), zap.String("client_id", loggedText(s.ID)), zap.Error(err))
@@ -182,7 +187,15 @@ func (a *App) managedOf(r *servedRealm, stored []oauth.ManagedClient) map[string
 		}
 		clients[s.ID] = &oauth.Managed{Client: client, Version: s.Version, Generation: s.Generation, Created: record.Created}
 	}
-	return clients
+	r.engine.SetManaged(clients, all)
+	if all {
+		for id := range r.opened.clients {
+			if clients[id] == nil {
+				used[id] = clientKeys{}
+			}
+		}
+	}
+	return r.opened.replace(used)
 }
 
 // managedChange is a change of a managed client. It gets the record as it is, nil if there is no such

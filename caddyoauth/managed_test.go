@@ -355,10 +355,29 @@ func TestManagedClientsRefuse(t *testing.T) {
 		{"PUT", "/oauth/clients/root/x", `{"upstream_headers":{"A":"{env.X}"}}`, 400, "upstream_headers"},
 		{"PUT", "/oauth/clients/root/x", `{"token_format":"jwt"}`, 400, "token_format"},
 		{"PUT", "/oauth/clients/root/x", `{"dpop":"required"}`, 400, "dpop"},
-		{"PUT", "/oauth/clients/root/x", `{"federated":[{}]}`, 400, "federated"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{}]}`, 400, "needs the issuer"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[null]}`, 400, "needs the issuer"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"https://platform.example.com"}]}`, 400, "needs a subject"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"https://new.example.com","subject":["repo:*"]}]}`, 400, "leaves open"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"https://platform.example.com","subject":["repo:*"]}]}`, 400, "leaves open"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"http://new.example.com","subject":["job"]}]}`, 400, "https"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"https://127.0.0.1","subject":["job"]}]}`, 400, "not a public address"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"{env.CANARY}","subject":["job"]}]}`, 400, "placeholder"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"spiffe://example.org","subject":["spiffe://example.org/job"]}]}`, 400, "bundle"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"reader","subject":["job"]}]}`, 400, "federated reader"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"https://platform.example.com","subject":["job"],"jwks_uri":"https://canary.example.com/keys"}]}`, 400, "jwks_uri is for a client of the configuration"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"https://new.example.com","subject":["job"],"jwks_file":"/canary"}]}`, 400, "jwks_file is for"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"https://new.example.com","subject":["job"],"private_hosts":["canary"]}]}`, 400, "private_hosts is for"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"https://new.example.com","subject":["job"],"headers":{"A":"canary"}}]}`, 400, "headers is for"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"https://new.example.com","subject":["job"],"tls":{}}]}`, 400, "tls is for"},
+		{"PUT", "/oauth/clients/root/x", `{"federated":[{"issuer":"https://new.example.com","subject":["job"],"algorithms":["ES256"]}]}`, 400, "algorithms is for"},
+		{"PUT", "/oauth/clients/root/x", `{"auth":["client_secret_basic"],"federated":[{"issuer":"https://platform.example.com","subject":["job"]}]}`, 400, "add 'auth federated'"},
 		{"PUT", "/oauth/clients/root/https:%2F%2Fplatform.example.com", `{"scopes":["read"]}`, 400, "federated"},
 		{"PUT", "/oauth/clients/root/x", `{"auth":["federated"]}`, 400, "auth federated"},
-		{"PUT", "/oauth/clients/root/x", `{"jwks_uri":"https://x.example.com","auth":["private_key_jwt"]}`, 400, "jwks_uri"},
+		{"PUT", "/oauth/clients/root/x", `{"jwks_uri":"https://x.example.com/{env.CANARY}","auth":["private_key_jwt"]}`, 400, "placeholder"},
+		{"PUT", "/oauth/clients/root/x", `{"jwks_uri":"http://x.example.com","auth":["private_key_jwt"]}`, 400, "jwks_uri"},
+		{"PUT", "/oauth/clients/root/x", `{"jwks_uri":"https://127.0.0.1","auth":["private_key_jwt"]}`, 400, "not a public address"},
+		{"PUT", "/oauth/clients/root/x", `{"jwks_uri":"https://x.example.com"}`, 400, "add 'auth private_key_jwt'"},
 		{"POST", "/oauth/clients/root/nobody/secrets", "{}", 404, "no client 'nobody'"},
 		{"POST", "/oauth/clients/root/nobody/secrets", `{"from":"tomorrow"}`, 400, "others_until"},
 		{"POST", "/oauth/clients/root/nobody/secrets", `{"until":"2020-01-01T00:00:00Z"}`, 400, "until is over"},
@@ -633,6 +652,19 @@ func TestClientCommands(t *testing.T) {
 	fails("--from", "rotate", "batch", "--from", "tomorrow")
 	run("remove", "batch")
 	fails("no client 'batch'", "remove", "batch")
+
+	// Settings may come from a file, and options count before them.
+	file := filepath.Join(t.TempDir(), "settings.json")
+	replaceFile(t, file, []byte(`{"scopes":["write"],"audience":["https://api.example.com"]}`))
+	stdout, _ = run("add", "batch", "--settings", file, "--scopes", "read")
+	g.wants("a token of the client from the file", g.tokenBy("batch", strings.TrimSpace(stdout)), 200)
+	if stdout, _ := run("show", "batch"); !strings.Contains(stdout, `settings: {"scopes":["read"],"audience":["https://api.example.com"]}`) {
+		t.Errorf("show prints %s", stdout)
+	}
+	replaceFile(t, file, []byte(`{"scope":"canary"}`))
+	fails("the settings must be a JSON object", "add", "other", "--settings", file)
+	fails("don't go together", "add", "other", "--settings", file, "--caddyfile")
+	fails("no such file", "add", "other", "--settings", file+"x")
 
 	// The block that is printed instead is one.
 	stdout, _ = run("add", "my batch", "--scopes", "read,write", "--default-scopes", "read", "--audience", "https://api.example.com", "--token-lifetime", "5m", "--caddyfile")

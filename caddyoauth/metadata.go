@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/url"
@@ -83,7 +84,26 @@ func (s *Server) servePublished(w http.ResponseWriter, r *http.Request, e *route
 		s.serveKeys(w, r, e)
 		return
 	}
-	serveDocument(w, r, e.metadata, metadataMaxAge)
+	document, err := s.currentMetadata(r.Context(), e)
+	if err != nil {
+		h.Set("Retry-After", retryAfter)
+		refuse(http.StatusServiceUnavailable, &oauth.Error{Code: oauth.CodeUnavailable, Description: "try again later"})
+		return
+	}
+	serveDocument(w, r, document, metadataMaxAge)
+}
+
+// currentMetadata returns a realm's document with what its managed clients make it offer now, as far as the
+// store has been asked.
+func (s *Server) currentMetadata(ctx context.Context, e *route) ([]byte, error) {
+	if e.realm.managed == nil {
+		return e.metadata, nil
+	}
+	engine, err := e.realm.await(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.metadata(e.realm, engine.ManagedOffers())
 }
 
 // metadataMaxAge is how long others may keep the metadata, in seconds.
@@ -127,22 +147,22 @@ type endpointAliases struct {
 }
 
 // metadata makes a realm's document (RFC 8414 section 2). It advertises what is served and
-// nothing else. Its URLs depend on the configured issuer alone.
-func (s *Server) metadata(r *servedRealm) ([]byte, error) {
+// nothing else. Its URLs depend on the configured issuer alone. offers are of the managed clients.
+func (s *Server) metadata(r *servedRealm, offers *oauth.Offers) ([]byte, error) {
 	base := s.publicBase(r)
-	methods := []string{}
+	methods := append([]string{}, offers.Auth...)
 	for _, c := range r.settings.Clients {
-		for _, m := range c.Auth {
-			if m == oauth.AuthFederated {
-				m = oauth.AuthPrivateKeyJWT // it is one method to others
-			}
-			if !c.Disabled && !slices.Contains(methods, m) {
-				methods = append(methods, m)
-			}
+		if !c.Disabled {
+			methods = append(methods, c.Auth...)
 		}
 	}
 	if r.managed != nil {
 		methods = append(methods, r.managedMethods()...)
+	}
+	for i, m := range methods {
+		if m == oauth.AuthFederated {
+			methods[i] = oauth.AuthPrivateKeyJWT // it is one method to others
+		}
 	}
 	slices.Sort(methods)
 	methods = slices.Compact(methods)
@@ -155,12 +175,12 @@ func (s *Server) metadata(r *servedRealm) ([]byte, error) {
 	if r.authorization {
 		authorization = base + authorizePath
 	}
-	algorithms := r.assertionAlgorithms()
+	algorithms := r.assertionAlgorithms(offers)
 	var proofAlgorithms []string
 	if r.settings.Proofs != nil {
 		proofAlgorithms = r.settings.Proofs.Algorithms()
 	}
-	certificateBound := false
+	certificateBound := offers.CertificateBound
 	for _, c := range r.settings.Clients {
 		certificateBound = certificateBound || c.CertificateBound && !c.Disabled
 	}

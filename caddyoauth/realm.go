@@ -139,6 +139,8 @@ type servedRealm struct {
 	takesSVIDs bool
 	// managed is nil if the realm has no managed clients.
 	managed *managedRealm
+	// opened are the keys that are open for them. A copy of the realm shares it.
+	opened *openedKeys
 	// takesBasic is set if there is a route where its clients may use Basic. Provisioning such a
 	// route sets it.
 	takesBasic bool
@@ -222,7 +224,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
-	r := &servedRealm{name: name, format: format, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), certificates: make(map[string][]string), federated: make(map[string]*federatedKeys)}
+	r := &servedRealm{name: name, format: format, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), certificates: make(map[string][]string), federated: make(map[string]*federatedKeys), opened: new(openedKeys)}
 	if rc.ManagedClients {
 		r.managed = &managedRealm{format: format, lifetime: lifetime, scopes: defaultScopes, limits: limits}
 	}

@@ -209,7 +209,7 @@ func (s *Server) layOutMetadata(r *servedRealm) error {
 	if r.issuer == nil {
 		return nil
 	}
-	document, err := s.metadata(r)
+	document, err := s.metadata(r, new(oauth.Offers))
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package oauth
 
 import (
-	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -41,18 +40,15 @@ type registered struct {
 // newClients makes the snapshot that follows another. A client that stays, by its ID, keeps its
 // limiters; a limit that was changed begins anew.
 func newClients(clients map[string]*Client, before *Clients) *Clients {
-	all := &Clients{byID: make(map[string]*registered, len(clients)), federations: make(map[string]*federation), costs: costsOf(clients), managed: before.managed}
+	all := &Clients{byID: make(map[string]*registered, len(clients)), costs: costsOf(clients), managed: before.managed}
 	if all.managed == nil {
 		all.managed = new(managed)
 	}
 	all.costs = all.with(all.managed.hidden)
 	for id, client := range clients {
-		next := newRegistered(client, before.byID[id])
-		all.byID[id] = next
-		all.federate(next)
+		all.byID[id] = newRegistered(client, before.byID[id])
 	}
-	slices.Sort(all.algorithms)
-	all.algorithms = slices.Compact(all.algorithms)
+	all.federate()
 	return all
 }
 

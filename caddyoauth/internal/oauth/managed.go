@@ -7,7 +7,10 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 // Managed is a managed client: one that was added while gateways run. It lies in the store, which says
@@ -31,8 +34,112 @@ type managed struct {
 	ids []string
 
 	// hidden is what a failed authentication must cost so that it can be that of any managed client
-	// there has been. It, and changes of byID, need Engine.changing.
+	// there has been. It, and changes of byID and of what is below, need Engine.changing.
 	hidden costs
+	// federated are those of byID that platforms vouch for.
+	federated map[string]*registered
+	// offered counts those of byID that make the realm offer something.
+	offered map[offer]int
+	// offers are what that comes to.
+	offers atomic.Pointer[Offers]
+}
+
+// Offers are what managed clients make a realm offer, sorted, for its metadata. Those that are disabled
+// don't count.
+type Offers struct {
+	// Auth are methods by which one of them may authenticate.
+	Auth []string
+	// Algorithms are those by which one of them may sign assertions, or a platform that vouches for it.
+	Algorithms []string
+	// CertificateBound is set if the tokens of one of them are bound to its certificate.
+	CertificateBound bool
+}
+
+// offer is a part of Offers: one of its fields.
+type offer struct {
+	auth, algorithm  string
+	certificateBound bool
+}
+
+// offers returns what a client makes its realm offer. An offer may be there twice.
+func (c *Client) offers() (all []offer) {
+	if c.Disabled {
+		return nil
+	}
+	for _, method := range c.Auth {
+		all = append(all, offer{auth: method})
+	}
+	add := func(by *introspect.Assertions) {
+		if by != nil {
+			for _, algorithm := range by.Algorithms() {
+				all = append(all, offer{algorithm: algorithm})
+			}
+		}
+	}
+	add(c.Assertions)
+	for _, f := range c.Federated {
+		add(f.Assertions)
+	}
+	if c.CertificateBound {
+		all = append(all, offer{certificateBound: true})
+	}
+	return all
+}
+
+// put makes next the client of an ID, or leaves none if next is nil. It reports whether a platform
+// vouches for the one that was, or for next.
+func (m *managed) put(id string, next *registered) (federated bool) {
+	if m.offered == nil {
+		m.offered, m.federated = make(map[offer]int), make(map[string]*registered)
+	}
+	if was := m.find(id); was != nil {
+		federated = len(was.Federated) > 0
+		for _, o := range was.offers() {
+			if m.offered[o]--; m.offered[o] == 0 {
+				delete(m.offered, o)
+			}
+		}
+	}
+	delete(m.federated, id)
+	if next == nil {
+		m.byID.Delete(id)
+		return federated
+	}
+	for _, o := range next.offers() {
+		m.offered[o]++
+	}
+	if len(next.Federated) > 0 {
+		m.federated[id] = next
+		federated = true
+	}
+	m.byID.Store(id, next)
+	return federated
+}
+
+// publish makes offers of what is offered.
+func (m *managed) publish() {
+	offers := new(Offers)
+	for o := range m.offered {
+		switch {
+		case o.auth != "":
+			offers.Auth = append(offers.Auth, o.auth)
+		case o.algorithm != "":
+			offers.Algorithms = append(offers.Algorithms, o.algorithm)
+		default:
+			offers.CertificateBound = true
+		}
+	}
+	slices.Sort(offers.Auth)
+	slices.Sort(offers.Algorithms)
+	m.offers.Store(offers)
+}
+
+// ManagedOffers returns what the managed clients make the realm offer now. It is read-only.
+func (e *Engine) ManagedOffers() *Offers {
+	if offers := e.state.Load().clients.managed.offers.Load(); offers != nil {
+		return offers
+	}
+	return new(Offers)
 }
 
 // costs are what a failed authentication costs, whatever made it fail.
@@ -75,6 +182,11 @@ func costsOf(clients map[string]*Client) costs {
 		if client.Assertions != nil && !client.Disabled {
 			c.algorithms = append(c.algorithms, client.Assertions.Algorithms()...)
 		}
+		for _, f := range client.Federated {
+			if f.Assertions != nil { // otherwise the engine can only suppose
+				c.algorithms = append(c.algorithms, f.Assertions.Algorithms()...)
+			}
+		}
 	}
 	slices.Sort(c.algorithms)
 	c.algorithms = slices.Compact(c.algorithms)
@@ -116,17 +228,18 @@ func (e *Engine) SetManaged(clients map[string]*Managed, all bool) {
 		next.clients = &snapshot
 		dearer := *next
 		e.state.Store(&dearer)
+		federated := false
 		if all {
 			m.byID.Range(func(id, _ any) bool {
 				if clients[id.(string)] == nil {
-					e.removeManaged(m, id.(string))
+					federated = e.removeManaged(m, id.(string)) || federated
 				}
 				return true
 			})
 		}
 		for id, client := range clients {
 			if client == nil {
-				e.removeManaged(m, id)
+				federated = e.removeManaged(m, id) || federated
 				continue
 			}
 			was := m.find(id)
@@ -135,20 +248,26 @@ func (e *Engine) SetManaged(clients map[string]*Managed, all bool) {
 			}
 			registered := newRegistered(client.Client, was)
 			registered.managed, registered.version, registered.generation, registered.created = true, client.Version, client.Generation, client.Created
-			m.byID.Store(id, registered)
+			federated = m.put(id, registered) || federated
 		}
+		m.publish()
 		last := snapshot
+		if federated {
+			last.federate()
+		}
 		next.clients = &last
 	})
 }
 
-// removeManaged forgets a managed client, and what it did that no store keeps yet.
-func (e *Engine) removeManaged(m *managed, id string) {
-	m.byID.Delete(id)
+// removeManaged forgets a managed client, and what it did that no store keeps yet. It reports whether a
+// platform vouched for it.
+func (e *Engine) removeManaged(m *managed, id string) (federated bool) {
+	federated = m.put(id, nil)
 	m.ids = nil
 	if e.cfg.Inventory != nil {
 		e.cfg.Inventory.forget(ClientRef{Realm: e.cfg.Realm, ClientID: id})
 	}
+	return federated
 }
 
 // Managed calls yield for each managed client that the engine knows, until that returns false.
