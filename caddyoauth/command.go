@@ -49,9 +49,11 @@ token_id by which the log names it, and what it says about itself.
 
 'caddy oauth client' lists clients, and adds and changes managed ones, by asking the gateway
 that is running. 'caddy oauth console' shows all that to a browser.
+
+'caddy oauth import' turns the clients of another server into a Caddyfile.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.AddCommand(clientCommand(), consoleCommand(), generateSecretCommand(), hashSecretCommand(), generateKeyCommand(), assertionCommand(), explainCommand(), keysCommand(), lintCommand(), routesCommand(), tokenCommand())
+			cmd.AddCommand(clientCommand(), consoleCommand(), generateSecretCommand(), hashSecretCommand(), generateKeyCommand(), assertionCommand(), explainCommand(), importOthersCommand(), keysCommand(), lintCommand(), routesCommand(), tokenCommand())
 			cmd.Args = cobra.ArbitraryArgs // RunE checks them
 			cmd.RunE = helpOrUnknown
 		},

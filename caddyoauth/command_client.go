@@ -413,15 +413,12 @@ func printBlock(cmd *cobra.Command, id string, c Client) (int, error) {
 		return 2, err
 	}
 	out := cmd.OutOrStdout()
-	lines := []string{"client " + quotedArgument(id) + " {"}
-	add := func(option string, values ...string) {
-		if len(values) == 0 || values[0] == "" {
-			return
+	for _, texts := range [][]string{c.Scopes, c.DefaultScopes, c.Audience, c.Auth, {id, c.TokenFormat, c.Introspect}} {
+		for _, text := range texts {
+			if !canBeWritten(text) {
+				return 2, fmt.Errorf("%q can't be written in a Caddyfile: a brace could begin a placeholder", text)
+			}
 		}
-		for i := range values {
-			values[i] = quotedArgument(values[i])
-		}
-		lines = append(lines, "\t"+option+" "+strings.Join(values, " "))
 	}
 	if len(c.Auth) == 0 || takesSecrets(c.Auth) {
 		secret, hash, err := newSecret()
@@ -431,35 +428,12 @@ func printBlock(cmd *cobra.Command, id string, c Client) (int, error) {
 		fmt.Fprintln(cmd.ErrOrStderr(), "The secret for the client program, shown only now:")
 		fmt.Fprintln(out, secret)
 		fmt.Fprintln(cmd.ErrOrStderr(), "The block for the Caddyfile:")
-		add("secret_hash", hash)
+		c.Secrets = []ClientSecret{{Hash: hash}}
 	}
-	for _, jwk := range c.JWK {
-		lines = append(lines, "\tjwk `"+string(jwk)+"`")
-	}
-	add("auth", c.Auth...)
-	add("scopes", c.Scopes...)
-	add("default_scopes", c.DefaultScopes...)
-	add("audience", c.Audience...)
-	add("token_format", c.TokenFormat)
-	if c.TokenLifetime != 0 {
-		add("token_lifetime", time.Duration(c.TokenLifetime).String())
-	}
-	add("introspect", c.Introspect)
-	add("jwks_uri", c.JWKSURI)
-	_, err := fmt.Fprintln(out, strings.Join(append(lines, "}"), "\n"))
-	if err != nil {
+	if _, err := fmt.Fprintln(out, caddyfileBlock(id, &c)); err != nil {
 		return 2, err
 	}
 	return 0, nil
-}
-
-// quotedArgument returns a text as one argument of a Caddyfile. No text that is allowed where this is
-// used has a double quote or a backslash in it.
-func quotedArgument(text string) string {
-	if strings.ContainsAny(text, " {}#`") {
-		return `"` + text + `"`
-	}
-	return text
 }
 
 func rotateSecretCommand() *cobra.Command {

@@ -175,7 +175,7 @@ func TestOAuthCommandHasHelp(t *testing.T) {
 func TestOAuthCommandRefusesUnknownSubcommands(t *testing.T) {
 	for _, args := range [][]string{{"nonsense"}, {"generate-secrets"}, {"Hash-Secret"}, {"nonsense", "hash-secret"}, {""}} {
 		stdout, _, err := caddyCLI(t, "", args...)
-		if err == nil || !strings.Contains(err.Error(), `unknown command "`+args[0]+`" for "caddy oauth" (known: assertion, client, console, explain, generate-key, generate-secret, hash-secret, keys, lint, routes, token)`) || stdout != "" {
+		if err == nil || !strings.Contains(err.Error(), `unknown command "`+args[0]+`" for "caddy oauth" (known: assertion, client, console, explain, generate-key, generate-secret, hash-secret, import, keys, lint, routes, token)`) || stdout != "" {
 			t.Errorf("caddy oauth %q: %v, and prints %q", args, err, stdout)
 		}
 	}
@@ -211,7 +211,7 @@ func TestCommandInAProcess(t *testing.T) {
 		t.Errorf("a bad algorithm ends with %v and prints %q", err, stdout)
 	}
 	var exit *exec.ExitError
-	if stdout, err = run(nil, "oauth", "nonsense"); !errors.As(err, &exit) || exit.ExitCode() != 1 || stdout != "" || !strings.Contains(string(exit.Stderr), "known: assertion, client, console, explain, generate-key, generate-secret, hash-secret, keys, lint, routes, token") {
+	if stdout, err = run(nil, "oauth", "nonsense"); !errors.As(err, &exit) || exit.ExitCode() != 1 || stdout != "" || !strings.Contains(string(exit.Stderr), "known: assertion, client, console, explain, generate-key, generate-secret, hash-secret, import, keys, lint, routes, token") {
 		t.Errorf("an unknown command ends with %v and prints %q", err, stdout)
 	}
 	if stdout, err = run(nil, "oauth", "explain", "GET"); !errors.As(err, &exit) || exit.ExitCode() != 2 || stdout != "" || !strings.Contains(string(exit.Stderr), "give a method and a URL") {

@@ -22,6 +22,7 @@
 //	                                                                             openapi.go, routes.go
 //	caddy oauth                  the command line                                command.go, command_assertion.go,
 //	                                                                             command_client.go, command_explain.go,
+//	                                                                             command_import.go,
 //	                                                                             command_keys.go, command_lint.go,
 //	                                                                             command_move.go, command_routes.go,
 //	                                                                             command_token.go
@@ -48,6 +49,8 @@
 //	                       hosts and paths belong together
 //	managed.go             clients that operators add while gateways run; retire_secrets.go removes those
 //	                       of their secrets that are no longer used
+//	import.go              clients of other servers become a Caddyfile: import_am.go reads what AM exports,
+//	                       and import_caddyfile.go writes
 //	transport.go, path.go  which connections and which paths are acceptable
 //	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret

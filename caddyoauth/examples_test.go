@@ -331,6 +331,8 @@ func checkCommand(t *testing.T, command string) {
 		// cmd/bench has its own tests.
 	case command == makeKeyCommand, command == tryKeyCommand:
 		// TestTryingWithCurl runs them.
+	case strings.HasPrefix(command, "caddy oauth import "):
+		importAsShown(t, words[2:])
 	case strings.HasPrefix(command, "go test -v -run Battery "):
 		// Its short form is part of every test run.
 	case strings.HasPrefix(command, "go test -run '^$' -bench ") && words[len(words)-1] == "./caddyoauth":
