@@ -45,7 +45,7 @@ type consolePage struct {
 func browserOf(t *testing.T, adminAddress string) *consolePage {
 	t.Helper()
 	path := ""
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"} {
+	for _, name := range []string{"google-chrome-stable", "google-chrome", "chrome", "chromium", "chromium-browser"} {
 		if found, err := exec.LookPath(name); err == nil {
 			path = found
 			break
@@ -473,6 +473,29 @@ func TestConsoleInABrowser(t *testing.T) {
 		p.press("y" + kb.Enter)
 		p.wait("location.hash === '#/clients'")
 		a.must(404, "GET", "/oauth/clients/root/nightly", "")
+	})
+
+	t.Run("keys that were stolen", func(t *testing.T) {
+		p.t = t
+		token := g.token("reader", "read")
+		p.open("#/keys")
+		keys := "document.querySelectorAll('main tbody tr').length"
+		p.wait(keys + " === 1")
+		p.tabTo("Make next keys")
+		p.press(kb.Enter)
+		p.says("No token is refused.")
+		p.tabTo("Make keys")
+		p.press(kb.Enter)
+		p.noDialog()
+		p.wait(keys + " === 2")
+		g.wants("a token, with the next keys", token, 200)
+		p.tabTo("Withdraw keys")
+		p.press(kb.Enter)
+		p.check("withdrawing keys")
+		p.press("root" + kb.Enter)
+		p.noDialog()
+		p.wait(keys + " === 1")
+		g.wants("a token of a key that was withdrawn", token, 401)
 	})
 
 	t.Run("from a refusal to its explanation", func(t *testing.T) {

@@ -798,14 +798,14 @@ function form({ close, fields, action, danger, work, done }) {
 }
 
 // question asks before what can't be undone. With typed, the name must be written to go on.
-function question({ title, text, action, typed, work, done }) {
+function question({ title, text, action, danger = true, typed, work, done }) {
 	dialog(title, (close, node) => {
 		const fields = [el("p", {}, text)];
 		if (typed) {
 			const input = el("input", { type: "text", autocomplete: "off", spellcheck: "false", "data-first": true, input: () => (node.querySelector("button.primary").disabled = input.value !== typed) });
 			fields.push(field(["Type ", code(typed), " to go on"], input));
 		}
-		const made = form({ close, fields, action, danger: true, work, done });
+		const made = form({ close, fields, action, danger, work, done });
 		if (typed) made.querySelector("button.primary").disabled = true;
 		return made;
 	});
@@ -1467,16 +1467,31 @@ function explanation(e) {
 
 function keys({ root, signal }) {
 	const place = el("div", { class: "stack" });
-	root.append(heading("Keys", el("button", { type: "button", click: () => refresh() }, "Refresh")), el("p", { class: "lead" }, "The keys of self-contained tokens. Nothing here is secret. ", code("caddy oauth keys rotate"), " makes new ones."), place);
+	root.append(heading("Keys", el("button", { type: "button", click: () => refresh() }, "Refresh")), el("p", { class: "lead" }, "The keys by which self-contained tokens are signed and sealed. Nothing here is secret. Keys that the gateway makes change by themselves."), place);
 	const kinds = { "in use": "good", next: "off", old: "off", published: "off" };
+	const rotate = (realm, withdraw) => question({
+		title: withdraw ? "Withdraw all keys?" : "Make the next keys?", action: withdraw ? "Withdraw keys" : "Make keys", danger: withdraw, typed: withdraw ? realm : null,
+		text: withdraw
+			? ["The keys of realm ", code(realm), " end now, and with them all its self-contained tokens, for good. Clients must fetch new ones. This is for keys that were stolen."]
+			: ["Realm ", code(realm), " gets its next keys now. They come into use when others have had the time to fetch them. No token is refused."],
+		work: () => ask("POST", "keys/rotate", { body: withdraw ? { realm, withdraw } : { realm } }), done: () => refresh(),
+	});
 	const refresh = () => load(place, signal, () => ask("GET", "keys", { signal }), ({ data }) => data.realms.map((r) => el("section", { class: "panel" },
-		el("header", {}, el("h2", {}, plain(r.realm, 60)), r.epoch && el("span", { class: "push dim" }, "epoch ", code(r.epoch))),
+		el("header", {}, el("h2", {}, plain(r.realm, 60)), r.epoch && el("span", { class: "dim" }, "epoch ", code(r.epoch)),
+			mayWrite() && r.keys.some((k) => !k.file) && el("div", { class: "push actions" },
+				el("button", { type: "button", click: () => rotate(r.realm, false) }, "Make next keys", el("span", { class: "hidden" }, ` of ${plain(r.realm, 60)}`)),
+				el("button", { type: "button", class: "danger", click: () => rotate(r.realm, true) }, "Withdraw keys", el("span", { class: "hidden" }, ` of ${plain(r.realm, 60)}`)))),
 		r.keys.length === 0 ? empty("This realm has no keys.", "Its tokens are opaque: each counts only while the store has its record.")
 			: table(`Keys of ${plain(r.realm, 60)}`, ["Key", "Use", "State", "Algorithm", "Made", "In use from", "Until"], r.keys.map((k) => [
 				code(k.id), k.use === "sign" ? "signs JWTs" : k.use === "seal" ? "seals tokens" : plain(k.use), badge(kinds[k.state] ?? "off", plain(k.state)), k.algorithm ? code(k.algorithm) : none(),
 				k.file ? el("span", { class: "dim" }, "from a file") : moment(k.made), moment(k.from), moment(k.until),
 			])))));
 	refresh();
+	let wrote = mayWrite();
+	watchGateway(signal, () => {
+		if (wrote !== mayWrite()) refresh();
+		wrote = mayWrite();
+	});
 }
 
 // ---- Sources and store
