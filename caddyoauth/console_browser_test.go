@@ -128,10 +128,18 @@ func eval[T any](p *consolePage, expression string) T {
 // wait waits until an expression is true in the page.
 func (p *consolePage) wait(expression string) {
 	p.t.Helper()
-	_, err := chromedp.Run(p.ctx, chromedp.Poll[bool]("Boolean("+expression+")", chromedp.WithPollingInterval(20*time.Millisecond), chromedp.WithPollingTimeout(20*time.Second)))
-	if err != nil {
-		p.t.Fatalf("waiting for %s: %v; the page has %q", expression, err, eval[string](p, "document.body.innerText"))
-	}
+	done := false
+	defer func() {
+		if !done {
+			text, _ := chromedp.Run(p.ctx, chromedp.Evaluate[string]("document.body.innerText"))
+			p.t.Logf("the page has %q", text)
+		}
+	}()
+	waitUntil(p.t, expression, func() bool {
+		is, err := chromedp.Run(p.ctx, chromedp.Evaluate[bool]("Boolean("+expression+")"))
+		return err == nil && is // an error may mean that the page has just been loaded anew
+	})
+	done = true
 }
 
 const nothingLoads = "document.querySelector('[aria-busy]') === null"
@@ -500,6 +508,7 @@ func TestConsoleInABrowser(t *testing.T) {
 
 	t.Run("from a refusal to its explanation", func(t *testing.T) {
 		p.t = t
+		caddyoauth.WriteEvents() // those of before don't come any more
 		p.open("#/live")
 		p.says("connected")
 		p.tabTo("Pause")

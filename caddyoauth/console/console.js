@@ -561,7 +561,7 @@ function live({ root, query, signal }) {
 	const filter = { realm: query.get("realm") ?? "", cause: query.get("cause") ?? "", client: query.get("client") ?? "" };
 	const routesPlot = plotOf("Requests to protected routes");
 	const tokensPlot = plotOf("Requests to the endpoints", { passed: "Answered" });
-	const causes = el("div"), endpoints = el("div"), problem = el("div");
+	const causes = el("div", { "aria-busy": "true" }), endpoints = el("div"), problem = el("div");
 	const connection = el("span", { class: "dim", role: "status" });
 	const news = el("p", { class: "hidden", role: "status" });
 	const rows = el("tbody");
@@ -696,6 +696,7 @@ function live({ root, query, signal }) {
 			problem.replaceChildren();
 		} catch (error) {
 			if (!signal.aborted) problem.replaceChildren(trouble(error));
+			causes.removeAttribute("aria-busy");
 			return;
 		}
 		if (signal.aborted) return;
@@ -730,6 +731,7 @@ function live({ root, query, signal }) {
 		endpoints.replaceChildren(known.length === 0
 			? empty("No realm here has endpoints in use.", "oauth_server serves them.")
 			: table("Requests to the endpoints in the last hour", ["Endpoint", "Realm", "Answered", "Refused", "Unavailable"], known.map((e) => [e.kind, plain(e.realm, 60), number(e.passed), number(e.refused), number(e.failed)]), 2));
+		causes.removeAttribute("aria-busy");
 		for (const c of listed) causeNames.add(c.cause);
 		showFilters();
 	});
