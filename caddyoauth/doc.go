@@ -54,7 +54,8 @@
 //	transport.go, path.go  which connections and which paths are acceptable
 //	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret
-//	metrics.go             metrics; those about clients are in metrics_clients.go
+//	metrics.go             metrics; those about clients are in metrics_clients.go and
+//	                       metrics_inventory.go
 //	inventory.go           what each client did last, and when the store is told of it; the list of
 //	                       clients, which goes by that, is admin_list.go
 //	observe.go             spans, and the trace that goes along to other servers

@@ -1163,7 +1163,7 @@ func family(name string) string {
 // docs/operations.md names every metric and every event, and none that don't exist.
 func TestManualHasMetricsAndEvents(t *testing.T) {
 	operations := readDocument(t, "docs/operations.md")
-	text := strings.Replace(readDocument(t, "Caddyfile.example"), "token_lifetime 1h", "token_lifetime 1h\n\t\tcache {\n\t\t\tmax_tokens 1\n\t\t}", 1)
+	text := strings.Replace(readDocument(t, "Caddyfile.example"), "token_lifetime 1h", "token_lifetime 1h\n\t\tmanaged_clients\n\t\tcache {\n\t\t\tmax_tokens 1\n\t\t}", 1)
 	moved := strings.NewReplacer(freePorts(t, text)...)
 	text, admin := withAdmin(t, moved.Replace(text))
 	logFile := startStory(t, text)

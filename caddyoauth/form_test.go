@@ -353,7 +353,7 @@ func TestRandomnessIsCryptographic(t *testing.T) {
 
 // Metrics are named like Caddy's own, and no label can have a value that a caller chooses.
 func TestMetricsAreNamedAndBounded(t *testing.T) {
-	g := startGateway(t, "store memory\n"+testClients, gatewaySite)
+	g := startGateway(t, "store memory\nmanaged_clients\n"+testClients, gatewaySite)
 	// Count everything once, including refusals of requests with hostile words.
 	token := g.token("reader")
 	g.get("/x", token)
@@ -377,8 +377,10 @@ func TestMetricsAreNamedAndBounded(t *testing.T) {
 		"realm":     regexp.MustCompile(`^[a-z0-9_-]+$|^External$|^None$`), // other tests' realms included
 		"endpoint":  regexp.MustCompile(`^(token|introspect|revoke)$`),
 		"operation": regexp.MustCompile(`^(put|get|revoke|denied|deny|end_tokens|once|proof)$`),
-		"client_id": regexp.MustCompile(`^[a-z-]+$|^External$`), // from the configuration
+		"client_id": regexp.MustCompile(`^[a-z-]*$|^External$`), // from the configuration, or empty for managed ones
 		"secret":    regexp.MustCompile(`^[1-9]$`),
+		"days":      regexp.MustCompile(`^(7|30|90)$`),
+		"state":     regexp.MustCompile(`^(active|disabled)$`),
 		"source":    regexp.MustCompile(`^(https?|spiffe)://[A-Za-z0-9.:/_-]+$`), // from the configuration
 		"result":    regexp.MustCompile(`^[a-z_]+$`),
 		"cause":     regexp.MustCompile(`^[a-z_]*$`), // empty if the request was let in

@@ -3,6 +3,8 @@ package caddyoauth_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"math"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -12,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddyoauth/gateway/caddyoauth"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
@@ -210,6 +213,59 @@ func TestInventoryAddresses(t *testing.T) {
 			t.Errorf("%d: it is from %q, want %q", i, s.Use.From, c.after)
 		}
 	}
+}
+
+// Metrics say for how long clients of the configuration have done nothing, and how many managed ones have
+// done nothing for long, or have secrets that end soon.
+func TestInventoryMetrics(t *testing.T) {
+	redis := redistest.Start(t)
+	config, address := withAdmin(t, caddyfileOf(at(redis.Addr)+managedOptions+"realm beta {\nclient b {\nsecret_hash "+testHash+"\nscopes read\n}\n}\n", bothSite))
+	g := startCaddyfile(t, config)
+	a := admin{g, address}
+	wants := func(what string, want map[string]float64) {
+		t.Helper()
+		got := make(map[string]float64)
+		waitUntil(t, what, func() bool {
+			clear(got)
+			for series, n := range clientSeries(t, "caddy_oauth_client_unused_seconds", "realm", "client_id") {
+				got["client "+series] = math.Floor(n / 3600)
+			}
+			for name, label := range map[string]string{"": "state", "_unused": "days", "_expiring": "days"} {
+				for series, n := range clientSeries(t, "caddy_oauth_managed_clients"+name, "realm", label) {
+					got[strings.TrimPrefix(name, "_")+" "+series] = n
+				}
+			}
+			if !maps.Equal(got, want) {
+				t.Logf("%v", got)
+			}
+			return maps.Equal(got, want)
+		})
+	}
+	want := map[string]float64{" root/active": 0, " root/disabled": 0, "unused root/30": 0, "unused root/90": 0, "expiring root/7": 0, "expiring root/30": 0}
+	wants("there are no managed clients, and nobody has been here", want)
+
+	g.token("reader")
+	for i := range 3 {
+		a.must(201, "PUT", fmt.Sprintf("/oauth/clients/root/m%d", i), `{"scopes":["read"]}`)
+	}
+	a.must(200, "POST", "/oauth/clients/root/m0/secrets", fmt.Sprintf(`{"until":%q,"others_until":%q}`, day(3), day(2)))
+	a.must(200, "POST", "/oauth/clients/root/m1/secrets", fmt.Sprintf(`{"until":%q,"others_until":%q}`, day(20), day(2)))
+	a.must(200, "POST", "/oauth/clients/root/m2/secrets", fmt.Sprintf(`{"others_until":%q}`, day(2))) // a rotation
+	a.must(201, "PUT", "/oauth/clients/root/off", `{"scopes":["read"],"disabled":true}`)
+	caddyoauth.WriteUses()
+	redis.CLI("hset", "caddy-oauth:{realm:root}:uses", "", fmt.Sprint(time.Now().Add(-50*time.Hour-time.Minute).UnixMilli()))
+	if err := caddyoauth.KeepUses("root", map[string]oauth.Use{"m0": {Token: time.Now().AddDate(0, 0, -31)}, "m1": {Seen: time.Now().AddDate(0, 0, -91)}, "off": {Seen: time.Now().AddDate(0, 0, -91)}}); err != nil {
+		t.Fatal(err)
+	}
+	maps.Copy(want, map[string]float64{
+		" root/active": 3, " root/disabled": 1, "unused root/30": 2, "unused root/90": 1, "expiring root/7": 1, "expiring root/30": 2,
+		"client root/reader": 0, "client root/writer": 50, "client beta/b": 0,
+	})
+	wants("they are counted", want)
+	if err := g.loadCaddyfile(strings.Replace(config, "managed_clients\n", "", 1)); err != nil {
+		t.Fatal(err)
+	}
+	wants("the realm has no managed clients", map[string]float64{"client root/reader": 0, "client root/writer": 50, "client beta/b": 0})
 }
 
 // What a client does at one gateway, another one shows once it was written, together with what it did there.

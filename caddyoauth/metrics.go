@@ -56,6 +56,8 @@ type metrics struct {
 	sourceUp       *prometheus.GaugeVec
 	// clients are what each client has done, and how long its secrets last.
 	clients clientMetrics
+	// inventory is which clients are out of use, and whose secrets end soon.
+	inventory inventoryMetrics
 	// storeLink is 1 while the store in force reports revocations by other gateways.
 	storeLink prometheus.GaugeFunc
 }
@@ -85,6 +87,7 @@ func newCollectors() *metrics {
 	return &metrics{
 		guard: guard, guarded: guarded,
 		clients:       newClientMetrics(),
+		inventory:     newInventoryMetrics(),
 		invalidations: counter("store_invalidations_total", "Cached tokens that the shared store reported as changed elsewhere."),
 		flushes:       counter("cache_flushes_total", "Times that all cached tokens were forgotten, because the shared store might have missed reporting a change."),
 		staleAnswers:  counter("stale_answers_total", "Token checks answered under serve_stale, because the token's source could not be asked."),
@@ -122,7 +125,7 @@ func newCollectors() *metrics {
 // registerMetrics registers the collectors with a configuration's registry.
 func registerMetrics(registry *prometheus.Registry) error {
 	m := collectors
-	for _, c := range []prometheus.Collector{m.requests, m.failureLimits, m.inactive, m.checks, m.reportOnly, m.guard, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp, m.clients} {
+	for _, c := range []prometheus.Collector{m.requests, m.failureLimits, m.inactive, m.checks, m.reportOnly, m.guard, m.cacheHits, m.cacheMisses, m.cacheEvictions, m.storeDuration, m.invalidations, m.flushes, m.storeLink, m.staleAnswers, m.sourceDuration, m.sourceUp, m.clients, m.inventory} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
 			return err

@@ -406,6 +406,10 @@ func TestAlerts(t *testing.T) {
 			fmt.Sprintf(`caddy_oauth_secret_expiry_timestamp_seconds{realm="root",client_id="a",secret="1"} %d
 			 caddy_oauth_secret_expiry_timestamp_seconds{realm="root",client_id="a",secret="2"} Inf
 			 caddy_oauth_secret_expiry_timestamp_seconds{realm="root",client_id="b",secret="1"} %d`, start.AddDate(0, 0, 1).Unix(), start.AddDate(0, 0, 15).Unix())},
+		"OAuthManagedSecretsEnd": {
+			`caddy_oauth_managed_clients_expiring{realm="root",days="7"} 0x3 2x40`,
+			`caddy_oauth_managed_clients_expiring{realm="root",days="7"} 0x3 2x5 0x40
+			 caddy_oauth_managed_clients_expiring{realm="root",days="30"} 2x40`},
 		"OAuthWrongSecrets": {
 			`caddy_oauth_client_requests_total{realm="root",client_id="a",endpoint="token",result="wrong_secret"} _x3 1 10x20
 			 caddy_oauth_client_requests_total{realm="root",client_id="a",endpoint="token",result="failure_limit"} _x4 1+2x20`,
