@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,14 +23,23 @@ func TestSlowWatcher(t *testing.T) {
 		slow, _ := feed.watch(nil)
 		quick, _ := feed.watch(nil)
 		logger := zap.New(&feedCore{feed: feed}).With(zap.String("bound", "b"))
+		var mu sync.Mutex
 		var got strings.Builder
-		var read = make(chan struct{})
+		received := func() string { // since the last time
+			mu.Lock()
+			defer mu.Unlock()
+			defer got.Reset()
+			return got.String()
+		}
+		read := make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			slow.send(ctx, nil, func(text []byte, _ bool) error {
 				<-read
+				mu.Lock()
+				defer mu.Unlock()
 				got.Write(text)
 				return nil
 			})
@@ -45,17 +55,16 @@ func TestSlowWatcher(t *testing.T) {
 		}
 		close(read)
 		synctest.Wait()
-		text := got.String()
+		text := received()
 		if n := strings.Count(text, "event: happened\ndata: {\"time\":\""); n != maxUnsent || !strings.Contains(text, `"bound":"b","event":"happened","n":1}`) {
 			t.Errorf("%d events: %.300s", n, text)
 		}
 		if !strings.HasSuffix(text, "\n\nevent: dropped\ndata: {\"count\":5}\n\n") {
 			t.Errorf("it ends with %q", text[len(text)-60:])
 		}
-		got.Reset()
 		time.Sleep(31 * time.Second)
-		if got.String() != ":\n\n:\n\n" {
-			t.Errorf("in half a minute it hears %q", got.String())
+		if text := received(); text != ":\n\n:\n\n" {
+			t.Errorf("in half a minute it hears %q", text)
 		}
 		cancel()
 		<-done

@@ -50,7 +50,6 @@ func (a admin) state() (s theState) {
 // The state of everything: realms with their clients, the store with its latency, and the cache. The
 // last hour has what was just done.
 func TestState(t *testing.T) {
-	const url = "redis"
 	file := filepath.Join(t.TempDir(), "tokens.db")
 	stores := map[string][2]string{"memory": {"memory", ""}, "bbolt": {"bbolt " + file, file}}
 	if _, err := exec.LookPath("redis-server"); err == nil { // TestFleet reports if it is missing
