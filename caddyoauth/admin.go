@@ -151,7 +151,7 @@ func forget(w http.ResponseWriter, r *http.Request) error {
 			app.run.opened.cache.ForgetSource(name)
 		}
 	}
-	app.logger.Info("cached tokens forgotten", zap.String("source", what.Source), field)
+	app.logger.Info("cached tokens forgotten", append([]zap.Field{zap.String("event", "cache_forgotten"), zap.String("source", what.Source), field}, adminCaller(r)...)...)
 	w.Header().Set("Content-Type", "application/json")
 	_, err = io.WriteString(w, "{}\n")
 	return err

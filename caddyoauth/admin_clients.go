@@ -371,6 +371,13 @@ func (c *clientRequestAdmin) addSecret() error {
 }
 
 func (c *clientRequestAdmin) removeSecret(secret string) error {
+	switch text := c.r.URL.Query().Get("revoke_tokens"); text {
+	case "", "false":
+	case "true":
+		c.endsTokens = true
+	default:
+		return adminError(http.StatusBadRequest, "revoke_tokens is true or false")
+	}
 	return c.change("client_secret_removed", func(was *managedRecord, version uint64) (*managedRecord, error) {
 		if was == nil {
 			return nil, oauth.ErrNotFound

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -36,7 +37,7 @@ gateway refused or could not say.`,
 		Args: cobra.ArbitraryArgs, // RunE checks them
 		RunE: helpOrUnknown,
 	}
-	cmd.AddCommand(listClientsCommand(), showClientCommand(), addClientCommand(), rotateSecretCommand(), disableCommand(true), disableCommand(false), removeClientCommand(), revokeOfClientCommand(), exportCommand(), importCommand())
+	cmd.AddCommand(listClientsCommand(), showClientCommand(), addClientCommand(), rotateSecretCommand(), removeSecretCommand(), disableCommand(true), disableCommand(false), removeClientCommand(), revokeOfClientCommand(), exportCommand(), importCommand())
 	return cmd
 }
 
@@ -518,6 +519,31 @@ func (r rotation) asked(now time.Time) (asked secretRequest, err error) {
 	}
 	asked.OthersUntil = now.Add(time.Duration(overlap)).UTC()
 	return asked, nil
+}
+
+func removeSecretCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "remove-secret <id> <secret> [--realm <name>] [--revoke-tokens] [--json]",
+		Short: "Takes a secret away from a managed client",
+		Long: `
+Takes a secret away from a managed client: it is refused from now on. 'caddy oauth client
+show' has the IDs of secrets, and when each was last used.
+
+After a theft, --revoke-tokens ends all tokens of the client, too.`,
+		Args: cobra.ExactArgs(2),
+	}
+	flags := addClientFlags(cmd)
+	revoke := cmd.Flags().Bool("revoke-tokens", false, "end all tokens of the client, too")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {
+			return flags.answer(cmd, func(answer *shownClient) error {
+				path := flags.path(args[0], "secrets", args[1]) + "?revoke_tokens=" + strconv.FormatBool(*revoke)
+				_, err := flags.admin.send(http.MethodDelete, path, nil, nil, answer)
+				return err
+			})
+		})(cmd, args)
+	}
+	return cmd
 }
 
 // disableCommand is 'disable', or 'enable'.

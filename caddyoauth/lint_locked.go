@@ -50,6 +50,12 @@ func lintLockedChecks() []lintCheck {
 		do:    "Give it `scopes`, or, if it only introspects and revokes, `grant_types none`.",
 		find:  lintClientsWithoutScopes,
 	}, {
+		// A start has a warning of its own if all have ended.
+		code: "secret-gap", kind: lintLocked,
+		means: "For a time, or from now on, none of the client's secrets is valid, so it can't authenticate.",
+		do:    "Have the next secret begin before the last one ends.",
+		find:  lintSecretGaps,
+	}, {
 		code: "all-clients-disabled", kind: lintLocked, certain: true,
 		means: "Every client of the realm is disabled, so nobody can fetch a token.",
 		do:    "Enable one, or remove the realm.",
@@ -412,6 +418,57 @@ func lintUnserved(l *linted, report lintReport) {
 			if name := s.realmName(); name != "" && !served[name] {
 				report(h.place(), "no oauth_server serves the realm %s", name)
 			}
+		}
+	}
+}
+
+func lintSecretGaps(l *linted, report lintReport) {
+	now := time.Now()
+	for name := range l.realms {
+		for id, client := range l.realms[name].settings.Clients {
+			onlySecrets := !slices.ContainsFunc(client.Auth, func(method string) bool { return !slices.Contains(secretMethods, method) })
+			if client.Disabled || !onlySecrets || len(client.Secrets) == 0 {
+				continue
+			}
+			from, until, gap := secretGap(client.Secrets, now)
+			switch {
+			case !gap:
+			case until.IsZero():
+				report(l.atClient(name, id), "all secrets of the client %s have ended", strconv.Quote(id))
+			default:
+				report(l.atClient(name, id), "the client %s has no valid secret from %s to %s", strconv.Quote(id), from.Format(time.RFC3339), until.Format(time.RFC3339))
+			}
+		}
+	}
+}
+
+// secretGap returns the first time from now on in which no secret is valid, and after which one is. If
+// none is valid any more, until is zero.
+func secretGap(secrets []*oauth.Secret, now time.Time) (from, until time.Time, gap bool) {
+	for at := now; ; {
+		var end, next time.Time
+		valid, forever := false, false
+		for _, s := range secrets {
+			switch ended := !s.Until.IsZero() && !at.Before(s.Until); {
+			case ended:
+			case at.Before(s.From):
+				if next.IsZero() || s.From.Before(next) {
+					next = s.From
+				}
+			default:
+				valid, forever = true, forever || s.Until.IsZero()
+				if end.Before(s.Until) {
+					end = s.Until
+				}
+			}
+		}
+		switch {
+		case forever:
+			return from, until, false
+		case valid:
+			at = end
+		default:
+			return at, next, !next.IsZero() || at.Equal(now)
 		}
 	}
 }

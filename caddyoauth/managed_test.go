@@ -211,6 +211,17 @@ func TestManagedSecrets(t *testing.T) {
 	a.must(200, "DELETE", path+"/secrets/"+fmt.Sprint(secrets[0].(map[string]any)["id"]), "")
 	works("the third after it was taken away", third, false)
 	works("the fourth", fmt.Sprint(fourth.json(t)["secret"]), true)
+	// Together with the tokens that it may have got for a thief.
+	fifth := a.must(200, "POST", path+"/secrets", "{}").json(t)
+	token := g.tokenBy("batch", fmt.Sprint(fifth["secret"]))
+	stolen := fifth["secrets"].([]any)[1].(map[string]any)["id"]
+	a.must(400, "DELETE", path+"/secrets/"+fmt.Sprint(stolen)+"?revoke_tokens=yes", "")
+	g.wants("a token of before", token, 200)
+	if stdout, stderr, err := caddyCLI(t, "", "client", "remove-secret", "batch", fmt.Sprint(stolen), "--revoke-tokens", "--address", address); err != nil {
+		t.Errorf("%v %s %s", err, stdout, stderr)
+	}
+	works("a secret that was removed with the tokens", fmt.Sprint(fifth["secret"]), false)
+	g.wants("a token after that", token, 401)
 	// The last one can't be: the client could do nothing.
 	a.must(400, "DELETE", path+"/secrets/"+fmt.Sprint(secrets[1].(map[string]any)["id"]), "")
 	for range maxSecretsOfManaged - 1 {
