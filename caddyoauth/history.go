@@ -158,6 +158,9 @@ func (h *history) note(now time.Time) {
 		past.last = d
 	}
 	begun := now.Truncate(historyStep)
+	if late := h.step.Sub(begun); late > 0 && late <= historyStep {
+		begun = h.step // now is from before somebody else ended that minute, or the clock was set back a little
+	}
 	steps := int(begun.Sub(h.step) / historyStep)
 	if steps < 0 {
 		steps = historySteps // the clock was set back: nobody can tell what belongs where

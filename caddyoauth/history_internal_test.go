@@ -77,6 +77,16 @@ func TestHistory(t *testing.T) {
 		count(func() { now.counts[a] = 2 })
 		want("from nothing", counts(a), map[int]uint64{-1: 2})
 
+		// Somebody began to look before a minute was over, and is late.
+		before := time.Now()
+		time.Sleep(time.Minute)
+		want("a minute later", counts(a), map[int]uint64{-2: 2})
+		count(func() { now.counts[a] += 3 })
+		for _, s := range h.look(before).Series {
+			want("for who is late", s.Counts, map[int]uint64{-2: 2, -1: 3})
+		}
+		want("after that", counts(a), map[int]uint64{-2: 2, -1: 3})
+
 		// The clock is set back, and then forth.
 		back := time.Now().Add(-time.Hour)
 		h.look(back)
