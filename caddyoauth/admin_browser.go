@@ -32,16 +32,17 @@ func guarded(pattern string, handler caddy.AdminHandlerFunc) caddy.AdminRoute {
 const explainPattern = "/oauth/explain"
 
 // fromBrowser reports whether a browser sends the request. Browsers say so to places that they trust,
-// which are https and this machine. To others they only send what all of them always send. Some
-// programs call themselves Mozilla, too, but have no language; and Caddy's commands send an Origin.
+// which are https and this machine. To others they only send what all of them always send: a language,
+// which a page can change and not remove. In some browsers it can have them call themselves something
+// other than Mozilla, as some programs call themselves Mozilla; and Caddy's commands send an Origin.
 func fromBrowser(header http.Header) bool {
 	for name := range header {
 		if strings.HasPrefix(name, "Sec-Fetch-") {
 			return true
 		}
 	}
-	return strings.HasPrefix(header.Get("User-Agent"), "Mozilla/") &&
-		(header["Accept-Language"] != nil || header["Origin"] != nil || header["Referer"] != nil)
+	return header["Accept-Language"] != nil ||
+		strings.HasPrefix(header.Get("User-Agent"), "Mozilla/") && (header["Origin"] != nil || header["Referer"] != nil)
 }
 
 // checkBrowser returns why a browser's request is refused, or nil.
@@ -50,7 +51,7 @@ func checkBrowser(r *http.Request, pattern string) error {
 		return adminError(http.StatusForbidden, "a page from elsewhere can't call this")
 	}
 	if !namesThisHost(r) {
-		return adminError(http.StatusForbidden, "call this by localhost or an IP address, or give Caddy's admin endpoint this name in its origins: any other name may be one that an attacker has made point here")
+		return adminError(http.StatusForbidden, "call this by localhost or an IP address, or open it with 'caddy oauth console': any other name may be one that an attacker has made point here")
 	}
 	changes := r.Method != http.MethodGet && r.Method != http.MethodHead && pattern != explainPattern
 	if changes && !activeApp().mayWrite() {
