@@ -63,7 +63,7 @@ interrupt, or 2 if the gateway can't be asked.`,
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "http://%s%s\n", proxy.host, proxy.prefix+consoleRoot)
 		fmt.Fprintln(cmd.ErrOrStderr(), "Open this address in a browser on this machine, and give it to nobody. Ctrl-C ends it.")
-		server := &http.Server{Handler: proxy, ReadHeaderTimeout: 10 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}
+		server := &http.Server{Handler: proxy, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0)}
 		context.AfterFunc(ctx, func() { server.Close() }) // a stream of events has no other end
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return 2, err
@@ -136,6 +136,7 @@ func newConsoleProxy(address, host string) (*consoleProxy, error) {
 			}
 			return nil
 		},
+		ErrorLog: log.New(io.Discard, "", 0), // of streams that end when the gateway does
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			refuseConsole(w, http.StatusBadGateway, "the gateway at "+address+" doesn't answer: "+err.Error())
 		},
@@ -153,7 +154,9 @@ func (p *consoleProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case !below:
 		refuseConsole(w, http.StatusNotFound, "open the address that the command has printed")
-	case r.Host != p.host || !sameOrigin(r): // a page from elsewhere, which has learnt the secret
+	case r.Host != p.host: // a name that somebody has made point here, or a port that was forwarded
+		refuseConsole(w, http.StatusForbidden, "call this at "+p.host+", as the command has printed; to forward the port, use the same number at both ends")
+	case !sameOrigin(r): // a page from elsewhere, which has learnt the secret
 		refuseConsole(w, http.StatusForbidden, "a page from elsewhere can't call this")
 	default:
 		p.ReverseProxy.ServeHTTP(w, r)

@@ -97,11 +97,12 @@ func TestConsoleCommand(t *testing.T) {
 					}
 				}
 				for what, headers := range map[string][]string{
-					"a page from elsewhere":   {"Sec-Fetch-Site", "cross-site"},
-					"another port":            {"Origin", "http://127.0.0.1:1"},
-					"a name that points here": {"Host", "evil.example"},
+					"a page from elsewhere":    {"Sec-Fetch-Site", "cross-site"},
+					"another port":             {"Origin", "http://127.0.0.1:1"},
+					"a name that points here":  {"Host", "evil.example"},
+					"a port that is forwarded": {"Host", "127.0.0.1:1"},
 				} {
-					if a := ask("GET", "../", "", headers...); a.StatusCode != 403 {
+					if a := ask("GET", "../", "", headers...); a.StatusCode != 403 || headers[0] == "Host" && !strings.Contains(a.Body, page.Host) {
 						t.Errorf("%s: %d %s, want 403", what, a.StatusCode, a.Body)
 					}
 				}

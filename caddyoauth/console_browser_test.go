@@ -561,6 +561,48 @@ func TestConsoleInABrowser(t *testing.T) {
 		p.keepsNothing(token)
 	})
 
+	t.Run("in a hurry", func(t *testing.T) {
+		p.t = t
+		p.open("#/constructor")
+		p.says("There is no such screen.")
+		for _, screen := range []string{"#/clients", "#/routes"} {
+			p.open(screen)
+			p.must(chromedp.Do(p.ctx, chromedp.SendKeys(chromedp.CSS("input[type=search]"), "x")))
+			p.open("#/keys")
+			if at := eval[string](p, "new Promise((done) => setTimeout(() => done(location.hash), 400))"); at != "#/keys" {
+				t.Errorf("a search that nobody waited for leads from %s to %s", screen, at)
+			}
+		}
+		// What is kept for a way back to the page has no secrets.
+		p.open("#/explain")
+		eval[bool](p, `(() => { document.querySelector("input[type=password]").value = "secret"; return true })()`)
+		if kept := eval[string](p, `(() => { dispatchEvent(new Event("pagehide")); return document.querySelector("input[type=password]").value })()`); kept != "" {
+			t.Errorf("a page that was left keeps the token %q", kept)
+		}
+		p.open("#/clients")
+		p.tabTo("Add client")
+		p.press(kb.Enter)
+		if !eval[bool](p, `(() => { const was = document.querySelector("dialog"); dispatchEvent(new Event("pagehide")); return was !== null && was.textContent === "" && !was.isConnected })()`) {
+			t.Error("a page that was left keeps its dialog")
+		}
+		// The last minute is the one in course.
+		eval[bool](p, `(() => {
+			const real = fetch;
+			window.fetch = (url, request) => {
+				if (!String(url).endsWith("/oauth/live")) return real(url, request);
+				window.fetch = real;
+				return Promise.resolve(new Response(JSON.stringify({ now: "2026-01-02T12:01:30Z", step_seconds: 60, series: [] })));
+			};
+			return true;
+		})()`)
+		p.open("#/live")
+		eval[bool](p, `(() => { document.querySelector("details.figures").open = true; return true })()`)
+		p.wait(`document.querySelector("details.figures tbody th")`)
+		if minute := eval[string](p, `document.querySelector("details.figures tbody th").textContent`); !strings.HasSuffix(minute, ":01") {
+			t.Errorf("at half past 12:01, the last minute is %s", minute)
+		}
+	})
+
 	t.Run("only looking", func(t *testing.T) {
 		p.t = t
 		p.must(g.loadCaddyfile(config))

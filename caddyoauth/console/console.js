@@ -131,7 +131,7 @@ async function ask(method, path, { body, headers = {}, signal } = {}) {
 		text = await response.text();
 	} catch (error) {
 		if (signal?.aborted) throw error;
-		throw new Problem(0, "The gateway doesn't answer. Is Caddy running, and does this page still have the address of its admin endpoint?");
+		throw new Problem(0, "The gateway doesn't answer. Is Caddy running, with its admin endpoint at the address of this page? If caddy oauth console shows this page, is it still running?");
 	}
 	let data = null;
 	try {
@@ -148,7 +148,7 @@ async function ask(method, path, { body, headers = {}, signal } = {}) {
 function trouble(error, again) {
 	const advice = {
 		401: "Caddy's remote administration wants a client certificate.",
-		403: "The admin endpoint has refused this page. It must be opened at an address that Caddy's admin endpoint accepts, and may change something only with console { write }.",
+		403: "The admin endpoint has refused this page. It must be opened at an address that Caddy's admin endpoint accepts, or with caddy oauth console, and may change something only with console write in the oauth block.",
 		404: "",
 		409: "",
 		412: "",
@@ -261,7 +261,8 @@ function open() {
 	shown?.leave.abort();
 	const leave = new AbortController();
 	const name = parts[0] || "live";
-	const screen = { live, clients: parts.length > 1 ? client : clients, routes, explain, keys, sources }[name] ?? unknown;
+	const screens = { live, clients: parts.length > 1 ? client : clients, routes, explain, keys, sources };
+	const screen = Object.hasOwn(screens, name) ? screens[name] : unknown;
 	const main = document.getElementById("main");
 	main.replaceChildren();
 	const root = main.appendChild(el("div"));
@@ -324,9 +325,11 @@ async function load(place, signal, get, show) {
 	place.removeAttribute("aria-busy");
 }
 
-// later calls work once nobody has called for a moment, as while somebody types.
-function later(work, milliseconds = 250) {
+// later calls work once nobody has called for a moment, as while somebody types, unless the screen was
+// left meanwhile.
+function later(signal, work, milliseconds = 250) {
 	let timer;
+	signal.addEventListener("abort", () => clearTimeout(timer));
 	return (...args) => {
 		clearTimeout(timer);
 		timer = setTimeout(() => work(...args), milliseconds);
@@ -700,7 +703,8 @@ function live({ root, query, signal }) {
 			return;
 		}
 		if (signal.aborted) return;
-		const end = new Date(answer.now).getTime(), step = answer.step_seconds || 60;
+		const step = answer.step_seconds || 60;
+		const end = (Math.floor(new Date(answer.now) / (step * 1000)) + 1) * step * 1000; // of the minute that is not over
 		const fresh = () => Object.fromEntries(outcomeKinds.map(([kind]) => [kind, Array(60).fill(0)]));
 		const atRoutes = fresh(), atEndpoints = fresh();
 		const byCause = new Map(), byEndpoint = new Map();
@@ -773,8 +777,14 @@ function dialog(title, build) {
 	return node;
 }
 
-// Nothing that was shown in a dialog is kept for a way back to the page.
-addEventListener("pagehide", () => document.querySelectorAll("dialog").forEach((d) => d.close()));
+// Neither what was shown in a dialog nor a token is kept for a way back to the page.
+addEventListener("pagehide", () => {
+	for (const d of document.querySelectorAll("dialog")) {
+		d.replaceChildren();
+		d.remove();
+	}
+	for (const input of document.querySelectorAll("input[type=password]")) input.value = "";
+});
 
 // form makes the form of a dialog. work does what it is for, and its error stands in the form; then
 // done is called, with what work returned.
@@ -885,7 +895,7 @@ function clients({ root, query, signal }) {
 		unused: select("Use", choose("unused")),
 		expiring: select("Secrets", choose("expiring")),
 	};
-	const searched = search("Search by ID", filter.search, later((value) => refresh({ search: value }), 300));
+	const searched = search("Search by ID", filter.search, later(signal, (value) => refresh({ search: value }), 300));
 	const showFilters = () => {
 		const other = (options, value) => (options.some(([v]) => v === value) ? options : [...options, [value, plain(value, 40)]]);
 		choices.realm.offer(other([["", "All"], ...realms().map((r) => [r, plain(r, 60)])], filter.realm), filter.realm);
@@ -1219,7 +1229,7 @@ function routes({ root, query, signal }) {
 		show();
 	};
 	const choice = select("Who gets in", (who) => change({ who }));
-	const searched = search("Search by path, client or backend", filter.search, later((value) => change({ search: value })));
+	const searched = search("Search by path, client or backend", filter.search, later(signal, (value) => change({ search: value })));
 	const show = () => {
 		if (!data) return;
 		const counts = {};
