@@ -29,7 +29,7 @@ is no result.`,
 		Args: cobra.ArbitraryArgs, // RunE checks them
 		RunE: helpOrUnknown,
 	}
-	cmd.AddCommand(importAMCommand())
+	cmd.AddCommand(importAMCommand(), importKeycloakCommand(), importHydraCommand())
 	return cmd
 }
 
@@ -44,29 +44,60 @@ in it and below it; - is standard input.`,
 		Args: cobra.MinimumNArgs(1),
 	}
 	realm := cmd.Flags().String("realm", "/", "realm in AM of what doesn't say where it is from")
-	addImport(cmd, func(m *migration, files []importedFile) error { return m.readAM(files, *realm) })
+	certificates := cmd.Flags().String("certificates", "", "folder for files with certificates of clients")
+	addImport(cmd, func(m *migration, files []importedFile) error {
+		m.certificates = *certificates
+		return m.readAM(files, *realm)
+	})
+	return cmd
+}
+
+func importKeycloakCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "keycloak <file or folder>... [--issuer <url>] [--secrets <file>] [--output <file>] [--managed] [--json]",
+		Short: "Imports the clients of Keycloak's realms",
+		Long: `
+Imports the clients with service accounts of Keycloak's realms, from what 'kc.sh export' or
+the admin console exports. A folder stands for all files .json in it and below it; - is
+standard input.`,
+		Args: cobra.MinimumNArgs(1),
+	}
+	addImport(cmd, (*migration).readKeycloak)
+	return cmd
+}
+
+func importHydraCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "hydra <file>... [--issuer <url>] [--secrets <file>] [--output <file>] [--managed] [--json]",
+		Short: "Imports the clients of Ory Hydra",
+		Long: `
+Imports the clients of Ory Hydra, from what 'hydra list clients --format json' prints, all
+pages of it, one after the other or in several files; - is standard input. They become
+clients of the realm root.`,
+		Args: cobra.MinimumNArgs(1),
+	}
+	addImport(cmd, (*migration).readHydra)
 	return cmd
 }
 
 // importFlags are the options of all imports.
 type importFlags struct {
-	issuer, secrets, certificates, output, existing *string
-	managed, asJSON                                 *bool
-	admin                                           adminFlags
+	issuer, secrets, output, existing *string
+	managed, asJSON                   *bool
+	admin                             adminFlags
 }
 
 // addImport has a command import what read finds.
 func addImport(cmd *cobra.Command, read func(*migration, []importedFile) error) {
 	set := cmd.Flags()
 	flags := importFlags{
-		issuer:       set.String("issuer", "", "issuer of root, which clients need that sign assertions, and JWTs"),
-		secrets:      set.String("secrets", "", "new file for the secrets that are made, which only you can read"),
-		certificates: set.String("certificates", "", "folder for files with certificates of clients"),
-		output:       set.StringP("output", "o", "", "new file for the Caddyfile, which only you can read; it is not printed then"),
-		managed:      set.Bool("managed", false, "add managed clients to the gateway that is running, and print no Caddyfile"),
-		existing:     set.String("existing", existingRefuse, "with --managed, what becomes of a client that is there with other settings: keep, refuse or replace"),
-		admin:        addAdminFlags(cmd),
-		asJSON:       set.Bool("json", false, "print the report as a JSON object"),
+		issuer:   set.String("issuer", "", "issuer of root, which clients need that sign assertions, and JWTs"),
+		secrets:  set.String("secrets", "", "new file for the secrets that are made, which only you can read"),
+		output:   set.StringP("output", "o", "", "new file for the Caddyfile, which only you can read; it is not printed then"),
+		managed:  set.Bool("managed", false, "add managed clients to the gateway that is running, and print no Caddyfile"),
+		existing: set.String("existing", existingRefuse, "with --managed, what becomes of a client that is there with other settings: keep, refuse or replace"),
+		admin:    addAdminFlags(cmd),
+		asJSON:   set.Bool("json", false, "print the report as a JSON object"),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		status, err := flags.run(cmd, args, read)
@@ -86,14 +117,14 @@ var errNotWhole = errors.New("something was not carried over")
 // run imports what read finds in the files, and returns the exit status. Nothing is written before all is
 // known to be good.
 func (f importFlags) run(cmd *cobra.Command, paths []string, read func(*migration, []importedFile) error) (int, error) {
-	if *f.managed && *f.issuer+*f.certificates+*f.output != "" {
-		return 2, errors.New("with --managed there is no Caddyfile: leave out --issuer, --certificates and --output")
+	if *f.managed && *f.issuer+*f.output != "" {
+		return 2, errors.New("with --managed there is no Caddyfile: leave out --issuer and --output")
 	}
 	files, err := readImported(cmd.InOrStdin(), paths)
 	if err != nil {
 		return 2, err
 	}
-	m := &migration{issuer: *f.issuer, certificates: *f.certificates, managed: *f.managed}
+	m := &migration{issuer: *f.issuer, managed: *f.managed}
 	if err := read(m, files); err != nil {
 		return 2, err
 	}

@@ -49,8 +49,9 @@
 //	                       hosts and paths belong together
 //	managed.go             clients that operators add while gateways run; retire_secrets.go removes those
 //	                       of their secrets that are no longer used
-//	import.go              clients of other servers become a Caddyfile: import_am.go reads what AM exports,
-//	                       and import_caddyfile.go writes
+//	import.go              clients of other servers become a Caddyfile: import_am.go,
+//	                       import_keycloak.go and import_hydra.go read what those servers export, and
+//	                       import_caddyfile.go writes
 //	transport.go, path.go  which connections and which paths are acceptable
 //	refusal.go             what the log says of refused requests
 //	misdirected.go         requests that miss an endpoint, and may carry a secret

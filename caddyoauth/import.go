@@ -45,6 +45,13 @@ const (
 	maxImportClients = 100_000
 )
 
+// What others have and the gateway has not.
+const (
+	nobodyLogsIn = "nobody logs in here"
+	noIDTokens   = "there are no id_tokens here"
+	noUserinfo   = "there is no userinfo here"
+)
+
 // importedFile is a file of an export.
 type importedFile struct {
 	path string
@@ -513,6 +520,15 @@ func (f *importedFields) take(field string, into any) bool {
 	return true
 }
 
+// list stores a field whose parts are looked at one by one.
+func (f *importedFields) list(field string, into any) {
+	value := f.values[field]
+	delete(f.values, field)
+	if !saysNothing(value) && json.Unmarshal(value, into) != nil {
+		f.failed(field, "it has another form than is known")
+	}
+}
+
 func (f *importedFields) text(field string) (text string) {
 	f.take(field, &text)
 	return strings.TrimSpace(text)
@@ -537,26 +553,38 @@ func (f *importedFields) flag(field string) bool {
 	return is
 }
 
-// seconds returns a field with a duration in seconds, or 0 if it has none, or less than a second. More
-// than the gateway allows is a year.
+// number returns a field with a whole number, which some exports have as a text, or 0 if it has none, or
+// less.
+func (f *importedFields) number(field string) (n int64) {
+	if text := strings.Trim(string(f.values[field]), `"`); text != "" && strings.Trim(text, "-0123456789") == "" {
+		f.values[field] = json.RawMessage(text)
+		if text == "0" || strings.HasPrefix(text, "-") {
+			delete(f.values, field)
+		}
+	}
+	f.take(field, &n)
+	return n
+}
+
+// seconds returns a field with a duration in seconds, or 0 if it has none. More than the gateway allows is
+// a year.
 func (f *importedFields) seconds(field string) caddy.Duration {
-	if text := string(f.values[field]); len(text) > 2 && strings.Trim(text, `"0123456789`) == "" {
-		f.values[field] = json.RawMessage(strings.Trim(text, `"`)) // Keycloak has them as texts
-	}
-	if string(f.values[field]) == "0" {
-		delete(f.values, field)
-		return 0
-	}
-	var n int64
-	if !f.take(field, &n) || n <= 0 {
-		return 0
-	}
 	const most = 365 * 24 * 60 * 60
+	n := f.number(field)
 	if n > most {
 		f.lost(field, fmt.Sprintf("%d seconds are too long; it is a year here", n))
 		n = most
 	}
 	return caddy.Duration(time.Duration(n) * time.Second)
+}
+
+// time returns a field with a time in seconds since 1970, or the zero time.
+func (f *importedFields) time(field string) time.Time {
+	const most = 1 << 37 // in the 63rd century; times of later than 9999 can't be written
+	if n := f.number(field); n > 0 && n < most {
+		return time.Unix(n, 0).UTC()
+	}
+	return time.Time{}
 }
 
 // ignored says of a field that nobody takes why it can't be carried over, unless it says nothing, or has

@@ -435,9 +435,6 @@ func (m *migration) amDefault(realm *importedRealm) caddy.Duration {
 const amLifetime = caddy.Duration(time.Hour)
 
 const (
-	amNobodyLogsIn = "nobody logs in here"
-	amNoIDTokens   = "there are no id_tokens here"
-	amNoUserinfo   = "there is no userinfo here"
 	// amIntrospectAll and amIntrospectAny are scopes by which a client may ask about others' tokens.
 	amIntrospectAll = "am-introspect-all-tokens"
 	amIntrospectAny = "am-introspect-all-tokens-any-realm"
@@ -445,23 +442,23 @@ const (
 
 // amClientRest are the settings of a client that aren't read.
 var amClientRest = map[string]ignored{
-	"redirectionUris":                  {amNobodyLogsIn + ", so there is nobody to send back", nil},
-	"postLogoutRedirectUri":            {amNobodyLogsIn, nil},
-	"clientSessionUri":                 {amNobodyLogsIn, nil},
-	"backchannel_logout_uri":           {amNobodyLogsIn, nil},
+	"redirectionUris":                  {nobodyLogsIn + ", so there is nobody to send back", nil},
+	"postLogoutRedirectUri":            {nobodyLogsIn, nil},
+	"clientSessionUri":                 {nobodyLogsIn, nil},
+	"backchannel_logout_uri":           {nobodyLogsIn, nil},
 	"claimsRedirectionUris":            {"there is no UMA here", nil},
 	"javascriptOrigins":                {"CORS is for Caddy's header directive; see the cookbook", nil},
 	"customProperties":                 {"a client has no properties of its own here", nil},
-	"treeName":                         {amNobodyLogsIn, []string{"[Empty]"}},
+	"treeName":                         {nobodyLogsIn, []string{"[Empty]"}},
 	"updateAccessToken":                {"clients don't register themselves here", nil},
-	"idTokenEncryptionEnabled":         {amNoIDTokens, []string{"false"}},
-	"idTokenPublicEncryptionKey":       {amNoIDTokens, nil},
-	"idTokenSignedResponseAlg":         {amNoIDTokens, []string{"RS256"}},
-	"userinfoResponseFormat":           {amNoUserinfo, []string{"JSON"}},
-	"userinfoSignedResponseAlg":        {amNoUserinfo, nil},
-	"userinfoEncryptedResponseAlg":     {amNoUserinfo, nil},
-	"requestParameterSignedAlg":        {amNobodyLogsIn, nil},
-	"requestParameterEncryptedAlg":     {amNobodyLogsIn, nil},
+	"idTokenEncryptionEnabled":         {noIDTokens, []string{"false"}},
+	"idTokenPublicEncryptionKey":       {noIDTokens, nil},
+	"idTokenSignedResponseAlg":         {noIDTokens, []string{"RS256"}},
+	"userinfoResponseFormat":           {noUserinfo, []string{"JSON"}},
+	"userinfoSignedResponseAlg":        {noUserinfo, nil},
+	"userinfoEncryptedResponseAlg":     {noUserinfo, nil},
+	"requestParameterSignedAlg":        {nobodyLogsIn, nil},
+	"requestParameterEncryptedAlg":     {nobodyLogsIn, nil},
 	"tokenIntrospectionResponseFormat": {"a caller that wants a signed answer says so by Accept here", []string{"JSON"}},
 	"jwksCacheTimeout":                 {"keys are fetched again after 15 minutes, or as their server says", []string{"3600000"}},
 	"jwkStoreCacheMissCacheTime":       {"an unknown key is asked for at most once a minute", []string{"60000"}},
@@ -490,7 +487,7 @@ var amOverrideRest = map[string]ignored{
 	amOverrides + ".validateScopePluginType":       {amScripts, []string{"PROVIDER", "JAVA"}},
 	amOverrides + ".evaluateScopeClass":            {amScripts, []string{"org.forgerock.*"}},
 	amOverrides + ".validateScopeClass":            {amScripts, []string{"org.forgerock.*"}},
-	amOverrides + ".customLoginUrlTemplate":        {amNobodyLogsIn, nil},
+	amOverrides + ".customLoginUrlTemplate":        {nobodyLogsIn, nil},
 
 	amOverrides + ".accessTokenModificationPluginType": {}, amOverrides + ".authorizeEndpointDataProvider*": {}, amOverrides + ".clientsCanSkipConsent": {},
 	amOverrides + ".enableRemoteConsent": {}, amOverrides + ".evaluateScopeScript": {}, amOverrides + ".issueRefreshToken*": {}, amOverrides + ".oidc*": {},
@@ -584,7 +581,7 @@ func amSpecialScopes(report *reportedClient, client *Client) {
 		case amIntrospectAll:
 			client.Introspect = oauth.IntrospectRealm
 		case "openid":
-			report.lose("scopes", "openid is a scope like any other: %s", amNoIDTokens)
+			report.lose("scopes", "openid is a scope like any other: %s", noIDTokens)
 		}
 	}
 	special := func(scope string) bool { return scope == amIntrospectAll || scope == amIntrospectAny }

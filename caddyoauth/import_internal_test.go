@@ -53,6 +53,14 @@ func fuzzImport(f *testing.F, pattern string, read func(*migration, []importedFi
 	})
 }
 
+func FuzzImportKeycloak(f *testing.F) {
+	fuzzImport(f, "testdata/import/keycloak/*.json", (*migration).readKeycloak)
+}
+
+func FuzzImportHydra(f *testing.F) {
+	fuzzImport(f, "testdata/import/hydra/*.json", (*migration).readHydra)
+}
+
 func FuzzImportAM(f *testing.F) {
 	fuzzImport(f, "testdata/import/am/*/realms/root/OAuth2Clients/*.json", func(m *migration, files []importedFile) error { return m.readAM(files, "/") })
 }

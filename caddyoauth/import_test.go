@@ -108,10 +108,50 @@ func TestImportAM(t *testing.T) {
 	}
 }
 
+// What Keycloak exports, and Hydra lists, becomes a configuration that Caddy takes.
+func TestImportOfOthers(t *testing.T) {
+	for product, file := range map[string]string{"keycloak": "realm.json", "hydra": "pages.json"} {
+		t.Run(product, func(t *testing.T) {
+			folder := filepath.Join(importFolder, product)
+			wantImport(t, filepath.Join(folder, product+".golden"), folder, product, filepath.Join(folder, file), "--issuer", "https://auth.example.com/oauth2")
+		})
+	}
+}
+
+// What is missing in an export of Keycloak or Hydra, the report says.
+func TestImportOfOthersSaysWhatIsLost(t *testing.T) {
+	const rest = `"serviceAccountsEnabled":true,"secret":"tu7Yh2kqLr5wNc9vXz3mBd8sGf1jPa6e"`
+	for _, c := range []struct{ product, export, want string }{
+		{"keycloak", `{"realm":"a","clients":[{"clientId":"c",` + rest + `}]}`, "for JWTs, give --issuer"},
+		{"keycloak", `{"realm":"a","enabled":false,"clients":[{"clientId":"c",` + rest + `}]}`, "the realm is disabled, and so are its clients here"},
+		{"keycloak", `{"realm":"My Realm","clients":[{"clientId":"c",` + rest + `}]}`, "name: it is my-realm here"},
+		{"keycloak", `{"realm":"a","newInKeycloak":1,"clients":[{"clientId":"c","new":2,"attributes":{"newer":"3"},` + rest + `}]}`, `"attributes.newer": this field is unknown`},
+		{"keycloak", `{"realm":"a","clients":[{"clientId":"c",` + rest + `},{"clientId":"c",` + rest + `}]}`, `client "c" is left out: the export has another client of this ID`},
+		{"keycloak", `{"realm":"a","clients":[{"clientId":"c",` + rest + `},7]}`, "client 2: it is not a JSON object"},
+		{"keycloak", `{"realm":"a","clients":[{"clientId":"c",` + rest + `,"protocolMappers":[{"name":"plan","protocolMapper":"oidc-hardcoded-claim-mapper"}]}]}`, `the mapper "plan" puts into tokens what they don't say here`},
+		{"keycloak", `{"realm":"a","clients":[{"clientId":"c",` + rest + `,"attributes":{"client.secret.rotated":"a\nb","client.secret.rotated.expiration.time":"32503680000"}}]}`, "client.secret.rotated: the secret has more than one line"},
+		{"keycloak", `[{"realm":"a","clients":[{"clientId":"c",` + rest + `}]},{"realm":"a","clients":[]}]`, `it has realm "a" again`},
+		{"keycloak", `[{"realm":"a","clients":[{"clientId":"c",` + rest + `}]},{"realm":"a","users":[{"serviceAccountClientId":"c","realmRoles":["boss"]}]}]`, "say with scopes what a client may do: boss"},
+		{"hydra", `{"items":[{"client_id":"c","grant_types":["client_credentials"]}],"next_page_token":"x","is_last_page":false}`, "the last page is not among these"},
+		{"hydra", `[{"client_id":"c","grant_types":["client_credentials"],"new_in_hydra":true}]`, `"new_in_hydra": this field is unknown`},
+		{"hydra", `{"client_id":"c","grant_types":["client_credentials","implicit"]}`, "there is no implicit here"},
+		{"hydra", `[{"client_id":"c","grant_types":["client_credentials"]},{"grant_types":[]}]`, "client 2: it has no client_id"},
+	} {
+		file := filepath.Join(t.TempDir(), "export.json")
+		if err := os.WriteFile(file, []byte(c.export), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, report, _ := importOf(t, 1, c.product, file)
+		if !strings.Contains(report, c.want) {
+			t.Errorf("%s reports %s, want %q", c.export, report, c.want)
+		}
+	}
+}
+
 // importAsShown runs a command of a document with an export of the kind that it names.
 func importAsShown(t *testing.T, args []string) {
 	t.Helper()
-	exports := map[string]string{"export": importFolder + "/am/amster"}
+	exports := map[string]string{"export": importFolder + "/am/amster", "realm.json": importFolder + "/keycloak/realm.json", "clients.json": importFolder + "/hydra/pages.json"}
 	for i, arg := range args {
 		switch {
 		case exports[arg] != "":
