@@ -17,10 +17,13 @@ import (
 const (
 	// inventoryInterval is how often the store gets what was noted.
 	inventoryInterval = time.Minute
-	// tidyUsesInterval is how often the uses of clients that are gone are looked for, and usesKept how
-	// long these are kept: another gateway may still have the client, or the next configuration again.
+	// tidyUsesInterval is how often the uses of clients that are gone are looked for, and tidyUsesFirst how
+	// long after the start. usesKept is how long these are kept: another gateway may have a client that this
+	// one doesn't know, and what is forgotten counts as never used. So it is longer than the longest
+	// retire_unused.
 	tidyUsesInterval = 24 * time.Hour
-	usesKept         = 30 * 24 * time.Hour
+	tidyUsesFirst    = time.Hour
+	usesKept         = 400 * 24 * time.Hour
 	// inventoryTimeout bounds one write, also the last one, for which the end of the process waits.
 	inventoryTimeout = 10 * time.Second
 )
@@ -47,7 +50,7 @@ func startInventory(store oauth.TokenStore, s *openStore) *inventory {
 // until it works again: what was noted is not lost, and nothing else depends on it.
 func (i *inventory) run(s *openStore) {
 	defer close(i.ended)
-	write, tidy := time.NewTicker(inventoryInterval), time.NewTicker(tidyUsesInterval)
+	write, tidy := time.NewTicker(inventoryInterval), time.NewTimer(tidyUsesFirst)
 	defer write.Stop()
 	defer tidy.Stop()
 	failing := false
@@ -66,6 +69,7 @@ func (i *inventory) run(s *openStore) {
 			do(i.Write)
 		case <-tidy.C:
 			do(func(ctx context.Context) error { return i.tidy(ctx, s) })
+			tidy.Reset(tidyUsesInterval)
 		case <-i.stop:
 			do(i.Write)
 			return
@@ -81,7 +85,8 @@ func (i *inventory) end() {
 	}
 }
 
-// tidy forgets the uses of clients that no App knows, and that are usesKept old.
+// tidy forgets the uses of clients that no App knows, and that are usesKept old. Those of a managed client
+// went with it.
 func (i *inventory) tidy(ctx context.Context, s *openStore) error {
 	now := time.Now()
 	for name, realms := range s.realms() {

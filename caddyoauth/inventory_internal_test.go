@@ -3,7 +3,9 @@ package caddyoauth
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -30,23 +32,23 @@ func (c *countedUses) AddUses(ctx context.Context, realm string, uses map[string
 	return c.Memory.AddUses(ctx, realm, uses)
 }
 
-// What clients did is written once a minute, if anything was done, again if it failed, and at the end. Those that are gone are
-// forgotten in the end.
+// What clients did is written once a minute, if anything was done, again if it failed, and at the end. That
+// of clients that are gone is forgotten after a long time.
 func TestInventoryIsWrittenOnceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &countedUses{Memory: store.NewMemory(time.Now)}
 		opened := &openStore{store: s, followers: make(map[*App]*news)}
 		opened.inventory = startInventory(s, opened)
-		settings := oauth.Settings{Realm: "root", Clients: map[string]*oauth.Client{"c": {ID: "c"}, "gone": {ID: "gone"}}, Inventory: opened.inventory.Inventory, Store: s}
+		settings := oauth.Settings{Realm: "root", Clients: map[string]*oauth.Client{"c": {ID: "c"}, "gone": {ID: "gone"}, "late": {ID: "late"}}, Inventory: opened.inventory.Inventory, Store: s}
 		engine := oauth.New(settings)
-		left := &App{logger: zap.NewNop(), realms: map[string]*servedRealm{"root": {name: "root", settings: oauth.Settings{Clients: map[string]*oauth.Client{"c": {}}}, engine: engine}}}
+		left := &App{logger: zap.NewNop(), realms: map[string]*servedRealm{"root": {name: "root", settings: oauth.Settings{Clients: map[string]*oauth.Client{"c": {}, "here": {}}}, engine: engine}}}
 		opened.follow(left)
 		from := netip.MustParseAddr("192.0.2.7")
 		kept := func(what string, want ...string) {
 			t.Helper()
 			synctest.Wait()
 			uses, err := s.Uses(t.Context(), "root", nil)
-			if err != nil || len(uses.Clients) != len(want) {
+			if got := slices.Sorted(maps.Keys(uses.Clients)); err != nil || !slices.Equal(got, want) {
 				t.Errorf("%s: %v, %v; want %v", what, uses.Clients, err, want)
 			}
 		}
@@ -78,12 +80,18 @@ func TestInventoryIsWrittenOnceAMinute(t *testing.T) {
 		if n := s.told.Load(); n != 3 {
 			t.Errorf("it was written %d times, want three times", n)
 		}
-		time.Sleep(usesKept - tidyUsesInterval)
-		kept("while they may come back", "c", "gone")
-		time.Sleep(2 * tidyUsesInterval)
-		kept("after they were gone for long", "c")
-		engine.Saw("gone", from)
+		long := time.Now().Add(-usesKept)
+		if err := s.AddUses(t.Context(), "root", map[string]oauth.Use{"here": {Seen: long}, "long gone": {Seen: long}, "just gone": {Seen: long.Add(25 * time.Hour)}}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(tidyUsesFirst)
+		kept("after an hour", "c", "gone", "here", "just gone")
+		time.Sleep(tidyUsesInterval)
+		kept("after a day", "c", "gone", "here", "just gone")
+		time.Sleep(tidyUsesInterval)
+		kept("after another day", "c", "gone", "here")
+		engine.Saw("late", from)
 		opened.inventory.end()
-		kept("at the end", "c", "gone")
+		kept("at the end", "c", "gone", "here", "late")
 	})
 }

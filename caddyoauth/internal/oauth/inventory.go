@@ -199,7 +199,9 @@ func NewInventory(store UsageStore) *Inventory {
 func (i *Inventory) begin(realm string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.realms[realm] = i.realms[realm]
+	if _, known := i.realms[realm]; !known {
+		i.realms[realm] = false
+	}
 }
 
 // note merges what a client does. mark gets the round in which it need not be noted again.
