@@ -281,7 +281,7 @@ func (p *consolePage) checkTab(what string) {
 		p.press(kb.Tab)
 		if eval[bool](p, `((e) => {
 			if (e === document.body || e === document.documentElement) return false; // between the end and the beginning
-			if (place(e) === stops.values().next().value) return true;
+			if (stops.size > 1 && place(e) === stops.values().next().value) return true;
 			const s = getComputedStyle(e);
 			if (s.outlineStyle === "none" || parseFloat(s.outlineWidth) < 2) unseen.push(e.outerHTML.slice(0, 80));
 			stops.add(place(e)); // the element itself may be replaced meanwhile
