@@ -260,7 +260,7 @@ func (c *clientRequestAdmin) put() error {
 		auth, _ := settings.authMethods() // what is wrong with them is said below
 		switch {
 		case was != nil:
-			next.Created = was.Created
+			next.Created, next.Imported = was.Created, was.Imported
 			if settings.Secrets == nil {
 				next.Client.Secrets = was.Client.Secrets
 			}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,6 +64,52 @@ type exportedClient struct {
 	// Created and Changed are when it was added, and last changed.
 	Created time.Time `json:"created,omitzero"`
 	Changed time.Time `json:"changed,omitzero"`
+	// Use is what it did last, as far as that is known.
+	Use *exportedUse `json:"use,omitempty"`
+}
+
+// exportedUse is what is kept of what a client did last.
+type exportedUse struct {
+	// Token is when it fetched a token, Seen when it did something else.
+	Token time.Time `json:"token,omitzero"`
+	Seen  time.Time `json:"seen,omitzero"`
+	// From is where the last of all this came from.
+	From string `json:"from,omitempty"`
+	// Method and Credential are those by which it authenticated last.
+	Method     string `json:"method,omitempty"`
+	Credential string `json:"credential,omitempty"`
+	// Credentials are when each of its credentials authenticated it last, by their IDs. Dropped is when the
+	// last of those that are left out did.
+	Credentials map[string]time.Time `json:"credentials,omitempty"`
+	Dropped     time.Time            `json:"dropped,omitzero"`
+}
+
+// exportUse returns what is kept of a client, or nil if that is nothing.
+func exportUse(use oauth.Use) *exportedUse {
+	if use.Last().IsZero() {
+		return nil
+	}
+	exported := exportedUse(use)
+	return &exported
+}
+
+// use returns what is to be kept, no more exact than addresses says. Nothing was used later than now: that
+// would be found unused only long after it is.
+func (u *exportedUse) use(addresses string, now time.Time) oauth.Use {
+	past := func(at time.Time) time.Time {
+		if at.After(now) {
+			return now
+		}
+		return at.UTC()
+	}
+	use := oauth.Use{Token: past(u.Token), Seen: past(u.Seen), From: oauth.CutAddress(u.From, addresses), Dropped: past(u.Dropped), Credentials: make(map[string]time.Time)}
+	for name, at := range u.Credentials {
+		use.Credentials[name] = past(at)
+	}
+	if slices.Contains(oauth.AuthMethods(), u.Method) {
+		use.Method, use.Credential = u.Method, u.Credential
+	}
+	return use
 }
 
 // serveExport answers with the managed clients.
@@ -102,6 +149,10 @@ func (a *App) exportRealm(ctx context.Context, r *servedRealm) ([]exportedClient
 	if err != nil {
 		return nil, fmt.Errorf("the token store: %w", err)
 	}
+	uses, err := a.usesOf(ctx, r, nil)
+	if err != nil {
+		return nil, fmt.Errorf("the token store: %w", err)
+	}
 	latest := make(map[string]oauth.ManagedClient, len(answer.Clients)) // one may be there twice
 	for _, stored := range answer.Clients {
 		latest[stored.ID] = stored
@@ -115,7 +166,7 @@ func (a *App) exportRealm(ctx context.Context, r *servedRealm) ([]exportedClient
 		if err != nil {
 			return nil, fmt.Errorf("client '%s': %w", loggedText(id), err)
 		}
-		clients = append(clients, exportedClient{Realm: r.name, ID: id, Settings: record.Client, Created: record.Created, Changed: record.Changed})
+		clients = append(clients, exportedClient{Realm: r.name, ID: id, Settings: record.Client, Created: record.Created, Changed: record.Changed, Use: exportUse(uses.Clients[id])})
 	}
 	return clients, nil
 }
@@ -206,6 +257,8 @@ type importing struct {
 	existing string
 	// fetched is how many sets of keys are to be fetched for those of a realm that were looked at.
 	fetched int
+	// kept are those of a realm that stay as they are, although the import has others.
+	kept    map[string]bool
 	byRealm map[string]map[string]exportedClient
 }
 
@@ -228,7 +281,7 @@ func (i *importing) run(r *http.Request, onlyCheck bool) (answer importAnswer, e
 		var refused []string
 		changed, err := i.app.changeAllManaged(r.Context(), realm, ids, endsTokens, func(id string, was *managedRecord, _ uint64) (*managedRecord, error) {
 			if id == ids[0] { // it may be called again for all of them
-				counted, refused, i.fetched = importAnswer{}, nil, 0
+				counted, refused, i.fetched, i.kept = importAnswer{}, nil, 0, make(map[string]bool)
 			}
 			next, err := i.next(realm, clients[id], was, &counted)
 			if err != nil {
@@ -243,6 +296,9 @@ func (i *importing) run(r *http.Request, onlyCheck bool) (answer importAnswer, e
 		answer.add(counted)
 		if refused == nil && !errors.Is(err, errChecked) {
 			i.log(r, realm, changed, err)
+			if err == nil {
+				err = i.addUses(r.Context(), realm, clients)
+			}
 		}
 		if err != nil && !errors.Is(err, errChecked) {
 			return answer, adminError(http.StatusServiceUnavailable, "the clients of realm '%s' may have been imported or not, so try again: the token store: %w", realm.name, err)
@@ -272,8 +328,8 @@ func (i *importing) next(realm *servedRealm, client exportedClient, was *managed
 	if err := i.app.mayChange(realm, client.ID); errors.As(err, &refused) {
 		return nil, refused.Err
 	}
-	next := &managedRecord{Client: client.Settings, Created: client.Created.UTC()}
-	text, err := json.Marshal(&next.Client) //nolint:gosec // nobody sees it
+	next := &managedRecord{Client: client.Settings, Created: client.Created.UTC(), Imported: time.Now().UTC().Truncate(time.Millisecond)}
+	text, err := json.Marshal(&next.Client)
 	switch {
 	case err != nil:
 		return nil, err
@@ -284,6 +340,7 @@ func (i *importing) next(realm *servedRealm, client exportedClient, was *managed
 		return was, nil
 	case was != nil && i.existing == existingKeep:
 		counted.Kept++
+		i.kept[client.ID] = true
 		return was, nil
 	}
 	_, keys, err := realm.provisionManaged(client.ID, &next.Client)
@@ -299,7 +356,7 @@ func (i *importing) next(realm *servedRealm, client exportedClient, was *managed
 	case was == nil:
 		counted.Added++
 	case i.existing == existingReplace:
-		next.Created = was.Created
+		next.Created, next.Imported = was.Created, was.Imported
 		counted.Replaced++
 	default:
 		return nil, errors.New("there is one with other settings: say whether to keep or to replace it")
@@ -309,8 +366,22 @@ func (i *importing) next(realm *servedRealm, client exportedClient, was *managed
 
 // sameSettings reports whether a client has these settings and secrets.
 func sameSettings(client *Client, settings []byte) bool {
-	text, err := json.Marshal(client) //nolint:gosec // nobody sees it
+	text, err := json.Marshal(client)
 	return err == nil && bytes.Equal(text, settings)
+}
+
+// addUses merges what clients did last into what is kept of them here.
+func (i *importing) addUses(ctx context.Context, realm *servedRealm, clients map[string]exportedClient) error {
+	uses, now := make(map[string]oauth.Use), time.Now().UTC()
+	for id, client := range clients {
+		if client.Use != nil && !i.kept[id] {
+			uses[id] = client.Use.use(realm.settings.InventoryAddresses, now)
+		}
+	}
+	if len(uses) == 0 || i.app.run.opened.inventory == nil {
+		return nil
+	}
+	return i.app.run.opened.inventory.Add(context.WithoutCancel(ctx), realm.name, uses)
 }
 
 // log writes an event for each client that has changed. err is set if nobody can tell whether it has.

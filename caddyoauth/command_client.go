@@ -374,7 +374,7 @@ func readSettings(cmd *cobra.Command, path string, settings *Client) error {
 		defer file.Close()
 		in = file
 	}
-	given, err := json.Marshal(settings) //nolint:gosec // nobody sees it
+	given, err := json.Marshal(settings)
 	if err != nil {
 		return err
 	}

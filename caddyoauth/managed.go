@@ -38,9 +38,20 @@ type managedRecord struct {
 	// Created and Changed are when it was added, and last changed.
 	Created time.Time `json:"created"`
 	Changed time.Time `json:"changed"`
+	// Imported is when it came from another store; zero if it never did. What it did before may not be
+	// known here, so that it did nothing counts from then.
+	Imported time.Time `json:"imported,omitzero"`
 	// Idle is since when the disuse of each secret counts, by its ID: since it was added, or since the
 	// client was enabled again.
 	Idle map[string]time.Time `json:"idle,omitempty"`
+}
+
+// there returns since when the client has been here.
+func (m *managedRecord) there() time.Time {
+	if m.Imported.After(m.Created) {
+		return m.Imported
+	}
+	return m.Created
 }
 
 // managedRecordVersion is the version of the records that this program writes. It can't tell what those
@@ -185,7 +196,7 @@ func (a *App) useManaged(r *servedRealm, stored []oauth.ManagedClient, all bool)
 		if r.settings.Clients[s.ID] != nil {
 			a.logger.Warn("a managed client has the ID of a client of the configuration, which counts instead", zap.String("realm", r.name), zap.String("client_id", loggedText(s.ID)))
 		}
-		clients[s.ID] = &oauth.Managed{Client: client, Version: s.Version, Generation: s.Generation, Created: record.Created}
+		clients[s.ID] = &oauth.Managed{Client: client, Version: s.Version, Generation: s.Generation, Created: record.there()}
 	}
 	r.engine.SetManaged(clients, all)
 	if all {

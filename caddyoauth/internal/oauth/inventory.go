@@ -304,6 +304,21 @@ func (i *Inventory) Touch(ctx context.Context, client ClientRef) error {
 	return i.store.AddUses(ctx, client.Realm, map[string]Use{client.ClientID: {}})
 }
 
+// Add has the store merge what clients of a realm did elsewhere. Credentials with names that are longer
+// than those of this program are left out.
+func (i *Inventory) Add(ctx context.Context, realm string, uses map[string]Use) error {
+	bounded := make(map[string]Use, len(uses))
+	for id, use := range uses {
+		if len(use.Credential) > maxCredentialLength {
+			use.Method, use.Credential = "", ""
+		}
+		use.Credentials = maps.Clone(use.Credentials)
+		maps.DeleteFunc(use.Credentials, func(name string, _ time.Time) bool { return len(name) > maxCredentialLength })
+		bounded[id] = Use{}.Merge(use)
+	}
+	return i.store.AddUses(ctx, realm, bounded)
+}
+
 // Forget drops what is kept of clients of a realm.
 func (i *Inventory) Forget(ctx context.Context, realm string, ids []string) error {
 	for _, id := range ids {
