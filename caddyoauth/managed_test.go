@@ -1,6 +1,7 @@
 package caddyoauth_test
 
 import (
+	"crypto"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -479,6 +480,14 @@ func TestManagedClientWithAKey(t *testing.T) {
 			assertion := client.assert(nil, nil)
 			if res := g.patiently(func() answer { return g.ask(assertion) }); res.StatusCode != 200 {
 				t.Errorf("with its key: %d %s", res.StatusCode, res.Body)
+			}
+			key := jose.JSONWebKey{Key: client.key.Public()}
+			thumbprint, err := key.Thumbprint(crypto.SHA256)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s := a.show("signer"); s.Use == nil || s.Use.Method != "private_key_jwt" || s.Use.Credential != base64.RawURLEncoding.EncodeToString(thumbprint) {
+				t.Errorf("the key that was used: %+v", s.Use)
 			}
 			if res := g.patiently(func() answer { return g.ask(assertion) }); res.StatusCode != 401 {
 				t.Errorf("the same assertion again: %d, want 401", res.StatusCode)

@@ -30,6 +30,7 @@ func supposedApp(app *App) (*App, error) {
 	return app.forQuestions(started, func(realm *servedRealm) error {
 		settings := realm.settings
 		settings.Store, settings.Keys, settings.Cache, settings.Coherent, settings.Hasher, settings.Failures = nil, nil, nil, nil, nil, nil
+		settings.Inventory = nil
 		shared := oauth.Shared{Key: make([]byte, 32), Generations: make(map[string]uint64)}
 		if _, err := rand.Read(shared.Key); err != nil {
 			return err
