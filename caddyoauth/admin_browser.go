@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -14,9 +15,13 @@ import (
 // nothing unless the configuration says so. Commands, curl and other programs are not browsers, and
 // none of this is for them.
 
-// guarded returns a route of the admin endpoint whose handler gets from browsers only what it may get.
+// guarded returns a route of the admin endpoint whose handler gets from browsers only what it may get,
+// and from remote administration only paths that Caddy has compared with what the caller may do.
 func guarded(pattern string, handler caddy.AdminHandlerFunc) caddy.AdminRoute {
 	return caddy.AdminRoute{Pattern: pattern, Handler: caddy.AdminHandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		if r.TLS != nil && !isPermitted(r.URL.Path) { // remote administration has TLS, and nothing else here does
+			return adminError(http.StatusForbidden, "remote administration can't take a path with /../, /./ or // in it, even if it is encoded")
+		}
 		if fromBrowser(r.Header) {
 			w.Header().Set("X-Content-Type-Options", "nosniff")
 			w.Header().Set("Cross-Origin-Resource-Policy", "same-origin")
@@ -27,6 +32,11 @@ func guarded(pattern string, handler caddy.AdminHandlerFunc) caddy.AdminRoute {
 		return handler(w, r)
 	})}
 }
+
+// isPermitted reports whether Caddy has compared this path with those that the permissions of remote
+// administration list. It decodes and cleans a path before, and so takes /oauth/clients/a/..%2Fb/c, which
+// is a client of realm a, for /oauth/clients/b/c.
+func isPermitted(decoded string) bool { return path.Clean(decoded) == strings.TrimSuffix(decoded, "/") }
 
 // explainPattern is where to ask for an explanation. That is a POST, and changes nothing.
 const explainPattern = "/oauth/explain"

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"io"
 	"math/big"
 	"net"
@@ -16,10 +17,44 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap/zapcore"
 
 	"github.com/caddyoauth/gateway/introspect"
 )
+
+// Who may call only some paths by remote administration can't reach others by paths that Caddy takes for
+// those. Locally, there are no permissions that could be evaded, and a client's ID may be anything.
+func TestPermittedPaths(t *testing.T) {
+	t.Parallel()
+	mux := http.NewServeMux()
+	for _, route := range (adminAPI{}).Routes() {
+		handler := guarded(route.Pattern, func(http.ResponseWriter, *http.Request) error { return nil }).Handler
+		mux.HandleFunc(route.Pattern, func(w http.ResponseWriter, r *http.Request) {
+			if refused := (caddy.APIError{}); errors.As(handler.ServeHTTP(w, r), &refused) {
+				w.WriteHeader(refused.HTTPStatus)
+			}
+		})
+	}
+	for path, remote := range map[string]int{
+		"/oauth/": 200, "/oauth/keys": 200, "/oauth/console/": 200, "/oauth/clients/root/batch": 200, "/oauth/clients/root/batch/secrets/ab12": 200,
+		"/oauth/clients/root/a%2Fb": 200, "/oauth/clients/root/...": 200, "/oauth/clients/root/..a": 200,
+		"/oauth/clients/other/..%2Froot%2Fbatch": 403, "/oauth/clients/other/x%2f%2e%2E%2f..%2froot": 403, "/oauth/clients/other/%2E%2E": 403,
+		"/oauth/clients/root/.%2Fbatch": 403, "/oauth/clients/root/%2Fbatch": 403, "/oauth/clients/root/batch%2F%2F": 403,
+	} {
+		for _, from := range []struct {
+			tls  *tls.ConnectionState
+			want int
+		}{{nil, 200}, {new(tls.ConnectionState), remote}} {
+			r, w := httptest.NewRequest("GET", path, nil), httptest.NewRecorder()
+			r.TLS = from.tls
+			mux.ServeHTTP(w, r)
+			if w.Code != from.want {
+				t.Errorf("%s, remote %t: %d, want %d", path, from.tls != nil, w.Code, from.want)
+			}
+		}
+	}
+}
 
 // An event of an operator says who that was: the address or the socket, and the certificate.
 func TestAdminCaller(t *testing.T) {
