@@ -258,7 +258,9 @@ type importing struct {
 	// fetched is how many sets of keys are to be fetched for those of a realm that were looked at.
 	fetched int
 	// kept are those of a realm that stay as they are, although the import has others.
-	kept    map[string]bool
+	kept map[string]bool
+	// checked are those of a realm that were looked at, and are good so far.
+	checked []*oauth.Client
 	byRealm map[string]map[string]exportedClient
 }
 
@@ -281,7 +283,7 @@ func (i *importing) run(r *http.Request, onlyCheck bool) (answer importAnswer, e
 		var refused []string
 		changed, err := i.app.changeAllManaged(r.Context(), realm, ids, endsTokens, func(id string, was *managedRecord, _ uint64) (*managedRecord, error) {
 			if id == ids[0] { // it may be called again for all of them
-				counted, refused, i.fetched, i.kept = importAnswer{}, nil, 0, make(map[string]bool)
+				counted, refused, i.fetched, i.kept, i.checked = importAnswer{}, nil, 0, make(map[string]bool), nil
 			}
 			next, err := i.next(realm, clients[id], was, &counted)
 			if err != nil {
@@ -329,6 +331,9 @@ func (i *importing) next(realm *servedRealm, client exportedClient, was *managed
 		return nil, refused.Err
 	}
 	next := &managedRecord{Client: client.Settings, Created: client.Created.UTC(), Imported: time.Now().UTC().Truncate(time.Millisecond)}
+	if next.Created.After(next.Imported) || next.Created.Year() < 1 {
+		next.Created = time.Time{} // it is now
+	}
 	text, err := json.Marshal(&next.Client)
 	switch {
 	case err != nil:
@@ -343,10 +348,14 @@ func (i *importing) next(realm *servedRealm, client exportedClient, was *managed
 		i.kept[client.ID] = true
 		return was, nil
 	}
-	_, keys, err := realm.provisionManaged(client.ID, &next.Client)
+	provisioned, keys, err := realm.provisionManaged(client.ID, &next.Client)
 	if err != nil {
 		return nil, err
 	}
+	if err := realm.mayHaveHashes(append(slices.Clip(i.checked), provisioned)...); err != nil {
+		return nil, err
+	}
+	i.checked = append(i.checked, provisioned)
 	fetched, err := i.app.mayHaveKeys(realm, client.ID, keys, i.fetched)
 	if errors.As(err, &refused) {
 		return nil, refused.Err

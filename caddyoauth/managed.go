@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -83,6 +84,9 @@ func (r *servedRealm) provisionManaged(id string, cc *Client) (client *oauth.Cli
 
 // provisionManagedSettings is provisionManaged for all but the keys.
 func (r *servedRealm) provisionManagedSettings(id string, cc *Client) (*oauth.Client, error) {
+	if id == "." || id == ".." {
+		return nil, errors.New("no browser can ask for a client of this ID: give it another")
+	}
 	if err := cc.checkManaged(); err != nil {
 		return nil, err
 	}
@@ -147,6 +151,25 @@ func (cc *Client) checkManaged() error {
 		if secret.Secret != "" || secret.Hash == "" || conf.IsSecretReference(secret.Hash) {
 			return fmt.Errorf("secret %d: give its hash, which 'caddy oauth hash-secret' makes, and no reference", i+1)
 		}
+		if slices.ContainsFunc(cc.Secrets[:i], func(s ClientSecret) bool { return s.Hash == secret.Hash }) {
+			return fmt.Errorf("secret %d is there twice", i+1) // by its ID, both would be meant
+		}
+	}
+	return nil
+}
+
+// maxSlowHashes bounds how many slow hashes managed clients can have a failed authentication compute, which
+// is all that anybody's failure could compute: of each kind, with other parameters being another kind, as
+// many as the client with the most of them has. Otherwise an import from a system whose parameters differ
+// from client to client would let strangers burn the gateway's time. Those of the configuration count,
+// and are its own business.
+const maxSlowHashes = 10
+
+// mayHaveHashes refuses managed clients that are to be added or changed, if their hashes would be of too
+// many kinds.
+func (r *servedRealm) mayHaveHashes(clients ...*oauth.Client) error {
+	if now, then := r.engine.SlowHashes(clients...); then > now && then > maxSlowHashes {
+		return fmt.Errorf("with its hashes, whoever fails to authenticate has the gateway compute %d slow ones, as many of each kind as a client has, and %d are the most: use the kind and parameters of other clients' hashes, or a generated secret; those of clients that are gone count until the configuration is loaded anew", then, maxSlowHashes)
 	}
 	return nil
 }

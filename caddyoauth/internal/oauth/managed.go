@@ -193,6 +193,17 @@ func costsOf(clients map[string]*Client) costs {
 	return c
 }
 
+// SlowHashes returns how many slow hashes a failed authentication computes, and how many it would if the
+// realm had these managed clients, too. It never becomes less while the engine lives: see managed.hidden.
+func (e *Engine) SlowHashes(clients ...*Client) (now, then int) {
+	all := make(map[string]*Client, len(clients))
+	for _, c := range clients {
+		all[c.ID] = c
+	}
+	here := e.state.Load().clients.costs
+	return here.work.hashes(), here.with(costsOf(all)).work.hashes()
+}
+
 // find returns a managed client, or nil.
 func (m *managed) find(id string) *registered {
 	if m == nil {

@@ -394,6 +394,14 @@ func heaviest(clients map[string]*Client) workload {
 	return most
 }
 
+// hashes returns how many hashes of any cost these are.
+func (w workload) hashes() (n int) {
+	for _, of := range w {
+		n += of
+	}
+	return n
+}
+
 func workOf(secrets []*Secret) workload {
 	w := workload{}
 	for _, s := range secrets {
