@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -110,10 +111,12 @@ func requireJSON(r *http.Request) error {
 // decodeAdminBody reads the JSON object in a request's body, of up to most bytes, into place. wanted says
 // what it has.
 func decodeAdminBody(w http.ResponseWriter, r *http.Request, most int64, place any, wanted string) error {
-	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, most))
+	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
+	body := json.NewDecoder(bytes.NewReader(text))
 	body.DisallowUnknownFields()
-	if err := body.Decode(place); err != nil {
-		// Don't repeat err: it may quote the body, and with it a secret or a token.
+	// A null would be all defaults: a script that has found no settings would give a client those.
+	if err != nil || !bytes.HasPrefix(bytes.TrimLeft(text, " \t\r\n"), []byte("{")) || body.Decode(place) != nil {
+		// Don't repeat an error: it may quote the body, and with it a secret or a token.
 		return adminError(http.StatusBadRequest, "the body must be a JSON object with %s", wanted)
 	}
 	if _, err := body.Token(); !errors.Is(err, io.EOF) {

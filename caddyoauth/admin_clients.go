@@ -232,13 +232,19 @@ func (c *clientRequestAdmin) unknown() error {
 
 var errPrecondition = errors.New("somebody else has changed the client: read it again, and make your change to what it is now")
 
-// precondition checks If-Match and If-None-Match (RFC 9110 section 13).
+// precondition checks If-Match and If-None-Match (RFC 9110 section 13). One that can't be fulfilled as it is
+// written, such as an empty one of a script that has lost the tag, is not fulfilled. Of If-None-Match, only
+// * is known.
 func (c *clientRequestAdmin) precondition(exists bool, version uint64) error {
-	if match := c.r.Header.Get("If-Match"); match != "" && (!exists || match != "*" && match != etag(version)) {
-		return errPrecondition
+	for _, match := range c.r.Header.Values("If-Match") {
+		if !exists || match != "*" && match != etag(version) {
+			return errPrecondition
+		}
 	}
-	if c.r.Header.Get("If-None-Match") == "*" && exists {
-		return errPrecondition
+	for _, match := range c.r.Header.Values("If-None-Match") {
+		if match != "*" || exists {
+			return errPrecondition
+		}
 	}
 	return nil
 }
@@ -362,6 +368,10 @@ func (c *clientRequestAdmin) addSecret() error {
 			next.Client.Secrets = append(next.Client.Secrets, other)
 		}
 		if len(next.Client.Secrets) >= maxSecrets {
+			// After a theft, there is room in the place of those that end now.
+			next.Client.Secrets = slices.DeleteFunc(next.Client.Secrets, func(s ClientSecret) bool { return !s.Until.IsZero() && !now.Before(s.Until) })
+		}
+		if len(next.Client.Secrets) >= maxSecrets {
 			return nil, adminError(http.StatusConflict, "the client has %d secrets: take one away first", maxSecrets)
 		}
 		// The newest is the last, as in a configuration.
@@ -401,9 +411,12 @@ func (c *clientRequestAdmin) change(event string, change managedChange, secret *
 		if err != nil || next == nil {
 			return nil, err
 		}
-		_, keys, err := c.realm.provisionManaged(c.id, &next.Client)
+		client, keys, err := c.realm.provisionManaged(c.id, &next.Client)
 		if err != nil {
 			return nil, adminError(http.StatusBadRequest, "client '%s': %w", loggedText(c.id), err)
+		}
+		if err := c.realm.mayHaveHashes(client); err != nil {
+			return nil, adminError(http.StatusConflict, "client '%s': %w", loggedText(c.id), err)
 		}
 		if _, err := c.app.mayHaveKeys(c.realm, c.id, keys, 0); err != nil {
 			return nil, err

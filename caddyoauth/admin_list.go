@@ -80,7 +80,10 @@ func serveClients(w http.ResponseWriter, r *http.Request) error {
 	if app == nil {
 		return adminError(http.StatusNotFound, "oauth is not configured")
 	}
-	query := r.URL.Query()
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil { // what can't be read may be a condition
+		return adminError(http.StatusBadRequest, "the query can't be read: its parameters are separated by &, and percent-encoded")
+	}
 	names := sortedKeys(app.realms)
 	if name := query.Get("realm"); name != "" {
 		if app.realms[name] == nil {
@@ -90,7 +93,6 @@ func serveClients(w http.ResponseWriter, r *http.Request) error {
 	}
 	limit := defaultClientsPage
 	if text := query.Get("limit"); text != "" {
-		var err error
 		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > maxClientsPage {
 			return adminError(http.StatusBadRequest, "limit must be a number from 1 to %d", maxClientsPage)
 		}
@@ -127,6 +129,9 @@ func readFilter(query url.Values) (clientFilter, error) {
 	for _, name := range sortedKeys(query) {
 		if !slices.Contains(listParameters, name) {
 			return filter, fmt.Errorf("unknown parameter '%s' (known: %s)", loggedText(name), strings.Join(listParameters, ", "))
+		}
+		if name != "after" && query.Get(name) == "" {
+			return filter, fmt.Errorf("%s is empty: leave it out", name)
 		}
 		if len(query[name]) > 1 {
 			return filter, fmt.Errorf("there is more than one %s", name)

@@ -115,6 +115,9 @@ func TestListFilters(t *testing.T) {
 		"state=gone":              "state must be active or disabled",
 		"managed=1":               "managed must be true or false",
 		"state=active&state=gone": "there is more than one state",
+		"unused=90d;managed=true": "the query can't be read", // and would list all
+		"state=%zz":               "the query can't be read",
+		"unused=":                 "unused is empty",
 	} {
 		if res := a.must(400, "GET", "/oauth/clients?"+query, ""); !strings.Contains(res.Body, says) {
 			t.Errorf("%s: %s, want %s", query, res.Body, says)

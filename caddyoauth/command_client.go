@@ -58,9 +58,12 @@ func addClientFlags(cmd *cobra.Command) clientFlags {
 
 // path is where the client of that ID is on the admin endpoint.
 func (f clientFlags) path(id string, rest ...string) string {
-	path := "/oauth/clients/" + url.PathEscape(*f.realm) + "/" + url.PathEscape(id)
-	for _, part := range rest {
-		path += "/" + url.PathEscape(part)
+	path := "/oauth/clients"
+	for _, part := range append([]string{*f.realm, id}, rest...) {
+		if part = url.PathEscape(part); strings.Trim(part, ".") == "" {
+			part = strings.ReplaceAll(part, ".", "%2E") // or it would lead elsewhere
+		}
+		path += "/" + part
 	}
 	return path
 }
@@ -121,7 +124,7 @@ none ends.`,
 		all := listedClients{Clients: []shownClient{}}
 		query := url.Values{"limit": {fmt.Sprint(maxClientsPage)}}
 		for name, value := range filters {
-			if *value != "" {
+			if cmd.Flags().Changed(name) { // an empty one is refused: a script may have lost its value
 				query.Set(name, *value)
 			}
 		}

@@ -229,6 +229,14 @@ func TestManagedSecrets(t *testing.T) {
 		a.must(200, "POST", path+"/secrets", "{}")
 	}
 	a.must(409, "POST", path+"/secrets", "{}")
+	// After a theft nobody has to take one away first.
+	theft := fmt.Sprintf(`{"others_until":%q,"revoke_tokens":true}`, time.Now().Add(-time.Second).Format(time.RFC3339))
+	last := a.must(200, "POST", path+"/secrets", theft).json(t)
+	if secrets, _ := last["secrets"].([]any); len(secrets) != 1 {
+		t.Errorf("it has %v, want one secret", secrets)
+	}
+	works("the fourth after its end", fmt.Sprint(fourth.json(t)["secret"]), false)
+	works("the last", fmt.Sprint(last["secret"]), true)
 }
 
 const maxSecretsOfManaged = 5
@@ -325,6 +333,9 @@ func TestManagedClientsConcurrency(t *testing.T) {
 	a.must(412, "PUT", path, `{"scopes":["read"]}`, "If-Match", first)
 	a.must(412, "DELETE", path, "", "If-Match", first)
 	a.must(412, "POST", path+"/secrets", "{}", "If-Match", first)
+	for _, condition := range [][2]string{{"If-Match", ""}, {"If-Match", "W/" + second}, {"If-Match", second + ", " + first}, {"If-None-Match", first}, {"If-None-Match", first + ", *"}} {
+		a.must(412, "PUT", path, `{"scopes":["read"]}`, condition[0], condition[1])
+	}
 	a.must(200, "POST", path+"/secrets", "{}", "If-Match", second)
 	a.must(204, "DELETE", path, "", "If-Match", "*")
 }
@@ -352,6 +363,9 @@ func TestManagedClientsRefuse(t *testing.T) {
 		{"PUT", "/oauth/clients/root/x", `{"scope":["canary"]}`, 400, "JSON object"},
 		{"PUT", "/oauth/clients/root/x", `[]`, 400, "JSON object"},
 		{"PUT", "/oauth/clients/root/x", `{} {}`, 400, "behind the JSON object"},
+		{"PUT", "/oauth/clients/root/x", ` null`, 400, "JSON object"},
+		{"PUT", "/oauth/clients/root/%2e%2e", `{"scopes":["read"]}`, 400, "another"},
+		{"PUT", "/oauth/clients/root/x", `{"secrets":[{"hash":"` + testHash + `"},{"hash":"` + testHash + `","until":"2099-01-01T00:00:00Z"}]}`, 400, "secret 2 is there twice"},
 		{"PUT", "/oauth/clients/root/x", `{"scopes":["a,b"]}`, 400, "scopes"},
 		{"PUT", "/oauth/clients/root/x%22", `{"scopes":["read"]}`, 400, "client"},
 		{"PUT", "/oauth/clients/root/x", `{"secrets":[{"secret":"canary"}]}`, 400, "hash"},
@@ -635,6 +649,8 @@ func TestClientCommands(t *testing.T) {
 		t.Errorf("show prints %s", stdout)
 	}
 	fails("no client 'nobody'", "show", "nobody")
+	fails("no client '..'", "show", "..") // and not the list
+	fails("unused is empty", "list", "--unused", "")
 
 	run("disable", "batch")
 	g.wants("its token while it is disabled", token, 401)
@@ -723,4 +739,27 @@ func TestExplainManagedClient(t *testing.T) {
 	}
 	a.must(204, "DELETE", "/oauth/clients/root/batch", "")
 	explain(400, "there is no client 'batch'")
+}
+
+// An export of a system whose hashes have other parameters for each client would make every failure as
+// dear as all of them.
+func TestManagedClientsHaveFewKindsOfHashes(t *testing.T) {
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions, managedSite))
+	a := admin{startCaddyfile(t, config), address}
+	hashed := func(n int) string {
+		return fmt.Sprintf(`{"scopes":["read"],"secrets":[{"hash":"$argon2id$v=19$m=%d,t=2,p=1$GmhSbmKu6MsdY71bwGWBGw$Oe36vHuGNEvukTHYFyPwOiZF5q6MMG/L6taSzBcWCEw"}]}`, 19456+n)
+	}
+	var clients []string
+	for n := range 11 {
+		clients = append(clients, fmt.Sprintf(`{"realm":"root","id":"c%d","settings":%s}`, n, hashed(n)))
+	}
+	all := func(n int) string { return `{"version":1,"clients":[` + strings.Join(clients[:n], ",") + `]}` }
+	if res := a.must(409, "POST", "/oauth/clients/import", all(11)); !strings.Contains(res.Body, "'c9' of realm 'root': with its hashes, whoever fails to authenticate has the gateway compute 11") || strings.Contains(res.Body, "'c8'") {
+		t.Errorf("too many kinds are told as %s", res.Body)
+	}
+	a.must(404, "GET", "/oauth/clients/root/c1", "")
+	a.must(200, "POST", "/oauth/clients/import", all(10))
+	a.must(409, "PUT", "/oauth/clients/root/x", hashed(11))
+	a.must(201, "PUT", "/oauth/clients/root/x", hashed(9))
+	a.must(201, "PUT", "/oauth/clients/root/y", `{"scopes":["read"]}`)
 }

@@ -243,6 +243,14 @@ func TestImportRefuses(t *testing.T) {
 		a.must(405, "GET", path, "")
 		a.must(415, "POST", path, "")
 	}
+	// The time when a client was added is of no use if it can't be, but the client is.
+	for i, created := range []string{"9999-12-31T23:59:59-10:00", "0000-01-01T00:00:00+10:00", "2999-01-01T00:00:00Z"} {
+		id := fmt.Sprint("late", i)
+		a.must(200, "POST", "/oauth/clients/import", `{"version":1,"clients":[{"realm":"root","id":"`+id+`","created":"`+created+`","settings":{"secrets":[{"hash":"`+testHash+`"}]}}]}`)
+		if shown := a.must(200, "GET", "/oauth/clients/root/"+id, "").json(t); shown["created"] != shown["changed"] {
+			t.Errorf("%s: it is shown as added at %v", created, shown["created"])
+		}
+	}
 	a.must(404, "POST", "/oauth/clients/export", `{"realm":"gamma"}`)
 	a.must(400, "POST", "/oauth/clients/export", `{"all":true}`)
 }
