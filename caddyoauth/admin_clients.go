@@ -168,6 +168,9 @@ func serveClient(w http.ResponseWriter, r *http.Request) error {
 		return adminError(http.StatusMethodNotAllowed, "%s only", strings.Join(sortedKeys(methods), ", "))
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		if r.URL.RawQuery != "" && len(parts) < 4 {
+			return adminError(http.StatusBadRequest, "there is something in the query: what is wanted of this goes into the body")
+		}
 		if err := app.mayChange(realm, c.id); err != nil {
 			return err
 		}
@@ -381,12 +384,13 @@ func (c *clientRequestAdmin) addSecret() error {
 }
 
 func (c *clientRequestAdmin) removeSecret(secret string) error {
-	switch text := c.r.URL.Query().Get("revoke_tokens"); text {
-	case "", "false":
-	case "true":
+	// One that is misspelt would leave the tokens to a thief.
+	switch c.r.URL.RawQuery {
+	case "", "revoke_tokens=false":
+	case "revoke_tokens=true":
 		c.endsTokens = true
 	default:
-		return adminError(http.StatusBadRequest, "revoke_tokens is true or false")
+		return adminError(http.StatusBadRequest, "the query is revoke_tokens=true or revoke_tokens=false, or empty")
 	}
 	return c.change("client_secret_removed", func(was *managedRecord, version uint64) (*managedRecord, error) {
 		if was == nil {

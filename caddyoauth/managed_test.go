@@ -216,7 +216,10 @@ func TestManagedSecrets(t *testing.T) {
 	fifth := a.must(200, "POST", path+"/secrets", "{}").json(t)
 	token := g.tokenBy("batch", fmt.Sprint(fifth["secret"]))
 	stolen := fifth["secrets"].([]any)[1].(map[string]any)["id"]
-	a.must(400, "DELETE", path+"/secrets/"+fmt.Sprint(stolen)+"?revoke_tokens=yes", "")
+	for _, query := range []string{"revoke_tokens=yes", "revoke_tokens", "revoke_tokens=", "revoke_token=true", "revoke_tokens=false&revoke_tokens=true"} {
+		a.must(400, "DELETE", path+"/secrets/"+fmt.Sprint(stolen)+"?"+query, "")
+	}
+	a.must(400, "POST", path+"/secrets?revoke_tokens=true", "{}")
 	g.wants("a token of before", token, 200)
 	if stdout, stderr, err := caddyCLI(t, "", "client", "remove-secret", "batch", fmt.Sprint(stolen), "--revoke-tokens", "--address", address); err != nil {
 		t.Errorf("%v %s %s", err, stdout, stderr)
