@@ -781,7 +781,11 @@ func (m *migration) certificate(realm *importedRealm, report *reportedClient, cl
 		return
 	}
 	name := realm.report.Name + "-" + notInFileName.ReplaceAllString(report.ID, "_")
-	path := filepath.Join(m.certificates, fmt.Sprintf("%.100s-%d.pem", name, len(m.files)+1))
+	path := filepath.ToSlash(filepath.Join(m.certificates, fmt.Sprintf("%.100s-%d.pem", name, len(m.files)+1)))
+	if !canBeWritten(path) {
+		report.leaveOut("%s: the folder of --certificates has a name that can't be written in a Caddyfile", field)
+		return
+	}
 	if m.files == nil {
 		m.files = make(map[string]string)
 	}

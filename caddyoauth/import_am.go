@@ -69,9 +69,9 @@ func (m *migration) readAM(files []importedFile, realm string) error {
 // amRealmOf returns the realm of a file by its path, as in realm/root-alpha/oauth2.app/ci.oauth2.app.json,
 // where frodo says it nowhere else; empty if the path says nothing.
 func amRealmOf(path string) string {
-	folders := strings.Split(filepath.ToSlash(filepath.Dir(path)), "/")
-	if n := slices.Index(folders, "realm"); n >= 0 && n+1 < len(folders) {
-		return strings.TrimPrefix(folders[n+1], "root-")
+	parts := strings.Split(filepath.ToSlash(path), "/")
+	if n := len(parts); n >= 4 && parts[n-4] == "realm" && strings.HasSuffix(parts[n-1], "."+parts[n-2]+".json") {
+		return strings.TrimPrefix(parts[n-3], "root-")
 	}
 	return ""
 }

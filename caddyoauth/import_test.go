@@ -3,11 +3,13 @@ package caddyoauth_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -361,6 +363,27 @@ func TestImportCarriesAllOver(t *testing.T) {
 	}
 }
 
+// A folder stands for the exports in it, and not for what links in it lead to. frodo's folders say the realm.
+func TestImportOfAFolder(t *testing.T) {
+	dir := t.TempDir()
+	folder := filepath.Join(dir, "realm", "root-alpha", "oauth2.app")
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for client, file := range map[string]string{"inside": "a.oauth2.app.json", "elsewhere": "b.json"} {
+		if err := os.Rename(amFile(t, client, nil, nil, nil), filepath.Join(folder, file)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(amFile(t, "outside", nil, nil, nil), filepath.Join(folder, "c.json")); err != nil && runtime.GOOS != "windows" {
+		t.Fatal(err)
+	}
+	_, _, made := importOf(t, 1, "am", dir, "--realm", "/bravo")
+	if len(made) != 2 || made["alpha/inside"] == "" || made["bravo/elsewhere"] == "" {
+		t.Errorf("these were imported: %v", slices.Sorted(maps.Keys(made)))
+	}
+}
+
 // An import without a result writes nothing and says why.
 func TestImportOfNothing(t *testing.T) {
 	dir := t.TempDir()
@@ -381,6 +404,8 @@ func TestImportOfNothing(t *testing.T) {
 		{"a file that isn't there", []string{"am", filepath.Join(dir, "missing.json")}, "missing.json"},
 		{"no JSON", []string{"am", write("text.json", "hunter2")}, "text.json: it is not JSON"},
 		{"nothing of AM's", []string{"am", write("other.json", `{"code":404,"reason":"Not Found"}`)}, "it is neither a client nor a provider"},
+		{"JSON that is too deep", []string{"am", write("deep.json", strings.Repeat("[", 20_000))}, "deep.json: it is not JSON"},
+		{"a folder without exports", []string{"am", t.TempDir()}, "there are no clients in it"},
 		{"a name twice", []string{"am", write("twice.json", `{"_type":{"_id":"OAuth2Client"},"_id":"a","_id":"b"}`)}, `it has "_id" twice`},
 		{"new secrets and no place for them", []string{"am", amFile(t, "c", nil, nil, nil)}, "1 clients need new secrets: give --secrets"},
 		{"secrets over others", []string{"am", amFile(t, "c", nil, nil, nil), "--secrets", secrets}, "exists already; it is left as it is"},
