@@ -25,7 +25,7 @@ import (
 //	POST /oauth/clients/import   adds those of an export, at most maxImported at a time
 //
 // Tokens don't move. Whoever has an export can guess at secrets that a person has chosen, so it takes a
-// POST with JSON, which a web page can't have a browser send, and is logged.
+// POST with JSON, no browser gets one, not even for the console, and it is logged.
 
 // exportVersion is the version of the exports that this program writes. It refuses those of a later
 // one: a setting that it doesn't know may be one that restricts.
@@ -114,6 +114,9 @@ func (u *exportedUse) use(addresses string, now time.Time) oauth.Use {
 
 // serveExport answers with the managed clients.
 func serveExport(w http.ResponseWriter, r *http.Request) error {
+	if fromBrowser(r.Header) {
+		return adminError(http.StatusForbidden, "no page gets an export: take 'caddy oauth client export'")
+	}
 	var asked exportRequest
 	app, err := readAdminPost(w, r, &asked, "realm, a string, or with nothing in it")
 	if err != nil {

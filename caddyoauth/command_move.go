@@ -50,12 +50,12 @@ Keep it from others: a secret that a person has chosen can be guessed by its has
 
 func importCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "import [--existing keep|refuse|replace] [--check] [--json] <file>|-",
+		Use:   "import [--existing keep|refuse|replace] [--realm <name>] [--check] [--json] <file>|-",
 		Short: "Adds the managed clients that 'caddy oauth client export' has printed",
 		Long: `
 Adds the managed clients that 'caddy oauth client export' has printed, with their secrets,
 from a file, or from standard input with -. Each goes to the realm of the name that it came
-from, which needs managed_clients.
+from, or all of one realm to that of --realm, which needs managed_clients.
 
 All are checked first. If one is refused, nothing is imported. They are added 500 at a
 time, so if that stops halfway, run it again: a client that is here already with the same
@@ -63,6 +63,7 @@ settings stays as it is.`,
 		Args: cobra.ExactArgs(1),
 	}
 	existing := cmd.Flags().String("existing", existingRefuse, "what becomes of a client that is here with other settings: keep, refuse or replace")
+	realm := cmd.Flags().String("realm", "", "realm for the clients, which must all come from the same one; without it, that one")
 	check := cmd.Flags().Bool("check", false, "only say what would be done")
 	asJSON := cmd.Flags().Bool("json", false, "print a JSON object")
 	admin := addAdminFlags(cmd)
@@ -70,6 +71,9 @@ settings stays as it is.`,
 		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {
 			export, err := readExport(cmd, args[0])
 			if err != nil {
+				return 2, err
+			}
+			if err := export.moveTo(*realm); err != nil {
 				return 2, err
 			}
 			answer, err := admin.importAll(export, *existing, true)
@@ -108,6 +112,21 @@ func readExport(cmd *cobra.Command, path string) (export exportedClients, err er
 		return export, errors.New("there is something behind the export")
 	}
 	return export, nil
+}
+
+// moveTo puts clients of one realm into that of another name, unless that is empty.
+func (e *exportedClients) moveTo(realm string) error {
+	if realm == "" || len(e.Clients) == 0 {
+		return nil
+	}
+	from := e.Clients[0].Realm
+	for i := range e.Clients {
+		if e.Clients[i].Realm != from {
+			return errors.New("these are clients of several realms: export one, with --realm")
+		}
+		e.Clients[i].Realm = realm
+	}
+	return nil
 }
 
 // importAll imports the clients, or only checks whether it could, as many at a time as may be.

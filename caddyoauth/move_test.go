@@ -195,7 +195,7 @@ func TestImportOfClientsThatAreHere(t *testing.T) {
 
 // What can't be is refused, with no client imported, and the answer says why and repeats no hash.
 func TestImportRefuses(t *testing.T) {
-	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions+"realm beta {\nclient b {\nsecret_hash "+testHash+"\nscopes read\n}\n}\n", bothSite))
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions+"console write\nrealm beta {\nclient b {\nsecret_hash "+testHash+"\nscopes read\n}\n}\n", bothSite))
 	a := admin{startCaddyfile(t, config), address}
 	const good = `{"realm":"root","id":"good","settings":{"secrets":[{"hash":"` + testHash + `"}],"scopes":["read"]}}`
 	client := func(id, settings string) string {
@@ -251,6 +251,9 @@ func TestImportRefuses(t *testing.T) {
 			t.Errorf("%s: it is shown as added at %v", created, shown["created"])
 		}
 	}
+	if res := a.must(403, "POST", "/oauth/clients/export", "{}", "Sec-Fetch-Site", "same-origin", "Origin", "http://"+address); strings.Contains(res.Body, "clients\"") {
+		t.Errorf("a page gets %s", res.Body)
+	}
 	a.must(404, "POST", "/oauth/clients/export", `{"realm":"gamma"}`)
 	a.must(400, "POST", "/oauth/clients/export", `{"all":true}`)
 }
@@ -305,7 +308,7 @@ func TestUsesMove(t *testing.T) {
 
 // The command imports what a single request could not, and nothing of a file that was cut off.
 func TestImportCommand(t *testing.T) {
-	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions, managedSite))
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions+"realm beta {\nmanaged_clients\n}\n", managedSite))
 	a := admin{startCaddyfile(t, config), address}
 	clients := make([]string, 0, 501)
 	for i := range 501 {
@@ -335,6 +338,12 @@ func TestImportCommand(t *testing.T) {
 	if got := exportOf(t, a.mustCLI("client", "export")); len(got) != 501 {
 		t.Errorf("%d clients are here", len(got))
 	}
+	one := `{"version":1,"clients":[` + clients[0] + `,` + clients[1] + `]}`
+	if stdout, _, err := caddyCLI(t, one, "client", "import", "-", "--realm", "beta", "--address", address); err != nil || !strings.HasPrefix(stdout, "added: 2,") {
+		t.Errorf("into another realm: %q, %v", stdout, err)
+	}
+	a.must(200, "GET", "/oauth/clients/beta/m001", "")
+	fails("several realms", strings.Replace(one, `"realm":"root"`, `"realm":"beta"`, 1), "-", "--realm", "beta")
 	if stdout, _, err := caddyCLI(t, `{"version":1,"clients":[]}`, "client", "import", "-", "--address", address); err != nil || !strings.HasPrefix(stdout, "added: 0,") {
 		t.Errorf("nothing: %q, %v", stdout, err)
 	}
