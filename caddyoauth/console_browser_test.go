@@ -564,8 +564,11 @@ func TestConsoleInABrowser(t *testing.T) {
 
 	t.Run("in a hurry", func(t *testing.T) {
 		p.t = t
-		p.open("#/constructor")
-		p.says("There is no such screen.")
+		for _, hash := range []string{"#/constructor", "#/clients/root", "#/clients/../keys", "#/clients/root/..", "#/clients/root/batch/secrets", "#/keys/root"} {
+			p.open("#/live")
+			p.open(hash)
+			p.says("There is no such screen.")
+		}
 		for _, screen := range []string{"#/clients", "#/routes"} {
 			p.open(screen)
 			p.must(chromedp.Do(p.ctx, chromedp.SendKeys(chromedp.CSS("input[type=search]"), "x")))

@@ -167,7 +167,7 @@ function sentence(text) {
 const clientPath = (realm, id, ...rest) => ["clients", realm, id, ...rest].map((part, i) => (i === 0 ? part : encodeURIComponent(part))).join("/");
 
 // addressable is false for IDs that a browser would take for a step in a path.
-const addressable = (id) => id !== "." && id !== "..";
+const addressable = (id) => id !== "" && id !== "." && id !== "..";
 
 // ---- The state of the gateway, which all screens show
 
@@ -261,8 +261,9 @@ function open() {
 	shown?.leave.abort();
 	const leave = new AbortController();
 	const name = parts[0] || "live";
-	const screens = { live, clients: parts.length > 1 ? client : clients, routes, explain, keys, sources };
-	const screen = Object.hasOwn(screens, name) ? screens[name] : unknown;
+	const screens = { live, clients, routes, explain, keys, sources };
+	let screen = Object.hasOwn(screens, name) ? screens[name] : unknown;
+	if (parts.length > 1) screen = name === "clients" && parts.length === 3 && parts.every(addressable) ? client : unknown;
 	const main = document.getElementById("main");
 	main.replaceChildren();
 	const root = main.appendChild(el("div"));
