@@ -641,7 +641,7 @@ var hashOfOthers = regexp.MustCompile(`^(\{[A-Za-z0-9._-]+\}|\$[A-Za-z0-9-]+\$)`
 // secret gives a client the secret that the export has in a field. If nobody can read that, it makes
 // one.
 func (m *migration) secret(report *reportedClient, client *Client, field, plain string) {
-	why := ""
+	var why string
 	switch _, err := oauth.HashedSecret(plain); {
 	case client.Disabled && (plain == "" || strings.Trim(plain, "*") == ""):
 		return // it needs none

@@ -159,8 +159,8 @@ func sameRealms(text string, realms map[string]*Realm) error {
 		for _, client := range realm.Clients {
 			client.At = ""
 		}
-		got, err1 := json.Marshal(realm)         //nolint:gosec // nobody sees it
-		want, err2 := json.Marshal(realms[name]) //nolint:gosec // nobody sees it
+		got, err1 := json.Marshal(realm)
+		want, err2 := json.Marshal(realms[name])
 		if err1 != nil || err2 != nil || string(got) != string(want) {
 			return fmt.Errorf("realm %s is another one", name)
 		}

@@ -229,7 +229,8 @@ var keycloakClientRest = map[string]ignored{
 // keycloakClient imports a client.
 func (m *migration) keycloakClient(realm *importedRealm, from *keycloakRealm, scopes map[string]keycloakScope, lifetime caddy.Duration, closed bool, members map[string]json.RawMessage) error {
 	var id string
-	if json.Unmarshal(members["clientId"], &id) != nil || id == "" {
+	_ = json.Unmarshal(members["clientId"], &id) // one of another form is none
+	if id == "" {
 		realm.report.lose("clients", "there is one without a clientId")
 		return nil
 	}
@@ -245,9 +246,9 @@ func (m *migration) keycloakClient(realm *importedRealm, from *keycloakRealm, sc
 	}
 	attributes := members["attributes"]
 	if delete(members, "attributes"); !saysNothing(attributes) {
-		values, err := decodeImported(attributes)
-		if err != nil {
-			report.leaveOut("attributes: %v", err)
+		values, failed := decodeImported(attributes)
+		if failed != nil { // and with them, what the client may do
+			report.leaveOut("attributes: %v", failed)
 		}
 		for name, value := range values {
 			members["attributes."+name] = value
