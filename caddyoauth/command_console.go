@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -21,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 )
 
 func consoleCommand() *cobra.Command {
@@ -61,10 +60,10 @@ interrupt, or 2 if the gateway can't be asked.`,
 		if err != nil {
 			return 2, errors.Join(err, listener.Close())
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "http://%s%s\n", proxy.host, proxy.prefix+consoleRoot)
+		fmt.Fprintln(cmd.OutOrStdout(), "http://"+proxy.host+proxy.prefix+consoleRoot)
 		fmt.Fprintln(cmd.ErrOrStderr(), "Open this address in a browser on this machine, and give it to nobody. Ctrl-C ends it.")
-		server := &http.Server{Handler: proxy, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0)}
-		context.AfterFunc(ctx, func() { server.Close() }) // a stream of events has no other end
+		server := &http.Server{Handler: proxy, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, ErrorLog: zap.NewStdLog(zap.NewNop())}
+		context.AfterFunc(ctx, func() { _ = server.Close() }) // a stream of events has no other end
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return 2, err
 		}
@@ -136,7 +135,7 @@ func newConsoleProxy(address, host string) (*consoleProxy, error) {
 			}
 			return nil
 		},
-		ErrorLog: log.New(io.Discard, "", 0), // of streams that end when the gateway does
+		ErrorLog: zap.NewStdLog(zap.NewNop()), // of streams that end when the gateway does
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			refuseConsole(w, http.StatusBadGateway, "the gateway at "+address+" doesn't answer: "+err.Error())
 		},
