@@ -90,7 +90,7 @@ func (f adminFlags) send(method, path string, header http.Header, question, answ
 	}
 	defer response.Body.Close()
 	if answer != nil {
-		if err := json.NewDecoder(io.LimitReader(response.Body, 16<<20)).Decode(answer); err != nil {
+		if err := json.NewDecoder(io.LimitReader(response.Body, maxAdminAnswer)).Decode(answer); err != nil {
 			return "", fmt.Errorf("reading the answer of %s: %w", address, err)
 		}
 	}

@@ -598,6 +598,13 @@ func TestManagedClientsWhileAGatewayIsCutOff(t *testing.T) {
 	if res := there.get("/x", token); res.StatusCode == 200 {
 		t.Errorf("a token where nobody can tell: %d", res.StatusCode)
 	}
+	// Nor can it tell which clients and secrets there are by now, and all failures are alike.
+	late := fmt.Sprint(a.must(201, "PUT", path+"-late", `{"scopes":["read"]}`).json(t)["secret"])
+	for id, secret := range map[string]string{"batch-late": late, "batch": late, "reader": late, "nobody": late} {
+		if res := there.post("/oauth2/access_token", id, secret, url.Values{"grant_type": {"client_credentials"}, "scope": {"read"}}); res.StatusCode != 503 {
+			t.Errorf("%s with a secret that is not known there: %d, want 503", id, res.StatusCode)
+		}
+	}
 	way.Heal()
 	waitUntil(t, "the other gateway knows that the client is disabled", func() bool {
 		res := ask()
@@ -606,6 +613,9 @@ func TestManagedClientsWhileAGatewayIsCutOff(t *testing.T) {
 		}
 		return res.StatusCode == 401
 	})
+	if res := there.fetchBy("batch-late", late); res.StatusCode != 200 {
+		t.Errorf("a client that was added meanwhile: %d, want 200", res.StatusCode)
+	}
 	waitUntil(t, "its token is dead", func() bool {
 		res := there.get("/x", token)
 		if res.StatusCode == 200 {

@@ -344,6 +344,14 @@ func TestImportCommand(t *testing.T) {
 	}
 	a.must(200, "GET", "/oauth/clients/beta/m001", "")
 	fails("several realms", strings.Replace(one, `"realm":"root"`, `"realm":"beta"`, 1), "-", "--realm", "beta")
+	// A page of the list has all of them, however long each is.
+	text = strings.ReplaceAll(text, `"settings":{`, `"settings":{"audience":["urn:`+strings.Repeat("x", 40<<10)+`"],`)
+	if stdout, _, err := caddyCLI(t, text, "client", "import", "-", "--existing", "replace", "--address", address); err != nil || !strings.HasPrefix(stdout, "added: 0, replaced: 501,") {
+		t.Errorf("long ones: %.200q, %v", stdout, err)
+	}
+	if stdout, _, err := caddyCLI(t, "", "client", "list", "--realm", "root", "--address", address); err != nil || strings.Count(stdout, " managed ") != 501 {
+		t.Errorf("long ones are listed as %.200q, %v", stdout, err)
+	}
 	if stdout, _, err := caddyCLI(t, `{"version":1,"clients":[]}`, "client", "import", "-", "--address", address); err != nil || !strings.HasPrefix(stdout, "added: 0,") {
 		t.Errorf("nothing: %q, %v", stdout, err)
 	}

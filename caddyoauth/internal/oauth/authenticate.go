@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -76,7 +77,8 @@ func AuthMethods() []string { return slices.Sorted(maps.Keys(verifiers)) }
 
 // authenticate returns the client that a request's credentials prove its sender to be. All
 // refusals have the same answer, after the same work, until they exceed the realm's limit. Then
-// nothing is looked at, not even credentials that are right: they would be one guess more.
+// nothing is looked at, not even credentials that are right: they would be one guess more. A refusal counts
+// as a failure also where nobody can tell whether it is right, because the store has not been heard of.
 func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request, out *Outcome) (*registered, error) {
 	creds := req.Credentials
 	client := clients.named(creds.ClientIDs)
@@ -104,6 +106,10 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 		var wait time.Duration
 		if out.Paused, wait = trial.failed(e.cfg.Now()); wait > 0 {
 			return nil, tooManyFailures(wait)
+		}
+		if e.cfg.Managed != nil && !creds.malformed && !req.unreadable() && !e.issued.Coherent() {
+			// All failures are alike here, too, or this would tell who is known.
+			return nil, fmt.Errorf("%w: it may have another client or secret, which has not been heard of yet", ErrUnreachable)
 		}
 		return nil, err
 	}
