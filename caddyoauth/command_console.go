@@ -3,6 +3,7 @@ package caddyoauth
 import (
 	"context"
 	"crypto/rand"
+	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -145,7 +146,11 @@ func newConsoleProxy(address, host string) (*consoleProxy, error) {
 
 // ServeHTTP passes on what comes from the page, by the secret in its path.
 func (p *consoleProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	path, below := strings.CutPrefix(r.URL.EscapedPath(), p.prefix+"/oauth/")
+	path := r.URL.EscapedPath()
+	n := min(len(p.prefix), len(path))
+	below := subtle.ConstantTimeCompare([]byte(path[:n]), []byte(p.prefix)) == 1
+	path, oauth := strings.CutPrefix(path[n:], "/oauth/")
+	below = below && oauth
 	for part := range strings.SplitSeq(path, "/") {
 		text, err := url.PathUnescape(part)
 		below = below && err == nil && text != "." && text != ".." // no way to the rest of the admin endpoint
