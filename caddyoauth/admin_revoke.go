@@ -172,6 +172,12 @@ func (a *App) endTokens(ctx context.Context, realm *servedRealm, client string) 
 		return ended, err
 	}
 	clients, ended := []string{client}, 0
+	if client != "" && realm.isManaged(client) {
+		// The configuration hides a managed client, whose tokens would be good again without that.
+		if _, err := a.endManaged(ctx, realm, client); err != nil {
+			return 0, err
+		}
+	}
 	if client == "" {
 		clients = sortedKeys(realm.settings.Clients)
 		var managed []string

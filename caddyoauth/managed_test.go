@@ -242,6 +242,26 @@ func TestManagedSecrets(t *testing.T) {
 	works("the last", fmt.Sprint(last["secret"]), true)
 }
 
+// While a client of the configuration hides a managed one, to end the tokens of that ID ends those of both.
+func TestRevokeOfHiddenManagedClient(t *testing.T) {
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+managedOptions, managedSite))
+	g := startCaddyfile(t, config)
+	a := admin{g, address}
+	secret := fmt.Sprint(a.must(201, "PUT", "/oauth/clients/root/batch", `{"scopes":["read"]}`).json(t)["secret"])
+	token := g.tokenBy("batch", secret)
+	g.wants("a token of the managed client", token, 200)
+	hiding := strings.Replace(config, "managed_clients\n", "managed_clients\nclient batch {\nsecret_hash "+testHash+"\nscopes read\n}\n", 1)
+	if err := g.loadCaddyfile(hiding); err != nil {
+		t.Fatal(err)
+	}
+	g.mustRevokeAll(address, `{"client":"batch"}`, `{"realm":"root","client":"batch","clients":1}`)
+	if err := g.loadCaddyfile(config); err != nil {
+		t.Fatal(err)
+	}
+	g.wants("the token once nothing hides its client", token, 401)
+	g.wants("a token fetched since", g.tokenBy("batch", secret), 200)
+}
+
 const maxSecretsOfManaged = 5
 
 // A secret is good from its beginning, and what is asked of the others is asked of those that would stay
