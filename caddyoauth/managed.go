@@ -7,8 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -191,12 +193,13 @@ func (a *App) useManaged(r *servedRealm, stored []oauth.ManagedClient, all bool)
 		return nil // the configuration has ended
 	}
 	clients, used := make(map[string]*oauth.Managed, len(stored)), make(map[string]clientKeys)
-	for _, s := range stored {
+	for i, parsed := range r.parseManaged(stored) {
+		s := stored[i]
 		if err := r.opened.giveBack(used[s.ID]); err != nil { // if it is there twice, the later one counts
 			return err
 		}
-		if known, ok := r.engine.ManagedByID(s.ID); ok && known.Version == s.Version && s.Data != nil {
-			clients[s.ID] = &known
+		if parsed.known != nil {
+			clients[s.ID] = parsed.known
 			delete(used, s.ID)
 			continue
 		}
@@ -204,13 +207,9 @@ func (a *App) useManaged(r *servedRealm, stored []oauth.ManagedClient, all bool)
 		if s.Data == nil {
 			continue
 		}
-		record, err := readManaged(s)
-		var client *oauth.Client
+		err := parsed.err
 		if err == nil {
-			var keys managedKeys
-			if client, keys, err = r.provisionManaged(s.ID, &record.Client); err == nil {
-				used[s.ID], err = r.opened.open(r, client, keys)
-			}
+			used[s.ID], err = r.opened.open(r, parsed.client, parsed.keys)
 		}
 		if err != nil {
 			a.logger.Error("a managed client can't be used: it can't authenticate, and its tokens are refused", zap.String("realm", r.name), zap.String("client_id", loggedText(s.ID)), zap.Error(err))
@@ -219,7 +218,7 @@ func (a *App) useManaged(r *servedRealm, stored []oauth.ManagedClient, all bool)
 		if r.settings.Clients[s.ID] != nil {
 			a.logger.Warn("a managed client has the ID of a client of the configuration, which counts instead", zap.String("realm", r.name), zap.String("client_id", loggedText(s.ID)))
 		}
-		clients[s.ID] = &oauth.Managed{Client: client, Version: s.Version, Generation: s.Generation, Created: record.there()}
+		clients[s.ID] = &oauth.Managed{Client: parsed.client, Version: s.Version, Generation: s.Generation, Created: parsed.created}
 	}
 	r.engine.SetManaged(clients, all)
 	if all {
@@ -230,6 +229,49 @@ func (a *App) useManaged(r *servedRealm, stored []oauth.ManagedClient, all bool)
 		}
 	}
 	return r.opened.replace(used)
+}
+
+// parsedManaged is what the store keeps of a managed client, as the engine is to use it: known, if it has
+// this version of it already, or client, its keys and when it was added, or why it can't be used. Of a
+// client that was removed there is none of that.
+type parsedManaged struct {
+	known   *oauth.Managed
+	client  *oauth.Client
+	keys    managedKeys
+	created time.Time
+	err     error
+}
+
+// parseManaged reads and checks what the store keeps of managed clients, on all processors if there are
+// many: a start waits for it.
+func (r *servedRealm) parseManaged(stored []oauth.ManagedClient) []parsedManaged {
+	parsed := make([]parsedManaged, len(stored))
+	parse := func(i int) {
+		s, p := stored[i], &parsed[i]
+		if s.Data == nil {
+			return
+		}
+		if known, ok := r.engine.ManagedByID(s.ID); ok && known.Version == s.Version {
+			p.known = &known
+			return
+		}
+		var record managedRecord
+		if record, p.err = readManaged(s); p.err == nil {
+			p.client, p.keys, p.err = r.provisionManaged(s.ID, &record.Client)
+			p.created = record.there()
+		}
+	}
+	each := len(stored)/runtime.GOMAXPROCS(0) + 1
+	var group sync.WaitGroup
+	for from := 0; from < len(stored); from += max(each, 1000) {
+		group.Go(func() {
+			for i := from; i < min(from+max(each, 1000), len(stored)); i++ {
+				parse(i)
+			}
+		})
+	}
+	group.Wait()
+	return parsed
 }
 
 // managedChange is a change of a managed client. It gets the record as it is, nil if there is no such
