@@ -517,8 +517,11 @@ func (r rotation) asked(now time.Time) (asked secretRequest, err error) {
 	case overlap < 0:
 		return asked, errors.New("--overlap must not be negative")
 	}
-	if asked.From.After(now) {
+	switch {
+	case asked.From.After(now):
 		now = asked.From
+	case overlap == 0:
+		now = now.Add(-time.Hour) // at once, also for a gateway whose clock is behind this one
 	}
 	asked.OthersUntil = now.Add(time.Duration(overlap)).UTC()
 	return asked, nil

@@ -111,3 +111,17 @@ func TestSinceWhenDisuseCounts(t *testing.T) {
 	change(5, false, "b", "c")
 	wants("enabled again", 5, 5)
 }
+
+// Secrets that end at once do so at a gateway whose clock is behind that of the command, too.
+func TestRotationAtOnceAllowsForClocks(t *testing.T) {
+	now := time.Now()
+	for _, r := range []rotation{{overlap: "0"}, {revokeTokens: true}} {
+		asked, err := r.asked(now)
+		if err != nil || asked.OthersUntil.After(now.Add(-30*time.Minute)) {
+			t.Errorf("%+v: others end at %v of %v, %v", r, asked.OthersUntil, now, err)
+		}
+	}
+	if asked, err := (rotation{overlap: "1h"}).asked(now); err != nil || !asked.OthersUntil.Equal(now.Add(time.Hour)) {
+		t.Errorf("an hour later: %v of %v, %v", asked.OthersUntil, now, err)
+	}
+}
