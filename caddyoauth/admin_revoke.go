@@ -180,9 +180,9 @@ func (a *App) endTokens(ctx context.Context, realm *servedRealm, client string) 
 	}
 	if client == "" {
 		clients = sortedKeys(realm.settings.Clients)
-		var managed []string
-		for client := range realm.engine.Managed {
-			managed = append(managed, client.ID)
+		managed, err := a.managedInStore(ctx, realm)
+		if err != nil {
+			return 0, err
 		}
 		for ids := range slices.Chunk(managed, maxImported) {
 			n, err := a.endManaged(ctx, realm, ids...)
@@ -194,6 +194,25 @@ func (a *App) endTokens(ctx context.Context, realm *servedRealm, client string) 
 	}
 	others, err := opened.endTokens(ctx, realm.name, clients, client == "", a.heldGenerations())
 	return ended + others, err
+}
+
+// managedInStore returns the IDs of all managed clients of a realm, also those that another gateway has
+// just added. It leaves out what this gateway can't read: it knows nothing of such a client's tokens.
+func (a *App) managedInStore(ctx context.Context, realm *servedRealm) (ids []string, err error) {
+	if realm.managed == nil || a.run.opened.clients == nil {
+		return nil, nil
+	}
+	all, err := a.run.opened.clients.ManagedClients(ctx, realm.name, "")
+	for _, client := range all.Clients {
+		if client.Data == nil {
+			continue
+		}
+		if _, err := readManaged(client); err == nil {
+			ids = append(ids, client.ID)
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), err
 }
 
 // adminCaller returns the fields that say who has called the admin endpoint: the address, or the Unix

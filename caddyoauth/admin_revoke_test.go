@@ -682,3 +682,19 @@ func TestRevokeAllInAStorm(t *testing.T) {
 		}
 	}
 }
+
+// All tokens of a realm are also those of a client that another gateway has added a moment ago.
+func TestRevokeAllReachesClientsOfOthers(t *testing.T) {
+	for _, store := range []string{"memory", "bbolt " + filepath.Join(t.TempDir(), "tokens.db")} {
+		config, address := withAdmin(t, caddyfileOf("store "+store+"\n"+managedOptions, managedSite))
+		g := startCaddyfile(t, config)
+		generation, err := caddyoauth.AddElsewhere("root", "new")
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.mustRevokeAll(address, `{"realm":"root","all":true}`, `{"realm":"root","clients":3}`)
+		if now, err := generation(); err != nil || now <= 1 {
+			t.Errorf("%s: the generation of its tokens is %d, %v", store, now, err)
+		}
+	}
+}

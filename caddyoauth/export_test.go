@@ -71,3 +71,16 @@ func (r *Retirement) Pass(ctx context.Context, now time.Time) (found int, err er
 	r.found, err = activeApp().retireSecrets(ctx, now, r.found)
 	return len(r.found), err
 }
+
+// AddElsewhere puts a managed client into the store as another gateway would of which this one has not
+// heard yet, and returns what its tokens' generation is from then on.
+func AddElsewhere(realm, id string) (generation func() (uint64, error), err error) {
+	clients := activeApp().run.opened.clients
+	_, err = clients.SwapManagedClient(context.Background(), realm, oauth.ManagedClient{
+		ID: id, Generation: 1, Data: []byte(`{"v":1,"client":{"scopes":["read"],"disabled":true},"created":"2026-01-01T00:00:00Z","changed":"2026-01-01T00:00:00Z"}`),
+	})
+	return func() (uint64, error) {
+		client, err := clients.ManagedClient(context.Background(), oauth.ClientRef{Realm: realm, ClientID: id})
+		return client.Generation, err
+	}, err
+}
