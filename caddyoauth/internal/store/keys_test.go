@@ -49,6 +49,40 @@ func wantDenied(t testing.TB, s oauth.KeyStore, epoch oauth.Epoch, key oauth.Key
 func testKeyStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 	opened := func(t testing.TB) oauth.KeyStore { return open(t).(oauth.KeyStore) }
 
+	t.Run("a keyring can be read while it is replaced again and again", func(t *testing.T) {
+		s := opened(t)
+		ring := keyringOf(epochA, "0")
+		swapKeys(t, s, "root", nil, ring, true)
+		wantDenied(t, s, epochA, oauth.Key{Realm: "root", ExpiryMilli: inAnHour.UnixMilli()}, false) // from now on it knows denials
+		stop := make(chan struct{})
+		var readers sync.WaitGroup
+		for range 8 {
+			readers.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					if _, err := s.Keys(ctx, "root"); err != nil {
+						t.Errorf("reading: %v", err)
+						return
+					}
+				}
+			})
+		}
+		for i := range 150 {
+			next := keyringOf(epochA, fmt.Sprint(i+1))
+			if swapped, err := s.SwapKeys(ctx, "root", ring, next); err != nil || !swapped {
+				t.Errorf("replacing: %t, %v", swapped, err)
+				break
+			}
+			ring = next
+		}
+		close(stop)
+		readers.Wait()
+	})
+
 	t.Run("a keyring is replaced by whoever knows the one there is", func(t *testing.T) {
 		s := opened(t)
 		hasKeys(t, s, "root", nil)

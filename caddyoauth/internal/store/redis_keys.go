@@ -52,7 +52,7 @@ var errOldKeys = fmt.Errorf("%w: redis: it has an old copy of the keys, which no
 // Keys implements oauth.KeyStore. It fails if this gateway knows that the keyring in Redis was
 // replaced by another one: a key may have been withdrawn, and must not come back.
 func (r *Redis) Keys(ctx context.Context, realm string) (keyring []byte, err error) {
-	for range 2 { // again if it was replaced at this very moment
+	for before := []byte(nil); ; before = keyring {
 		err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
 			keyring, err = c.Do(ctx, c.B().Get().Key(r.keysKey(realm)).Build()).AsBytes()
 			if rueidis.IsRedisNil(err) {
@@ -67,8 +67,11 @@ func (r *Redis) Keys(ctx context.Context, realm string) (keyring []byte, err err
 			r.sawKeys(realm, keyring)
 			return keyring, nil
 		}
+		// Perhaps it was replaced at this very moment. Then there is another one by now.
+		if bytes.Equal(keyring, before) {
+			return nil, errOldKeys
+		}
 	}
-	return nil, errOldKeys
 }
 
 // sawKeys remembers a keyring in case Redis loses it.
