@@ -103,15 +103,17 @@ func (o *observed) configure(method, path, body string) {
 // series returns the samples of the metrics that the example is about.
 func (o *observed) series() map[string]float64 {
 	o.t.Helper()
-	res, err := o.Client.Get(o.metrics + "/metrics")
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		o.t.Fatal(err)
-	}
+	// A reload replaces the admin endpoint, and may close a connection before it has been answered.
+	var body []byte
+	waitUntil(o.t, "the metrics are there", func() bool {
+		res, err := o.Client.Get(o.metrics + "/metrics")
+		if err != nil {
+			return false
+		}
+		defer res.Body.Close()
+		body, err = io.ReadAll(res.Body)
+		return err == nil
+	})
 	all := make(map[string]float64)
 	for _, m := range regexp.MustCompile(`(?m)^((?:caddy_oauth_|caddy_config_last_reload_successful|process_resident_memory_bytes)\S*) (\S+)$`).FindAllStringSubmatch(string(body), -1) {
 		value, err := strconv.ParseFloat(m[2], 64)
