@@ -117,11 +117,11 @@ type lintClients struct {
 }
 
 // clientsOf returns the clients of the realms. ok is unset if somebody else's tokens are accepted,
-// too: nobody knows what those have.
+// too, or clients may be added while the gateway runs: nobody knows what those have.
 func (l *linted) clientsOf(sources []routeSource) (_ *lintClients, ok bool) {
 	var names []string
 	for _, s := range sources {
-		if s.realmName() == "" {
+		if realm := l.realms[s.realmName()]; realm == nil || realm.managed != nil {
 			return nil, false
 		}
 		names = append(names, s.realmName())
@@ -506,7 +506,7 @@ func lintRealmsWithout(l *linted, number func(clients int) bool, report lintRepo
 		for _, c := range clients {
 			enabled = enabled || !c.Disabled
 		}
-		if !enabled && used[name] && number(len(clients)) {
+		if !enabled && used[name] && realm.managed == nil && number(len(clients)) {
 			if len(clients) == 0 {
 				report(l.atRealm(name), "the realm %s has no clients", name)
 			} else {

@@ -175,6 +175,8 @@ func TestLintFindings(t *testing.T) {
 		"client: it fetches no tokens":              lintFile(lintClients+"client c {\n"+publicHash+"\ngrant_types none\n}\n", "bind 127.0.0.1\noauth_server\n"),
 		"client: disabled":                          lintFile(lintClients+"client c {\n"+publicHash+"\ndisabled\n}\n", "bind 127.0.0.1\noauth_server\n"),
 		"realm: no clients":                         "# realm-without-clients\n" + lintFile("", "oauth_server\n"),
+		"realm: managed clients":                    lintFile("managed_clients\n", "oauth_server\noauth_protect {\nscopes whatever\n}\n"),
+		"realm: managed clients, and one disabled":  lintFile("managed_clients\nclient c {\n"+lintSecret+"\nscopes read\ndisabled\n}\n", "oauth_server\noauth_protect {\nscopes whatever\naudience urn:a\n}\n"),
 		"realm: no clients, in a block":             lintFile(lintClients+"realm a { # realm-without-clients\n}\n", "oauth_server\n"),
 		"realm: no clients, and nobody uses it":     lintFile("", "respond ok\n"),
 		"basic_auth: over all":                      site2("basic_auth {\nu $2a$10$kVgX/6erEKdQ8SKSIdW7zOo3TCo5RVGdC9HUwfb8zBtnxPOsaT32W\n}\noauth_server # basic-auth-first\n"),

@@ -85,7 +85,8 @@ type routeAnswer struct {
 	// Clients are the clients here that get in, with the best token that they can fetch.
 	Clients []routeClient `json:"clients,omitempty"`
 
-	// Foreign are sources of tokens from elsewhere. Nobody here knows what their tokens have.
+	// Foreign are sources of tokens from elsewhere, and the managed clients of realms. Nobody knows what
+	// their tokens have.
 	Foreign []routeForeign `json:"foreign,omitempty"`
 
 	// Why says why nobody gets in, or who decides where that is not known.
@@ -120,8 +121,10 @@ type routeClient struct {
 }
 
 type routeForeign struct {
-	// Source is the issuer or the endpoint.
+	// Source is the issuer or the endpoint, or says whose managed clients these are.
 	Source string `json:"source"`
+	// Realm is the realm whose managed clients these are; empty for tokens from elsewhere.
+	Realm string `json:"realm,omitempty"`
 	// Needs are what its tokens must have.
 	Needs []string `json:"needs,omitempty"`
 }

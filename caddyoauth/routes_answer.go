@@ -35,17 +35,33 @@ const (
 
 func (j *journey) refused() bool { return j.end == endsRefused }
 
-// foreign returns the sources of tokens from elsewhere that an oauth_protect accepts.
+// foreign returns the sources of tokens of which nobody here knows what they have, and that an
+// oauth_protect accepts.
 func (j *journey) foreign() (sources []string) {
 	for _, p := range j.protects {
 		for _, source := range p.sources {
-			if source.realmName() == "" {
-				sources = union(sources, []string{source.label()})
+			if label := j.unknownOf(source); label != "" {
+				sources = union(sources, []string{label})
 			}
 		}
 	}
 	return sources
 }
+
+// unknownOf returns what to call a source if nobody knows what its tokens have: one from elsewhere, or a
+// realm to which clients may be added at any time. It is empty for the others.
+func (s *survey) unknownOf(source routeSource) string {
+	switch realm := s.policy.app.realms[source.realmName()]; {
+	case realm == nil:
+		return source.label()
+	case realm.managed != nil:
+		return managedClientsOf + realm.name
+	}
+	return ""
+}
+
+// managedClientsOf is what the managed clients of a realm are called, with its name behind it.
+const managedClientsOf = "managed clients of "
 
 // answering makes an answer of the journeys of everybody.
 type answering struct {
@@ -70,7 +86,7 @@ func (f *answering) answer() *routeAnswer {
 				able++
 			}
 		}
-		if able == 0 {
+		if able == 0 && j.endpoint.realm.managed == nil {
 			a.Who, a.Why = routeNobody, "realm "+j.endpoint.realm.name+" has no client that can authenticate"
 		}
 	case j.refused(), j.end != endsSomewhere && slices.ContainsFunc(slices.Concat(f.clients, f.foreign), f.getsIn):
@@ -122,7 +138,11 @@ func (f *answering) judge(a *routeAnswer) {
 		if !f.getsIn(j) {
 			continue
 		}
-		a.Foreign = append(a.Foreign, routeForeign{Source: f.sources[i], Needs: j.needs})
+		realm, _ := strings.CutPrefix(f.sources[i], managedClientsOf)
+		if realm == f.sources[i] {
+			realm = ""
+		}
+		a.Foreign = append(a.Foreign, routeForeign{Source: f.sources[i], Realm: realm, Needs: j.needs})
 		a.To, a.Rules, a.Notes = union(a.To, j.goals()), union(a.Rules, places(j)), union(a.Notes, notes(j))
 	}
 	a.Who = routeClients

@@ -419,8 +419,8 @@ func (p *watcher) meetsServer(server *Server, r *http.Request) {
 	}
 }
 
-// lets decides in place of an oauth_protect if the visitor has a token from elsewhere. One of an
-// accepted source gets in if it has what the rule needs.
+// lets decides in place of an oauth_protect if the visitor has a token of which nobody knows what it has.
+// One of an accepted source gets in if it has what the rule needs.
 func (p *watcher) lets(protect *Protect, r *http.Request) (allowed, decided bool) {
 	switch p.foreign {
 	case "":
@@ -429,7 +429,7 @@ func (p *watcher) lets(protect *Protect, r *http.Request) (allowed, decided bool
 		return true, true
 	}
 	for _, source := range protect.sources {
-		if source.realmName() == "" && source.label() == p.foreign {
+		if p.unknownOf(source) == p.foreign {
 			if !protect.ReportOnly.holds() {
 				p.needs = union(p.needs, needsOf(protect.ruleFor(r.Method)))
 			}
