@@ -77,6 +77,19 @@ func adminError(status int, format string, args ...any) error {
 	return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
 }
 
+// readAdminGet returns the App in force for a request that only looks. The error is the answer.
+func readAdminGet(w http.ResponseWriter, r *http.Request) (*App, error) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		return nil, adminError(http.StatusMethodNotAllowed, "GET or HEAD only")
+	}
+	app := activeApp()
+	if app == nil {
+		return nil, adminError(http.StatusNotFound, "oauth is not configured")
+	}
+	return app, nil
+}
+
 // readAdminPost reads the JSON object that is posted to the admin endpoint into place, and returns
 // the App in force. The error is the answer; for a body that can't be read it says what is wanted.
 func readAdminPost(w http.ResponseWriter, r *http.Request, place any, wanted string) (*App, error) {

@@ -158,13 +158,9 @@ var eventEncoder = zapcore.NewJSONEncoder(zapcore.EncoderConfig{
 // serveEvents answers GET /oauth/events with the events from now on, until the caller goes away or
 // the configuration is replaced. A browser then asks the next one by itself.
 func serveEvents(w http.ResponseWriter, r *http.Request) error {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		return adminError(http.StatusMethodNotAllowed, "GET or HEAD only")
-	}
-	app := activeApp()
-	if app == nil {
-		return adminError(http.StatusNotFound, "oauth is not configured")
+	app, err := readAdminGet(w, r)
+	if err != nil {
+		return err
 	}
 	names := r.URL.Query()["event"]
 	if len(names) > maxWatchedNames {

@@ -64,13 +64,9 @@ type rotatedKeys struct {
 
 // serveKeyList lists the keys of all realms, or of the one that is named.
 func serveKeyList(w http.ResponseWriter, r *http.Request) error {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		return adminError(http.StatusMethodNotAllowed, "GET or HEAD only")
-	}
-	app := activeApp()
-	if app == nil {
-		return adminError(http.StatusNotFound, "oauth is not configured")
+	app, err := readAdminGet(w, r)
+	if err != nil {
+		return err
 	}
 	names := sortedKeys(app.realms)
 	if name := r.URL.Query().Get("realm"); name != "" {

@@ -72,13 +72,9 @@ type listedClient struct {
 
 // serveClients lists clients.
 func serveClients(w http.ResponseWriter, r *http.Request) error {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		return adminError(http.StatusMethodNotAllowed, "GET or HEAD only")
-	}
-	app := activeApp()
-	if app == nil {
-		return adminError(http.StatusNotFound, "oauth is not configured")
+	app, err := readAdminGet(w, r)
+	if err != nil {
+		return err
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil { // what can't be read may be a condition

@@ -83,13 +83,9 @@ type cacheState struct {
 
 // serveState answers GET /oauth/.
 func serveState(w http.ResponseWriter, r *http.Request) error {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		return adminError(http.StatusMethodNotAllowed, "GET or HEAD only")
-	}
-	app := activeApp()
-	if app == nil {
-		return adminError(http.StatusNotFound, "oauth is not configured")
+	app, err := readAdminGet(w, r)
+	if err != nil {
+		return err
 	}
 	app.run.history.look(time.Now()) // durations up to now
 	health := app.health(r.Context(), true)

@@ -243,13 +243,9 @@ func (h *history) mean(series timedSeries) *float64 {
 
 // serveLive answers GET /oauth/live.
 func serveLive(w http.ResponseWriter, r *http.Request) error {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		return adminError(http.StatusMethodNotAllowed, "GET or HEAD only")
-	}
-	app := activeApp()
-	if app == nil {
-		return adminError(http.StatusNotFound, "oauth is not configured")
+	app, err := readAdminGet(w, r)
+	if err != nil {
+		return err
 	}
 	return answerJSON(w, app.run.history.look(time.Now()))
 }
