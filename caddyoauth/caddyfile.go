@@ -163,6 +163,7 @@ func realmOption(realms map[string]*Realm) conf.Option {
 //	no_openid_configuration
 //	authorization_endpoint
 //	managed_clients
+//	am_compat      off | { <settings of AMCompat> }
 //	inventory_addresses prefix|full|off
 //	token_lifetime <duration>
 //	token_format   opaque|sealed|jwt
@@ -180,6 +181,7 @@ func realmOptions(realm *Realm) conf.Options {
 		"no_openid_configuration": conf.Flag(&realm.NoOpenIDConfiguration),
 		"authorization_endpoint":  conf.Flag(&realm.AuthorizationEndpoint),
 		"managed_clients":         conf.Flag(&realm.ManagedClients),
+		"am_compat":               amCompatOption(&realm.AMCompat),
 		"inventory_addresses":     conf.Text(&realm.InventoryAddresses, checkInventoryAddresses),
 		"token_lifetime":          conf.Lifetime(&realm.TokenLifetime),
 		"token_format":            conf.Text(&realm.TokenFormat, checkTokenFormat),

@@ -102,6 +102,9 @@ type Realm struct {
 	// Default: false; the clients below are all there are.
 	ManagedClients bool `json:"managed_clients,omitempty"`
 
+	// Answers as ForgeRock AM does where that differs from the RFCs. Default: root's; there it is off.
+	AMCompat *AMCompat `json:"am_compat,omitempty"`
+
 	// The clients, by client ID. An ID has 1 to 256 visible ASCII characters other than `"`,
 	// `\` and `,`; it may have spaces inside.
 	Clients map[string]*Client `json:"clients,omitempty"`
@@ -122,6 +125,8 @@ type servedRealm struct {
 	signing  *signing
 	app      *App
 	settings oauth.Settings
+	// am is nil if the realm does not answer as ForgeRock AM.
+	am *AMCompat
 	// counts are by client ID, with an entry for each client, and one for all managed ones. The map is read-only.
 	counts map[string]*clientCounts
 	// upstream are by client ID, with an entry for each client that has any. The map is read-only.
@@ -224,7 +229,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
-	r := &servedRealm{name: name, format: format, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), certificates: make(map[string][]string), federated: make(map[string]*federatedKeys), opened: new(openedKeys)}
+	r := &servedRealm{name: name, format: format, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), certificates: make(map[string][]string), am: rc.AMCompat.or(root.AMCompat), federated: make(map[string]*federatedKeys), opened: new(openedKeys)}
 	if rc.ManagedClients {
 		r.managed = &managedRealm{format: format, lifetime: lifetime, scopes: defaultScopes, limits: limits}
 	}

@@ -301,7 +301,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	case endpointToken:
 		var grant oauth.Grant
 		if grant, out, err = engine.Token(r.Context(), req); err == nil {
-			reply = tokenAnswerOf(grant)
+			reply = e.tokenAnswerOf(grant)
 			if grant.NextNonce != "" {
 				h.Set(nonceHeader, grant.NextNonce)
 			}

@@ -46,12 +46,12 @@ type tokenAnswer struct {
 	ExpiresIn   int64  `json:"expires_in"` // seconds
 }
 
-func tokenAnswerOf(g oauth.Grant) tokenAnswer {
+func (e *route) tokenAnswerOf(g oauth.Grant) tokenAnswer {
 	return tokenAnswer{
 		AccessToken: g.Token,
 		Scope:       g.Scope,
 		TokenType:   tokenType(g.Key),
-		ExpiresIn:   int64(g.Lifetime / time.Second),
+		ExpiresIn:   e.realm.am.expiresIn(int64(g.Lifetime / time.Second)),
 	}
 }
 
