@@ -522,6 +522,7 @@ func parseProtectRoutes(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 //		keep_override_headers
 //		allow_ambiguous_paths
 //		insecure_http
+//		ig_challenges [<realm>]
 //		report_only   [until <time>]
 //		source        <name> ...
 //		lint_ignore   <code> <reason>
@@ -562,6 +563,7 @@ func parseProtect(h httpcaddyfile.Helper) (*Protect, error) {
 		"keep_override_headers": conf.Flag(&p.KeepOverrideHeaders),
 		"allow_ambiguous_paths": conf.Flag(&p.AllowAmbiguousPaths),
 		"insecure_http":         conf.Flag(&p.InsecureHTTP),
+		"ig_challenges":         igChallengesOption(&p.IGChallenges),
 		"report_only":           reportOption(&p.ReportOnly),
 		"lint_ignore":           lintIgnoreOption(&p.LintIgnore, false),
 		"source": conf.Repeatable(conf.Module("oauth.sources", func(raw json.RawMessage, module caddyfile.Unmarshaler) error {

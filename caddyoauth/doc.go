@@ -35,6 +35,7 @@
 //	methods.go             rules that depend on the method
 //	unnamed.go             requests that pass without an identity
 //	resource.go            the document that says who issues tokens for what is protected
+//	challenge.go           what challenges say
 //	report.go              requests that pass although they would be refused
 //	order.go               refuses a configuration that uses an identity before it is known
 //	lint.go                finds what loads in silence and should not; what exactly, in lint_open.go (with

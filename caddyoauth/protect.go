@@ -134,6 +134,10 @@ type Protect struct {
 	// headers alone.
 	Assertion *Assertion `json:"assertion,omitempty"`
 
+	// Words challenges as IG's `OAuth2ResourceServerFilter` does, for clients that compare them. What is refused
+	// and the status stay as they are. Default: challenges name the realm, and are worded in another way.
+	IGChallenges *IGChallenges `json:"ig_challenges,omitempty"`
+
 	// Lets requests pass that would be refused, and reports them in logs and metrics. They have no
 	// identity, and tunnels and targets without a path are refused all the same. Default: refuses
 	// them.
@@ -167,6 +171,7 @@ type Protect struct {
 	asserter    *asserter   // nil without the option
 	metadataURL string      // of the document about Resource; empty without one
 	challenge   string      // how challenges of this route begin
+	words       wording     // how they go on
 	// beside is the list of routes that this handler is in. It is complete once all routes are
 	// loaded.
 	beside caddyhttp.RouteList
@@ -226,6 +231,9 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	if err := p.Assertion.check(); err != nil {
 		return fmt.Errorf("oauth_protect: %w", err)
 	}
+	if err := p.IGChallenges.check(); err != nil {
+		return fmt.Errorf("oauth_protect: %w", err)
+	}
 	p.sources, err = app.register(ctx, needs{sources: modules, realm: p.Realm, proofs: p.asksForDPoP(app), headerPrefix: p.headers.prefixes[0], assertion: p.Assertion, protect: p})
 	if err != nil {
 		return err
@@ -271,21 +279,27 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 // prepareRejections makes the rejections, and all counters of the route out of m. They show up in
 // the metrics before they count anything.
 func (p *Protect) prepareRejections(m *metrics) {
-	p.challenge = `Bearer realm="` + p.label + `"`
+	realm := p.label
+	p.words = ownWording
+	if p.IGChallenges != nil {
+		realm = cmp.Or(p.IGChallenges.Realm, defaultIGRealm)
+		p.words = igWording
+	}
+	p.challenge = `Bearer realm="` + realm + `"`
 	if p.metadataURL != "" {
 		p.challenge += `, resource_metadata="` + p.metadataURL + `"`
 	}
 	ways := map[access.Result]rejection{
 		access.ResultMissing: {status: http.StatusUnauthorized, challenge: p.challenge},
-		access.ResultRequest: {status: http.StatusBadRequest, challenge: p.challenge + `, error="invalid_request", error_description="the request must carry exactly one well-formed bearer token"`},
-		access.ResultToken:   {status: http.StatusUnauthorized, challenge: p.challenge + `, error="invalid_token", error_description="the token is not valid here"`},
+		access.ResultRequest: {status: http.StatusBadRequest, challenge: p.challenge + p.words.request},
+		access.ResultToken:   {status: http.StatusUnauthorized, challenge: p.challenge + p.words.token},
 		access.ResultProof:   {status: http.StatusUnauthorized, challenge: p.challenge + `, error="invalid_dpop_proof", error_description="the DPoP proof is not valid here"`},
 		access.ResultNonce:   {status: http.StatusUnauthorized, challenge: p.challenge + `, error="use_dpop_nonce", error_description="the DPoP proof needs the nonce that comes with this answer"`},
 		access.ResultScope:   {status: http.StatusForbidden}, // its challenge depends on the request
 		access.ResultClient:  {status: http.StatusUnauthorized, challenge: p.challenge},
 		// The caller doesn't learn which claim. RFC 6750 has no other code for a token that grants
 		// too little.
-		access.ResultClaims:      {status: http.StatusForbidden, challenge: p.challenge + `, error="insufficient_scope", error_description="the token lacks a claim"`},
+		access.ResultClaims:      {status: http.StatusForbidden, challenge: p.challenge + p.words.claim},
 		access.ResultTooEarly:    {status: http.StatusTooEarly},   // RFC 8470 section 5.2
 		access.ResultPath:        {status: http.StatusBadRequest}, // no challenge: no token would help
 		access.ResultInsecure:    {status: http.StatusForbidden},
@@ -604,7 +618,7 @@ func (p *Protect) scopeChallenge(r *http.Request, b *bearer, want []string) stri
 		}
 	}
 	slices.Sort(needed)
-	return p.challenge + `, error="insufficient_scope", error_description="the token lacks a scope", scope="` + strings.Join(slices.Compact(needed), " ") + `"`
+	return p.challenge + p.words.insufficientScope(strings.Join(slices.Compact(needed), " "))
 }
 
 // withScopes adds to a challenge the scopes that a request without a good token needs, as far as this
