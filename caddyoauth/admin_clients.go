@@ -28,8 +28,9 @@ import (
 //	POST   /oauth/clients/<realm>/<id>/secrets            gives it another secret
 //	DELETE /oauth/clients/<realm>/<id>/secrets/<secret>   takes one away
 //
-// Realm, ID and secret are percent-encoded. ETag and If-Match keep two operators from undoing each
-// other's changes unseen. No answer has a secret or its hash but the one that makes the secret.
+// ID and secret are percent-encoded. A nested realm has ~ in the place of /; see adminRealm. ETag and
+// If-Match keep two operators from undoing each other's changes unseen. No answer has a secret or its
+// hash but the one that makes the secret.
 
 // shownClient is what is shown of a client.
 type shownClient struct {
@@ -132,6 +133,12 @@ func (a *App) showConfigured(realm *servedRealm, id string) shownClient {
 	return shown
 }
 
+// adminRealm is how the path of a client spells its realm. An encoded slash would not do: Caddy decodes a
+// path before it compares it with the permissions of remote administration, so who may change the
+// clients of the realm retail could change those of retail/eu, and the other way round, by a client of the
+// realm retail whose ID begins with eu/. No name of a realm has a ~, which no URL has to encode.
+func adminRealm(name string) string { return strings.ReplaceAll(name, "/", "~") }
+
 // serveClient answers what is about one client.
 func serveClient(w http.ResponseWriter, r *http.Request) error {
 	app := activeApp()
@@ -148,9 +155,13 @@ func serveClient(w http.ResponseWriter, r *http.Request) error {
 	if len(parts) < 2 || len(parts) > 4 || len(parts) > 2 && parts[2] != "secrets" {
 		return adminError(http.StatusNotFound, "the path must be /oauth/clients/<realm>/<id>, and /secrets or /secrets/<secret> behind it")
 	}
-	realm := app.realms[parts[0]]
+	if strings.Contains(parts[0], "/") {
+		return adminError(http.StatusNotFound, "in this path, the name of a nested realm has ~ in the place of /, as in /oauth/clients/retail~eu/<id>")
+	}
+	name := strings.ReplaceAll(parts[0], "~", "/")
+	realm := app.realms[name]
 	if realm == nil {
-		return unknownRealm(parts[0], sortedKeys(app.realms))
+		return unknownRealm(name, sortedKeys(app.realms))
 	}
 	c := clientRequestAdmin{app: app, realm: realm, id: parts[1], w: w, r: r}
 	methods := map[string]func() error{}

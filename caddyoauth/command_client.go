@@ -59,7 +59,7 @@ func addClientFlags(cmd *cobra.Command) clientFlags {
 // path is where the client of that ID is on the admin endpoint.
 func (f clientFlags) path(id string, rest ...string) string {
 	path := "/oauth/clients"
-	for _, part := range append([]string{*f.realm, id}, rest...) {
+	for _, part := range append([]string{adminRealm(*f.realm), id}, rest...) {
 		if part = url.PathEscape(part); strings.Trim(part, ".") == "" {
 			part = strings.ReplaceAll(part, ".", "%2E") // or it would lead elsewhere
 		}

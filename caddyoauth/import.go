@@ -2,6 +2,7 @@ package caddyoauth
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -310,13 +311,26 @@ func (r *importReport) print(w io.Writer) error {
 
 var notInRealmName = regexp.MustCompile(`[^a-z0-9_-]+`)
 
+// realmNameOf returns the name here of a realm that an export calls from, without slashes around it.
+func realmNameOf(from string) string {
+	if checkRealmName(from) == nil {
+		return from
+	}
+	parts := strings.Split(strings.ToLower(from), "/")
+	for i, part := range parts {
+		parts[i] = strings.Trim(notInRealmName.ReplaceAllString(part, "-"), "-")
+	}
+	if name := strings.Join(parts, "/"); checkRealmName(name) == nil {
+		return name
+	}
+	// It nests too deep, or has parts that are no names here.
+	return cmp.Or(strings.Trim(strings.Join(parts, "-"), "-"), rootRealm)
+}
+
 // realm returns the realm that the export calls from.
 func (m *migration) realm(from string) (*importedRealm, error) {
 	there := strings.Trim(from, "/")
-	name := strings.Trim(notInRealmName.ReplaceAllString(strings.ToLower(there), "-"), "-")
-	if name == "" {
-		name = rootRealm
-	}
+	name := realmNameOf(there)
 	if realm := m.realms[name]; realm != nil {
 		if strings.Trim(realm.report.From, "/") != there {
 			return nil, fmt.Errorf("the realms %q and %q would both be called %s here; import them one at a time", loggedText(realm.report.From), loggedText(from), name)
@@ -326,7 +340,7 @@ func (m *migration) realm(from string) (*importedRealm, error) {
 	realm := &importedRealm{report: &reportedRealm{Name: name, From: from, Clients: []*reportedClient{}}}
 	realm.Clients = make(map[string]*Client)
 	if there != "" && there != name {
-		realm.report.lose("name", "it is %s here, and so in URLs, since the name of a realm may only have lower-case letters, digits, - and _", name)
+		realm.report.lose("name", "it is %s here, and so in URLs, since %v", name, checkRealmName(there))
 	}
 	if m.realms == nil {
 		m.realms = make(map[string]*importedRealm)
@@ -780,7 +794,7 @@ func (m *migration) certificate(realm *importedRealm, report *reportedClient, cl
 		}
 		return
 	}
-	name := realm.report.Name + "-" + notInFileName.ReplaceAllString(report.ID, "_")
+	name := strings.ReplaceAll(realm.report.Name, "/", "-") + "-" + notInFileName.ReplaceAllString(report.ID, "_")
 	path := filepath.ToSlash(filepath.Join(m.certificates, fmt.Sprintf("%.100s-%d.pem", name, len(m.files)+1)))
 	if !canBeWritten(path) {
 		report.leaveOut("%s: the folder of --certificates has a name that can't be written in a Caddyfile", field)

@@ -188,7 +188,7 @@ func TestImportedClientsGetTokens(t *testing.T) {
 		{"/oauth2", "weather", "sunny days", "forecast", 1800},
 		{"/oauth2", "sealed", made["root/sealed"], "forecast", 1800},
 		{"/oauth2", "templated", made["root/templated"], "forecast", 1800},
-		{"/oauth2/realms/root/realms/retail-eu", "till", made["retail-eu/till"], "sales", 300},
+		{"/oauth2/realms/root/realms/retail/realms/eu", "till", made["retail/eu/till"], "sales", 300},
 	} {
 		form := url.Values{"grant_type": {"client_credentials"}, "scope": {c.scope}}
 		got := g.post(c.path+"/access_token", c.id, c.secret, form)
@@ -206,7 +206,7 @@ func TestImportedClientsGetTokens(t *testing.T) {
 
 // With --managed, the clients go to the gateway that is running.
 func TestImportManaged(t *testing.T) {
-	config, address := withAdmin(t, caddyfileOf("store memory\nmanaged_clients\nrealm retail-eu {\nmanaged_clients\n}\n", "oauth_server"))
+	config, address := withAdmin(t, caddyfileOf("store memory\nmanaged_clients\nrealm retail/eu {\nmanaged_clients\n}\n", "oauth_server"))
 	a := admin{startCaddyfile(t, config), address}
 	stdout, _, made := importOf(t, 1, "am", filepath.Join(importFolder, "am/amster"), "--managed", "--address", address)
 	if stdout != "added: 4, replaced: 0, the same as before: 0, kept as they were: 0\n" {
@@ -411,7 +411,7 @@ func TestImportOfNothing(t *testing.T) {
 		{"secrets over others", []string{"am", amFile(t, "c", nil, nil, nil), "--secrets", secrets}, "exists already; it is left as it is"},
 		{"an assertion and no issuer", []string{"am", signer}, `client "c" signs assertions, which must name the issuer: give --issuer`},
 		{"an issuer that is none", []string{"am", signer, "--issuer", "http://a.example.com"}, "must be an https URL"},
-		{"two realms of one name", []string{"am", write("a.json", `{"metadata":{"realm":"/a/b","entityType":"OAuth2Provider"},"data":{}}`), write("b.json", `{"metadata":{"realm":"/a-b","entityType":"OAuth2Provider"},"data":{}}`)}, "would both be called a-b here"},
+		{"two realms of one name", []string{"am", write("a.json", `{"metadata":{"realm":"/A-b","entityType":"OAuth2Provider"},"data":{}}`), write("b.json", `{"metadata":{"realm":"/a-b","entityType":"OAuth2Provider"},"data":{}}`)}, "would both be called a-b here"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			stdout, report, err := caddyCLI(t, "", append([]string{"import"}, c.args...)...)

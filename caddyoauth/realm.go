@@ -18,7 +18,10 @@ import (
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
-// Realm is an authorization server: an issuer with its own clients and tokens.
+// Realm is an authorization server: an issuer with its own clients and tokens. Its name has lower-case
+// letters, digits, `-` and `_`. That of a nested realm has up to eight such parts with `/` between them, as
+// in `retail/eu`. Nesting is in names and URLs alone: a realm takes nothing from the one around it, which
+// need not exist, and no token of one is good in the other.
 type Realm struct {
 	// Where its block begins in the Caddyfile, as in `Caddyfile:12`. The adapter writes it, for people:
 	// it decides nothing. Default: none.
@@ -26,8 +29,8 @@ type Realm struct {
 
 	// The issuer identifier (RFC 8414): an https URL without query or fragment, such as
 	// `https://auth.example.com/oauth2`. Plain http is accepted for loopback hosts only.
-	// A realm without one uses root's, followed by `/realms/root/realms/<name>`. Without
-	// any issuer there is no metadata; tokens work all the same. Placeholders are
+	// A realm without one uses root's, followed by `/realms/root/realms/<name>`, or by
+	// `/realms/root/realms/<part>/realms/<part>` if it is nested. Without any issuer there is no metadata; tokens work all the same. Placeholders are
 	// replaced when the configuration is loaded.
 	Issuer string `json:"issuer,omitempty"`
 
@@ -177,7 +180,13 @@ func (r *servedRealm) selfContained() bool {
 // hasKeys reports whether the realm has a ring of keys.
 func (r *servedRealm) hasKeys() bool { return r.signing != nil || r.selfContained() }
 
-var realmName = regexp.MustCompile(`^[a-z0-9_-]+$`)
+// realmPart is a part of a realm's name: all of it, unless the realm is nested. Nothing else may be in
+// names, since stores separate them from what follows by NUL and by colons, and Redis takes braces for
+// hash tags.
+var realmPart = regexp.MustCompile(`^[a-z0-9_-]+$`)
+
+// maxRealmParts bounds how deep realms nest.
+const maxRealmParts = 8
 
 // provision checks the realm's settings, with root's where it has none, and turns them
 // into what requests use.
@@ -352,7 +361,7 @@ func realmPath(name string) string {
 	if name == rootRealm {
 		return ""
 	}
-	return "/realms/root/realms/" + name
+	return "/realms/root/realms/" + strings.ReplaceAll(name, "/", "/realms/")
 }
 
 func checkTokenFormat(format string) error {
@@ -363,9 +372,20 @@ func checkInventoryAddresses(exact string) error {
 	return conf.OneOf("inventory_addresses", exact, oauth.AddressPrefix, oauth.AddressFull, oauth.AddressOff)
 }
 
+// checkRealmName checks a realm's name. In a nested realm's, root and realms can't be parts: in a path
+// such as /realms/root/realms/a, nobody could tell these words from names.
 func checkRealmName(name string) error {
-	if !realmName.MatchString(name) {
-		return errors.New("the name of a realm may only have lower-case letters, digits, - and _")
+	parts := strings.Split(name, "/")
+	if len(parts) > maxRealmParts {
+		return fmt.Errorf("the name of a nested realm may have at most %d parts", maxRealmParts)
+	}
+	for _, part := range parts {
+		if !realmPart.MatchString(part) {
+			return errors.New("the name of a realm may only have lower-case letters, digits, - and _, with / between the parts of a nested one")
+		}
+		if len(parts) > 1 && (part == rootRealm || part == "realms") {
+			return fmt.Errorf("'%s' can't be a part of a nested realm's name: it has a meaning of its own in the paths of realms", part)
+		}
 	}
 	return nil
 }

@@ -163,8 +163,8 @@ function sentence(text) {
 	return shown.charAt(0).toUpperCase() + shown.slice(1) + (/[.!?…]$/.test(shown) ? "" : ".");
 }
 
-// clientPath is where a client is on the admin endpoint.
-const clientPath = (realm, id, ...rest) => ["clients", realm, id, ...rest].map((part, i) => (i === 0 ? part : encodeURIComponent(part))).join("/");
+// clientPath is where a client is on the admin endpoint, where nested realms have ~ in the place of /.
+const clientPath = (realm, id, ...rest) => ["clients", realm.replaceAll("/", "~"), id, ...rest].map((part, i) => (i === 0 ? part : encodeURIComponent(part))).join("/");
 
 // addressable is false for IDs that a browser would take for a step in a path.
 const addressable = (id) => id !== "" && id !== "." && id !== "..";
