@@ -12,13 +12,34 @@ import (
 type AMCompat struct {
 	// Turns it off in a realm, although root has it. Default: false.
 	Disabled bool `json:"disabled,omitempty"`
+
+	// What `sub` says of a client in introspection answers: `prefixed`, as in `(age!reader)`, which is what
+	// new installations of AM 7.1 and later say, or `bare`, as AM says after an upgrade. Only callers of the
+	// gateway's own endpoints see it: routes and backends get the client ID. Default: `prefixed`.
+	Subject string `json:"subject,omitempty"`
+}
+
+// The values of AMCompat.Subject.
+const (
+	subjectPrefixed = "prefixed"
+	subjectBare     = "bare"
+)
+
+// realmOfAM is what AM calls a realm: its path.
+func realmOfAM(name string) string {
+	if name == rootRealm {
+		return "/"
+	}
+	return "/" + name
 }
 
 // amCompatOption reads one of
 //
 //	am_compat
 //	am_compat off
-//	am_compat { <settings> }
+//	am_compat {
+//		subject prefixed|bare
+//	}
 func amCompatOption(place **AMCompat) conf.Option {
 	return conf.Func(func(d *caddyfile.Dispenser) error {
 		am := new(AMCompat)
@@ -34,8 +55,22 @@ func amCompatOption(place **AMCompat) conf.Option {
 			am.Disabled = true
 			return conf.NoBlock(d, "am_compat off")
 		}
-		return conf.Options{}.Read(d, "am_compat")
+		return conf.Options{
+			"subject": conf.Text(&am.Subject, checkAMSubject),
+		}.Read(d, "am_compat")
 	})
+}
+
+func checkAMSubject(subject string) error {
+	return conf.OneOf("subject", subject, subjectPrefixed, subjectBare)
+}
+
+// check refuses settings that can't be meant.
+func (am *AMCompat) check() error {
+	if am == nil || am.Subject == "" {
+		return nil
+	}
+	return checkAMSubject(am.Subject)
 }
 
 // or returns the settings of a realm, which are root's if it has none of its own, or nil if it is as

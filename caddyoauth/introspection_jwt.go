@@ -24,17 +24,17 @@ const (
 // introspectionClaims are what a signed answer says (RFC 9701 section 5). There must be no sub and no
 // exp beside them: with those, the answer could be taken for the token.
 type introspectionClaims struct {
-	Issuer   string              `json:"iss"`
-	Audience string              `json:"aud"` // the client ID of the caller
-	IssuedAt int64               `json:"iat"`
-	Answer   introspectionAnswer `json:"token_introspection"`
+	Issuer   string `json:"iss"`
+	Audience string `json:"aud"` // the client ID of the caller
+	IssuedAt int64  `json:"iat"`
+	Answer   any    `json:"token_introspection"`
 }
 
 // signedAnswer is an answer that is sent as it is, as a JWT.
 type signedAnswer string
 
 // signAnswer signs an answer to a caller.
-func (r *servedRealm) signAnswer(caller string, answer introspectionAnswer, now time.Time) (signedAnswer, error) {
+func (r *servedRealm) signAnswer(caller string, answer any, now time.Time) (signedAnswer, error) {
 	var key *keys.JWTs
 	if signer := r.signing.introspection.Load(); signer != nil {
 		key = (*signer)(now)

@@ -227,6 +227,9 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	if err := checkInventoryAddresses(addresses); err != nil {
 		return nil, err
 	}
+	if err := rc.AMCompat.check(); err != nil {
+		return nil, fmt.Errorf("am_compat: %w", err)
+	}
 	limits := rc.Limits.or(root.Limits)
 	if limits.Failures == nil {
 		limits.Failures = &defaultFailures

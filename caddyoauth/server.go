@@ -309,12 +309,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	case endpointIntrospect:
 		var facts *introspect.Facts
 		if facts, out, err = engine.Introspect(r.Context(), req); err == nil {
-			answer := introspectionAnswerOf(facts)
+			now := time.Now()
+			answer := e.realm.introspected(facts, now)
 			reply = answer
 			if e.realm.signing != nil {
 				h.Add("Vary", "Accept")
 				if prefersSigned(r.Header["Accept"]) {
-					reply, err = e.realm.signAnswer(out.ClientID, answer, time.Now())
+					reply, err = e.realm.signAnswer(out.ClientID, answer, now)
 				}
 			}
 			if !facts.Active { // another realm here may have issued it
