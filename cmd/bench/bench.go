@@ -34,7 +34,8 @@ type bench struct {
 	generated, chosen credentials
 	clients           []credentials // all, for the Caddyfile
 
-	gateways []*gateway // those of the current chapter
+	gateways  []*gateway // those of the current chapter
+	placement *placement // nil while processes may run on any processor
 }
 
 // firsts returns how many clients are needed that have never authenticated: one for each round, and
@@ -76,8 +77,13 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 			chapter{7 * cfg.Rounds, func(ctx context.Context) error { return b.issue(ctx, store) }},
 			chapter{2 * cfg.Rounds, func(ctx context.Context) error { return b.ask(ctx, store) }})
 	}
+	chapters = append(chapters, chapter{besideRows * cfg.Rounds, b.beside})
 	// Growth comes last, since it needs to know how fast tokens are issued.
 	chapters = append(chapters, chapter{cfg.Points + cfg.Rounds + 3, b.growth})
+
+	if cfg.Ways {
+		chapters = []chapter{{1, b.prepare}, {len(ways) * cfg.Rounds, b.eachWay}}
+	}
 
 	units := 0
 	for _, c := range chapters {
@@ -188,7 +194,12 @@ func build(ctx context.Context, folder string) (string, error) {
 // serveBackend serves the backend from this process, so that its CPU time does not count as the
 // gateway's.
 func (b *bench) serveBackend(ctx context.Context) (*http.Server, error) {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	return b.serveBackendAt(ctx, "127.0.0.1:0")
+}
+
+// serveBackendAt is serveBackend at an address of this machine.
+func (b *bench) serveBackendAt(ctx context.Context, addr string) (*http.Server, error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
@@ -250,6 +261,9 @@ func (b *bench) round(ctx context.Context, l *load, s *side) error {
 		return err
 	}
 	after, _ := s.gateway.cpu()
+	if s.gateway.lost {
+		b.report.note("A process of the gateway ended during the measurement, and its CPU time is missing.")
+	}
 	if ok {
 		s.cpu = append(s.cpu, micros(after-before)/float64(got.requests))
 	}
@@ -262,11 +276,11 @@ func (b *bench) round(ctx context.Context, l *load, s *side) error {
 
 // compare measures the two sides in turn, after one round to warm up.
 func (b *bench) compare(ctx context.Context, c comparison, ours, baseline side) error {
-	b.bar.say(c.What + ", " + c.Store)
+	b.bar.say(strings.TrimSuffix(c.What+", "+c.Store, ", "))
 	sides := []*side{&ours, &baseline}
 	loads := make([]*load, len(sides))
 	for i, s := range sides {
-		l, err := dial(ctx, s.gateway.addr, c.Connections)
+		l, err := s.gateway.dial(ctx, c.Connections)
 		if err != nil {
 			return err
 		}
@@ -342,6 +356,119 @@ func each(tokens []string, request func(token string) []byte) [][]byte {
 	return all
 }
 
+// row is one line of the tables: a request, and what it is compared with.
+type row struct {
+	comparison
+	// sides makes ready what a comparison of the two gateways needs, which may be the same one.
+	sides func(ctx context.Context, ours, plain *gateway) (_, _ side, err error)
+	// cached says whether the cache must have answered all checks, or none. Without it nobody looks.
+	cached *bool
+}
+
+// protectedRows are requests to a protected route.
+func (b *bench) protectedRows(store string) []row {
+	var rows []row
+	for _, c := range []struct {
+		what   string
+		tokens int // 0 for a new one in each request
+	}{{"protected request, one token", 1}, {"protected request, 1,000 tokens", 1000}, {"protected request, a token not in the cache", 0}} {
+		warm := c.tokens > 0
+		rows = append(rows, row{
+			comparison: comparison{What: c.what, Store: store, Baseline: "plain `reverse_proxy`", Connections: 16},
+			cached:     &warm,
+			sides: func(ctx context.Context, g, plain *gateway) (ours, baseline side, err error) {
+				known, err := b.tokens(ctx, g, max(c.tokens, 1))
+				if err != nil {
+					return side{}, side{}, err
+				}
+				use := func(token string) []byte { return g.get("/api/orders/17", token) }
+				pass := func(token string) []byte { return plain.get("/plain/orders/17", token) }
+				ours = side{gateway: g, check: isBackend, next: always(cycle(each(known, use)))}
+				baseline = side{gateway: plain, check: isBackend, next: always(cycle(each(known, pass)))}
+				if warm {
+					return ours, baseline, b.all(ctx, g, once(each(known, use)), isBackend) // fill the cache
+				}
+				ours.next = func(ctx context.Context) (requests, error) {
+					fresh, err := b.tokens(ctx, g, b.cfg.Most/2)
+					return once(each(fresh, use)), err
+				}
+				return ours, baseline, nil
+			},
+		})
+	}
+	return rows
+}
+
+// tokenRow is the token endpoint.
+func (b *bench) tokenRow(what string, as credentials, store string, connections int) row {
+	const form = "grant_type=client_credentials"
+	return row{
+		comparison: comparison{What: what, Store: store, Baseline: "static answer", Connections: connections},
+		sides: func(_ context.Context, g, plain *gateway) (ours, baseline side, err error) {
+			ours = side{gateway: g, check: isToken, next: always(repeat(g.post("/oauth2/access_token", form, as)))}
+			baseline = side{gateway: plain, check: isStatic, next: always(repeat(plain.post("/static/token", form, as)))}
+			return ours, baseline, nil
+		},
+	}
+}
+
+// introspectionRow is the introspection endpoint.
+func (b *bench) introspectionRow(store string) row {
+	return row{
+		comparison: comparison{What: "introspection, 1,000 tokens", Store: store, Baseline: "static answer", Connections: 16},
+		sides: func(ctx context.Context, g, plain *gateway) (ours, baseline side, err error) {
+			known, err := b.tokens(ctx, g, 1000)
+			if err != nil {
+				return side{}, side{}, err
+			}
+			ask := func(token string) []byte { return g.post("/oauth2/introspect", "token="+token, b.generated) }
+			static := func(token string) []byte { return plain.post("/static/introspection", "token="+token, b.generated) }
+			ours = side{gateway: g, check: isActive, next: always(cycle(each(known, ask)))}
+			baseline = side{gateway: plain, check: isStatic, next: always(cycle(each(known, static)))}
+			return ours, baseline, nil
+		},
+	}
+}
+
+// inTurn measures a row in one gateway: its two sides take turns.
+func (b *bench) inTurn(ctx context.Context, g *gateway, r row) error {
+	ours, baseline, err := r.sides(ctx, g, g)
+	if err != nil {
+		return err
+	}
+	share, err := g.cacheShare(ctx, r, func() error { return b.compare(ctx, r.comparison, ours, baseline) })
+	if err != nil {
+		return err
+	}
+	b.report.Comparisons[len(b.report.Comparisons)-1].CacheHits = share
+	return nil
+}
+
+// cacheShare returns which share of token checks the cache answers during a measurement, and an error
+// unless that is what the row is about.
+func (g *gateway) cacheShare(ctx context.Context, r row, measure func() error) (*float64, error) {
+	if r.cached == nil {
+		return nil, measure()
+	}
+	hits, misses, err := g.cacheUse(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := measure(); err != nil {
+		return nil, err
+	}
+	hitsAfter, missesAfter, err := g.cacheUse(ctx)
+	if err != nil {
+		return nil, err
+	}
+	hits, misses = hitsAfter-hits, missesAfter-misses
+	share := float64(hits) / float64(hits+misses)
+	if *r.cached && share < 0.95 || !*r.cached && share > 0.01 {
+		return nil, fmt.Errorf("the cache answered %d of %d checks, so this did not measure what it should", hits, hits+misses)
+	}
+	return &share, nil
+}
+
 // protected measures requests to a protected route.
 func (b *bench) protected(ctx context.Context, store string) error {
 	b.bar.say("protected requests, " + store)
@@ -350,45 +477,9 @@ func (b *bench) protected(ctx context.Context, store string) error {
 		return err
 	}
 	defer g.stop()
-	use := func(token string) []byte { return g.get("/api/orders/17", token) }
-	plain := func(token string) []byte { return g.get("/plain/orders/17", token) }
-	const connections = 16
-
-	for _, c := range []struct {
-		what   string
-		tokens int // 0 for a new one in each request
-	}{{"protected request, one token", 1}, {"protected request, 1,000 tokens", 1000}, {"protected request, a token not in the cache", 0}} {
-		var known []string
-		if known, err = b.tokens(ctx, g, max(c.tokens, 1)); err != nil {
+	for _, r := range b.protectedRows(store) {
+		if err := b.inTurn(ctx, g, r); err != nil {
 			return err
-		}
-		ours := side{gateway: g, check: isBackend, next: always(cycle(each(known, use)))}
-		baseline := side{gateway: g, check: isBackend, next: always(cycle(each(known, plain)))}
-		if c.tokens == 0 {
-			ours.next = func(ctx context.Context) (requests, error) {
-				fresh, err := b.tokens(ctx, g, b.cfg.Most/2)
-				return once(each(fresh, use)), err
-			}
-		} else if err := b.all(ctx, g, once(each(known, use)), isBackend); err != nil { // fill the cache
-			return err
-		}
-		hits, misses, err := g.cacheUse(ctx)
-		if err != nil {
-			return err
-		}
-		if err := b.compare(ctx, comparison{What: c.what, Store: store, Baseline: "plain `reverse_proxy`", Connections: connections}, ours, baseline); err != nil {
-			return err
-		}
-		// Make sure that the cache was used as the name says.
-		hitsAfter, missesAfter, err := g.cacheUse(ctx)
-		if err != nil {
-			return err
-		}
-		hits, misses = hitsAfter-hits, missesAfter-misses
-		share := float64(hits) / float64(hits+misses)
-		b.report.Comparisons[len(b.report.Comparisons)-1].CacheHits = &share
-		if c.tokens > 0 && share < 0.95 || c.tokens == 0 && share > 0.01 {
-			return fmt.Errorf("the cache answered %d of %d checks, so this did not measure what it should", hits, hits+misses)
 		}
 	}
 	return nil
@@ -396,7 +487,7 @@ func (b *bench) protected(ctx context.Context, store string) error {
 
 // all sends all requests without measuring them.
 func (b *bench) all(ctx context.Context, g *gateway, next requests, check func([]byte) error) error {
-	l, err := dial(ctx, g.addr, 16)
+	l, err := g.dial(ctx, 16)
 	if err != nil {
 		return err
 	}
@@ -419,9 +510,7 @@ func (b *bench) issue(ctx context.Context, store string) error {
 			if err != nil {
 				return err
 			}
-			ours := side{gateway: g, check: isToken, next: always(repeat(g.post("/oauth2/access_token", form, c.as)))}
-			baseline := side{gateway: g, check: isStatic, next: always(repeat(g.post("/static/token", form, c.as)))}
-			err = b.compare(ctx, comparison{What: c.what, Store: store, Baseline: "static answer", Connections: connections}, ours, baseline)
+			err = b.inTurn(ctx, g, b.tokenRow(c.what, c.as, store, connections))
 			g.stop()
 			if err != nil {
 				return err
@@ -459,10 +548,7 @@ func (b *bench) ask(ctx context.Context, store string) error {
 	to := func(path string) func(string) []byte {
 		return func(token string) []byte { return g.post(path, "token="+token, b.generated) }
 	}
-	if err := b.compare(ctx, comparison{What: "introspection, 1,000 tokens", Store: store, Baseline: "static answer", Connections: connections},
-		side{gateway: g, check: isActive, next: always(cycle(each(known, to("/oauth2/introspect"))))},
-		side{gateway: g, check: isStatic, next: always(cycle(each(known, to("/static/introspection"))))},
-	); err != nil {
+	if err := b.inTurn(ctx, g, b.introspectionRow(store)); err != nil {
 		return err
 	}
 	var revoked []string

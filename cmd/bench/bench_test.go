@@ -64,7 +64,7 @@ func TestBench(t *testing.T) {
 	if err := deliver(r, &table, filepath.Join(files, "figures.json"), filepath.Join(files, "growth.svg")); err != nil {
 		t.Fatal(err)
 	}
-	checkTables(t, table.String())
+	checkTables(t, table.String(), 4)
 	if err := deliver(r, &onlyJSON, "-", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -96,6 +96,14 @@ func TestBench(t *testing.T) {
 		}
 		if c.RateRatio.Least > c.RateRatio.Median || c.RateRatio.Median > c.RateRatio.Greatest {
 			t.Errorf("%s: ratios %+v", name, c.RateRatio)
+		}
+	}
+	if len(back.Beside) != besideRows {
+		t.Errorf("%d rows side by side, want %d", len(back.Beside), besideRows)
+	}
+	for _, r := range back.Beside {
+		if r.Ours.Objects.Median < 20 || r.Base.Objects.Median < 20 || r.Objects.Median < 1 || r.Bytes.Median <= 0 || r.Ours.Rate.Median <= 0 {
+			t.Errorf("%s, %s, side by side: %+v", r.What, r.Store, r)
 		}
 	}
 	g := back.Growth
@@ -157,7 +165,7 @@ func redisServer(t *testing.T) string {
 
 // checkTables checks that each row of a table has as many cells as its head, and that no cell is
 // empty or a failed number.
-func checkTables(t *testing.T, text string) {
+func checkTables(t *testing.T, text string, want int) {
 	tables, cells := 0, 0
 	for line := range strings.Lines(text) {
 		if !strings.HasPrefix(line, "|") {
@@ -178,8 +186,8 @@ func checkTables(t *testing.T, text string) {
 			}
 		}
 	}
-	if tables != 3 {
-		t.Errorf("%d tables, want 3:\n%s", tables, text)
+	if tables != want {
+		t.Errorf("%d tables, want %d:\n%s", tables, want, text)
 	}
 }
 

@@ -28,7 +28,15 @@ type gateway struct {
 	startup time.Duration // until its first answer with status 200
 	store   string        // the bbolt file, if it has one
 
-	pid    int
+	pid  int
+	pids []int // of another gateway, which we did not start
+	// family are the processes that were there at the last look at CPU time, and lost says whether one
+	// of them ever ended. Its CPU time is then missing.
+	family []int
+	lost   bool
+	// foreign is true for another gateway. What its refusals say is never shown.
+	foreign bool
+
 	said   tail
 	end    context.CancelFunc
 	exited chan struct{} // closed when the process is gone
@@ -38,6 +46,7 @@ type gateway struct {
 type setup struct {
 	store    string        // bbolt, memory or redis; empty for Caddy without the gateway
 	lifetime time.Duration // of tokens
+	noGC     bool          // whether garbage is left where it is
 }
 
 // credentials are a client's ID and secret, and the line for them in the Caddyfile.
@@ -122,12 +131,12 @@ func (b *bench) startOnce(ctx context.Context, s setup) (_ *gateway, err error) 
 	}
 	ctx, g.end = context.WithCancel(ctx)
 	cmd := command(ctx, b.binary, "run", "--config", config)
-	cmd.Env = append(os.Environ(), "HOME="+data, "XDG_DATA_HOME="+data, "XDG_CONFIG_HOME="+data)
+	cmd.Env = s.environment(data)
 	// A pipe, as most service managers use. Only the end of the output is kept: a file would grow,
 	// and would be written to the same disk as the tokens.
 	cmd.Stdout, cmd.Stderr = &g.said, &g.said
 	begin := time.Now()
-	if err := cmd.Start(); err != nil {
+	if err := b.placement.start(cmd); err != nil {
 		g.end()
 		return nil, fmt.Errorf("starting the gateway: %w", err)
 	}
@@ -221,25 +230,29 @@ func (g *gateway) post(path, form string, as credentials) []byte {
 		"Content-Length: " + strconv.Itoa(len(form)) + "\r\n\r\n" + form)
 }
 
-// cpu returns the CPU time that the process has used, in nanoseconds. The schedstat of the process
-// counts only its first thread, so it adds up all threads. ok is false on systems that don't
-// report it.
+// cpu returns the CPU time that the gateway has used. ok is false on systems that don't report it.
 func (g *gateway) cpu() (_ time.Duration, ok bool) {
-	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", g.pid))
-	var sum time.Duration
-	for _, t := range threads {
-		text, err := os.ReadFile(t)
-		if err != nil {
-			continue // the thread has ended, which is rare in a Go program
-		}
-		first, _, _ := strings.Cut(string(text), " ")
-		ns, err := strconv.ParseInt(first, 10, 64)
-		if err != nil {
-			return 0, false
-		}
-		sum += time.Duration(ns)
+	if !g.foreign {
+		return cpuOf([]int{g.pid})
 	}
-	return sum, sum > 0
+	all := family(g.pids)
+	for _, pid := range g.family {
+		g.lost = g.lost || !slices.Contains(all, pid)
+	}
+	g.family = all
+	return cpuOf(all)
+}
+
+// dial opens connections to the gateway. The caller must Close them.
+func (g *gateway) dial(ctx context.Context, connections int) (*load, error) {
+	l, err := dial(ctx, g.addr, connections)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range l.conns {
+		c.foreign = g.foreign
+	}
+	return l, nil
 }
 
 // memory is how much memory the process uses, in bytes.
@@ -279,31 +292,50 @@ func (g *gateway) cacheUse(ctx context.Context) (hits, misses int64, err error) 
 	return hits, misses, err
 }
 
-// number fetches a path of the admin endpoint and returns the number that follows prefix at the
-// beginning of a line.
+// number is numbers for one.
 func (g *gateway) number(ctx context.Context, path, prefix string) (int64, error) {
+	n, err := g.numbers(ctx, path, prefix)
+	if err != nil {
+		return 0, err
+	}
+	return n[0], nil
+}
+
+// numbers fetches a path of the admin endpoint and returns, for each prefix, the number that follows it
+// at the beginning of a line.
+func (g *gateway) numbers(ctx context.Context, path string, prefixes ...string) ([]int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+g.admin+path, nil)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	res, err := http.DefaultClient.Do(r)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
+	numbers, found := make([]int64, len(prefixes)), 0
 	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, prefix); ok {
-			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64) // large numbers have an exponent
-			return int64(n), err
+		for i, prefix := range prefixes {
+			if value, ok := strings.CutPrefix(line, prefix); ok {
+				n, err := strconv.ParseFloat(strings.TrimSpace(value), 64) // large numbers have an exponent
+				if err != nil {
+					return nil, err
+				}
+				numbers[i] = int64(n)
+				found++
+			}
 		}
 	}
-	return 0, fmt.Errorf("%s has no line %q", path, prefix)
+	if found != len(prefixes) {
+		return nil, fmt.Errorf("%s lacks one of the lines %q", path, prefixes)
+	}
+	return numbers, nil
 }
 
 // tail keeps the end of what is written to it, without the log lines about single tokens, which

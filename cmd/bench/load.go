@@ -61,7 +61,8 @@ type load struct {
 
 type loadConn struct {
 	net.Conn
-	r *bufio.Reader
+	r       *bufio.Reader
+	foreign bool // see gateway
 }
 
 // dial opens the connections. The caller must Close them.
@@ -73,7 +74,7 @@ func dial(ctx context.Context, addr string, connections int) (*load, error) {
 			l.Close()
 			return nil, err
 		}
-		l.conns = append(l.conns, &loadConn{c, bufio.NewReader(c)})
+		l.conns = append(l.conns, &loadConn{Conn: c, r: bufio.NewReader(c)})
 	}
 	return l, nil
 }
@@ -173,11 +174,25 @@ func (c *loadConn) exchange(request []byte, body *bytes.Buffer) error {
 		return fmt.Errorf("reading the body of an answer: %w", err)
 	}
 	if res.StatusCode != http.StatusOK {
-		// The challenge says why. Neither it nor the body of a refusal holds a secret.
-		return fmt.Errorf("status %s, want 200: %s %.200s", res.Status, res.Header.Get("WWW-Authenticate"), body)
+		refused := statusError{code: res.StatusCode}
+		if !c.foreign {
+			// The challenge says why. Neither it nor the body of a refusal holds a secret.
+			refused.said = fmt.Sprintf(": %s %.200s", res.Header.Get("WWW-Authenticate"), body)
+		}
+		return refused
 	}
 	if res.Close {
 		return errors.New("the server closes a connection that should be kept alive")
 	}
 	return nil
+}
+
+// statusError is an answer with another status than 200.
+type statusError struct {
+	code int
+	said string // by our own gateway; others may say anything
+}
+
+func (e statusError) Error() string {
+	return fmt.Sprintf("status %d %s, want 200%s", e.code, http.StatusText(e.code), e.said)
 }

@@ -5,7 +5,7 @@
 // It sees the gateway from outside: it builds ./cmd/caddy, runs it as a separate process, and
 // speaks HTTP to it. Most figures are ratios: what a request costs that process, divided by what a
 // baseline request costs it. The two sides take turns, round by round, so that whatever else the
-// machine does affects both.
+// machine does affects both; what matters most is also measured side by side.
 package main
 
 import (
@@ -17,6 +17,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -24,6 +26,8 @@ import (
 const usage = `Measures the gateway on this machine and prints the tables of docs/performance.md:
 
 	go run ./cmd/bench [--quick] [--json <file>|-] [--plot <file>.svg] [--redis <host:port>]
+	go run ./cmd/bench --ways
+	go run ./cmd/bench --against <url> --pid <pid> --baseline <url> --token-endpoint <url> ...
 
 It builds ./cmd/caddy into a temporary folder and runs it as a separate process, on loopback
 and with its own data. The backend and the load generator run in this process. It measures
@@ -36,12 +40,22 @@ and with its own data. The backend and the load generator run in this process. I
     memory of a cached token;
   - whether a token works as soon as it is issued, for each of 100,000.
 
-The two sides of a ratio take turns, round by round. The tables show the median of the
-rounds' ratios, with the smallest and the largest. CPU time is that of the gateway's process
-alone; throughput and latency are those of a machine that also generates the load. An
-unexpected answer ends the run, so that no refusal counts as a success.
+The two sides of a ratio take turns, round by round: both are routes of one process. What
+matters most is also measured side by side: the gateway, and the same Caddy without it, start
+anew in each round and are under load at the same time, on one processor that they have for
+themselves (on Linux, with two processors at least). --ways shows what each difference
+between the two ways does.
 
-A full run takes about 25 minutes and needs 1 GB in the temporary folder; set TMPDIR to use
+The tables show the median of the rounds' ratios, with the smallest and the largest. CPU time
+is that of the gateway's process alone; throughput and latency are those of a machine that
+also generates the load. An unexpected answer ends the run, so that no refusal counts as a
+success.
+
+With --pid, it measures another gateway, or an authorization server, that runs on this machine
+(Linux only). docs/performance.md has recipes. It checks that the gateway refuses a request
+without a token, and that all answers are the same. It prints neither tokens nor secrets.
+
+A full run takes about 30 minutes and needs 1 GB in the temporary folder; set TMPDIR to use
 another one. Nothing else should be running on the machine. To stop early, interrupt it: it
 cleans up after itself.
 
@@ -62,6 +76,7 @@ type config struct {
 	GrowRoom time.Duration `json:"-"`            // how much longer the tokens live than filling should take
 	Redis    string        `json:"-"`            // host:port; empty to leave Redis out
 	UseRedis bool          `json:"over_redis"`   // the figures need not name the address
+	Ways     bool          `json:"-"`            // only compare the ways of measuring
 	Binary   string        `json:"-"`            // an existing binary; empty to build one
 }
 
@@ -97,8 +112,22 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 		short    = flags.Bool("quick", false, "take only about a minute, to try it out: fewer and shorter rounds, and 50,000 tokens")
 		jsonFile = flags.String("json", "", "also write all figures as JSON to this `file`; - means standard output, which then gets no tables")
 		plotFile = flags.String("plot", "", "also draw growth and latency as SVG into this `file`")
+		each     = flags.Bool("ways", false, "only measure one protected request, in each of the ways that lie between in turn and side by side")
 		redis    = flags.String("redis", "", "also measure with the Redis at this `host:port`, except for growth; its keys get a prefix of their own and are deleted at the end")
 	)
+	var p peer
+	flags.StringVar(&p.Protected, "against", "", "measure another gateway on this machine instead: the `URL` of a protected route")
+	flags.StringVar(&p.Baseline, "baseline", "", "the `URL` of a route of the same gateway to the same backend that is not protected")
+	flags.Func("pid", "the `process` of the gateway, or several with commas between them; children count with them", pidsTo(&p.PIDs))
+	flags.Func("baseline-pid", "the `process` of the baseline if it is another one; both are then also put under load at the same time", pidsTo(&p.BaselinePIDs))
+	flags.StringVar(&p.TokenEndpoint, "token-endpoint", "", "the `URL` where tokens come from, which is measured as well")
+	flags.StringVar(&p.Introspection, "introspection-endpoint", "", "the `URL` where resource servers ask about tokens, which is measured as well")
+	flags.StringVar(&p.ClientID, "client-id", "", "the `client` that fetches tokens")
+	flags.StringVar(&p.SecretFile, "client-secret-file", "", "the `file` with its secret")
+	flags.StringVar(&p.ClientAuth, "client-auth", "basic", "`how` it authenticates: basic, or post, in the form")
+	flags.StringVar(&p.Scope, "scope", "", "the `scope` that it asks for")
+	flags.StringVar(&p.TokenFile, "token-file", "", "a `file` with a token in each line, for a gateway that issues none")
+	flags.StringVar(&p.Backend, "backend", "", "serve a backend at this `host:port`, for the gateway to proxy to")
 	flags.Usage = func() {
 		fmt.Fprint(stderr, usage)
 		flags.PrintDefaults()
@@ -116,10 +145,16 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 	if *short {
 		cfg = quick()
 	}
-	cfg.Redis, cfg.UseRedis = *redis, *redis != ""
+	cfg.Redis, cfg.UseRedis, cfg.Ways = *redis, *redis != "", *each
 
 	err := func() error {
-		r, err := run(ctx, cfg, stderr)
+		measure := run
+		if p.given() {
+			measure = func(ctx context.Context, cfg config, stderr io.Writer) (*report, error) {
+				return runAgainst(ctx, cfg, p, stderr)
+			}
+		}
+		r, err := measure(ctx, cfg, stderr)
 		if err != nil {
 			return err
 		}
@@ -134,6 +169,20 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 		return 1
 	}
 	return 0
+}
+
+// pidsTo reads the numbers of processes.
+func pidsTo(pids *[]int) func(string) error {
+	return func(text string) error {
+		for one := range strings.SplitSeq(text, ",") {
+			pid, err := strconv.Atoi(one)
+			if err != nil || pid < 2 {
+				return errors.New("want the number of a process")
+			}
+			*pids = append(*pids, pid)
+		}
+		return nil
+	}
 }
 
 // deliver writes the report to where the flags want it.

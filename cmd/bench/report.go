@@ -16,11 +16,14 @@ type report struct {
 	Config      config       `json:"config"`
 	Machine     machine      `json:"machine"`
 	Comparisons []comparison `json:"comparisons"`
+	Beside      []besideRow  `json:"side_by_side,omitempty"`
+	Ways        []besideRow  `json:"ways,omitempty"`
 	Growth      growth       `json:"growth"`
 	Start       start        `json:"start"`
 	Cached      cached       `json:"cached"`
 	AtOnce      int64        `json:"let_in_at_once"` // of Config.AtOnce tokens
 	Notes       []string     `json:"notes,omitempty"`
+	Peer        bool         `json:"another_gateway,omitempty"`
 }
 
 // comparison is one line of the table: what was measured, and the baseline that it was compared with.
@@ -35,6 +38,7 @@ type comparison struct {
 	CPURatio  *spread  `json:"cpu_ratio,omitempty"`
 	RateRatio spread   `json:"rate_ratio"`
 	CacheHits *float64 `json:"cache_hit_share,omitempty"`
+	Together  *spread  `json:"cpu_ratio_at_the_same_time,omitempty"` // of another gateway, in processes of their own
 }
 
 // figures are those of one side, over all rounds. CPU is nil if the system does not report it.
@@ -126,6 +130,9 @@ func syncTime(folder string) float64 {
 
 // markdown returns the report as tables.
 func (r *report) markdown() string {
+	if r.Peer {
+		return r.peerTable()
+	}
 	var t strings.Builder
 	m := r.Machine
 	fmt.Fprintf(&t, "%s, %d processors, GOMAXPROCS %d, %s, %s", m.CPU, m.Processors, m.MaxProcs, m.System, m.Go)
@@ -139,6 +146,12 @@ func (r *report) markdown() string {
 		fmt.Fprintf(&t, "%s\n", n)
 	}
 
+	if len(r.Ways) > 0 {
+		return t.String() + "\n" + besideTable(r.Ways)
+	}
+
+	t.WriteString("\nIn turn: both sides are routes of one process, which may use all processors. The factor is what the gateway adds to\n" +
+		"a request of a process that has the machine to itself.\n")
 	t.WriteString("\n| what | baseline | store | connections | CPU µs / baseline | CPU ratio | requests/s / baseline | requests/s ratio | p50 ms / baseline | p99 ms / baseline |\n|---|---|---|--:|--:|--:|--:|--:|--:|--:|\n")
 	for _, c := range r.Comparisons {
 		cpu, ratio := "–", "–"
@@ -148,6 +161,12 @@ func (r *report) markdown() string {
 		}
 		fmt.Fprintf(&t, "| %s | %s | %s | %d | %s | %s | %s | %s | %s | %s |\n", c.What, c.Baseline, c.Store, c.Connections, cpu, ratio,
 			pair(c.Ours.Rate.Median, c.Base.Rate.Median), withSpread(c.RateRatio), pair(c.Ours.P50.Median, c.Base.P50.Median), pair(c.Ours.P99.Median, c.Base.P99.Median))
+	}
+
+	if len(r.Beside) > 0 {
+		t.WriteString("\nSide by side: the gateway, and the same Caddy without it, start anew in each round and are under load at the same time,\n" +
+			"on the same processor; load and backend have the others. The factor is what the gateway adds on a busy machine.\n\n" +
+			besideTable(r.Beside))
 	}
 
 	g := r.Growth
