@@ -1201,8 +1201,9 @@ func TestManualHasMetricsAndEvents(t *testing.T) {
 			}
 		}
 	}
-	// These exist once another server has been asked, or if a route takes Basic or only reports.
-	for _, name := range []string{"caddy_oauth_source_duration_seconds", "caddy_oauth_source_up", "caddy_oauth_client_basic_total", "caddy_oauth_report_only_total"} {
+	// These exist once another server has been asked, or if a route takes Basic, only reports, or takes
+	// tokens of a realm beside others.
+	for _, name := range []string{"caddy_oauth_source_duration_seconds", "caddy_oauth_source_up", "caddy_oauth_client_basic_total", "caddy_oauth_client_elsewhere_total", "caddy_oauth_report_only_total"} {
 		if !slices.Contains(exist, name) {
 			exist = append(exist, name)
 		}

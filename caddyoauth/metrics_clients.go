@@ -18,6 +18,8 @@ import (
 type clientCounts struct {
 	passed atomic.Uint64 // checks by oauth_protect that let it pass
 	basic  atomic.Uint64 // requests to protected routes with its right secret in the place of a token
+	// elsewhere are the checks of valid tokens from elsewhere that name a client of this ID.
+	elsewhere atomic.Uint64
 
 	mu sync.Mutex
 	// refused are the checks that didn't, and requests those to the endpoints. Their keys are made of
@@ -100,9 +102,38 @@ func (a *App) countsOf(b *bearer) *clientCounts {
 	return a.foreign
 }
 
+// realmsBesideOthers returns the realms whose tokens the route takes beside tokens from elsewhere. Their
+// clients may be those that another server has, too, as when they move from there to here.
+func (p *Protect) realmsBesideOthers() (realms []*servedRealm) {
+	names := p.localRealms()
+	if len(names) == len(p.sources) {
+		return nil
+	}
+	for _, name := range names {
+		realm := p.app.realms[name]
+		realm.besideOthers = true
+		realms = append(realms, realm)
+	}
+	return realms
+}
+
+// countElsewhere counts a valid token from elsewhere for the client that has the same ID here. If several
+// realms of the route have one, it is the first of them.
+func (p *Protect) countElsewhere(b *bearer) {
+	if b.realm != "" || p.asked != nil {
+		return
+	}
+	for _, realm := range p.besideOthers {
+		if counts := realm.countsOf(b.facts.ClientID); counts != nil {
+			counts.elsewhere.Add(1)
+			return
+		}
+	}
+}
+
 // clientMetrics collects what there is to tell about the clients of the configuration in force, and
 // nothing about others: series of a client that is gone are gone with it.
-type clientMetrics struct{ requests, checks, basic, secretExpiry *prometheus.Desc }
+type clientMetrics struct{ requests, checks, basic, elsewhere, secretExpiry *prometheus.Desc }
 
 func newClientMetrics() clientMetrics {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
@@ -112,6 +143,7 @@ func newClientMetrics() clientMetrics {
 		requests:     desc("client_requests_total", "Requests to the token, introspection and revocation endpoints in the name of a client.", "realm", "client_id", "endpoint", "result"),
 		checks:       desc("client_checks_total", "Checks of valid tokens by oauth_protect: one for each oauth_protect that a request meets.", "realm", "client_id", "result", "cause"),
 		basic:        desc("client_basic_total", "Requests to protected routes with a client's ID and secret by Basic in the place of a token.", "realm", "client_id"),
+		elsewhere:    desc("client_elsewhere_total", "Checks of valid tokens from elsewhere that name a client with the ID of this one.", "realm", "client_id"),
 		secretExpiry: desc("secret_expiry_timestamp_seconds", "When a client's secret stops being accepted, in seconds since 1970; +Inf for never.", "realm", "client_id", "secret"),
 	}
 }
@@ -121,6 +153,7 @@ func (m clientMetrics) Describe(descs chan<- *prometheus.Desc) {
 	descs <- m.requests
 	descs <- m.checks
 	descs <- m.basic
+	descs <- m.elsewhere
 	descs <- m.secretExpiry
 }
 
@@ -135,6 +168,9 @@ func (m clientMetrics) Collect(metrics chan<- prometheus.Metric) {
 			m.collect(metrics, realm.name, id, counts)
 			if realm.takesBasic {
 				metrics <- prometheus.MustNewConstMetric(m.basic, prometheus.CounterValue, float64(counts.basic.Load()), realm.name, id)
+			}
+			if realm.besideOthers {
+				metrics <- prometheus.MustNewConstMetric(m.elsewhere, prometheus.CounterValue, float64(counts.elsewhere.Load()), realm.name, id)
 			}
 		}
 		for id, client := range realm.settings.Clients {

@@ -172,6 +172,8 @@ type Protect struct {
 	metadataURL string      // of the document about Resource; empty without one
 	challenge   string      // how challenges of this route begin
 	words       wording     // how they go on
+	// besideOthers are the realms whose tokens the route takes beside tokens from elsewhere.
+	besideOthers []*servedRealm
 	// beside is the list of routes that this handler is in. It is complete once all routes are
 	// loaded.
 	beside caddyhttp.RouteList
@@ -271,6 +273,7 @@ func (p *Protect) Provision(ctx caddy.Context) error {
 	}
 	p.beside = routesBeside(ctx)
 	p.refusals = app.refusalLogFor(ctx, p.label, p.At)
+	p.besideOthers = p.realmsBesideOthers()
 	app.useSeries(p.label)
 	p.prepareRejections(collectors)
 	return nil
@@ -397,6 +400,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	b.before = before
 	p.allowed.Inc()
 	p.app.countsOf(b).passed.Add(1)
+	p.countElsewhere(b)
 	p.app.noteSeen(r, b)
 	if keepsToken {
 		r.Header["Authorization"] = sent
@@ -756,6 +760,7 @@ func lacksRight(decision access.Decision) bool {
 func (p *Protect) countRefused(b *bearer, result string, cause access.Cause) {
 	if b != nil && b.facts != nil && b.facts.Active {
 		p.app.countsOf(b).countRefused(result, cause)
+		p.countElsewhere(b)
 	}
 }
 

@@ -152,6 +152,9 @@ type servedRealm struct {
 	// takesBasic is set if there is a route where its clients may use Basic. Provisioning such a
 	// route sets it.
 	takesBasic bool
+	// besideOthers is set if there is a route that takes its tokens and tokens from elsewhere.
+	// Provisioning such a route sets it.
+	besideOthers bool
 	// authorization is set if its metadata names an authorization endpoint. Provisioning a protected
 	// resource whose document names its issuer sets it, by nameAuthorization.
 	authorization bool
