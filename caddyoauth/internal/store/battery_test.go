@@ -245,7 +245,7 @@ func TestBboltFindsWhatHasChanged(t *testing.T) {
 		"the generation of a client":                    {`"generation":2`, 13},
 		"a secret":                                      {"keysecret", 5},
 		"the name of a bucket":                          {"clients", 0},
-		"a scope":                                       {`"read write"`, 1},
+		"a scope":                                       {"\x04read\x05write", 1},
 	} {
 		refused := 0
 		for from := 0; ; from++ {

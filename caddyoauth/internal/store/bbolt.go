@@ -403,11 +403,7 @@ func (b *Bbolt) writeAnd(ctx context.Context, change func(*bolt.Tx) error, after
 
 // Put implements oauth.TokenStore.
 func (b *Bbolt) Put(ctx context.Context, t oauth.Token) error {
-	value, err := encodeRecord(t)
-	if err != nil {
-		return err
-	}
-	key := tokenKey(t.Key)
+	key, value := tokenKey(t.Key), encodeRecord(t)
 	return b.write(ctx, func(tx *bolt.Tx) error {
 		tokens := tx.Bucket(bucketTokens)
 		// Most tokens go to the end of the tree, so a page that is split need not stay half
@@ -424,7 +420,7 @@ func (b *Bbolt) Get(_ context.Context, key oauth.Key) (t oauth.Token, err error)
 		if value == nil {
 			return oauth.ErrNotFound
 		}
-		t, err = decodeRecord(key, value)
+		t, err = decodeRecord(key, string(value))
 		return err
 	})
 	return t, err

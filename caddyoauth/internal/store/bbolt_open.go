@@ -53,16 +53,17 @@ var (
 // A change of layout raises it, adds its buckets to fileBuckets, and brings a file from one
 // version to the next by a function, called where OpenBbolt calls makeBuckets: there the
 // change and the new number are one transaction, so a crash leaves one version or the other.
-const fileVersion = 3
+const fileVersion = 4
 
 // fileBuckets are the buckets that a file of each version has, beside meta.
 var fileBuckets = map[int][][]byte{
 	1: {bucketTokens, bucketClients, bucketSecrets},
 	2: {bucketTokens, bucketClients, bucketSecrets, bucketKeys, bucketDenied, bucketUsed, bucketUsedUntil},
 	3: {bucketTokens, bucketClients, bucketSecrets, bucketKeys, bucketDenied, bucketUsed, bucketUsedUntil, bucketManaged},
+	4: {bucketTokens, bucketClients, bucketSecrets, bucketKeys, bucketDenied, bucketUsed, bucketUsedUntil, bucketManaged},
 }
 
-// optionalBuckets are those that a file of fileVersion may have or not. Nothing depends on what is in them,
+// optionalBuckets are those that a file may have or not, from version 3. Nothing depends on what is in them,
 // so OpenBbolt makes them where they are missing, without another version.
 var optionalBuckets = [][]byte{bucketUses}
 
@@ -139,9 +140,11 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 		case 0:
 			err = makeBuckets(tx)
 		case 1:
-			err = errors.Join(addKeys(tx), addManaged(tx))
+			err = errors.Join(addKeys(tx), addManaged(tx), allowCompact(tx))
 		case 2:
-			err = addManaged(tx)
+			err = errors.Join(addManaged(tx), allowCompact(tx))
+		case 3:
+			err = allowCompact(tx)
 		}
 		return errors.Join(err, addUses(tx))
 	}); err != nil {
@@ -184,6 +187,12 @@ func addKeys(tx *bolt.Tx) error {
 		return err
 	}
 	return setValue(meta, keyVersion, []byte("2"))
+}
+
+// allowCompact makes a file of version 3 one of version 4, which may have compact records. Those that are
+// there stay as they are.
+func allowCompact(tx *bolt.Tx) error {
+	return setValue(tx.Bucket(bucketMeta), keyVersion, []byte("4"))
 }
 
 // makePrivate refuses a file of another user, and denies all others access to it.

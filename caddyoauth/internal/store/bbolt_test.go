@@ -560,30 +560,45 @@ func TestBboltRecordsThatAreWrong(t *testing.T) {
 	b := openBbolt(t, filepath.Join(t.TempDir(), "tokens.db"), time.Now)
 	token, other := tokenOf("a"), tokenOf("b")
 	put(t, b, token, other)
-	good, err := encodeRecord(token)
+	text, err := encodeJSON(token)
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := encodeRecord(other)
+	foreign, err := encodeJSON(other)
 	if err != nil {
 		t.Fatal(err)
 	}
+	good, record, bound := string(text), string(encodeRecord(token)), tokenOf("bound")
+	bound.Key = token.Key
 	for _, c := range []struct{ name, record string }{
 		{"empty", ""},
 		{"garbage", "\x00\xff garbage"},
-		{"half", string(good[:len(good)/2])},
+		{"half", good[:len(good)/2]},
 		{"null", "null"},
 		{"an empty object", "{}"},
-		{"more after it", string(good) + string(good)},
+		{"more after it", good + good},
 		{"another token's", string(foreign)},
-		{"of a newer version", strings.Replace(string(good), `"v":1`, `"v":3`, 1)},
-		{"of no version", strings.Replace(string(good), `"v":1,`, ``, 1)},
-		{"of no realm", strings.Replace(string(good), `"r":"root"`, `"r":""`, 1)},
-		{"of no client", strings.Replace(string(good), `"c":"client of a"`, `"c":""`, 1)},
-		{"with a short ID", strings.Replace(string(good), `"id":"`, `"id":"","old":"`, 1)},
-		{"of another form", strings.Replace(string(good), `"g":7`, `"g":"7"`, 1)},
+		{"of a newer version", strings.Replace(good, `"v":1`, `"v":3`, 1)},
+		{"of no version", strings.Replace(good, `"v":1,`, ``, 1)},
+		{"of no realm", strings.Replace(good, `"r":"root"`, `"r":""`, 1)},
+		{"of no client", strings.Replace(good, `"c":"client of a"`, `"c":""`, 1)},
+		{"with a short ID", strings.Replace(good, `"id":"`, `"id":"","old":"`, 1)},
+		{"of another form", strings.Replace(good, `"g":7`, `"g":"7"`, 1)},
+		{"half of a compact one", record[:len(record)/2]},
+		{"nothing but a version", record[:1]},
+		{"more after a compact one", record + record},
+		{"another token's compact one", string(encodeRecord(other))},
+		{"of a newer compact version", "\x05" + record[1:]},
+		{"compact, of another realm", strings.Replace(record, "\x04root", "\x04rood", 1)},
+		{"compact, of no client", strings.Replace(record, "\x0bclient of a", "\x00", 1)},
+		{"compact, with a long text", strings.Replace(record, "\x0bclient of a", "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01client of a", 1)},
+		{"compact, with a long list", strings.Replace(record, "\x02\x04read", "\xff\xff\xff\xff\x01\x04read", 1)},
+		{"compact, with a number in another way", strings.Replace(record, "\x04root", "\x84\x00root", 1)},
+		{"a bearer token's, said to be of a bound one", "\x04" + record[1:]},
+		{"a bearer token's, with an empty binding", "\x04" + record[1:] + "\x00\x00"},
+		{"a bound token's, said to be of a bearer token", "\x03" + string(encodeRecord(bound)[1:])},
 	} {
-		if c.record == string(good) {
+		if c.record == good || c.record == record {
 			t.Fatalf("%s: the record was not changed", c.name)
 		}
 		if err := b.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketTokens).Put(tokenKey(token.Key), []byte(c.record)) }); err != nil {
@@ -775,11 +790,7 @@ func TestBboltDropsWhatHasExpiredWhileItWrites(t *testing.T) {
 	if err := b.update(func(tx *bolt.Tx) error {
 		for i := range old {
 			token := tokenUntil(fmt.Sprint("old ", i), time.Unix(2000+int64(i%2), 0))
-			value, err := encodeRecord(token)
-			if err != nil {
-				return err
-			}
-			if err := tx.Bucket(bucketTokens).Put(tokenKey(token.Key), value); err != nil {
+			if err := tx.Bucket(bucketTokens).Put(tokenKey(token.Key), encodeRecord(token)); err != nil {
 				return err
 			}
 		}

@@ -37,11 +37,7 @@ func filled(b *testing.B, live int) *Bbolt {
 			tokens.FillPercent = 0.9
 			for end := min(live, n+100_000); n < end; n++ {
 				token := numbered(uint64(n))
-				value, err := encodeRecord(token)
-				if err != nil {
-					return err
-				}
-				if err := tokens.Put(tokenKey(token.Key), value); err != nil {
+				if err := tokens.Put(tokenKey(token.Key), encodeRecord(token)); err != nil {
 					return err
 				}
 			}

@@ -124,7 +124,7 @@ func checkIntact(r io.ReaderAt) (version int, err error) {
 		return version, err
 	}
 	optional := optionalBuckets
-	if version < fileVersion {
+	if version < 3 {
 		optional = nil
 	}
 	for _, name := range slices.Concat(fileBuckets[version], optional) { // none for 0

@@ -17,7 +17,7 @@ import (
 const maxMemoryTokens = 1_000_000
 
 // Memory keeps tokens in memory, for as long as the process lives: maxMemoryTokens at most, each
-// of about 0.5 KiB. It is safe for concurrent use. It starts nothing, so it need not be
+// of about 0.3 KiB. It is safe for concurrent use. It starts nothing, so it need not be
 // closed; once it is, its methods return oauth.ErrClosed.
 type Memory struct {
 	now func() time.Time
@@ -25,7 +25,9 @@ type Memory struct {
 
 	mu     sync.RWMutex
 	closed bool
-	tokens map[oauth.Key]oauth.Token
+	// tokens holds records: a million of them are less work for the garbage collector than as many
+	// tokens, which have nine pointers each.
+	tokens map[oauth.Key]string
 	// expiries orders the keys of tokens by expiry. A revoked token's key stays until it expires.
 	expiries keyHeap
 	// holders has an entry for each client with keys in expiries, and so never more than those.
@@ -56,7 +58,7 @@ func NewMemory(now func() time.Time) *Memory {
 	return &Memory{
 		now:     now,
 		max:     maxMemoryTokens,
-		tokens:  make(map[oauth.Key]oauth.Token),
+		tokens:  make(map[oauth.Key]string),
 		holders: make(map[oauth.ClientRef]*holder),
 		clients: make(clientTable),
 		secrets: make(map[string][]byte),
@@ -81,35 +83,29 @@ func (m *Memory) Put(_ context.Context, t oauth.Token) error {
 		return oauth.ErrClosed
 	}
 	client := oauth.ClientRef{Realm: t.Realm, ClientID: t.ClientID}
+	h := m.holders[client]
+	hasShare := func() bool { return h != nil && h.keys >= m.max/4 }
 	// Each Put drops up to four expired tokens, so the store shrinks faster than it grows and
 	// needs no sweeper. Before it refuses a client it drops all of them, since that client's
 	// whole share may have expired.
 	now := m.now().UnixMilli()
-	for i := 0; (i < 4 || m.hasShare(client)) && len(m.expiries) > 0 && m.expiries[0].ExpiryMilli <= now; i++ {
+	for i := 0; (i < 4 || hasShare()) && len(m.expiries) > 0 && m.expiries[0].ExpiryMilli <= now; i++ {
 		delete(m.tokens, m.expiries.drop(m.holders))
 	}
-	h := m.holders[client]
 	// Count the heap, not the map: the heap keeps the keys of revoked tokens until they expire.
 	switch {
-	case m.hasShare(client):
+	case hasShare():
 		return oauth.ErrClientFull
 	case len(m.expiries) >= m.max:
 		return oauth.ErrFull
-	case h == nil:
+	case h == nil || h.keys == 0: // all that it had was dropped, and so was its entry
 		h = &holder{client: client}
 		m.holders[client] = h
 	}
 	h.keys++
-	t.Scopes, t.Audience = slices.Clone(t.Scopes), slices.Clone(t.Audience)
-	m.tokens[t.Key] = t
-	heap.Push(&m.expiries, heldKey{t.Key, h})
+	m.tokens[t.Key] = string(encodeRecord(t))
+	m.expiries.add(heldKey{t.Key, h})
 	return nil
-}
-
-// hasShare reports whether client has its full share, so that it gets no more tokens.
-func (m *Memory) hasShare(client oauth.ClientRef) bool {
-	h := m.holders[client]
-	return h != nil && h.keys >= m.max/4
 }
 
 // Get implements oauth.TokenStore.
@@ -119,12 +115,11 @@ func (m *Memory) Get(_ context.Context, key oauth.Key) (oauth.Token, error) {
 	if m.closed {
 		return oauth.Token{}, oauth.ErrClosed
 	}
-	t, ok := m.tokens[key]
+	stored, ok := m.tokens[key]
 	if !ok {
 		return oauth.Token{}, oauth.ErrNotFound
 	}
-	t.Scopes, t.Audience = slices.Clone(t.Scopes), slices.Clone(t.Audience)
-	return t, nil
+	return decodeRecord(key, stored)
 }
 
 // Revoke implements oauth.TokenStore.
@@ -277,7 +272,7 @@ func (m *Memory) Deny(_ context.Context, key oauth.Key, clientID string) error {
 	}
 	h.keys++
 	m.denied[key] = struct{}{}
-	heap.Push(&m.deniedUntil, heldKey{key, h})
+	m.deniedUntil.add(heldKey{key, h})
 	return nil
 }
 
@@ -295,9 +290,19 @@ func (m *Memory) Denied(_ context.Context, epoch oauth.Epoch, key oauth.Key) (bo
 	return denied, nil
 }
 
+// add puts a key into the heap. heap.Push would allocate an interface for it, and heap.Pop another.
+func (h *keyHeap) add(k heldKey) {
+	*h = append(*h, k)
+	heap.Fix(h, len(*h)-1)
+}
+
 // drop takes the first key off the heap, and off what its holder has.
 func (h *keyHeap) drop(holders map[oauth.ClientRef]*holder) oauth.Key {
-	over := heap.Pop(h).(heldKey)
+	over, last := (*h)[0], len(*h)-1
+	(*h)[0], (*h)[last] = (*h)[last], heldKey{}
+	if *h = (*h)[:last]; last > 0 {
+		heap.Fix(h, 0)
+	}
 	if over.holder.keys--; over.holder.keys == 0 {
 		delete(holders, over.holder.client)
 	}

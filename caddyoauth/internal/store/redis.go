@@ -236,7 +236,7 @@ func (r *Redis) options() rueidis.ClientOption {
 
 // Put implements oauth.TokenStore. Redis drops the record when it expires.
 func (r *Redis) Put(ctx context.Context, t oauth.Token) error {
-	value, err := encodeRecord(t)
+	value, err := encodeJSON(t)
 	if err != nil {
 		return err
 	}
@@ -253,7 +253,7 @@ func (r *Redis) Put(ctx context.Context, t oauth.Token) error {
 // Get implements oauth.TokenStore.
 func (r *Redis) Get(ctx context.Context, key oauth.Key) (t oauth.Token, err error) {
 	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-		value, err := c.Do(ctx, c.B().Get().Key(r.tokenKey(key)).Build()).AsBytes()
+		value, err := c.Do(ctx, c.B().Get().Key(r.tokenKey(key)).Build()).ToString()
 		if rueidis.IsRedisNil(err) {
 			return oauth.ErrNotFound
 		}

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
@@ -913,25 +914,46 @@ func TestMemoryShareOfExpiredTokens(t *testing.T) {
 	present(t, m, token)
 }
 
-// No bytes make the decoder panic. What it accepts is a token of the key that it was asked for,
-// and survives being encoded and decoded again.
+// No bytes make the decoder panic. What it accepts is a token of the key that it was asked for, and
+// survives being encoded and decoded again, in either form. A token has one compact record only.
 func FuzzRecord(f *testing.F) {
-	token := tokenUntil("a", time.Unix(2000, 5))
-	good, err := encodeRecord(token)
-	if err != nil {
-		f.Fatal(err)
+	token, bound := tokenUntil("a", time.Unix(2000, 5)), tokenUntil("bound", time.Unix(2000, 5))
+	bound.Key = token.Key
+	for _, t := range []oauth.Token{token, bound} {
+		compact := encodeRecord(t)
+		for _, seed := range [][]byte{
+			compact, compact[:len(compact)-1], append(slices.Clone(compact), 0), append([]byte{compact[0] ^ 7}, compact[1:]...), compact[:33],
+			append(slices.Clone(compact[:33]), bytes.Repeat([]byte{0xff}, 12)...),
+		} {
+			f.Add(seed)
+		}
+		text, err := encodeJSON(t)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+		for _, seed := range []string{
+			"", "null", "{}", "[]", `{"v":1}`, `{"v":2,"id":"AA=="}`, `{"v":1e99}`, string(text[:len(text)-1]), string(text) + "x",
+			strings.Replace(string(text), `"s":"read write"`, `"s":" read  write "`, 1),
+			strings.Replace(string(text), `"a":[`, `"a":["",`, 1), strings.Replace(string(text), `"r":"root"`, `"r":"`+"\xff"+`"`, 1),
+			strings.Replace(string(text), `"v":1`, `"V":1,"v":1`, 1), strings.Replace(string(text), `"i":`, `"i":-`, 1),
+		} {
+			f.Add([]byte(seed))
+		}
 	}
-	f.Add(good)
-	for _, seed := range []string{
-		"", "null", "{}", "[]", `{"v":1}`, `{"v":2,"id":"AA=="}`, `{"v":1e99}`, string(good[:len(good)-1]), string(good) + "x",
-		strings.Replace(string(good), `"s":"read write"`, `"s":" read  write "`, 1),
-		strings.Replace(string(good), `"a":[`, `"a":["",`, 1), strings.Replace(string(good), `"r":"root"`, `"r":"`+"\xff"+`"`, 1),
-		strings.Replace(string(good), `"v":1`, `"V":1,"v":1`, 1), strings.Replace(string(good), `"i":`, `"i":-`, 1),
-	} {
-		f.Add([]byte(seed))
-	}
+	other := token.Key
+	other.ID[31]++
+	elsewhere := token.Key
+	elsewhere.Realm = "partners"
 	f.Fuzz(func(t *testing.T, b []byte) {
-		got, err := decodeRecord(token.Key, b)
+		for _, key := range []oauth.Key{other, elsewhere} {
+			if got, err := decodeRecord(key, string(b)); err == nil {
+				if _, err := decodeRecord(token.Key, string(b)); err == nil {
+					t.Errorf("the record is accepted under another key, too: %+v", got)
+				}
+			}
+		}
+		got, err := decodeRecord(token.Key, string(b))
 		if err != nil {
 			if errors.Is(err, oauth.ErrNotFound) {
 				t.Error("a record that can't be read is reported as absent")
@@ -941,12 +963,51 @@ func FuzzRecord(f *testing.F) {
 		if got.Key != token.Key || got.Realm == "" || got.ClientID == "" {
 			t.Errorf("accepted %+v", got)
 		}
-		again, err := encodeRecord(got)
+		compact := encodeRecord(got)
+		if b[0] < 9 && !bytes.Equal(compact, b) {
+			t.Errorf("%q is another record of %q", b, compact)
+		}
+		if back, err := decodeRecord(token.Key, string(compact)); err != nil || !same(back, got) {
+			t.Errorf("%+v came back as %+v, %v", got, back, err)
+		}
+		for _, text := range append(slices.Clone(got.Scopes), got.Audience...) {
+			if strings.Contains(text, " ") || text == "" || !utf8.ValidString(text) {
+				return // JSON has no room for these, and nobody issues them
+			}
+		}
+		if !utf8.ValidString(got.ClientID + got.Confirmation.Certificate + got.Confirmation.Key) {
+			return
+		}
+		again, err := encodeJSON(got)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if back, err := decodeRecord(token.Key, again); err != nil || !same(back, got) {
-			t.Errorf("%+v, %v came back as %+v", got, err, back)
+		if back, err := decodeRecord(token.Key, string(again)); err != nil || !same(back, got) {
+			t.Errorf("%+v came back as %+v, %v", got, back, err)
 		}
 	})
+}
+
+// A compact record is what it was when it was written, whatever becomes of the program.
+func TestCompactRecord(t *testing.T) {
+	key := oauth.Key{Realm: "root", ExpiryMilli: 1_700_003_600_123, ID: introspect.TokenID([]byte("an ID that has thirty-two bytes."))}
+	bearer := oauth.Token{
+		Key: key, ClientID: "reports", ClientGeneration: 300, Scopes: []string{"read", "write"},
+		Audience: []string{"https://api.example.com"}, IssuedAt: time.UnixMilli(1_700_000_000_123),
+	}
+	bound := bearer
+	bound.Scopes, bound.Audience = nil, nil
+	bound.Confirmation = introspect.Confirmation{Key: "thumb"}
+	const id, rest = "an ID that has thirty-two bytes.", "\x04root\x07reports\xac\x02\xf6\xa1\xab\xfe\xf9b"
+	for want, token := range map[string]oauth.Token{
+		"\x03" + id + rest + "\x02\x04read\x05write\x01\x17https://api.example.com": bearer,
+		"\x04" + id + rest + "\x00\x00\x00\x05thumb":                                bound,
+	} {
+		if got := encodeRecord(token); string(got) != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+		if got, err := decodeRecord(key, want); err != nil || !same(got, token) {
+			t.Errorf("%q: %+v, %v", want, got, err)
+		}
+	}
 }

@@ -235,7 +235,7 @@ func (b *Bbolt) ForgetUses(ctx context.Context, realm string, ids []string) erro
 	return nil
 }
 
-// addUses gives a file room for what clients did last, if it has none yet. A file of version 3 need not
+// addUses gives a file room for what clients did last, if it has none yet. A file of version 3 or later need not
 // have it: losing it ends no token and lets nobody in.
 func addUses(tx *bolt.Tx) error {
 	_, err := tx.CreateBucketIfNotExists(bucketUses)

@@ -137,7 +137,7 @@ func testUsageStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 // What clients did last survives in a file, also in one that had no room for it, as that of an earlier
 // version or of the same one.
 func TestBboltKeepsUses(t *testing.T) {
-	for version := range 3 {
+	for version := range fileVersion {
 		path := boltFile(t, func(tx *bolt.Tx) error {
 			for _, name := range fileBuckets[version+1] {
 				if _, err := tx.CreateBucket(name); err != nil {

@@ -59,7 +59,7 @@ func withVersion(number string) func(*bolt.Tx) error {
 func TestBboltNewFileHasAVersion(t *testing.T) {
 	b := openBbolt(t, filepath.Join(t.TempDir(), "tokens.db"), time.Now)
 	if err := b.view(func(tx *bolt.Tx) error {
-		if got := tx.Bucket([]byte("meta")).Get([]byte("version")); string(got) != "3" {
+		if got := tx.Bucket([]byte("meta")).Get([]byte("version")); string(got) != "4" {
 			t.Errorf("the version is %q", got)
 		}
 		return nil
@@ -105,11 +105,60 @@ func TestBboltFileWithoutAVersion(t *testing.T) {
 	}
 }
 
+// A file of the version before opens and keeps its tokens, which are JSON, whether they are bound or not. What is
+// written from then on is compact, and the file has the version that says so.
+func TestBboltFileWithJSONRecords(t *testing.T) {
+	token, bound := tokenUntil("a", farAway), tokenUntil("bound", farAway)
+	path := boltFile(t, func(tx *bolt.Tx) error {
+		for _, name := range fileBuckets[3] {
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
+			}
+		}
+		if err := putRaw(tx, "meta", "version", "3"); err != nil {
+			return err
+		}
+		for _, r := range []struct {
+			token  oauth.Token
+			record string
+		}{
+			{token, `{"v":1,"id":%q,"r":"root","c":"client of a","g":7,"s":"read write","a":["https://api.example.com","two"],"i":%d}`},
+			{bound, `{"v":2,"id":%q,"r":"root","c":"client of bound","g":7,"s":"read write","a":["https://api.example.com","two"],"i":%d,"b":{"x5t#S256":"digest of a certificate","jkt":"thumbprint of a key"}}`},
+		} {
+			record := fmt.Sprintf(r.record, base64.StdEncoding.EncodeToString(r.token.ID[:]), r.token.IssuedAt.UnixMilli())
+			if err := putRaw(tx, "tokens", string(tokenKey(r.token.Key)), record); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for _, name := range []string{"new", "bound, new"} {
+		b := openBbolt(t, path, time.Now)
+		present(t, b, token)
+		present(t, b, bound)
+		put(t, b, tokenOf(name))
+		if err := b.view(func(tx *bolt.Tx) error {
+			if got := tx.Bucket(bucketMeta).Get(keyVersion); string(got) != "4" {
+				t.Errorf("the version is %q", got)
+			}
+			if got := tx.Bucket(bucketTokens).Get(tokenKey(tokenOf(name).Key)); len(got) == 0 || got[0] != compact && got[0] != compactBound {
+				t.Errorf("the new record is %q", got)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // A file of a later version is refused, whatever is in it, and stays as it is. The error says what
 // to do; it doesn't say that the file is damaged, since somebody might throw it away.
 func TestBboltFileOfALaterVersion(t *testing.T) {
 	path := boltFile(t, func(tx *bolt.Tx) error {
-		if err := putRaw(tx, "meta", "version", "4"); err != nil {
+		if err := putRaw(tx, "meta", "version", "5"); err != nil {
 			return err
 		}
 		keys, err := tx.CreateBucket([]byte("keys"))
@@ -131,7 +180,7 @@ func TestBboltFileOfALaterVersion(t *testing.T) {
 		b.Close()
 		t.Fatal("it was opened")
 	}
-	for _, part := range []string{path, "was written by a later version of the gateway", "version 4", "up to 3", "run the later version", "store bbolt <path>"} {
+	for _, part := range []string{path, "was written by a later version of the gateway", "version 5", "up to 4", "run the later version", "store bbolt <path>"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("the message does not say %q: %v", part, err)
 		}
