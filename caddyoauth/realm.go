@@ -248,7 +248,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	if rc.ManagedClients {
 		r.managed = &managedRealm{format: format, lifetime: lifetime, scopes: defaultScopes, limits: limits}
 	}
-	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client), FailureLimit: limits.Failures.limit(), IntrospectScope: introspectScope, InventoryAddresses: addresses}
+	r.settings = oauth.Settings{Realm: name, Issuer: issuer, Clients: make(map[string]*oauth.Client), FailureLimit: limits.Failures.limit(), IntrospectScope: introspectScope, InventoryAddresses: addresses, GrantTypeFirst: r.am != nil}
 	for _, id := range sortedKeys(rc.Clients) {
 		if slices.ContainsFunc(rc.Clients[id].Secrets, func(s ClientSecret) bool { return s.RetireUnused != 0 }) {
 			return nil, fmt.Errorf("client %q: retire_unused is for secrets of managed clients: the gateway can't change a configuration", id)

@@ -268,12 +268,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	}
 	body, err := readBody(w, r)
 	if err != nil {
-		status, description := http.StatusBadRequest, "the body could not be read"
+		status, refusal := http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the body could not be read", Reason: "body"}
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
-			status, description = http.StatusRequestEntityTooLarge, "the body is larger than 64 KiB"
+			status, refusal.Description = http.StatusRequestEntityTooLarge, "the body is larger than 64 KiB"
 		}
-		s.refuse(w, r, e, status, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: description, Reason: "body"})
+		s.refuse(w, r, e, status, refusal)
 		return nil
 	}
 	from, _ := clientAddr(r)
@@ -285,13 +285,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	if err == nil && badBearer != nil {
 		err = badBearer
 	}
+	if err == nil && e.kind == endpointToken && e.realm.am.refusesKey(req.Form) {
+		err = errCnfKey
+	}
 	if err != nil {
-		s.answer(w, r, e, nil, oauth.Outcome{}, err)
+		s.answer(w, r, e, req.Form, nil, oauth.Outcome{}, err)
 		return nil
 	}
 	engine, err := e.realm.await(r.Context())
 	if err != nil {
-		s.answer(w, r, e, nil, oauth.Outcome{}, err)
+		s.answer(w, r, e, req.Form, nil, oauth.Outcome{}, err)
 		return nil
 	}
 
@@ -327,7 +330,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		out, err = engine.Revoke(r.Context(), req)
 		reply = struct{}{}
 	}
-	s.answer(w, r, e, reply, out, err)
+	s.answer(w, r, e, req.Form, reply, out, err)
 	return nil
 }
 
@@ -347,12 +350,18 @@ func (e *route) bearer(r *http.Request) (string, error) {
 	return token, nil
 }
 
+// Reasons of unfit that a realm with am_compat has to tell from others.
+const (
+	reasonMethod      = "method"
+	reasonContentType = "content_type"
+)
+
 // unfit returns how a request to an endpoint is refused for what can be told before its body is
 // read, or nil.
 func (s *Server) unfit(r *http.Request, e *route) (status int, _ *oauth.Error) {
 	switch {
 	case r.Method != http.MethodPost:
-		return http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be POST", Reason: "method"}
+		return http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be POST", Reason: reasonMethod}
 	case !s.InsecureHTTP && !secureOrLocal(r):
 		return http.StatusForbidden, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "TLS is required", Reason: "insecure_transport"}
 	case tooEarly(r):
@@ -360,7 +369,7 @@ func (s *Server) unfit(r *http.Request, e *route) (status int, _ *oauth.Error) {
 	case e.contradictedBy(r.URL.RawQuery):
 		return http.StatusBadRequest, errOtherRealm
 	case !isForm(r.Header["Content-Type"]):
-		return http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the content type must be application/x-www-form-urlencoded", Reason: "content_type"}
+		return http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the content type must be application/x-www-form-urlencoded", Reason: reasonContentType}
 	}
 	return 0, nil
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -127,8 +128,8 @@ func (a audience) MarshalJSON() ([]byte, error) {
 const reasonCanceled = string(access.ResultCanceled)
 
 // answer is the only place that turns what the engine said into a status, headers and JSON, a
-// log line and a count.
-func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply any, out oauth.Outcome, err error) {
+// log line and a count. form is that of the request, nil if it could not be read.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, form url.Values, reply any, out oauth.Outcome, err error) {
 	if err == nil {
 		s.logOutcome(r, e, out)
 		if jwt, ok := reply.(signedAnswer); ok {
@@ -169,7 +170,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, reply 
 		w.Header().Set("Retry-After", retryAfter)
 	}
 	s.logRefusal(r, e, refusal, out)
-	writeError(w, status, refusal)
+	e.writeRefusal(w, r, form, status, refusal)
 }
 
 // secondsUntil is the value of a Retry-After header (RFC 9110 section 10.2.3). Zero is retryAfter.
@@ -187,6 +188,15 @@ func roundUp(d time.Duration) time.Duration { return (d + time.Second - 1).Trunc
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, e *route, status int, refusal *oauth.Error) {
 	s.logRefusal(r, e, refusal, oauth.Outcome{})
 	dontAwaitBody(w, r)
+	e.writeRefusal(w, r, nil, status, refusal)
+}
+
+// writeRefusal writes how a realm's endpoint refuses a request. form is as for answer.
+func (e *route) writeRefusal(w http.ResponseWriter, r *http.Request, form url.Values, status int, refusal *oauth.Error) {
+	if e.realm.am != nil {
+		e.writeAMError(w, r, form, status, refusal)
+		return
+	}
 	writeError(w, status, refusal)
 }
 

@@ -45,7 +45,7 @@ func (e *Engine) inquirer(ctx context.Context, req Request, out *Outcome) (*regi
 	case !facts.HasScope(e.cfg.IntrospectScope):
 		return nil, &Error{Code: CodeInsufficientScope, Description: "the token lacks a required scope", Reason: reasonBearer + "scope"}
 	case id != "" && id != client.ID:
-		return nil, invalidRequest("client_id differs from the authenticated client")
+		return nil, invalidRequest(OtherClientID)
 	}
 	return client, nil
 }

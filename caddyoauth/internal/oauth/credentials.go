@@ -77,7 +77,7 @@ func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 	case len(in.Authorization) > 1:
 		return Credentials{}, invalidRequest("there is more than one Authorization header")
 	case len(in.Authorization) == 1 && (secret || asserted), secret && asserted:
-		return Credentials{}, invalidRequest("there is more than one client authentication method")
+		return Credentials{}, invalidRequest(SeveralMethods)
 	case in.Bearer != "":
 		return Credentials{Method: methodBearer, bearer: in.Bearer}, nil
 	case len(in.Authorization) == 1:
@@ -86,7 +86,7 @@ func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 		if id != "" && len(creds.ClientIDs) > 0 {
 			// It says which of the readings is meant.
 			if !slices.Contains(creds.ClientIDs, id) {
-				return Credentials{}, invalidRequest("client_id differs from the authenticated client")
+				return Credentials{}, invalidRequest(OtherClientID)
 			}
 			creds.ClientIDs = []string{id}
 		}

@@ -69,6 +69,9 @@ type Settings struct {
 	// with the zero FailureLimit, there is no limit.
 	Failures     *Failures
 	FailureLimit Limit
+	// GrantTypeFirst refuses a grant type that doesn't exist before it is known which client asks. It
+	// tells a stranger which grant types there are, which is no secret.
+	GrantTypeFirst bool
 	// Now is the wall clock. Default: time.Now.
 	Now func() time.Time
 	// Random is where the random bytes of tokens come from. Default: crypto/rand.
@@ -356,14 +359,17 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 	state := e.state.Load()
 	grant := req.Form.Get("grant_type")
 	if grant == "" {
-		return Grant{}, out, invalidRequest("grant_type is missing")
+		return Grant{}, out, invalidRequest(NoGrantType)
+	}
+	if e.cfg.GrantTypeFirst && grant != GrantClientCredentials {
+		return Grant{}, out, errUnsupportedGrantType
 	}
 	client, err := e.authenticate(ctx, state.clients, req, &out)
 	if err != nil {
 		return Grant{}, out, err
 	}
 	if grant != GrantClientCredentials {
-		return Grant{}, out, &Error{Code: CodeUnsupportedGrantType, Description: "the grant type is not supported"}
+		return Grant{}, out, errUnsupportedGrantType
 	}
 	if !slices.Contains(client.GrantTypes, grant) {
 		return Grant{}, out, &Error{Code: CodeUnauthorizedClient, Description: "the client is not authorized to use this grant type"}
@@ -416,6 +422,8 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 	lifetime := max(record.Expiry().Sub(issuedAt).Truncate(time.Second), time.Second)
 	return Grant{Token: text, Key: confirmation.Key, NextNonce: proof.NextNonce, Scope: out.Scope, Lifetime: lifetime}, out, nil
 }
+
+var errUnsupportedGrantType = &Error{Code: CodeUnsupportedGrantType, Description: "the grant type is not supported"}
 
 // token returns the record of a token for the client, all but its key.
 func (c *Client) token(generation uint64, scopes, audience []string, issuedAt time.Time) Token {
@@ -535,7 +543,7 @@ func (e *Engine) Introspect(ctx context.Context, req Request) (*introspect.Facts
 	e.saw(caller, req.From)
 	text := req.Form.Get("token")
 	if text == "" {
-		return nil, out, invalidRequest("token is missing")
+		return nil, out, invalidRequest(NoToken)
 	}
 	now := e.cfg.Now()
 	if wait := use(caller.asks, now); wait > 0 {
@@ -577,7 +585,7 @@ func (e *Engine) Revoke(ctx context.Context, req Request) (out Outcome, err erro
 	e.saw(client, req.From)
 	text := req.Form.Get("token")
 	if text == "" {
-		return out, invalidRequest("token is missing")
+		return out, invalidRequest(NoToken)
 	}
 	revoked, _, err := e.revoke(ctx, state, text, client.ID)
 	out.TokenID, out.JTI = revoked.ID, revoked.JTI

@@ -24,6 +24,18 @@ const (
 	CodeUnsupportedResponseType Code = "unsupported_response_type" // 400
 )
 
+// Descriptions of refusals that a server may have to tell from others with the same code.
+const (
+	NoGrantType    = "grant_type is missing"
+	NoToken        = "token is missing"
+	NoScope        = "no scope was requested and the client has no default scope"
+	MalformedScope = "the scope is malformed or too long"
+	// OtherClientID means that client_id is not the client that the other credentials name.
+	OtherClientID = "client_id differs from the authenticated client"
+	// SeveralMethods means that there are several kinds of credentials (RFC 6749 section 2.3).
+	SeveralMethods = "there is more than one client authentication method"
+)
+
 // Error is a refusal that the caller is told about.
 type Error struct {
 	Code Code
@@ -37,6 +49,9 @@ type Error struct {
 	Reason string
 	// Nonce goes with CodeUseDPoPNonce.
 	Nonce string
+	// Scopes are those that the client may not have, with CodeInvalidScope: what it asked for, as far as
+	// that is well-formed.
+	Scopes []string
 }
 
 func (e *Error) Error() string { return string(e.Code) + ": " + e.Description }

@@ -50,16 +50,17 @@ func ValidScope(s string) bool {
 func (c *Client) grantScopes(scope string) ([]string, error) {
 	if scope == "" {
 		if len(c.DefaultScopes) == 0 {
-			return nil, &Error{Code: CodeInvalidScope, Description: "no scope was requested and the client has no default scope"}
+			return nil, &Error{Code: CodeInvalidScope, Description: NoScope}
 		}
 		return c.DefaultScopes, nil
 	}
 	requested, err := ParseScope(scope)
 	if err != nil {
-		return nil, &Error{Code: CodeInvalidScope, Description: "the scope is malformed or too long"}
+		return nil, &Error{Code: CodeInvalidScope, Description: MalformedScope}
 	}
 	if !containsAll(c.Scopes, requested) {
-		return nil, &Error{Code: CodeInvalidScope, Description: "the client may not have a scope that was requested"}
+		refused := slices.DeleteFunc(requested, func(scope string) bool { return slices.Contains(c.Scopes, scope) })
+		return nil, &Error{Code: CodeInvalidScope, Description: "the client may not have a scope that was requested", Scopes: refused}
 	}
 	return requested, nil
 }
