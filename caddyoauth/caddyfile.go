@@ -450,7 +450,8 @@ func newRoute(h httpcaddyfile.Helper, matcher caddy.ModuleMap, handler caddyhttp
 // parseServer reads
 //
 //	oauth_server [<matcher>] [<realm>...] {
-//		base_path <path>
+//		base_path <path>...
+//		default_realm <realm>
 //		insecure_http
 //		allow_ambiguous_paths
 //		lint_ignore <code> <reason>
@@ -465,8 +466,10 @@ func parseServer(h httpcaddyfile.Helper) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{At: begin}
+	var basePaths []string
 	options := conf.Options{
-		"base_path":             conf.Text(&s.BasePath, checkBasePath),
+		"base_path":             conf.Texts(&basePaths, checkBasePaths),
+		"default_realm":         conf.Text(&s.DefaultRealm),
 		"insecure_http":         conf.Flag(&s.InsecureHTTP),
 		"allow_ambiguous_paths": conf.Flag(&s.AllowAmbiguousPaths),
 		"lint_ignore":           lintIgnoreOption(&s.LintIgnore, false),
@@ -480,7 +483,20 @@ func parseServer(h httpcaddyfile.Helper) (*Server, error) {
 		}
 		s.Realms = append(s.Realms, h.Val())
 	}
-	return s, options.Read(h.Dispenser, "oauth_server")
+	if err := options.Read(h.Dispenser, "oauth_server"); err != nil {
+		return nil, err
+	}
+	if len(basePaths) > 0 {
+		s.BasePath, s.OtherBasePaths = basePaths[0], basePaths[1:]
+	}
+	served := s.Realms
+	if len(served) == 0 {
+		served = servedRealms(realms)
+	}
+	if err := checkDefaultRealm(s.DefaultRealm, served); err != nil {
+		return nil, h.WrapErr(err)
+	}
+	return s, nil
 }
 
 // parseProtectRoutes returns the route of an oauth_protect, and, if it has a matcher, a second route

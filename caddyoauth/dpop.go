@@ -2,6 +2,8 @@ package caddyoauth
 
 import (
 	"errors"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -102,12 +104,20 @@ func (s *Server) proofURLs(r *servedRealm) (urls []string) {
 	if r.settings.Proofs == nil {
 		return nil
 	}
-	own := len(s.BasePath + realmPath(r.name))
+	named, ends := s.named(r), []string{"/access_token", "/token", "/access_token/", "/token/"}
 	for _, base := range s.bases(r) {
-		for _, end := range []string{"/access_token", "/token", "/access_token/", "/token/"} {
-			urls = append(urls, s.publicBase(r)+base[own:]+end)
-			if r.mtlsBase != "" {
-				urls = append(urls, r.mtlsBase+base[own:]+end)
+		at := s.front(r) + (&url.URL{Path: base}).EscapedPath()
+		if rest, ok := strings.CutPrefix(base, named); ok {
+			at = s.publicBase(r) + rest // as the issuer spells it
+		}
+		for _, end := range ends {
+			urls = append(urls, at+end)
+		}
+	}
+	if r.mtlsBase != "" {
+		for _, end := range ends {
+			if urls = append(urls, r.mtlsBase+end); r.name == rootRealm {
+				urls = append(urls, r.mtlsBase+fullRealmPath(r.name)+end)
 			}
 		}
 	}

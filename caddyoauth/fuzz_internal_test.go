@@ -202,7 +202,7 @@ func FuzzMisdirected(f *testing.F) {
 		f.Add(path, false)
 		f.Add(path, true)
 	}
-	server := &Server{BasePath: "/oauth2", app: new(App)}
+	server := &Server{basePaths: []string{"/oauth2"}, app: new(App)}
 	f.Fuzz(func(t *testing.T, between string, upper bool) {
 		path := "/oauth2/" + between + "/access_token"
 		if upper {

@@ -121,15 +121,48 @@ func serveDocument(w http.ResponseWriter, r *http.Request, document []byte, maxA
 	}
 }
 
+// named returns what the paths begin with that the metadata of a realm names, and that a client is
+// pointed to.
+func (s *Server) named(r *servedRealm) string {
+	bases := s.bases(r)
+	if r.name != s.DefaultRealm || r.name == rootRealm || r.issuer == nil {
+		return bases[0]
+	}
+	// Another handler, at another host, may serve the realm where it is not the default one, and the
+	// issuer may be there. The issuer says which form it has.
+	at := strings.TrimSuffix(r.issuer.Path, "/")
+	if strings.HasSuffix(at, bases[0]) && !strings.HasSuffix(at, bases[1]) {
+		return bases[0]
+	}
+	return bases[1]
+}
+
+// front returns what comes before our paths in the URLs of a realm with an issuer.
+func (s *Server) front(r *servedRealm) string {
+	front, named := url.URL{Scheme: r.issuer.Scheme, Host: r.issuer.Host}, s.named(r)
+	// Usually the issuer ends with a path under which we serve, after whatever a proxy in front of us
+	// adds. If not, the endpoints are at the issuer's host.
+	at := strings.TrimSuffix(r.issuer.Path, "/")
+	for _, base := range s.basePaths {
+		own := base + strings.TrimPrefix(named, s.BasePath)
+		if r.name == rootRealm && !s.isDefault(r) && !strings.HasSuffix(at, own) {
+			own = base // elsewhere, it is the default one
+		}
+		if before, ok := strings.CutSuffix(at, own); ok {
+			front.Path = before
+			break
+		}
+	}
+	return front.String()
+}
+
 // publicBase returns what the URLs of the endpoints begin with, for a realm with an issuer.
 func (s *Server) publicBase(r *servedRealm) string {
-	path := s.BasePath + realmPath(r.name)
-	// Usually the issuer ends with the path under which we serve, after whatever a proxy in
-	// front of us adds. If not, the endpoints are at the issuer's host.
-	if strings.HasSuffix(strings.TrimSuffix(r.issuer.Path, "/"), path) {
+	named := s.named(r)
+	if strings.HasSuffix(strings.TrimSuffix(r.issuer.Path, "/"), named) {
 		return strings.TrimSuffix(r.settings.Issuer, "/")
 	}
-	return (&url.URL{Scheme: r.issuer.Scheme, Host: r.issuer.Host, Path: path}).String()
+	return s.front(r) + (&url.URL{Path: named}).EscapedPath()
 }
 
 // The paths of the endpoints that the metadata names, after what its URLs begin with.

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -52,8 +53,10 @@ func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) 
 		meant = meant[:i]
 	}
 	meant = path.Clean(strings.ReplaceAll(meant, `\`, "/"))
-	base := path.Clean(s.BasePath + "/")
-	rest, inBase := cutBase(meant, base)
+	rest, inBase := "", false
+	for i := 0; i < len(s.basePaths) && !inBase; i++ {
+		rest, inBase = cutBase(meant, path.Clean(s.basePaths[i]+"/"))
+	}
 	dir, last := path.Split(meant)
 	last, _, _ = strings.Cut(last, ";")
 	last = strings.ToLower(strings.TrimFunc(last, func(c rune) bool { return c != '_' && !unicode.IsLetter(c) && !unicode.IsDigit(c) }))
@@ -73,13 +76,13 @@ func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) 
 	for segment := range strings.SplitSeq(strings.Trim(dir, "/"), "/") {
 		segment, _, _ = strings.Cut(segment, ";")
 		segment = strings.TrimSpace(segment)
-		if strings.EqualFold(segment, "oauth2") || base != "/" && strings.EqualFold(segment, path.Base(base)) {
+		if strings.EqualFold(segment, "oauth2") || slices.ContainsFunc(s.basePaths, func(base string) bool { return base != "" && strings.EqualFold(segment, path.Base(path.Clean(base))) }) {
 			return kind, meant
 		}
 	}
 	// Everything is below the base path `/`. There, names that anything may have count only where
 	// an endpoint could be.
-	if base == "/" && (dir == "/" || strings.HasPrefix(dir, "/realms/") || last == "access_token" || last == "introspect") {
+	if slices.Contains(s.basePaths, "") && (dir == "/" || strings.HasPrefix(dir, "/realms/") || last == "access_token" || last == "introspect") {
 		return kind, meant
 	}
 	return "", ""
@@ -139,7 +142,7 @@ func (s *Server) directions(realms []*servedRealm) *oauth.Error {
 			named = r
 		}
 	}
-	at := (&url.URL{Path: s.BasePath + realmPath(named.name)}).EscapedPath()
+	at := (&url.URL{Path: s.named(named)}).EscapedPath()
 	if named.issuer != nil {
 		at = s.publicBase(named)
 	}

@@ -2,6 +2,7 @@ package caddyoauth_test
 
 import (
 	"fmt"
+	"net/http"
 	"net/url"
 	"os/exec"
 	"strings"
@@ -112,6 +113,102 @@ func TestNestedRealms(t *testing.T) {
 			}
 			if got := g.post(realmPaths["retail"]+"/introspect", "reader", testSecret, url.Values{"token": {tokens["retail"]}}); got.json(t)["active"] != true {
 				t.Errorf("with the tokens of retail/eu, those of retail have ended: %s", got.Body)
+			}
+		})
+	}
+}
+
+// A handler may serve the same endpoints at several paths. A realm has one issuer all the same.
+func TestSeveralBasePaths(t *testing.T) {
+	const oauth = "store memory\nissuer https://auth.example.com/am/oauth2\ndpop\n" + testClients + "realm retail/eu {\n" + testClients + "}\n"
+	g := startGateway(t, oauth, "oauth_server {\nbase_path /am/oauth2 /openam/oauth2/\n}\nreverse_proxy BACKEND")
+	form := url.Values{"grant_type": {"client_credentials"}}
+	p := newProver(t)
+	for realm, path := range map[string]string{"root": "", "retail/eu": "/realms/root/realms/retail/realms/eu"} {
+		issuer := "https://auth.example.com/am/oauth2" + path
+		for _, base := range []string{"/am/oauth2", "/openam/oauth2"} {
+			token := wantToken(t, g.post(base+path+"/access_token", "reader", testSecret, form), "read")
+			for _, other := range []string{"/am/oauth2", "/openam/oauth2"} {
+				if facts := g.post(other+path+"/introspect", "reader", testSecret, url.Values{"token": {token}}).json(t); facts["active"] != true || facts["iss"] != issuer {
+					t.Errorf("%s: a token from %s is %v at %s", realm, base, facts, other)
+				}
+			}
+			if document := g.get(base+path+"/.well-known/openid-configuration", "").json(t); document["issuer"] != issuer || document["token_endpoint"] != issuer+"/access_token" {
+				t.Errorf("%s: the metadata below %s is %v", realm, base, document)
+			}
+			// A proof is made for the URL that the client calls.
+			a := g.insisting(func(nonce string) *http.Request {
+				r := g.proving("reader", p.proof("POST", "https://auth.example.com"+base+path+"/access_token", "", withNonce(nonce)))
+				r.URL.Path = base + path + "/access_token"
+				return r
+			})
+			if a.StatusCode != 200 || a.json(t)["token_type"] != "DPoP" {
+				t.Errorf("%s: with a proof for the URL below %s: %d %s", realm, base, a.StatusCode, a.Body)
+			}
+		}
+		if document := g.get(wellKnown+"/am/oauth2"+path, "").json(t); document["issuer"] != issuer {
+			t.Errorf("%s: the metadata is %v", realm, document)
+		}
+	}
+	for _, path := range []string{"/am/oauth2/retail/access_token", "/openam/oauth2/retail/access_token", "/OPENAM/oauth2/access_token", "/oauth2/access_token"} {
+		wantNoEndpoint(t, g.post(path, "reader", testSecret, form), "https://auth.example.com/am/oauth2/access_token")
+	}
+	if n := g.Backend.count(); n != 0 {
+		t.Errorf("%d requests reached the backend", n)
+	}
+	err := g.load(oauth, "oauth_server {\nbase_path /am /am/realms/root/realms/retail/realms/eu\n}")
+	if err == nil || !strings.Contains(err.Error(), "would both be at /am/realms/root/realms/retail/realms/eu") {
+		t.Errorf("base paths of which one leads into another realm: %v", err)
+	}
+}
+
+// A site may stand for a realm: there, the base path is that realm's, and root's endpoints are at its full
+// path. Whatever a document names leads to the realm whose document it is.
+func TestDefaultRealm(t *testing.T) {
+	const own = "issuer https://alpha.example.com/oauth2\n"
+	for _, c := range []struct{ name, alpha, auth, site string }{
+		{"its issuer is that of its host", own, "default_realm root", "default_realm alpha"},
+		{"its issuer is root's", "", "", "default_realm alpha"},
+		{"its issuer has the full path", "issuer https://alpha.example.com/oauth2/realms/root/realms/alpha\n", "", "default_realm alpha"},
+		{"several base paths", own, "default_realm root\nbase_path /oauth2 /am", "default_realm alpha\nbase_path /oauth2 /openam"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := startGateway(t, "store memory\nissuer https://auth.example.com/oauth2\n"+testClients+"realm alpha {\n"+c.alpha+testClients+"}\nrealm alpha/one {\n"+testClients+"}\n",
+				"@auth host auth.example.com\noauth_server @auth {\n"+c.auth+"\n}\n@alpha host alpha.example.com\noauth_server @alpha {\n"+c.site+"\n}\n")
+			at := func(r *http.Request, host string) answer { r.Host = host; return g.do(r) }
+			form := url.Values{"grant_type": {"client_credentials"}}
+			issuers := map[string]string{"root": "https://auth.example.com/oauth2", "alpha": "https://auth.example.com/oauth2/realms/root/realms/alpha", "alpha/one": "https://auth.example.com/oauth2/realms/root/realms/alpha/realms/one"}
+			if c.alpha != "" {
+				issuers["alpha"] = strings.TrimSpace(strings.TrimPrefix(c.alpha, "issuer "))
+			}
+			for url, realm := range map[string]string{
+				"auth.example.com/oauth2": "root", "auth.example.com/oauth2/realms/root": "root", "auth.example.com/oauth2/realms/root/realms/alpha": "alpha",
+				"alpha.example.com/oauth2": "alpha", "alpha.example.com/oauth2/realms/root": "root", "alpha.example.com/oauth2/realms/root/realms/alpha": "alpha",
+				"alpha.example.com/oauth2/realms/root/realms/alpha/realms/one": "alpha/one",
+			} {
+				host, path, _ := strings.Cut(url, "/")
+				token := wantToken(t, at(g.posting("/"+path+"/access_token", "reader", testSecret, form), host), "read")
+				if iss := at(g.posting("/"+path+"/introspect", "reader", testSecret, map[string][]string{"token": {token}}), host).json(t)["iss"]; iss != issuers[realm] {
+					t.Errorf("at %s tokens are those of %v, want %s", url, iss, issuers[realm])
+				}
+				document := at(g.request("GET", "/"+path+"/.well-known/openid-configuration", ""), host).json(t)
+				if document["issuer"] != issuers[realm] {
+					t.Errorf("at %s the metadata is that of %v, want %s", url, document["issuer"], issuers[realm])
+				}
+				named := strings.TrimPrefix(fmt.Sprint(document["token_endpoint"]), "https://")
+				host, path, _ = strings.Cut(named, "/")
+				token = wantToken(t, at(g.posting("/"+path, "reader", testSecret, form), host), "read")
+				path = strings.TrimSuffix(path, "access_token") + "introspect"
+				if iss := at(g.posting("/"+path, "reader", testSecret, map[string][]string{"token": {token}}), host).json(t)["iss"]; iss != issuers[realm] {
+					t.Errorf("the metadata at %s leads to %s, where tokens are those of %v", url, named, iss)
+				}
+			}
+			// Where a strict client looks first (RFC 8414 section 3.1).
+			for realm, issuer := range issuers {
+				host, path, _ := strings.Cut(strings.TrimPrefix(issuer, "https://"), "/")
+				if got := at(g.request("GET", wellKnown+"/"+path, ""), host).json(t)["issuer"]; got != issuer {
+					t.Errorf("%s: its metadata is that of %v", realm, got)
+				}
 			}
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,8 +28,9 @@ func init() {
 // other paths go to the next handler, guarded: without the identity headers that only
 // `oauth_protect` may set, and without anything that leads around it. See `oauth_guard`.
 //
-// It serves these paths under the base path. Those of a realm other than root come after
-// `/realms/root/realms/<realm>`:
+// It serves these paths under each base path. Those of a realm other than root come after
+// `/realms/root/realms/<realm>`, and those of a nested one, such as `retail/eu`, after
+// `/realms/root/realms/retail/realms/eu`:
 //
 // Path | What
 // -----|-----
@@ -60,8 +62,19 @@ type Server struct {
 	Realms []string `json:"realms,omitempty"`
 
 	// The path under which the endpoints are served. It begins with `/` and has no `?`, `#`, `%`
-	// or `\`. Default: `/oauth2`.
+	// or `\`. The metadata names the endpoints there. Default: `/oauth2`.
 	BasePath string `json:"base_path,omitempty"`
+
+	// More such paths, for programs that know the endpoints by them. A realm has one issuer all the
+	// same, and one metadata document, wherever it is fetched. Default: none.
+	OtherBasePaths []string `json:"other_base_paths,omitempty"`
+
+	// One of the realms served, for which the host of the site stands. Its endpoints are at the base path
+	// itself, too, and those of root only after `/realms/root`. Where the issuers of several realms have
+	// the same path, and differ in their hosts, it is this one's metadata that is at
+	// `/.well-known/oauth-authorization-server` and that path. Default: root, and such issuers are
+	// refused.
+	DefaultRealm string `json:"default_realm,omitempty"`
 
 	// Serves callers on other machines over plain HTTP, too. Their secrets and tokens can then be
 	// read on the way. Plain HTTP from this machine is served in any case. For a proxy among the
@@ -80,6 +93,8 @@ type Server struct {
 	app      *App
 	logger   *zap.Logger
 	refusals *refusalLog
+	// basePaths are BasePath and OtherBasePaths, without a slash at the end.
+	basePaths []string
 	// endpoints are by path. Nothing is matched by prefix.
 	endpoints map[string]*route
 	served    []*servedRealm
@@ -134,16 +149,23 @@ func (s *Server) Provision(ctx caddy.Context) error {
 	if s.BasePath == "" {
 		s.BasePath = "/oauth2"
 	}
-	if err := checkBasePath(s.BasePath); err != nil {
+	paths := append([]string{s.BasePath}, s.OtherBasePaths...)
+	if err := checkBasePaths(paths); err != nil {
 		return fmt.Errorf("oauth_server: %w", err)
 	}
+	for _, path := range paths {
+		s.basePaths = append(s.basePaths, strings.TrimSuffix(path, "/"))
+	}
+	s.BasePath = s.basePaths[0]
 	if err := checkLintIgnores(s.LintIgnore, false); err != nil {
 		return fmt.Errorf("oauth_server: %w", err)
 	}
-	s.BasePath = strings.TrimSuffix(s.BasePath, "/")
 	names := s.Realms
 	if len(names) == 0 {
 		names = sortedKeys(app.realms)
+	}
+	if err := checkDefaultRealm(s.DefaultRealm, names); err != nil {
+		return fmt.Errorf("oauth_server: %w", err)
 	}
 	s.endpoints = make(map[string]*route)
 	for _, name := range names {
@@ -162,18 +184,41 @@ func (s *Server) Provision(ctx caddy.Context) error {
 	return err
 }
 
-func checkBasePath(path string) error {
-	if !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#%\\") {
-		return fmt.Errorf("base_path %q must begin with / and must not have ?, #, %% or \\", path)
+func checkBasePaths(paths []string) error {
+	for i, path := range paths {
+		if !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#%\\") {
+			return fmt.Errorf("base_path %q must begin with / and must not have ?, #, %% or \\", path)
+		}
+		if slices.ContainsFunc(paths[:i], func(other string) bool { return strings.TrimSuffix(other, "/") == strings.TrimSuffix(path, "/") }) {
+			return fmt.Errorf("base_path %q is there twice", path)
+		}
 	}
 	return nil
 }
 
+// checkDefaultRealm checks the default_realm of a handler that serves these realms.
+func checkDefaultRealm(name string, served []string) error {
+	if name != "" && !slices.Contains(served, name) {
+		return fmt.Errorf("default_realm '%s' is not a realm that is served here (those are %s)", name, strings.Join(served, ", "))
+	}
+	return nil
+}
+
+// fullRealmPath is what comes between the base path and the endpoints of a realm in the form in which
+// root has one, too.
+func fullRealmPath(name string) string { return cmp.Or(realmPath(name), "/realms/root") }
+
+// isDefault reports whether the endpoints of a realm are at the base path itself.
+func (s *Server) isDefault(r *servedRealm) bool { return r.name == cmp.Or(s.DefaultRealm, rootRealm) }
+
 // bases returns what the paths of a realm's endpoints begin with.
 func (s *Server) bases(r *servedRealm) []string {
-	bases := []string{s.BasePath + realmPath(r.name)}
-	if r.name == rootRealm {
-		bases = append(bases, s.BasePath+"/realms/root") // ForgeRock AM's explicit form
+	var bases []string
+	for _, base := range s.basePaths {
+		if s.isDefault(r) {
+			bases = append(bases, base)
+		}
+		bases = append(bases, base+fullRealmPath(r.name))
 	}
 	return bases
 }
@@ -190,6 +235,9 @@ func (s *Server) layOut(r *servedRealm) error {
 	token, introspection, revocation := post(endpointToken), post(endpointIntrospect), post(endpointRevoke)
 	token.proofURLs = s.proofURLs(r)
 	for _, base := range s.bases(r) {
+		if other := s.endpoints[base+tokenPath]; other != nil && other.realm != r {
+			return fmt.Errorf("the endpoints of realms %q and %q would both be at %s; choose base paths of which none leads into another", other.realm.name, r.name, base)
+		}
 		// Several client libraries add the slash.
 		for _, end := range []string{"", "/"} {
 			s.endpoints[base+"/access_token"+end], s.endpoints[base+"/token"+end] = token, token
@@ -217,10 +265,12 @@ func (s *Server) layOutMetadata(r *servedRealm) error {
 	// The path of the document depends on the issuer's path alone, so issuers that differ in
 	// their host need handlers of their own.
 	wellKnown := "/.well-known/oauth-authorization-server" + strings.TrimSuffix(r.issuer.Path, "/")
-	if other := s.endpoints[wellKnown]; other != nil && other.realm != r {
-		return fmt.Errorf("the metadata of realms %q and %q would both be at %s; give their issuers different paths, or serve each realm from its own oauth_server in its own site", other.realm.name, r.name, wellKnown)
+	other := s.endpoints[wellKnown]
+	if other == nil || other.realm == r || s.DefaultRealm == r.name {
+		s.endpoints[wellKnown] = meta
+	} else if s.DefaultRealm != other.realm.name {
+		return fmt.Errorf("the metadata of realms %q and %q would both be at %s; give their issuers different paths, or say by default_realm for which of them the site's host stands, or serve each realm from its own oauth_server in its own site", other.realm.name, r.name, wellKnown)
 	}
-	s.endpoints[wellKnown] = meta
 	if r.noOpenIDConfiguration {
 		// Don't leave this to the next handler: libraries that look for OpenID Connect, in both of
 		// its places (RFC 8414 section 5), go on to our own place only if they are told that it is
