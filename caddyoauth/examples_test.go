@@ -327,8 +327,8 @@ func checkCommand(t *testing.T, command string) {
 		if command != ".ci/run" && !strings.Contains(ci, command) {
 			t.Errorf("%q is not in .ci/run", command)
 		}
-	case command == "go run ./cmd/bench", command == "go run ./cmd/bench --quick":
-		// cmd/bench has its own tests.
+	case command == "go run ./cmd/bench", command == "go run ./cmd/bench --quick", strings.HasPrefix(command, "go run ./cmd/scale"):
+		// They have their own tests.
 	case command == makeKeyCommand, command == tryKeyCommand:
 		// TestTryingWithCurl runs them.
 	case strings.HasPrefix(command, "caddy oauth import "):
