@@ -513,7 +513,7 @@ func TestExamples(t *testing.T) {
 			if second, err := os.ReadFile(story + ".second"); err == nil {
 				moved = startFleet(t, text, string(second))
 			} else {
-				moved = strings.NewReplacer(pairs...)
+				moved = strings.NewReplacer(append(pairs, furtherSteps(t, story, pairs)...)...)
 			}
 			startStory(t, moved.Replace(text))
 			t.Chdir("caddyoauth")
@@ -535,11 +535,41 @@ func exists(file string) bool {
 	return err == nil
 }
 
+// furtherSteps returns what to replace in commands, in pairs, for an example with several Caddyfiles to which
+// its gateway is reloaded, such as Caddyfile.both: their paths with those of copies that are moved as the
+// first one is.
+func furtherSteps(t *testing.T, story string, pairs []string) (paths []string) {
+	t.Helper()
+	files, err := filepath.Glob(story + ".*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkFormat(t, string(text))
+		// The gateway reads the files of an example from another folder.
+		moved := strings.ReplaceAll(strings.NewReplacer(pairs...).Replace(string(text)), "{$CREDENTIALS_DIRECTORY:examples/", "{$CREDENTIALS_DIRECTORY:"+filepath.ToSlash(root)+"/examples/")
+		step := filepath.Join(t.TempDir(), filepath.Base(file))
+		if err := os.WriteFile(step, []byte(moved), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, file, filepath.ToSlash(step))
+	}
+	return paths
+}
+
 // backendOf returns the address at which an example expects its server.
 func backendOf(t *testing.T, server, caddyfile string) string {
 	t.Helper()
 	port := regexp.MustCompile(`process\.env\.PORT \?\? (\d+)|os\.Getenv\("PORT"\), "(\d+)"`).FindStringSubmatch(readDocument(t, server))
-	if port == nil || !regexp.MustCompile(`(reverse_proxy |federated http://)127\.0\.0\.1:`+port[1]+port[2]+`\b`).MatchString(caddyfile) {
+	if port == nil || !regexp.MustCompile(`(reverse_proxy |(?:federated|source jwt) http://)127\.0\.0\.1:`+port[1]+port[2]+`\b`).MatchString(caddyfile) {
 		t.Fatalf("%s doesn't listen where the Caddyfile expects it", server)
 	}
 	return "127.0.0.1:" + port[1] + port[2]
