@@ -40,6 +40,9 @@ type shownClient struct {
 	Managed bool `json:"managed"`
 	// Settings are as in the configuration, without secrets.
 	Settings Client `json:"settings"`
+	// Introspects is whose tokens it may ask about, `realm` or `any_realm`, if that follows from its
+	// scopes.
+	Introspects string `json:"introspects,omitempty"`
 	// Secrets are those that it has.
 	Secrets []shownSecret `json:"secrets"`
 	// Use is what it did last; nil if nothing is known of that.
@@ -121,12 +124,15 @@ func (a *App) showClient(ctx context.Context, realm *servedRealm, id string) (sh
 		return shown, 0, err
 	}
 	record, err := readManaged(stored)
-	return showManaged(realm.name, id, &record), stored.Version, err
+	shown = showManaged(realm.name, id, &record)
+	shown.Introspects = realm.am.introspects(&record.Client)
+	return shown, stored.Version, err
 }
 
 // showConfigured returns what is shown of a client of the configuration.
 func (a *App) showConfigured(realm *servedRealm, id string) shownClient {
 	shown := show(realm.name, id, false, *a.Realms[realm.name].Clients[id])
+	shown.Introspects = realm.am.introspects(&shown.Settings)
 	for i, secret := range realm.settings.Clients[id].Secrets {
 		shown.Secrets[i].ID = secret.ID // its hash may be a reference
 	}

@@ -188,7 +188,7 @@ func realmOptions(realm *Realm) conf.Options {
 		"signing":                 signingOption(&realm.Signing),
 		"limit":                   limitOption(&realm.Limits, false),
 		"introspect_scope":        conf.Text(&realm.IntrospectScope, checkIntrospectScope),
-		"default_scopes":          conf.Scopes(&realm.DefaultScopes),
+		"default_scopes":          scopesOption(&realm.DefaultScopes),
 		"client":                  clientOption(realm),
 		"lint_ignore":             lintIgnoreOption(&realm.LintIgnore, false),
 		"expect":                  expectOption(realm),
@@ -293,8 +293,8 @@ func clientOption(realm *Realm) conf.Option {
 		if err := (conf.Options{
 			"secret":         secretOption(client),
 			"secret_hash":    secretOption(client),
-			"scopes":         conf.Scopes(&client.Scopes),
-			"default_scopes": conf.Scopes(&client.DefaultScopes),
+			"scopes":         scopesOption(&client.Scopes),
+			"default_scopes": scopesOption(&client.DefaultScopes),
 			"audience":       conf.Audience(&client.Audience),
 			"grant_types": conf.Texts(&client.GrantTypes, func([]string) error {
 				_, err := client.grantTypes()
@@ -332,7 +332,7 @@ func clientOption(realm *Realm) conf.Option {
 		}).Read(d, "client"); err != nil {
 			return err
 		}
-		if err := client.checkDefaultScopes("its default scope", client.DefaultScopes); err != nil {
+		if err := new(AMCompat).client(client).checkDefaultScopes("its default scope", scopesOfAM(client.DefaultScopes)); err != nil {
 			return d.Errf("client '%s': %v", id, err)
 		}
 		return nil

@@ -30,7 +30,10 @@ type Client struct {
 
 	// What it may ask for: visible ASCII characters other than `"`, `\` and `,`. A token
 	// request for anything else is refused, and tokens issued earlier lose a scope that is
-	// taken away here. Default: none, so that the client can have no token.
+	// taken away here. In a realm with `am_compat`, each may have ForgeRock AM's description after a
+	// `|`, which is ignored, and with the scope `am-introspect-all-tokens` or
+	// `am-introspect-all-tokens-any-realm` the client may ask about all tokens of its realm, or of
+	// all realms with `am_compat`, unless its `introspect` says otherwise. Default: none, so that the client can have no token.
 	Scopes []string `json:"scopes,omitempty"`
 
 	// What it gets if it asks for no scope. Each must be among its scopes. Default: the
@@ -118,7 +121,8 @@ type Client struct {
 	Limits *Limits `json:"limits,omitempty"`
 
 	// Whose tokens it may ask about at the introspection endpoint: `own`; `audience`, which is
-	// its own and those for `introspect_audience`; or `realm`, all of its realm. Default: `own`.
+	// its own and those for `introspect_audience`; or `realm`, all of its realm. Default: `own`, unless
+	// its `scopes` say more.
 	Introspect string `json:"introspect,omitempty"`
 
 	// With `introspect` set to `audience`: the client sees tokens whose audience has one of

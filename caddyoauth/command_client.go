@@ -257,6 +257,9 @@ func (c shownClient) print(w io.Writer) error {
 		from = "managed, added " + c.Created.Local().Format(time.DateTime) + ", changed " + c.Changed.Local().Format(time.DateTime)
 	}
 	lines := []string{fmt.Sprintf("client %q of realm %q: %s, %s", c.ID, c.Realm, c.state(), from), "settings: " + printableJSON(settings)}
+	if c.Introspects != "" {
+		lines = append(lines, "introspects: "+c.Introspects+", by its scopes")
+	}
 	for _, s := range c.Secrets {
 		lines = append(lines, "secret "+s.ID+": "+s.text())
 	}

@@ -434,12 +434,6 @@ func (m *migration) amDefault(realm *importedRealm) caddy.Duration {
 // amLifetime is how long tokens live in AM where nothing is said.
 const amLifetime = caddy.Duration(time.Hour)
 
-const (
-	// amIntrospectAll and amIntrospectAny are scopes by which a client may ask about others' tokens.
-	amIntrospectAll = "am-introspect-all-tokens"
-	amIntrospectAny = "am-introspect-all-tokens-any-realm"
-)
-
 // amClientRest are the settings of a client that aren't read.
 var amClientRest = map[string]ignored{
 	"redirectionUris":                  {nobodyLogsIn + ", so there is nobody to send back", nil},
@@ -557,15 +551,10 @@ func amSecret(values map[string]json.RawMessage) (secret, field string) {
 	return secret, field
 }
 
-// amScopes returns scopes without what AM has behind them, a description, maybe in several languages, or
-// before them in old stores, a number.
+// amScopes returns scopes without what AM has behind and before them.
 func (f *importedFields) amScopes(field string) (scopes []string) {
 	for _, text := range f.texts(field) {
-		if number, rest, ok := strings.Cut(text, "]="); ok && strings.HasPrefix(number, "[") && strings.Trim(number[1:], "0123456789") == "" {
-			text = rest
-		}
-		scope, _, _ := strings.Cut(text, "|")
-		scopes = append(scopes, scope)
+		scopes = append(scopes, scopeOfAM(text))
 	}
 	return scopes
 }

@@ -200,12 +200,12 @@ func (o *openDoors) nothingProtected() {
 	if _, shared := o.l.app.opener.(*RedisStore); shared {
 		return // another gateway may check them
 	}
-	for _, realm := range o.l.app.Realms {
-		for _, client := range realm.Clients {
+	for name, realm := range o.l.app.Realms {
+		for id, client := range realm.Clients {
 			if cmp.Or(client.TokenFormat, realm.TokenFormat) == oauth.FormatJWT {
 				return // anybody may check them
 			}
-			if client.Introspect != "" && client.Introspect != oauth.IntrospectOwn {
+			if o.l.realms[name].settings.Clients[id].Introspect != oauth.IntrospectOwn {
 				return
 			}
 		}

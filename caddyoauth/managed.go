@@ -96,10 +96,11 @@ func (r *servedRealm) provisionManagedSettings(id string, cc *Client) (*oauth.Cl
 		return nil, errors.New("there is a federated of this name, so nobody could tell the client's assertions from those of the issuer; give it another ID")
 	}
 	m := r.managed
-	client, err := cc.provision(id, m.format, m.lifetime, m.scopes, m.limits, zap.NewNop())
+	client, err := r.am.client(cc).provision(id, m.format, m.lifetime, m.scopes, m.limits, zap.NewNop())
 	if err != nil {
 		return nil, err
 	}
+	client.Introspect = cmp.Or(r.am.introspects(cc), client.Introspect)
 	if _, err := cc.provisionCertificates(client, zap.NewNop()); err != nil { // checkManaged refuses files
 		return nil, err
 	}

@@ -215,9 +215,10 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	if err := checkTokenFormat(format); err != nil {
 		return nil, err
 	}
-	defaultScopes := rc.DefaultScopes
+	am := rc.AMCompat.or(root.AMCompat)
+	defaultScopes := am.scopes(rc.DefaultScopes)
 	if len(defaultScopes) == 0 {
-		defaultScopes = root.DefaultScopes
+		defaultScopes = am.scopes(root.DefaultScopes)
 	}
 	if err := conf.CheckScopes("default_scopes", defaultScopes); err != nil {
 		return nil, err
@@ -244,7 +245,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		logger.Warn("realm has no clients: nobody can fetch a token", zap.String("realm", name))
 	}
 
-	r := &servedRealm{name: name, format: format, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), certificates: make(map[string][]string), am: rc.AMCompat.or(root.AMCompat), federated: make(map[string]*federatedKeys), opened: new(openedKeys)}
+	r := &servedRealm{name: name, format: format, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), certificates: make(map[string][]string), am: am, federated: make(map[string]*federatedKeys), opened: new(openedKeys)}
 	if rc.ManagedClients {
 		r.managed = &managedRealm{format: format, lifetime: lifetime, scopes: defaultScopes, limits: limits}
 	}
@@ -253,10 +254,11 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		if slices.ContainsFunc(rc.Clients[id].Secrets, func(s ClientSecret) bool { return s.RetireUnused != 0 }) {
 			return nil, fmt.Errorf("client %q: retire_unused is for secrets of managed clients: the gateway can't change a configuration", id)
 		}
-		client, err := rc.Clients[id].provision(id, format, lifetime, defaultScopes, limits, logger)
+		client, err := am.client(rc.Clients[id]).provision(id, format, lifetime, defaultScopes, limits, logger)
 		if err != nil {
 			return nil, fmt.Errorf("client %q: %w", id, err)
 		}
+		client.Introspect = cmp.Or(am.introspects(rc.Clients[id]), client.Introspect)
 		r.settings.Clients[id] = client
 		assertions, err := rc.Clients[id].assertionKeys(id, client.Auth, issuer)
 		if err != nil {

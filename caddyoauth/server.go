@@ -361,9 +361,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		}
 	case endpointIntrospect:
 		var facts *introspect.Facts
+		issuer := e.realm
+		if issuer.am != nil {
+			req.Elsewhere = issuer.elsewhere
+		}
 		if facts, out, err = engine.Introspect(r.Context(), req); err == nil {
+			if other := s.app.realms[out.TokenRealm]; other != nil {
+				issuer = other
+			}
 			now := time.Now()
-			answer := e.realm.introspected(facts, now)
+			answer := issuer.introspected(facts, now)
 			reply = answer
 			if e.realm.signing != nil {
 				h.Add("Vary", "Accept")
@@ -481,6 +488,9 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 		fields := append(make([]zap.Field, 0, 10), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
 		if e.kind == endpointIntrospect {
 			fields = append(fields, zap.String("result", result))
+			if out.TokenRealm != "" {
+				fields = append(fields, zap.String("token_realm", out.TokenRealm))
+			}
 			if out.Cause != "" {
 				fields = append(fields, zap.String("cause", string(out.Cause)))
 			}

@@ -1102,7 +1102,7 @@ function client({ root, signal, parts }) {
 						["Authenticates by", settings.auth ? tags(settings.auth) : settings.federated?.length ? tags(["federated"]) : tags(["client_secret_basic", "client_secret_post"])],
 						["Tokens live", settings.token_lifetime ? plain(settings.token_lifetime) : "as the realm says"],
 						["Token format", settings.token_format ? plain(settings.token_format) : "as the realm says"],
-						settings.introspect && ["May ask about", plain(settings.introspect)],
+						(c.introspects || settings.introspect) && ["May ask about", plain(c.introspects || settings.introspect)],
 					]), el("details", {}, el("summary", {}, "All settings, as JSON"), el("pre", { tabindex: "0" }, pretty(settings)))))),
 				el("div", { class: "stack" },
 					panel("Use", el("div", { class: "body" }, facts([

@@ -15,6 +15,9 @@ const (
 	IntrospectOwn      = "own"      // its own
 	IntrospectAudience = "audience" // its own, and those whose audience holds one of Client.IntrospectAudience
 	IntrospectRealm    = "realm"    // all of its realm
+
+	// IntrospectAnyRealm is all of its realm, and of those that [Request].Elsewhere knows.
+	IntrospectAnyRealm = "any_realm"
 )
 
 // Client is a confidential client. It must not change once an engine has it.
@@ -77,7 +80,7 @@ func (c *Client) visible(facts *introspect.Facts) *introspect.Facts {
 	switch {
 	case !facts.Active:
 		return introspect.Inactive()
-	case c.Introspect == IntrospectRealm || facts.ClientID == c.ID:
+	case c.Introspect == IntrospectRealm || c.Introspect == IntrospectAnyRealm || facts.ClientID == c.ID:
 		return facts
 	case c.Introspect == IntrospectAudience && slices.ContainsFunc(c.IntrospectAudience, facts.HasAudience):
 		// A resource server has no business with what the token can do elsewhere.

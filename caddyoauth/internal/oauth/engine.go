@@ -305,6 +305,18 @@ func (e *Engine) Minted(token *introspect.Token) (bool, error) {
 	return minted || err != nil, nil
 }
 
+// Issued reports whether this realm issued token, and it may be good still. Unlike Recognizes, it
+// verifies the signature of a JWT. Before the first Share nobody can tell, so whatever has our form
+// counts; a lookup then says that nobody knows.
+func (e *Engine) Issued(token *introspect.Token) bool {
+	if !HasForm(token.Text()) && !hasJWTForm(token.Text()) {
+		return false
+	}
+	screened, mine := e.issued.Screen(*token)
+	*token = screened
+	return mine && e.issued.genuine(screened)
+}
+
 // Outcome says, for logs and metrics, how a request to an endpoint ended. It holds no secret
 // and no token.
 type Outcome struct {
@@ -326,6 +338,8 @@ type Outcome struct {
 	Key string
 	// Scope is the scope granted, space-separated.
 	Scope string
+	// TokenRealm is the realm that issued the token that was asked about, if it is another one.
+	TokenRealm string
 	// NotPermitted is set if the token is good but the client may not ask about it. The
 	// client is told what it is told of any token that is not good.
 	NotPermitted bool
@@ -549,14 +563,21 @@ func (e *Engine) Introspect(ctx context.Context, req Request) (*introspect.Facts
 	if wait := use(caller.asks, now); wait > 0 {
 		return nil, out, &Error{Code: CodeTooManyRequests, Description: "too many inquiries", RetryAfter: wait, Reason: "inquiry_limit"}
 	}
+	issuer := e
 	token, mine := e.issued.Screen(introspect.NewToken(text))
+	if caller.Introspect == IntrospectAnyRealm && req.Elsewhere != nil && !(mine && e.issued.genuine(token)) {
+		if other := req.Elsewhere(&token); other != nil {
+			issuer, out.TokenRealm = other, other.cfg.Realm
+			token, mine = other.issued.Screen(token)
+		}
+	}
 	// A token that carries our mark and has not expired is always looked up: callers of a
 	// resource server must not be able to use up its answers about good tokens by sending it
 	// made-up ones.
-	if !caller.guesses.mayAsk(now) && !(mine && e.issued.genuine(token)) {
+	if !caller.guesses.mayAsk(now) && !(mine && issuer.issued.genuine(token)) {
 		return nil, out, &Error{Code: CodeTooManyRequests, Description: "too many inquiries about tokens that are not active"}
 	}
-	facts, err := e.tokens.LookupWithin(ctx, &token, math.MaxInt64)
+	facts, err := issuer.tokens.LookupWithin(ctx, &token, math.MaxInt64)
 	if err != nil {
 		return nil, out, fmt.Errorf("looking up a token: %w", err)
 	}

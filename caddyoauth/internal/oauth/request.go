@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/caddyoauth/gateway/introspect"
 )
 
 // maxParameters bounds the parameters of a form.
@@ -58,6 +60,10 @@ type Request struct {
 	// From is the address that the request came from, for the fair use of slow hashes and the limit of
 	// failures. The zero Addr is for all whose address is unknown.
 	From netip.Addr
+	// Elsewhere returns the engine of another realm that has issued a token, of those whose tokens a client
+	// with IntrospectAnyRealm may ask about, or nil. It is for Introspect, and ParseRequest leaves it nil:
+	// there are no others.
+	Elsewhere func(token *introspect.Token) *Engine
 
 	// instead is set if the credentials stand in for a token. A client that can have no token is
 	// then treated like one that doesn't exist.
