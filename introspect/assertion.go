@@ -1,7 +1,6 @@
 package introspect
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -177,11 +176,11 @@ func (a *Assertions) acceptsType(value any, present bool) (access, ok bool) {
 }
 
 func (a *Assertions) judge(payload []byte) (_ *Assertion, no Cause) {
-	claims, ok := decodeObject(payload)
+	claims, text, ok := readObject(payload)
 	if !ok {
 		return nil, CauseMalformed
 	}
-	result := &Assertion{Claims: string(bytes.TrimSpace(payload))}
+	result := &Assertion{Claims: text}
 	result.Bound = claims["cnf"] != nil
 	result.Issuer = a.cfg.Keys.cfg.Issuer
 	result.Subject, _ = claims["sub"].(string)

@@ -33,10 +33,10 @@ type workKind struct {
 }
 
 func (s signedToken) workKind() workKind {
-	if signature := s.jws.Signatures[0]; isRSA(signature.Header.Algorithm) {
-		return workKind{signature.Header.Algorithm, len(signature.Signature)}
+	if isRSA(s.alg) {
+		return workKind{s.alg, len(s.signature)}
 	}
-	return workKind{alg: s.jws.Signatures[0].Header.Algorithm}
+	return workKind{alg: s.alg}
 }
 
 func isRSA(alg string) bool { return strings.HasPrefix(alg, "RS") || strings.HasPrefix(alg, "PS") }
@@ -70,11 +70,10 @@ func (s *keySet) worked(token signedToken) (done int) {
 	if s == nil {
 		return 0
 	}
-	signature := token.jws.Signatures[0]
 	known := s.knows(token.kid)
 	for i := range s.keys {
 		k := &s.keys[i]
-		if k.mayHaveSigned(signature.Header.Algorithm, token.kid, known) && k.canMake(signature.Signature) {
+		if k.mayHaveSigned(token.alg, token.kid, known) && k.canMake(token.signature) {
 			done++
 		}
 	}
@@ -98,8 +97,9 @@ func (s signedToken) pretend(done int) {
 	} else if set, err := decoys(); err == nil {
 		decoy = *set
 	}
+	s.kid = "" // which none of the decoys has
 	for range most - done {
-		decoy.verify(s.jws, "")
+		decoy.verify(s)
 	}
 }
 

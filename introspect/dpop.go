@@ -144,16 +144,15 @@ func (p *Proofs) Verify(text string, of ProofOf) (*Proof, Cause) {
 	if cause != "" {
 		return nil, cause
 	}
-	alg := signed.jws.Signatures[0].Header.Algorithm
 	key, err := proofKey(header)
-	if err != nil || !key.fits(alg) {
+	if err != nil || !key.fits(signed.alg) {
 		return nil, CauseProofKey
 	}
-	proof, cause := p.judge(signed.jws.UnsafePayloadWithoutVerification(), of)
+	proof, cause := p.judge(signed.payload, of)
 	if cause != "" {
 		return nil, cause
 	}
-	if _, err := signed.jws.Verify(key.verifier(alg)); err != nil {
+	if !key.made(signed) {
 		return nil, CauseSignature
 	}
 	proof.Key = key.thumbprint()

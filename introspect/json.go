@@ -3,7 +3,6 @@ package introspect
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"iter"
 	"strconv"
 	"strings"
@@ -21,15 +20,29 @@ type nested struct{}
 // decodeObject decodes a JSON object as encoding/json does with UseNumber, except for nested
 // values. It refuses what another parser might understand differently: two members of one
 // name, text that is not Unicode, more than maxDepth levels, or anything after the object.
+// What is in the object may be part of a copy of data.
 func decodeObject(data []byte) (map[string]any, bool) {
+	object, _, ok := readObject(data)
+	return object, ok
+}
+
+// readObject is decodeObject, and returns the text of the object. All texts in the object are parts of
+// it or stand alone, so whoever keeps both keeps no more than the one.
+func readObject(data []byte) (object map[string]any, text string, ok bool) {
 	if !utf8.Valid(data) || !json.Valid(data) || halfEscaped(data) {
-		return nil, false
+		return nil, "", false
 	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.UseNumber()
-	value, err := decodeValue(decoder, 0)
-	object, ok := value.(map[string]any)
-	return object, ok && err == nil
+	text = string(bytes.TrimSpace(data))
+	if text[0] != '{' { // JSON is not empty
+		return nil, "", false
+	}
+	object = make(map[string]any, 8)
+	_, ok = decodeMembers(text, 0, func(name string, value any) bool {
+		_, twice := object[name]
+		object[name] = value
+		return !twice
+	})
+	return object, text, ok
 }
 
 // halfEscaped reports whether valid JSON escapes one half of a surrogate pair alone, as in
@@ -67,66 +80,88 @@ func escapedUnit(data []byte) (rune, bool) {
 	return rune(unit), err == nil
 }
 
-var errAmbiguous = errors.New("JSON is too deep or has two members of one name")
+// decodeMembers goes through the members of the object that text, which is valid JSON, begins with, and
+// returns what is behind the object. It calls member for each, until that returns false.
+func decodeMembers(text string, depth int, member func(name string, value any) bool) (rest string, ok bool) {
+	rest = skipSpace(text[1:])
+	if rest != "" && rest[0] == '}' {
+		return rest[1:], true
+	}
+	for rest != "" {
+		var quoted string
+		quoted, rest = cutJSON(rest)
+		rest, _ = strings.CutPrefix(skipSpace(rest), ":")
+		value, after, ok := decodeValue(rest, depth+1)
+		if !ok || !member(stringText(quoted), value) {
+			return "", false
+		}
+		if rest, ok = strings.CutPrefix(skipSpace(after), ","); !ok {
+			return strings.CutPrefix(rest, "}")
+		}
+		rest = skipSpace(rest)
+	}
+	return "", false
+}
 
-// decodeValue decodes the next value. It reads everything in it, and builds the outermost
-// object and its lists of scalars.
-func decodeValue(decoder *json.Decoder, depth int) (any, error) {
-	token, err := decoder.Token()
-	if err != nil {
-		return nil, err
+// decodeValue decodes the value that text, which is valid JSON, begins with, and returns what is behind it.
+// It reads everything in it, and builds lists of scalars in the outermost object.
+func decodeValue(text string, depth int) (value any, rest string, ok bool) {
+	text = skipSpace(text)
+	if text == "" || depth > maxDepth {
+		return nil, "", false
 	}
-	if depth > maxDepth {
-		return nil, errAmbiguous
+	switch text[0] {
+	case '{':
+		names := make(map[string]struct{}) // only these matter here
+		rest, ok = decodeMembers(text, depth, func(name string, _ any) bool {
+			_, twice := names[name]
+			names[name] = struct{}{}
+			return !twice
+		})
+		return nested{}, rest, ok
+	case '[':
+		return decodeList(text, depth)
 	}
-	switch token {
-	case json.Delim('{'):
-		var object map[string]any
-		for decoder.More() {
-			name, err := decoder.Token()
-			if err != nil {
-				return nil, err
+	quoted, rest := cutJSON(text)
+	switch quoted[0] {
+	case '"':
+		return stringText(quoted), rest, true
+	case 't', 'f':
+		return quoted == "true", rest, true
+	case 'n':
+		return nil, rest, true
+	}
+	return json.Number(quoted), rest, true
+}
+
+// decodeList is decodeValue for a list.
+func decodeList(text string, depth int) (value any, rest string, ok bool) {
+	list, scalars := []any{}, depth == 1
+	rest = skipSpace(text[1:])
+	if after, empty := strings.CutPrefix(rest, "]"); empty {
+		rest = after
+	} else {
+		for more := true; more; {
+			var element any
+			if element, rest, ok = decodeValue(rest, depth+1); !ok {
+				return nil, "", false
 			}
-			if _, twice := object[name.(string)]; twice {
-				return nil, errAmbiguous
-			}
-			value, err := decodeValue(decoder, depth+1)
-			if err != nil {
-				return nil, err
-			}
-			if object == nil {
-				object = make(map[string]any)
-			}
-			if depth > 0 {
-				value = nil // only the names matter here
-			}
-			object[name.(string)] = value
-		}
-		if _, err := decoder.Token(); err != nil || depth > 0 {
-			return nested{}, err
-		}
-		return object, nil
-	case json.Delim('['):
-		list, scalars := []any{}, true
-		for decoder.More() {
-			value, err := decodeValue(decoder, depth+1)
-			if err != nil {
-				return nil, err
-			}
-			switch value.(type) {
-			case nested, []any:
+			if _, deep := element.(nested); deep {
 				list, scalars = nil, false
 			}
-			if depth == 1 && scalars {
-				list = append(list, value)
+			if scalars {
+				list = append(list, element)
 			}
+			rest, more = strings.CutPrefix(skipSpace(rest), ",")
 		}
-		if _, err := decoder.Token(); err != nil || !scalars {
-			return nested{}, err
+		if rest, ok = strings.CutPrefix(rest, "]"); !ok {
+			return nil, "", false
 		}
-		return list, nil
 	}
-	return token, nil
+	if !scalars {
+		return nested{}, rest, true
+	}
+	return list, rest, true
 }
 
 // jsonMembers yields the names and values of a JSON object. This and the functions below are

@@ -1,7 +1,6 @@
 package introspect
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -199,7 +198,7 @@ func (j *JWT) Lookup(ctx context.Context, token Token) (*Facts, error) {
 // says that there is one.
 func (k *Keys) verify(ctx context.Context, signed signedToken) (payload []byte, key *publicKey, known bool, err error) {
 	set := k.set()
-	payload, key, known = set.verify(signed.jws, signed.kid)
+	payload, key, known = set.verify(signed)
 	if known {
 		return payload, key, known, nil
 	}
@@ -209,7 +208,7 @@ func (k *Keys) verify(ctx context.Context, signed signedToken) (payload []byte, 
 	// The same keys would give the same answer.
 	fresh := k.set()
 	if fresh != set {
-		payload, key, known = fresh.verify(signed.jws, signed.kid)
+		payload, key, known = fresh.verify(signed)
 	}
 	if fresh == nil {
 		return nil, nil, false, fmt.Errorf("the keys of %s: %w", k.cfg.Issuer, errNoKeys)
@@ -242,7 +241,7 @@ func (j *JWT) Inquire(_ context.Context, token Token) (*Facts, error) {
 	if cause != "" {
 		return InactiveBecause(cause), nil
 	}
-	payload, key, known := j.set().verify(signed.jws, signed.kid)
+	payload, key, known := j.set().verify(signed)
 	if !known {
 		return nil, ErrNotAsked // Lookup would fetch the keys
 	}
@@ -294,7 +293,12 @@ func (j *JWT) Coherent() bool { return j.set() != nil }
 
 // signedToken is a token taken apart. Nothing it says is verified.
 type signedToken struct {
-	jws *jose.JSONWebSignature
+	// alg is one of the allowed algorithms.
+	alg string
+	// text is what was signed: the first two parts as they were sent.
+	text      string
+	payload   []byte
+	signature []byte
 	// kid is empty if the token has none.
 	kid string
 	// access is whether the header's typ says that it is an access token.
@@ -326,12 +330,15 @@ func readHeader(text string, algorithms []string, acceptsType func(typ any, pres
 	if !oneSpelling(text) {
 		return bad(CauseMalformed)
 	}
-	protected, _, _ := strings.Cut(text, ".")
+	if strings.Count(text, ".") != 2 {
+		return bad(CauseMalformed)
+	}
+	protected, rest, _ := strings.Cut(text, ".")
 	data, err := base64.RawURLEncoding.DecodeString(protected)
 	if err != nil {
 		return bad(CauseMalformed)
 	}
-	header, ok := decodeObject(data)
+	header, said, ok := readObject(data)
 	if !ok {
 		return bad(CauseMalformed)
 	}
@@ -353,21 +360,40 @@ func readHeader(text string, algorithms []string, acceptsType func(typ any, pres
 			return bad(CauseMalformed)
 		}
 	}
-	alg, ok := header["alg"].(string)
-	if !ok || !slices.Contains(algorithms, alg) {
+	if signed.alg, ok = header["alg"].(string); !ok || !slices.Contains(algorithms, signed.alg) {
 		return bad(CauseAlgorithm)
 	}
-	// go-jose parses the header itself. Allowing only this algorithm makes sure that it reads
-	// the same one.
-	signed.jws, err = jose.ParseSignedCompact(text, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
-	if err != nil {
+	// go-jose knows what may be in a key and in certificates. Allowing only this algorithm makes sure
+	// that it reads the same one.
+	if !plainHeader(header) {
+		if _, err := jose.ParseSignedCompact(text, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(signed.alg)}); err != nil {
+			return bad(CauseMalformed)
+		}
+	}
+	payload, signature, _ := strings.Cut(rest, ".")
+	if signed.payload, err = base64.RawURLEncoding.DecodeString(payload); err != nil {
 		return bad(CauseMalformed)
 	}
-	return signed, string(data), ""
+	if signed.signature, err = base64.RawURLEncoding.DecodeString(signature); err != nil {
+		return bad(CauseMalformed)
+	}
+	signed.text = text[:len(protected)+1+len(payload)]
+	return signed, said, ""
+}
+
+// plainHeader reports whether a header has nothing but texts, none of them a key or a certificate, so
+// that there is nothing in it that could be malformed.
+func plainHeader(header map[string]any) bool {
+	for name, value := range header {
+		if _, text := value.(string); !text || name == "jwk" || name == "x5c" {
+			return false
+		}
+	}
+	return true
 }
 
 // oneSpelling reports whether no other text decodes to the same three parts as token, provided
-// that go-jose can decode it. Go's base64 decoder skips line breaks and, unless it is strict,
+// that they can be decoded. Go's base64 decoder skips line breaks and, unless it is strict,
 // ignores bits after the last byte; padding is for other decoders.
 func oneSpelling(token string) bool {
 	if strings.ContainsAny(token, "\r\n=") {
@@ -427,14 +453,13 @@ func begun(claims map[string]any, now time.Time) (issued time.Time, no Cause) {
 // that it is an access token. Members that are null count as absent, except cnf. The
 // cause is empty if the token is good.
 func (j *JWT) judge(payload []byte, access bool) (_ *Facts, no Cause) {
-	claims, ok := decodeObject(payload)
+	claims, text, ok := readObject(payload)
 	if !ok {
 		return nil, CauseMalformed
 	}
 	if !j.cfg.Keys.cfg.issued(claims) {
 		return nil, CauseIssuer
 	}
-	text := string(bytes.TrimSpace(payload))
 	confirmation, ok := confirmationOf(claims, text)
 	if !ok || !j.cfg.AcceptBound && confirmation != (Confirmation{}) {
 		return nil, CauseBinding

@@ -677,6 +677,7 @@ func (k *Keys) readMetadata(ctx context.Context, from string) (string, error) {
 		return "", fmt.Errorf("%s is the metadata of %.256q", from, document["issuer"])
 	}
 	uri, _ := document["jwks_uri"].(string)
+	uri = strings.Clone(uri) // so that it doesn't hold on to the whole document
 	if _, err := endpoint(uri); err != nil {
 		return "", fmt.Errorf("jwks_uri in %s: %w", from, err)
 	}

@@ -1,7 +1,6 @@
 package introspect
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -162,7 +161,7 @@ func (r *Remote) retryAfter(resp *http.Response) time.Duration {
 // understand turns an answer into facts (RFC 7662 section 2.2). Members that are null count as
 // absent. Its errors name members and quote nothing.
 func (r *Remote) understand(body []byte) (*Facts, error) {
-	answer, ok := decodeObject(body)
+	answer, text, ok := readObject(body)
 	if !ok {
 		return nil, errors.New("the answer is not a JSON object, or is ambiguous")
 	}
@@ -177,7 +176,7 @@ func (r *Remote) understand(body []byte) (*Facts, error) {
 			delete(answer, name)
 		}
 	}
-	facts := &Facts{Active: true, Claims: string(bytes.TrimSpace(body))}
+	facts := &Facts{Active: true, Claims: text}
 
 	var notBefore time.Time
 	for name, at := range map[string]*time.Time{"exp": &facts.Expiry, "iat": &facts.IssuedAt, "nbf": &notBefore} {
