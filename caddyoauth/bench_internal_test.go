@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -63,8 +64,9 @@ func benchmarkAppOf(b testing.TB, level string, root *Realm) (caddy.Context, *Ap
 	return ctx, a
 }
 
-// benchmarkIssuer starts another authorization server and returns its URL and a JWT that it signed.
-func benchmarkIssuer(b *testing.B) (url, token string) {
+// benchmarkIssuer starts another authorization server and returns its URL and two JWTs that it signed, the
+// second as long as those of Keycloak.
+func benchmarkIssuer(b *testing.B) (url, token, long string) {
 	b.Helper()
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -75,13 +77,19 @@ func benchmarkIssuer(b *testing.B) (url, token string) {
 		b.Fatal(err)
 	}
 	const claims = `{"iss":"https://issuer.example.com","sub":"reader","client_id":"reader","scope":"read","exp":4102444800}`
-	signed, err := signer.Sign([]byte(claims))
-	if err != nil {
-		b.Fatal(err)
+	sign := func(claims string) string {
+		signed, err := signer.Sign([]byte(claims))
+		if err != nil {
+			b.Fatal(err)
+		}
+		text, err := signed.CompactSerialize()
+		if err != nil {
+			b.Fatal(err)
+		}
+		return text
 	}
-	if token, err = signed.CompactSerialize(); err != nil {
-		b.Fatal(err)
-	}
+	token = sign(claims)
+	long = sign(`{"realm_access":{"roles":["` + strings.Repeat(`offline_access","`, 50) + `"]},` + claims[1:])
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		if r.URL.Path == "/keys" {
@@ -91,7 +99,7 @@ func benchmarkIssuer(b *testing.B) (url, token string) {
 		}
 	}))
 	b.Cleanup(server.Close)
-	return server.URL, token
+	return server.URL, token, long
 }
 
 // BenchmarkProtectWarmHit measures what oauth_protect adds to a request whose token is cached:
@@ -102,7 +110,7 @@ func benchmarkIssuer(b *testing.B) (url, token string) {
 // other sources.
 func BenchmarkProtectWarmHit(b *testing.B) {
 	ctx, app := benchmarkApp(b)
-	issuer, jwt := benchmarkIssuer(b)
+	issuer, jwt, long := benchmarkIssuer(b)
 	const local = `{"source":"local"}`
 	remote := `{"source":"introspect","url":"` + issuer + `/introspect","issuer":"https://issuer.example.com"}`
 	signed := `{"source":"jwt","issuer":"https://issuer.example.com","jwks_uri":"` + issuer + `/keys"}`
@@ -118,6 +126,11 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 	}
 	protect, all := route(local), route(local, remote, signed)
 	introspected, verified := route(remote), route(signed)
+	five := []string{signed}
+	for n := range 4 {
+		five = append([]string{fmt.Sprintf(`{"source":"jwt","issuer":"https://issuer.example.com/%d","jwks_uri":"%s/keys"}`, n, issuer)}, five...)
+	}
+	ofFive := route(five...)
 	telling := &Protect{Scopes: []string{"read"}, Assertion: &Assertion{Audience: []string{"https://orders.internal"}}}
 	if err := telling.Provision(ctx); err != nil {
 		b.Fatal(err)
@@ -158,6 +171,7 @@ func BenchmarkProtectWarmHit(b *testing.B) {
 		{"early", &earlyStrip{app: app}, grant.Token},
 		{"introspected", introspected, opaque}, {"jwt", verified, jwt},
 		{"protected-of-three", all, grant.Token}, {"introspected-of-three", all, opaque}, {"jwt-of-three", all, jwt},
+		{"jwt-of-five", ofFive, jwt}, {"jwt-long", verified, long}, {"jwt-long-of-five", ofFive, long},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			handler := c.handler

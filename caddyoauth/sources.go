@@ -248,6 +248,11 @@ type finding struct {
 // findOut asks the sources that the token can belong to. An error means that one of them
 // could not be asked, and none of the others knows the token.
 func findOut(ctx context.Context, app *App, sources []routeSource, token *introspect.Token, maxAge time.Duration) (finding, error) {
+	for _, s := range sources {
+		if used, ok := s.(*usedSource); ok && used.lookup.RecallIssuer(token) {
+			break
+		}
+	}
 	if len(sources) == 1 && (sources[0].realmName() != "" || !app.mayHaveIssued(token)) {
 		return askEach(ctx, sources, token, maxAge) // the cache screens it, too
 	}

@@ -34,6 +34,9 @@ func (c *Cache) WrapWith(name string, src Source, cfg SourceConfig) *CachedSourc
 	s.revise, _ = src.(Reviser)
 	s.doubt, _ = src.(Doubter)
 	s.coherent, _ = src.(Coherent)
+	if jwt, ok := src.(interface{ issuerInTokens() string }); ok {
+		s.issuer = jwt.issuerInTokens()
+	}
 	return s
 }
 
@@ -84,6 +87,9 @@ type CachedSource struct {
 	revise   Reviser
 	doubt    Doubter
 	coherent Coherent
+	// issuer is what src has found in the iss of each token that it called active; empty if it does not
+	// look there.
+	issuer string
 
 	// slots bounds the lookups under way, so that a source that hangs can't take the places of
 	// the others.
@@ -213,6 +219,20 @@ func (s *CachedSource) Known(token *Token, maxAge time.Duration) (*Facts, bool) 
 		return nil, false
 	}
 	return s.revised(facts), true
+}
+
+// RecallIssuer notes in the token who issued it, if the cache has facts about it from a [JWT], and
+// reports whether it has. Then [Token.UnverifiedIssuer] need not decode the token. What counts is that
+// these facts were once verified, so they need not be good any more, and nobody may conclude that the
+// token is.
+func (s *CachedSource) RecallIssuer(token *Token) bool {
+	if token.issuerRead || s.issuer == "" || !outline(token.text) {
+		return token.issuerRead
+	}
+	if e, ok := s.current(keyOf(s.name, token.ID())); ok && e.facts.verifiedBy != "" && e.facts.Issuer == s.issuer {
+		token.issuer, token.issuerRead = s.issuer, true
+	}
+	return token.issuerRead
 }
 
 // screened reports whether looking up token can be worthwhile, and keeps what the source noted

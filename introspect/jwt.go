@@ -250,6 +250,14 @@ func (j *JWT) Inquire(_ context.Context, token Token) (*Facts, error) {
 
 func (j *JWT) issuer() string { return j.cfg.Keys.cfg.Issuer }
 
+// issuerInTokens returns the iss of each token that is active; empty if the keys go by something else.
+func (j *JWT) issuerInTokens() string {
+	if j.cfg.Keys.cfg.SPIFFE {
+		return ""
+	}
+	return j.issuer()
+}
+
 // HasKeys reports whether there are keys that fit the allowed algorithms. Without any, no token
 // can be good. It does not block.
 func (j *JWT) HasKeys() bool {

@@ -1353,6 +1353,48 @@ func checkUnverifiedIssuer(t *testing.T, text string) {
 	}
 }
 
+// Who issued a JWT that the cache knows is known without decoding it, whatever has become of it since.
+// Of other tokens the cache says nothing.
+func TestRecallIssuer(t *testing.T) {
+	key := keyFor("EdDSA")
+	j := forgery(t, jwtSettings{})
+	cache := newCache(t, introspect.CacheConfig{})
+	s := cache.Wrap("jwt", struct{ *introspect.JWT }{j}, time.Hour)
+	text := key.issue(goodClaims())
+	bad := text[:len(text)-8] + "AAAAAAAA"
+	recalls := func(s *introspect.CachedSource, text string, want bool) {
+		t.Helper()
+		token := introspect.NewToken(text)
+		if got := s.RecallIssuer(&token); got != want {
+			t.Errorf("it is known: %t, want %t", got, want)
+		}
+		id := token.ID()
+		if n := testing.AllocsPerRun(1, func() { token.UnverifiedIssuer() }); want && n != 0 {
+			t.Errorf("%v allocations, so it was decoded", n)
+		}
+		if got := token.UnverifiedIssuer(); got != issuerName || token.ID() != id {
+			t.Errorf("the issuer is %q", got)
+		}
+	}
+	recalls(s, text, false)
+	for _, text := range []string{text, bad} {
+		if _, err := s.Lookup(t.Context(), text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	recalls(s, text, true)
+	recalls(s, bad, false)
+	recalls(cache.Wrap("another", j, time.Hour), text, false)
+	// A source that says who issued a token without having read that in it.
+	other := newRegistry(time.Now)
+	other.issue(text, time.Now().Add(time.Hour))
+	claimed := cache.Wrap("registry", other, time.Hour)
+	if _, err := claimed.Lookup(t.Context(), text); err != nil {
+		t.Fatal(err)
+	}
+	recalls(claimed, text, false)
+}
+
 // BenchmarkJWTHit looks up a cached JWT, and for comparison the same token cached from a source
 // without keys.
 func BenchmarkJWTHit(b *testing.B) {
