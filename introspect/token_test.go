@@ -2,6 +2,7 @@ package introspect_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"strings"
 	"testing"
@@ -104,6 +105,19 @@ func TestScreenCannotReplaceTheToken(t *testing.T) {
 	for range 2 {
 		if !active(t, s, "good") || active(t, s, "bad") {
 			t.Fatal("a token is taken for another")
+		}
+	}
+}
+
+// The ID of a token is computed without memory from the heap, however long the token is, and is that of
+// its whole text.
+func TestIDOfLongTokens(t *testing.T) {
+	for _, n := range []int{0, 1, 127, 128, 129, 1023, 1024, 1025, 2048, introspect.MaxTokenLength} {
+		text := strings.Repeat("0123456789abcdef", n/16+1)[:n]
+		var id introspect.TokenID
+		allocations := testing.AllocsPerRun(10, func() { id = introspect.IDOf(text) })
+		if id != sha256.Sum256([]byte(text)) || allocations > 0 {
+			t.Errorf("%d bytes: %x, %v allocations", n, id, allocations)
 		}
 	}
 }
