@@ -2,7 +2,9 @@ package caddyoauth
 
 import (
 	"errors"
+	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -122,6 +124,15 @@ func (s *Server) proofURLs(r *servedRealm) (urls []string) {
 		}
 	}
 	return urls
+}
+
+// proofURLsOf returns the URLs that a proof in a request to an endpoint may be made for.
+func (s *Server) proofURLsOf(e *route, r *http.Request) []string {
+	if len(e.proofURLs) == 0 || s.endpoints[r.URL.Path] == e {
+		return e.proofURLs
+	}
+	// The client has made it for a spelling of ForgeRock AM's.
+	return append(slices.Clip(e.proofURLs), s.front(e.realm)+r.URL.EscapedPath())
 }
 
 // appDPoPOption reads

@@ -866,7 +866,8 @@ func (t *trial) handle(h *lintHandler) (ended bool) {
 		return true
 	case *Server:
 		kind, _ := module.misdirected(t.r)
-		if kind != "" || module.endpoints[t.r.URL.Path] != nil || ambiguousURL(t.r.URL, module.AllowAmbiguousPaths || !module.app.refusesPaths()) {
+		e, missing := module.find(t.r)
+		if kind != "" || e != nil || missing != "" || ambiguousURL(t.r.URL, module.AllowAmbiguousPaths || !module.app.refusesPaths()) {
 			t.answered = true
 			return true
 		}

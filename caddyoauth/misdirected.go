@@ -47,12 +47,7 @@ var endpointNames = map[string]endpointKind{
 // secret and has `oauth2`, or the end of the base path, in its path. A backend's own `/api/token`
 // is left alone. Some clients take the path of the issuer itself for the token endpoint.
 func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) {
-	meant = r.URL.Path
-	// A library that escapes the `?` has put the query into the path.
-	if i := strings.IndexAny(meant, "?#&"); i >= 0 {
-		meant = meant[:i]
-	}
-	meant = path.Clean(strings.ReplaceAll(meant, `\`, "/"))
+	meant = meantPath(r)
 	rest, inBase := "", false
 	for i := 0; i < len(s.basePaths) && !inBase; i++ {
 		rest, inBase = cutBase(meant, path.Clean(s.basePaths[i]+"/"))
@@ -64,7 +59,7 @@ func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) 
 	switch {
 	case kind == "" && !(inBase && (rest == "" || strings.HasPrefix(rest, "/realms/"))):
 		return "", ""
-	case s.servedElsewhere(r.URL.Path):
+	case s.servedElsewhere(r):
 		return "", ""
 	case kind != "" && inBase:
 		return kind, meant
@@ -86,6 +81,16 @@ func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) 
 		return kind, meant
 	}
 	return "", ""
+}
+
+// meantPath returns the path of a request as the client meant it.
+func meantPath(r *http.Request) string {
+	meant := r.URL.Path
+	// A library that escapes the `?` has put the query into the path.
+	if i := strings.IndexAny(meant, "?#&"); i >= 0 {
+		meant = meant[:i]
+	}
+	return path.Clean(strings.ReplaceAll(meant, `\`, "/"))
 }
 
 // cutBase returns what follows the base path in a path that is the base path or below it, in
@@ -120,6 +125,12 @@ func mayCarrySecret(r *http.Request) bool {
 // refuseMisdirected answers a request that misdirected found.
 func (s *Server) refuseMisdirected(w http.ResponseWriter, r *http.Request, kind endpointKind, meant string) {
 	collectors.requests.WithLabelValues(noEndpoint, string(kind), noSuchEndpoint).Inc()
+	s.noteMisdirected(w, r, kind, meant)
+	writeError(w, http.StatusNotFound, s.noSuchEndpoint)
+}
+
+// noteMisdirected logs such a request, and prepares its answer.
+func (s *Server) noteMisdirected(w http.ResponseWriter, r *http.Request, kind endpointKind, meant string) {
 	if c := s.logger.Check(zap.InfoLevel, "no endpoint at this path"); c != nil {
 		meant, _, _ = strings.Cut(meant, ";") // what follows may be parameters as well
 		c.Write(zap.String("event", noSuchEndpoint), zap.String("endpoint", string(kind)), zap.String("path", meant), zap.String("remote_ip", clientIP(r)))
@@ -129,7 +140,6 @@ func (s *Server) refuseMisdirected(w http.ResponseWriter, r *http.Request, kind 
 	h.Set("Cache-Control", "no-store")
 	h.Set("Pragma", "no-cache")
 	dontAwaitBody(w, r)
-	writeError(w, http.StatusNotFound, s.noSuchEndpoint)
 }
 
 // directions returns the refusal that tells a client where the token endpoint is: root's, or
@@ -150,11 +160,15 @@ func (s *Server) directions(realms []*servedRealm) *oauth.Error {
 }
 
 // servedElsewhere reports whether another oauth_server of the site, which the request may still
-// come to, serves a path, or would if a prefix of it were stripped.
-func (s *Server) servedElsewhere(path string) bool {
+// come to, serves it, or would if a prefix of its path were stripped.
+func (s *Server) servedElsewhere(r *http.Request) bool {
+	path := r.URL.Path
 	for _, other := range s.app.servers {
 		if other == s || !s.site.meets(other.site) {
 			continue
+		}
+		if e, _ := other.find(r); e != nil {
+			return true
 		}
 		for p := range other.endpoints {
 			if s.endpoints[p] == nil && strings.HasSuffix(path, p) {
@@ -192,7 +206,11 @@ func (a site) meets(b site) bool {
 // what the client wants.
 func (e *route) contradicts(asked ...string) bool {
 	for _, realm := range asked {
-		if realm != "" && cmp.Or(strings.Trim(realm, "/"), rootRealm) != e.realm.name {
+		name := strings.Trim(realm, "/")
+		if e.realm.am != nil {
+			name = lowerASCII(name)
+		}
+		if realm != "" && cmp.Or(name, rootRealm) != e.realm.name {
 			return true
 		}
 	}

@@ -402,7 +402,7 @@ func (p *watcher) meetsServer(server *Server, r *http.Request) {
 		return
 	}
 	if p.now.fixed {
-		p.endpoint = server.endpoints[r.URL.Path]
+		p.endpoint, _ = server.find(r)
 		return
 	}
 	for _, path := range sortedKeys(server.endpoints) {

@@ -41,6 +41,9 @@ func init() {
 // `/.well-known/openid-configuration` | metadata, where ForgeRock AM has it
 // `/authorize` | an authorization endpoint that refuses everybody, if an `oauth_protect` with a `resource` accepts the realm's tokens
 //
+// A realm with `am_compat` also has the other spellings of ForgeRock AM: `/realms/alpha`, `/alpha`, and the
+// parameter `realm` of the query.
+//
 // It also serves `/.well-known/oauth-authorization-server` followed by the path of the issuer.
 // A slash at the end of a path for POST makes no difference.
 //
@@ -98,6 +101,8 @@ type Server struct {
 	// endpoints are by path. Nothing is matched by prefix.
 	endpoints map[string]*route
 	served    []*servedRealm
+	// am are the realms served, by name, if any of them has am_compat; see am_realms.go. Else it is nil.
+	am map[string]*servedRealm
 	// site is where this handler stands.
 	site site
 	// noSuchEndpoint answers what misdirected finds.
@@ -177,6 +182,12 @@ func (s *Server) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("oauth_server: %w", err)
 		}
 		s.served = append(s.served, r)
+	}
+	if slices.ContainsFunc(s.served, func(r *servedRealm) bool { return r.am != nil }) {
+		s.am = make(map[string]*servedRealm)
+		for _, r := range s.served {
+			s.am[r.name] = r
+		}
 	}
 	s.noSuchEndpoint = s.directions(s.served)
 	s.site = siteOf(ctx)
@@ -287,10 +298,24 @@ func (s *Server) layOutMetadata(r *servedRealm) error {
 	return nil
 }
 
+// find returns the endpoint that a request is for, or nil. missing is then set if it is for one of a realm
+// that there isn't, in a spelling of ForgeRock AM's, and says which.
+func (s *Server) find(r *http.Request) (e *route, missing endpointKind) {
+	e = s.endpoints[r.URL.Path]
+	if s.am == nil || e != nil && (e.realm.am == nil || r.URL.RawQuery == "") {
+		return e, ""
+	}
+	return s.findAM(r, e)
+}
+
 // ServeHTTP answers requests for the endpoints and passes on all others.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	e := s.endpoints[r.URL.Path]
+	e, missing := s.find(r)
 	if e == nil {
+		if missing != "" && !s.servedElsewhere(r) {
+			s.refuseUnknownRealm(w, r, missing)
+			return nil
+		}
 		if kind, meant := s.misdirected(r); kind != "" {
 			s.refuseMisdirected(w, r, kind, meant)
 			return nil
@@ -328,7 +353,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	}
 	from, _ := clientAddr(r)
 	bearer, badBearer := e.bearer(r)
-	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Bearer: bearer, Body: body, Certificate: s.app.ClientCertificates.of(r), DPoP: r.Header["Dpop"], SVIDs: e.realm.takesSVIDs, URLs: e.proofURLs, From: from})
+	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Bearer: bearer, Body: body, Certificate: s.app.ClientCertificates.of(r), DPoP: r.Header["Dpop"], SVIDs: e.realm.takesSVIDs, URLs: s.proofURLsOf(e, r), From: from})
 	if err == nil && e.contradicts(req.Form.Get("realm")) {
 		err = errOtherRealm
 	}

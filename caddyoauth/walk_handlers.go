@@ -320,8 +320,13 @@ func (w *walker) guard(rw http.ResponseWriter, r *http.Request, h *Guard, i int,
 func (w *walker) endpoints(rw http.ResponseWriter, r *http.Request, h *Server, i int, next caddyhttp.Handler) error {
 	s := *h
 	s.app, s.refusals, s.logger = w.app, w.noted(i), zap.NewNop()
-	e := s.endpoints[r.URL.Path]
+	e, missing := s.find(r)
 	if e == nil {
+		if missing != "" && !s.servedElsewhere(r) {
+			w.say(i, "no endpoint at this path, which is that of a realm that is not served")
+			w.answered(i, http.StatusNotFound)
+			return nil
+		}
 		if kind, _ := s.misdirected(r); kind != "" {
 			w.say(i, "no endpoint at this path, which looks like one")
 			w.answered(i, http.StatusNotFound)
