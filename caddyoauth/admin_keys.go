@@ -111,6 +111,9 @@ func serveRotate(w http.ResponseWriter, r *http.Request) error {
 	if len(realm.fileKeys()) > 0 && len(asked.Keys) == 0 {
 		return adminError(http.StatusConflict, "the JWTs of realm %q are signed with keys from key_file: change the files, and reload", realm.name)
 	}
+	if realm.hmac != nil && len(asked.Keys) == 0 {
+		return adminError(http.StatusConflict, "the JWTs of realm %q are signed with jwt_hmac_secret: change the secret, and reload", realm.name)
+	}
 	// Whoever asked may go away. If the store did it all the same, this gateway must go by it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), startTimeout)
 	defer cancel()

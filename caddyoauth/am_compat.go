@@ -1,9 +1,13 @@
 package caddyoauth
 
 import (
+	"fmt"
+
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/keys"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
 // AMCompat makes a realm answer as ForgeRock AM 7 does where AM differs from the RFCs, for programs that
@@ -13,10 +17,19 @@ type AMCompat struct {
 	// Turns it off in a realm, although root has it. Default: false.
 	Disabled bool `json:"disabled,omitempty"`
 
-	// What `sub` says of a client in introspection answers: `prefixed`, as in `(age!reader)`, which is what
-	// new installations of AM 7.1 and later say, or `bare`, as AM says after an upgrade. Only callers of the
-	// gateway's own endpoints see it: routes and backends get the client ID. Default: `prefixed`.
+	// What `sub` says of a client in introspection answers and in JWTs: `prefixed`, as in `(age!reader)`,
+	// which is what new installations of AM 7.1 and later say, or `bare`, as AM says after an upgrade. Only
+	// callers of the gateway's own endpoints see it: routes and backends get the client ID. Default:
+	// `prefixed`.
 	Subject string `json:"subject,omitempty"`
+
+	// A reference to a secret of at least 32 bytes, `{env.NAME}` or `{file./path}`, by which JWTs are
+	// signed with HS256, in the place of the realm's keys. Nothing about it is published. Who verifies by
+	// it can also sign: whoever has the secret can make tokens of any client that pass here. Without it,
+	// or with another one, the tokens that it signed are dead. All gateways that share a store must have
+	// the same. Set for root, this does not apply to other realms. Default: none, and the realm's keys
+	// sign.
+	JWTHMACSecret string `json:"jwt_hmac_secret,omitempty"`
 }
 
 // The values of AMCompat.Subject.
@@ -24,6 +37,26 @@ const (
 	subjectPrefixed = "prefixed"
 	subjectBare     = "bare"
 )
+
+// provisionAM turns the settings of a realm that answers as ForgeRock AM does into what requests use.
+// own are the realm's own, which may be nil: two issuers must not have one secret.
+func (r *servedRealm) provisionAM(own *AMCompat) error {
+	if r.am == nil {
+		return nil
+	}
+	r.settings.AM = oauth.AMClaims{Realm: realmOfAM(r.name), PrefixedSubject: r.am.Subject != subjectBare}
+	if own == nil || own.JWTHMACSecret == "" {
+		return nil
+	}
+	secret, err := conf.ResolveSecret(own.JWTHMACSecret)
+	if err == nil {
+		r.hmac, err = keys.NewHMACKey(secret, r.name, typAMAccessToken)
+	}
+	if err != nil {
+		return fmt.Errorf("am_compat: jwt_hmac_secret: %w", err)
+	}
+	return nil
+}
 
 // realmOfAM is what AM calls a realm: its path.
 func realmOfAM(name string) string {
@@ -38,7 +71,8 @@ func realmOfAM(name string) string {
 //	am_compat
 //	am_compat off
 //	am_compat {
-//		subject prefixed|bare
+//		subject         prefixed|bare
+//		jwt_hmac_secret <secret reference>
 //	}
 func amCompatOption(place **AMCompat) conf.Option {
 	return conf.Func(func(d *caddyfile.Dispenser) error {
@@ -56,7 +90,8 @@ func amCompatOption(place **AMCompat) conf.Option {
 			return conf.NoBlock(d, "am_compat off")
 		}
 		return conf.Options{
-			"subject": conf.Text(&am.Subject, checkAMSubject),
+			"subject":         conf.Text(&am.Subject, checkAMSubject),
+			"jwt_hmac_secret": conf.Secret(&am.JWTHMACSecret),
 		}.Read(d, "am_compat")
 	})
 }

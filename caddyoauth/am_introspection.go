@@ -1,7 +1,6 @@
 package caddyoauth
 
 import (
-	"cmp"
 	"time"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
@@ -56,7 +55,7 @@ func (r *servedRealm) introspected(facts *introspect.Facts, now time.Time) any {
 		Username:  answer.ClientID,
 		TokenType: answer.TokenType,
 		Expiry:    answer.Expiry,
-		Subject:   r.am.subject(answer.Subject),
+		Subject:   r.settings.AM.Subject(answer.Subject),
 		Subname:   answer.Subject,
 		Issuer:    answer.Issuer,
 		GrantID:   oauth.AMGrantID(answer.JTI),
@@ -70,14 +69,6 @@ func (r *servedRealm) introspected(facts *introspect.Facts, now time.Time) any {
 		Audience: answer.Audience,
 		JTI:      answer.JTI,
 	}
-}
-
-// subject is what AM calls a client in sub.
-func (am *AMCompat) subject(clientID string) string {
-	if cmp.Or(am.Subject, subjectPrefixed) == subjectBare {
-		return clientID
-	}
-	return "(age!" + clientID + ")"
 }
 
 // secondsLeft is what is left of a token's life, rounded down.

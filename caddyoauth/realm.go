@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/conf"
+	"github.com/caddyoauth/gateway/caddyoauth/internal/keys"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
@@ -130,6 +131,8 @@ type servedRealm struct {
 	settings oauth.Settings
 	// am is nil if the realm does not answer as ForgeRock AM.
 	am *AMCompat
+	// hmac signs the realm's JWTs, in the place of its keys, if am has a secret for that; else it is nil.
+	hmac *keys.HMACKey
 	// counts are by client ID, with an entry for each client, and one for all managed ones. The map is read-only.
 	counts map[string]*clientCounts
 	// upstream are by client ID, with an entry for each client that has any. The map is read-only.
@@ -292,6 +295,9 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		return nil, err
 	}
 	if r.signing, err = rc.signing(root, r); err != nil {
+		return nil, err
+	}
+	if err := r.provisionAM(rc.AMCompat); err != nil {
 		return nil, err
 	}
 	return r, nil

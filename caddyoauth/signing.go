@@ -53,7 +53,10 @@ const (
 )
 
 // The types of JWTs, which stand in their headers. No type is accepted in the place of another.
-const typAccessToken = "at+jwt" // RFC 9068 section 2.1
+const (
+	typAccessToken   = "at+jwt" // RFC 9068 section 2.1
+	typAMAccessToken = "JWT"    // of tokens with ForgeRock AM's claims
+)
 
 func checkSigningAlgorithm(algorithm string) error {
 	return conf.OneOf("algorithm", algorithm, keys.Algorithms...)
@@ -283,9 +286,13 @@ func (r *servedRealm) shareKeys(to *oauth.Shared, ring *keys.Ring, shared bool) 
 	all := r.signingKeys(ring)
 	byID := make(map[string]oauth.JWTKey)
 	for _, key := range all {
-		jwts := key.For(typAccessToken)
+		// Whatever new tokens are, those of the other type that are alive stay good.
+		jwts, am := key.For(typAccessToken), key.For(typAMAccessToken)
+		to.JWTKeys, to.AMJWTKeys = append(to.JWTKeys, jwts), append(to.AMJWTKeys, am)
 		byID[key.ID()] = jwts
-		to.JWTKeys = append(to.JWTKeys, jwts)
+		if r.am != nil {
+			byID[key.ID()] = am
+		}
 	}
 	to.Signer = func(now time.Time) oauth.JWTKey {
 		if key := r.signer(ring, now); key != nil {
@@ -293,8 +300,13 @@ func (r *servedRealm) shareKeys(to *oauth.Shared, ring *keys.Ring, shared bool) 
 		}
 		return nil
 	}
-	// The files of another gateway may differ, as when keys are replaced in one after the other.
-	to.OtherJWTKeys = shared && r.signing != nil && len(r.signing.files) > 0
+	if r.hmac != nil {
+		to.AMJWTKeys = append(to.AMJWTKeys, r.hmac)
+		to.Signer = func(time.Time) oauth.JWTKey { return r.hmac }
+	}
+	// The files of another gateway may differ, as when keys are replaced in one after the other, and so
+	// may its secret.
+	to.OtherJWTKeys = shared && (r.signing != nil && len(r.signing.files) > 0 || r.hmac != nil)
 	if r.signing == nil {
 		return nil // nothing is published; the keys are from before
 	}

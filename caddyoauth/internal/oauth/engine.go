@@ -27,6 +27,8 @@ type Settings struct {
 	Realm string
 	// Issuer is the issuer identifier (RFC 8414 section 2), or empty.
 	Issuer string
+	// AM is what new JWTs with the claims of ForgeRock AM say of the realm.
+	AM AMClaims
 	// Clients are the realm's clients by client ID. [Engine.SetClients] replaces them.
 	Clients map[string]*Client
 
@@ -172,10 +174,11 @@ type Shared struct {
 	// SealKeys are the keys of sealed tokens in it: the first seals, all open. Without keys there
 	// are no sealed tokens.
 	SealKeys []SealKey
-	// JWTKeys are the keys of JWTs. Each verifies, and Signer returns the one that signs at a time,
-	// or nil if none does yet. Without keys there are no JWTs.
-	JWTKeys []JWTKey
-	Signer  func(now time.Time) JWTKey
+	// JWTKeys are the keys of JWTs with the claims of RFC 9068, and AMJWTKeys those of JWTs with the
+	// claims of ForgeRock AM. Each verifies, and Signer returns the one that signs at a time, or nil if
+	// none does yet. Without keys there are no JWTs.
+	JWTKeys, AMJWTKeys []JWTKey
+	Signer             func(now time.Time) JWTKey
 	// OtherJWTKeys is set if another gateway may have keys of JWTs that are in no keyring.
 	OtherJWTKeys bool
 }

@@ -13,8 +13,8 @@ const (
 	FormatOpaque = "opaque"
 	// FormatSealed is a token that carries its facts, which only the gateway can read; see sealed.
 	FormatSealed = "sealed"
-	// FormatJWT is a token that carries its facts, which everybody can read and verify (RFC 9068);
-	// see jwts.
+	// FormatJWT is a token that carries its facts, which everybody can read and verify, with the claims
+	// of RFC 9068 or of ForgeRock AM; see jwts.
 	FormatJWT = "jwt"
 )
 
@@ -46,7 +46,7 @@ func (a *agreement) screen(token *introspect.Token) bool {
 		_, ok := a.sealed.verify(token)
 		return ok
 	case hasJWTForm(text):
-		if a.jwts == nil || a.jwts.keyOf(text) == nil {
+		if !a.knowsKey(text) {
 			return false
 		}
 		expiry, verified := token.Noted(a.jwts)
@@ -91,7 +91,11 @@ func (a *agreement) knowsKey(text string) bool {
 	if hasSealedForm(text) {
 		return a.sealed != nil && a.sealed.knowsKey(text)
 	}
-	return a.jwts != nil && a.jwts.keyOf(text) != nil
+	if a.jwts == nil {
+		return false
+	}
+	_, known := a.jwts.keyOf(text)
+	return known
 }
 
 // whyNot says why screen or identify refused token. It computes nothing that they have not.

@@ -12,11 +12,12 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// JWTKey makes and verifies the JWT access tokens (RFC 9068) of one key. It is safe for concurrent
+// JWTKey makes and verifies the JWT access tokens of one key and one type. It is safe for concurrent
 // use.
 type JWTKey interface {
 	// Header is the first part of each token of this key, up to the first dot. It names the
-	// algorithm, the key, and the type at+jwt; no two keys have the same.
+	// algorithm, the key, and the type, which is at+jwt (RFC 9068), or JWT for tokens with the claims of
+	// ForgeRock AM; no two keys have the same.
 	Header() string
 	// Sign returns the token with this payload, a JSON object. It costs a signature.
 	Sign(payload []byte) (token string, err error)
@@ -83,21 +84,31 @@ type jwts struct {
 	epoch         string
 	now           func() time.Time
 	random        io.Reader
-	keys          map[string]JWTKey // by their headers
+	am            AMClaims
+	keys          map[string]jwtKind // by their headers
 	signer        func(now time.Time) JWTKey
+}
+
+// jwtKind is a key with what its tokens say.
+type jwtKind struct {
+	JWTKey
+	am bool // amClaims, and not claims
 }
 
 // newJWTs makes the format for keys. Without any there are no JWTs, and it returns nil.
 func newJWTs(cfg *Settings, shared *Shared) *jwts {
-	if len(shared.JWTKeys) == 0 {
+	if len(shared.JWTKeys)+len(shared.AMJWTKeys) == 0 {
 		return nil
 	}
 	j := &jwts{
 		realm: cfg.Realm, issuer: cfg.Issuer, epoch: base64.RawURLEncoding.EncodeToString(shared.Epoch[:]),
-		now: cfg.Now, random: cfg.Random, keys: make(map[string]JWTKey), signer: shared.Signer,
+		now: cfg.Now, random: cfg.Random, am: cfg.AM, keys: make(map[string]jwtKind), signer: shared.Signer,
 	}
 	for _, key := range shared.JWTKeys {
-		j.keys[key.Header()] = key
+		j.keys[key.Header()] = jwtKind{key, false}
+	}
+	for _, key := range shared.AMJWTKeys {
+		j.keys[key.Header()] = jwtKind{key, true}
 	}
 	return j
 }
@@ -117,15 +128,13 @@ func (j *jwts) mint(t *Token) (text, jti string, err error) {
 	if _, err := io.ReadFull(j.random, random[:]); err != nil {
 		return "", "", fmt.Errorf("reading random bytes for a token: %w", err)
 	}
-	c := claims{
-		Issuer: j.issuer, Subject: t.ClientID, ClientID: t.ClientID, Audience: t.Audience, Scope: strings.Join(t.Scopes, " "),
-		IssuedAt: t.IssuedAt.Unix(), Expiry: t.ExpiryMilli / 1000, ID: base64.RawURLEncoding.EncodeToString(random[:]),
-		Confirmation: t.Confirmation, Epoch: j.epoch, Generation: t.ClientGeneration,
+	jti = base64.RawURLEncoding.EncodeToString(random[:])
+	var payload []byte
+	if j.keys[key.Header()].am {
+		payload, err = j.am.payload(t, j.issuer, jti, j.epoch)
+	} else {
+		payload, err = j.payload(t, jti)
 	}
-	if len(t.Audience) == 0 {
-		c.Audience, c.Unrestricted = audienceText{j.issuer}, true
-	}
-	payload, err := json.Marshal(c)
 	if err != nil {
 		return "", "", err
 	}
@@ -135,26 +144,40 @@ func (j *jwts) mint(t *Token) (text, jti string, err error) {
 	if len(text) > maxJWT {
 		return "", "", errTooLong
 	}
-	return text, c.ID, nil
+	return text, jti, nil
+}
+
+// payload returns the claims of the token that t describes, as JSON.
+func (j *jwts) payload(t *Token, jti string) ([]byte, error) {
+	c := claims{
+		Issuer: j.issuer, Subject: t.ClientID, ClientID: t.ClientID, Audience: t.Audience, Scope: strings.Join(t.Scopes, " "),
+		IssuedAt: t.IssuedAt.Unix(), Expiry: t.ExpiryMilli / 1000, ID: jti,
+		Confirmation: t.Confirmation, Epoch: j.epoch, Generation: t.ClientGeneration,
+	}
+	if len(t.Audience) == 0 {
+		c.Audience, c.Unrestricted = audienceText{j.issuer}, true
+	}
+	return json.Marshal(c)
 }
 
 // signedOtherwise is noted in a JWT that one of the keys has signed, but not as a token of this realm
 // in this epoch. It is no expiry.
 const signedOtherwise = -1
 
-// keyOf returns the key that a token says it is signed with, or nil if that is none of the realm's.
-func (j *jwts) keyOf(token string) JWTKey {
+// keyOf returns the key that a token says it is signed with, and false if that is none of the realm's.
+func (j *jwts) keyOf(token string) (key jwtKind, ok bool) {
 	if !hasJWTForm(token) {
-		return nil
+		return key, false
 	}
-	return j.keys[token[:strings.IndexByte(token, '.')]]
+	key, ok = j.keys[token[:strings.IndexByte(token, '.')]]
+	return key, ok
 }
 
 // read returns what a token says, and false if this realm did not sign it. It costs the
 // verification of a signature.
 func (j *jwts) read(token *introspect.Token) (t Token, ok bool) {
-	key := j.keyOf(token.Text())
-	if key == nil {
+	key, ok := j.keyOf(token.Text())
+	if !ok {
 		return t, false
 	}
 	payload, ok := key.Verify(token.Text())
@@ -165,8 +188,13 @@ func (j *jwts) read(token *introspect.Token) (t Token, ok bool) {
 	// the past for this issuer: what a token must say to be one of this store, it has to say.
 	var c claims
 	token.Note(j, signedOtherwise)
-	if json.Unmarshal(payload, &c) != nil || c.Issuer != j.issuer || c.Epoch != j.epoch || c.ClientID == "" || c.Subject != c.ClientID ||
-		c.IssuedAt < 0 || c.Expiry <= c.IssuedAt || c.Expiry > maxTokenExpiry/1000 || len(c.Audience) == 0 {
+	if key.am {
+		ok = c.unmarshalAM(payload)
+	} else {
+		ok = json.Unmarshal(payload, &c) == nil && len(c.Audience) > 0
+	}
+	if !ok || c.Issuer != j.issuer || c.Epoch != j.epoch || c.ClientID == "" || c.Subject != c.ClientID ||
+		c.IssuedAt < 0 || c.Expiry <= c.IssuedAt || c.Expiry > maxTokenExpiry/1000 {
 		return t, false
 	}
 	t = Token{

@@ -22,17 +22,29 @@ const jwtIssuer = "https://auth.example.com/oauth2"
 
 // jwtRealm is an engine with a client whose tokens are JWTs, over a store in memory.
 type jwtRealm struct {
-	t      *testing.T
+	t      testing.TB
 	engine *oauth.Engine
 	store  *store.Memory
 	epoch  oauth.Epoch
 	nanos  atomic.Int64
 	ask    oauth.Request
+
+	// am is set if new tokens have the claims of ForgeRock AM, and signsHMAC if hmac signs them. others is
+	// set if other gateways may have other keys.
+	am, signsHMAC, others bool
+	hmac                  oauth.JWTKey
+	scopes                []string // of the client
 }
 
 func (r *jwtRealm) now() time.Time { return time.Unix(0, r.nanos.Load()) }
 
-func newJWTRealm(t *testing.T, name string, audience ...string) *jwtRealm {
+func newJWTRealm(t testing.TB, name string, audience ...string) *jwtRealm {
+	t.Helper()
+	return newJWTRealmOf(t, name, func(*oauth.Settings) {}, audience...)
+}
+
+// newJWTRealmOf is newJWTRealm with settings that change has changed.
+func newJWTRealmOf(t testing.TB, name string, change func(*oauth.Settings), audience ...string) *jwtRealm {
 	t.Helper()
 	r := &jwtRealm{t: t}
 	r.store = store.NewMemory(r.now)
@@ -47,14 +59,18 @@ func newJWTRealm(t *testing.T, name string, audience ...string) *jwtRealm {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.engine = oauth.New(oauth.Settings{
+	settings := oauth.Settings{
+		AM:    oauth.AMClaims{Realm: "/" + name, PrefixedSubject: true},
 		Realm: name, Issuer: jwtIssuer, Store: r.store, Keys: r.store, Cache: cache, MaxAge: time.Hour, Hasher: oauth.NewHasher(), Now: r.now,
 		Clients: map[string]*oauth.Client{"reader": {
 			ID: "reader", Secrets: []*oauth.Secret{secret}, Scopes: []string{"read", "write"}, DefaultScopes: []string{"read"}, Audience: audience,
 			GrantTypes: []string{oauth.GrantClientCredentials}, Auth: []string{oauth.AuthBasic},
 			TokenFormat: oauth.FormatJWT, TokenLifetime: time.Minute, Introspect: oauth.IntrospectOwn,
 		}},
-	})
+	}
+	change(&settings)
+	r.scopes = settings.Clients["reader"].Scopes
+	r.engine = oauth.New(settings)
 	ring, err := keys.New(name, r.now(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -78,8 +94,20 @@ func (r *jwtRealm) share(generation uint64, signing ...*keys.SigningKey) {
 	}
 	for _, key := range signing {
 		shared.JWTKeys = append(shared.JWTKeys, key.For("at+jwt"))
+		shared.AMJWTKeys = append(shared.AMJWTKeys, key.For("JWT"))
 	}
-	shared.Signer = func(time.Time) oauth.JWTKey { return shared.JWTKeys[0] }
+	signer := shared.JWTKeys[0]
+	if r.am {
+		signer = shared.AMJWTKeys[0]
+	}
+	if r.hmac != nil {
+		shared.AMJWTKeys = append(shared.AMJWTKeys, r.hmac)
+	}
+	if r.signsHMAC {
+		signer = r.hmac
+	}
+	shared.OtherJWTKeys = r.others
+	shared.Signer = func(time.Time) oauth.JWTKey { return signer }
 	if err := r.engine.Share(shared); err != nil {
 		r.t.Fatal(err)
 	}
@@ -113,7 +141,7 @@ func (r *jwtRealm) revoke(text string) (oauth.Outcome, error) {
 	return r.engine.Revoke(context.Background(), ask)
 }
 
-func claimsOf(t *testing.T, token string) (claims map[string]any) {
+func claimsOf(t testing.TB, token string) (claims map[string]any) {
 	t.Helper()
 	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
 	if err != nil {
