@@ -41,7 +41,13 @@ func benchmarkApp(b testing.TB) (caddy.Context, *App) {
 // benchmarkAppOf is benchmarkApp with this realm, and logs that go nowhere, from this level up.
 func benchmarkAppOf(b testing.TB, level string, root *Realm) (caddy.Context, *App) {
 	b.Helper()
-	app := &App{StoreRaw: json.RawMessage(`{"store":"memory"}`), Realms: map[string]*Realm{"root": root}}
+	return benchmarkAppOver(b, `{"store":"memory"}`, level, root)
+}
+
+// benchmarkAppOver is benchmarkAppOf with this store.
+func benchmarkAppOver(b testing.TB, store, level string, root *Realm) (caddy.Context, *App) {
+	b.Helper()
+	app := &App{StoreRaw: json.RawMessage(store), Realms: map[string]*Realm{"root": root}}
 	raw, err := json.Marshal(app)
 	if err != nil {
 		b.Fatal(err)
@@ -66,7 +72,7 @@ func benchmarkAppOf(b testing.TB, level string, root *Realm) (caddy.Context, *Ap
 
 // benchmarkIssuer starts another authorization server and returns its URL and two JWTs that it signed, the
 // second as long as those of Keycloak.
-func benchmarkIssuer(b *testing.B) (url, token, long string) {
+func benchmarkIssuer(b testing.TB) (url, token, long string) {
 	b.Helper()
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
