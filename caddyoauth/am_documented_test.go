@@ -100,6 +100,26 @@ realm alpha {
 --data "grant_type=client_credentials" \
 --data "scope=write" \
 "https://openam.example.com:8443/openam/oauth2/realms/root/realms/alpha/access_token"`, opaque},
+		{"a token, with the realm in the query", `curl \
+--request POST \
+--user "myClient:forgerock" \
+--data "grant_type=client_credentials" \
+"https://openam.example.com:8443/openam/oauth2/access_token?realm=/alpha"`, opaque},
+		{"the same without a slash", `curl \
+--request POST \
+--user "myClient:forgerock" \
+--data "grant_type=client_credentials" \
+"https://openam.example.com:8443/openam/oauth2/access_token?realm=alpha"`, opaque},
+		{"the realm as older releases have it", `curl \
+--request POST \
+--user "myClient:forgerock" \
+--data "grant_type=client_credentials" \
+"https://openam.example.com:8443/openam/oauth2/alpha/access_token"`, opaque},
+		{"the realm, and no root", `curl \
+--request POST \
+--user "myClient:forgerock" \
+--data "grant_type=client_credentials" \
+"https://openam.example.com:8443/openam/oauth2/realms/alpha/access_token"`, opaque},
 		{"introspection with the secret in the form", `curl \
 --request POST \
 --data "client_id=myClient" \
@@ -144,6 +164,8 @@ realm alpha {
 "https://openam.example.com:8443/openam/oauth2/realms/root/realms/alpha/.well-known/openid-configuration"`,
 			`{"issuer":"https://openam.example.com:8443/openam/oauth2/realms/root/realms/alpha","token_endpoint":"https://openam.example.com:8443/openam/oauth2/realms/root/realms/alpha/access_token",…` +
 				`"introspection_endpoint":"https://openam.example.com:8443/openam/oauth2/realms/root/realms/alpha/introspect",…`},
+		{"discovery, with the realm in the query", `curl \
+"https://openam.example.com:8443/openam/oauth2/.well-known/openid-configuration?realm=/alpha"`, `{"issuer":"https://openam.example.com:8443/openam/oauth2/realms/root/realms/alpha",…`},
 		{"the keys", `curl \
 "https://openam.example.com:8443/openam/oauth2/realms/root/realms/alpha/connect/jwk_uri"`, `{"keys":[{…}]}`},
 		{"a secret that is wrong, in the form", `curl \

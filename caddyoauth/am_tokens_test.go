@@ -210,3 +210,17 @@ func TestAMBesideTheGateway(t *testing.T) {
 		})
 	}
 }
+
+// Whoever is no client of the configuration is counted together, where there may be managed clients.
+func TestManagedClientsThatComeFromElsewhere(t *testing.T) {
+	am := newAMServer(t)
+	realms := strings.Replace(strings.ReplaceAll(movingClients, "SECRET", testHash), "realm alpha {\n", "realm alpha {\nmanaged_clients\n", 1)
+	g := startGateway(t, "store memory\n"+realms, "oauth_server\noauth_protect {\nsource local alpha\n"+am.sources()+"}\nrespond ok")
+	for _, client := range []string{"stranger", "another", "reports"} {
+		if a := g.get("/x", am.opaque(t, client, nil)); a.StatusCode != 200 {
+			t.Errorf("%s: %d", client, a.StatusCode)
+		}
+	}
+	expectSeries(t, "tokens from elsewhere", clientSeries(t, "caddy_oauth_client_elsewhere_total", "realm", "client_id"),
+		map[string]float64{"alpha/": 2, "alpha/reports": 1, "alpha/billing": 0})
+}

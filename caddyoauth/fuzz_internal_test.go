@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -316,15 +317,17 @@ func FuzzStrip(f *testing.F) {
 // Whatever realm and scopes a configuration may name, the challenges made of them can be parsed
 // and contain them.
 func FuzzChallenge(f *testing.F) {
-	f.Add("root", "read write")
-	f.Add("alpha", "a!#$%&'()*+-./:;<=>?@[]^_`{|}~")
-	f.Add(`al"pha`, "read")
-	f.Add("al\r\npha", "read")
-	f.Add("alpha", `re"ad`)
-	f.Add("alpha", `re\ad`)
-	f.Add("alpha", "re\r\nad")
-	f.Add("alpha", "é")
-	f.Fuzz(func(t *testing.T, realm, scopes string) {
+	f.Add("root", "read write", "The Gateway")
+	f.Add("alpha", "a!#$%&'()*+-./:;<=>?@[]^_`{|}~", "The Gateway")
+	f.Add(`al"pha`, "read", "The Gateway")
+	f.Add("al\r\npha", "read", "The Gateway")
+	f.Add("alpha", `re"ad`, "The Gateway")
+	f.Add("alpha", `re\ad`, "The Gateway")
+	f.Add("alpha", "re\r\nad", "The Gateway")
+	f.Add("alpha", "é", "é")
+	f.Add("alpha", "read", `a "b"`)
+	f.Add("alpha", "read", "a\r\nb")
+	f.Fuzz(func(t *testing.T, realm, scopes, ig string) {
 		list := strings.Split(scopes, " ")
 		app, err := json.Marshal(map[string]any{"realms": map[string]any{realm: map[string]any{}}})
 		if err != nil {
@@ -338,31 +341,41 @@ func FuzzChallenge(f *testing.F) {
 		if err != nil {
 			return // refused at load, as it should be if the realm is not a name
 		}
-		p := &Protect{Realm: realm, Scopes: list}
-		if err := p.Provision(ctx); err != nil {
+		own, igs := &Protect{Realm: realm, Scopes: list}, &Protect{Realm: realm, Scopes: list, IGChallenges: &IGChallenges{Realm: ig}}
+		if err := own.Provision(ctx); err != nil {
 			return
 		}
-		want := slices.Compact(slices.Sorted(slices.Values(list)))
-		nobody := introspect.Inactive()
-		insufficient := *p.rejections[access.CauseScope]
-		insufficient.challenge = p.scopeChallenge(httptest.NewRequest("GET", "/", nil), &bearer{facts: nobody}, p.rule.ScopesFor(nobody))
-		for _, no := range []*rejection{p.rejections[access.CauseMissing], p.rejections[access.CauseMalformedAuthorization], p.rejections[introspect.CauseForged], &insufficient} {
-			scheme, params, err := ParseChallenge(no.challenge)
-			if err != nil {
-				t.Errorf("%s: %v", no.result, err)
-				continue
-			}
-			if scheme != "Bearer" || params["realm"] != p.label {
-				t.Errorf("%s: scheme %q, realm %q", no.result, scheme, params["realm"])
-			}
-			if no == &insufficient && params["scope"] != strings.Join(want, " ") {
-				t.Errorf("the challenge asks for %q, the route for %q", params["scope"], want)
-			}
-			if strings.ContainsAny(no.challenge, "\r\n\x00") {
-				t.Errorf("%s: %q is more than one line", no.result, no.challenge)
-			}
+		checkChallenges(t, own, own.label, list)
+		if err := igs.Provision(ctx); err != nil {
+			return
 		}
+		checkChallenges(t, igs, cmp.Or(ig, defaultIGRealm), list)
 	})
+}
+
+// checkChallenges parses the challenges of a route that demands scopes.
+func checkChallenges(t *testing.T, p *Protect, realm string, list []string) {
+	t.Helper()
+	want := slices.Compact(slices.Sorted(slices.Values(list)))
+	nobody := introspect.Inactive()
+	insufficient := *p.rejections[access.CauseScope]
+	insufficient.challenge = p.scopeChallenge(httptest.NewRequest("GET", "/", nil), &bearer{facts: nobody}, p.rule.ScopesFor(nobody))
+	for _, no := range []*rejection{p.rejections[access.CauseMissing], p.rejections[access.CauseMalformedAuthorization], p.rejections[introspect.CauseForged], &insufficient} {
+		scheme, params, err := ParseChallenge(no.challenge)
+		if err != nil {
+			t.Errorf("%s: %v", no.result, err)
+			continue
+		}
+		if scheme != "Bearer" || params["realm"] != realm {
+			t.Errorf("%s: scheme %q, realm %q", no.result, scheme, params["realm"])
+		}
+		if no == &insufficient && params["scope"] != strings.Join(want, " ") {
+			t.Errorf("the challenge asks for %q, the route for %q", params["scope"], want)
+		}
+		if strings.ContainsAny(no.challenge, "\r\n\x00") {
+			t.Errorf("%s: %q is more than one line", no.result, no.challenge)
+		}
+	}
 }
 
 // Where the peer of a request is, only the connection tells.
