@@ -30,6 +30,11 @@ type AMCompat struct {
 	// the same. Set for root, this does not apply to other realms. Default: none, and the realm's keys
 	// sign.
 	JWTHMACSecret string `json:"jwt_hmac_secret,omitempty"`
+
+	// Takes the token that a question is about from the query of the URL, too: `access_token` at
+	// `/tokeninfo`. URLs get into the logs of all proxies on the way, and whoever reads
+	// them has the token. Default: false, as in AM since 7.2.
+	TokensInQuery bool `json:"tokens_in_query,omitempty"`
 }
 
 // The values of AMCompat.Subject.
@@ -73,6 +78,7 @@ func realmOfAM(name string) string {
 //	am_compat {
 //		subject         prefixed|bare
 //		jwt_hmac_secret <secret reference>
+//		tokens_in_query
 //	}
 func amCompatOption(place **AMCompat) conf.Option {
 	return conf.Func(func(d *caddyfile.Dispenser) error {
@@ -92,6 +98,7 @@ func amCompatOption(place **AMCompat) conf.Option {
 		return conf.Options{
 			"subject":         conf.Text(&am.Subject, checkAMSubject),
 			"jwt_hmac_secret": conf.Secret(&am.JWTHMACSecret),
+			"tokens_in_query": conf.Flag(&am.TokensInQuery),
 		}.Read(d, "am_compat")
 	})
 }

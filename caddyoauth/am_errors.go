@@ -46,6 +46,9 @@ func (e *route) writeAMError(w http.ResponseWriter, r *http.Request, form url.Va
 			code = string(oauth.CodeInvalidClient)
 		}
 	}
+	if e.kind == endpointTokenInfo {
+		w.Header().Del("WWW-Authenticate")
+	}
 	if code == string(oauth.CodeInvalidClient) {
 		// It goes by what the client has sent, and not by what is known of it.
 		if header {
@@ -72,7 +75,7 @@ func amErrorOf(refusal *oauth.Error, method string) (code, text string) {
 	code = string(refusal.Code)
 	switch {
 	case refusal.Reason == reasonMethod:
-		text = "Required Method: POST"
+		text = "Required Method: " + strings.TrimPrefix(refusal.Description, "the method must be ")
 		if slices.Contains(amMethods, method) {
 			text += " found: " + method
 		}
@@ -106,7 +109,7 @@ var amTexts = map[string]string{
 
 // amMethods are the methods that AM's text may name.
 var amMethods = []string{
-	http.MethodGet, http.MethodHead, http.MethodPut, http.MethodPatch, http.MethodDelete,
+	http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
 	http.MethodConnect, http.MethodOptions, http.MethodTrace,
 }
 

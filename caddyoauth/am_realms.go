@@ -33,7 +33,7 @@ var amEnds = []struct {
 	{"/access_token", endpointToken},
 	{"/token/revoke", endpointRevoke},
 	{"/introspect", endpointIntrospect},
-	{"/tokeninfo", endpointIntrospect},
+	{tokenInfoPath, endpointTokenInfo},
 	{"/authorize", endpointAuthorize},
 	{"/revoke", endpointRevoke},
 	{"/token", endpointToken},

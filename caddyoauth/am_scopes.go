@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -91,9 +92,14 @@ func (am *AMCompat) introspects(cc *Client) string {
 // elsewhere returns the engine of another realm that has issued a token, of all that answer as AM; nil if
 // there is none. It is called once all realms have engines.
 func (r *servedRealm) elsewhere(token *introspect.Token) *oauth.Engine {
-	for _, other := range r.app.realms {
-		if other != r && other.am != nil && other.engine != nil && other.engine.Issued(token) {
-			return other.engine
+	return issuerAmong(slices.Collect(maps.Values(r.app.realms)), r, token)
+}
+
+// issuerAmong is elsewhere among some realms, but for one.
+func issuerAmong(realms []*servedRealm, but *servedRealm, token *introspect.Token) *oauth.Engine {
+	for _, r := range realms {
+		if r != but && r.am != nil && r.engine != nil && r.engine.Issued(token) {
+			return r.engine
 		}
 	}
 	return nil

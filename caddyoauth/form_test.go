@@ -375,7 +375,7 @@ func TestMetricsAreNamedAndBounded(t *testing.T) {
 	}
 	labels := map[string]*regexp.Regexp{
 		"realm":     regexp.MustCompile(`^[a-z0-9_/-]+$|^External$|^None$`), // other tests' realms included
-		"endpoint":  regexp.MustCompile(`^(token|introspect|revoke)$`),
+		"endpoint":  regexp.MustCompile(`^(token|introspect|revoke|tokeninfo)$`),
 		"operation": regexp.MustCompile(`^(put|get|revoke|denied|deny|end_tokens|once|proof)$`),
 		"client_id": regexp.MustCompile(`^[a-z-]*$|^External$`), // from the configuration, or empty for managed ones
 		"secret":    regexp.MustCompile(`^[1-9]$`),

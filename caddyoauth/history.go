@@ -46,7 +46,7 @@ type history struct {
 // countedSeries is requests that ended alike.
 type countedSeries struct {
 	Realm string `json:"realm"`
-	// Kind is route, token, introspect or revoke.
+	// Kind is route, token, introspect, revoke or tokeninfo.
 	Kind string `json:"kind"`
 	// Outcome is the result that metrics have. Cause is why, for routes.
 	Outcome string `json:"outcome"`

@@ -70,6 +70,17 @@ func lintDoubtfulChecks() []lintCheck {
 			}
 		},
 	}, {
+		code: "tokens-in-query", kind: lintDoubtful,
+		means: "The realm takes tokens from URLs, which get into the logs of all proxies on the way: whoever reads those has the tokens.",
+		do:    "Have programs send tokens in the Authorization header, or in the form of an introspection request, and remove `tokens_in_query` from `am_compat`.",
+		find: func(l *linted, report lintReport) {
+			for name, realm := range l.realms {
+				if realm.am != nil && realm.am.TokensInQuery {
+					report(l.atRealm(name), "the realm %s takes tokens from the query of URLs", name)
+				}
+			}
+		},
+	}, {
 		code: "any-jwt", kind: lintDoubtful,
 		means: "With `typ any` and no `audience`, the route accepts whatever the issuer signs, for whomever: ID tokens, and tokens that were meant for other services. Nothing is said of routes that ask for a scope or a claim.",
 		do:    "Add `audience` to the source or to the route, or remove `typ any`.",

@@ -22,6 +22,7 @@ import (
 // context of each request. All spans here are its descendants, made by its provider:
 //
 //	oauth.token, oauth.introspect, oauth.revoke   a request to an endpoint        server.go
+//	oauth.tokeninfo                               likewise                        am_tokeninfo.go
 //	oauth.check                                   a request to a protected route  protect.go
 //	oauth.store <operation>                       what these ask the store        metrics.go
 //	oauth.source <label>                          and other servers               traceRequests

@@ -219,6 +219,9 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 		return nil, err
 	}
 	am := rc.AMCompat.or(root.AMCompat)
+	if am != nil && am.TokensInQuery {
+		logger.Warn("tokens_in_query: the realm takes tokens from the query of URLs, which get into the logs of all proxies on the way", zap.String("realm", name))
+	}
 	defaultScopes := am.scopes(rc.DefaultScopes)
 	if len(defaultScopes) == 0 {
 		defaultScopes = am.scopes(root.DefaultScopes)

@@ -333,7 +333,7 @@ func (p *watcher) goal(last *handlerFacts) (string, ending) {
 		if p.endpoint == nil {
 			return "respond 404", endsInError // it looks like an endpoint
 		}
-		kinds := map[endpointKind]string{endpointToken: "token endpoint", endpointIntrospect: "introspection endpoint", endpointRevoke: "revocation endpoint", endpointAuthorize: "authorization endpoint"}
+		kinds := map[endpointKind]string{endpointToken: "token endpoint", endpointIntrospect: "introspection endpoint", endpointRevoke: "revocation endpoint", endpointTokenInfo: "tokeninfo endpoint", endpointAuthorize: "authorization endpoint"}
 		if p.endpoint.kind == endpointMetadata {
 			if p.endpoint.metadata == nil {
 				return "respond 404", endsInError

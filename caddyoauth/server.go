@@ -37,6 +37,7 @@ func init() {
 // `/access_token`, `/token` | token endpoint, POST
 // `/introspect` | introspection, POST; a signed answer (RFC 9701) for those who accept one, if the realm has keys
 // `/token/revoke`, `/revoke` | revocation, POST
+// `/tokeninfo` | what the token in the Authorization header means, GET, if the realm has `am_compat`
 // `/connect/jwk_uri`, `/jwks` | the public keys of JWTs (RFC 7517), if the realm has any
 // `/.well-known/openid-configuration` | metadata, where ForgeRock AM has it
 // `/authorize` | an authorization endpoint that refuses everybody, if an `oauth_protect` with a `resource` accepts the realm's tokens
@@ -130,6 +131,7 @@ const (
 	endpointMetadata   endpointKind = "metadata"
 	endpointAuthorize  endpointKind = "authorization"
 	endpointKeys       endpointKind = "keys"
+	endpointTokenInfo  endpointKind = "tokeninfo"
 )
 
 // published reports whether there is a document for everybody.
@@ -238,12 +240,13 @@ func (s *Server) bases(r *servedRealm) []string {
 func (s *Server) layOut(r *servedRealm) error {
 	s.app.useSeries(r.name)
 	collectors.failureLimits.WithLabelValues(r.name) // Prometheus sees no increase where a series begins
-	post := func(kind endpointKind) *route {
+	counted := func(kind endpointKind) *route {
 		labels := prometheus.Labels{"realm": r.name, "endpoint": string(kind)}
 		return &route{realm: r, kind: kind, span: "oauth." + string(kind), requests: collectors.requests.MustCurryWith(labels)}
 	}
 	jwks := &route{realm: r, kind: endpointKeys}
-	token, introspection, revocation := post(endpointToken), post(endpointIntrospect), post(endpointRevoke)
+	token, introspection, revocation := counted(endpointToken), counted(endpointIntrospect), counted(endpointRevoke)
+	tokenInfo := counted(endpointTokenInfo)
 	token.proofURLs = s.proofURLs(r)
 	for _, base := range s.bases(r) {
 		if other := s.endpoints[base+tokenPath]; other != nil && other.realm != r {
@@ -254,6 +257,9 @@ func (s *Server) layOut(r *servedRealm) error {
 			s.endpoints[base+"/access_token"+end], s.endpoints[base+"/token"+end] = token, token
 			s.endpoints[base+"/introspect"+end] = introspection
 			s.endpoints[base+"/token/revoke"+end], s.endpoints[base+"/revoke"+end] = revocation, revocation
+		}
+		if r.am != nil {
+			s.endpoints[base+tokenInfoPath] = tokenInfo
 		}
 		if r.signing != nil {
 			s.endpoints[base+"/connect/jwk_uri"], s.endpoints[base+"/jwks"] = jwks, jwks
@@ -333,6 +339,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	}
 	h.Set("Cache-Control", "no-store")
 	h.Set("Pragma", "no-cache")
+	if e.kind == endpointTokenInfo {
+		s.serveTokenInfo(w, r, e)
+		return nil
+	}
 
 	if status, refusal := s.unfit(r, e); refusal != nil {
 		if status == http.StatusMethodNotAllowed {
@@ -441,17 +451,27 @@ const (
 // unfit returns how a request to an endpoint is refused for what can be told before its body is
 // read, or nil.
 func (s *Server) unfit(r *http.Request, e *route) (status int, _ *oauth.Error) {
-	switch {
-	case r.Method != http.MethodPost:
+	if r.Method != http.MethodPost {
 		return http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be POST", Reason: reasonMethod}
+	}
+	if status, refusal := s.unfitTransport(r, e); refusal != nil {
+		return status, refusal
+	}
+	if !isForm(r.Header["Content-Type"]) {
+		return http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the content type must be application/x-www-form-urlencoded", Reason: reasonContentType}
+	}
+	return 0, nil
+}
+
+// unfitTransport is the part of unfit that goes by how a request has come, and by its query.
+func (s *Server) unfitTransport(r *http.Request, e *route) (status int, _ *oauth.Error) {
+	switch {
 	case !s.InsecureHTTP && !secureOrLocal(r):
 		return http.StatusForbidden, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "TLS is required", Reason: "insecure_transport"}
 	case tooEarly(r):
 		return http.StatusTooEarly, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "send it again after the TLS handshake", Reason: "early_data"}
 	case e.contradictedBy(r.URL.RawQuery):
 		return http.StatusBadRequest, errOtherRealm
-	case !isForm(r.Header["Content-Type"]):
-		return http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the content type must be application/x-www-form-urlencoded", Reason: reasonContentType}
 	}
 	return 0, nil
 }
@@ -503,6 +523,8 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 		event, message = "token_issued", "token issued"
 	case endpointIntrospect:
 		event, message, level = "token_introspected", "token introspected", zap.DebugLevel
+	case endpointTokenInfo:
+		event, message, level = "tokeninfo_answered", "tokeninfo answered", zap.DebugLevel
 	case endpointRevoke:
 		event, message = "token_revoked", "token revoked"
 		if result == "inactive" {
@@ -513,12 +535,12 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 		fields := append(make([]zap.Field, 0, 10), zap.String("event", event), zap.String("realm", e.realm.name), zap.String("client_id", out.ClientID))
 		if e.kind == endpointIntrospect {
 			fields = append(fields, zap.String("result", result))
-			if out.TokenRealm != "" {
-				fields = append(fields, zap.String("token_realm", out.TokenRealm))
-			}
 			if out.Cause != "" {
 				fields = append(fields, zap.String("cause", string(out.Cause)))
 			}
+		}
+		if out.TokenRealm != "" {
+			fields = append(fields, zap.String("token_realm", out.TokenRealm))
 		}
 		if result != "inactive" {
 			fields = append(fields, zap.Stringer("token_id", out.TokenID))
@@ -589,6 +611,9 @@ func (s *Server) logRefusal(r *http.Request, e *route, refusal *oauth.Error, out
 	level := zap.InfoLevel
 	if refusal.Reason == oauth.ReasonFailureLimit {
 		level = zap.DebugLevel // the event of the pause is enough, for a flood and for a program that goes on
+	}
+	if e.kind == endpointTokenInfo && (refusal.Code == oauth.CodeInvalidToken || refusal.Code == oauth.CodeTooManyRequests) {
+		level = zap.DebugLevel // as where a client asks, and anybody can do this
 	}
 	if c := s.logger.Check(level, string(e.kind)+" request refused"); c != nil {
 		c.Write(sender([]zap.Field{

@@ -177,7 +177,7 @@ func TestTracing(t *testing.T) {
 	}))
 	defer server.Close()
 	signer := newKeyClient(t, "signer")
-	g := startGateway(t, "store memory\ndpop\nissuer "+dpopIssuer+"\n"+signer.lines()+"client sealer {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\ntoken_format sealed\n}\n"+testClients, `tracing
+	g := startGateway(t, "store memory\ndpop\nissuer "+dpopIssuer+"\n"+signer.lines()+"client sealer {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\ntoken_format sealed\n}\nrealm compat {\nam_compat\n"+testClients+"}\n"+testClients, `tracing
 		oauth_server
 		handle /own* {
 			oauth_protect {
@@ -258,6 +258,8 @@ func TestTracing(t *testing.T) {
 	send(g.posting("/oauth2/introspect", "writer", testSecret, url.Values{"token": {gone}}), 200, "handler\n"+
 		"  oauth.introspect oauth.cause=revoked oauth.client_id=writer oauth.outcome=inactive oauth.realm=root\n"+
 		"    oauth.store get "+fmt.Sprintf(stored, "get", "not_found"))
+	send(bearer("/oauth2/realms/root/realms/compat/tokeninfo", own), 401, "handler\n"+
+		"  oauth.tokeninfo oauth.cause=forged oauth.outcome=invalid_token oauth.realm=compat\n")
 	send(bearer("/own", own), 200, "handler\n"+
 		"  oauth.check oauth.cache=miss oauth.client_id=reader oauth.outcome=ok oauth.realm=root\n"+
 		"    oauth.store get "+fmt.Sprintf(stored, "get", "ok"))

@@ -86,6 +86,8 @@ type Engine struct {
 	cfg    Settings
 	issued *issued
 	tokens *introspect.CachedSource // issued, behind the cache
+	// strangers bounds the guesses of all who ask without being a client; see TokenInfo.
+	strangers guessLimit
 
 	// state is replaced as a whole, by whoever holds changing.
 	state    atomic.Pointer[state]
@@ -135,7 +137,7 @@ func New(cfg Settings) *Engine {
 	if cfg.Random == nil {
 		cfg.Random = rand.Reader
 	}
-	e := &Engine{cfg: cfg}
+	e := &Engine{cfg: cfg, strangers: newGuessLimit()}
 	e.cfg.Clients = nil // from here on they are in the state
 	e.state.Store(&state{clients: new(Clients)})
 	e.SetClients(cfg.Clients)
