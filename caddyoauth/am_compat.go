@@ -1,7 +1,10 @@
 package caddyoauth
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
@@ -35,12 +38,31 @@ type AMCompat struct {
 	// `/tokeninfo`. URLs get into the logs of all proxies on the way, and whoever reads
 	// them has the token. Default: false, as in AM since 7.2.
 	TokensInQuery bool `json:"tokens_in_query,omitempty"`
+
+	// Takes `client_id`, `client_secret`, `client_assertion` and `client_assertion_type` from the query of
+	// the URL, too. URLs get into the logs of all proxies on the way, so this is for programs that can't be
+	// changed yet. Whoever uses it is named in a warning once a day, and in each event. Default: false; such
+	// a client is refused as one without credentials.
+	CredentialsInQuery bool `json:"credentials_in_query,omitempty"`
+
+	// For which clients their `auth` decides between `client_secret_basic` and `client_secret_post`:
+	// `always`; `openid`, for those that have the scope `openid`, as in AM; or `never`. All others may use
+	// both, if their `auth` has one of them. No client gets in with a secret that its `auth` has no method
+	// for. Default: `always`.
+	AuthMethods string `json:"auth_methods,omitempty"`
 }
 
 // The values of AMCompat.Subject.
 const (
 	subjectPrefixed = "prefixed"
 	subjectBare     = "bare"
+)
+
+// The values of AMCompat.AuthMethods.
+const (
+	authMethodsAlways = "always"
+	authMethodsOpenID = "openid"
+	authMethodsNever  = "never"
 )
 
 // provisionAM turns the settings of a realm that answers as ForgeRock AM does into what requests use.
@@ -76,8 +98,10 @@ func realmOfAM(name string) string {
 //	am_compat
 //	am_compat off
 //	am_compat {
-//		subject         prefixed|bare
-//		jwt_hmac_secret <secret reference>
+//		subject              prefixed|bare
+//		credentials_in_query
+//		auth_methods         always|openid|never
+//		jwt_hmac_secret      <secret reference>
 //		tokens_in_query
 //	}
 func amCompatOption(place **AMCompat) conf.Option {
@@ -96,9 +120,11 @@ func amCompatOption(place **AMCompat) conf.Option {
 			return conf.NoBlock(d, "am_compat off")
 		}
 		return conf.Options{
-			"subject":         conf.Text(&am.Subject, checkAMSubject),
-			"jwt_hmac_secret": conf.Secret(&am.JWTHMACSecret),
-			"tokens_in_query": conf.Flag(&am.TokensInQuery),
+			"subject":              conf.Text(&am.Subject, checkAMSubject),
+			"credentials_in_query": conf.Flag(&am.CredentialsInQuery),
+			"auth_methods":         conf.Text(&am.AuthMethods, checkAMAuthMethods),
+			"jwt_hmac_secret":      conf.Secret(&am.JWTHMACSecret),
+			"tokens_in_query":      conf.Flag(&am.TokensInQuery),
 		}.Read(d, "am_compat")
 	})
 }
@@ -107,12 +133,39 @@ func checkAMSubject(subject string) error {
 	return conf.OneOf("subject", subject, subjectPrefixed, subjectBare)
 }
 
+func checkAMAuthMethods(methods string) error {
+	return conf.OneOf("auth_methods", methods, authMethodsAlways, authMethodsOpenID, authMethodsNever)
+}
+
 // check refuses settings that can't be meant.
 func (am *AMCompat) check() error {
-	if am == nil || am.Subject == "" {
+	if am == nil {
 		return nil
 	}
-	return checkAMSubject(am.Subject)
+	return errors.Join(
+		checkAMSubject(cmp.Or(am.Subject, subjectPrefixed)),
+		checkAMAuthMethods(cmp.Or(am.AuthMethods, authMethodsAlways)),
+	)
+}
+
+// authMethods returns the methods by which a client may authenticate.
+func (am *AMCompat) authMethods(c *oauth.Client) []string {
+	if am == nil || !takesSecrets(c.Auth) {
+		return c.Auth
+	}
+	switch {
+	case am.AuthMethods == authMethodsNever:
+	case am.AuthMethods == authMethodsOpenID && !slices.Contains(c.Scopes, "openid"):
+	default:
+		return c.Auth
+	}
+	methods := slices.Clone(c.Auth)
+	for _, method := range secretMethods {
+		if !slices.Contains(methods, method) {
+			methods = append(methods, method)
+		}
+	}
+	return methods
 }
 
 // or returns the settings of a realm, which are root's if it has none of its own, or nil if it is as

@@ -4,11 +4,14 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
@@ -210,4 +213,20 @@ func textOf(e ast.Expr, constants map[string]string) string {
 		}
 	}
 	return "*"
+}
+
+// ServeEndpoint has the first oauth_server of the active configuration answer a request.
+func ServeEndpoint(w http.ResponseWriter, r *http.Request) error {
+	return activeApp().servers[0].ServeHTTP(w, r, caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil }))
+}
+
+// A client that has no secret doesn't get a method that takes one.
+func TestAuthMethodsOfAMNeedASecret(t *testing.T) {
+	am := &AMCompat{AuthMethods: authMethodsNever}
+	if got := am.authMethods(&oauth.Client{Auth: []string{oauth.AuthPrivateKeyJWT}}); !slices.Equal(got, []string{oauth.AuthPrivateKeyJWT}) {
+		t.Errorf("the methods are %q", got)
+	}
+	if got := am.authMethods(&oauth.Client{Auth: []string{oauth.AuthPrivateKeyJWT, oauth.AuthPost}}); !slices.Equal(got, []string{oauth.AuthPrivateKeyJWT, oauth.AuthPost, oauth.AuthBasic}) {
+		t.Errorf("the methods are %q", got)
+	}
 }

@@ -1,13 +1,22 @@
 package caddyoauth_test
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/caddyoauth/gateway/caddyoauth"
 )
 
 // amRealms has a realm alpha that answers as AM does, and beta with the same clients that doesn't.
@@ -26,6 +35,8 @@ type amCase struct {
 	request string
 	on, off string
 }
+
+var issuedToken = regexp.MustCompile(`"access_token":"[^"]+"`)
 
 // amAnswer sends a request to a realm and writes down the answer. All of them must forbid that they are
 // kept, and be JSON.
@@ -55,7 +66,7 @@ func (g *gateway) amAnswer(realm, request string) string {
 			text += " | " + name + ": " + value
 		}
 	}
-	return text + " " + a.Body
+	return text + " " + issuedToken.ReplaceAllString(a.Body, `"access_token":"…"`)
 }
 
 // The whole of each refusal, on and off. Texts, codes and statuses are those of AM 7, but for a client that
@@ -78,11 +89,14 @@ func TestRefusalsAreAMs(t *testing.T) {
 		return token
 	}
 	const (
-		failedForm   = `400 {"error_description":"Client authentication failed","error":"invalid_client"}`
-		failedHeader = `401 | WWW-Authenticate: Basic realm="/alpha" {"error_description":"Client authentication failed","error":"invalid_client"}`
-		failed       = `401 | WWW-Authenticate: Basic realm="beta" {"error":"invalid_client","error_description":"client authentication failed"}`
-		twoMethods   = `400 {"error":"invalid_request","error_description":"there is more than one client authentication method"}`
-		postNotGet   = `405 | Allow: POST {"error":"invalid_request","error_description":"the method must be POST"}`
+		failedForm    = `400 {"error_description":"Client authentication failed","error":"invalid_client"}`
+		failedHeader  = `401 | WWW-Authenticate: Basic realm="/alpha" {"error_description":"Client authentication failed","error":"invalid_client"}`
+		failed        = `401 | WWW-Authenticate: Basic realm="beta" {"error":"invalid_client","error_description":"client authentication failed"}`
+		twoMethods    = `400 {"error":"invalid_request","error_description":"there is more than one client authentication method"}`
+		noGrantType   = `400 {"error":"invalid_request","error_description":"grant_type is missing"}`
+		granted       = `200 {"access_token":"…","scope":"read","token_type":"Bearer","expires_in":3599}`
+		grantedInFull = `200 {"access_token":"…","scope":"read","token_type":"Bearer","expires_in":3600}`
+		postNotGet    = `405 | Allow: POST {"error":"invalid_request","error_description":"the method must be POST"}`
 	)
 	for _, tc := range []amCase{
 		{"another method", "GET|access_token",
@@ -173,6 +187,35 @@ func TestRefusalsAreAMs(t *testing.T) {
 			`400 {"error_description":"Unknown/invalid scope(s): [x]","error":"invalid_scope"}`,
 			`400 {"error":"invalid_scope","error_description":"the client may not have a scope that was requested"}`},
 
+		{"the query", "access_token?grant_type=client_credentials&scope=read" + reader, granted, noGrantType},
+		{"the query, of no form", "access_token?scope=read\nContent-Type: text/plain" + reader,
+			`400 {"error_description":"Invalid Content Type","error":"invalid_request"}`,
+			`400 {"error":"invalid_request","error_description":"the content type must be application/x-www-form-urlencoded"}`},
+		{"a query that can't be read", "access_token?a=%zz grant_type=client_credentials" + reader,
+			`400 {"error_description":"the query is not well-formed","error":"invalid_request"}`, grantedInFull},
+		{"the same in the query and in the form", "access_token?scope=read grant_type=client_credentials&scope=read" + reader, granted, grantedInFull},
+		{"something else in the query", "access_token?scope=read grant_type=client_credentials&scope=write" + reader,
+			`400 {"error_description":"scope is repeated","error":"invalid_request"}`,
+			`400 {"error":"invalid_scope","error_description":"the client may not have a scope that was requested"}`},
+		{"the same again", grant + "&scope=read&x=1&scope=read&x=1" + reader, granted, `400 {"error":"invalid_request","error_description":"scope is repeated"}`},
+		{"something else again", grant + "&scope=read&scope=write" + reader,
+			`400 {"error_description":"scope is repeated","error":"invalid_request"}`,
+			`400 {"error":"invalid_request","error_description":"scope is repeated"}`},
+		{"state in the query", "access_token?state=12 grant_type=client_credentials" + header("reader", "x"),
+			`401 | WWW-Authenticate: Basic realm="/alpha" {"error_description":"Client authentication failed","error":"invalid_client","state":"12"}`, failed},
+		{"cnf_key in the query", "access_token?cnf_key=e30 grant_type=client_credentials" + reader,
+			`400 {"error_description":"Invalid cnf_key parameter","error":"invalid_request"}`, grantedInFull},
+		{"credentials in the query", "access_token?client_id=reader&client_secret=abc grant_type=client_credentials", failedForm, failed},
+		{"a secret in the query", "access_token?client_secret=abc grant_type=client_credentials&client_id=reader", failedForm, failed},
+		{"an assertion in the query", "access_token?" + assertion + " grant_type=client_credentials", failedForm, failed},
+		{"another client in the query", "access_token?client_id=writer&client_secret=x grant_type=client_credentials" + reader, granted, grantedInFull},
+		{"a token to introspect in the query", "introspect?token=TOKEN" + reader,
+			`400 {"error_description":"Missing parameter: token","error":"invalid_request"}`,
+			`400 {"error":"invalid_request","error_description":"token is missing"}`},
+		{"a token to revoke in the query", "token/revoke?token=TOKEN" + reader,
+			`400 {"error_description":"Missing parameter: token","error":"invalid_request"}`,
+			`400 {"error":"invalid_request","error_description":"token is missing"}`},
+
 		{"what AM doesn't have", "access_token a[=1&resource[0]=x" + reader,
 			`400 {"error_description":"resource must be repeated under its plain name, and not as a list with brackets","error":"invalid_request"}`,
 			`400 {"error":"invalid_request","error_description":"resource must be repeated under its plain name, and not as a list with brackets"}`},
@@ -232,4 +275,72 @@ func TestAMsTextsAboutAssertionsTellNothingOfClients(t *testing.T) {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
+}
+
+// amTextsOfRefusals are what a description may be, whatever is sent. None but the first two repeats anything
+// of a request: a scope, or a parameter that exists.
+var amTextsOfRefusals = regexp.MustCompile(`^(Unknown/invalid scope\(s\): \[([!#-\[\]-~]+(, [!#-\[\]-~]+)*)?\]|` +
+	`(grant_type|scope|client_id|client_secret|token|token_type_hint|client_assertion|client_assertion_type|realm) (is repeated|must be sent once, and not as a list with brackets)|` +
+	`Required Method: POST( found: (GET|HEAD|PUT|PATCH|DELETE|CONNECT|OPTIONS|TRACE))?|` +
+	`[A-Za-z0-9 .,;:'_/()-]+)$`)
+
+// Whatever is sent, a refusal is JSON with AM's members in AM's order, and says nothing that a caller could
+// have put there, but for scopes and state.
+func FuzzRefusalsOfAM(f *testing.F) {
+	const grant = "grant_type=client_credentials"
+	for _, seed := range []struct{ method, endpoint, kind, authorization, query, body string }{
+		{"POST", "access_token", "application/x-www-form-urlencoded", "Basic cmVhZGVyOmFiYw==", "", grant + "&scope=a+b%3C+c"},
+		{"POST", "access_token", "application/x-www-form-urlencoded", "Basic cmVhZGVyOmFiYw==", "state=%22%5C&scope=%22", grant},
+		{"POST", "access_token", "application/x-www-form-urlencoded", "", "client_id=reader&client_secret=abc", grant + "&state=%ff"},
+		{"POST", "access_token", "application/x-www-form-urlencoded", "", "", grant + "&client_assertion=e.e30.x&client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
+		{"POST", "introspect", "application/x-www-form-urlencoded", "Bearer <b>", "a=1&a=2", "token=x"},
+		{"POST", "token/revoke", "application/x-www-form-urlencoded", "Basic cmVhZGVyOmFiYw==", "%zz", "token[0]=x"},
+		{"<GET>", "access_token", "", "", "state=12", ""},
+		{"POST", "access_token", "text/html", "", "realm=beta", "<"},
+	} {
+		f.Add(seed.method, seed.endpoint, seed.kind, seed.authorization, seed.query, seed.body)
+	}
+	config := caddyfileOf(amRealms(testClients), "oauth_server")
+	startCaddyfile(f, strings.Replace(config, "{\n", "{\nlog {\nlevel ERROR\n}\n", 1))
+	f.Fuzz(func(t *testing.T, method, endpoint, kind, authorization, query, body string) {
+		path := "/oauth2/realms/root/realms/alpha/" + endpoint
+		r := &http.Request{
+			Method: method, URL: &url.URL{Path: path, RawQuery: query}, Host: "localhost", RemoteAddr: "127.0.0.1:1", ProtoMajor: 1, ProtoMinor: 1,
+			Header: http.Header{"Content-Type": {kind}}, Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body)),
+		}
+		if authorization != "" {
+			r.Header.Set("Authorization", authorization)
+		}
+		w := httptest.NewRecorder()
+		if err := caddyoauth.ServeEndpoint(w, r); err != nil {
+			t.Fatal(err)
+		}
+		if w.Code == http.StatusOK || w.Code == http.StatusNotFound || !slices.Contains([]string{"access_token", "introspect", "token/revoke"}, endpoint) {
+			return
+		}
+		var refusal struct {
+			Description string  `json:"error_description"`
+			Code        string  `json:"error"`
+			State       *string `json:"state"`
+		}
+		decoder := json.NewDecoder(w.Body)
+		text := w.Body.String()
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&refusal); err != nil || decoder.More() {
+			t.Fatalf("the answer is %q: %v", text, err)
+		}
+		if !amTextsOfRefusals.MatchString(refusal.Description) || !regexp.MustCompile(`^[a-z_]+$`).MatchString(refusal.Code) {
+			t.Fatalf("the answer is %q", text)
+		}
+		order := `^\{"error_description":"(?:[^"\\]|\\.)*","error":"[a-z_]+"(,"state":"(?:[^"\\]|\\.)+")?\}$`
+		if !regexp.MustCompile(order).MatchString(text) {
+			t.Fatalf("the answer is %q", text)
+		}
+		if s := refusal.State; s != nil && (len(*s) > 1024 || strings.ContainsFunc(*s, unicode.IsControl) || !strings.Contains(query+body, "state") && !strings.Contains(query+body, "%")) {
+			t.Fatalf("the answer is %q", text)
+		}
+		if challenge := w.Header().Get("WWW-Authenticate"); (w.Code == 401) != (challenge == `Basic realm="/alpha"`) || (w.Code == 401) != (refusal.Code == "invalid_client" && authorization != "") {
+			t.Fatalf("the answer is %d %q, with the challenge %q", w.Code, text, challenge)
+		}
+	})
 }

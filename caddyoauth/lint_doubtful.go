@@ -81,6 +81,17 @@ func lintDoubtfulChecks() []lintCheck {
 			}
 		},
 	}, {
+		code: "credentials-in-query", kind: lintDoubtful,
+		means: "Clients of the realm may send their secrets in URLs, which get into the logs of all proxies on the way.",
+		do:    "Find those that do by the field `credentials_in_query` of their events, have them send their secrets by Basic or in the form, and remove `credentials_in_query` from `am_compat`.",
+		find: func(l *linted, report lintReport) {
+			for name, realm := range l.realms {
+				if realm.queryWarnings != nil {
+					report(l.atRealm(name), "the realm %s takes credentials from the query of URLs", name)
+				}
+			}
+		},
+	}, {
 		code: "any-jwt", kind: lintDoubtful,
 		means: "With `typ any` and no `audience`, the route accepts whatever the issuer signs, for whomever: ID tokens, and tokens that were meant for other services. Nothing is said of routes that ask for a scope or a claim.",
 		do:    "Add `audience` to the source or to the route, or remove `typ any`.",

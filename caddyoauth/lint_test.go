@@ -283,6 +283,8 @@ func TestLintFindings(t *testing.T) {
 		"limit: by another header":                  trusting("\nclient_ip_headers X-Real-IP\n", lintFile(lintClients, "oauth_server\n")),
 		"limit: none":                               trusting("\n", lintFile("limit failures off\n"+lintClients, "oauth_server\n")),
 		"am_compat: tokens in the query":            lintFile("realm a { # tokens-in-query\nam_compat {\ntokens_in_query\n}\n"+lintClients+"}\n", "oauth_server\n"),
+		"am_compat: credentials in the query":       lintFile("realm a { # credentials-in-query\nam_compat {\ncredentials_in_query\n}\n"+lintClients+"}\n", "oauth_server\n"),
+		"am_compat: none":                           lintFile("am_compat\nrealm a {\n"+lintClients+"}\n", "oauth_server\n"),
 		"basic: no end":                             site("oauth_protect { # basic-without-end\nbasic\n}\n"),
 		"basic: an end":                             site("oauth_protect {\nbasic until 2099-01-01T00:00:00Z\n}\n"),
 		"basic: over":                               site("oauth_protect { # basic-ended\nbasic until 2020-01-01T00:00:00Z\n}\n"),

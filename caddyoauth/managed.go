@@ -101,6 +101,7 @@ func (r *servedRealm) provisionManagedSettings(id string, cc *Client) (*oauth.Cl
 		return nil, err
 	}
 	client.Introspect = cmp.Or(r.am.introspects(cc), client.Introspect)
+	client.Auth = r.am.authMethods(client)
 	if _, err := cc.provisionCertificates(client, zap.NewNop()); err != nil { // checkManaged refuses files
 		return nil, err
 	}

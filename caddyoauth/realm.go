@@ -133,6 +133,9 @@ type servedRealm struct {
 	am *AMCompat
 	// hmac signs the realm's JWTs, in the place of its keys, if am has a secret for that; else it is nil.
 	hmac *keys.HMACKey
+	// queryWarnings are nil if clients may not have their credentials in the query of a URL. A copy of the
+	// realm shares them.
+	queryWarnings *queryWarnings
 	// counts are by client ID, with an entry for each client, and one for all managed ones. The map is read-only.
 	counts map[string]*clientCounts
 	// upstream are by client ID, with an entry for each client that has any. The map is read-only.
@@ -252,6 +255,10 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 	}
 
 	r := &servedRealm{name: name, format: format, issuer: issuerURL, noOpenIDConfiguration: rc.NoOpenIDConfiguration || root.NoOpenIDConfiguration, authorization: rc.AuthorizationEndpoint || root.AuthorizationEndpoint, upstream: make(map[string]upstreamHeaders), assertions: make(map[string]*assertionKeys), certificates: make(map[string][]string), am: am, federated: make(map[string]*federatedKeys), opened: new(openedKeys)}
+	if r.am != nil && r.am.CredentialsInQuery {
+		r.queryWarnings = new(queryWarnings)
+		logger.Warn("am_compat has credentials_in_query: secrets in URLs get into the logs of proxies and servers; have clients send them by Basic or in the form", zap.String("realm", name))
+	}
 	if rc.ManagedClients {
 		r.managed = &managedRealm{format: format, lifetime: lifetime, scopes: defaultScopes, limits: limits}
 	}
@@ -265,6 +272,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 			return nil, fmt.Errorf("client %q: %w", id, err)
 		}
 		client.Introspect = cmp.Or(am.introspects(rc.Clients[id]), client.Introspect)
+		client.Auth = r.am.authMethods(client)
 		r.settings.Clients[id] = client
 		assertions, err := rc.Clients[id].assertionKeys(id, client.Auth, issuer)
 		if err != nil {

@@ -363,7 +363,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	}
 	from, _ := clientAddr(r)
 	bearer, badBearer := e.bearer(r)
-	req, err := oauth.ParseRequest(oauth.Incoming{Authorization: r.Header["Authorization"], Bearer: bearer, Body: body, Certificate: s.app.ClientCertificates.of(r), DPoP: r.Header["Dpop"], SVIDs: e.realm.takesSVIDs, URLs: s.proofURLsOf(e, r), From: from})
+	in := oauth.Incoming{Authorization: r.Header["Authorization"], Bearer: bearer, Body: body, Certificate: s.app.ClientCertificates.of(r), DPoP: r.Header["Dpop"], SVIDs: e.realm.takesSVIDs, URLs: s.proofURLsOf(e, r), From: from}
+	if am := e.realm.am; am != nil {
+		in.Query, in.TakeQueryCredentials, in.Lenient = r.URL.RawQuery, am.CredentialsInQuery, true
+	}
+	req, err := oauth.ParseRequest(in)
 	if err == nil && e.contradicts(req.Form.Get("realm")) {
 		err = errOtherRealm
 	}
@@ -568,7 +572,11 @@ func (e *route) countClient(out oauth.Outcome, result string) {
 
 // sender appends the fields that say who sent a request and how that was proved.
 func sender(fields []zap.Field, r *http.Request, out oauth.Outcome) []zap.Field {
-	return provedBy(append(fields, zap.String("remote_ip", clientIP(r))), out)
+	fields = append(fields, zap.String("remote_ip", clientIP(r)))
+	if out.CredentialsInQuery {
+		fields = append(fields, zap.Bool("credentials_in_query", true))
+	}
+	return provedBy(fields, out)
 }
 
 // provedBy appends the fields that say how it was proved who sent a request.

@@ -130,6 +130,9 @@ const reasonCanceled = string(access.ResultCanceled)
 // answer is the only place that turns what the engine said into a status, headers and JSON, a
 // log line and a count. form is that of the request, nil if it could not be read.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, form url.Values, reply any, out oauth.Outcome, err error) {
+	if out.CredentialsInQuery {
+		s.warnOfQuery(r, e, out)
+	}
 	if err == nil {
 		s.logOutcome(r, e, out)
 		if jwt, ok := reply.(signedAnswer); ok {

@@ -92,9 +92,13 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 	if federation != nil {
 		creds.Method = AuthFederated
 	}
-	req.Credentials, out.AuthMethod = creds, creds.Method
-	if creds.Method == "" && !creds.malformed {
-		return nil, invalidClient("no_credentials") // nothing to guess with, so it doesn't count
+	req.Credentials, out.AuthMethod, out.CredentialsInQuery = creds, creds.Method, req.CredentialsInQuery
+	switch { // nothing to guess with, so it doesn't count
+	case creds.Method != "" || creds.malformed:
+	case req.CredentialsInQuery:
+		return nil, invalidClient("credentials_in_query")
+	default:
+		return nil, invalidClient("no_credentials")
 	}
 	trial := e.trial(req)
 	if wait := trial.pause(e.cfg.Now()); wait > 0 {

@@ -73,6 +73,9 @@ func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 	secret := form.Has("client_secret")
 	assertion, kind := form.Get("client_assertion"), form.Get("client_assertion_type")
 	asserted := assertion != "" || kind != ""
+	if in.Lenient && strings.EqualFold(kind, AssertionType) {
+		kind = AssertionType
+	}
 	switch {
 	case len(in.Authorization) > 1:
 		return Credentials{}, invalidRequest("there is more than one Authorization header")

@@ -332,6 +332,8 @@ type Outcome struct {
 	AuthMethod string
 	// Proof is what authenticated the client. It is zero if nothing did.
 	Proof Proof
+	// CredentialsInQuery is as in Request.
+	CredentialsInQuery bool
 	// Paused is how long nothing in the client's name is looked at from now on, if it comes from where
 	// the request came from: its failure was one too many. It is zero otherwise; see [Failures].
 	Paused time.Duration

@@ -27,7 +27,7 @@ func FuzzForm(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, body string) {
-		form, err := parseForm(body)
+		form, err := parseBody(body)
 		if err != nil {
 			if refusal := (*Error)(nil); !errors.As(err, &refusal) || refusal.Code != CodeInvalidRequest {
 				t.Fatalf("%q is refused with %v", body, err)
@@ -45,7 +45,7 @@ func FuzzForm(f *testing.F) {
 				t.Fatalf("%q has the parameter %q with the values %q", body, name, values)
 			}
 		}
-		again, err := parseForm(form.Encode())
+		again, err := parseBody(form.Encode())
 		if err != nil || !maps.EqualFunc(form, again, slices.Equal) {
 			t.Fatalf("%q is %v, and written again %v, %v", body, form, again, err)
 		}

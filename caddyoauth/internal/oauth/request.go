@@ -11,7 +11,7 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// maxParameters bounds the parameters of a form.
+// maxParameters bounds the parameters of a form and a query.
 const maxParameters = 64
 
 // parameters are those that mean something at an endpoint, or that a client may expect to: a
@@ -34,6 +34,15 @@ type Incoming struct {
 	Bearer string
 	// Body is the form (application/x-www-form-urlencoded). The caller has bounded it.
 	Body string
+	// Query is the query of the URL, where its parameters count like those of the form, in front of
+	// them. It is empty where it is ignored. A token or a realm in it is ignored in any case.
+	Query string
+	// TakeQueryCredentials takes what authenticates a client from Query, too. Otherwise that is ignored
+	// there.
+	TakeQueryCredentials bool
+	// Lenient takes a parameter that is repeated if its values are all the same, and AssertionType in
+	// any case of letters.
+	Lenient bool
 	// Certificate is the client's certificate; nil if the sender has shown none.
 	Certificate *Certificate
 	// DPoP are the lines of the header DPoP.
@@ -48,11 +57,14 @@ type Incoming struct {
 
 // Request is a request to such an endpoint, parsed.
 type Request struct {
-	// Form holds the parameters of the body. A parameter that was sent empty is absent (RFC
+	// Form holds the parameters of the body, and of the query where it counts. A parameter that was sent empty is absent (RFC
 	// 6749 section 3.2), and only resource may have more than one value.
 	Form url.Values
 	// Credentials are what the request offers to authenticate its client with.
 	Credentials Credentials
+	// CredentialsInQuery is set if Query has a secret or an assertion, whether or not it is taken from
+	// there.
+	CredentialsInQuery bool
 	// Certificate is that of Incoming.
 	Certificate *Certificate
 	// DPoP and URLs are those of Incoming.
@@ -73,49 +85,91 @@ type Request struct {
 // ParseRequest parses a request. The error is an *Error about the request's form; whether the
 // credentials are any good is found out later.
 func ParseRequest(in Incoming) (Request, error) {
-	form, err := parseForm(in.Body)
+	form, queried, err := in.parseForm()
 	if err != nil {
 		return Request{}, err
 	}
 	creds, err := credentialsOf(in, form)
-	return Request{Form: form, Credentials: creds, Certificate: in.Certificate, DPoP: in.DPoP, URLs: in.URLs, From: in.From}, err
+	return Request{Form: form, Credentials: creds, CredentialsInQuery: queried, Certificate: in.Certificate, DPoP: in.DPoP, URLs: in.URLs, From: in.From}, err
 }
 
-// parseForm parses a form. It refuses, with an *Error, a form that is malformed, contains a NUL
-// or invalid UTF-8, names a parameter other than resource twice, even with equal values, or
-// spells one of ours as a list, as in `scope[0]`: as an unknown parameter, that would be ignored,
-// as if nothing had been asked for.
-func parseForm(body string) (url.Values, error) {
-	if strings.Count(body, "&") >= maxParameters {
-		return nil, invalidRequest("too many parameters")
+// parseForm parses the form, with the query in front of it. It refuses, with an *Error, one that is
+// malformed, contains a NUL or invalid UTF-8, names a parameter other than resource twice, even with
+// equal values unless in is Lenient, or spells one of ours as a list, as in `scope[0]`: as an unknown
+// parameter, that would be ignored, as if nothing had been asked for. queried is
+// [Request.CredentialsInQuery].
+func (in Incoming) parseForm() (form url.Values, queried bool, err error) {
+	if strings.Count(in.Body, "&")+strings.Count(in.Query, "&") >= maxParameters {
+		return nil, false, invalidRequest("too many parameters")
 	}
-	form, err := url.ParseQuery(body)
+	if form, err = url.ParseQuery(in.Body); err != nil {
+		return nil, false, invalidRequest("the body is not well-formed")
+	}
+	if in.Query != "" {
+		if queried, err = in.addQuery(form); err != nil {
+			return nil, false, err
+		}
+	}
+	if err := in.checkForm(form); err != nil {
+		return nil, false, err
+	}
+	return form, queried, nil
+}
+
+// clientParameters are those that authenticate a client.
+var clientParameters = []string{"client_id", "client_secret", "client_assertion", "client_assertion_type"}
+
+// addQuery puts the parameters of the query in front of those of the form, but for those that are
+// ignored there. It reports whether there is a secret or an assertion among them all.
+func (in Incoming) addQuery(form url.Values) (credentials bool, err error) {
+	query, err := url.ParseQuery(in.Query)
 	if err != nil {
-		return nil, invalidRequest("the body is not well-formed")
+		return false, invalidRequest("the query is not well-formed")
+	}
+	for name, values := range query {
+		if name == "client_secret" || name == "client_assertion" {
+			credentials = true
+		}
+		if name == "token" || name == "realm" || slices.Contains(clientParameters, name) && !in.TakeQueryCredentials {
+			continue
+		}
+		form[name] = append(values, form[name]...)
+	}
+	return credentials, nil
+}
+
+// checkForm is what parseForm does with what it has parsed. It removes what is empty.
+func (in Incoming) checkForm(form url.Values) error {
+	if in.Lenient {
+		for name, values := range form {
+			if name != resourceParameter {
+				form[name] = slices.Compact(values)
+			}
+		}
 	}
 	for _, known := range parameters {
 		if len(form[known]) > 1 && known != resourceParameter {
-			return nil, invalidRequest(known + " is repeated")
+			return invalidRequest(known + " is repeated")
 		}
 	}
 	for name, values := range form {
 		if len(values) > 1 && name != resourceParameter {
-			return nil, invalidRequest("a parameter is repeated")
+			return invalidRequest("a parameter is repeated")
 		}
 		if base, _, isList := strings.Cut(name, "["); isList {
 			if i := slices.Index(parameters, base); i >= 0 && base == resourceParameter {
-				return nil, invalidRequest("resource must be repeated under its plain name, and not as a list with brackets")
+				return invalidRequest("resource must be repeated under its plain name, and not as a list with brackets")
 			} else if i >= 0 {
-				return nil, invalidRequest(parameters[i] + " must be sent once, and not as a list with brackets")
+				return invalidRequest(parameters[i] + " must be sent once, and not as a list with brackets")
 			}
 		}
 		if !plainText(name) || slices.ContainsFunc(values, func(value string) bool { return !plainText(value) }) {
-			return nil, invalidRequest("the body is not well-formed")
+			return invalidRequest("the body is not well-formed")
 		}
 		form[name] = slices.DeleteFunc(values, func(value string) bool { return value == "" })
 	}
 	maps.DeleteFunc(form, func(_ string, values []string) bool { return len(values) == 0 })
-	return form, nil
+	return nil
 }
 
 func plainText(s string) bool {

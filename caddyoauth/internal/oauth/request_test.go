@@ -9,6 +9,12 @@ import (
 	"testing"
 )
 
+// parseBody parses a form alone.
+func parseBody(body string) (url.Values, error) {
+	form, _, err := Incoming{Body: body}.parseForm()
+	return form, err
+}
+
 // A form is parsed into its parameters, or refused.
 func TestParseForm(t *testing.T) {
 	parameters := func(n int) string {
@@ -50,7 +56,7 @@ func TestParseForm(t *testing.T) {
 		{"a=%c0%af", nil},
 		{"a=%ed%a0%80", nil}, // half a surrogate pair
 	} {
-		got, err := parseForm(c.body)
+		got, err := parseBody(c.body)
 		if (err == nil) != (c.want != nil) || err != nil && codeOf(err) != CodeInvalidRequest {
 			t.Errorf("%.40q: %v", c.body, err)
 			continue
@@ -75,13 +81,13 @@ func TestParseFormNamesTheParameter(t *testing.T) {
 		"grant_type[]=":               "grant_type must be sent once, and not as a list with brackets",
 		"client_assertion_type[evil]": "client_assertion_type must be sent once, and not as a list with brackets",
 	} {
-		_, err := parseForm(body)
+		_, err := parseBody(body)
 		if err == nil || err.Error() != "invalid_request: "+want {
 			t.Errorf("%s: %v, want %s", body, err, want)
 		}
 	}
 	for _, body := range []string{"evil[]=a", "scopes[]=a", "[scope]=a", "xscope[]=a"} {
-		if _, err := parseForm(body); err != nil {
+		if _, err := parseBody(body); err != nil {
 			t.Errorf("%s, an unknown parameter: %v", body, err)
 		}
 	}
@@ -296,14 +302,14 @@ func TestGrantAudience(t *testing.T) {
 }
 
 func TestResourceMayRepeat(t *testing.T) {
-	form, err := parseForm("resource=&resource=https://a.example&scope=&resource=https://b.example")
+	form, err := parseBody("resource=&resource=https://a.example&scope=&resource=https://b.example")
 	if want := "map[resource:[https://a.example https://b.example]]"; err != nil || fmt.Sprint(form) != want {
 		t.Errorf("the form is %v, %v; want %s", form, err, want)
 	}
-	if form, err = parseForm("resource=&resource="); err != nil || len(form) != 0 {
+	if form, err = parseBody("resource=&resource="); err != nil || len(form) != 0 {
 		t.Errorf("empty resources are %v, %v; want none", form, err)
 	}
-	if _, err = parseForm("resource=a&resource=%00"); codeOf(err) != CodeInvalidRequest {
+	if _, err = parseBody("resource=a&resource=%00"); codeOf(err) != CodeInvalidRequest {
 		t.Errorf("NUL in the second resource: %v", err)
 	}
 }
