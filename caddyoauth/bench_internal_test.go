@@ -10,7 +10,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
@@ -240,6 +242,71 @@ func BenchmarkIssue(b *testing.B) {
 				request := original.WithContext(context.WithValue(vars, caddyhttp.ExtraLogFieldsCtxKey, new(caddyhttp.ExtraLogFields)))
 				request.Body = io.NopCloser(strings.NewReader(form))
 				if err := server.ServeHTTP(w, request, nil); err != nil || w.Code != 200 {
+					b.Fatal(w.Code, err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkFirstUse measures what oauth_protect does for a request whose recorded token it has not seen
+// before. The time for a token that it knows is BenchmarkProtectWarmHit's.
+func BenchmarkFirstUse(b *testing.B) {
+	for _, where := range []string{"memory", "bbolt"} {
+		b.Run(where, func(b *testing.B) {
+			store := `{"store":"memory"}`
+			if where == "bbolt" {
+				store = fmt.Sprintf(`{"store":"bbolt","path":%q}`, filepath.Join(b.TempDir(), "tokens.db"))
+			}
+			secret := oauth.GenerateSecret()
+			hash, err := oauth.HashGenerated(secret)
+			if err != nil {
+				b.Fatal(err)
+			}
+			ctx, app := benchmarkAppOver(b, store, "ERROR", &Realm{
+				Clients: map[string]*Client{"reader": {Secrets: []ClientSecret{{Hash: hash}}, Scopes: []string{"read"}}},
+			})
+			protect := &Protect{Scopes: []string{"read"}}
+			if err := protect.Provision(ctx); err != nil {
+				b.Fatal(err)
+			}
+			if err := app.Start(); err != nil {
+				b.Fatal(err)
+			}
+			realm, err := app.realm("")
+			if err != nil {
+				b.Fatal(err)
+			}
+			requests := make([]*http.Request, b.N)
+			var all sync.WaitGroup
+			for first := range 64 { // they share their syncs
+				all.Go(func() {
+					for i := first; i < b.N; i += 64 {
+						grant, _, err := realm.engine.Token(b.Context(), oauth.Request{
+							Form:        url.Values{"grant_type": {"client_credentials"}, "scope": {"read"}},
+							Credentials: oauth.Credentials{Method: oauth.AuthBasic, ClientIDs: []string{"reader"}, Secrets: []string{secret}},
+						})
+						if err != nil {
+							b.Error(err)
+							return
+						}
+						repl := caddy.NewReplacer()
+						repl.Map(func(string) (any, bool) { return nil, false })
+						vars := context.WithValue(context.Background(), caddy.ReplacerCtxKey, repl)
+						vars = context.WithValue(vars, caddyhttp.ExtraLogFieldsCtxKey, new(caddyhttp.ExtraLogFields))
+						vars = context.WithValue(vars, caddyhttp.ServerCtxKey, new(caddyhttp.Server))
+						requests[i] = httptest.NewRequest("GET", "https://gateway.example/api/orders/17", nil).WithContext(vars)
+						requests[i].Header.Set("Authorization", "Bearer "+grant.Token)
+					}
+				})
+			}
+			all.Wait()
+			next := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
+			w := httptest.NewRecorder()
+			b.ReportAllocs()
+			b.ResetTimer()
+			for _, request := range requests {
+				if err := protect.ServeHTTP(w, request, next); err != nil || w.Code != 200 {
 					b.Fatal(w.Code, err)
 				}
 			}
