@@ -210,7 +210,7 @@ func (a *App) start() error {
 		if r.managed != nil {
 			r.settings.Managed = opened.clients
 		}
-		r.settings.Cache, r.settings.Coherent = opened.cache, a.coherent
+		r.settings.Cache, r.settings.Coherent, r.settings.Immediate = opened.cache, a.coherent, opened.immediate
 		if opened.inventory != nil {
 			r.settings.Inventory = opened.inventory.Inventory
 		}
@@ -948,6 +948,9 @@ type openStore struct {
 	// coherent and lease are nil for a store that no other gateway writes to; see sharedStore.
 	coherent func() bool
 	lease    func() (valid func() bool)
+	// immediate is whether reads of the store wait for nobody, as its opener has said; see
+	// oauth.Settings.
+	immediate bool
 	// writes and looks are for GET /oauth/health.
 	writes writes
 	looks  singleflight.Group

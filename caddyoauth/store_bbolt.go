@@ -90,7 +90,8 @@ func (s *BboltStore) poolKey() (string, error) {
 	return filepath.Join(folder, filepath.Base(path)), nil
 }
 
-func (s *BboltStore) open(path string, _ *openStore) (oauth.TokenStore, error) {
+func (s *BboltStore) open(path string, owner *openStore) (oauth.TokenStore, error) {
+	owner.immediate = true
 	for begun := time.Now(); ; {
 		b, err := store.OpenBbolt(path, time.Now)
 		// A process that is told to end stops waiting.

@@ -31,7 +31,8 @@ func (MemoryStore) CaddyModule() caddy.ModuleInfo {
 
 func (*MemoryStore) poolKey() (string, error) { return "memory", nil }
 
-func (*MemoryStore) open(string, *openStore) (oauth.TokenStore, error) {
+func (*MemoryStore) open(_ string, owner *openStore) (oauth.TokenStore, error) {
+	owner.immediate = true
 	return store.NewMemory(time.Now), nil
 }
 

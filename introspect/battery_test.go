@@ -33,6 +33,9 @@ func TestBatteryClocks(t *testing.T) {
 	reg := newRegistry(clock.now)
 	cache := newCache(t, clock.config())
 	s := cache.Wrap("reg", reg, maxAge)
+	if rand.IntN(2) == 0 {
+		s = cache.Wrap("reg", immediate{reg}, maxAge)
+	}
 	seed := rand.Uint64()
 	random := rand.New(rand.NewPCG(seed, 0))
 	upTo := func(most time.Duration) int64 { return random.Int64N(int64(most)) }

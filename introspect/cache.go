@@ -125,7 +125,8 @@ type CacheConfig struct {
 	MaxNegatives int
 
 	// MaxLookups is the maximum number of concurrent lookups in one source. A lookup that gets
-	// no place within LookupTimeout ends with ErrBusy. Default: 256.
+	// no place within LookupTimeout ends with ErrBusy. Neither bound is for sources that are
+	// Immediate. Default: 256.
 	MaxLookups int
 
 	// LookupTimeout bounds a single lookup, whoever is waiting for it. Lookups are shared, so

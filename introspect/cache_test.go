@@ -68,6 +68,11 @@ func (r *registry) Lookup(_ context.Context, token introspect.Token) (*introspec
 	return introspect.Inactive(), nil
 }
 
+// immediate is a source that waits for nobody.
+type immediate struct{ introspect.Source }
+
+func (immediate) Immediate() bool { return true }
+
 // factsOf returns facts that name their token, so that it shows if they end up with another.
 func factsOf(token string, expiry time.Time) *introspect.Facts {
 	return &introspect.Facts{
@@ -1590,5 +1595,71 @@ func TestARevocationUnderWayAsksTheSource(t *testing.T) {
 	before := reg.lookups.Load()
 	if !active(t, s, "other") || reg.lookups.Load() != before {
 		t.Error("after a revocation that came to nothing, the cache does not answer")
+	}
+}
+
+// A source that waits for nobody is asked by each caller for itself. Its answers are kept like all
+// others, and a revocation, a panic and the end of the cache or of the caller count as always.
+func TestImmediate(t *testing.T) {
+	reg := newRegistry(time.Now)
+	cache := newCache(t, introspect.CacheConfig{})
+	during := func() {}
+	s := cache.Wrap("reg", immediate{sourceFunc(func(ctx context.Context, token string) (*introspect.Facts, error) {
+		if _, limited := ctx.Deadline(); limited {
+			t.Error("the caller's context has got a deadline")
+		}
+		facts, err := reg.Lookup(ctx, introspect.NewToken(token))
+		during()
+		return facts, err
+	})}, time.Hour)
+	reg.issue("token", time.Now().Add(time.Hour))
+	lookups := func(want int64, good bool) {
+		t.Helper()
+		if got := active(t, s, "token"); got != good || reg.lookups.Load() != want {
+			t.Errorf("active is %t after %d lookups, want %t after %d", got, reg.lookups.Load(), good, want)
+		}
+	}
+	lookups(1, true)
+	lookups(1, true)
+
+	s.Forget(introspect.IDOf("token"))
+	// What was found before a revocation must not be remembered after it.
+	during = func() {
+		done := s.Revoking(introspect.IDOf("token"))
+		reg.revoke("token")
+		done()
+	}
+	lookups(2, true)
+	during = func() {}
+	lookups(3, false)
+
+	// Callers meet in the source, so none of them waits for another.
+	reg.issue("token", time.Now().Add(time.Hour))
+	var inside, all sync.WaitGroup
+	inside.Add(2)
+	during = func() { inside.Done(); inside.Wait() }
+	for range 2 {
+		all.Go(func() {
+			if !active(t, s, "token") {
+				t.Error("inactive")
+			}
+		})
+	}
+	all.Wait()
+
+	s.Forget(introspect.IDOf("token"))
+	during = func() { panic("the store is broken") }
+	if _, err := s.Lookup(t.Context(), "token"); err == nil || !strings.Contains(err.Error(), "panicked") {
+		t.Errorf("a panic: %v", err)
+	}
+	during = func() { t.Error("the source was asked") }
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Lookup(gone, "token"); !errors.Is(err, context.Canceled) {
+		t.Errorf("a caller that has gone away: %v", err)
+	}
+	cache.Close()
+	if _, err := s.Lookup(t.Context(), "token"); !errors.Is(err, introspect.ErrClosed) {
+		t.Errorf("a closed cache: %v", err)
 	}
 }

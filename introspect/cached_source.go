@@ -34,6 +34,9 @@ func (c *Cache) WrapWith(name string, src Source, cfg SourceConfig) *CachedSourc
 	s.revise, _ = src.(Reviser)
 	s.doubt, _ = src.(Doubter)
 	s.coherent, _ = src.(Coherent)
+	if able, ok := src.(Immediate); ok {
+		s.immediate = able.Immediate()
+	}
 	if jwt, ok := src.(interface{ issuerInTokens() string }); ok {
 		s.issuer = jwt.issuerInTokens()
 	}
@@ -87,6 +90,8 @@ type CachedSource struct {
 	revise   Reviser
 	doubt    Doubter
 	coherent Coherent
+	// immediate is whether callers ask src for themselves.
+	immediate bool
 	// issuer is what src has found in the iss of each token that it called active; empty if it does not
 	// look there.
 	issuer string
@@ -354,11 +359,18 @@ type answer struct {
 	answered   time.Duration
 }
 
-// ask asks the source. Callers with the same question share it.
+// ask asks the source. Callers with the same question share it, unless the source is immediate.
 func (s *CachedSource) ask(ctx context.Context, key cacheKey, token Token, maxAge time.Duration) (*Facts, error) {
 	c := s.cache
 	begun := c.cfg.Elapsed()
 	h := c.cfg.hash(key)
+	if s.immediate {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		a, err := s.find(ctx, key, h, token)
+		return a.facts, err
+	}
 	shard := &c.generations[h%generationShards]
 	flight := string(key[:])
 	// A source that ignores its deadline must not hold its callers too.
@@ -368,14 +380,7 @@ func (s *CachedSource) ask(ctx context.Context, key cacheKey, token Token, maxAg
 	// for it.
 	generation, global, forgets := shard.Load()&^revokingMask, c.global.Load(), c.forgets.Load()
 	for {
-		done := c.flights.DoChan(flight, func() (v any, err error) {
-			// A panic in a source fails that lookup only. Without this, singleflight would end
-			// the process.
-			defer func() {
-				if r := recover(); r != nil {
-					err = fmt.Errorf("token lookup panicked: %v", r)
-				}
-			}()
+		done := c.flights.DoChan(flight, func() (any, error) {
 			// Somebody may have asked since this caller looked into the cache. forgets is read
 			// first: if within then returns an entry, none of the calls until then was about it.
 			forgets := c.forgets.Load()
@@ -418,9 +423,8 @@ func (s *CachedSource) holds(a *answer, h uint64) bool {
 	return s.coherent.Coherent() && a.generation == c.generations[h%generationShards].Load() && a.global == c.global.Load()
 }
 
-// fill asks the source and stores an active answer. It runs once for everybody who waits and
-// has a deadline of its own: the request that happened to come first may hang up without
-// harming the others.
+// fill is find when there is a place. It runs once for everybody who waits and has a deadline of its
+// own: the request that happened to come first may hang up without harming the others.
 func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token Token) (answer, error) {
 	c := s.cache
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.LookupTimeout)
@@ -431,11 +435,23 @@ func (s *CachedSource) fill(ctx context.Context, key cacheKey, h uint64, token T
 	case <-ctx.Done():
 		return answer{}, ErrBusy
 	}
+	return s.find(ctx, key, h, token)
+}
+
+// find asks the source and stores an active answer.
+func (s *CachedSource) find(ctx context.Context, key cacheKey, h uint64, token Token) (a answer, err error) {
+	// A panic in a source fails that lookup only. Without this, singleflight would end the process.
+	defer func() {
+		if r := recover(); r != nil {
+			a, err = answer{}, fmt.Errorf("token lookup panicked: %v", r)
+		}
+	}()
+	c := s.cache
 	if c.closed.Load() {
 		return answer{}, ErrClosed
 	}
 
-	a := answer{generation: c.generations[h%generationShards].Load() &^ revokingMask, global: c.global.Load(), forgets: c.forgets.Load()}
+	a = answer{generation: c.generations[h%generationShards].Load() &^ revokingMask, global: c.global.Load(), forgets: c.forgets.Load()}
 	begun, asked := c.clocks()
 	facts, err := s.src.Lookup(ctx, token)
 	if err != nil {

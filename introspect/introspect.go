@@ -178,6 +178,15 @@ type Coherent interface {
 	Coherent() bool
 }
 
+// Immediate is an optional ability of a [Source]: to answer from the memory or the files of this
+// process, without waiting for anybody.
+type Immediate interface {
+	// Immediate reports whether Lookup waits for nobody. Then each caller asks for itself, without a
+	// goroutine and without a deadline: that costs less than to share what costs little. So a Lookup
+	// that does wait holds its caller.
+	Immediate() bool
+}
+
 // Inquirer is an optional ability of a [Source]: to answer without leaving a trace, for those
 // who want to know what would happen.
 type Inquirer interface {

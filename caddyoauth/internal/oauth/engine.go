@@ -65,6 +65,10 @@ type Settings struct {
 	// else writes to the store.
 	Coherent func() bool
 
+	// Immediate says that the store answers Get, Generation and Denied from the memory or the files of
+	// this process, so that they wait for nobody; see [introspect.Immediate].
+	Immediate bool
+
 	// Hasher bounds the slow secret hashes. Realms may share one.
 	Hasher *Hasher
 	// Failures counts failed authentications, for FailureLimit. Realms may share one. With none, or

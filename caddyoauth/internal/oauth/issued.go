@@ -59,6 +59,9 @@ func (i *issued) Coherent() bool {
 	return i.state.Load().agreed != nil && (i.cfg.Coherent == nil || i.cfg.Coherent())
 }
 
+// Immediate reports whether Lookup waits for nobody. See [introspect.Immediate].
+func (i *issued) Immediate() bool { return i.cfg.Immediate }
+
 // Lookup reads the facts of a token from the store, or from the token itself. See
 // [introspect.Source].
 func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspect.Facts, error) {
