@@ -40,7 +40,9 @@ func TestAMsDocumentedCommands(t *testing.T) {
 	}
 	g := startAsking(t, `
 store memory
-am_compat
+am_compat {
+	tokens_in_query
+}
 issuer https://openam.example.com:8443/openam/oauth2
 client myClient {
 	auth self_signed_tls_client_auth
@@ -69,6 +71,7 @@ realm alpha {
 	const introspected = `{"active":true,"scope":"write","realm":"/alpha","client_id":"myClient","user_id":"myClient","username":"myClient","token_type":"Bearer","exp":…,` +
 		`"sub":"(age!myClient)","subname":"myClient","iss":"https://openam.example.com:8443/openam/oauth2/realms/root/realms/alpha","auth_level":0,` +
 		`"authGrantId":"…","auditTrackingId":"…","expires_in":…}`
+	const tokenInfo = `{"access_token":"coa_…","token_type":"Bearer","expires_in":…,"scope":["write"],"client_id":"myClient","grant_type":"client_credentials","realm":"/alpha","write":""…}`
 	here, token := "https://localhost:"+portOf(t, g.URL), ""
 	for _, c := range []amCommand{
 		{"a token, with the secret in the form", `curl \
@@ -126,6 +129,17 @@ realm alpha {
 --data "client_secret=forgerock" \
 --data "token=<access-token>" \
 "https://openam.example.com:8443/openam/oauth2/realms/root/realms/alpha/introspect"`, introspected},
+		{"what it means, for whoever has it", `curl \
+--request GET \
+--header "Authorization: Bearer <access-token>" \
+"https://openam.example.com:8443/openam/oauth2/realms/root/realms/alpha/tokeninfo"`, tokenInfo},
+		{"the same at the root", `curl \
+--request GET \
+--header "Authorization: Bearer <access-token>" \
+"https://openam.example.com:8443/openam/oauth2/tokeninfo"`, tokenInfo},
+		{"the same by the query", `curl -G \
+--request GET 'https://openam.example.com:8443/am/oauth2/realms/root/realms/alpha/tokeninfo' \
+--data-urlencode 'access_token=<access-token>'`, tokenInfo},
 		{"revocation with the secret in the form", `curl \
 --request POST \
 --data "client_id=myClient" \

@@ -68,8 +68,12 @@ func newAMServer(t *testing.T) *amServer {
 
 // sources returns the lines of a route that takes AM's tokens of both kinds.
 func (am *amServer) sources() string {
-	return "source jwt " + am.issuer + " {\ntyp any\nclient_claim client_id aud\n}\n" +
-		"source introspect " + am.issuer + "/introspect {\nclient_id gateway\nclient_secret {env.OAUTH_TEST_SECRET}\nissuer " + am.issuer + "\n}\n"
+	return "source jwt " + am.issuer + " {\ntyp any\nclient_claim client_id aud\n}\n" + am.introspection()
+}
+
+// introspection returns the one that asks AM.
+func (am *amServer) introspection() string {
+	return "source introspect " + am.issuer + "/introspect {\nclient_id gateway\nclient_secret {env.OAUTH_TEST_SECRET}\nissuer " + am.issuer + "\n}\n"
 }
 
 // jwt returns a "client-based" token of a client, with changes to its header and claims: a member that is
@@ -208,6 +212,22 @@ func TestAMBesideTheGateway(t *testing.T) {
 				t.Errorf("AM's, without AM: %d", a.StatusCode)
 			}
 		})
+	}
+}
+
+// What only AM can verify, AM is asked about, also if it looks like a JWT.
+func TestAMJudgesItsTokensByHMAC(t *testing.T) {
+	am := newAMServer(t)
+	g := startGateway(t, "store memory\n"+strings.ReplaceAll(movingClients, "SECRET", testHash), "oauth_server\noauth_protect {\nsource local alpha\n"+am.introspection()+"}\nreverse_proxy BACKEND")
+	signed := am.jwt(t, "reports", map[string]any{"alg": "HS256"}, nil)
+	if a := g.get("/x", signed); a.StatusCode != 401 {
+		t.Errorf("unknown to AM: %d", a.StatusCode)
+	}
+	token := am.jwt(t, "billing", map[string]any{"alg": "HS256"}, nil)
+	known, _ := am.tokens.Load(am.opaque(t, "billing", map[string]any{"cts": "OAUTH2_STATELESS_GRANT"}))
+	am.tokens.Store(token, known)
+	if a := g.get("/x", token); a.StatusCode != 200 || g.Backend.last(t).Header.Get("X-OAuth-Client-Id") != "billing" {
+		t.Errorf("known to AM: %d", a.StatusCode)
 	}
 }
 

@@ -328,7 +328,7 @@ func (s *walkSite) protect(matcher string) string {
 		}
 	}
 	rule()
-	for _, option := range s.few("options", []string{"allow_ambiguous_paths", "insecure_http", "report_only", "keep_token", "keep_override_headers"}) {
+	for _, option := range s.few("options", []string{"allow_ambiguous_paths", "insecure_http", "report_only", "keep_token", "keep_override_headers", "ig_challenges"}) {
 		b.WriteString(option + "\n")
 	}
 	if rapid.Bool().Draw(s.t, "on") {
