@@ -53,15 +53,16 @@ type failure struct {
 	make func() (authorization, form string)
 }
 
-// failures starts a gateway and returns ways to fail there, by the method that they try.
-func failures(t testing.TB) (*gateway, map[string][]failure) {
+// failures starts a gateway, with more options of root, and returns ways to fail there, by the method that
+// they try.
+func failures(t testing.TB, more ...string) (*gateway, map[string][]failure) {
 	signer, off, three := newKeyClient(t, "signer"), newKeyClient(t, "signer-off"), newKeyClient(t, "three").withThreeKeys()
 	stranger, secretive := newKeyClient(t, "stranger"), newKeyClient(t, "quick")
 	client := func(id, lines string) string {
 		return "client " + id + " {\n" + lines + "\nscopes read\ndefault_scopes read\n}\n"
 	}
 	past := " until 2020-01-01T00:00:00Z"
-	options := "store memory\n" + issuerOption + noFailureLimit + signer.lines() + three.lines() + strings.Replace(off.lines(), "{\n", "{\ndisabled\n", 1)
+	options := "store memory\n" + issuerOption + noFailureLimit + strings.Join(more, "\n") + "\n" + signer.lines() + three.lines() + strings.Replace(off.lines(), "{\n", "{\ndisabled\n", 1)
 	main := "subject " + mainOfIt
 	provider, double := newPlatform(t, actions), newPlatform(t, actions)
 	double.kid = provider.kid
@@ -204,6 +205,39 @@ func TestFailuresOfAllMethodsLookAlike(t *testing.T) {
 				}
 				if got != want[base] || !strings.HasPrefix(got, "HTTP/1.1 401 ") {
 					t.Errorf("%s, %s at %s: the answer\n%s\ndiffers from others\n%s", name, kind.name, path, got, want[base])
+				}
+			}
+		}
+	}
+}
+
+// In realms that answer as ForgeRock AM, the answer goes by where the credentials are, and by whether an
+// assertion says itself that its time is over.
+func TestFailuresOfAllMethodsLookAlikeUnderAMCompat(t *testing.T) {
+	g, groups := failures(t, "am_compat")
+	want := make(map[string]string) // by the realm's paths, and by what may be told
+	for name, kinds := range groups {
+		base := "/oauth2"
+		if strings.Contains(name, "slow") {
+			base += "/realms/root/realms/slow"
+		}
+		for _, path := range []string{base + "/access_token", base + "/introspect", base + "/token/revoke"} {
+			for _, kind := range kinds {
+				told, begin := base+" "+`"Client authentication failed"`, "HTTP/1.1 401 "
+				if !strings.HasPrefix(name, "secrets") {
+					told, begin = base+" "+`"JWT is not valid"`, "HTTP/1.1 400 "
+					if strings.Contains(kind.name, "expired") {
+						told = base + " " + `"JWT has expired"`
+					}
+				}
+				authorization, form := kind.make()
+				got := rawAnswer(t, g, path, authorization, "grant_type=client_credentials&token=x"+form)
+				if want[told] == "" {
+					want[told] = got
+				}
+				_, text, _ := strings.Cut(told, " ")
+				if got != want[told] || !strings.HasPrefix(got, begin) || !strings.Contains(got, text) {
+					t.Errorf("%s, %s at %s: the answer\n%s\ndiffers from others\n%s", name, kind.name, path, got, want[told])
 				}
 			}
 		}
