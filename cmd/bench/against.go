@@ -287,12 +287,7 @@ func runAgainst(ctx context.Context, cfg config, p peer, stderr io.Writer) (_ *r
 			return nil, err
 		}
 	}
-	if p.TokenEndpoint != "" {
-		request, g := p.request(p.TokenEndpoint, "", p.tokenForm(), p.PIDs)
-		if err := b.alone(ctx, "token", side{gateway: g, check: isIssued, next: always(repeat(request))}); err != nil {
-			return nil, err
-		}
-	}
+	// Tokens come last: a store that is bounded may drop those that we ask about.
 	if p.Introspection != "" {
 		var all [][]byte
 		var g *gateway
@@ -302,6 +297,12 @@ func runAgainst(ctx context.Context, cfg config, p peer, stderr io.Writer) (_ *r
 			all = append(all, request)
 		}
 		if err := b.alone(ctx, "introspection, "+thousands(len(tokens))+" tokens", side{gateway: g, check: isIntrospected, next: always(cycle(all))}); err != nil {
+			return nil, err
+		}
+	}
+	if p.TokenEndpoint != "" {
+		request, g := p.request(p.TokenEndpoint, "", p.tokenForm(), p.PIDs)
+		if err := b.alone(ctx, "token", side{gateway: g, check: isIssued, next: always(repeat(request))}); err != nil {
 			return nil, err
 		}
 	}
@@ -430,7 +431,7 @@ func (b *bench) alone(ctx context.Context, what string, s side) error {
 func (r *report) peerTable() string {
 	var t strings.Builder
 	m := r.Machine
-	fmt.Fprintf(&t, "%s, %d processors, %d of them for the load, %s. CPU time is that of the processes named and their children.\n", m.CPU, m.Processors, m.MaxProcs, m.System)
+	fmt.Fprintf(&t, "%s, %s; processors for the load: %d. CPU time is that of the processes named and their children.\n", m.CPU, m.System, m.MaxProcs)
 	fmt.Fprintf(&t, "%d rounds of up to %v or %s requests for each side, %d connections: medians, ratios with the smallest and the largest.\n",
 		r.Config.Rounds, r.Config.Round, thousands(r.Config.Most), peerConnections)
 	for _, n := range r.Notes {

@@ -57,7 +57,7 @@ func TestAgainst(t *testing.T) {
 	}{
 		"all": {
 			[]string{"--baseline", p.Baseline, "--baseline-pid", pid, "--token-endpoint", p.TokenEndpoint, "--introspection-endpoint", p.Introspection},
-			[]string{"protected request, one token", "protected request, 1,000 tokens", "token", "introspection, 1,000 tokens"},
+			[]string{"protected request, one token", "protected request, 1,000 tokens", "introspection, 1,000 tokens", "token"},
 		},
 		"no protected route": {
 			[]string{"--against", "", "--token-endpoint", p.TokenEndpoint},
