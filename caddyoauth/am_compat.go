@@ -34,9 +34,10 @@ type AMCompat struct {
 	// sign.
 	JWTHMACSecret string `json:"jwt_hmac_secret,omitempty"`
 
-	// Takes the token that a question is about from the query of the URL, too: `access_token` at
-	// `/tokeninfo`. URLs get into the logs of all proxies on the way, and whoever reads
-	// them has the token. Default: false, as in AM since 7.2.
+	// Takes the token that a question is about from the query of the URL, too: `token` at `/introspect`,
+	// which then answers GET as well, and `access_token` at `/tokeninfo`. URLs get into the logs of all
+	// proxies on the way, and whoever reads them has the token. Default: false; AM has it off at
+	// `/introspect` since 7.2.
 	TokensInQuery bool `json:"tokens_in_query,omitempty"`
 
 	// Takes `client_id`, `client_secret`, `client_assertion` and `client_assertion_type` from the query of

@@ -131,3 +131,76 @@ func TestAMsMembersAreReadByASource(t *testing.T) {
 	}
 	g.revoke("reader", token)
 }
+
+// A token in the query is taken where that is allowed, by GET and by POST, and its caller authenticates as
+// ever.
+func TestAMsIntrospectionByQuery(t *testing.T) {
+	for _, allowed := range []bool{false, true} {
+		setting, allow := "", "POST"
+		if allowed {
+			setting, allow = " {\ntokens_in_query\n}", "GET, POST"
+		}
+		g, logged := startLogged(t, "store memory\nlimit failures off\nintrospect_scope read\nam_compat"+setting+"\n"+testClients+"realm off {\nam_compat off\n"+testClients+"}\n", "oauth_server\nreverse_proxy BACKEND")
+		token, other := g.token("reader"), g.token("reader")
+		const missing = `{"error_description":"Missing parameter: token","error":"invalid_request"}`
+		const failed = `{"error_description":"Client authentication failed","error":"invalid_client"}`
+		const repeated = `{"error_description":"token is repeated","error":"invalid_request"}`
+		const noForm = `{"error_description":"Invalid Content Type","error":"invalid_request"}`
+		method := func(found string) string {
+			return `{"error_description":"Required Method: POST found: ` + found + `","error":"method_not_allowed"}`
+		}
+		type answered struct {
+			status int
+			body   string
+		}
+		active, form := answered{200, ""}, []string{"Content-Type", "application/x-www-form-urlencoded"}
+		by := []string{"Authorization", basic("reader", testSecret)}
+		for _, c := range []struct {
+			method, path, body string
+			headers            []string
+			off, on            answered
+		}{
+			{"GET", "/oauth2/introspect?token=" + token, "", by, answered{405, method("GET")}, active},
+			{"GET", "/oauth2/introspect/?token=" + token + "&token_type_hint=x", "", by, answered{405, method("GET")}, active},
+			{"GET", "/oauth2/introspect?token=" + token + "&token=" + token, "", by, answered{405, method("GET")}, active},
+			{"GET", "/oauth2/introspect?token=" + token, "", []string{"Authorization", "Bearer " + other}, answered{405, method("GET")}, active},
+			{"GET", "/oauth2/introspect?token=x", "", by, answered{405, method("GET")}, answered{200, `{"active":false}`}},
+			{"GET", "/oauth2/introspect", "", by, answered{405, method("GET")}, answered{400, missing}},
+			{"GET", "/oauth2/introspect?token=" + token + "&token=x", "", by, answered{405, method("GET")}, answered{400, repeated}},
+			{"GET", "/oauth2/introspect?token=" + token, "", nil, answered{405, method("GET")}, answered{400, failed}},
+			{"GET", "/oauth2/introspect?token=" + token + "&client_id=reader&client_secret=" + testSecret, "", nil, answered{405, method("GET")}, answered{400, failed}},
+			{"GET", "/oauth2/introspect?token=" + token, "", []string{"Authorization", basic("reader", "wrong")}, answered{405, method("GET")}, answered{401, failed}},
+			{"GET", "/oauth2/introspect?token=" + token, "token=x", by, answered{405, method("GET")}, answered{400, noForm}},
+			{"GET", "/oauth2/introspect?token=" + token, "token=x", append(form, by...), answered{405, method("GET")}, answered{400, repeated}},
+			{"PUT", "/oauth2/introspect?token=" + token, "", by, answered{405, method("PUT")}, answered{405, method("PUT")}},
+			{"HEAD", "/oauth2/introspect?token=" + token, "", by, answered{405, ""}, answered{405, ""}},
+			{"POST", "/oauth2/introspect?token=" + token, "", append(form, by...), answered{400, missing}, active},
+			{"POST", "/oauth2/introspect?token=" + token, "token=" + token, append(form, by...), active, active},
+			{"POST", "/oauth2/introspect?token=" + token, "token=" + other, append(form, by...), active, answered{400, repeated}},
+			{"POST", "/oauth2/introspect?token=" + token, "", by, answered{400, noForm}, answered{400, noForm}},
+			{"POST", "/oauth2/token/revoke?token=" + token, "", append(form, by...), answered{400, missing}, answered{400, missing}},
+			{"GET", "/oauth2/token/revoke?token=" + token, "", by, answered{405, method("GET")}, answered{405, method("GET")}},
+		} {
+			a := g.do(g.request(c.method, c.path, c.body, c.headers...))
+			want := c.off
+			if allowed {
+				want = c.on
+			}
+			if a.StatusCode != want.status || want != active && a.Body != want.body || want == active && !strings.HasPrefix(a.Body, `{"active":true,"scope":"read","realm":"/",`) {
+				t.Errorf("allowed %t: %s %s %q %q: %d %s, want %d %s", allowed, c.method, c.path, c.body, c.headers, a.StatusCode, a.Body, want.status, want.body)
+			}
+			if got := a.Header.Get("Allow"); want.status == 405 && got != allow && !(got == "POST" && strings.Contains(c.path, "revoke")) {
+				t.Errorf("allowed %t: %s %s: Allow is %q", allowed, c.method, c.path, got)
+			}
+		}
+		if a := g.do(g.request("GET", "/oauth2/realms/root/realms/off/introspect?token="+token, "", by...)); a.StatusCode != 405 || a.Header.Get("Allow") != "POST" {
+			t.Errorf("without am_compat: %d %s", a.StatusCode, a.Body)
+		}
+		if a := g.introspect("reader", token); a.json(t)["active"] != true || g.Backend.count() > 0 {
+			t.Errorf("the token was revoked by its query, or a request has reached the backend: %s", a.Body)
+		}
+		if strings.Contains(logged(), token) {
+			t.Error("the log has a token")
+		}
+	}
+}

@@ -194,8 +194,8 @@ func (r *servedRealm) otherClaims(token *introspect.Token, facts *introspect.Fac
 		return nil // can't be: its facts were read from there
 	}
 	decoder := json.NewDecoder(bytes.NewReader(text))
-	if _, err := decoder.Token(); err != nil {
-		return nil
+	if start, err := decoder.Token(); err != nil || start != json.Delim('{') {
+		return nil // likewise
 	}
 	var claims amTokenInfo
 	for decoder.More() {

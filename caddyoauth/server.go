@@ -347,6 +347,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	if status, refusal := s.unfit(r, e); refusal != nil {
 		if status == http.StatusMethodNotAllowed {
 			h.Set("Allow", http.MethodPost)
+			if e.takesQueryToken() {
+				h.Set("Allow", http.MethodGet+", "+http.MethodPost)
+			}
 		}
 		s.refuse(w, r, e, status, refusal)
 		return nil
@@ -365,7 +368,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	bearer, badBearer := e.bearer(r)
 	in := oauth.Incoming{Authorization: r.Header["Authorization"], Bearer: bearer, Body: body, Certificate: s.app.ClientCertificates.of(r), DPoP: r.Header["Dpop"], SVIDs: e.realm.takesSVIDs, URLs: s.proofURLsOf(e, r), From: from}
 	if am := e.realm.am; am != nil {
-		in.Query, in.TakeQueryCredentials, in.Lenient = r.URL.RawQuery, am.CredentialsInQuery, true
+		in.Query, in.TakeQueryCredentials, in.TakeQueryToken, in.Lenient = r.URL.RawQuery, am.CredentialsInQuery, e.takesQueryToken(), true
 	}
 	req, err := oauth.ParseRequest(in)
 	if err == nil && e.contradicts(req.Form.Get("realm")) {
@@ -455,16 +458,23 @@ const (
 // unfit returns how a request to an endpoint is refused for what can be told before its body is
 // read, or nil.
 func (s *Server) unfit(r *http.Request, e *route) (status int, _ *oauth.Error) {
-	if r.Method != http.MethodPost {
+	asks := r.Method == http.MethodGet && e.takesQueryToken()
+	if r.Method != http.MethodPost && !asks {
 		return http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be POST", Reason: reasonMethod}
 	}
 	if status, refusal := s.unfitTransport(r, e); refusal != nil {
 		return status, refusal
 	}
-	if !isForm(r.Header["Content-Type"]) {
+	if !isForm(r.Header["Content-Type"]) && !(asks && r.ContentLength == 0) {
 		return http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the content type must be application/x-www-form-urlencoded", Reason: reasonContentType}
 	}
 	return 0, nil
+}
+
+// takesQueryToken reports whether the endpoint takes the token that a request is about from the query, and
+// so by GET, too.
+func (e *route) takesQueryToken() bool {
+	return e.kind == endpointIntrospect && e.realm.am != nil && e.realm.am.TokensInQuery
 }
 
 // unfitTransport is the part of unfit that goes by how a request has come, and by its query.

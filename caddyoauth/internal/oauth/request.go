@@ -35,8 +35,11 @@ type Incoming struct {
 	// Body is the form (application/x-www-form-urlencoded). The caller has bounded it.
 	Body string
 	// Query is the query of the URL, where its parameters count like those of the form, in front of
-	// them. It is empty where it is ignored. A token or a realm in it is ignored in any case.
+	// them. It is empty where it is ignored. A realm in it is ignored in any case.
 	Query string
+	// TakeQueryToken takes the token that the request is about from Query, too. Otherwise that is ignored
+	// there.
+	TakeQueryToken bool
 	// TakeQueryCredentials takes what authenticates a client from Query, too. Otherwise that is ignored
 	// there.
 	TakeQueryCredentials bool
@@ -130,7 +133,7 @@ func (in Incoming) addQuery(form url.Values) (credentials bool, err error) {
 		if name == "client_secret" || name == "client_assertion" {
 			credentials = true
 		}
-		if name == "token" || name == "realm" || slices.Contains(clientParameters, name) && !in.TakeQueryCredentials {
+		if name == "token" && !in.TakeQueryToken || name == "realm" || slices.Contains(clientParameters, name) && !in.TakeQueryCredentials {
 			continue
 		}
 		form[name] = append(values, form[name]...)
