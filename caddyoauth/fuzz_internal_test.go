@@ -439,3 +439,25 @@ func FuzzOrder(f *testing.F) {
 		}
 	})
 }
+
+// FuzzTokenAnswer compares the answer of the token endpoint with what encoding/json makes of it.
+func FuzzTokenAnswer(f *testing.F) {
+	f.Add("coa_0123456789", "read write", "Bearer", int64(3600))
+	f.Add("", "", "", int64(-1))
+	f.Add("eyJ.a-b_c.d", "a:b/c*!~'`{}", "DPoP", int64(1<<62))
+	for _, odd := range []string{`"`, `\`, "<", ">", "&", "\x00", "\x1f", "\x7f", "ü", "\u2028", "\xff", "\n"} {
+		f.Add(odd, "read", "Bearer", int64(1))
+		f.Add("coa_0", "read "+odd, "Bearer", int64(1))
+		f.Add("coa_0", "read", odd+"Bearer", int64(1))
+	}
+	f.Fuzz(func(t *testing.T, token, scope, kind string, seconds int64) {
+		answer := tokenAnswer{AccessToken: token, Scope: scope, TokenType: kind, ExpiresIn: seconds}
+		want, err := json.Marshal(answer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := answer.encode(); string(got) != string(want) {
+			t.Errorf("%s, want %s", got, want)
+		}
+	})
+}

@@ -18,6 +18,7 @@ import (
 const (
 	typIntrospection  = "token-introspection+jwt" // RFC 9701 section 5
 	mediaJSON         = "application/json"
+	mediaForm         = "application/x-www-form-urlencoded"
 	mediaIntrospected = "application/" + typIntrospection
 )
 

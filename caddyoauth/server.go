@@ -396,7 +396,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	case endpointToken:
 		var grant oauth.Grant
 		if grant, out, err = engine.Token(r.Context(), req); err == nil {
-			reply = e.tokenAnswerOf(grant)
+			reply = encodedAnswer(e.tokenAnswerOf(grant).encode())
 			if grant.NextNonce != "" {
 				h.Set(nonceHeader, grant.NextNonce)
 			}
@@ -557,7 +557,7 @@ func (s *Server) logOutcome(r *http.Request, e *route, out oauth.Outcome) {
 			fields = append(fields, zap.String("token_realm", out.TokenRealm))
 		}
 		if result != "inactive" {
-			fields = append(fields, zap.Stringer("token_id", out.TokenID))
+			fields = append(fields, zap.String("token_id", out.TokenID.String()))
 			if out.JTI != "" {
 				fields = append(fields, zap.String("jti", out.JTI))
 			}

@@ -56,6 +56,34 @@ func (e *route) tokenAnswerOf(g oauth.Grant) tokenAnswer {
 	}
 }
 
+// encode returns the answer as JSON, as encoding/json writes it. Almost all have nothing in them that it
+// would escape.
+func (a tokenAnswer) encode() []byte {
+	if !plainJSON(a.AccessToken) || !plainJSON(a.Scope) || !plainJSON(a.TokenType) {
+		b, _ := json.Marshal(a) // which can't fail with this type
+		return b
+	}
+	b := make([]byte, 0, 96+len(a.AccessToken)+len(a.Scope)+len(a.TokenType))
+	b = append(append(b, `{"access_token":"`...), a.AccessToken...)
+	b = append(append(b, `","scope":"`...), a.Scope...)
+	b = append(append(b, `","token_type":"`...), a.TokenType...)
+	b = strconv.AppendInt(append(b, `","expires_in":`...), a.ExpiresIn, 10)
+	return append(b, '}')
+}
+
+// plainJSON reports whether a text stands in JSON as it is.
+func plainJSON(text string) bool {
+	for i := range len(text) {
+		if c := text[i]; c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			return false
+		}
+	}
+	return true
+}
+
+// encodedAnswer is an answer that is JSON already.
+type encodedAnswer []byte
+
 // tokenType returns the type of a token, given the thumbprint of the DPoP key that it is bound to.
 func tokenType(key string) string {
 	if key != "" {
@@ -135,11 +163,14 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e *route, form u
 	}
 	if err == nil {
 		s.logOutcome(r, e, out)
-		if jwt, ok := reply.(signedAnswer); ok {
-			writeBody(w, http.StatusOK, mediaIntrospected, []byte(jwt))
-			return
+		switch reply := reply.(type) {
+		case signedAnswer:
+			writeBody(w, http.StatusOK, mediaIntrospected, []byte(reply))
+		case encodedAnswer:
+			writeBody(w, http.StatusOK, mediaJSON, reply)
+		default:
+			writeJSON(w, http.StatusOK, reply)
 		}
-		writeJSON(w, http.StatusOK, reply)
 		return
 	}
 	var refusal *oauth.Error
@@ -230,8 +261,11 @@ func isForm(types []string) bool {
 	if len(types) != 1 {
 		return false
 	}
+	if types[0] == mediaForm { // as nearly all send it
+		return true
+	}
 	mediaType, _, err := mime.ParseMediaType(types[0])
-	return err == nil && mediaType == "application/x-www-form-urlencoded"
+	return err == nil && mediaType == mediaForm
 }
 
 // readBody reads the whole body, within maxBody and bodyTimeout.

@@ -44,7 +44,11 @@ func IDOf(token string) (id TokenID) {
 }
 
 // String returns the ID in hexadecimal. It may be logged, but must not be sent to callers.
-func (id TokenID) String() string { return hex.EncodeToString(id[:]) }
+func (id TokenID) String() string {
+	var text [2 * len(id)]byte
+	hex.Encode(text[:], id[:])
+	return string(text[:])
+}
 
 // MaxTokenLength is the length of the longest token, in bytes, that any source accepts. It is
 // what fits into a request's headers with most servers' default settings, and more than an

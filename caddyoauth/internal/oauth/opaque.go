@@ -78,7 +78,8 @@ func (o *opaque) mint(expiry time.Time) (token string, expiryMilli int64, err er
 	t := o.taggers.Get().(*tagger)
 	copy(raw[opaqueTag:], t.tag(raw[:opaqueTag]))
 	o.taggers.Put(t)
-	return TokenPrefix + opaqueEncoding.EncodeToString(raw[:]), expiryMilli, nil
+	var text [len(TokenPrefix) + (opaqueBytes*8+5)/6]byte
+	return string(opaqueEncoding.AppendEncode(append(text[:0], TokenPrefix...), raw[:])), expiryMilli, nil
 }
 
 // verify reports whether this realm minted token and the token has not expired. It also returns
