@@ -249,6 +249,35 @@ func BenchmarkIssue(b *testing.B) {
 	}
 }
 
+// BenchmarkLoad measures how long a configuration with so many clients takes to load, while one like it
+// is in use.
+func BenchmarkLoad(b *testing.B) {
+	secret := oauth.GenerateSecret()
+	hash, err := oauth.HashGenerated(secret)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, clients := range []int{1, 10_000} {
+		root := &Realm{Clients: make(map[string]*Client, clients)}
+		for n := range clients {
+			root.Clients[fmt.Sprintf("client-%d", n)] = &Client{Secrets: []ClientSecret{{Hash: hash}}, Scopes: []string{"read", "write"}}
+		}
+		load := func(b *testing.B) {
+			_, app := benchmarkAppOver(b, `{"store":"memory"}`, "ERROR", root)
+			if err := app.Start(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
+			load(b)
+			b.ReportAllocs()
+			for b.Loop() {
+				load(b)
+			}
+		})
+	}
+}
+
 // BenchmarkFirstUse measures what oauth_protect does for a request whose recorded token it has not seen
 // before. The time for a token that it knows is BenchmarkProtectWarmHit's.
 func BenchmarkFirstUse(b *testing.B) {
