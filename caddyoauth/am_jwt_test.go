@@ -178,7 +178,12 @@ func TestFleetWithAMTokens(t *testing.T) {
 	}
 	signed := third.token("reader")
 	third.wants("with the secret", signed, 200)
-	here.wants("without the secret", signed, 401)
+	for name, g := range map[string]*gateway{"without am_compat": here, "with am_compat": there} {
+		g.wants("without the secret", signed, 401)
+		if a := g.revoke("reader", signed); a.StatusCode != 503 {
+			t.Errorf("%s: revoking a token that another gateway has signed with its secret: %d %s", name, a.StatusCode, a.Body)
+		}
+	}
 	if err := here.load(store+other+testClients, fleetSite); err != nil {
 		t.Fatal(err)
 	}

@@ -118,6 +118,13 @@ func hasJWTForm(token string) bool {
 	return len(token) <= maxJWT && strings.HasPrefix(token, "eyJ") && strings.IndexByte(token, '.') > 0
 }
 
+// hasHMACForm reports whether token has the header of JWTs that a gateway like this one has signed with a
+// secret: they begin with {"alg":"HS256","key":, which no other server's do. Such a secret is in no
+// keyring, and a realm without one can't tell whether another gateway has it.
+func hasHMACForm(token string) bool {
+	return hasJWTForm(token) && strings.HasPrefix(token, "eyJhbGciOiJIUzI1NiIsImtleSI6")
+}
+
 // mint makes the token that t describes, and returns the ID that stands in it. It needs no record.
 func (j *jwts) mint(t *Token) (text, jti string, err error) {
 	key := j.signer(t.IssuedAt)
