@@ -334,7 +334,7 @@ func (b *bench) peerProtected(ctx context.Context, p peer, tokens []string) erro
 		if len(group) > 1 {
 			what = "protected request, " + thousands(len(group)) + " tokens"
 		}
-		use := func(address string, pids []int) (side, []byte) {
+		use := func(address string, pids []int) side {
 			var all [][]byte
 			var g *gateway
 			for _, t := range group {
@@ -342,9 +342,9 @@ func (b *bench) peerProtected(ctx context.Context, p peer, tokens []string) erro
 				request, g = p.request(address, t, nil, pids)
 				all = append(all, request)
 			}
-			return side{gateway: g, check: same, next: always(cycle(all))}, all[0]
+			return side{gateway: g, check: same, next: always(cycle(all))}
 		}
-		ours, _ := use(p.Protected, p.PIDs)
+		ours := use(p.Protected, p.PIDs)
 		// Each token is used once before it counts.
 		warm, err := ours.next(ctx)
 		if err != nil {
@@ -363,7 +363,7 @@ func (b *bench) peerProtected(ctx context.Context, p peer, tokens []string) erro
 		if len(p.BaselinePIDs) > 0 {
 			pids = p.BaselinePIDs
 		}
-		base, _ := use(p.Baseline, pids)
+		base := use(p.Baseline, pids)
 		if err := b.compare(ctx, comparison{What: what, Connections: peerConnections}, ours, base); err != nil {
 			return err
 		}
