@@ -129,6 +129,10 @@ realm alpha {
 --data "client_secret=forgerock" \
 --data "token=<access-token>" \
 "https://openam.example.com:8443/openam/oauth2/realms/root/realms/alpha/introspect"`, introspected},
+		{"introspection by the query, as before 7.2", `curl \
+--request GET \
+--user "myClient:forgerock" \
+"https://openam.example.com:8443/openam/oauth2/realms/root/realms/alpha/introspect?token=<access-token>"`, introspected},
 		{"what it means, for whoever has it", `curl \
 --request GET \
 --header "Authorization: Bearer <access-token>" \
