@@ -310,30 +310,46 @@ func (cc *Client) published() bool {
 // or returns these limits, completed by others.
 func (l *Limits) or(others *Limits) Limits {
 	var all Limits
-	for name, limit := range all.byName() {
-		for _, limits := range []*Limits{l, others} {
-			if limits != nil && *limit == nil {
-				*limit = *limits.byName()[name]
+	for i, limit := range all.each() {
+		for _, limits := range [...]*Limits{l, others} {
+			if limits != nil && *limit.place == nil {
+				*limit.place = *limits.each()[i].place
 			}
 		}
 	}
 	return all
 }
 
+// namedLimit is a limit with its name in a configuration.
+type namedLimit struct {
+	name  string
+	place **Limit
+}
+
+// each returns all limits that exist, sorted by name. Each of many thousand clients is asked for them when
+// a configuration is loaded.
+func (l *Limits) each() [3]namedLimit {
+	return [...]namedLimit{{"failures", &l.Failures}, {"inquiries", &l.Inquiries}, {"tokens", &l.Tokens}}
+}
+
 // byName returns all limits that exist, by their names in a configuration.
 func (l *Limits) byName() map[string]**Limit {
-	return map[string]**Limit{"failures": &l.Failures, "tokens": &l.Tokens, "inquiries": &l.Inquiries}
+	limits := make(map[string]**Limit)
+	for _, limit := range l.each() {
+		limits[limit.name] = limit.place
+	}
+	return limits
 }
 
 var errFailuresOfClient = errors.New("limit failures is for a realm: a client with its own could be told from one that doesn't exist")
 
 func (l *Limits) check() error {
-	limits := l.byName()
-	for _, name := range sortedKeys(limits) {
-		if limit := *limits[name]; limit != nil {
-			if err := limit.check(); err != nil {
-				return fmt.Errorf("limit %s: %w", name, err)
-			}
+	for _, limit := range l.each() {
+		if *limit.place == nil {
+			continue
+		}
+		if err := (*limit.place).check(); err != nil {
+			return fmt.Errorf("limit %s: %w", limit.name, err)
 		}
 	}
 	return nil

@@ -131,13 +131,15 @@ func (r *servedRealm) managedMethods() []string {
 // checkManaged refuses what only a client of a configuration can have: what lies in a file or in the
 // environment of one gateway is no truth for a fleet.
 func (cc *Client) checkManaged() error {
-	has := map[string]bool{
-		"jwks_file": cc.JWKSFile != "", "certificate_files": len(cc.CertificateFiles) > 0, "upstream_headers": len(cc.UpstreamHeaders) > 0,
-		"at": cc.At != "", "lint_ignore": len(cc.LintIgnore) > 0,
-	}
-	for _, name := range sortedKeys(has) {
-		if has[name] {
-			return fmt.Errorf("%s is for clients of a configuration", name)
+	for _, has := range [...]struct {
+		name string
+		set  bool
+	}{
+		{"at", cc.At != ""}, {"certificate_files", len(cc.CertificateFiles) > 0}, {"jwks_file", cc.JWKSFile != ""},
+		{"lint_ignore", len(cc.LintIgnore) > 0}, {"upstream_headers", len(cc.UpstreamHeaders) > 0},
+	} {
+		if has.set {
+			return fmt.Errorf("%s is for clients of a configuration", has.name)
 		}
 	}
 	if strings.Contains(cc.JWKSURI, "{") {
