@@ -279,6 +279,7 @@ func (r *servedRealm) signer(ring *keys.Ring, now time.Time) *keys.SigningKey {
 // shareKeys adds the keys in ring, and those from files, to what a realm's engine is told, and
 // publishes those of JWTs. shared tells whether other gateways use the store.
 func (r *servedRealm) shareKeys(to *oauth.Shared, ring *keys.Ring, shared bool) error {
+	to.Others = shared
 	if ring == nil {
 		return nil
 	}

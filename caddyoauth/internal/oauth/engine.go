@@ -118,10 +118,10 @@ type agreement struct {
 	jwts          *jwts   // likewise
 	// epoch is that of the keys of self-contained tokens.
 	epoch Epoch
-	// covers and otherJWTKeys are from Shared.
-	covers       func(keyring []byte) bool
-	otherJWTKeys bool
-	generations  map[string]uint64
+	// covers, others and otherJWTKeys are from Shared.
+	covers               func(keyring []byte) bool
+	others, otherJWTKeys bool
+	generations          map[string]uint64
 }
 
 // agreement returns what was shared last.
@@ -185,6 +185,8 @@ type Shared struct {
 	// none does yet. Without keys there are no JWTs.
 	JWTKeys, AMJWTKeys []JWTKey
 	Signer             func(now time.Time) JWTKey
+	// Others is set if other gateways use the store.
+	Others bool
 	// OtherJWTKeys is set if another gateway may have keys of JWTs that are in no keyring.
 	OtherJWTKeys bool
 }
@@ -203,7 +205,7 @@ func (e *Engine) Share(shared Shared) error {
 		sealed: sealed,
 		jwts:   newJWTs(&e.cfg, &shared),
 		epoch:  shared.Epoch,
-		covers: shared.Covers, otherJWTKeys: shared.OtherJWTKeys,
+		covers: shared.Covers, others: shared.Others, otherJWTKeys: shared.OtherJWTKeys,
 		generations: maps.Clone(shared.Generations),
 	}
 	var before *agreement

@@ -223,7 +223,7 @@ func (i *issued) isNobodys(ctx context.Context, agreed *agreement, token *intros
 	switch {
 	case err != nil:
 		return fmt.Errorf("looking for the keys of a token to revoke: %w", err)
-	case hasJWTForm(text) && agreed.otherJWTKeys, hasHMACForm(text) && i.cfg.Coherent != nil:
+	case hasJWTForm(text) && agreed.otherJWTKeys, hasHMACForm(text) && agreed.others:
 	case keyring == nil && agreed.covers == nil, keyring != nil && agreed.covers != nil && agreed.covers(keyring):
 		return nil
 	}
