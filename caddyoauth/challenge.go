@@ -21,7 +21,7 @@ func (w wording) insufficientScope(scopes string) string {
 	return w.beforeScope + scopes + w.behindScope
 }
 
-var ownWording = wording{
+var ownWording = wording{ //nolint:gosec // texts, and no credentials
 	request:     `, error="invalid_request", error_description="the request must carry exactly one well-formed bearer token"`,
 	token:       `, error="invalid_token", error_description="the token is not valid here"`,
 	claim:       `, error="insufficient_scope", error_description="the token lacks a claim"`,
@@ -31,7 +31,7 @@ var ownWording = wording{
 
 // igWording is that of ForgeRock IG, byte for byte. IG knows no rules about claims; for those it is what
 // is left of its challenge about scopes.
-var igWording = wording{
+var igWording = wording{ //nolint:gosec // texts, and no credentials
 	request: `, error="invalid_request", error_description="The request is missing a required parameter, ` +
 		`includes an unsupported parameter or parameter value, repeats the same parameter, ` +
 		`uses more than one method for including an access token, or is otherwise malformed."`,
