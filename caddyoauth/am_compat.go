@@ -30,8 +30,8 @@ type AMCompat struct {
 	// signed with HS256, in the place of the realm's keys. Nothing about it is published. Who verifies by
 	// it can also sign: whoever has the secret can make tokens of any client that pass here. Without it,
 	// or with another one, the tokens that it signed are dead. All gateways that share a store must have
-	// the same. Set for root, this does not apply to other realms. Default: none, and the realm's keys
-	// sign.
+	// the same, and no two realms may. Set for root, this does not apply to other realms. Default: none, and
+	// the realm's keys sign.
 	JWTHMACSecret string `json:"jwt_hmac_secret,omitempty"`
 
 	// Takes the token that a question is about from the query of the URL, too: `token` at `/introspect`,

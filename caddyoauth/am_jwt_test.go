@@ -204,14 +204,15 @@ func TestFleetWithAMTokens(t *testing.T) {
 }
 
 // A token is only as good as the secret that signed it: with another, it is dead at once, although the
-// cache knew it. A realm of the same secret does not take it, and root's secret is root's alone.
+// cache knew it. Another realm does not take it, and must have another secret; root's is root's alone.
 func TestSecretsOfAMTokens(t *testing.T) {
 	one, secret := hmacSecret(t, "one")
 	other, _ := hmacSecret(t, "other")
 	realm := func(name, options string) string {
 		return "realm " + name + " {\n" + options + "client b {\nsecret_hash " + hashOf(testSecret) + "\nscopes read\ndefault_scopes read\n}\n}\n"
 	}
-	alpha := strings.Replace(one, jwtOptions, "", 1)
+	alphas, _ := hmacSecret(t, "alpha")
+	alpha := strings.Replace(alphas, jwtOptions, "", 1)
 	config := func(root string) string {
 		return "store memory\n" + noFailureLimit + root + testClients + realm("alpha", alpha) + realm("beta", "")
 	}
@@ -220,7 +221,7 @@ func TestSecretsOfAMTokens(t *testing.T) {
 	token := g.token("reader")
 	g.wants("a token", token, 200)
 	if a := g.get("/alpha/x", token); a.StatusCode != 401 {
-		t.Errorf("root's token in a realm of the same secret: %d", a.StatusCode)
+		t.Errorf("root's token in another realm: %d", a.StatusCode)
 	}
 	of := func(realm string) string {
 		t.Helper()
@@ -231,21 +232,24 @@ func TestSecretsOfAMTokens(t *testing.T) {
 		}
 		return token
 	}
-	alphas, betas := of("alpha"), of("beta")
-	if a := g.get("/alpha/x", alphas); a.StatusCode != 200 {
+	ofAlpha, ofBeta := of("alpha"), of("beta")
+	if a := g.get("/alpha/x", ofAlpha); a.StatusCode != 200 {
 		t.Errorf("the realm's own token: %d", a.StatusCode)
 	}
-	g.wants("the realm's token at root", alphas, 401)
-	if header, _ := base64.RawURLEncoding.DecodeString(strings.Split(betas, ".")[0]); !strings.Contains(string(header), `"alg":"ES256"`) {
+	g.wants("the realm's token at root", ofAlpha, 401)
+	if header, _ := base64.RawURLEncoding.DecodeString(strings.Split(ofBeta, ".")[0]); !strings.Contains(string(header), `"alg":"ES256"`) {
 		t.Errorf("a realm without a secret has tokens with the header %s", header)
 	}
 	parts := strings.Split(token, ".")
 	for what, text := range map[string]string{
-		"signed by the other realm": parts[0] + "." + parts[1] + "." + strings.Split(alphas, ".")[2],
+		"signed by the other realm": parts[0] + "." + parts[1] + "." + strings.Split(ofAlpha, ".")[2],
 		"without signature":         parts[0] + "." + parts[1] + ".",
 		"spoiled":                   spoiled(token),
 	} {
 		g.wants(what, text, 401)
+	}
+	if err := g.loadCaddyfile(caddyfileOf(config(alphas), site)); err == nil || !strings.Contains(err.Error(), `realms "alpha" and "root" have the same jwt_hmac_secret`) {
+		t.Errorf("two realms with one secret: %v", err)
 	}
 	if err := g.loadCaddyfile(caddyfileOf(config(other), site)); err != nil {
 		t.Fatal(err)

@@ -272,6 +272,13 @@ func (a *App) provisionRealms() error {
 			}
 			signers[id] = name
 		}
+		if r.hmac != nil {
+			for _, other := range sortedKeys(a.realms) {
+				if r.hmac.SharesSecret(a.realms[other].hmac) { // who can verify for one could sign for the other
+					return fmt.Errorf("realms %q and %q have the same jwt_hmac_secret; each needs its own", other, name)
+				}
+			}
+		}
 		if _, shared := a.opener.(*RedisStore); shared && r.hasKeys() && a.cipher == nil {
 			return fmt.Errorf("realm %q has self-contained tokens or signs JWTs, and the keys for that lie in Redis: give an encryption_key, or whoever can read that Redis can make tokens", name)
 		}

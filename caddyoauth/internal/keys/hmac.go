@@ -55,6 +55,11 @@ func NewHMACKey(secret, realm, typ string) (*HMACKey, error) {
 	return k, nil
 }
 
+// SharesSecret reports whether another key, which may be nil, has the same secret.
+func (k *HMACKey) SharesSecret(other *HMACKey) bool {
+	return other != nil && hmac.Equal(k.secret, other.secret)
+}
+
 // Header returns the first part of each of the JWTs, up to the first dot.
 func (k *HMACKey) Header() string { return k.prefix[:len(k.prefix)-1] }
 
