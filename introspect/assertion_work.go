@@ -34,7 +34,7 @@ type workKind struct {
 
 func (s signedToken) workKind() workKind {
 	if isRSA(s.alg) {
-		return workKind{s.alg, len(s.signature)}
+		return workKind{s.alg, len(s.signature())}
 	}
 	return workKind{alg: s.alg}
 }
@@ -73,7 +73,7 @@ func (s *keySet) worked(token signedToken) (done int) {
 	known := s.knows(token.kid)
 	for i := range s.keys {
 		k := &s.keys[i]
-		if k.mayHaveSigned(token.alg, token.kid, known) && k.canMake(token.signature) {
+		if k.mayHaveSigned(token.alg, token.kid, known) && k.canMake(token.signature()) {
 			done++
 		}
 	}

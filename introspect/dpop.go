@@ -148,11 +148,11 @@ func (p *Proofs) Verify(text string, of ProofOf) (*Proof, Cause) {
 	if err != nil || !key.fits(signed.alg) {
 		return nil, CauseProofKey
 	}
-	proof, cause := p.judge(signed.payload, of)
+	proof, cause := p.judge(signed.jws.UnsafePayloadWithoutVerification(), of)
 	if cause != "" {
 		return nil, cause
 	}
-	if !key.made(signed) {
+	if _, err := signed.jws.Verify(key.verifier(signed.alg)); err != nil {
 		return nil, CauseSignature
 	}
 	proof.Key = key.thumbprint()

@@ -9,7 +9,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/sha512"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -97,40 +96,43 @@ func (k *publicKey) fits(alg string) bool {
 	return false
 }
 
-// made reports whether the key has made the signature of a token, by the token's algorithm, which fits
-// it.
-func (k *publicKey) made(token signedToken) bool {
-	signed, signature := []byte(token.text), token.signature
-	if public, ok := k.public.(ed25519.PublicKey); ok {
-		return ed25519.Verify(public, signed, signature)
-	}
-	var hash crypto.Hash
-	var digest []byte
-	switch token.alg[2:] {
-	case "256":
-		sum := sha256.Sum256(signed)
-		hash, digest = crypto.SHA256, sum[:]
-	case "384":
-		sum := sha512.Sum384(signed)
-		hash, digest = crypto.SHA384, sum[:]
-	case "512":
-		sum := sha512.Sum512(signed)
-		hash, digest = crypto.SHA512, sum[:]
-	default:
-		return false
-	}
+// verifier returns what go-jose is to verify alg with: the key itself or, if go-jose lacks the
+// algorithm or allows more than the RFC, a wrapper around the standard library.
+func (k *publicKey) verifier(alg string) any {
 	switch public := k.public.(type) {
 	case *rsa.PublicKey:
-		if strings.HasPrefix(token.alg, "PS") { // the salt is as long as the hash (RFC 7518 section 3.5)
-			return rsa.VerifyPSS(public, hash, digest, signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+		if strings.HasPrefix(alg, "PS") {
+			return pssVerifier{public}
 		}
-		return rsa.VerifyPKCS1v15(public, hash, digest, signature) == nil
-	case *ecdsa.PublicKey: // two numbers, each as long as those of the curve (RFC 7518 section 3.4)
-		size := (public.Params().BitSize + 7) / 8
-		return len(signature) == 2*size &&
-			ecdsa.Verify(public, digest, new(big.Int).SetBytes(signature[:size]), new(big.Int).SetBytes(signature[size:]))
+	case ed25519.PublicKey:
+		return ed25519Verifier(public)
 	}
-	return false
+	return k.public
+}
+
+// pssVerifier requires the salt to be as long as the hash (RFC 7518 section 3.5).
+type pssVerifier struct{ public *rsa.PublicKey }
+
+// VerifyPayload implements jose.OpaqueVerifier.
+func (v pssVerifier) VerifyPayload(payload, signature []byte, alg jose.SignatureAlgorithm) error {
+	hash := map[jose.SignatureAlgorithm]crypto.Hash{"PS256": crypto.SHA256, "PS384": crypto.SHA384, "PS512": crypto.SHA512}[alg]
+	if hash == 0 {
+		return jose.ErrUnsupportedAlgorithm
+	}
+	digest := hash.New()
+	digest.Write(payload)
+	return rsa.VerifyPSS(v.public, hash, digest.Sum(nil), signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
+}
+
+// ed25519Verifier accepts both names of the algorithm.
+type ed25519Verifier ed25519.PublicKey
+
+// VerifyPayload implements jose.OpaqueVerifier.
+func (v ed25519Verifier) VerifyPayload(payload, signature []byte, alg jose.SignatureAlgorithm) error {
+	if alg != "EdDSA" && alg != "Ed25519" || !ed25519.Verify(ed25519.PublicKey(v), payload, signature) {
+		return jose.ErrCryptoFailure
+	}
+	return nil
 }
 
 // has reports whether a key with this id is in the set.
@@ -164,14 +166,14 @@ func (s *keySet) verify(token signedToken) (payload []byte, key *publicKey, know
 	tried := 0
 	for i := range s.keys {
 		k := &s.keys[i]
-		if !k.mayHaveSigned(token.alg, token.kid, known) || !k.canMake(token.signature) {
+		if !k.mayHaveSigned(token.alg, token.kid, known) || !k.canMake(token.signature()) {
 			continue
 		}
 		if tried++; tried > s.maxTried() {
 			break
 		}
-		if k.made(token) {
-			return token.payload, k, true
+		if payload, err := token.jws.Verify(k.verifier(token.alg)); err == nil {
+			return payload, k, true
 		}
 	}
 	return nil, nil, known
