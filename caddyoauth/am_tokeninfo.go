@@ -217,9 +217,9 @@ func (r *servedRealm) otherClaims(token *introspect.Token, facts *introspect.Fac
 			if json.Unmarshal(value, &told) != nil {
 				continue
 			}
-			claim.value = audience(slices.DeleteFunc(told, func(aud string) bool {
+			claim.value = slices.DeleteFunc(told, func(aud string) bool {
 				return aud != facts.ClientID && aud != facts.Issuer && !slices.Contains(facts.Audience, aud)
-			}))
+			})
 		}
 		claims = append(claims, claim)
 	}

@@ -102,7 +102,7 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 		if err != nil {
 			return fail(err)
 		}
-		fmt.Fprintf(stdout, "%s\n", text)
+		fmt.Fprintln(stdout, string(text))
 	case *gateways > 0:
 		if !(w.Rate > 0 && w.Rate < 1e12) || !(w.Tokens >= 1 && w.Tokens < 1e12) || *gateways > 1e6 || w.Nodes < 1 || w.Seen < 0 || w.Seen > *gateways || w.Revoked < 0 || w.Lifetime < time.Second || w.MaxAge <= 0 || w.MaxTokens < 1 || w.Spread < 0 {
 			fmt.Fprintln(stderr, "scale: a workload needs a --rate above 0, --tokens of at least 1, no more --seen than --gateways, and nothing that is beyond all measure; see -h")
@@ -111,7 +111,7 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 		if w.Gateways = *gateways; w.Gateways == 1 {
 			w.Nodes = 0
 		}
-		fmt.Fprint(stdout, demandOf(w, c, seed).text())
+		fmt.Fprint(stdout, demandOf(w, c).text())
 	default:
 		fmt.Fprint(stdout, tables(c))
 	}
@@ -130,9 +130,6 @@ func parseCosts(text []byte) (c costs, err error) {
 	}
 	return c, nil
 }
-
-// seed makes each run print the same.
-const seed = 1
 
 // defaults is what gateways do unless they are told otherwise.
 func defaults() workload {
@@ -184,7 +181,7 @@ func tables(c costs) string {
 		} {
 			w := defaults()
 			w.Gateways, w.Nodes, w.Seen = at.gateways, at.nodes, at.seen
-			d, first := carry(w, c, use.perSecond, seed)
+			d, first := carry(w, c, use.perSecond)
 			half := d.workload
 			half.Rate, half.Tokens = d.Rate/2, max(1, d.Tokens/2)
 			cpu, memory := "–", "–"
@@ -193,7 +190,7 @@ func tables(c costs) string {
 			}
 			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", thousands(float64(at.gateways)), at.store, use.name,
 				rounded(d.Rate), rounded(d.Tokens), percent(d.Hits), cpu, memory, thousands(d.GatewayMemory/(1<<20)),
-				rounded(revocations(half, c, seed)), first.Name)
+				rounded(revocations(half, c)), first.Name)
 		}
 	}
 	return b.String()

@@ -5,7 +5,7 @@ import (
 	"container/heap"
 	"container/list"
 	"math"
-	"math/rand/v2"
+	"math/rand/v2" //nolint:depguard // nothing secret; a simulation must be repeatable
 	"slices"
 	"time"
 )
@@ -76,11 +76,12 @@ const (
 	mostTokens = 10_000
 	leastToken = 200
 	ages       = 10 // how many times max_age it lasts
+	seed       = 1
 )
 
 // simulate lets requests come to one of the gateways, at random times, and counts those that find their
-// token in its cache. The same seed has the same result.
-func simulate(w workload, seed uint64) hits {
+// token in its cache. It has the same result each time.
+func simulate(w workload) hits {
 	// The gateways are alike. Each token is used at Seen of them, so one gateway sees that share.
 	seen := cmp.Or(w.Seen, w.Gateways)
 	tokens := w.Tokens * float64(seen) / float64(w.Gateways)
@@ -89,7 +90,7 @@ func simulate(w workload, seed uint64) hits {
 	end := ages * maxAge
 	n := min(tokens, mostTokens, max(leastToken, mostEvents/(mean*end)))
 	n = max(1, math.Floor(n))
-	random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // nothing secret
+	random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // as above
 	s := simulation{lru: list.New(), most: max(1, int(w.MaxTokens*n/tokens))}
 	var h hits
 	for range int(n) {
@@ -200,8 +201,8 @@ type demand struct {
 }
 
 // demandOf works out what a workload takes.
-func demandOf(w workload, c costs, seed uint64) demand {
-	return w.demand(simulate(w, seed), c)
+func demandOf(w workload, c costs) demand {
+	return w.demand(simulate(w), c)
 }
 
 // demand works out what a workload takes if the caches fare like this.
@@ -264,11 +265,11 @@ func (d demand) bounds() []bound {
 
 // carry returns what can be carried at most: the workload with the highest rate that stays within all
 // bounds, if each token is used perSecond times a second.
-func carry(w workload, c costs, perSecond float64, seed uint64) (demand, bound) {
+func carry(w workload, c costs, perSecond float64) (demand, bound) {
 	at := func(rate float64) demand {
 		w := w
 		w.Rate, w.Tokens = rate, max(1, rate/perSecond)
-		return demandOf(w, c, seed)
+		return demandOf(w, c)
 	}
 	low, high := 1.0, 1e9
 	for high/low > 1.005 {
@@ -284,8 +285,8 @@ func carry(w workload, c costs, perSecond float64, seed uint64) (demand, bound) 
 }
 
 // revocations returns how many tokens a second can be revoked on top of a workload.
-func revocations(w workload, c costs, seed uint64) float64 {
-	h := simulate(w, seed)
+func revocations(w workload, c costs) float64 {
+	h := simulate(w)
 	low, high := 0.0, 1e7
 	for high-low > 1 {
 		w.Revoked = (low + high) / 2

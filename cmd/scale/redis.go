@@ -135,7 +135,7 @@ func measureRedis(ctx context.Context, addr string, c *costs, records, readers i
 	}
 	ownAfter := ownCPU()
 	if heard := told.Load() - before; heard < int64(records*readers)*9/10 {
-		return fmt.Errorf("Redis told of %d changes where %d were to be heard", heard, records*readers)
+		return fmt.Errorf("only %d changes were heard of, of %d", heard, records*readers)
 	}
 	c.Redis.Tell = max(0, withReaders-c.Redis.Delete) / float64(readers)
 	if ownAfter > ownBefore {

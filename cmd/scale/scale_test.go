@@ -24,7 +24,7 @@ func TestSimulationAgreesWithTheFormula(t *testing.T) {
 	for _, rate := range []float64{0.002, 1. / 60, 0.1, 1, 10} {
 		for _, gateways := range []int{1, 10} {
 			w := workload{Gateways: gateways, Rate: 1000 * rate * float64(gateways), Tokens: 1000, Lifetime: 1e6 * time.Second, MaxAge: time.Minute, MaxTokens: 1e6}
-			h := simulate(w, seed)
+			h := simulate(w)
 			want := 1000 * rate / (1 + rate*60)
 			if !within(h.Misses, want, 0.07) {
 				t.Errorf("a token used %g times a second at each of %d gateways: %.4g questions a second, want about %.4g", rate, gateways, h.Misses, want)
@@ -37,12 +37,12 @@ func TestSimulationAgreesWithTheFormula(t *testing.T) {
 // more if some are used more often.
 func TestSimulationOfACacheThatIsTooSmall(t *testing.T) {
 	w := workload{Gateways: 1, Rate: 100_000, Tokens: 1_000_000, Lifetime: time.Hour, MaxAge: time.Hour, MaxTokens: 100_000}
-	alike := demandOf(w, costs{}, seed).Hits
+	alike := demandOf(w, costs{}).Hits
 	if alike < 0.05 || alike > 0.11 {
 		t.Errorf("%.3g of the requests find their token in a cache for a tenth of them", alike)
 	}
 	w.Spread = 1
-	if unlike := demandOf(w, costs{}, seed).Hits; unlike < 1.5*alike {
+	if unlike := demandOf(w, costs{}).Hits; unlike < 1.5*alike {
 		t.Errorf("%.3g of the requests find their token if some are used more often, want more than %.3g", unlike, alike)
 	}
 }
@@ -50,7 +50,7 @@ func TestSimulationOfACacheThatIsTooSmall(t *testing.T) {
 // A new token has to be asked for, even if the cache never forgets.
 func TestSimulationReplacesTokensThatExpire(t *testing.T) {
 	w := workload{Gateways: 1, Rate: 1000, Tokens: 1000, Lifetime: 10 * time.Second, MaxAge: time.Minute, MaxTokens: 1e6}
-	h := simulate(w, seed)
+	h := simulate(w)
 	// Of a hundred tokens a second, each is used after a second on average, and a few never are.
 	if want := 100 * h.End; !within(h.Misses, want, 0.05) {
 		t.Errorf("%.4g questions a second, want about %.4g", h.Misses, want)
@@ -66,18 +66,18 @@ func TestCarriedIsRightBelowTheBound(t *testing.T) {
 	for _, nodes := range []int{0, 1} {
 		w := defaults()
 		w.Gateways, w.Nodes = 1+99*nodes, nodes
-		d, first := carry(w, c, 1, seed)
+		d, first := carry(w, c, 1)
 		if first.Share > 1 || first.Share < 0.97 {
 			t.Errorf("%d gateways carry %.0f requests a second with %.3g of %s", w.Gateways, d.Rate, first.Share, first.Name)
 		}
-		if again, _ := carry(w, c, 1, seed); again != d {
+		if again, _ := carry(w, c, 1); again != d {
 			t.Errorf("the result of the same question differs: %+v and %+v", d, again)
 		}
-		d.workload.Rate /= 2
-		d.workload.Tokens /= 2
+		d.Rate /= 2
+		d.Tokens /= 2
 		w = d.workload
-		w.Revoked = revocations(w, c, seed)
-		if share := demandOf(w, c, seed).bounds()[0].Share; w.Revoked < 1 || share > 1 || share < 0.97 {
+		w.Revoked = revocations(w, c)
+		if share := demandOf(w, c).bounds()[0].Share; w.Revoked < 1 || share > 1 || share < 0.97 {
 			t.Errorf("with %.0f revocations a second, the first bound is met by %.3g", w.Revoked, share)
 		}
 	}
@@ -90,7 +90,7 @@ func TestMoreCarryMore(t *testing.T) {
 	for _, gateways := range []int{2, 10, 100} {
 		w := defaults()
 		w.Gateways, w.Nodes, w.Seen = gateways, 4, 2
-		d, _ := carry(w, c, 1, seed)
+		d, _ := carry(w, c, 1)
 		if d.Rate < last {
 			t.Errorf("%d gateways carry %.0f requests a second, fewer than less of them, which carry %.0f", gateways, d.Rate, last)
 		}
@@ -127,7 +127,7 @@ func TestMeasuresARedis(t *testing.T) {
 	if err != nil {
 		t.Skip("redis-server is not installed")
 	}
-	folder, err := os.MkdirTemp("", "redis") // not t.TempDir, whose name may be too long for a socket
+	folder, err := os.MkdirTemp("", "redis") //nolint:usetesting // whose name may be too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
