@@ -264,6 +264,30 @@ func TestSecretsOfAMTokens(t *testing.T) {
 	}
 }
 
+// A token that is bound to a key says so among AM's claims, and is no bearer token.
+func TestBoundAMTokens(t *testing.T) {
+	hmac, _ := hmacSecret(t, "own")
+	for name, options := range map[string]string{"ES256": amJWTs, "HS256": hmac} {
+		t.Run(name, func(t *testing.T) {
+			strict := "client strict {\nsecret_hash " + testHash + "\nscopes read\ndpop required\n}\n"
+			g := startGateway(t, "store memory\n"+options+testClients+strict, gatewaySite)
+			p := newProver(t)
+			token := g.boundToken(p, dpopIssuer, "strict")
+			claims := payloadOf(t, token)
+			if cnf, _ := claims["cnf"].(map[string]any); len(cnf) != 1 || cnf["jkt"] != p.jkt || claims["token_type"] != "DPoP" {
+				t.Errorf("the claims are %v", claims)
+			}
+			if about := g.introspect("strict", token).json(t); about["active"] != true || about["token_type"] != "DPoP" {
+				t.Errorf("introspection says %v", about)
+			}
+			for range 2 { // the second is warm
+				g.wants("as a bearer token", token, 401)
+			}
+			g.wants("another client's", g.token("reader"), 200)
+		})
+	}
+}
+
 // The keys of the realm can be listed, but who wants its JWTs dead must change the secret: to rotate the
 // keys would end none of them.
 func TestKeysOfARealmWithAnHMACSecret(t *testing.T) {

@@ -914,6 +914,22 @@ func TestMemoryShareOfExpiredTokens(t *testing.T) {
 	present(t, m, token)
 }
 
+// A client whose tokens have all been dropped, by a Put of its own, has its share still, and no more.
+func TestMemoryShareAfterAllHaveExpired(t *testing.T) {
+	now := time.Unix(1000, 0)
+	m := NewMemory(func() time.Time { return now })
+	m.max = 12
+	put(t, m, tokenUntil("old", time.Unix(2000, 0)))
+	now = time.Unix(3000, 0)
+	for n := range 4 {
+		token := tokenUntil(fmt.Sprint(n), time.Unix(4000, 0))
+		token.ClientID = tokenUntil("old", now).ClientID
+		if err := m.Put(ctx, token); n < 3 && err != nil || n == 3 && !errors.Is(err, oauth.ErrClientFull) {
+			t.Errorf("token %d: %v", n, err)
+		}
+	}
+}
+
 // No bytes make the decoder panic. What it accepts is a token of the key that it was asked for, and
 // survives being encoded and decoded again, in either form. A token has one compact record only.
 func FuzzRecord(f *testing.F) {
