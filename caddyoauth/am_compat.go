@@ -143,6 +143,9 @@ func (am *AMCompat) check() error {
 	if am == nil {
 		return nil
 	}
+	if am.Disabled && *am != (AMCompat{Disabled: true}) {
+		return errors.New("it is disabled, so it can't have other settings")
+	}
 	return errors.Join(
 		checkAMSubject(cmp.Or(am.Subject, subjectPrefixed)),
 		checkAMAuthMethods(cmp.Or(am.AuthMethods, authMethodsAlways)),

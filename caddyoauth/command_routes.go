@@ -1,6 +1,7 @@
 package caddyoauth
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -274,7 +275,7 @@ func (r *routeRow) cells(realms bool, before *routeRow) []string {
 	case routeAnswered:
 		who = append(who, "-")
 	case routeEndpoint:
-		who = append(who, "clients, with their secrets")
+		who = append(who, cmp.Or(r.Why, "clients, with their secrets"))
 	case routeUnknown:
 		who = append(who, "? "+r.Why)
 	case routeClients:
@@ -286,7 +287,7 @@ func (r *routeRow) cells(realms bool, before *routeRow) []string {
 			}
 			name := client.ID
 			if realms {
-				name = client.Realm + "/" + client.ID
+				name = clientName(client.Realm, client.ID)
 			}
 			names = append(names, name)
 		}

@@ -181,6 +181,7 @@ func TestJSONThatIsRefused(t *testing.T) {
 		{"an upstream header Authorization where the token is kept", clientWith(aSecret+`,"upstream_headers":{"authorization":"{env.HOME}"}`) + `;{"handler":"oauth_protect","keep_token":true}`, []string{"oauth_protect", "keep_token", `client "a"`, `realm "root"`}},
 
 		{"a server of an unknown realm", handler(`{"handler":"oauth_server","realms":["gamma"]}`), []string{"oauth_server", `'gamma'`, "known: root"}},
+		{"settings of an am_compat that is disabled", `{"realms":{"a":{"am_compat":{"disabled":true,"jwt_hmac_secret":"a-secret-that-no-dump-should-have"}}}}`, []string{`realm "a"`, "am_compat", "disabled"}},
 		{"a relative base path among others", handler(`{"handler":"oauth_server","other_base_paths":["x"]}`), []string{"oauth_server", "base_path", "begin with /"}},
 		{"the default base path again", handler(`{"handler":"oauth_server","other_base_paths":["/oauth2/"]}`), []string{"oauth_server", "base_path", "there twice"}},
 		{"a default realm that is not served", handler(`{"handler":"oauth_server","default_realm":"gamma"}`), []string{"oauth_server", "default_realm 'gamma'", "those are root"}},

@@ -75,13 +75,13 @@ func (e *explainRequest) question() (question, error) {
 type explanation struct {
 	Method string `json:"method"`
 	URL    string `json:"url"`
-	Client string `json:"client,omitempty"` // that was asked about, as realm/client
+	Client string `json:"client,omitempty"` // that was asked about, as realm/client; a nested realm has ~ in the place of /
 	walk
 	// Means and Do are what is known of the cause of a refusal.
 	Means string `json:"means,omitempty"`
 	Do    string `json:"do,omitempty"`
-	// Passing are clients whose best token gets the request through, as realm/client: the first of
-	// PassingCount among the first ClientCount clients.
+	// Passing are clients whose best token gets the request through, as realm/client, named likewise: the
+	// first of PassingCount among the first ClientCount clients.
 	Passing      []string `json:"passing"`
 	PassingCount int      `json:"passing_count"`
 	ClientCount  int      `json:"client_count"`
@@ -106,7 +106,7 @@ func (p *policy) explain(ctx context.Context, q question) (*explanation, error) 
 		if err != nil {
 			return nil, err
 		}
-		e.Client = realm + "/" + q.who.client
+		e.Client = clientName(realm, q.who.client)
 	}
 	if known := explanationOf(way.Outcome.Cause); way.Outcome.Cause != "" && known != nil {
 		e.Means, e.Do = known.Means, known.Do
@@ -121,6 +121,10 @@ func (p *policy) explain(ctx context.Context, q question) (*explanation, error) 
 	e.Passing = append(e.Passing, passing[:min(len(passing), mostPassing)]...)
 	return e, nil
 }
+
+// clientName names a client with its realm. A nested realm has ~ in the place of /, as in the paths of the
+// admin endpoint: IDs have slashes, too, and eu/x of retail is another client than x of retail/eu.
+func clientName(realm, id string) string { return adminRealm(realm) + "/" + id }
 
 // explanationOf returns what the table says of a cause, or nil.
 func explanationOf(cause access.Cause) *access.Explanation {

@@ -285,6 +285,7 @@ func TestLintFindings(t *testing.T) {
 		"am_compat: tokens in the query":            lintFile("realm a { # tokens-in-query\nam_compat {\ntokens_in_query\n}\n"+lintClients+"}\n", "oauth_server\n"),
 		"am_compat: credentials in the query":       lintFile("realm a { # credentials-in-query\nam_compat {\ncredentials_in_query\n}\n"+lintClients+"}\n", "oauth_server\n"),
 		"am_compat: none":                           lintFile("am_compat\nrealm a {\n"+lintClients+"}\n", "oauth_server\n"),
+		"am_compat: JWTs without an audience":       strings.Replace(lintFile("encryption_key {env.LINT_SECRET}\nissuer https://auth.example.com\nam_compat\nclient c {\n"+lintSecret+"\nscopes read\ntoken_format jwt\n}\n", "oauth_server\n"), "store memory", "store bbolt ./tokens.db", 1),
 		"basic: no end":                             site("oauth_protect { # basic-without-end\nbasic\n}\n"),
 		"basic: an end":                             site("oauth_protect {\nbasic until 2099-01-01T00:00:00Z\n}\n"),
 		"basic: over":                               site("oauth_protect { # basic-ended\nbasic until 2020-01-01T00:00:00Z\n}\n"),

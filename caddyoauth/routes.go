@@ -89,7 +89,8 @@ type routeAnswer struct {
 	// their tokens have.
 	Foreign []routeForeign `json:"foreign,omitempty"`
 
-	// Why says why nobody gets in, or who decides where that is not known.
+	// Why says why nobody gets in, who decides where that is not known, or whom an endpoint answers that is
+	// not for clients with their own credentials.
 	Why string `json:"why,omitempty"`
 
 	// To is where the requests go that get in, or how they are answered.

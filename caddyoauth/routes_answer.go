@@ -78,6 +78,9 @@ func (f *answering) answer() *routeAnswer {
 	switch {
 	case j.endpoint != nil && j.endpoint.kind.published():
 		a.Who, a.To = routeOpen, []string{j.to}
+	case j.endpoint != nil && j.endpoint.kind == endpointTokenInfo:
+		// Its realm need not have clients: it knows the tokens of others, too.
+		a.Who, a.Why, a.To = routeEndpoint, "whoever has a token", []string{j.to}
 	case j.endpoint != nil:
 		a.Who, a.To = routeEndpoint, []string{j.to}
 		able := 0

@@ -390,7 +390,7 @@ func (p *policy) whoPasses(ctx context.Context, q question, most int) (names []s
 				return nil, asked, err
 			}
 			if walk.Outcome.passes() {
-				names = append(names, realm+"/"+id)
+				names = append(names, clientName(realm, id))
 			}
 		}
 	}
