@@ -53,19 +53,20 @@ type amSpelling struct {
 // at returns the path of the endpoint in a realm.
 func (p amSpelling) at(r *servedRealm) string { return p.base + fullRealmPath(r.name) + p.end }
 
-// amSpellingOf takes a path apart that is below a base path and ends as an endpoint's. For others it
-// allocates nothing.
+// amSpellingOf takes a path apart that is below a base path and ends as an endpoint's. Of several base
+// paths that it is below, it counts from the longest. For others it allocates nothing.
 func (s *Server) amSpellingOf(path string) (p amSpelling, ok bool) {
+	var rest string
 	for _, base := range s.basePaths {
-		rest, below := strings.CutPrefix(path, base)
-		if !below {
-			continue
+		behind, below := strings.CutPrefix(path, base)
+		if below && strings.HasPrefix(behind, "/") && (rest == "" || len(behind) < len(rest)) {
+			p.base, rest = base, behind
 		}
-		bare := strings.TrimSuffix(rest, "/")
-		for _, end := range amEnds {
-			if realm, is := strings.CutSuffix(bare, end.path); is {
-				return amSpelling{base, amRealmOfPath(realm), rest[len(realm):], end.kind}, true
-			}
+	}
+	bare := strings.TrimSuffix(rest, "/")
+	for _, end := range amEnds {
+		if realm, is := strings.CutSuffix(bare, end.path); is {
+			return amSpelling{p.base, amRealmOfPath(realm), rest[len(realm):], end.kind}, true
 		}
 	}
 	return p, false
@@ -87,14 +88,13 @@ func (s *Server) amPathOf(path string, e *route) (p amSpelling, ok bool) {
 // notAName is in the place of a realm's name where there can't be one.
 const notAName = "/"
 
-// amRealmOfPath returns the name of the realm of which this is a spelling.
+// amRealmOfPath returns the name of the realm of which this is a spelling. A spelling is empty, or begins
+// with a slash.
 func amRealmOfPath(spelling string) string {
 	parts := strings.Split(spelling, "/")
 	switch {
 	case spelling == "":
 		return ""
-	case parts[0] != "": // it goes on from the base path without a slash
-		return notAName
 	case parts[1] != "realms":
 		if name := lowerASCII(spelling[1:]); checkRealmName(name) == nil && name != rootRealm && name != "realms" {
 			return name

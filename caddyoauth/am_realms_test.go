@@ -120,8 +120,13 @@ func TestAMRealmSpellings(t *testing.T) {
 	if n := g.Backend.count(); n != 0 {
 		t.Errorf("%d requests reached the backend", n)
 	}
-	if a := g.get("/oauth2/console", ""); a.Body != "backend" {
-		t.Errorf("what is no endpoint: %d %s", a.StatusCode, a.Body)
+	for _, at := range []string{"/oauth2/console", "/oauth2-proxy/token", "/oauth2x/access_token", "/oauth2x/retail/jwks", "/openam/oauth2x/introspect"} {
+		if a := g.get(at, ""); a.Body != "backend" {
+			t.Errorf("%s, which is no endpoint: %d %s", at, a.StatusCode, a.Body)
+		}
+	}
+	if a := g.get("/api/oauth2/tokeninfo?access_token=x", ""); a.StatusCode != 404 {
+		t.Errorf("a token in the query of a wrong URL: %d %s", a.StatusCode, a.Body)
 	}
 
 	// A reload turns it off and on.
@@ -220,6 +225,12 @@ func TestAMRealmParameterWithoutRoot(t *testing.T) {
 	if a := g.post("/bogus/access_token", "reader", testSecret, form); a.StatusCode != 404 {
 		t.Errorf("a realm that there isn't: %d %s", a.StatusCode, a.Body)
 	}
+	// One base path below another.
+	if err := g.load(amRealmOptions, "oauth_server {\nbase_path / /oauth2 /oauth2/v2\n}\nreverse_proxy BACKEND"); err != nil {
+		t.Fatal(err)
+	}
+	g.wantRealm("/oauth2/v2/Retail/eu", "", "retail/eu")
+	g.wantRealm("/oauth2/retail", "", "retail")
 }
 
 // A proof by DPoP is made for the URL that the client calls, however it spells the realm.

@@ -39,6 +39,7 @@ func (s *Server) serveTokenInfo(w http.ResponseWriter, r *http.Request, e *route
 		s.refuse(w, r, e, status, refusal)
 		return
 	}
+	dontAwaitBody(w, r) // it means nothing
 	text, err := e.tokenInQuestion(r)
 	if err != nil {
 		s.answer(w, r, e, nil, nil, oauth.Outcome{}, err)

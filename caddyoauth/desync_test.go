@@ -13,7 +13,7 @@ import (
 // A refusal does not wait for the body, and the rest of the body is never read as another
 // request.
 func TestRefusalsEndTheConnection(t *testing.T) {
-	g := startGateway(t, "store memory\nissuer "+testIssuer+"\n"+testClients, "oauth_server\n@rest not path /open /guarded/*\noauth_protect @rest\nreverse_proxy BACKEND")
+	g := startGateway(t, "store memory\nissuer "+testIssuer+"\n"+testClients+"realm am {\nam_compat\n}\n", "oauth_server\n@rest not path /open /guarded/*\noauth_protect @rest\nreverse_proxy BACKEND")
 	const smuggled = "GET /open HTTP/1.1\r\nHost: x\r\n\r\n"
 	form := "Content-Type: application/x-www-form-urlencoded\r\n"
 	for name, c := range map[string]struct {
@@ -33,6 +33,7 @@ func TestRefusalsEndTheConnection(t *testing.T) {
 		"no endpoint, waiting":         {"POST /oauth2/x/token HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 32\r\n\r\n", 404},
 		"no endpoint, in chunks":       {"POST /oauth2/x/token HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n" + smuggled, 404},
 		"the metadata's method":        {"POST /.well-known/oauth-authorization-server/oauth2 HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 32\r\n\r\n", 405},
+		"a token's meaning":            {"GET /oauth2/am/tokeninfo HTTP/1.1\r\nHost: x\r\nContent-Length: 32\r\n\r\n", 401},
 		"an endpoint's chunked method": {"PUT /oauth2/token HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n" + smuggled, 405},
 	} {
 		t.Run(name, func(t *testing.T) {

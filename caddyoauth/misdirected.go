@@ -63,7 +63,7 @@ func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) 
 		return "", ""
 	case kind != "" && inBase:
 		return kind, meant
-	case !mayCarrySecret(r):
+	case !mayCarrySecret(r) && !(s.am != nil && r.URL.Query().Has("access_token")): // as at /tokeninfo
 		return "", ""
 	case kind == "":
 		return endpointToken, meant
