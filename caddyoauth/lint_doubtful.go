@@ -210,9 +210,12 @@ var publishedSecrets = map[string]bool{
 	"demo-secret-beta":        true,
 	"demo-secret-from-a-file": true,
 	"demo-secret-from-env":    true,
+	"demo-secret-gateway":     true,
 	"demo-secret-reader":      true,
 	"demo-secret-writer":      true,
 	"mySecret":                true,
+	"secret-in-am-1":          true,
+	"secret-in-am-2":          true,
 }
 
 func lintPublishedSecrets(l *linted, report lintReport) {
