@@ -88,6 +88,17 @@ func TestBundles(t *testing.T) {
 	}
 }
 
+// A JWT-SVID may have any iss, so a cached one is not said to be issued by its trust domain, as another
+// JWT is by its issuer.
+func TestTheCacheRecallsNoIssuerOfSVIDs(t *testing.T) {
+	for spiffe, want := range map[bool]string{true: "", false: "spiffe://example.org"} {
+		j := &JWT{cfg: JWTConfig{Keys: &Keys{cfg: KeysConfig{SPIFFE: spiffe, Issuer: "spiffe://example.org"}}}}
+		if got := j.issuerInTokens(); got != want {
+			t.Errorf("SPIFFE: %t: %q, want %q", spiffe, got, want)
+		}
+	}
+}
+
 // The settings of a trust domain must make sense.
 func TestSPIFFESettings(t *testing.T) {
 	for what, cfg := range map[string]KeysConfig{

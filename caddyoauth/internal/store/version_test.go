@@ -105,6 +105,29 @@ func TestBboltFileWithoutAVersion(t *testing.T) {
 	}
 }
 
+// A file of any earlier version gets the present one when it is opened, so that no earlier program takes
+// the records that are written from then on for damaged ones.
+func TestBboltFileGetsTheVersion(t *testing.T) {
+	for version := range fileVersion {
+		path := boltFile(t, func(tx *bolt.Tx) error {
+			for _, name := range fileBuckets[version+1] {
+				if _, err := tx.CreateBucket(name); err != nil {
+					return err
+				}
+			}
+			return putRaw(tx, "meta", "version", fmt.Sprint(version+1))
+		})
+		if err := openBbolt(t, path, time.Now).view(func(tx *bolt.Tx) error {
+			if got := tx.Bucket(bucketMeta).Get(keyVersion); string(got) != fmt.Sprint(fileVersion) {
+				t.Errorf("a file of version %d has version %s", version+1, got)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A file of the version before opens and keeps its tokens, which are JSON, whether they are bound or not. What is
 // written from then on is compact, and the file has the version that says so.
 func TestBboltFileWithJSONRecords(t *testing.T) {
