@@ -117,7 +117,7 @@ func serveDocument(w http.ResponseWriter, r *http.Request, document []byte, maxA
 	h.Set("Access-Control-Allow-Origin", "*") // it is public, and a page may want to read it
 	w.WriteHeader(http.StatusOK)
 	if r.Method == http.MethodGet {
-		w.Write(document) //nolint:gosec // it is JSON, made of the configuration alone
+		w.Write(document) //nolint:gosec,nolintlint // it is JSON, made of the configuration alone
 	}
 }
 
