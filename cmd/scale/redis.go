@@ -3,19 +3,21 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/redis/rueidis"
 	"golang.org/x/sync/errgroup"
 )
 
 // measureRedis fills in what things cost a Redis that nobody else uses. It writes records under names
-// of their own, as gateways do, and deletes them. readers is how many connections read what another
-// one deletes.
+// of their own, as gateways do, and deletes them, also if it fails or ctx ends. readers is how many
+// connections read what another one deletes.
 func measureRedis(ctx context.Context, addr string, c *costs, records, readers int) (err error) {
 	prefix := "scale-" + strings.ToLower(rand.Text()) + ":"
 	open := func(told *atomic.Int64) (rueidis.Client, error) {
@@ -23,7 +25,7 @@ func measureRedis(ctx context.Context, addr string, c *costs, records, readers i
 		if strings.Contains(addr, "://") {
 			var err error
 			if o, err = rueidis.ParseURL(addr); err != nil {
-				return nil, err
+				return nil, errors.New("this is no URL of a Redis") // the error has the URL, which may have a password
 			}
 		}
 		o.ForceSingleClient, o.PipelineMultiplex, o.RingScaleEachConn = true, -1, 8
@@ -61,6 +63,12 @@ func measureRedis(ctx context.Context, addr string, c *costs, records, readers i
 	}
 	key := func(i int) string { return prefix + fmt.Sprintf("realm:root:token:1790000000000:%064x", i) }
 	record := strings.Repeat("x", recordBytes)
+	written := records
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, remove(writer, written, key))
+		}
+	}()
 	// each has clients do something with each record, as many as a gateway under load has under way.
 	each := func(clients []rueidis.Client, command func(c rueidis.Client, i int) rueidis.Completed) (cpu, memory float64, err error) {
 		cpuBefore, memoryBefore, err := look()
@@ -142,6 +150,23 @@ func measureRedis(ctx context.Context, addr string, c *costs, records, readers i
 		// All readers are in this process. What it takes a gateway to forget a token comes on top of what it
 		// takes to read the message, and is little beside it.
 		c.Gateway.Hear = (ownAfter - ownBefore) / float64(records*readers)
+	}
+	return nil
+}
+
+// remove deletes the first n records, for at most half a minute. Whatever is left then expires.
+func remove(writer rueidis.Client, n int, key func(i int) string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	const step = 1000
+	for i := 0; i < n; i += step {
+		var keys []string
+		for j := i; j < min(i+step, n); j++ {
+			keys = append(keys, key(j))
+		}
+		if err := writer.Do(ctx, writer.B().Unlink().Key(keys...).Build()).Error(); err != nil {
+			return fmt.Errorf("records are left in Redis for up to an hour: %w", err)
+		}
 	}
 	return nil
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"io"
 	"math"
 	"net"
@@ -12,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/redis/rueidis"
 )
 
 // within reports whether two figures differ by at most a share of the second.
@@ -121,8 +125,9 @@ func TestDocumentedTablesAreTrue(t *testing.T) {
 	}
 }
 
-// What things cost is measured at a real Redis, and nothing is left in it.
-func TestMeasuresARedis(t *testing.T) {
+// redisSocket starts a Redis for a test and returns the socket that it listens at.
+func redisSocket(t *testing.T) string {
+	t.Helper()
 	program, err := exec.LookPath("redis-server")
 	if err != nil {
 		t.Skip("redis-server is not installed")
@@ -148,7 +153,12 @@ func TestMeasuresARedis(t *testing.T) {
 	for lines := bufio.NewScanner(output); lines.Scan() && !strings.Contains(lines.Text(), "to accept connections"); {
 	}
 	go io.Copy(io.Discard, output)
+	return socket
+}
 
+// What things cost is measured at a real Redis, and nothing is left in it.
+func TestMeasuresARedis(t *testing.T) {
+	socket := redisSocket(t)
 	c := recordedCosts(t)
 	c.Redis.Version = ""
 	if err := measureRedis(t.Context(), "unix://"+socket, &c, 20_000, 10); err != nil {
@@ -173,6 +183,48 @@ func TestMeasuresARedis(t *testing.T) {
 	answer := make([]byte, 64)
 	if n, _ := conn.Read(answer); string(answer[:n]) != ":0\r\n" {
 		t.Errorf("keys are left in Redis: %q", answer[:n])
+	}
+}
+
+// Whoever interrupts the measurement finds nothing left in his Redis, and no password in an error.
+func TestAnInterruptedMeasurementLeavesNothing(t *testing.T) {
+	address := "unix://" + redisSocket(t)
+	o, err := rueidis.ParseURL(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.DisableCache, o.ForceSingleClient = true, true
+	client, err := rueidis.NewClient(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	size := func() int64 {
+		n, err := client.Do(t.Context(), client.B().Dbsize().Build()).AsInt64()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		c := recordedCosts(t)
+		done <- measureRedis(ctx, address, &c, 1_000_000, 10)
+	}()
+	for size() == 0 {
+		runtime.Gosched()
+	}
+	interrupt()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("the measurement ended with %v", err)
+	}
+	if n := size(); n > 0 {
+		t.Errorf("%d records are left", n)
+	}
+	c := recordedCosts(t)
+	if err := measureRedis(t.Context(), "redis://:s3cret%zz@127.0.0.1:1", &c, 1, 2); err == nil || strings.Contains(err.Error(), "s3cret") {
+		t.Errorf("a malformed URL: %v", err)
 	}
 }
 
