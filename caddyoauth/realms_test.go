@@ -156,9 +156,11 @@ func TestSeveralBasePaths(t *testing.T) {
 	if n := g.Backend.count(); n != 0 {
 		t.Errorf("%d requests reached the backend", n)
 	}
-	err := g.load(oauth, "oauth_server {\nbase_path /am /am/realms/root/realms/retail/realms/eu\n}")
-	if err == nil || !strings.Contains(err.Error(), "would both be at /am/realms/root/realms/retail/realms/eu") {
-		t.Errorf("base paths of which one leads into another realm: %v", err)
+	for _, into := range []string{"", "/token"} { // there, root's /revoke would be retail/eu's /token/revoke
+		err := g.load(oauth, "oauth_server {\nbase_path /am /am/realms/root/realms/retail/realms/eu"+into+"\n}")
+		if err == nil || !strings.Contains(err.Error(), "would both be at /am/realms/root/realms/retail/realms/eu") {
+			t.Errorf("base paths of which one leads into another realm: %v", err)
+		}
 	}
 }
 

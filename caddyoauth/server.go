@@ -249,8 +249,11 @@ func (s *Server) layOut(r *servedRealm) error {
 	tokenInfo := counted(endpointTokenInfo)
 	token.proofURLs = s.proofURLs(r)
 	for _, base := range s.bases(r) {
-		if other := s.endpoints[base+tokenPath]; other != nil && other.realm != r {
-			return fmt.Errorf("the endpoints of realms %q and %q would both be at %s; choose base paths of which none leads into another", other.realm.name, r.name, base)
+		// A base path may also end with the first half of /token/revoke.
+		for _, end := range []string{tokenPath, "/revoke", "/token/revoke"} {
+			if other := s.endpoints[base+end]; other != nil && other.realm != r {
+				return fmt.Errorf("the endpoints of realms %q and %q would both be at %s; choose base paths of which none leads into another", other.realm.name, r.name, base)
+			}
 		}
 		// Several client libraries add the slash.
 		for _, end := range []string{"", "/"} {
