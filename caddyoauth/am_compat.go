@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
@@ -184,11 +185,11 @@ func (am *AMCompat) or(root *AMCompat) *AMCompat {
 	return am
 }
 
-// expiresIn returns the member "expires_in" of a token that lives for so many seconds: in AM, what is
-// left of them when the answer is written, rounded down.
-func (am *AMCompat) expiresIn(lifetime int64) int64 {
-	if am == nil {
-		return lifetime
+// expiresIn returns the member "expires_in" of a token with a lifetime, in whole seconds: in AM, what is
+// left when the answer is written, a moment later.
+func (am *AMCompat) expiresIn(lifetime time.Duration) int64 {
+	if am != nil {
+		lifetime--
 	}
-	return max(lifetime-1, 0)
+	return int64(lifetime / time.Second)
 }

@@ -52,7 +52,7 @@ func (e *route) tokenAnswerOf(g oauth.Grant) tokenAnswer {
 		AccessToken: g.Token,
 		Scope:       g.Scope,
 		TokenType:   tokenType(g.Key),
-		ExpiresIn:   e.realm.am.expiresIn(int64(g.Lifetime / time.Second)),
+		ExpiresIn:   e.realm.am.expiresIn(g.Lifetime),
 	}
 }
 

@@ -371,7 +371,8 @@ type Grant struct {
 	NextNonce string
 	// Scope is the scope granted, space-separated (RFC 6749 section 3.3).
 	Scope string
-	// Lifetime is how long the token lives, in whole seconds.
+	// Lifetime is how long the token lives, at least a second. What has begun of a second must not count
+	// where it is told, or a program might use a token that has expired.
 	Lifetime time.Duration
 }
 
@@ -445,8 +446,7 @@ func (e *Engine) Token(ctx context.Context, req Request) (Grant, Outcome, error)
 	}
 	e.fetched(client, req.From)
 	out.TokenID, out.JTI, out.Key, out.Scope = record.ID, record.JTI, confirmation.Key, strings.Join(scopes, " ")
-	// What has begun of a second does not count, or a program might use a token that has expired.
-	lifetime := max(record.Expiry().Sub(issuedAt).Truncate(time.Second), time.Second)
+	lifetime := max(record.Expiry().Sub(issuedAt), time.Second)
 	return Grant{Token: text, Key: confirmation.Key, NextNonce: proof.NextNonce, Scope: out.Scope, Lifetime: lifetime}, out, nil
 }
 
