@@ -148,7 +148,7 @@ func New(cfg Settings) *Engine {
 	if cfg.Inventory != nil {
 		cfg.Inventory.begin(cfg.Realm)
 	}
-	e.issued = &issued{cfg: &e.cfg, state: &e.state}
+	e.issued = &issued{cfg: &e.cfg, state: &e.state, raise: e.Raise}
 	if cfg.Cache != nil {
 		e.tokens = cfg.Cache.Wrap(CacheName(cfg.Realm), e.issued, cfg.MaxAge)
 	}

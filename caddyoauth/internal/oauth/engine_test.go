@@ -533,3 +533,47 @@ func TestTokenLimit(t *testing.T) {
 		}
 	}
 }
+
+// generationStore knows the generation of each client.
+type generationStore struct {
+	*mapStore
+	current atomic.Uint64
+}
+
+func (g *generationStore) Generation(context.Context, ClientRef) (uint64, error) {
+	return g.current.Load(), nil
+}
+
+// A token that was issued after a change that the gateway has not heard of yet is good if the store says
+// so, and then no former token is.
+func TestATokenTellsOfAChange(t *testing.T) {
+	t.Parallel()
+	store := &generationStore{mapStore: &mapStore{tokens: make(map[Key]Token)}}
+	store.current.Store(1)
+	node := func() *engine {
+		return newEngine(t, func(cfg *Settings) { cfg.Store, cfg.Coherent = store, func() bool { return true } }, newClient("reader", quickSecret(t, "secret")))
+	}
+	here, there := node(), node()
+	good := func(token string) bool {
+		facts, err := uncached{here.issued}.Lookup(t.Context(), token)
+		return err == nil && here.issued.Revise(facts).Active
+	}
+	former := there.issue(t, "reader", "secret")
+	if !good(former) {
+		t.Fatal("a token is not good at the other gateway")
+	}
+	store.current.Store(2)
+	there.Raise(map[string]uint64{"reader": 2})
+	later := there.issue(t, "reader", "secret")
+	if !good(later) {
+		t.Error("a token that was issued after the change is not good")
+	}
+	if good(former) {
+		t.Error("a token from before the change is good")
+	}
+	// What no store says is no change.
+	there.Raise(map[string]uint64{"reader": 3})
+	if good(there.issue(t, "reader", "secret")) {
+		t.Error("a token of a generation that the store knows nothing of is good")
+	}
+}

@@ -17,6 +17,7 @@ import (
 type issued struct {
 	cfg   *Settings              // the engine's
 	state *atomic.Pointer[state] // the engine's
+	raise func(generations map[string]uint64)
 }
 
 // Screen reports whether token carries this realm's mark and has not expired. See
@@ -107,14 +108,18 @@ func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspec
 	return facts, nil
 }
 
-// upToDate fails if another gateway has issued the token after a change of its client that this one has
-// not heard of yet, but will in a moment. Revise would take the token for one that has ended.
+// upToDate makes sure that the engine knows of every change of the client that the token was issued after.
+// Another gateway may have issued it, or the configuration before a reload, and this one may hear of the
+// change only in a moment. Revise would take the token for one that has ended. What the store says of a
+// client of the configuration counts from now on. With a managed client, more may have changed than its
+// generation, so nobody can tell yet.
 func (i *issued) upToDate(ctx context.Context, record Token) error {
 	if i.cfg.Coherent == nil {
 		return nil // there is no other gateway
 	}
 	now := i.state.Load()
-	switch client := now.clients.find(record.ClientID); {
+	client := now.clients.find(record.ClientID)
+	switch {
 	case client == nil && i.cfg.Managed == nil, now.agreed == nil:
 		return nil
 	case client != nil:
@@ -128,10 +133,13 @@ func (i *issued) upToDate(ctx context.Context, record Token) error {
 		return nil
 	case err != nil:
 		return err
-	case current == record.ClientGeneration:
-		return fmt.Errorf("%w: it says of the token's client what has not been heard of yet", ErrUnreachable)
+	case current != record.ClientGeneration:
+		return nil
+	case client != nil && !client.managed:
+		i.raise(map[string]uint64{record.ClientID: current})
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%w: it says of the token's client what has not been heard of yet", ErrUnreachable)
 }
 
 // Inquire is Lookup, which leaves no trace here. See [introspect.Inquirer].
