@@ -575,6 +575,7 @@ func disableCommand(disable bool) *cobra.Command {
 				}
 				settings := answer.Settings
 				settings.Disabled = disable
+				*answer = shownClient{} // the next answer leaves out what is false
 				_, err = flags.admin.send(http.MethodPut, flags.path(args[0]), http.Header{"If-Match": {tag}}, settings, answer)
 				return err
 			})

@@ -685,9 +685,13 @@ func TestClientCommands(t *testing.T) {
 	fails("no client '..'", "show", "..") // and not the list
 	fails("unused is empty", "list", "--unused", "")
 
-	run("disable", "batch")
+	if stdout, _ := run("disable", "batch"); !strings.HasPrefix(stdout, `client "batch" of realm "root": disabled, `) {
+		t.Errorf("disable prints %s", stdout)
+	}
 	g.wants("its token while it is disabled", token, 401)
-	run("enable", "batch")
+	if stdout, _ := run("enable", "batch"); !strings.HasPrefix(stdout, `client "batch" of realm "root": active, `) || strings.Contains(stdout, "disabled") {
+		t.Errorf("enable prints %s", stdout)
+	}
 	token = g.tokenBy("batch", secret)
 	fails("in the configuration", "disable", "reader")
 	run("revoke-tokens", "batch")
