@@ -1291,11 +1291,11 @@ function routeCells(site, row) {
 		open: () => el("span", { class: "open" }, "OPEN"),
 		nobody: () => ["nobody", row.why && el("span", { class: "dim" }, ": ", plain(row.why))],
 		answered: () => none(),
-		endpoint: () => "clients, with their own credentials",
+		endpoint: () => plain(row.why ?? "clients, with their own credentials"),
 		unknown: () => badge("warn", plain(row.why ?? "not known")),
 		clients: () => {
 			const list = row.clients ?? [];
-			const name = (c) => tag(realms().length > 1 ? `${c.realm}/${c.id}` : c.id);
+			const name = (c) => tag(realms().length > 1 ? `${c.realm.replaceAll("/", "~")}/${c.id}` : c.id);
 			return [
 				list.length > 0 && el("span", { class: "tags" }, list.slice(0, 6).map(name)),
 				list.length > 6 && el("details", {}, el("summary", {}, `and ${counted(list.length - 6, "other")}`), el("span", { class: "tags" }, list.slice(6, 500).map(name))),
