@@ -207,6 +207,23 @@ func TestAMRealmParameterWithoutRoot(t *testing.T) {
 	g.wantRealm("/oauth2/retail/eu", "", "retail/eu")
 	g.wantRealm("/oauth2", "?realm=/retail", "retail")
 	wantUnknownRealm(t, g.post("/oauth2/bogus/access_token", "reader", testSecret, form))
+	// What leads to another oauth_server by its path doesn't know the other spellings. They end here, and not
+	// at the backend.
+	for _, site := range []string{
+		"route {\n@retail path /oauth2/realms/root/realms/retail/*\nhandle @retail {\noauth_server retail\n}\nhandle {\noauth_server root\nreverse_proxy BACKEND\n}\n}",
+		"@retail path /oauth2/realms/root/realms/retail/*\noauth_server @retail retail\noauth_server root\nreverse_proxy BACKEND",
+	} {
+		if err := g.load(amRealmOptions, site); err != nil {
+			t.Fatal(err)
+		}
+		g.wantRealm("/oauth2/realms/root/realms/retail", "", "retail")
+		for _, at := range []string{"/oauth2/retail/access_token", "/oauth2/realms/retail/access_token", "/oauth2/access_token?realm=/retail"} {
+			wantUnknownRealm(t, g.post(at, "reader", testSecret, form))
+		}
+	}
+	if n := g.Backend.count(); n != 0 {
+		t.Errorf("%d requests reached the backend", n)
+	}
 	// A site that stands for a realm.
 	if err := g.load(amRealmOptions, "oauth_server {\ndefault_realm retail\n}\nreverse_proxy BACKEND"); err != nil {
 		t.Fatal(err)

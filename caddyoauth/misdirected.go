@@ -160,20 +160,24 @@ func (s *Server) directions(realms []*servedRealm) *oauth.Error {
 }
 
 // servedElsewhere reports whether another oauth_server of the site, which the request may still
-// come to, serves it, or would if a prefix of its path were stripped.
+// come to, serves its path, or would if a prefix of that were stripped. In a spelling of ForgeRock AM's, it
+// has to come to that one next: matchers and blocks that lead to the full path may not know the spelling,
+// and lead to a backend.
 func (s *Server) servedElsewhere(r *http.Request) bool {
 	path := r.URL.Path
 	for _, other := range s.app.servers {
 		if other == s || !s.site.meets(other.site) {
 			continue
 		}
-		if e, _ := other.find(r); e != nil {
-			return true
-		}
 		for p := range other.endpoints {
 			if s.endpoints[p] == nil && strings.HasSuffix(path, p) {
 				return true
 			}
+		}
+	}
+	for _, next := range behind(s.itself, s.beside, r) {
+		if e, _ := next.find(r); e != nil {
+			return true
 		}
 	}
 	return false

@@ -616,7 +616,7 @@ func (p *Protect) scopeChallenge(r *http.Request, b *bearer, want []string) stri
 	for e := b.earlier; e != nil; e = e.earlier {
 		needed = append(needed, e.rule.ScopesFor(e.facts)...)
 	}
-	for _, other := range p.behind(r) {
+	for _, other := range behind(p, p.beside, r) {
 		if !other.ReportOnly.holds() {
 			needed = append(needed, other.ruleFor(r.Method).ScopesFor(b.facts)...)
 		}
@@ -630,7 +630,7 @@ func (p *Protect) scopeChallenge(r *http.Request, b *bearer, want []string) stri
 // section 3). Where one of several would do, a challenge can't say so, and names none.
 func (p *Protect) withScopes(challenge string, r *http.Request) string {
 	rules := []*access.Rule{p.ruleFor(r.Method)}
-	for _, other := range p.behind(r) {
+	for _, other := range behind(p, p.beside, r) {
 		if !other.ReportOnly.holds() {
 			rules = append(rules, other.ruleFor(r.Method))
 		}
@@ -651,15 +651,18 @@ func (p *Protect) withScopes(challenge string, r *http.Request) string {
 	return challenge + `, scope="` + strings.Join(slices.Compact(needed), " ") + `"`
 }
 
-// behind returns the handlers that the request would meet next, in the list of routes that
-// this one is in.
-func (p *Protect) behind(r *http.Request) []*Protect {
-	var others []*Protect
+// behind returns the handlers of a kind that the request would meet behind one of them, in the list of
+// routes that this one is in.
+func behind[H interface {
+	comparable
+	caddyhttp.MiddlewareHandler
+}](this H, beside caddyhttp.RouteList, r *http.Request) []H {
+	var others []H
 	var groups []string // of each, one route runs, and has been found
-	behind := false
-	for i := range p.beside {
-		route := &p.beside[i]
-		if behind {
+	met := false
+	for i := range beside {
+		route := &beside[i]
+		if met {
 			if slices.Contains(groups, route.Group) {
 				continue
 			}
@@ -668,16 +671,16 @@ func (p *Protect) behind(r *http.Request) []*Protect {
 			}
 		}
 		for _, handler := range route.Handlers {
-			other, ok := handler.(*Protect)
-			if ok && behind {
+			other, ok := handler.(H)
+			if ok && met {
 				others = append(others, other)
 			}
-			behind = behind || other == p
+			met = met || ok && other == this
 		}
-		if behind && route.Terminal {
+		if met && route.Terminal {
 			break
 		}
-		if behind && route.Group != "" {
+		if met && route.Group != "" {
 			groups = append(groups, route.Group)
 		}
 	}

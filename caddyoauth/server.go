@@ -104,8 +104,11 @@ type Server struct {
 	served    []*servedRealm
 	// am are the realms served, by name, if any of them has am_compat; see am_realms.go. Else it is nil.
 	am map[string]*servedRealm
-	// site is where this handler stands.
-	site site
+	// site is where this handler stands, and beside the list of routes that it is in, which is complete
+	// once all routes are loaded. itself is this handler, of which others may have a copy.
+	site   site
+	beside caddyhttp.RouteList
+	itself *Server
 	// noSuchEndpoint answers what misdirected finds.
 	noSuchEndpoint *oauth.Error
 }
@@ -192,7 +195,7 @@ func (s *Server) Provision(ctx caddy.Context) error {
 		}
 	}
 	s.noSuchEndpoint = s.directions(s.served)
-	s.site = siteOf(ctx)
+	s.site, s.beside, s.itself = siteOf(ctx), routesBeside(ctx), s
 	_, err = app.register(ctx, needs{store: true, server: s})
 	return err
 }
