@@ -27,6 +27,22 @@ const tokenInfoPath = "/tokeninfo"
 // amTwoTokens is AM's text for a token in the header and one in the query.
 const amTwoTokens = "Access Token cannot be provided in both query and header"
 
+// layOutTokenInfo adds the endpoint at the base paths themselves, and at those of root, if the handler
+// serves root nowhere. In AM, which always has a root, any realm's path answers for the tokens of all, and
+// it is root's that programs have been told. What comes there counts as a request to the first of the realms
+// that have the endpoint.
+func (s *Server) layOutTokenInfo() {
+	first := s.served[slices.IndexFunc(s.served, func(r *servedRealm) bool { return r.am != nil })]
+	route := s.endpoints[s.basePaths[0]+fullRealmPath(first.name)+tokenInfoPath]
+	for _, base := range s.basePaths {
+		for _, root := range []string{base, base + "/realms/root"} {
+			if s.endpoints[root+tokenPath] == nil {
+				s.endpoints[root+tokenInfoPath] = route
+			}
+		}
+	}
+}
+
 // serveTokenInfo answers a request to the endpoint.
 func (s *Server) serveTokenInfo(w http.ResponseWriter, r *http.Request, e *route) {
 	h := w.Header()

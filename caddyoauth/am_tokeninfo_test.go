@@ -184,6 +184,34 @@ func TestAMsTokenInfoRequests(t *testing.T) {
 }
 
 // That nobody can tell what a token means is no reason to throw it away.
+// Where root is not served, or has no base path of its own, its path answers all the same, for the tokens of
+// realms with am_compat. One without it keeps its paths to itself.
+func TestAMsTokenInfoAtRootsPath(t *testing.T) {
+	for _, tc := range []struct {
+		name, root, site string
+		base, full       int
+	}{
+		{"root is not served", "", "oauth_server", 200, 200},
+		{"nor is it there with another default", "", "oauth_server {\ndefault_realm alpha\n}", 200, 200},
+		{"root has am_compat", "am_compat\n" + testClients, "oauth_server", 200, 200},
+		{"root does not", testClients, "oauth_server", 404, 404},
+		{"the site stands for a realm without it", testClients, "oauth_server {\ndefault_realm beta\n}", 404, 404},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			g := startGateway(t, "store memory\n"+tc.root+"realm alpha {\nam_compat\n"+testClients+"}\nrealm beta {\nam_compat off\n"+testClients+"}\n", tc.site)
+			token := g.fetchAt(alphaBase, "reader", "read")
+			for path, want := range map[string]int{"/oauth2/tokeninfo": tc.base, "/oauth2/realms/root/tokeninfo": tc.full, alphaBase + "/tokeninfo": 200} {
+				if a := g.get(path, token); a.StatusCode != want || want == 200 && !strings.Contains(a.Body, `"realm":"/alpha"`) {
+					t.Errorf("GET %s: %d %s, want %d", path, a.StatusCode, a.Body, want)
+				}
+			}
+			if a := g.get("/oauth2/tokeninfo", g.fetchAt("/oauth2/realms/root/realms/beta", "reader", "read")); a.StatusCode == 200 {
+				t.Errorf("a token of a realm without am_compat: %d %s", a.StatusCode, a.Body)
+			}
+		})
+	}
+}
+
 func TestAMsTokenInfoDuringAnOutage(t *testing.T) {
 	g := startGateway(t, "store outage\ncache off\nam_compat\n"+testClients, "oauth_server")
 	token := g.token("reader")

@@ -193,6 +193,7 @@ func (s *Server) Provision(ctx caddy.Context) error {
 		for _, r := range s.served {
 			s.am[r.name] = r
 		}
+		s.layOutTokenInfo()
 	}
 	s.noSuchEndpoint = s.directions(s.served)
 	s.site, s.beside, s.itself = siteOf(ctx), routesBeside(ctx), s
