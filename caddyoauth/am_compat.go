@@ -2,6 +2,7 @@ package caddyoauth
 
 import (
 	"cmp"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -34,6 +35,10 @@ type AMCompat struct {
 	// the same, and no two realms may. Set for root, this does not apply to other realms. Default: none, and
 	// the realm's keys sign.
 	JWTHMACSecret string `json:"jwt_hmac_secret,omitempty"`
+
+	// Whether what signs is what the secret decodes to in base64 (RFC 4648 section 4), which may be any
+	// bytes. AM has its own secret in this form. Default: false; the secret signs as it is written.
+	JWTHMACBase64 bool `json:"jwt_hmac_base64,omitempty"`
 
 	// Takes the token that a question is about from the query of the URL, too: `token` at `/introspect`,
 	// which then answers GET as well, and `access_token` at `/tokeninfo`. URLs get into the logs of all
@@ -78,6 +83,9 @@ func (r *servedRealm) provisionAM(own *AMCompat) error {
 		return nil
 	}
 	secret, err := conf.ResolveSecret(own.JWTHMACSecret)
+	if err == nil && own.JWTHMACBase64 {
+		secret, err = fromBase64(secret)
+	}
 	if err == nil {
 		r.hmac, err = keys.NewHMACKey(secret, r.name, typAMAccessToken)
 	}
@@ -85,6 +93,15 @@ func (r *servedRealm) provisionAM(own *AMCompat) error {
 		return fmt.Errorf("am_compat: jwt_hmac_secret: %w", err)
 	}
 	return nil
+}
+
+// fromBase64 decodes a secret. No error holds any of it.
+func fromBase64(secret string) (string, error) {
+	decoded, err := base64.StdEncoding.Strict().DecodeString(secret)
+	if err != nil {
+		return "", errors.New("with jwt_hmac_base64, the secret must be written in base64, with + and / and padding")
+	}
+	return string(decoded), nil
 }
 
 // realmOfAM is what AM calls a realm: its path.
@@ -104,6 +121,7 @@ func realmOfAM(name string) string {
 //		credentials_in_query
 //		auth_methods         always|openid|never
 //		jwt_hmac_secret      <secret reference>
+//		jwt_hmac_base64
 //		tokens_in_query
 //	}
 func amCompatOption(place **AMCompat) conf.Option {
@@ -126,6 +144,7 @@ func amCompatOption(place **AMCompat) conf.Option {
 			"credentials_in_query": conf.Flag(&am.CredentialsInQuery),
 			"auth_methods":         conf.Text(&am.AuthMethods, checkAMAuthMethods),
 			"jwt_hmac_secret":      conf.Secret(&am.JWTHMACSecret),
+			"jwt_hmac_base64":      conf.Flag(&am.JWTHMACBase64),
 			"tokens_in_query":      conf.Flag(&am.TokensInQuery),
 		}.Read(d, "am_compat")
 	})
@@ -146,6 +165,9 @@ func (am *AMCompat) check() error {
 	}
 	if am.Disabled && *am != (AMCompat{Disabled: true}) {
 		return errors.New("it is disabled, so it can't have other settings")
+	}
+	if am.JWTHMACBase64 && am.JWTHMACSecret == "" {
+		return errors.New("jwt_hmac_base64 needs a jwt_hmac_secret")
 	}
 	return errors.Join(
 		checkAMSubject(cmp.Or(am.Subject, subjectPrefixed)),

@@ -34,10 +34,16 @@ func hmacSecret(t testing.TB, name string) (lines, secret string) {
 // form that AM gives it. The gateway's own endpoints say the same of the token.
 func TestAMTokensAsAResourceServerSeesThem(t *testing.T) {
 	hmac, secret := hmacSecret(t, "own")
-	for name, c := range map[string]struct{ options, alg, sub string }{
-		"ES256": {amJWTs, "ES256", "(age!ID)"},
-		"bare":  {jwtOptions + "am_compat {\nsubject bare\n}\n", "ES256", "ID"},
-		"HS256": {hmac, "HS256", "(age!ID)"},
+	// AM's secret is any bytes, in base64.
+	encoded, bytes := filepath.Join(t.TempDir(), "base64"), "\x00\xff\n"+strings.Repeat("\xfe", 29)
+	if err := os.WriteFile(encoded, []byte(base64.StdEncoding.EncodeToString([]byte(bytes))+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ options, alg, sub, secret string }{
+		"ES256":            {amJWTs, "ES256", "(age!ID)", ""},
+		"bare":             {jwtOptions + "am_compat {\nsubject bare\n}\n", "ES256", "ID", ""},
+		"HS256":            {hmac, "HS256", "(age!ID)", secret},
+		"HS256, in base64": {jwtOptions + "am_compat {\njwt_hmac_secret {file." + encoded + "}\njwt_hmac_base64\n}\n", "HS256", "(age!ID)", bytes},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := startGateway(t, "store memory\n"+c.options+testClients, gatewaySite)
@@ -53,7 +59,7 @@ func TestAMTokensAsAResourceServerSeesThem(t *testing.T) {
 					t.Fatal(err)
 				}
 				header := jws.Signatures[0].Header
-				var key any = []byte(secret)
+				var key any = []byte(c.secret)
 				if c.alg != "HS256" {
 					key = set.Key(header.KeyID)[0].Key
 				}
@@ -326,14 +332,22 @@ func TestHMACSecretsThatAreRefused(t *testing.T) {
 	if err := os.WriteFile(short, []byte(secret), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	const digits = "0123456789abcdef0123456789abcdef"
+	few := filepath.Join(t.TempDir(), "few")
+	if err := os.WriteFile(few, []byte(digits), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for lines, want := range map[string]string{
+		"jwt_hmac_secret {file." + few + "}\njwt_hmac_base64":   "at least 32 bytes, not 24",
+		"jwt_hmac_secret {file." + short + "}\njwt_hmac_base64": "must be written in base64",
+		"jwt_hmac_base64":                            "needs a jwt_hmac_secret",
 		"jwt_hmac_secret {file." + short + "}":       "at least 32 bytes, not 27",
 		"jwt_hmac_secret {file." + short + ".none}":  "is not set, empty, or can't be read",
 		"jwt_hmac_secret " + strings.Repeat("x", 40): "never literally",
 	} {
 		g := &gateway{t: t, Backend: newBackend(t), Client: newClient(t)}
 		err := g.load("store memory\n"+jwtOptions+"am_compat {\n"+lines+"\n}\n"+testClients, gatewaySite)
-		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), "xxxx") {
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), digits) || strings.Contains(err.Error(), "xxxx") {
 			t.Errorf("%s: %v, want %q", lines, err, want)
 		}
 	}
