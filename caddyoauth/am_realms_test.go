@@ -274,7 +274,8 @@ func TestAMSpellingsAndProofs(t *testing.T) {
 // Questions to the configuration have the answers that requests have.
 func TestAMSpellingsAreExplained(t *testing.T) {
 	const expect = "expect {\nanonymous GET http://localhost/oauth2/Retail/EU/.well-known/openid-configuration pass\nanonymous GET http://localhost/oauth2/.well-known/openid-configuration?realm=/retail pass\n" +
-		"anonymous GET http://localhost/oauth2/bogus/connect/jwk_uri 404\nanonymous GET http://localhost/oauth2/off/connect/jwk_uri 418\nanonymous GET http://localhost/oauth2/retail/access_token 405\n}\n"
+		"anonymous GET http://localhost/oauth2/bogus/connect/jwk_uri 404\nanonymous GET http://localhost/oauth2/off/connect/jwk_uri 418\nanonymous GET http://localhost/oauth2/retail/access_token 405\n" +
+		"anonymous GET http://localhost/oauth2/retail/tokeninfo pass\nanonymous POST http://localhost/oauth2/retail/tokeninfo 405\n}\n"
 	g := startGateway(t, amRealmOptions+expect, "oauth_server\nrespond \"next\" 418")
 	if err := g.load(strings.Replace(amRealmOptions, "am_compat\n", "", 1)+expect, "oauth_server\nrespond \"next\" 418"); err == nil || !strings.Contains(err.Error(), "is broken") {
 		t.Errorf("without am_compat: %v", err)

@@ -48,7 +48,7 @@ func (s *Server) serveTokenInfo(w http.ResponseWriter, r *http.Request, e *route
 	h := w.Header()
 	h.Set("Cache-Control", "no-cache, no-store")
 	h.Del("Pragma")
-	if status, refusal := s.unfitForTokenInfo(r, e); refusal != nil {
+	if status, refusal := s.unfit(r, e); refusal != nil {
 		if status == http.StatusMethodNotAllowed {
 			h.Set("Allow", http.MethodGet)
 		}

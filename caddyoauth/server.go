@@ -465,6 +465,9 @@ const (
 // unfit returns how a request to an endpoint is refused for what can be told before its body is
 // read, or nil.
 func (s *Server) unfit(r *http.Request, e *route) (status int, _ *oauth.Error) {
+	if e.kind == endpointTokenInfo {
+		return s.unfitForTokenInfo(r, e)
+	}
 	asks := r.Method == http.MethodGet && e.takesQueryToken()
 	if r.Method != http.MethodPost && !asks {
 		return http.StatusMethodNotAllowed, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the method must be POST", Reason: reasonMethod}
