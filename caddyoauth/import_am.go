@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddyoauth/gateway/caddyoauth/internal/keys"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
@@ -348,6 +349,7 @@ var amProviderRest = map[string]ignored{
 	"tlsCertificateRevocationCheckingEnabled":             {"say so in Caddy's own tls", []string{"false"}},
 	"tlsClientCertificateTrustedHeader":                   {"say so with client_certificates", nil},
 	"tokenCompressionEnabled":                             {"tokens are not compressed here", []string{"false"}},
+	"tokenSigningHmacSharedSecret":                        {"for JWTs with HS256, give it to jwt_hmac_secret in am_compat, with jwt_hmac_base64", nil},
 	"tokenEncryptionEnabled":                              {"JWTs are not encrypted here; token_format sealed is", []string{"false"}},
 	"usePolicyEngineForScope":                             {"there is no policy engine here: a client gets all scopes of its own that it asks for", []string{"false"}},
 	"useTokenIntrospectionClaimForJWT":                    {"the form of signed answers is RFC 9701's here", []string{"false"}},
@@ -410,6 +412,9 @@ func (m *migration) amProvider(realm *importedRealm, object map[string]json.RawM
 			f.lost("statelessTokensEnabled", "tokens are opaque here unless a realm with an issuer has token_format jwt")
 		} else {
 			p.format = oauth.FormatJWT
+			if algorithm := f.text("tokenSigningAlgorithm"); algorithm != "" && algorithm != keys.ES256 {
+				f.lost("tokenSigningAlgorithm", "JWTs are signed with ES256 here, by keys that are published, unless the realm has signing; for HS256, am_compat has jwt_hmac_secret")
+			}
 		}
 	}
 	f.rest(amProviderRest)
