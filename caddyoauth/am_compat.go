@@ -28,6 +28,13 @@ type AMCompat struct {
 	// `prefixed`.
 	Subject string `json:"subject,omitempty"`
 
+	// What `aud` of a client's assertion may be (private_key_jwt): `issuer`, the realm's issuer alone, or
+	// `token_endpoint`, for also the URL of the realm's token endpoint, as AM 7 documents it: at any base path, or
+	// as the request has spelled it. It must be the only value. With the URL, a server that a client takes for
+	// this one, because it has been given the same token endpoint, can have the client sign for it. Default:
+	// `issuer`.
+	AssertionAudience string `json:"assertion_audience,omitempty"`
+
 	// A reference to a secret of at least 32 bytes, `{env.NAME}` or `{file./path}`, by which JWTs are
 	// signed with HS256, in the place of the realm's keys. Nothing about it is published. Who verifies by
 	// it can also sign: whoever has the secret can make tokens of any client that pass here. Without it,
@@ -63,6 +70,12 @@ type AMCompat struct {
 const (
 	subjectPrefixed = "prefixed"
 	subjectBare     = "bare"
+)
+
+// The values of AMCompat.AssertionAudience.
+const (
+	audienceIssuer        = "issuer"
+	audienceTokenEndpoint = "token_endpoint"
 )
 
 // The values of AMCompat.AuthMethods.
@@ -120,6 +133,7 @@ func realmOfAM(name string) string {
 //		subject              prefixed|bare
 //		credentials_in_query
 //		auth_methods         always|openid|never
+//		assertion_audience   issuer|token_endpoint
 //		jwt_hmac_secret      <secret reference>
 //		jwt_hmac_base64
 //		tokens_in_query
@@ -143,6 +157,7 @@ func amCompatOption(place **AMCompat) conf.Option {
 			"subject":              conf.Text(&am.Subject, checkAMSubject),
 			"credentials_in_query": conf.Flag(&am.CredentialsInQuery),
 			"auth_methods":         conf.Text(&am.AuthMethods, checkAMAuthMethods),
+			"assertion_audience":   conf.Text(&am.AssertionAudience, checkAMAssertionAudience),
 			"jwt_hmac_secret":      conf.Secret(&am.JWTHMACSecret),
 			"jwt_hmac_base64":      conf.Flag(&am.JWTHMACBase64),
 			"tokens_in_query":      conf.Flag(&am.TokensInQuery),
@@ -152,6 +167,19 @@ func amCompatOption(place **AMCompat) conf.Option {
 
 func checkAMSubject(subject string) error {
 	return conf.OneOf("subject", subject, subjectPrefixed, subjectBare)
+}
+
+func checkAMAssertionAudience(audience string) error {
+	return conf.OneOf("assertion_audience", audience, audienceIssuer, audienceTokenEndpoint)
+}
+
+// assertionLifetime returns how far ahead the end of a client's assertion may be: what AM allows, or zero for
+// the default.
+func (am *AMCompat) assertionLifetime() time.Duration {
+	if am == nil {
+		return 0
+	}
+	return 30 * time.Minute
 }
 
 func checkAMAuthMethods(methods string) error {
@@ -172,6 +200,7 @@ func (am *AMCompat) check() error {
 	return errors.Join(
 		checkAMSubject(cmp.Or(am.Subject, subjectPrefixed)),
 		checkAMAuthMethods(cmp.Or(am.AuthMethods, authMethodsAlways)),
+		checkAMAssertionAudience(cmp.Or(am.AssertionAudience, audienceIssuer)),
 	)
 }
 

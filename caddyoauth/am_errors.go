@@ -58,7 +58,7 @@ func (e *route) writeAMError(w http.ResponseWriter, r *http.Request, form url.Va
 			status = http.StatusBadRequest
 			w.Header().Del("WWW-Authenticate")
 			if isAsserted(form) {
-				text = e.realm.amAssertionFault(form, time.Now())
+				text = e.amAssertionFault(form, time.Now())
 			}
 		}
 	}
@@ -116,7 +116,7 @@ var amMethods = []string{
 // amAssertionFault returns what AM says of an assertion that proves no client. All of it follows from
 // what the assertion says of itself, and from what the realm publishes: whether its signature is right,
 // or its client exists, makes no difference.
-func (r *servedRealm) amAssertionFault(form url.Values, now time.Time) string {
+func (e *route) amAssertionFault(form url.Values, now time.Time) string {
 	const other = "JWT is not valid"
 	var claims jwt.Claims
 	_, rest, _ := strings.Cut(form.Get("client_assertion"), ".")
@@ -127,22 +127,19 @@ func (r *servedRealm) amAssertionFault(form url.Values, now time.Time) string {
 	}
 	id := form.Get("client_id")
 	// A platform's tokens have other rules.
-	own := len(r.federated) == 0 && r.managed == nil
+	own := len(e.realm.federated) == 0 && e.realm.managed == nil
 	switch {
 	case own && (claims.Issuer != claims.Subject || id != "" && id != claims.Subject):
 		return "JWT 'iss' and 'sub' claims must be equal to the client_id"
 	case claims.Expiry != nil && !claims.Expiry.Time().After(now):
 		return "JWT has expired"
-	case own && claims.Expiry != nil && claims.Expiry.Time().Sub(now) > amReasonable:
+	case own && claims.Expiry != nil && claims.Expiry.Time().Sub(now) > e.realm.am.assertionLifetime():
 		return "JWT expiration time is unreasonable"
-	case own && !(len(claims.Audience) == 1 && claims.Audience[0] == r.settings.Issuer):
+	case own && !(len(claims.Audience) == 1 && (claims.Audience[0] == e.realm.settings.Issuer || slices.Contains(e.audiences, claims.Audience[0]))):
 		return "Audience validation failed"
 	}
 	return other
 }
-
-// amReasonable is how far ahead the end of a client's assertion may be, here.
-const amReasonable = 5 * time.Minute
 
 // maxAMState bounds the state that is sent back, in bytes.
 const maxAMState = 1024

@@ -23,6 +23,8 @@ type assertionKeys struct {
 	keys introspect.KeysConfig
 	// algorithms are the allowed ones; none for the default of introspect.AssertionsConfig.
 	algorithms []string
+	// lifetime is how far ahead their end may be; zero for the default.
+	lifetime time.Duration
 }
 
 // assertionKeys checks how the client authenticates by assertions, and returns where its keys are, or
@@ -174,7 +176,7 @@ func openClientKeys(realm, id string, from *assertionKeys) (*introspect.Assertio
 	if err != nil {
 		return nil, reference{}, fmt.Errorf("the keys of client %q: %w", id, err)
 	}
-	assertions, err := introspect.NewAssertions(introspect.AssertionsConfig{Keys: opened.Keys, Algorithms: from.algorithms})
+	assertions, err := introspect.NewAssertions(introspect.AssertionsConfig{Keys: opened.Keys, Algorithms: from.algorithms, MaxLifetime: from.lifetime})
 	if err != nil {
 		_, closed := ref.pool.Delete(ref.key)
 		return nil, reference{}, errors.Join(fmt.Errorf("the keys of client %q: %w", id, err), closed)
@@ -188,7 +190,7 @@ func (k *assertionKeys) inSettings() (*introspect.Assertions, error) {
 	if err != nil {
 		return nil, err
 	}
-	return introspect.NewAssertions(introspect.AssertionsConfig{Keys: keys, Algorithms: k.algorithms})
+	return introspect.NewAssertions(introspect.AssertionsConfig{Keys: keys, Algorithms: k.algorithms, MaxLifetime: k.lifetime})
 }
 
 // assertionAlgorithms returns the algorithms that assertions of the realm's clients may have, sorted.

@@ -101,11 +101,8 @@ func (a *App) takesProofs(r *servedRealm) (bool, error) {
 	return takes, nil
 }
 
-// proofURLs returns the URLs of a realm's token endpoint. Proofs are made for one of them.
-func (s *Server) proofURLs(r *servedRealm) (urls []string) {
-	if r.settings.Proofs == nil {
-		return nil
-	}
+// tokenURLs returns the URLs of a realm's token endpoint. The realm has an issuer.
+func (s *Server) tokenURLs(r *servedRealm) (urls []string) {
 	named, ends := s.named(r), []string{"/access_token", "/token", "/access_token/", "/token/"}
 	for _, base := range s.bases(r) {
 		at := s.front(r) + (&url.URL{Path: base}).EscapedPath()
@@ -126,13 +123,13 @@ func (s *Server) proofURLs(r *servedRealm) (urls []string) {
 	return urls
 }
 
-// proofURLsOf returns the URLs that a proof in a request to an endpoint may be made for.
-func (s *Server) proofURLsOf(e *route, r *http.Request) []string {
-	if len(e.proofURLs) == 0 || s.endpoints[r.URL.Path] == e {
-		return e.proofURLs
+// urlsOf returns the URLs of a request's endpoint, given those that it has in any case, if any count. The
+// client may know it by a spelling of ForgeRock AM's.
+func (s *Server) urlsOf(e *route, r *http.Request, urls []string) []string {
+	if len(urls) == 0 || e.kind != endpointToken || s.endpoints[r.URL.Path] == e {
+		return urls
 	}
-	// The client has made it for a spelling of ForgeRock AM's.
-	return append(slices.Clip(e.proofURLs), s.front(e.realm)+r.URL.EscapedPath())
+	return append(slices.Clip(urls), s.front(e.realm)+r.URL.EscapedPath())
 }
 
 // appDPoPOption reads

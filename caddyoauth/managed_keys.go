@@ -37,6 +37,9 @@ func (r *servedRealm) provisionManagedKeys(id string, cc *Client, client *oauth.
 	if keys.own != nil && r.settings.Replays == nil {
 		return keys, errors.New("this kind of token store can't remember which assertions were used")
 	}
+	if keys.own != nil {
+		keys.own.lifetime = r.am.assertionLifetime()
+	}
 	if err := cc.checkFederatedAuth(client.Auth); err != nil {
 		return keys, err
 	}

@@ -279,6 +279,7 @@ func (rc *Realm) provision(name string, root *Realm, logger *zap.Logger) (*serve
 			return nil, fmt.Errorf("client %q: %w", id, err)
 		}
 		if assertions != nil {
+			assertions.lifetime = r.am.assertionLifetime()
 			r.assertions[id] = assertions
 		}
 		certificates, err := rc.Clients[id].provisionCertificates(client, logger)

@@ -121,6 +121,8 @@ type route struct {
 	metadata []byte
 	// proofURLs are those that DPoP proofs may be made for; none if proofs are ignored.
 	proofURLs []string
+	// audiences are what an assertion may be for, beside the issuer.
+	audiences []string
 	span      string                 // the name of its spans
 	requests  *prometheus.CounterVec // by result
 }
@@ -251,7 +253,14 @@ func (s *Server) layOut(r *servedRealm) error {
 	jwks := &route{realm: r, kind: endpointKeys}
 	token, introspection, revocation := counted(endpointToken), counted(endpointIntrospect), counted(endpointRevoke)
 	tokenInfo := counted(endpointTokenInfo)
-	token.proofURLs = s.proofURLs(r)
+	if r.settings.Proofs != nil {
+		token.proofURLs = s.tokenURLs(r)
+	}
+	if r.am != nil && r.am.AssertionAudience == audienceTokenEndpoint && r.issuer != nil {
+		for _, e := range []*route{token, introspection, revocation} {
+			e.audiences = s.tokenURLs(r)
+		}
+	}
 	for _, base := range s.bases(r) {
 		// A base path may also end with the first half of /token/revoke.
 		for _, end := range []string{tokenPath, "/revoke", "/token/revoke"} {
@@ -373,7 +382,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	}
 	from, _ := clientAddr(r)
 	bearer, badBearer := e.bearer(r)
-	in := oauth.Incoming{Authorization: r.Header["Authorization"], Bearer: bearer, Body: body, Certificate: s.app.ClientCertificates.of(r), DPoP: r.Header["Dpop"], SVIDs: e.realm.takesSVIDs, URLs: s.proofURLsOf(e, r), From: from}
+	in := oauth.Incoming{Authorization: r.Header["Authorization"], Bearer: bearer, Body: body, Certificate: s.app.ClientCertificates.of(r), DPoP: r.Header["Dpop"], SVIDs: e.realm.takesSVIDs, URLs: s.urlsOf(e, r, e.proofURLs), Audiences: s.urlsOf(e, r, e.audiences), From: from}
 	if am := e.realm.am; am != nil {
 		in.Query, in.TakeQueryCredentials, in.TakeQueryToken, in.Lenient = r.URL.RawQuery, am.CredentialsInQuery, e.takesQueryToken(), true
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -83,7 +84,7 @@ func (e *Engine) verifyAssertion(ctx context.Context, c claim) (_ Proof, why str
 	switch {
 	case assertion.Issuer != c.client.ID || assertion.Subject != c.client.ID:
 		return Proof{}, reasonAssertionSubject, nil
-	case len(assertion.Audience) != 1 || assertion.Audience[0] != e.cfg.Issuer:
+	case len(assertion.Audience) != 1 || assertion.Audience[0] != e.cfg.Issuer && !slices.Contains(c.audiences, assertion.Audience[0]):
 		// Alone: another server that is named could use the assertion here (RFC 7523bis).
 		return Proof{}, reasonAssertionAudience, nil
 	case assertion.ID == "":

@@ -58,6 +58,8 @@ type claim struct {
 	trial      trial
 	// instead is as Request.instead. The same credentials can be right for one purpose alone.
 	instead bool
+	// audiences are as Request.Audiences.
+	audiences []string
 }
 
 // verifiers are the methods of client authentication that exist here.
@@ -147,7 +149,7 @@ func (e *Engine) prove(ctx context.Context, clients *Clients, client *registered
 			client = nil
 		}
 	}
-	proof, why, err := verify(e, ctx, claim{clients, client, federation, creds, req.From, trial, req.instead})
+	proof, why, err := verify(e, ctx, claim{clients, client, federation, creds, req.From, trial, req.instead, req.Audiences})
 	if err != nil {
 		return nil, Proof{}, err
 	}

@@ -52,6 +52,8 @@ type Incoming struct {
 	DPoP []string
 	// URLs are those of the endpoint, as the realm's issuer has them, for DPoP proofs.
 	URLs []string
+	// Audiences are what the audience of a client's assertion may be, beside the issuer.
+	Audiences []string
 	// SVIDs is set if the realm knows spiffeAssertionType.
 	SVIDs bool
 	// From is where the request came from; see [Request].
@@ -70,8 +72,8 @@ type Request struct {
 	CredentialsInQuery bool
 	// Certificate is that of Incoming.
 	Certificate *Certificate
-	// DPoP and URLs are those of Incoming.
-	DPoP, URLs []string
+	// DPoP, URLs and Audiences are those of Incoming.
+	DPoP, URLs, Audiences []string
 	// From is the address that the request came from, for the fair use of slow hashes and the limit of
 	// failures. The zero Addr is for all whose address is unknown.
 	From netip.Addr
@@ -93,7 +95,7 @@ func ParseRequest(in Incoming) (Request, error) {
 		return Request{}, err
 	}
 	creds, err := credentialsOf(in, form)
-	return Request{Form: form, Credentials: creds, CredentialsInQuery: queried, Certificate: in.Certificate, DPoP: in.DPoP, URLs: in.URLs, From: in.From}, err
+	return Request{Form: form, Credentials: creds, CredentialsInQuery: queried, Certificate: in.Certificate, DPoP: in.DPoP, URLs: in.URLs, Audiences: in.Audiences, From: in.From}, err
 }
 
 // parseForm parses the form, with the query in front of it. It refuses, with an *Error, one that is
