@@ -31,8 +31,8 @@ const AMInvalidToken = "The access token provided is expired, revoked, malformed
 // is good with that certificate alone, and one that is bound to a key never is: who asks here may not
 // look at what the token is bound to, so for him it would be good in anybody's hands.
 //
-// Those who keep asking about tokens that no realm issued are refused for a while, all together: nobody
-// knows who they are. Tokens that a realm did issue are looked up all the same.
+// Those who keep asking about tokens that no realm issued, or that have expired, are refused for a while, all
+// together: nobody knows who they are. Other tokens are looked up all the same.
 //
 // The error is an *Error with CodeInvalidToken for a token that is not good, or with
 // CodeTooManyRequests, or says that nobody could find out.
