@@ -33,14 +33,30 @@ const amTwoTokens = "Access Token cannot be provided in both query and header"
 // that have the endpoint.
 func (s *Server) layOutTokenInfo() {
 	first := s.served[slices.IndexFunc(s.served, func(r *servedRealm) bool { return r.am != nil })]
-	route := s.endpoints[s.basePaths[0]+fullRealmPath(first.name)+tokenInfoPath]
+	s.rootTokenInfo = make(map[string]*route)
 	for _, base := range s.basePaths {
 		for _, root := range []string{base, base + "/realms/root"} {
 			if s.endpoints[root+tokenPath] == nil {
-				s.endpoints[root+tokenInfoPath] = route
+				s.rootTokenInfo[root+tokenInfoPath] = s.endpoints[s.basePaths[0]+fullRealmPath(first.name)+tokenInfoPath]
 			}
 		}
 	}
+}
+
+// inRootsPlace returns the endpoint at a path that layOutTokenInfo has added, or nil. Where another
+// oauth_server of the site serves a realm there, the path is that one's.
+func (s *Server) inRootsPlace(path string) *route {
+	e := s.rootTokenInfo[path]
+	if e == nil {
+		return nil
+	}
+	token := strings.TrimSuffix(path, tokenInfoPath) + tokenPath
+	for _, other := range s.app.servers {
+		if other != s.itself && s.site.meets(other.site) && other.endpoints[token] != nil {
+			return nil
+		}
+	}
+	return e
 }
 
 // serveTokenInfo answers a request to the endpoint.

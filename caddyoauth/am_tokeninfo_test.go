@@ -183,7 +183,6 @@ func TestAMsTokenInfoRequests(t *testing.T) {
 	}
 }
 
-// That nobody can tell what a token means is no reason to throw it away.
 // Where root is not served, or has no base path of its own, its path answers all the same, for the tokens of
 // realms with am_compat. One without it keeps its paths to itself.
 func TestAMsTokenInfoAtRootsPath(t *testing.T) {
@@ -212,6 +211,34 @@ func TestAMsTokenInfoAtRootsPath(t *testing.T) {
 	}
 }
 
+// Where another oauth_server serves root, its path is that one's, whichever comes first.
+func TestAMsTokenInfoWhereAnotherServesRoot(t *testing.T) {
+	for _, rootHasIt := range []bool{true, false} {
+		option, alphas, roots := "", 404, 404
+		if rootHasIt {
+			option, alphas, roots = "am_compat\n", 401, 200
+		}
+		for _, site := range []string{"oauth_server alpha\noauth_server root", "oauth_server root\noauth_server alpha"} {
+			g := startGateway(t, "store memory\n"+option+testClients+"realm alpha {\nam_compat\n"+testClients+"}\n", site+"\nreverse_proxy BACKEND")
+			for _, at := range []string{"/oauth2/tokeninfo", "/oauth2/realms/root/tokeninfo"} {
+				if a := g.get(at, g.token("reader")); a.StatusCode != roots {
+					t.Errorf("%q, %s: %d %s, want %d", site, at, a.StatusCode, a.Body, roots)
+				}
+				if a := g.get(at, g.fetchAt(alphaBase, "reader", "read")); a.StatusCode != alphas {
+					t.Errorf("%q, %s, for a token of alpha: %d %s, want %d", site, at, a.StatusCode, a.Body, alphas)
+				}
+			}
+			if a := g.get(alphaBase+"/tokeninfo", g.fetchAt(alphaBase, "reader", "read")); a.StatusCode != 200 {
+				t.Errorf("%q, at alpha: %d %s", site, a.StatusCode, a.Body)
+			}
+			if n := g.Backend.count(); n != 0 {
+				t.Errorf("%q: %d requests reached the backend", site, n)
+			}
+		}
+	}
+}
+
+// That nobody can tell what a token means is no reason to throw it away.
 func TestAMsTokenInfoDuringAnOutage(t *testing.T) {
 	g := startGateway(t, "store outage\ncache off\nam_compat\n"+testClients, "oauth_server")
 	token := g.token("reader")

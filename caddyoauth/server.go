@@ -104,6 +104,8 @@ type Server struct {
 	served    []*servedRealm
 	// am are the realms served, by name, if any of them has am_compat; see am_realms.go. Else it is nil.
 	am map[string]*servedRealm
+	// rootTokenInfo are the paths of /tokeninfo in the place of a root that is not served.
+	rootTokenInfo map[string]*route
 	// site is where this handler stands, and beside the list of routes that it is in, which is complete
 	// once all routes are loaded. itself is this handler, of which others may have a copy.
 	site   site
@@ -323,7 +325,9 @@ func (s *Server) layOutMetadata(r *servedRealm) error {
 // find returns the endpoint that a request is for, or nil. missing is then set if it is for one of a realm
 // that there isn't, in a spelling of ForgeRock AM's, and says which.
 func (s *Server) find(r *http.Request) (e *route, missing endpointKind) {
-	e = s.endpoints[r.URL.Path]
+	if e = s.endpoints[r.URL.Path]; e == nil {
+		e = s.inRootsPlace(r.URL.Path)
+	}
 	if s.am == nil || e != nil && (e.realm.am == nil || r.URL.RawQuery == "") {
 		return e, ""
 	}
