@@ -120,7 +120,7 @@ func TestAMRealmSpellings(t *testing.T) {
 	if n := g.Backend.count(); n != 0 {
 		t.Errorf("%d requests reached the backend", n)
 	}
-	for _, at := range []string{"/oauth2/console", "/oauth2-proxy/token", "/oauth2x/access_token", "/oauth2x/retail/jwks", "/openam/oauth2x/introspect"} {
+	for _, at := range []string{"/oauth2/console", "/oauth2/realms/root/realms/retail/userinfo?access_token=x", "/oauth2-proxy/token", "/oauth2x/access_token", "/oauth2x/retail/jwks", "/openam/oauth2x/introspect"} {
 		if a := g.get(at, ""); a.Body != "backend" {
 			t.Errorf("%s, which is no endpoint: %d %s", at, a.StatusCode, a.Body)
 		}

@@ -63,7 +63,8 @@ func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) 
 		return "", ""
 	case kind != "" && inBase:
 		return kind, meant
-	case !mayCarrySecret(r) && !(s.am != nil && r.URL.Query().Has("access_token")): // as at /tokeninfo
+	case kind != "" && s.am != nil && r.URL.Query().Has("access_token"): // as at /tokeninfo
+	case !mayCarrySecret(r):
 		return "", ""
 	case kind == "":
 		return endpointToken, meant
