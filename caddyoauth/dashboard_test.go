@@ -175,6 +175,12 @@ func (o *observed) story() []chapter {
 			}
 			o.get("/parcels/1", o.unused())
 		}},
+		// A client of the partner is on its way here.
+		{from: 0, to: 30, do: func(n int) {
+			for range 1 + n/3 {
+				o.get("/shipments/1", o.courier)
+			}
+		}},
 		{from: 0, to: recordedSteps, do: func(n int) {
 			for range 1 + n/4 {
 				o.ask(o.URL, "/introspect", "billing", billing, url.Values{"token": {o.reports}})
