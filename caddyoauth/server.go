@@ -259,9 +259,8 @@ func (s *Server) layOut(r *servedRealm) error {
 		token.proofURLs = s.tokenURLs(r)
 	}
 	if r.am != nil && r.am.AssertionAudience == audienceTokenEndpoint && r.issuer != nil {
-		for _, e := range []*route{token, introspection, revocation} {
-			e.audiences = s.tokenURLs(r)
-		}
+		urls := s.tokenURLs(r)
+		token.audiences, introspection.audiences, revocation.audiences = urls, urls, urls
 	}
 	for _, base := range s.bases(r) {
 		// A base path may also end with the first half of /token/revoke.
