@@ -95,10 +95,15 @@ type Redis struct {
 	lease atomic.Int64 // end by the monotonic clock, nanoseconds since base; 0: ended
 	wall  atomic.Int64 // end by the wall clock, unix nanoseconds
 
-	mu       sync.Mutex
-	losses   uint64    // how often the link was lost
-	lostAt   time.Time // when it was last lost
-	up       bool      // whether it was up at the last look
+	telling sync.Mutex // held while news are told; mu may be taken under it
+
+	mu     sync.Mutex
+	losses uint64    // how often the link was lost
+	lostAt time.Time // when it was last lost
+	up     bool      // whether it was up at the last look
+	// news are the calls of Lost and Regained that are still to be made, oldest first. There are at most
+	// three: whoever adds one calls tell, and run does so before it looks again.
+	news     []func()
 	conns    map[*cutConn]struct{}
 	silent   map[string]int  // PINGs in a row without an answer, by address
 	replicas map[string]bool // whether a Cluster node says it is a replica, by address
@@ -158,7 +163,8 @@ type RedisConfig struct {
 	// known so far may be out of date.
 	Flush func()
 	// Lost and Regained report that revocations no longer arrive, and that they arrive
-	// again. They alternate; Regained comes first if the first attempt to connect succeeds.
+	// again. They alternate, one call after the other, and the last says how things are. Regained comes
+	// first if the first attempt to connect succeeds.
 	Lost     func(err error)
 	Regained func()
 	// Changed reports that Secret and Admit may answer differently from before. It may call Lease.

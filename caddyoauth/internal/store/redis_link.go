@@ -84,7 +84,7 @@ func (r *Redis) run() {
 			r.attract()
 			r.cfg.Changed()
 			r.findEvicting()
-			r.cfg.Regained()
+			r.tell()
 		}
 		select {
 		case <-r.stop:
@@ -147,6 +147,7 @@ func (r *Redis) look() (regained bool) {
 	if regained = !r.up; regained {
 		// Tell of what may have been missed before there is a lease, so that nobody goes by it.
 		r.cfg.Changed()
+		r.news = append(r.news, r.cfg.Regained) // for run to tell
 	}
 	r.up = true
 	for d, e := range confirmed {
@@ -169,7 +170,9 @@ func (r *Redis) lose(err error) {
 		d.unconfirm()
 	}
 	r.cfg.Flush() // under mu, before look can grant another lease
-	first := r.up || r.losses == 1
+	if r.up || r.losses == 1 {
+		r.news = append(r.news, func() { r.cfg.Lost(err) })
+	}
 	if r.up {
 		r.lostAt = time.Now()
 		r.breaks.Add(1)
@@ -177,8 +180,20 @@ func (r *Redis) lose(err error) {
 	r.up = false
 	r.mu.Unlock()
 	r.attract()
-	if first {
-		r.cfg.Lost(err)
+	r.tell()
+}
+
+// tell calls Lost and Regained in the order in which the link was lost and came back, whoever noticed: the
+// call that comes last says how things are.
+func (r *Redis) tell() {
+	r.telling.Lock()
+	defer r.telling.Unlock()
+	r.mu.Lock()
+	news := r.news
+	r.news = nil
+	r.mu.Unlock()
+	for _, tell := range news {
+		tell()
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -419,6 +420,36 @@ func TestRedisIsSilent(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A link that is lost just after it came back: whoever reads the log must see the loss last, as it was.
+func TestRedisIsLostAsItReturns(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	way := redistest.StartProxy(t, server)
+	var once sync.Once
+	lost := make(chan struct{})
+	r, h := redisAt(t, func(cfg *RedisConfig) {
+		lose := cfg.Lost
+		cfg.Lost = func(err error) {
+			lose(err)
+			once.Do(func() { close(lost) })
+		}
+		// It is called when the link is back, and then again before Regained.
+		changed := cfg.Changed
+		var calls atomic.Int32
+		cfg.Changed = func() {
+			changed()
+			if calls.Add(1) == 2 {
+				way.Cut()
+				<-lost
+			}
+		}
+	}, way.Addr)
+	h.wantStory(t, "regained lost")
+	way.Heal()
+	linked(t, r)
+	h.wantStory(t, "regained lost regained")
 }
 
 // The store can be closed in any state. Afterwards calls say so, and nothing is left running.
