@@ -29,6 +29,6 @@ esac
 head=$(printf '{"alg":"%s","typ":"JWT"}' "${1:-RS256}" | b64)
 until=$(($(date +%s) + 86400))
 for i in $(seq 100); do
-	text=$head.$(printf '{"iss":"https://issuer.example.com","sub":"reader","scope":"read","exp":%d,"jti":"%d"}' "$until" "$i" | b64)
+	text=$head.$(printf '{"iss":"https://issuer.example.com","aud":"orders","sub":"reader","scope":"read","exp":%d,"jti":"%d"}' "$until" "$i" | b64)
 	printf '%s.%s\n' "$text" "$(printf %s "$text" | sign)"
 done >tokens
