@@ -52,7 +52,7 @@ func (s *Server) inRootsPlace(path string) *route {
 	}
 	token := strings.TrimSuffix(path, tokenInfoPath) + tokenPath
 	for _, other := range s.app.servers {
-		if other != s.itself && s.site.meets(other.site) && other.endpoints[token] != nil {
+		if other != s.itself && !s.site.apart(other.site) && other.endpoints[token] != nil {
 			return nil
 		}
 	}

@@ -222,6 +222,13 @@ func newBackend(t testing.TB) *backend {
 	return b
 }
 
+// forget lets count and last begin anew.
+func (b *backend) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.requests = nil
+}
+
 // count returns how many requests have arrived.
 func (b *backend) count() int {
 	b.mu.Lock()

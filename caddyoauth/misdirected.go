@@ -9,8 +9,6 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
@@ -38,8 +36,8 @@ var endpointNames = map[string]endpointKind{
 	"revocation":    endpointRevoke,
 }
 
-// misdirected returns the kind of endpoint for which a request was meant that is at none, and
-// the path as the client meant it. An empty kind means that the request is about something
+// misdirected returns the kind of endpoint for which a request was meant that is at none of this handler's,
+// and the path as the client meant it. An empty kind means that the request is about something
 // else.
 //
 // Below the base path, a path that ends like an endpoint's is taken for one, whatever stands
@@ -58,8 +56,6 @@ func (s *Server) misdirected(r *http.Request) (kind endpointKind, meant string) 
 	kind = endpointNames[last]
 	switch {
 	case kind == "" && !(inBase && (rest == "" || strings.HasPrefix(rest, "/realms/"))):
-		return "", ""
-	case s.servedElsewhere(r):
 		return "", ""
 	case kind != "" && inBase:
 		return kind, meant
@@ -158,52 +154,6 @@ func (s *Server) directions(realms []*servedRealm) *oauth.Error {
 		at = s.publicBase(named)
 	}
 	return &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "there is no endpoint at this path; the token endpoint is at " + at + "/access_token"}
-}
-
-// servedElsewhere reports whether another oauth_server of the site, which the request may still
-// come to, serves its path, or would if a prefix of that were stripped. In a spelling of ForgeRock AM's, it
-// has to come to that one next: matchers and blocks that lead to the full path may not know the spelling,
-// and lead to a backend.
-func (s *Server) servedElsewhere(r *http.Request) bool {
-	path := r.URL.Path
-	for _, other := range s.app.servers {
-		if other == s || !s.site.meets(other.site) {
-			continue
-		}
-		for p := range other.endpoints {
-			if s.endpoints[p] == nil && strings.HasSuffix(path, p) {
-				return true
-			}
-		}
-	}
-	for _, next := range behind(s.itself, s.beside, r) {
-		if e, _ := next.find(r); e != nil {
-			return true
-		}
-	}
-	return false
-}
-
-// site is where a handler stands: in which of Caddy's servers, and in which handler directly
-// below that server. A Caddyfile makes one such handler of each site with a host. Without it, the
-// handler stands in the server itself, or in one of several that make up the site.
-type site struct {
-	server  *caddyhttp.Server
-	handler caddy.Module
-}
-
-func siteOf(ctx caddy.Context) site {
-	server, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	// The http app comes first, the handler that is being provisioned last.
-	if modules := ctx.Modules(); len(modules) > 2 {
-		return site{server, modules[1]}
-	}
-	return site{server, nil}
-}
-
-// meets reports whether one request may reach handlers at both.
-func (a site) meets(b site) bool {
-	return a.server == b.server && (a.handler == b.handler || a.handler == nil || b.handler == nil)
 }
 
 // contradicts reports whether a realm parameter asks for another realm than e's. ForgeRock AM

@@ -174,6 +174,92 @@ func TestMisdirectedBetweenServers(t *testing.T) {
 	}
 }
 
+// A request for an endpoint of an oauth_server that it can't come to, wherever the two are in a site, is
+// refused. Where only the handlers between them decide, it goes on, but no backend gets anything of it that
+// might be secret.
+func TestMisdirectedSecretsReachNoBackend(t *testing.T) {
+	const (
+		root, alpha = "oauth_server root {\nbase_path /am/oauth2\n}\n", "oauth_server alpha\n"
+		matchers    = "@one host one.example\n@two host two.example\n"
+		proxy       = "reverse_proxy BACKEND\n"
+		answering   = "route @one {\n" + root + proxy + "}\nroute {\n" + alpha + proxy + "}\n"
+		told        = "reverse_proxy BACKEND {\nheader_up X-Told {http.request.header.Authorization}{http.request.orig_uri.query}{http.request.uri}{http.request.body}\n}\n"
+	)
+	block := func(matcher, inside string) string { return "handle " + matcher + " {\n" + inside + "}\n" }
+	for _, c := range []struct {
+		name, site string
+		alpha      int  // the status of a request for an endpoint of alpha at the first host
+		fetches    bool // tokens from each at its host
+	}{
+		{"exclusive blocks", matchers + block("@one", root+proxy) + block("@two", alpha+proxy), 404, true},
+		{"one of them in the block for all others", matchers + block("@one", root+proxy) + block("", alpha+proxy), 404, true},
+		{"blocks within blocks", matchers + block("", block("@one", block("/*", root+proxy))+block("@two", block("/oauth2/*", alpha)+proxy)) + proxy, 404, true},
+		{"blocks within routes", matchers + "route {\n" + block("@one", root+proxy) + block("@two", alpha+proxy) + "}\n", 404, true},
+		{"matchers of the handlers", matchers + strings.Replace(root, "root", "@one root", 1) + strings.Replace(alpha, "alpha", "@two alpha", 1) + proxy, 404, true},
+		{"the other before", matchers + "route {\n" + strings.Replace(alpha, "alpha", "@two alpha", 1) + root + proxy + "}\n", 404, false},
+		{"a backend between them", matchers + answering, 200, false},
+		{"a backend between them that is told of the request", matchers + strings.Replace(answering, proxy, told, 1), 200, false},
+		{"a prefix that might be stripped", matchers + "route @one {\n" + root + "uri strip_prefix /x\n" + proxy + "}\nroute {\n" + alpha + proxy + "}\n", 200, false},
+		{"a third between them", matchers + "@post method POST\nroute @one {\n" + root + "oauth_server @post beta {\nbase_path /b\n}\n" + proxy + "}\nroute {\n" + alpha + proxy + "}\n", 200, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			const path = "/oauth2/realms/root/realms/alpha/access_token"
+			g := startGateway(t, "store memory\n"+endpointOptions()+"realm beta {\n"+endpointClients()+"}\n", c.site)
+			at := func(host, path string, form url.Values) answer {
+				r := g.posting(path, "reader", testSecret, form)
+				r.Host = host
+				return g.do(r)
+			}
+			grant := url.Values{"grant_type": {"client_credentials"}}
+			if c.fetches {
+				wantToken(t, at("one.example", "/am/oauth2/access_token", grant), "read")
+				wantToken(t, at("two.example", path, grant), "read")
+			}
+			for _, path := range []string{path, path + "?client_id=reader&client_secret=" + testSecret, strings.Replace(path, "access_token", "introspect", 1), "/x" + path} {
+				g.Backend.forget()
+				form := url.Values{"grant_type": {"client_credentials"}, "client_id": {"reader"}, "client_secret": {testSecret}, "token": {testSecret}}
+				a := at("one.example", path, form)
+				if strings.HasPrefix(path, "/x") {
+					if a.StatusCode == 200 && a.Body != "backend" {
+						t.Errorf("%s: %d %s", path, a.StatusCode, a.Body)
+					}
+				} else if a.StatusCode != c.alpha {
+					t.Errorf("%s: %d %s, want %d", path, a.StatusCode, a.Body, c.alpha)
+				}
+				if a.StatusCode != 200 {
+					if n := g.Backend.count(); n != 0 {
+						t.Errorf("%s: the backend got it, although it was answered with %d", path, a.StatusCode)
+					}
+					continue
+				}
+				got := g.Backend.last(t)
+				if got.Body != "" || strings.Contains(got.RequestURI, "?") || strings.Contains(fmt.Sprint(got), testSecret) || got.Header.Get("Authorization") != "" || strings.Contains(got.Header.Get("X-Told"), "Basic") {
+					t.Errorf("%s: the backend got %+v", path, got)
+				}
+			}
+		})
+	}
+}
+
+// What is held back from what lies between two oauth_server is whole again at the second.
+func TestMisdirectedRequestsAreWholeAtTheOther(t *testing.T) {
+	g := startGateway(t, "store memory\nam_compat {\ncredentials_in_query\n}\n"+endpointOptions(),
+		"route {\noauth_server root {\nbase_path /am/oauth2\n}\nrequest_header X-Between 1\nhandle_path /sso/* {\noauth_server alpha\n}\noauth_server alpha\nreverse_proxy BACKEND\n}")
+	for _, path := range []string{"/oauth2/realms/root/realms/alpha/access_token", "/sso/oauth2/realms/root/realms/alpha/access_token"} {
+		wantToken(t, g.post(path, "reader", testSecret, url.Values{"grant_type": {"client_credentials"}}), "read")
+		inBody := url.Values{"grant_type": {"client_credentials"}, "client_id": {"reader"}, "client_secret": {testSecret}}
+		wantToken(t, g.post(path, "", "", inBody), "read")
+		chunked := g.posting(path, "", "", inBody)
+		chunked.ContentLength = -1
+		wantToken(t, g.do(chunked), "read")
+		inQuery := g.posting(path+"?client_id=reader&client_secret="+testSecret, "", "", url.Values{"grant_type": {"client_credentials"}})
+		wantToken(t, g.do(inQuery), "read")
+	}
+	if n := g.Backend.count(); n != 0 {
+		t.Errorf("%d requests reached the backend", n)
+	}
+}
+
 // Operators see which requests missed the endpoints, but not what was sent.
 func TestMisdirectedRequestsAreLoggedAndCounted(t *testing.T) {
 	g, logged := startLogged(t, "store memory\n"+testClients, "metrics /metrics\noauth_server\nreverse_proxy BACKEND")

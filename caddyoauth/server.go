@@ -106,7 +106,7 @@ type Server struct {
 	am map[string]*servedRealm
 	// rootTokenInfo are the paths of /tokeninfo in the place of a root that is not served.
 	rootTokenInfo map[string]*route
-	// site is where this handler stands, and beside the list of routes that it is in, which is complete
+	// site is where this handler stands, and beside the list of routes that it is in. Both can be followed
 	// once all routes are loaded. itself is this handler, of which others may have a copy.
 	site   site
 	beside caddyhttp.RouteList
@@ -335,15 +335,20 @@ func (s *Server) find(r *http.Request) (e *route, missing endpointKind) {
 
 // ServeHTTP answers requests for the endpoints and passes on all others.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	held := s.takeBack(r)
 	e, missing := s.find(r)
 	if e == nil {
 		if missing != "" && !s.servedElsewhere(r) {
 			s.refuseUnknownRealm(w, r, missing)
 			return nil
 		}
-		if kind, meant := s.misdirected(r); kind != "" {
+		kind, meant := s.misdirected(r)
+		if kind != "" && !s.servedElsewhere(r) {
 			s.refuseMisdirected(w, r, kind, meant)
 			return nil
+		}
+		if kind != "" || held {
+			r = s.holdBack(r)
 		}
 		return s.passOn(w, r, next)
 	}

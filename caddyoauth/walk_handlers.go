@@ -320,6 +320,7 @@ func (w *walker) guard(rw http.ResponseWriter, r *http.Request, h *Guard, i int,
 func (w *walker) endpoints(rw http.ResponseWriter, r *http.Request, h *Server, i int, next caddyhttp.Handler) error {
 	s := *h
 	s.app, s.refusals, s.logger = w.app, w.noted(i), zap.NewNop()
+	held := s.takeBack(r)
 	e, missing := s.find(r)
 	if e == nil {
 		if missing != "" && !s.servedElsewhere(r) {
@@ -327,10 +328,14 @@ func (w *walker) endpoints(rw http.ResponseWriter, r *http.Request, h *Server, i
 			w.answered(i, http.StatusNotFound)
 			return nil
 		}
-		if kind, _ := s.misdirected(r); kind != "" {
+		kind, _ := s.misdirected(r)
+		if kind != "" && !s.servedElsewhere(r) {
 			w.say(i, "no endpoint at this path, which looks like one")
 			w.answered(i, http.StatusNotFound)
 			return nil
+		}
+		if kind != "" || held {
+			r = s.holdBack(r)
 		}
 		return s.passOn(rw, r, next)
 	}
