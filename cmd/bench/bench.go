@@ -33,6 +33,8 @@ type bench struct {
 
 	generated, chosen credentials
 	clients           []credentials // all, for the Caddyfile
+	certificates      *certificates
+	issuer            *issuer // of tokens from elsewhere
 
 	gateways  []*gateway // those of the current chapter
 	placement *placement // nil while processes may run on any processor
@@ -65,21 +67,26 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 		units   int // on the progress bar
 		measure func(context.Context) error
 	}
-	chapters := []chapter{
-		{1, b.prepare},
-		{cfg.Starts, b.starts},
-		{2, b.cached},
-		{1, b.atOnce},
+	chapters := []chapter{{1, b.prepare}}
+	add := func(topic string, units int, measure func(context.Context) error) {
+		if cfg.wants(topic) {
+			chapters = append(chapters, chapter{units, measure})
+		}
 	}
+	add("start", cfg.Starts, b.starts)
+	add("cached", 2, b.cached)
+	add("at-once", 1, b.atOnce)
 	for _, store := range stores {
-		chapters = append(chapters,
-			chapter{3 * cfg.Rounds, func(ctx context.Context) error { return b.protected(ctx, store) }},
-			chapter{7 * cfg.Rounds, func(ctx context.Context) error { return b.issue(ctx, store) }},
-			chapter{2 * cfg.Rounds, func(ctx context.Context) error { return b.ask(ctx, store) }})
+		add("protected", 3*cfg.Rounds, func(ctx context.Context) error { return b.inOneGateway(ctx, b.protectedRows(store)...) })
+		add("tokens", 7*cfg.Rounds, func(ctx context.Context) error { return b.issue(ctx, store) })
+		add("introspection", 2*cfg.Rounds, func(ctx context.Context) error { return b.ask(ctx, store) })
 	}
-	chapters = append(chapters, chapter{besideRows * cfg.Rounds, b.beside})
+	for _, r := range append(b.tlsRows(), b.sourceRows()...) {
+		add(r.topic, cfg.Rounds, func(ctx context.Context) error { return b.inOneGateway(ctx, r) })
+	}
+	chapters = append(chapters, chapter{len(b.besideRows()) * cfg.Rounds, b.beside})
 	// Growth comes last, since it needs to know how fast tokens are issued.
-	chapters = append(chapters, chapter{cfg.Points + cfg.Rounds + 3, b.growth})
+	add("growth", cfg.Points+cfg.Rounds+3, b.growth)
 
 	if cfg.Ways {
 		chapters = []chapter{{1, b.prepare}, {len(ways) * cfg.Rounds, b.eachWay}}
@@ -97,6 +104,10 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 		return nil, err
 	}
 	defer backend.Close() //nolint:errcheck // nobody is connected any more
+	if b.issuer, err = newIssuer(ctx); err != nil {
+		return nil, err
+	}
+	defer b.issuer.server.Close() //nolint:errcheck // as above
 	for _, c := range chapters {
 		b.gateways = nil
 		if err := c.measure(ctx); err != nil {
@@ -131,7 +142,7 @@ func (b *bench) explain(stderr io.Writer) {
 	}
 }
 
-// prepare builds the binary and makes the clients' secrets.
+// prepare builds the binary, and makes the clients' secrets and all certificates.
 func (b *bench) prepare(ctx context.Context) error {
 	b.bar.say("building ./cmd/caddy")
 	var err error
@@ -157,6 +168,9 @@ func (b *bench) prepare(ctx context.Context) error {
 			return err
 		}
 		b.clients = append(b.clients, first)
+	}
+	if b.certificates, err = makeCertificates(b.folder); err != nil {
+		return err
 	}
 	b.report.Machine = machineOf(b.folder)
 	b.bar.step()
@@ -325,7 +339,7 @@ func (s *side) figures() figures {
 
 // tokens fetches n tokens.
 func (b *bench) tokens(ctx context.Context, g *gateway, n int) ([]string, error) {
-	l, err := dial(ctx, g.addr, min(n, 128))
+	l, err := g.dial(ctx, min(n, 128))
 	if err != nil {
 		return nil, err
 	}
@@ -359,44 +373,118 @@ func each(tokens []string, request func(token string) []byte) [][]byte {
 // row is one line of the tables: a request, and what it is compared with.
 type row struct {
 	comparison
+	topic string // see topics
+	with  setup  // what the gateways need beside the store
 	// sides makes ready what a comparison of the two gateways needs, which may be the same one.
 	sides func(ctx context.Context, ours, plain *gateway) (_, _ side, err error)
 	// cached says whether the cache must have answered all checks, or none. Without it nobody looks.
 	cached *bool
 }
 
+// setup returns what the row needs of a gateway.
+func (r row) setup() setup {
+	s := r.with
+	s.store = r.Store
+	return s
+}
+
 // protectedRows are requests to a protected route.
 func (b *bench) protectedRows(store string) []row {
-	var rows []row
-	for _, c := range []struct {
-		what   string
-		tokens int // 0 for a new one in each request
-	}{{"protected request, one token", 1}, {"protected request, 1,000 tokens", 1000}, {"protected request, a token not in the cache", 0}} {
-		warm := c.tokens > 0
-		rows = append(rows, row{
-			comparison: comparison{What: c.what, Store: store, Baseline: "plain `reverse_proxy`", Connections: 16},
-			cached:     &warm,
-			sides: func(ctx context.Context, g, plain *gateway) (ours, baseline side, err error) {
-				known, err := b.tokens(ctx, g, max(c.tokens, 1))
-				if err != nil {
+	return []row{
+		b.warmRow("protected", "protected request, one token", store, setup{}, b.some(1)),
+		b.warmRow("protected", "protected request, 1,000 tokens", store, setup{}, b.some(1000)),
+		b.coldRow(store),
+	}
+}
+
+// tlsRows are the same requests over TLS, to routes of the same Caddy that use it as well.
+func (b *bench) tlsRows() []row {
+	const store = "bbolt"
+	over, http2 := setup{protocol: http1TLS}, setup{protocol: http2TLS}
+	return []row{
+		b.warmRow("tls", "protected request, one token, TLS", store, over, b.some(1)),
+		b.warmRow("tls", "protected request, 1,000 tokens, TLS", store, over, b.some(1000)),
+		b.warmRow("tls", "protected request, one token, HTTP/2", store, http2, b.some(1)),
+		b.warmRow("tls", "protected request, 1,000 tokens, HTTP/2", store, http2, b.some(1000)),
+		b.warmRow("tls", "protected request, one certificate-bound token, TLS", store, setup{protocol: http1TLS, certificate: true}, b.some(1)),
+	}
+}
+
+// sourceRows are requests with tokens from elsewhere.
+func (b *bench) sourceRows() []row {
+	const store = "bbolt"
+	return []row{
+		b.warmRow("sources", "protected request, one JWT from elsewhere", store, setup{sources: []string{"jwt"}},
+			func(context.Context, *gateway) ([]string, error) { return []string{b.issuer.jwt}, nil }),
+		b.warmRow("sources", "protected request, one token introspected elsewhere", store, setup{sources: []string{"introspect"}},
+			func(context.Context, *gateway) ([]string, error) { return []string{b.issuer.opaque}, nil }),
+		b.warmRow("sources", "protected request, three sources, one token of each", store, setup{sources: []string{"local", "introspect", "jwt"}},
+			func(ctx context.Context, g *gateway) ([]string, error) {
+				own, err := b.tokens(ctx, g, 1)
+				return append(own, b.issuer.opaque, b.issuer.jwt), err
+			}),
+	}
+}
+
+// some fetches n tokens.
+func (b *bench) some(n int) func(context.Context, *gateway) ([]string, error) {
+	return func(ctx context.Context, g *gateway) ([]string, error) { return b.tokens(ctx, g, n) }
+}
+
+const (
+	protectedPath = "/api/orders/17"
+	plainPath     = "/plain/orders/17"
+)
+
+// warmRow are requests with tokens that are in the cache.
+func (b *bench) warmRow(topic, what, store string, with setup, tokens func(context.Context, *gateway) ([]string, error)) row {
+	connections := 16
+	if with.protocol == http2TLS {
+		connections /= streams
+	}
+	cached := true
+	return row{
+		comparison: comparison{What: what, Store: store, Baseline: "plain `reverse_proxy`", Connections: connections},
+		topic:      topic, with: with, cached: &cached,
+		sides: func(ctx context.Context, g, plain *gateway) (ours, baseline side, err error) {
+			known, err := tokens(ctx, g)
+			if err != nil {
+				return side{}, side{}, err
+			}
+			use := each(known, func(token string) []byte { return g.get(protectedPath, token) })
+			pass := each(known, func(token string) []byte { return plain.get(plainPath, token) })
+			ours = side{gateway: g, check: isBackend, next: always(cycle(use))}
+			baseline = side{gateway: plain, check: isBackend, next: always(cycle(pass))}
+			// Fill the cache. A gateway that has just started may still be fetching an issuer's keys.
+			for _, first := range use[:min(len(use), 3)] {
+				if err := g.await(ctx, first, isBackend); err != nil {
 					return side{}, side{}, err
 				}
-				use := func(token string) []byte { return g.get("/api/orders/17", token) }
-				pass := func(token string) []byte { return plain.get("/plain/orders/17", token) }
-				ours = side{gateway: g, check: isBackend, next: always(cycle(each(known, use)))}
-				baseline = side{gateway: plain, check: isBackend, next: always(cycle(each(known, pass)))}
-				if warm {
-					return ours, baseline, b.all(ctx, g, once(each(known, use)), isBackend) // fill the cache
-				}
-				ours.next = func(ctx context.Context) (requests, error) {
-					fresh, err := b.tokens(ctx, g, b.cfg.Most/2)
-					return once(each(fresh, use)), err
-				}
-				return ours, baseline, nil
-			},
-		})
+			}
+			return ours, baseline, b.all(ctx, g, once(use), isBackend)
+		},
 	}
-	return rows
+}
+
+// coldRow are requests with tokens that are not in the cache.
+func (b *bench) coldRow(store string) row {
+	cached := false
+	return row{
+		comparison: comparison{What: "protected request, a token not in the cache", Store: store, Baseline: "plain `reverse_proxy`", Connections: 16},
+		topic:      "protected", cached: &cached,
+		sides: func(ctx context.Context, g, plain *gateway) (ours, baseline side, err error) {
+			known, err := b.tokens(ctx, g, 1)
+			if err != nil {
+				return side{}, side{}, err
+			}
+			ours = side{gateway: g, check: isBackend, next: func(ctx context.Context) (requests, error) {
+				fresh, err := b.tokens(ctx, g, b.cfg.Most/2)
+				return once(each(fresh, func(token string) []byte { return g.get(protectedPath, token) })), err
+			}}
+			baseline = side{gateway: plain, check: isBackend, next: always(repeat(plain.get(plainPath, known[0])))}
+			return ours, baseline, nil
+		},
+	}
 }
 
 // tokenRow is the token endpoint.
@@ -404,6 +492,7 @@ func (b *bench) tokenRow(what string, as credentials, store string, connections 
 	const form = "grant_type=client_credentials"
 	return row{
 		comparison: comparison{What: what, Store: store, Baseline: "static answer", Connections: connections},
+		topic:      "tokens",
 		sides: func(_ context.Context, g, plain *gateway) (ours, baseline side, err error) {
 			ours = side{gateway: g, check: isToken, next: always(repeat(g.post("/oauth2/access_token", form, as)))}
 			baseline = side{gateway: plain, check: isStatic, next: always(repeat(plain.post("/static/token", form, as)))}
@@ -416,6 +505,7 @@ func (b *bench) tokenRow(what string, as credentials, store string, connections 
 func (b *bench) introspectionRow(store string) row {
 	return row{
 		comparison: comparison{What: "introspection, 1,000 tokens", Store: store, Baseline: "static answer", Connections: 16},
+		topic:      "introspection",
 		sides: func(ctx context.Context, g, plain *gateway) (ours, baseline side, err error) {
 			known, err := b.tokens(ctx, g, 1000)
 			if err != nil {
@@ -469,15 +559,15 @@ func (g *gateway) cacheShare(ctx context.Context, r row, measure func() error) (
 	return &share, nil
 }
 
-// protected measures requests to a protected route.
-func (b *bench) protected(ctx context.Context, store string) error {
-	b.bar.say("protected requests, " + store)
-	g, err := b.start(ctx, setup{store: store})
+// inOneGateway measures rows in turn, in a gateway that is as the first of them needs it.
+func (b *bench) inOneGateway(ctx context.Context, rows ...row) error {
+	b.bar.say(rows[0].What + ", " + rows[0].Store)
+	g, err := b.start(ctx, rows[0].setup())
 	if err != nil {
 		return err
 	}
 	defer g.stop()
-	for _, r := range b.protectedRows(store) {
+	for _, r := range rows {
 		if err := b.inTurn(ctx, g, r); err != nil {
 			return err
 		}
@@ -624,9 +714,9 @@ func (b *bench) cached(ctx context.Context) error {
 		return err
 	}
 	b.bar.step()
-	uses := each(known, func(token string) []byte { return g.get("/api/orders/17", token) })
+	uses := each(known, func(token string) []byte { return g.get(protectedPath, token) })
 	// Make connections and buffers part of the memory before.
-	if err := b.all(ctx, g, atMost(b.cfg.Cached, repeat(g.get("/plain/orders/17", ""))), isBackend); err != nil {
+	if err := b.all(ctx, g, atMost(b.cfg.Cached, repeat(g.get(plainPath, ""))), isBackend); err != nil {
 		return err
 	}
 	before, err := g.memory(ctx)
@@ -678,7 +768,7 @@ func (b *bench) atOnce(ctx context.Context) error {
 	all, ctx := errgroup.WithContext(ctx)
 	for range connections {
 		all.Go(func() error {
-			l, err := dial(ctx, g.addr, 1)
+			l, err := g.dial(ctx, 1)
 			if err != nil {
 				return err
 			}
@@ -688,7 +778,7 @@ func (b *bench) atOnce(ctx context.Context) error {
 				if token == "" {
 					return issue
 				}
-				return g.get("/api/orders/17", token)
+				return g.get(protectedPath, token)
 			}), 0, func(body []byte) (err error) {
 				if token == "" {
 					token, err = tokenIn(body)

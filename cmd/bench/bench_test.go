@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -81,7 +82,7 @@ func TestBench(t *testing.T) {
 	if cfg.Redis != "" {
 		stores = 3
 	}
-	if got, want := len(back.Comparisons), stores*(3+7+2)+1; got != want {
+	if got, want := len(back.Comparisons), stores*(3+7+2)+5+3+1; got != want {
 		t.Errorf("%d comparisons, want %d", got, want)
 	}
 	for _, c := range back.Comparisons {
@@ -98,8 +99,17 @@ func TestBench(t *testing.T) {
 			t.Errorf("%s: ratios %+v", name, c.RateRatio)
 		}
 	}
-	if len(back.Beside) != besideRows {
-		t.Errorf("%d rows side by side, want %d", len(back.Beside), besideRows)
+	if got, want := len(back.Beside), 4+5+3+3; got != want {
+		t.Errorf("%d rows side by side, want %d", got, want)
+	}
+	for _, r := range slices.Concat((*bench)(nil).tlsRows(), (*bench)(nil).sourceRows()) {
+		of := func(what string) bool { return what == r.What }
+		inTurn := slices.IndexFunc(back.Comparisons, func(c comparison) bool { return of(c.What) })
+		if inTurn < 0 || !slices.ContainsFunc(back.Beside, func(b besideRow) bool { return of(b.What) }) {
+			t.Errorf("%s: not measured in both ways", r.What)
+		} else if hits := back.Comparisons[inTurn].CacheHits; hits == nil || *hits < 0.95 {
+			t.Errorf("%s: the cache answered too few checks", r.What)
+		}
 	}
 	for _, r := range back.Beside {
 		if r.Ours.Objects.Median < 20 || r.Base.Objects.Median < 20 || r.Objects.Median < 1 || r.Bytes.Median <= 0 || r.Ours.Rate.Median <= 0 {
@@ -120,6 +130,56 @@ func TestBench(t *testing.T) {
 		t.Errorf("%d tokens were good at once, want 64", back.AtOnce)
 	}
 	checkSVG(t, filepath.Join(files, "growth.svg"))
+}
+
+// A part of the run gives the tables of that part, and no others.
+func TestOnly(t *testing.T) {
+	for _, c := range []struct {
+		only                    []string
+		inTurn, beside, process int
+	}{
+		{only: []string{"start"}, process: 1},
+		{only: []string{"introspection", "cached"}, inTurn: 2 * 2, beside: 1, process: 1},
+	} {
+		cfg := tiny()
+		cfg.Only = c.only
+		var stderr, text bytes.Buffer
+		r, err := run(t.Context(), cfg, &stderr)
+		if err != nil {
+			t.Fatalf("%q: %v\n%s", c.only, err, &stderr)
+		}
+		if len(r.Comparisons) != c.inTurn || len(r.Beside) != c.beside {
+			t.Errorf("%q: %d in turn, %d side by side", c.only, len(r.Comparisons), len(r.Beside))
+		}
+		tables := c.process
+		for _, there := range []bool{c.inTurn > 0, c.beside > 0} {
+			if there {
+				tables++
+			}
+		}
+		checkTables(t, r.markdown(), tables)
+		if err := deliver(r, &text, "-", ""); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(text.String(), `"growth":`) {
+			t.Errorf("%q: the JSON has growth, which was not measured:\n%s", c.only, &text)
+		}
+	}
+}
+
+// Growth needs to know how fast tokens are issued, also where nothing has measured that.
+func TestTokenRate(t *testing.T) {
+	b := prepared(t)
+	rate, err := b.tokenRate(t.Context())
+	if err != nil || rate <= 0 {
+		t.Errorf("%v tokens a second, %v", rate, err)
+	}
+	measured := comparison{What: "token, generated secret", Store: "bbolt", Connections: fillConnections}
+	measured.Ours.Rate.Median = 12345
+	b.report.Comparisons = append(b.report.Comparisons, measured)
+	if rate, err := b.tokenRate(t.Context()); err != nil || rate != 12345 {
+		t.Errorf("%v tokens a second, %v; want what was measured", rate, err)
+	}
 }
 
 // redisServer starts a Redis, and checks at the end of the test that no keys are left in it. It
@@ -281,6 +341,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"-h"}, 0, "go run ./cmd/bench"},
 		{[]string{"--fast"}, 2, "--quick"},
 		{[]string{"quick"}, 2, "takes no arguments"},
+		{[]string{"--only", "tls,everything"}, 2, "protected, tls, sources, tokens"},
+		{[]string{"--only", "tls", "--ways"}, 2, "--only is for neither"},
+		{[]string{"--only", "tls", "--plot", "x.svg"}, 2, "--plot draws growth"},
 		{[]string{"--redis", "127.0.0.1:1", "--quick"}, 1, "connecting to Redis"},
 	} {
 		var stdout, stderr bytes.Buffer
@@ -329,7 +392,7 @@ func answering(t *testing.T, answer string) *load {
 		conn.Read(make([]byte, 1000))
 		io.WriteString(conn, answer)
 	}()
-	l, err := dial(t.Context(), listener.Addr().String(), 1)
+	l, err := dial(t.Context(), listener.Addr().String(), nil, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

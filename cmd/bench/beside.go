@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -63,15 +64,22 @@ type besideFigures struct {
 	GC      spread  `json:"collections_per_1000_requests"`
 }
 
-// beside measures the rows that matter most in the strict way.
-func (b *bench) beside(ctx context.Context) error {
-	defer b.place()()
-	rows := b.protectedRows("bbolt")
-	rows = append(rows, b.protectedRows("memory")[0],
+// besideRows are the rows that matter most.
+func (b *bench) besideRows() []row {
+	rows := append(b.protectedRows("bbolt"), b.protectedRows("memory")[0])
+	rows = append(rows, b.tlsRows()...)
+	rows = append(rows, b.sourceRows()...)
+	rows = append(rows,
 		b.tokenRow("token, generated secret", b.generated, "bbolt", 16),
 		b.tokenRow("token, generated secret", b.generated, "memory", 16),
 		b.introspectionRow("bbolt"))
-	for _, r := range rows {
+	return slices.DeleteFunc(rows, func(r row) bool { return !b.cfg.wants(r.topic) })
+}
+
+// beside measures them in the strict way.
+func (b *bench) beside(ctx context.Context) error {
+	defer b.place()()
+	for _, r := range b.besideRows() {
 		b.bar.say(r.What + ", " + r.Store + ", side by side")
 		measured, err := b.compareIn(ctx, sideBySide, r)
 		if err != nil {
@@ -81,9 +89,6 @@ func (b *bench) beside(ctx context.Context) error {
 	}
 	return nil
 }
-
-// besideRows is how many rows beside has.
-const besideRows = 7
 
 // eachWay measures one row in each way.
 func (b *bench) eachWay(ctx context.Context) error {
@@ -184,18 +189,19 @@ type cost struct{ cpu, rate, objects, bytes, gc float64 }
 func (b *bench) besideRound(ctx context.Context, w way, r row) (ours, base cost, err error) {
 	fail := func(err error) (cost, cost, error) { return cost{}, cost{}, err }
 	b.gateways = nil
-	g, err := b.start(ctx, setup{store: r.Store, noGC: w.noGC})
+	with := r.setup()
+	with.noGC = w.noGC
+	g, err := b.start(ctx, with)
 	if err != nil {
 		return fail(err)
 	}
 	defer g.stop()
 	plain := g
 	if w.apart {
-		other := setup{store: r.Store, noGC: w.noGC}
 		if w.without {
-			other.store = ""
+			with.store = ""
 		}
-		if plain, err = b.start(ctx, other); err != nil {
+		if plain, err = b.start(ctx, with); err != nil {
 			return fail(err)
 		}
 		defer plain.stop()

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ import (
 // was started with.
 type gateway struct {
 	addr    string        // of the site
+	over    *tls.Config   // how to speak to it; nil without TLS
 	admin   string        // Caddy's admin endpoint
 	startup time.Duration // until its first answer with status 200
 	store   string        // the bbolt file, if it has one
@@ -47,7 +49,23 @@ type setup struct {
 	store    string        // bbolt, memory or redis; empty for Caddy without the gateway
 	lifetime time.Duration // of tokens
 	noGC     bool          // whether garbage is left where it is
+
+	protocol    protocol
+	certificate bool     // whether, over TLS, clients show a certificate, to which their tokens are bound
+	sources     []string // whose tokens the protected route accepts, if not only its own; see issuer
 }
+
+// protocol is how the load speaks to a gateway.
+type protocol int
+
+const (
+	http1    protocol = iota // HTTP/1.1 without TLS
+	http1TLS                 // HTTP/1.1 over TLS
+	http2TLS                 // HTTP/2, over TLS
+)
+
+// host is the name of all sites.
+const host = "localhost"
 
 // credentials are a client's ID and secret, and the line for them in the Caddyfile.
 type credentials struct{ id, secret, line string }
@@ -63,34 +81,46 @@ const (
 // secret, one whose secret has a slow hash, and more of the latter kind that have never
 // authenticated.
 func (b *bench) caddyfile(s setup, site, admin, data string) string {
-	quoted := func(body string) string { return strings.ReplaceAll(body, `"`, `\"`) }
 	var oauth strings.Builder
 	if s.store != "" {
 		line := s.store
 		switch s.store {
 		case "bbolt":
-			line += " " + strconv.Quote(filepath.ToSlash(filepath.Join(data, "tokens.db")))
+			line += " " + quoted(filepath.Join(data, "tokens.db"))
 		case "redis":
 			line += " " + b.cfg.Redis + " {\n\t\t\tprefix " + b.prefix + "\n\t\t}"
 		}
 		fmt.Fprintf(&oauth, "\toauth {\n\t\tstore %s\n\t\ttoken_lifetime %s\n", line, s.lifetime)
+		bound := ""
+		if s.certificate {
+			bound = "\t\t\tcertificate_bound\n"
+		}
 		for _, c := range b.clients {
-			fmt.Fprintf(&oauth, "\t\tclient %s {\n\t\t\t%s\n\t\t\tscopes read\n\t\t\tdefault_scopes read\n\t\t}\n", c.id, c.line)
+			fmt.Fprintf(&oauth, "\t\tclient %s {\n\t\t\t%s\n\t\t\tscopes read\n\t\t\tdefault_scopes read\n%s\t\t}\n", c.id, c.line, bound)
 		}
 		oauth.WriteString("\t}\n")
 	}
 	served := "\troute /plain/* {\n\t\treverse_proxy " + b.backend + "\n\t}\n" +
-		"\trespond /static/token \"" + quoted(staticToken) + "\"\n" +
-		"\trespond /static/introspection \"" + quoted(staticIntrospection) + "\"\n" +
+		"\trespond /static/token " + escaped(staticToken) + "\n" +
+		"\trespond /static/introspection " + escaped(staticIntrospection) + "\n" +
 		"\trespond /static/revocation \"{}\"\n"
 	if s.store != "" {
 		served = "\toauth_server /oauth2/*\n" +
-			"\troute /api/* {\n\t\toauth_protect {\n\t\t\tscopes read\n\t\t}\n\t\treverse_proxy " + b.backend + "\n\t}\n" + served
+			"\troute /api/* {\n\t\toauth_protect {\n" + b.issuer.caddyfile(s.sources) + "\t\t\tscopes read\n\t\t}\n\t\treverse_proxy " + b.backend + "\n\t}\n" + served
 	}
 	_, port, _ := net.SplitHostPort(site)
-	return "{\n\tadmin " + admin + "\n\tpersist_config off\n\tskip_install_trust\n\tauto_https off\n\tgrace_period 1s\n" + oauth.String() + "}\n" +
-		":" + port + " {\n\tbind 127.0.0.1\n" + served + "}\n"
+	servers := ""
+	if s.protocol != http1 { // without HTTP/3, which would need a port of UDP as well
+		servers = "\tservers {\n\t\tprotocols h1 h2\n\t}\n"
+	}
+	return "{\n\tadmin " + admin + "\n\tpersist_config off\n\tskip_install_trust\n\tauto_https off\n\tgrace_period 1s\n" +
+		servers + oauth.String() + "}\n" +
+		":" + port + " {\n\tbind 127.0.0.1\n" + b.certificates.caddyfile(s) + served + "}\n"
 }
+
+// quoted returns a path, and escaped a text, as words of a Caddyfile.
+func quoted(path string) string  { return escaped(filepath.ToSlash(path)) }
+func escaped(text string) string { return `"` + strings.ReplaceAll(text, `"`, `\"`) + `"` }
 
 // start starts a gateway and waits until it issues a token, or, without a store, until it gives the
 // static answer.
@@ -125,6 +155,7 @@ func (b *bench) startOnce(ctx context.Context, s setup) (_ *gateway, err error) 
 	if g.admin, err = freeAddr(ctx); err != nil {
 		return nil, err
 	}
+	g.over = b.certificates.config(s)
 	config := filepath.Join(data, "Caddyfile")
 	if err := os.WriteFile(config, []byte(b.caddyfile(s, g.addr, g.admin, data)), 0o600); err != nil {
 		return nil, err
@@ -161,9 +192,10 @@ func (b *bench) startOnce(ctx context.Context, s setup) (_ *gateway, err error) 
 func (g *gateway) await(ctx context.Context, request []byte, check func([]byte) error) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	var wrong error // the last one that says more than that the time is over
 	for {
 		err := func() error {
-			l, err := dial(ctx, g.addr, 1)
+			l, err := g.dial(ctx, 1)
 			if err != nil {
 				return err
 			}
@@ -174,12 +206,15 @@ func (g *gateway) await(ctx context.Context, request []byte, check func([]byte) 
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil {
+			wrong = err
+		}
 		select {
 		case <-time.After(2 * time.Millisecond):
 		case <-g.exited:
 			return errEnded
 		case <-ctx.Done():
-			return fmt.Errorf("the gateway does not answer as expected: %w", err)
+			return fmt.Errorf("the gateway does not answer as expected: %w", errors.Join(wrong, ctx.Err()))
 		}
 	}
 }
@@ -213,19 +248,25 @@ func freeAddr(ctx context.Context) (string, error) {
 	return listener.Addr().String(), listener.Close()
 }
 
+// host is the name of the site, with its port.
+func (g *gateway) host() string {
+	_, port, _ := net.SplitHostPort(g.addr)
+	return net.JoinHostPort(host, port)
+}
+
 // get and post return the bytes of a request.
 func (g *gateway) get(path, token string) []byte {
 	authorization := ""
 	if token != "" {
 		authorization = "Authorization: Bearer " + token + "\r\n"
 	}
-	return []byte("GET " + path + " HTTP/1.1\r\nHost: " + g.addr + "\r\nUser-Agent: bench\r\nAccept: */*\r\n" + authorization + "\r\n")
+	return []byte("GET " + path + " HTTP/1.1\r\nHost: " + g.host() + "\r\nUser-Agent: bench\r\nAccept: */*\r\n" + authorization + "\r\n")
 }
 
 func (g *gateway) post(path, form string, as credentials) []byte {
 	r := http.Request{Header: make(http.Header)}
 	r.SetBasicAuth(as.id, as.secret)
-	return []byte("POST " + path + " HTTP/1.1\r\nHost: " + g.addr + "\r\nUser-Agent: bench\r\nAccept: */*\r\n" +
+	return []byte("POST " + path + " HTTP/1.1\r\nHost: " + g.host() + "\r\nUser-Agent: bench\r\nAccept: */*\r\n" +
 		"Authorization: " + r.Header.Get("Authorization") + "\r\nContent-Type: application/x-www-form-urlencoded\r\n" +
 		"Content-Length: " + strconv.Itoa(len(form)) + "\r\n\r\n" + form)
 }
@@ -245,7 +286,7 @@ func (g *gateway) cpu() (_ time.Duration, ok bool) {
 
 // dial opens connections to the gateway. The caller must Close them.
 func (g *gateway) dial(ctx context.Context, connections int) (*load, error) {
-	l, err := dial(ctx, g.addr, connections)
+	l, err := dial(ctx, g.addr, g.over, connections)
 	if err != nil {
 		return nil, err
 	}
@@ -371,9 +412,9 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// secretive matches tokens, generated secrets and hashes. The gateway does not log them, but if it
+// secretive matches tokens, generated secrets, hashes and JWTs. The gateway does not log them, but if it
 // ever did, they should not appear here.
-var secretive = regexp.MustCompile(`\bco[as]_[A-Za-z0-9_-]+|\$(argon2id|sha256|2b)\$[A-Za-z0-9$=,+/.]+`)
+var secretive = regexp.MustCompile(`\bco[as]_[A-Za-z0-9_-]+|\$(argon2id|sha256|2b)\$[A-Za-z0-9$=,+/.]+|\beyJ[A-Za-z0-9_.-]+`)
 
 // String returns what is kept, in whole lines.
 func (t *tail) String() string {

@@ -46,7 +46,12 @@ const (
 
 func (b *bench) growth(ctx context.Context) error {
 	b.bar.say("growth")
-	full, err := b.start(ctx, setup{store: "bbolt", lifetime: b.growthLifetime()})
+	rate, err := b.tokenRate(ctx)
+	if err != nil {
+		return err
+	}
+	grown := growth{Tokens: b.cfg.Grow, Lifetime: b.growthLifetime(rate)}
+	full, err := b.start(ctx, setup{store: "bbolt", lifetime: grown.Lifetime})
 	if err != nil {
 		return err
 	}
@@ -56,13 +61,12 @@ func (b *bench) growth(ctx context.Context) error {
 		return err
 	}
 	defer empty.stop()
-	l, err := dial(ctx, full.addr, fillConnections)
+	l, err := full.dial(ctx, fillConnections)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
 
-	grown := growth{Tokens: b.cfg.Grow, Lifetime: b.growthLifetime()}
 	first := time.Now()
 	p, err := full.look(ctx)
 	if err != nil {
@@ -101,7 +105,7 @@ func (b *bench) growth(ctx context.Context) error {
 	b.bar.step()
 
 	b.bar.say("growth, again")
-	if l, err = dial(ctx, full.addr, fillConnections); err != nil {
+	if l, err = full.dial(ctx, fillConnections); err != nil {
 		return err
 	}
 	defer l.Close()
@@ -125,15 +129,32 @@ func (b *bench) growth(ctx context.Context) error {
 	return nil
 }
 
-// growthLifetime returns a token lifetime that is long enough to issue and measure all tokens while
-// they live, but not much longer, since the run has to wait until they expire.
-func (b *bench) growthLifetime() time.Duration {
-	rate := 1000.0
+// tokenRate returns how many tokens can be issued in a second, as was measured before, or else in one
+// round.
+func (b *bench) tokenRate(ctx context.Context) (float64, error) {
 	for _, c := range b.report.Comparisons {
 		if c.Store == "bbolt" && c.What == "token, generated secret" && c.Connections == fillConnections {
-			rate = c.Ours.Rate.Median
+			return c.Ours.Rate.Median, nil
 		}
 	}
+	g, err := b.start(ctx, setup{store: "bbolt"})
+	if err != nil {
+		return 0, err
+	}
+	defer g.stop()
+	l, err := g.dial(ctx, fillConnections)
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	p, err := b.fill(ctx, g, l, b.cfg.Most)
+	return p.Rate, err
+}
+
+// growthLifetime returns a token lifetime that is long enough to issue and measure all tokens while
+// they live, but not much longer, since the run has to wait until they expire. The rate is in tokens
+// per second.
+func (b *bench) growthLifetime(rate float64) time.Duration {
 	seconds := 1.5*float64(b.cfg.Grow)/rate + 3*float64(b.cfg.Rounds)*b.cfg.Round.Seconds() + b.cfg.GrowRoom.Seconds()
 	return time.Duration(math.Ceil(seconds)) * time.Second
 }

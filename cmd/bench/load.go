@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -51,32 +52,114 @@ func atMost(n int, next requests) requests {
 }
 
 // load is a set of connections that are kept alive. Each sends the next request once it has read the
-// answer to the last one: a closed loop, in which a slow server gets fewer requests.
-//
-// It is not an http.Client, which would use as much CPU time as the gateway, on a machine that both
-// share.
+// answer to the last one: a closed loop, in which a slow server gets fewer requests. With HTTP/2, each
+// of the streams of a connection does so.
 type load struct {
 	conns []*loadConn
 }
 
 type loadConn struct {
-	net.Conn
-	r       *bufio.Reader
+	sender
 	foreign bool // see gateway
 }
 
-// dial opens the connections. The caller must Close them.
-func dial(ctx context.Context, addr string, connections int) (*load, error) {
+// sender is a connection, or its part in one, that carries one request at a time. Whatever ends it ends
+// the whole connection.
+type sender interface {
+	// send sends a request and returns the answer, whose body is still to be read and closed.
+	send(request []byte) (*http.Response, error)
+	SetDeadline(time.Time) error
+	Close() error
+}
+
+// streams is how many requests an HTTP/2 connection carries at a time.
+const streams = 4
+
+// dial opens the connections. Without TLS, and unless over asks for HTTP/2, they speak HTTP/1.1. The
+// caller must Close them.
+func dial(ctx context.Context, addr string, over *tls.Config, connections int) (*load, error) {
 	l := new(load)
 	for range connections {
-		c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		all, err := dialOne(ctx, addr, over)
 		if err != nil {
 			l.Close()
 			return nil, err
 		}
-		l.conns = append(l.conns, &loadConn{Conn: c, r: bufio.NewReader(c)})
+		for _, s := range all {
+			l.conns = append(l.conns, &loadConn{sender: s})
+		}
 	}
 	return l, nil
+}
+
+// dialOne opens one connection.
+func dialOne(ctx context.Context, addr string, over *tls.Config) ([]sender, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	if over == nil {
+		return []sender{http1Conn{conn, bufio.NewReader(conn)}}, nil
+	}
+	secure := tls.Client(conn, over)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close() //nolint:errcheck // the other error says more
+		return nil, fmt.Errorf("TLS: %w", err)
+	}
+	if len(over.NextProtos) == 0 {
+		return []sender{http1Conn{secure, bufio.NewReader(secure)}}, nil
+	}
+	client, err := http2Client(ctx, addr, secure)
+	if err != nil {
+		conn.Close() //nolint:errcheck // as above
+		return nil, err
+	}
+	return slices.Repeat([]sender{http2Stream{secure, client}}, streams), nil
+}
+
+// http1Conn is not an http.Client, which would use as much CPU time as the gateway, on a machine that
+// both share.
+type http1Conn struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (c http1Conn) send(request []byte) (*http.Response, error) {
+	if _, err := c.Write(request); err != nil {
+		return nil, fmt.Errorf("sending a request: %w", err)
+	}
+	return http.ReadResponse(c.r, nil)
+}
+
+// http2Stream is one place on a connection that several share.
+type http2Stream struct {
+	net.Conn
+	client *http.ClientConn
+}
+
+// http2Client returns the client of a connection on which HTTP/2 must have been agreed upon.
+func http2Client(ctx context.Context, addr string, conn *tls.Conn) (*http.ClientConn, error) {
+	if agreed := conn.ConnectionState().NegotiatedProtocol; agreed != "h2" {
+		return nil, fmt.Errorf("the server does not speak HTTP/2, but %q", agreed)
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	t := &http.Transport{
+		DialTLSContext:     func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+		Protocols:          protocols,
+		DisableCompression: true,
+	}
+	return t.NewClientConn(ctx, "https", addr)
+}
+
+// send turns the request, whose bytes are those of HTTP/1.1, into one of HTTP/2.
+func (s http2Stream) send(request []byte) (*http.Response, error) {
+	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(request)))
+	if err != nil {
+		return nil, err
+	}
+	r.RequestURI, r.URL.Scheme, r.URL.Host = "", "https", r.Host
+	return s.client.RoundTrip(r)
 }
 
 func (l *load) Close() {
@@ -162,10 +245,7 @@ func (c *loadConn) loop(ctx context.Context, next requests, start time.Time, mos
 
 // exchange sends a request and reads its answer.
 func (c *loadConn) exchange(request []byte, body *bytes.Buffer) error {
-	if _, err := c.Write(request); err != nil {
-		return fmt.Errorf("sending a request: %w", err)
-	}
-	res, err := http.ReadResponse(c.r, nil)
+	res, err := c.send(request)
 	if err != nil {
 		return fmt.Errorf("reading an answer: %w", err)
 	}

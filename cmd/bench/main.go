@@ -17,6 +17,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,19 +27,32 @@ import (
 const usage = `Measures the gateway on this machine and prints the tables of docs/performance.md:
 
 	go run ./cmd/bench [--quick] [--json <file>|-] [--plot <file>.svg] [--redis <host:port>]
+	go run ./cmd/bench --only <topic>,...
 	go run ./cmd/bench --ways
 	go run ./cmd/bench --against <url> --pid <pid> --baseline <url> --token-endpoint <url> ...
 
 It builds ./cmd/caddy into a temporary folder and runs it as a separate process, on loopback
 and with its own data. The backend and the load generator run in this process. It measures
 
-  - a protected request, compared with the same request to a plain reverse_proxy;
-  - issuing, introspecting and revoking a token, compared with a static answer of the
-    same size;
-  - a bbolt file that grows to a million live tokens, and is empty again once they expire;
-  - start-up time and memory, compared with the same Caddy without the gateway, and the
-    memory of a cached token;
-  - whether a token works as soon as it is issued, for each of 100,000.
+  protected      a protected request, compared with the same request to a plain
+                 reverse_proxy
+  tls            the same with both over TLS, by HTTP/1.1 and by HTTP/2, and with a token
+                 that is bound to a certificate
+  sources        the same with tokens of another issuer, verified or introspected, and with
+                 three sources on a route
+  tokens         issuing a token, compared with a static answer of the same size
+  introspection  introspecting and revoking a token, likewise
+  growth         a bbolt file that grows to a million live tokens, and is empty again once
+                 they expire
+  start          start-up time and memory, compared with the same Caddy without the gateway
+  cached         the memory of a cached token
+  at-once        whether a token works as soon as it is issued, for each of 100,000
+
+--only measures one of these topics, or several.
+
+Connections are kept alive, so TLS here means records, not handshakes. An HTTP/2 connection
+carries four requests at a time. The certificates are made for the run, and the other issuer
+is part of this process.
 
 The two sides of a ratio take turns, round by round: both are routes of one process. What
 matters most is also measured side by side: the gateway, and the same Caddy without it, start
@@ -70,15 +84,22 @@ type config struct {
 	Starts   int           `json:"starts"`             // of each kind of Caddy
 	Rest     time.Duration `json:"rest_ns"`            // between a start and looking at memory
 	Cached   int           `json:"cached_tokens"`
-	AtOnce   int           `json:"used_at_once"` // tokens
-	Grow     int           `json:"grow_to"`      // tokens
-	Points   int           `json:"points"`       // on the growth curve
-	GrowRoom time.Duration `json:"-"`            // how much longer the tokens live than filling should take
-	Redis    string        `json:"-"`            // host:port; empty to leave Redis out
-	UseRedis bool          `json:"over_redis"`   // the figures need not name the address
-	Ways     bool          `json:"-"`            // only compare the ways of measuring
-	Binary   string        `json:"-"`            // an existing binary; empty to build one
+	AtOnce   int           `json:"used_at_once"`   // tokens
+	Grow     int           `json:"grow_to"`        // tokens
+	Points   int           `json:"points"`         // on the growth curve
+	GrowRoom time.Duration `json:"-"`              // how much longer the tokens live than filling should take
+	Redis    string        `json:"-"`              // host:port; empty to leave Redis out
+	UseRedis bool          `json:"over_redis"`     // the figures need not name the address
+	Ways     bool          `json:"-"`              // only compare the ways of measuring
+	Only     []string      `json:"only,omitempty"` // of topics; empty for all
+	Binary   string        `json:"-"`              // an existing binary; empty to build one
 }
+
+// topics are what --only knows.
+var topics = []string{"protected", "tls", "sources", "tokens", "introspection", "growth", "start", "cached", "at-once"}
+
+// wants says whether a topic is to be measured.
+func (c config) wants(topic string) bool { return len(c.Only) == 0 || slices.Contains(c.Only, topic) }
 
 func long() config {
 	return config{
@@ -109,12 +130,22 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	var (
-		short    = flags.Bool("quick", false, "take only about a minute, to try it out: fewer and shorter rounds, and 50,000 tokens")
+		short    = flags.Bool("quick", false, "take only a minute or two, to try it out: fewer and shorter rounds, and 50,000 tokens")
 		jsonFile = flags.String("json", "", "also write all figures as JSON to this `file`; - means standard output, which then gets no tables")
 		plotFile = flags.String("plot", "", "also draw growth and latency as SVG into this `file`")
 		each     = flags.Bool("ways", false, "only measure one protected request, in each of the ways that lie between in turn and side by side")
 		redis    = flags.String("redis", "", "also measure with the Redis at this `host:port`, except for growth; its keys get a prefix of their own and are deleted at the end")
 	)
+	var only []string
+	flags.Func("only", "measure these `topics` alone, with commas between them: "+strings.Join(topics, ", "), func(text string) error {
+		for topic := range strings.SplitSeq(text, ",") {
+			if !slices.Contains(topics, topic) {
+				return fmt.Errorf("want topics with commas between them: %s", strings.Join(topics, ", "))
+			}
+			only = append(only, topic)
+		}
+		return nil
+	})
 	var p peer
 	flags.StringVar(&p.Protected, "against", "", "measure another gateway on this machine instead: the `URL` of a protected route")
 	flags.StringVar(&p.Baseline, "baseline", "", "the `URL` of a route of the same gateway to the same backend that is not protected")
@@ -141,11 +172,19 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 		fmt.Fprintln(stderr, "bench takes no arguments, but got:", flags.Arg(0)+"; see -h")
 		return 2
 	}
+	if len(only) > 0 && (*each || p.given()) {
+		fmt.Fprintln(stderr, "--only is for neither --ways nor other gateways; see -h")
+		return 2
+	}
+	if *plotFile != "" && (*each || p.given() || !(config{Only: only}).wants("growth")) {
+		fmt.Fprintln(stderr, "--plot draws growth, which this does not measure; see -h")
+		return 2
+	}
 	cfg := long()
 	if *short {
 		cfg = quick()
 	}
-	cfg.Redis, cfg.UseRedis, cfg.Ways = *redis, *redis != "", *each
+	cfg.Redis, cfg.UseRedis, cfg.Ways, cfg.Only = *redis, *redis != "", *each, only
 
 	err := func() error {
 		measure := run

@@ -15,13 +15,13 @@ import (
 type report struct {
 	Config      config       `json:"config"`
 	Machine     machine      `json:"machine"`
-	Comparisons []comparison `json:"comparisons"`
+	Comparisons []comparison `json:"comparisons,omitempty"`
 	Beside      []besideRow  `json:"side_by_side,omitempty"`
 	Ways        []besideRow  `json:"ways,omitempty"`
-	Growth      growth       `json:"growth"`
-	Start       start        `json:"start"`
-	Cached      cached       `json:"cached"`
-	AtOnce      int64        `json:"let_in_at_once"` // of Config.AtOnce tokens
+	Growth      growth       `json:"growth,omitzero"`
+	Start       start        `json:"start,omitzero"`
+	Cached      cached       `json:"cached,omitzero"`
+	AtOnce      int64        `json:"let_in_at_once,omitzero"` // of Config.AtOnce tokens
 	Notes       []string     `json:"notes,omitempty"`
 	Peer        bool         `json:"another_gateway,omitempty"`
 }
@@ -67,6 +67,9 @@ type cached struct {
 
 func newReport(cfg config) *report {
 	r := &report{Config: cfg}
+	if len(cfg.Only) > 0 {
+		r.Notes = append(r.Notes, "This run measures only "+strings.Join(cfg.Only, ", ")+".")
+	}
 	if cfg.Name != "long" {
 		r.Notes = append(r.Notes, "This is a "+cfg.Name+" run: few and short rounds, and "+thousands(cfg.Grow)+" tokens instead of a million.")
 	}
@@ -150,10 +153,29 @@ func (r *report) markdown() string {
 		return t.String() + "\n" + besideTable(r.Ways)
 	}
 
-	t.WriteString("\nIn turn: both sides are routes of one process, which may use all processors. The factor is what the gateway adds to\n" +
-		"a request of a process that has the machine to itself.\n")
-	t.WriteString("\n| what | baseline | store | connections | CPU µs / baseline | CPU ratio | requests/s / baseline | requests/s ratio | p50 ms / baseline | p99 ms / baseline |\n|---|---|---|--:|--:|--:|--:|--:|--:|--:|\n")
-	for _, c := range r.Comparisons {
+	if len(r.Comparisons) > 0 {
+		t.WriteString("\nIn turn: both sides are routes of one process, which may use all processors. The factor is what the gateway adds to\n" +
+			"a request of a process that has the machine to itself.\n\n" + inTurnTable(r.Comparisons))
+	}
+	if len(r.Beside) > 0 {
+		t.WriteString("\nSide by side: the gateway, and the same Caddy without it, start anew in each round and are under load at the same time,\n" +
+			"on the same processor; load and backend have the others. The factor is what the gateway adds on a busy machine.\n\n" +
+			besideTable(r.Beside))
+	}
+	if len(r.Growth.Points) > 0 {
+		t.WriteString("\n" + r.Growth.table())
+	}
+	if rows := r.processRows(); len(rows) > 0 {
+		t.WriteString("\n| what | with the gateway | the same Caddy without | difference |\n|---|--:|--:|--:|\n" + strings.Join(rows, ""))
+	}
+	return t.String()
+}
+
+// inTurnTable returns what was measured in turn, as a table.
+func inTurnTable(all []comparison) string {
+	var t strings.Builder
+	t.WriteString("| what | baseline | store | connections | CPU µs / baseline | CPU ratio | requests/s / baseline | requests/s ratio | p50 ms / baseline | p99 ms / baseline |\n|---|---|---|--:|--:|--:|--:|--:|--:|--:|\n")
+	for _, c := range all {
 		cpu, ratio := "–", "–"
 		if c.CPURatio != nil {
 			cpu = pair(c.Ours.CPU.Median, c.Base.CPU.Median)
@@ -162,15 +184,13 @@ func (r *report) markdown() string {
 		fmt.Fprintf(&t, "| %s | %s | %s | %d | %s | %s | %s | %s | %s | %s |\n", c.What, c.Baseline, c.Store, c.Connections, cpu, ratio,
 			pair(c.Ours.Rate.Median, c.Base.Rate.Median), withSpread(c.RateRatio), pair(c.Ours.P50.Median, c.Base.P50.Median), pair(c.Ours.P99.Median, c.Base.P99.Median))
 	}
+	return t.String()
+}
 
-	if len(r.Beside) > 0 {
-		t.WriteString("\nSide by side: the gateway, and the same Caddy without it, start anew in each round and are under load at the same time,\n" +
-			"on the same processor; load and backend have the others. The factor is what the gateway adds on a busy machine.\n\n" +
-			besideTable(r.Beside))
-	}
-
-	g := r.Growth
-	t.WriteString("\n| tokens in the bbolt file | CPU µs per token | tokens/s | p50 ms | p99 ms | file MiB | resident MiB | without the file | heap in use, MiB |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+// table returns some of the points, and the end.
+func (g growth) table() string {
+	var t strings.Builder
+	t.WriteString("| tokens in the bbolt file | CPU µs per token | tokens/s | p50 ms | p99 ms | file MiB | resident MiB | without the file | heap in use, MiB |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	row := func(label string, p point) {
 		issued := func(f float64) string {
 			if f == 0 {
@@ -189,17 +209,27 @@ func (r *report) markdown() string {
 	row("0, after all have expired", g.Empty)
 	row(thousands(g.Refilled.Live)+" again", g.Refilled)
 	fmt.Fprintf(&t, "\nAt the end the file has %s pages, %s of them free, and %s tokens.\n", thousands(g.Pages), thousands(g.Free), thousands(g.Left))
-
-	s := r.Start
-	t.WriteString("\n| what | with the gateway | the same Caddy without | difference |\n|---|--:|--:|--:|\n")
-	fmt.Fprintf(&t, "| start-up until the first token, or static answer, ms | %s | %s | %s |\n", withSpread(s.Startup), withSpread(s.StartupBaseline), number(s.Startup.Median-s.StartupBaseline.Median))
-	if s.Resident.Median > 0 {
-		fmt.Fprintf(&t, "| resident memory at rest, MiB | %s | %s | %s |\n", withSpread(s.Resident), withSpread(s.ResidentBaseline), withSpread(s.ResidentMore))
-	}
-	fmt.Fprintf(&t, "| heap in use at rest, MiB | %s | %s | %s |\n", withSpread(s.Live), withSpread(s.LiveBaseline), number(s.Live.Median-s.LiveBaseline.Median))
-	fmt.Fprintf(&t, "| memory per cached token, bytes, over %s tokens | %s | – | – |\n", thousands(int(r.Cached.Tokens)), number(r.Cached.BytesEach))
-	fmt.Fprintf(&t, "| tokens accepted as soon as they were issued | %s of %s | – | – |\n", thousands(int(r.AtOnce)), thousands(r.Config.AtOnce))
 	return t.String()
+}
+
+// processRows returns what was measured of whole processes, as rows of a table.
+func (r *report) processRows() []string {
+	var rows []string
+	add := func(format string, cells ...any) { rows = append(rows, fmt.Sprintf(format, cells...)) }
+	if s := r.Start; s.Startup.Median > 0 {
+		add("| start-up until the first token, or static answer, ms | %s | %s | %s |\n", withSpread(s.Startup), withSpread(s.StartupBaseline), number(s.Startup.Median-s.StartupBaseline.Median))
+		if s.Resident.Median > 0 {
+			add("| resident memory at rest, MiB | %s | %s | %s |\n", withSpread(s.Resident), withSpread(s.ResidentBaseline), withSpread(s.ResidentMore))
+		}
+		add("| heap in use at rest, MiB | %s | %s | %s |\n", withSpread(s.Live), withSpread(s.LiveBaseline), number(s.Live.Median-s.LiveBaseline.Median))
+	}
+	if c := r.Cached; c.Tokens > 0 {
+		add("| memory per cached token, bytes, over %s tokens | %s | – | – |\n", thousands(int(c.Tokens)), number(c.BytesEach))
+	}
+	if r.AtOnce > 0 {
+		add("| tokens accepted as soon as they were issued | %s of %s | – | – |\n", thousands(int(r.AtOnce)), thousands(r.Config.AtOnce))
+	}
+	return rows
 }
 
 func pair(ours, baseline float64) string { return number(ours) + " / " + number(baseline) }
