@@ -65,16 +65,7 @@ func benchmarkFleet(b *testing.B, servers []*redistest.Server, options string) {
 	}
 	redisCPU := func() (sum float64) {
 		for _, s := range servers {
-			for line := range strings.Lines(s.CLI("info", "cpu")) {
-				name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-				if name == "used_cpu_sys" || name == "used_cpu_user" {
-					part, err := strconv.ParseFloat(value, 64)
-					if err != nil {
-						b.Fatal(err)
-					}
-					sum += part
-				}
-			}
+			sum += s.CPU().Seconds()
 		}
 		return sum
 	}

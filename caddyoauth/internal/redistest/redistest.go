@@ -97,6 +97,23 @@ func (s *Server) CLI(args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// CPU returns how much CPU time the server has used.
+func (s *Server) CPU() (used time.Duration) {
+	s.t.Helper()
+	for line := range strings.Lines(s.CLI("info", "cpu")) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		if name != "used_cpu_sys" && name != "used_cpu_user" {
+			continue
+		}
+		part, err := time.ParseDuration(value + "s")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		used += part
+	}
+	return used
+}
+
 // StartCluster starts a Cluster of three masters and waits until it is ready.
 func StartCluster(t testing.TB) []*Server {
 	t.Helper()

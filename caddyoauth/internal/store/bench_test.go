@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -120,6 +121,58 @@ func BenchmarkMemory(b *testing.B) {
 			}
 		}
 	})
+}
+
+// The same in Redis, whose CPU time is told as well, and what a record takes there.
+func BenchmarkRedis(b *testing.B) {
+	server := redistest.Start(b)
+	r, _ := redisAt(b, nil, server.Addr)
+	linked(b, r)
+	for _, c := range []struct {
+		name string
+		do   func(oauth.Token) error
+	}{
+		{"put", func(t oauth.Token) error { return r.Put(ctx, t) }},
+		{"get", func(t oauth.Token) error { _, err := r.Get(ctx, t.Key); return err }},
+		{"revoke", func(t oauth.Token) error { return r.Revoke(ctx, t.Key) }},
+	} {
+		for _, callers := range []int{1, 16, 128} {
+			b.Run(fmt.Sprintf("%s/callers=%d", c.name, callers), func(b *testing.B) {
+				tokens := make([]oauth.Token, 20_000)
+				for n := range tokens {
+					tokens[n] = numbered(uint64(n))
+				}
+				if c.name != "put" {
+					put(b, r, tokens[:min(b.N, len(tokens))]...)
+				}
+				b.ReportAllocs()
+				var next atomic.Int64
+				var all sync.WaitGroup
+				before := server.CPU()
+				b.ResetTimer()
+				for range callers {
+					all.Go(func() {
+						for n := int(next.Add(1)) - 1; n < b.N; n = int(next.Add(1)) - 1 {
+							if err := c.do(tokens[n%len(tokens)]); err != nil {
+								b.Error(err)
+								return
+							}
+						}
+					})
+				}
+				all.Wait()
+				b.StopTimer()
+				b.ReportMetric(float64((server.CPU()-before).Nanoseconds())/float64(b.N), "redis-ns/op")
+				if c.name == "put" {
+					size, err := strconv.ParseFloat(server.CLI("memory", "usage", r.tokenKey(tokens[0].Key)), 64)
+					if err != nil {
+						b.Fatal(err)
+					}
+					b.ReportMetric(size, "redis-B")
+				}
+			})
+		}
+	}
 }
 
 // What the first use of a self-contained token asks of its store: whether it was revoked. There are

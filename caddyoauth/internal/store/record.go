@@ -16,9 +16,9 @@ import (
 // downgrade: it can't find out what the token means, which is not "no". A bound token has a version of
 // its own, so that no program takes it for a bearer token.
 //
-// The first two are JSON. The compact ones begin with their version, as a byte that no JSON begins with;
-// the rest is in encodeRecord. Every store reads all four. Files and memory get the compact ones. Redis
-// gets JSON, which gateways of an earlier version on the same Redis can read.
+// The compact ones begin with their version, as a byte that no JSON begins with; the rest is in
+// encodeRecord. The first two are JSON. They are no longer written, but a file or a Redis may have
+// some from earlier. Programs that know only those fail on compact records, since they are no JSON.
 const (
 	recordVersion = 1
 	recordBound   = 2
@@ -26,7 +26,7 @@ const (
 	compactBound  = 4
 )
 
-// record is a token's stored form as JSON. It contains the token's ID, so that one record can't stand
+// record is a token's earlier stored form, as JSON. It contains the token's ID, so that one record can't stand
 // in for another, but not the expiry, which is in the key.
 type record struct {
 	Version    int      `json:"v"`
@@ -44,20 +44,7 @@ type record struct {
 // errCorrupt is why this program can't read what is stored.
 var errCorrupt = errors.New("stored record is corrupt")
 
-// encodeJSON encodes a token for Redis.
-func encodeJSON(t oauth.Token) ([]byte, error) {
-	version := recordVersion
-	if t.Confirmation != (introspect.Confirmation{}) {
-		version = recordBound
-	}
-	return json.Marshal(record{
-		Version: version, ID: t.ID[:], Realm: t.Realm, ClientID: t.ClientID, Generation: t.ClientGeneration,
-		Scope: strings.Join(t.Scopes, " "), Audience: t.Audience,
-		IssuedAt: t.IssuedAt.UnixMilli(), Confirmation: t.Confirmation,
-	})
-}
-
-// encodeRecord encodes a token for a file or memory. The version is followed by the ID as it is, then
+// encodeRecord encodes a token. The version is followed by the ID as it is, then
 // by the realm, the client's ID and generation, the time of issue, the scopes and the audience, and
 // for a bound token by both parts of its confirmation. Numbers are varints, the time of issue is in
 // unix milliseconds, and texts and lists come after their length. As in JSON, the ID is there so that

@@ -47,7 +47,8 @@ import (
 // which loses its data loses both. Otherwise no two keys are used together, and a Cluster may
 // spread them as it likes.
 //
-// The keys carry no version of their layout; each record carries one, see recordVersion.
+// The keys carry no version of their layout; each record carries one, see recordVersion. What is
+// written once for many requests is JSON.
 //
 // # Coherence
 //
@@ -242,17 +243,13 @@ func (r *Redis) options() rueidis.ClientOption {
 
 // Put implements oauth.TokenStore. Redis drops the record when it expires.
 func (r *Redis) Put(ctx context.Context, t oauth.Token) error {
-	value, err := encodeJSON(t)
-	if err != nil {
-		return err
-	}
 	// A duration, not a point in time: the clock of Redis may differ.
 	life := time.Until(t.Expiry()).Milliseconds()
 	if life <= 0 {
 		return nil // it can never be found
 	}
 	return r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-		return c.Do(ctx, c.B().Set().Key(r.tokenKey(t.Key)).Value(rueidis.BinaryString(value)).PxMilliseconds(life).Build()).Error()
+		return c.Do(ctx, c.B().Set().Key(r.tokenKey(t.Key)).Value(rueidis.BinaryString(encodeRecord(t))).PxMilliseconds(life).Build()).Error()
 	})
 }
 
@@ -376,7 +373,10 @@ func redisError(err error) error {
 }
 
 func (r *Redis) tokenKey(key oauth.Key) string {
-	return r.cfg.Prefix + "realm:" + key.Realm + ":token:" + strconv.FormatInt(key.ExpiryMilli, 10) + ":" + key.ID.String()
+	b := make([]byte, 0, 256) // on the stack, for all but long realms
+	b = append(append(append(append(b, r.cfg.Prefix...), "realm:"...), key.Realm...), ":token:"...)
+	b = append(strconv.AppendInt(b, key.ExpiryMilli, 10), ':')
+	return string(hex.AppendEncode(b, key.ID[:]))
 }
 
 // parseTokenKey is the inverse of tokenKey. It reads from the end, because a realm may contain

@@ -24,8 +24,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/redis/rueidis"
-
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
@@ -1215,26 +1213,5 @@ func TestRedisTLS(t *testing.T) {
 				t.Error("the link is reported as up")
 			}
 		})
-	}
-}
-
-// Redis gets JSON, which gateways of an earlier version on it can read. Compact records are read as well:
-// those of a later version.
-func TestRedisRecords(t *testing.T) {
-	server := redistest.Start(t)
-	r, _ := redisAt(t, nil, server.Addr)
-	for _, name := range []string{"a", "bound"} {
-		token := tokenOf(name)
-		put(t, r, token)
-		key := r.tokenKey(token.Key)
-		if record := server.CLI("get", key); !strings.HasPrefix(record, `{"v":`) {
-			t.Errorf("the record is %q", record)
-		}
-		if err := r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-			return c.Do(ctx, c.B().Set().Key(key).Value(rueidis.BinaryString(encodeRecord(token))).Build()).Error()
-		}); err != nil {
-			t.Fatal(err)
-		}
-		present(t, r, token)
 	}
 }

@@ -3,6 +3,9 @@ package store
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,6 +19,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/redis/rueidis"
+	bolt "go.etcd.io/bbolt"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
@@ -114,6 +119,111 @@ func absent(t testing.TB, s oauth.TokenStore, key oauth.Key) {
 	}
 }
 
+// plant puts a record into a store, as somebody does who can write there.
+func plant(t testing.TB, s oauth.TokenStore, key oauth.Key, record string) {
+	t.Helper()
+	var err error
+	switch s := s.(type) {
+	case *Memory:
+		s.mu.Lock()
+		s.tokens[key] = record
+		s.mu.Unlock()
+	case *Bbolt:
+		err = s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketTokens).Put(tokenKey(key), []byte(record)) })
+	case *Redis:
+		err = s.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+			return c.Do(ctx, c.B().Set().Key(s.tokenKey(key)).Value(record).Build()).Error()
+		})
+	default:
+		t.Fatalf("no way to plant a record into a %T", s)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// planted returns the record of a token as it is.
+func planted(t testing.TB, s oauth.TokenStore, key oauth.Key) (record string) {
+	t.Helper()
+	var err error
+	switch s := s.(type) {
+	case *Memory:
+		s.mu.RLock()
+		record = s.tokens[key]
+		s.mu.RUnlock()
+	case *Bbolt:
+		err = s.view(func(tx *bolt.Tx) error {
+			record = string(tx.Bucket(bucketTokens).Get(tokenKey(key)))
+			return nil
+		})
+	case *Redis:
+		err = s.do(ctx, func(ctx context.Context, c rueidis.Client) (err error) {
+			record, err = c.Do(ctx, c.B().Get().Key(s.tokenKey(key)).Build()).ToString()
+			return err
+		})
+	default:
+		t.Fatalf("no way to read a record of a %T", s)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return record
+}
+
+// recordOfEarlier is the record of one of tokenOf's tokens, byte for byte as programs wrote it before there
+// were compact ones.
+func recordOfEarlier(t oauth.Token) string {
+	version, more := 1, ""
+	if t.Confirmation != (introspect.Confirmation{}) {
+		version, more = 2, `,"b":{"x5t#S256":"digest of a certificate","jkt":"thumbprint of a key"}`
+	}
+	return fmt.Sprintf(`{"v":%d,"id":%q,"r":"root","c":%q,"g":7,"s":"read write","a":["https://api.example.com","two"],"i":%d%s}`,
+		version, base64.StdEncoding.EncodeToString(t.ID[:]), t.ClientID, t.IssuedAt.UnixMilli(), more)
+}
+
+// wrongRecords are records that must not be taken for that of tokenOf("a"): garbage, another token's
+// record (copied there by somebody who can write to the store), or one of a later program.
+func wrongRecords(t testing.TB) map[string]string {
+	token, other, bound := tokenOf("a"), tokenOf("b"), tokenOf("bound")
+	bound.Key = token.Key
+	good, record := recordOfEarlier(token), string(encodeRecord(token))
+	all := map[string]string{
+		"empty":                       "",
+		"garbage":                     "\x00\xff garbage",
+		"half":                        good[:len(good)/2],
+		"null":                        "null",
+		"an empty object":             "{}",
+		"more after it":               good + good,
+		"another token's":             recordOfEarlier(other),
+		"of a newer version":          strings.Replace(good, `"v":1`, `"v":3`, 1),
+		"of no version":               strings.Replace(good, `"v":1,`, ``, 1),
+		"of no realm":                 strings.Replace(good, `"r":"root"`, `"r":""`, 1),
+		"of no client":                strings.Replace(good, `"c":"client of a"`, `"c":""`, 1),
+		"with a short ID":             strings.Replace(good, `"id":"`, `"id":"","old":"`, 1),
+		"of another form":             strings.Replace(good, `"g":7`, `"g":"7"`, 1),
+		"half of a compact one":       record[:len(record)/2],
+		"nothing but a version":       record[:1],
+		"more after a compact one":    record + record,
+		"another token's compact one": string(encodeRecord(other)),
+		"of a newer compact version":  "\x05" + record[1:],
+		"compact, of another realm":   strings.Replace(record, "\x04root", "\x04rood", 1),
+		"compact, of no client":       strings.Replace(record, "\x0bclient of a", "\x00", 1),
+		"compact, with a long text":   strings.Replace(record, "\x0bclient of a", "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01client of a", 1),
+		"compact, with a long list":   strings.Replace(record, "\x02\x04read", "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x04read", 1),
+		"compact, with a number of more than 64 bits":   strings.Replace(record, "client of a\x07", "client of a\x87\x80\x80\x80\x80\x80\x80\x80\x80\x02", 1),
+		"compact, with a number in another way":         strings.Replace(record, "\x04root", "\x84\x00root", 1),
+		"a bearer token's, said to be of a bound one":   "\x04" + record[1:],
+		"a bearer token's, with an empty binding":       "\x04" + record[1:] + "\x00\x00",
+		"a bound token's, said to be of a bearer token": "\x03" + string(encodeRecord(bound)[1:]),
+	}
+	for name, wrong := range all {
+		if wrong == good || wrong == record {
+			t.Fatalf("%s: the record was not changed", name)
+		}
+	}
+	return all
+}
+
 // testStore is the suite that holds every store to the contract of oauth.TokenStore. open makes an
 // empty store and closes it when the test is over; closing it twice must be harmless.
 func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
@@ -136,6 +246,50 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 			t.Errorf("revoking a token that was never there: %v", err)
 		}
 		present(t, s, b)
+	})
+
+	t.Run("a record of an earlier program means what it meant, and new ones are compact", func(t *testing.T) {
+		s := open(t)
+		for _, name := range []string{"a", "bound"} {
+			token := tokenOf(name)
+			plant(t, s, token.Key, recordOfEarlier(token))
+			present(t, s, token)
+			put(t, s, token)
+			if got := planted(t, s, token.Key); got != string(encodeRecord(token)) {
+				t.Errorf("the new record is %q", got)
+			}
+			present(t, s, token)
+			if err := s.Revoke(ctx, token.Key); err != nil {
+				t.Fatal(err)
+			}
+			absent(t, s, token.Key)
+		}
+	})
+
+	t.Run("a record that is not what it should be causes an error", func(t *testing.T) {
+		s := open(t)
+		other := tokenOf("b")
+		put(t, s, other)
+		token := tokenOf("a")
+		for name, record := range wrongRecords(t) {
+			plant(t, s, token.Key, record)
+			got, err := s.Get(ctx, token.Key)
+			if !errors.Is(err, errCorrupt) {
+				t.Errorf("a record that is %s: %+v, %v", name, got, err)
+				continue
+			}
+			if strings.Contains(err.Error(), hex.EncodeToString(token.ID[:4])) || strings.Contains(err.Error(), "client of") {
+				t.Errorf("a record that is %s: the message quotes the record: %v", name, err)
+			}
+			// It can be revoked all the same.
+			if err := s.Revoke(ctx, token.Key); err != nil {
+				t.Errorf("revoking a record that is %s: %v", name, err)
+			}
+			absent(t, s, token.Key)
+		}
+		present(t, s, other)
+		put(t, s, token) // one bad record harms no other
+		present(t, s, token)
 	})
 
 	t.Run("every field comes back as it was", func(t *testing.T) {
@@ -930,6 +1084,19 @@ func TestMemoryShareAfterAllHaveExpired(t *testing.T) {
 	}
 }
 
+// encodeJSON encodes a token as programs did before there were compact records.
+func encodeJSON(t oauth.Token) ([]byte, error) {
+	version := recordVersion
+	if t.Confirmation != (introspect.Confirmation{}) {
+		version = recordBound
+	}
+	return json.Marshal(record{
+		Version: version, ID: t.ID[:], Realm: t.Realm, ClientID: t.ClientID, Generation: t.ClientGeneration,
+		Scope: strings.Join(t.Scopes, " "), Audience: t.Audience,
+		IssuedAt: t.IssuedAt.UnixMilli(), Confirmation: t.Confirmation,
+	})
+}
+
 // No bytes make the decoder panic. What it accepts is a token of the key that it was asked for, and
 // survives being encoded and decoded again, in either form. A token has one compact record only.
 func FuzzRecord(f *testing.F) {
@@ -985,6 +1152,9 @@ func FuzzRecord(f *testing.F) {
 		}
 		if back, err := decodeRecord(token.Key, string(compact)); err != nil || !same(back, got) {
 			t.Errorf("%+v came back as %+v, %v", got, back, err)
+		}
+		if json.Valid(compact) {
+			t.Errorf("%q is JSON, so a program that knows no compact records might take it for something else", compact)
 		}
 		for _, text := range append(slices.Clone(got.Scopes), got.Audience...) {
 			if strings.Contains(text, " ") || text == "" || !utf8.ValidString(text) {

@@ -141,15 +141,8 @@ func TestBboltFileWithJSONRecords(t *testing.T) {
 		if err := putRaw(tx, "meta", "version", "3"); err != nil {
 			return err
 		}
-		for _, r := range []struct {
-			token  oauth.Token
-			record string
-		}{
-			{token, `{"v":1,"id":%q,"r":"root","c":"client of a","g":7,"s":"read write","a":["https://api.example.com","two"],"i":%d}`},
-			{bound, `{"v":2,"id":%q,"r":"root","c":"client of bound","g":7,"s":"read write","a":["https://api.example.com","two"],"i":%d,"b":{"x5t#S256":"digest of a certificate","jkt":"thumbprint of a key"}}`},
-		} {
-			record := fmt.Sprintf(r.record, base64.StdEncoding.EncodeToString(r.token.ID[:]), r.token.IssuedAt.UnixMilli())
-			if err := putRaw(tx, "tokens", string(tokenKey(r.token.Key)), record); err != nil {
+		for _, token := range []oauth.Token{token, bound} {
+			if err := putRaw(tx, "tokens", string(tokenKey(token.Key)), recordOfEarlier(token)); err != nil {
 				return err
 			}
 		}
