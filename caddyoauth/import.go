@@ -194,8 +194,10 @@ type importReport struct {
 type reportedRealm struct {
 	Name string `json:"name"`
 	// From is what the export calls it.
-	From    string            `json:"from"`
-	Lost    []lostSetting     `json:"lost,omitempty"`
+	From string        `json:"from"`
+	Lost []lostSetting `json:"lost,omitempty"`
+	// Notes say what the configuration has that the export doesn't, and what to see to about it.
+	Notes   []string          `json:"notes,omitempty"`
 	Clients []*reportedClient `json:"clients"`
 }
 
@@ -234,6 +236,8 @@ func (c *reportedClient) leaveOut(format string, values ...any) {
 func (r *reportedRealm) lose(field, format string, values ...any) {
 	r.Lost = append(r.Lost, lostSetting{field, fmt.Sprintf(format, values...)})
 }
+
+func (r *reportedRealm) note(text string) { r.Notes = append(r.Notes, text) }
 
 func (r *importReport) problem(where, format string, values ...any) {
 	r.Problems = append(r.Problems, lostSetting{where, fmt.Sprintf(format, values...)})
@@ -282,6 +286,9 @@ func (r *importReport) print(w io.Writer) error {
 	}
 	for _, realm := range r.Realms {
 		fmt.Fprintf(&text, "Realm %s, which is %q there:\n", realm.Name, loggedText(realm.From))
+		for _, note := range realm.Notes {
+			fmt.Fprintf(&text, "  note: %s\n", note)
+		}
 		lost("  not carried over: ", realm.Lost)
 		for _, client := range realm.Clients {
 			switch {

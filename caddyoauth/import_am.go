@@ -2,6 +2,7 @@ package caddyoauth
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"path/filepath"
@@ -278,7 +279,24 @@ func (m *migration) amRealm(from string, objects *amRealm) error {
 		}
 		m.amClient(realm, report, provider, object)
 	}
+	if !m.managed {
+		realm.answersAsAM()
+	}
 	return nil
+}
+
+// answersAsAM has the realm answer as AM does, since its programs were written for that. Options by which it
+// would take more are left to people; the report says when they may be needed.
+func (r *importedRealm) answersAsAM() {
+	r.AMCompat = &AMCompat{}
+	r.report.note("with am_compat, the realm answers as AM does; without that line, as the RFCs have it")
+	r.report.note("sub is (age!<client ID>), as in new installations of AM 7.1 and later; where AM says the bare ID, as it does after an upgrade, give am_compat a block with subject bare")
+	for _, client := range r.Clients {
+		if slices.Contains(client.Auth, oauth.AuthPrivateKeyJWT) {
+			r.report.note("assertions of clients must have the issuer as their audience; where they have the URL of the token endpoint, give am_compat a block with assertion_audience token_endpoint")
+			return
+		}
+	}
 }
 
 // amSettings returns the settings of all groups. Those of the groups in apart are called by the group, too,
@@ -330,19 +348,23 @@ type amProvider struct {
 	// bindsNothing is set if it binds no tokens to certificates, whatever clients say.
 	bindsNothing bool
 	format       string
-	lifetime     caddy.Duration
+	// algorithm is what its JWTs are signed with, even if only those of single clients are JWTs.
+	algorithm string
+	lifetime  caddy.Duration
 }
 
 // amUserGroups are the groups of a provider that are for users who log in, or for agents of them.
 var amUserGroups = []string{"advancedOIDCConfig", "aiAgentsConfig", "cibaConfig", "consent", "coreOIDCConfig", "deviceCodeConfig"}
 
+const amSigning = "JWTs are signed with ES256 here, by keys that are published, unless the realm has signing; for HS256, am_compat has jwt_hmac_secret"
+
 const amScripts = "scripts and plug-ins of AM don't run here"
 
 // amProviderRest are the settings of a provider that aren't read.
 var amProviderRest = map[string]ignored{
-	"allowClientCredentialsInTokenRequestQueryParameters": {"credentials in the query are refused here", []string{"false"}},
+	"allowClientCredentialsInTokenRequestQueryParameters": {"credentials in the query are refused here, unless am_compat has credentials_in_query", []string{"false"}},
 	"allowDynamicRegistration":                            {"clients don't register themselves here", []string{"false"}},
-	"allowedAudienceValues":                               {"an assertion must have the issuer alone as its audience here", nil},
+	"allowedAudienceValues":                               {"an assertion must have the issuer alone as its audience here, or the token endpoint with assertion_audience in am_compat", nil},
 	"introspectionAudienceValidationEnabled":              {"say so with introspect audience, for each client that asks about tokens", []string{"false"}},
 	"macaroonTokensEnabled":                               {"there are no macaroons here", []string{"false"}},
 	"persistentClaims":                                    {"there are no such claims here", nil},
@@ -407,13 +429,14 @@ func (m *migration) amProvider(realm *importedRealm, object map[string]json.RawM
 		p.lifetime = m.amDefault(realm)
 	}
 	p.format = oauth.FormatOpaque
+	_ = json.Unmarshal(values["tokenSigningAlgorithm"], &p.algorithm) // what can't be read is reported below
 	if f.flag("statelessTokensEnabled") {
 		if m.issuer == "" || m.managed {
 			f.lost("statelessTokensEnabled", "tokens are opaque here unless a realm with an issuer has token_format jwt")
 		} else {
 			p.format = oauth.FormatJWT
 			if algorithm := f.text("tokenSigningAlgorithm"); algorithm != "" && algorithm != keys.ES256 {
-				f.lost("tokenSigningAlgorithm", "JWTs are signed with ES256 here, by keys that are published, unless the realm has signing; for HS256, am_compat has jwt_hmac_secret")
+				f.lost("tokenSigningAlgorithm", amSigning)
 			}
 		}
 	}
@@ -491,7 +514,7 @@ var amOverrideRest = map[string]ignored{
 	amOverrides + ".accessTokenModificationPluginType": {}, amOverrides + ".authorizeEndpointDataProvider*": {}, amOverrides + ".clientsCanSkipConsent": {},
 	amOverrides + ".enableRemoteConsent": {}, amOverrides + ".evaluateScopeScript": {}, amOverrides + ".issueRefreshToken*": {}, amOverrides + ".oidc*": {},
 	amOverrides + ".overrideableOIDCClaims": {}, amOverrides + ".remoteConsentServiceId": {}, amOverrides + ".scopesPolicySet": {},
-	amOverrides + ".useForceAuthnForMaxAge": {}, amOverrides + ".useForceAuthnForPromptLogin": {}, amOverrides + ".validateScopeScript": {},
+	amOverrides + ".tokenSigningAlgorithm": {}, amOverrides + ".useForceAuthnForMaxAge": {}, amOverrides + ".useForceAuthnForPromptLogin": {}, amOverrides + ".validateScopeScript": {},
 }
 
 // amClient imports a client.
@@ -600,8 +623,18 @@ func (m *migration) amOverrides(report *reportedClient, client *Client, provider
 	switch {
 	case format == oauth.FormatJWT && (m.issuer == "" || m.managed):
 		report.lose("statelessTokensEnabled", "its tokens are opaque here unless it has token_format jwt, and the realm an issuer")
-	case format != provider.format && !m.managed && provider.format != "":
+	case format != cmp.Or(provider.format, oauth.FormatOpaque) && !m.managed:
 		client.TokenFormat = format
+	}
+	if format == oauth.FormatJWT && m.issuer != "" && !m.managed {
+		var algorithm string
+		f.list(amOverrides+".tokenSigningAlgorithm", &algorithm)
+		if provider.format != oauth.FormatJWT { // otherwise the provider's is reported for the realm
+			algorithm = cmp.Or(algorithm, provider.algorithm)
+		}
+		if algorithm != "" && algorithm != keys.ES256 {
+			report.lose("tokenSigningAlgorithm", amSigning)
+		}
 	}
 	overrides := *f
 	overrides.values = make(map[string]json.RawMessage)

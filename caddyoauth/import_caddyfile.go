@@ -100,6 +100,9 @@ func writeRealms(realms map[string]*Realm) (string, error) {
 		if realm.Issuer != "" {
 			fmt.Fprintf(&text, "issuer %s\n", quotedArgument(realm.Issuer))
 		}
+		if realm.AMCompat != nil {
+			text.WriteString("am_compat\n")
+		}
 		if realm.TokenLifetime != 0 {
 			fmt.Fprintf(&text, "token_lifetime %s\n", time.Duration(realm.TokenLifetime))
 		}

@@ -185,10 +185,10 @@ func TestImportedClientsGetTokens(t *testing.T) {
 		path, id, secret, scope string
 		lifetime                float64
 	}{
-		{"/oauth2", "weather", "sunny days", "forecast", 1800},
-		{"/oauth2", "sealed", made["root/sealed"], "forecast", 1800},
-		{"/oauth2", "templated", made["root/templated"], "forecast", 1800},
-		{"/oauth2/realms/root/realms/retail/realms/eu", "till", made["retail/eu/till"], "sales", 300},
+		{"/oauth2", "weather", "sunny days", "forecast", 1799},
+		{"/oauth2", "sealed", made["root/sealed"], "forecast", 1799},
+		{"/oauth2", "templated", made["root/templated"], "forecast", 1799},
+		{"/oauth2/realms/root/realms/retail/realms/eu", "till", made["retail/eu/till"], "sales", 299},
 	} {
 		form := url.Values{"grant_type": {"client_credentials"}, "scope": {c.scope}}
 		got := g.post(c.path+"/access_token", c.id, c.secret, form)
@@ -308,6 +308,7 @@ func TestImportSaysWhatIsLost(t *testing.T) {
 	}{
 		{"a lifetime of more than a year", map[string]any{"accessTokenLifetime": 1 << 30}, nil, nil, "accessTokenLifetime: 1073741824 seconds are too long"},
 		{"a default that is no scope", map[string]any{"defaultScopes": []string{"write"}}, nil, nil, `"write" was not among the scopes, and is now`},
+		{"assertions", nil, map[string]any{"tokenEndpointAuthMethod": "private_key_jwt"}, map[string]any{"jwksUri": "https://a.example.com/"}, "note: assertions of clients must have the issuer as their audience"},
 		{"every realm's tokens", map[string]any{"scopes": []string{"am-introspect-all-tokens-any-realm"}}, nil, nil, "its own realm alone"},
 		{"an unknown status", map[string]any{"status": "Asleep"}, nil, nil, "is left out: status: it is neither Active nor Inactive"},
 		{"a form that nobody knows", map[string]any{"scopes": "read"}, nil, nil, "is left out: scopes: it has another form than is known"},
@@ -338,6 +339,69 @@ func TestImportSaysWhatIsLost(t *testing.T) {
 				t.Errorf("a secret is repeated:\n%s%s", report, caddyfile)
 			}
 		})
+	}
+}
+
+// A client may be the only one in its realm that has JWTs. Whoever verifies them must hear how they were signed.
+func TestImportSaysHowAClientSigned(t *testing.T) {
+	t.Parallel()
+	const client = `{"_type":{"_id":"OAuth2Client"},"_id":"c","advancedOAuth2ClientConfig":{"grantTypes":["client_credentials"]},
+		"overrideOAuth2ClientConfig":{"providerOverridesEnabled":true,"statelessTokensEnabled":%t%s}}`
+	const provider = `{"_type":{"_id":"oauth-oidc"},"coreOAuth2Config":{"statelessTokensEnabled":%t,"accessTokenLifetime":60},
+		"advancedOAuth2Config":{"grantTypes":["client_credentials"],"tokenSigningAlgorithm":%q}}`
+	const rs256 = `,"tokenSigningAlgorithm":"RS256"`
+	for _, c := range []struct {
+		name             string
+		client, provider string
+		format, reports  bool // of the client
+	}{
+		{"the provider's algorithm", fmt.Sprintf(client, true, ""), fmt.Sprintf(provider, false, "HS256"), true, true},
+		{"its own algorithm", fmt.Sprintf(client, true, rs256), fmt.Sprintf(provider, false, "ES256"), true, true},
+		{"its own where all have JWTs", fmt.Sprintf(client, true, rs256), fmt.Sprintf(provider, true, "ES256"), false, true},
+		{"no provider", fmt.Sprintf(client, true, rs256), "", true, true},
+		{"the same algorithm as here", fmt.Sprintf(client, true, ""), fmt.Sprintf(provider, false, "ES256"), true, false},
+		{"no JWTs", fmt.Sprintf(client, false, ""), fmt.Sprintf(provider, false, "HS256"), false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			for name, text := range map[string]string{"client.json": c.client, "provider.json": c.provider} {
+				if text == "" {
+					continue
+				}
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			caddyfile, report, _ := importOf(t, 1, "am", dir, "--issuer", "https://auth.example.com")
+			_, ofClient, _ := strings.Cut(report, `client "c"`)
+			if reports := strings.Contains(ofClient, "tokenSigningAlgorithm: JWTs are signed with ES256 here"); reports != c.reports {
+				t.Errorf("that it is reported is %t:\n%s", reports, report)
+			}
+			_, block, _ := strings.Cut(caddyfile, "client c {")
+			if format := strings.Contains(block, "token_format jwt"); format != c.format {
+				t.Errorf("that the client has a token_format is %t:\n%s", format, caddyfile)
+			}
+		})
+	}
+}
+
+// A realm that was imported answers as AM does, which other products' realms don't.
+func TestImportedRealmsAnswerAsAM(t *testing.T) {
+	caddyfile, report, made := importOf(t, 1, "am", filepath.Join(importFolder, "am/amster"))
+	if strings.Count(report, "with am_compat, the realm answers as AM does") != strings.Count(report, "Realm ") {
+		t.Errorf("not every realm says so:\n%s", report)
+	}
+	g := startImported(t, caddyfile)
+	for _, path := range []string{"/oauth2", "/oauth2/realms/root/realms/retail/realms/eu"} {
+		got := g.post(path+"/access_token", "nobody", made["root/sealed"], url.Values{"grant_type": {"client_credentials"}})
+		if got.StatusCode != 401 || !strings.HasPrefix(string(got.Body), `{"error_description":`) {
+			t.Errorf("%s answers %d %s", path, got.StatusCode, got.Body)
+		}
+	}
+	caddyfile, report, _ = importOf(t, 1, "keycloak", filepath.Join(importFolder, "keycloak/realm.json"), "--issuer", "https://auth.example.com")
+	if strings.Contains(caddyfile+report, "am_compat") {
+		t.Errorf("Keycloak's realm is AM's:\n%s%s", report, caddyfile)
 	}
 }
 
