@@ -38,6 +38,9 @@ type shownClient struct {
 	ID    string `json:"id"`
 	// Managed is false for a client of the configuration.
 	Managed bool `json:"managed"`
+	// Unusable is why a managed client can't be used here: it can't authenticate, and its tokens are refused.
+	// If it can't even be read, there are no settings. Empty for clients that can be used.
+	Unusable string `json:"unusable,omitempty"`
 	// Settings are as in the configuration, without secrets.
 	Settings Client `json:"settings"`
 	// Introspects is whose tokens it may ask about, `realm` or `any_realm`, if that follows from its
@@ -126,6 +129,8 @@ func (a *App) showClient(ctx context.Context, realm *servedRealm, id string) (sh
 	record, err := readManaged(stored)
 	shown = showManaged(realm.name, id, &record)
 	shown.Introspects = realm.am.introspects(&record.Client)
+	unusable, _ := realm.managed.unusable.find(id)
+	shown.Unusable = unusable.why
 	return shown, stored.Version, err
 }
 

@@ -49,13 +49,14 @@ var listParameters = []string{"after", "expiring", "limit", "managed", "realm", 
 const (
 	stateActive   = "active"
 	stateDisabled = "disabled"
+	stateUnusable = "unusable"
 )
 
 // clientFilter says which clients are listed. The zero value lists all.
 type clientFilter struct {
 	// search is a part of their IDs, in small letters.
 	search string
-	// state and managed are as in the parameters; empty for both kinds.
+	// state and managed are as in the parameters; empty for all kinds.
 	state, managed string
 	// unused is for how long they have done nothing, and expiring how soon a secret ends. Zero is for
 	// any.
@@ -68,6 +69,18 @@ type listedClient struct {
 	*oauth.Client
 	managed bool
 	created time.Time // zero unless managed
+	// unusable is why it can't be used here; empty if it can. Of one that can't, nothing but its ID is known.
+	unusable string
+}
+
+func (c listedClient) state() string {
+	switch {
+	case c.unusable != "":
+		return stateUnusable
+	case c.Disabled:
+		return stateDisabled
+	}
+	return stateActive
 }
 
 // serveClients lists clients.
@@ -136,9 +149,9 @@ func readFilter(query url.Values) (clientFilter, error) {
 	for name, c := range map[string]struct {
 		value string
 		known []string
-	}{"state": {filter.state, []string{stateActive, stateDisabled}}, "managed": {filter.managed, []string{"true", "false"}}} {
+	}{"state": {filter.state, []string{stateActive, stateDisabled, stateUnusable}}, "managed": {filter.managed, []string{"true", "false"}}} {
 		if c.value != "" && !slices.Contains(c.known, c.value) {
-			return filter, fmt.Errorf("%s must be %s", name, strings.Join(c.known, " or "))
+			return filter, fmt.Errorf("%s must be %s", name, alternatives(c.known))
 		}
 	}
 	for name, place := range map[string]*time.Duration{"unused": &filter.unused, "expiring": &filter.expiring} {
@@ -151,6 +164,12 @@ func readFilter(query url.Values) (clientFilter, error) {
 		}
 	}
 	return filter, nil
+}
+
+// alternatives returns texts for people, of which one is to be chosen.
+func alternatives(texts []string) string {
+	last := len(texts) - 1
+	return strings.Join(texts[:last], ", ") + " or " + texts[last]
 }
 
 // listing is a page of clients in the making.
@@ -225,7 +244,7 @@ func (r *servedRealm) listed(filter clientFilter, after string) iter.Seq[listedC
 	return func(yield func(listedClient) bool) {
 		configured, managed := sortedKeys(r.settings.Clients), []string(nil)
 		if r.engine != nil && r.managed != nil {
-			managed = r.engine.ManagedIDs()
+			managed = r.managed.unusable.among(r.engine.ManagedIDs())
 		}
 		behind := func(ids []string) []string {
 			i, found := slices.BinarySearch(ids, after)
@@ -249,11 +268,13 @@ func (r *servedRealm) listed(filter clientFilter, after string) iter.Seq[listedC
 				if filter.search != "" && !strings.Contains(strings.ToLower(id), filter.search) {
 					continue // without a look at the client
 				}
-				client, ok := r.engine.ManagedByID(id)
-				if !ok {
+				if client, ok := r.engine.ManagedByID(id); ok {
+					c = listedClient{client.Client, true, client.Created, ""}
+				} else if unusable, ok := r.managed.unusable.find(id); ok {
+					c = listedClient{&oauth.Client{ID: id}, true, unusable.since, unusable.why}
+				} else {
 					continue // it was removed meanwhile
 				}
-				c = listedClient{client.Client, true, client.Created}
 			}
 			if filter.wants(c) && !yield(c) {
 				return
@@ -266,11 +287,11 @@ func (r *servedRealm) listed(filter clientFilter, after string) iter.Seq[listedC
 func (f clientFilter) wants(c listedClient) bool {
 	switch {
 	case f.search != "" && !strings.Contains(strings.ToLower(c.ID), f.search),
-		f.state != "" && c.Disabled != (f.state == stateDisabled),
+		f.state != "" && c.state() != f.state,
 		f.managed != "" && c.managed != (f.managed == "true"):
 		return false
 	}
-	return f.expiring == 0 || expires(c.Client, f.now.Add(f.expiring), f.now)
+	return f.expiring == 0 || c.unusable == "" && expires(c.Client, f.now.Add(f.expiring), f.now)
 }
 
 // expires reports whether a secret of a client ends before a time, or all have. Those of a client that is
@@ -326,10 +347,13 @@ func (a *App) showClients(ctx context.Context, realm *servedRealm, clients []lis
 			all = append(all, a.showConfigured(realm, c.ID))
 		case stored.Data != nil:
 			record, err := readManaged(stored)
-			if err != nil {
-				return nil, fmt.Errorf("client %q: %w", c.ID, err)
+			if err != nil { // what could be read of it may mean something else
+				all = append(all, shownClient{Realm: realm.name, ID: c.ID, Managed: true, Unusable: err.Error(), Secrets: []shownSecret{}})
+				continue
 			}
-			all = append(all, showManaged(realm.name, c.ID, &record))
+			shown := showManaged(realm.name, c.ID, &record)
+			shown.Unusable = c.unusable
+			all = append(all, shown)
 		}
 	}
 	return all, nil

@@ -112,7 +112,7 @@ func TestListFilters(t *testing.T) {
 		"unused=often":            "unused must be a duration, such as 90d",
 		"expiring=-1h":            "expiring must be a duration",
 		"unused=0s":               "unused must be a duration",
-		"state=gone":              "state must be active or disabled",
+		"state=gone":              "state must be active, disabled or unusable",
 		"managed=1":               "managed must be true or false",
 		"state=active&state=gone": "there is more than one state",
 		"unused=90d;managed=true": "the query can't be read", // and would list all

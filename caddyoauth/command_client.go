@@ -99,7 +99,7 @@ func (f adminFlags) send(method, path string, header http.Header, question, answ
 
 func listClientsCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "list [--realm <name>] [--unused <duration>] [--expiring <duration>] [--search <text>] [--state active|disabled] [--managed true|false] [--json]",
+		Use:   "list [--realm <name>] [--unused <duration>] [--expiring <duration>] [--search <text>] [--state active|disabled|unusable] [--managed true|false] [--json]",
 		Short: "Lists all clients, those of the configuration and managed ones",
 		Long: `
 Lists all clients, those of the configuration and managed ones, or those that all options
@@ -107,13 +107,13 @@ name together.
 
 USED is the day when the client last did anything, and "-" if it is not known to have done
 anything. ENDS is the day when its first secret ends: "over" if all have ended, and "-" if
-none ends.`,
+none ends. Below the table is why clients that are "unusable" are so.`,
 		Args: cobra.NoArgs,
 	}
 	filters := map[string]*string{
 		"realm":    cmd.Flags().String("realm", "", "realm whose clients to list; without it, all"),
 		"search":   cmd.Flags().String("search", "", "part of their IDs"),
-		"state":    cmd.Flags().String("state", "", "active, or disabled; without it, both"),
+		"state":    cmd.Flags().String("state", "", "active, disabled or unusable; without it, all"),
 		"managed":  cmd.Flags().String("managed", "", "true for managed clients, false for those of the configuration; without it, both"),
 		"unused":   cmd.Flags().String("unused", "", "for how long they have done nothing, and been there, such as 90d"),
 		"expiring": cmd.Flags().String("expiring", "", "how soon a secret ends, such as 30d; also those all of whose secrets have ended"),
@@ -170,7 +170,18 @@ func (l listedClients) print(w io.Writer) error {
 	if _, err := fmt.Fprintln(table, strings.Join(lines, "\n")); err != nil {
 		return err
 	}
-	return table.Flush()
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	for _, c := range l.Clients {
+		if c.Unusable == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "client %q of realm %q can't be used: %s\n", c.ID, c.Realm, printable(c.Unusable)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // shortened returns a text that fits a column of that width. Realms and client IDs are ASCII.
@@ -182,7 +193,10 @@ func shortened(text string, most int) string {
 }
 
 func (c shownClient) state() string {
-	if c.Settings.Disabled {
+	switch {
+	case c.Unusable != "":
+		return stateUnusable
+	case c.Settings.Disabled:
 		return stateDisabled
 	}
 	return stateActive
@@ -257,6 +271,9 @@ func (c shownClient) print(w io.Writer) error {
 		from = "managed, added " + c.Created.Local().Format(time.DateTime) + ", changed " + c.Changed.Local().Format(time.DateTime)
 	}
 	lines := []string{fmt.Sprintf("client %q of realm %q: %s, %s", c.ID, c.Realm, c.state(), from), "settings: " + printableJSON(settings)}
+	if c.Unusable != "" {
+		lines = append(lines, "can't be used: "+printable(c.Unusable))
+	}
 	if c.Introspects != "" {
 		lines = append(lines, "introspects: "+c.Introspects+", by its scopes")
 	}

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -30,6 +32,57 @@ type managedRealm struct {
 	lifetime caddy.Duration
 	scopes   []string
 	limits   Limits
+
+	// unusable are those that can't be used here.
+	unusable unusableClients
+}
+
+// unusableClients are the managed clients of a realm that the engine doesn't know because this program, or
+// this configuration, can't use them: at most as many as the store keeps. The zero value has none, and is
+// safe to share.
+type unusableClients struct {
+	mu   sync.Mutex
+	byID map[string]unusableClient
+}
+
+// unusableClient is why a client can't be used, and since when it is there, if that can be read.
+type unusableClient struct {
+	why   string
+	since time.Time
+}
+
+// take goes by what is known now of some clients, or with all set of all: which of them can't be used.
+func (u *unusableClients) take(ids iter.Seq[string], unusable map[string]unusableClient, all bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if all || u.byID == nil {
+		u.byID = unusable
+		return
+	}
+	for id := range ids {
+		delete(u.byID, id)
+	}
+	maps.Copy(u.byID, unusable)
+}
+
+// find returns one of them.
+func (u *unusableClients) find(id string) (client unusableClient, ok bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	client, ok = u.byID[id]
+	return client, ok
+}
+
+// among returns the IDs of these clients and others, which are sorted, each once and sorted.
+func (u *unusableClients) among(ids []string) []string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.byID) == 0 {
+		return ids
+	}
+	ids = slices.AppendSeq(slices.Clone(ids), maps.Keys(u.byID))
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 // managedRecord is what the store keeps of a managed client. It holds hashes of secrets alone.
@@ -190,18 +243,20 @@ func (r *servedRealm) isManaged(id string) bool {
 }
 
 // useManaged has a realm's engine go by what the store keeps of managed clients. With all set, there are no
-// others. A client that can't be used here is reported, and left out: it can't authenticate, and its tokens
-// are refused. The caller holds run.agreeing.
+// others. A client that can't be used here is reported, and the engine doesn't get it: it can't authenticate,
+// and its tokens are refused. The caller holds run.agreeing.
 func (a *App) useManaged(r *servedRealm, stored []oauth.ManagedClient, all bool) error {
 	if r.opened.closed {
 		return nil // the configuration has ended
 	}
 	clients, used := make(map[string]*oauth.Managed, len(stored)), make(map[string]clientKeys)
+	unusable := make(map[string]unusableClient)
 	for i, parsed := range r.parseManaged(stored) {
 		s := stored[i]
 		if err := r.opened.giveBack(used[s.ID]); err != nil { // if it is there twice, the later one counts
 			return err
 		}
+		delete(unusable, s.ID)
 		if parsed.known != nil {
 			clients[s.ID] = parsed.known
 			delete(used, s.ID)
@@ -217,6 +272,7 @@ func (a *App) useManaged(r *servedRealm, stored []oauth.ManagedClient, all bool)
 		}
 		if err != nil {
 			a.logger.Error("a managed client can't be used: it can't authenticate, and its tokens are refused", zap.String("realm", r.name), zap.String("client_id", loggedText(s.ID)), zap.Error(err))
+			unusable[s.ID] = unusableClient{err.Error(), parsed.created}
 			continue
 		}
 		if r.settings.Clients[s.ID] != nil {
@@ -224,6 +280,7 @@ func (a *App) useManaged(r *servedRealm, stored []oauth.ManagedClient, all bool)
 		}
 		clients[s.ID] = &oauth.Managed{Client: parsed.client, Version: s.Version, Generation: s.Generation, Created: parsed.created}
 	}
+	r.managed.unusable.take(maps.Keys(clients), unusable, all)
 	r.engine.SetManaged(clients, all)
 	if all {
 		for id := range r.opened.clients {

@@ -82,6 +82,59 @@ const managedSite = "oauth_server\noauth_protect /x {\nscopes read\n}\nreverse_p
 
 const managedOptions = "managed_clients\nlimit failures off\n" + testClients
 
+// Clients that the configuration no longer fits are listed with what is wrong with them, until somebody mends
+// or removes them.
+func TestUnusableManagedClientsAreListed(t *testing.T) {
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			config, address := withAdmin(t, caddyfileOf(v.options(t)+managedOptions+"am_compat\n", managedSite))
+			a := admin{startCaddyfile(t, config), address}
+			secret := fmt.Sprint(a.must(201, "PUT", "/oauth/clients/root/mended", `{"scopes":["read|Read orders"]}`).json(t)["secret"])
+			a.must(201, "PUT", "/oauth/clients/root/removed", `{"scopes":["read|Read orders"]}`)
+			a.must(201, "PUT", "/oauth/clients/root/usable", `{"scopes":["read"]}`)
+			token := a.tokenBy("mended", secret)
+			a.wants("a token with am_compat", token, 200)
+			if err := a.loadCaddyfile(strings.Replace(config, "am_compat\n", "", 1)); err != nil {
+				t.Fatal(err)
+			}
+
+			const why = `"read|Read orders" is not a scope`
+			// 503 if it is asked for: the store has the client.
+			if got := a.get("/x", token).StatusCode; got != 401 && got != 503 {
+				t.Errorf("a token of a client that can't be used: %d", got)
+			}
+			for query, want := range map[string]string{
+				"managed=true":                 "mended removed usable",
+				"state=unusable":               "mended removed",
+				"state=active&managed=true":    "usable",
+				"search=men&managed=true":      "mended",
+				"expiring=30d&managed=true":    "",
+				"state=unusable&managed=false": "",
+			} {
+				if got := a.listOf(query, 1); got != want {
+					t.Errorf("%s lists %q, want %q", query, got, want)
+				}
+			}
+			if list := a.mustCLI("client", "list"); !regexp.MustCompile(`(?m)^root +mended +managed +unusable `).MatchString(list) || strings.Count(list, why) != 2 {
+				t.Errorf("the list is\n%s", list)
+			}
+			if shown := a.mustCLI("client", "show", "mended"); !strings.Contains(shown, "unusable, managed") || !strings.Contains(shown, why) {
+				t.Errorf("it is shown as %s", shown)
+			}
+
+			a.mustCLI("client", "remove", "removed")
+			a.must(200, "PUT", "/oauth/clients/root/mended", `{"scopes":["read"]}`)
+			if mended := a.must(200, "GET", "/oauth/clients/root/mended", ""); mended.json(t)["unusable"] != nil {
+				t.Errorf("it is still unusable: %s", mended.Body)
+			}
+			if got := a.listOf("managed=true", 10) + a.listOf("state=unusable", 10); got != "mended usable" {
+				t.Errorf("then the list is %q", got)
+			}
+			a.tokenBy("mended", secret)
+		})
+	}
+}
+
 // A client that an operator adds fetches tokens at once, and goes on after a reload and a restart. Its
 // tokens end when it is disabled or removed, and stay dead when it comes back.
 func TestManagedClients(t *testing.T) {

@@ -855,6 +855,7 @@ const ended = (secret) => secret.until && new Date(secret.until) <= new Date();
 
 // clientState is a client's state.
 function clientState(c) {
+	if (c.unusable) return badge("bad", "unusable");
 	if (c.settings?.disabled) return badge("off", "disabled");
 	if (c.secrets?.length > 0 && c.secrets.every(ended)) return badge("bad", "secrets ended");
 	return badge("good", "active");
@@ -900,7 +901,7 @@ function clients({ root, query, signal }) {
 	const showFilters = () => {
 		const other = (options, value) => (options.some(([v]) => v === value) ? options : [...options, [value, plain(value, 40)]]);
 		choices.realm.offer(other([["", "All"], ...realms().map((r) => [r, plain(r, 60)])], filter.realm), filter.realm);
-		choices.state.offer(other([["", "All"], ["active", "Active"], ["disabled", "Disabled"]], filter.state), filter.state);
+		choices.state.offer(other([["", "All"], ["active", "Active"], ["disabled", "Disabled"], ["unusable", "Unusable"]], filter.state), filter.state);
 		choices.managed.offer(other([["", "All"], ["true", "Managed"], ["false", "Configuration"]], filter.managed), filter.managed);
 		choices.unused.offer(other([["", "Any"], ["30d", "Unused for 30 days"], ["90d", "Unused for 90 days"], ["365d", "Unused for a year"]], filter.unused), filter.unused);
 		choices.expiring.offer(other([["", "Any"], ["7d", "End within 7 days"], ["30d", "End within 30 days"], ["90d", "End within 90 days"]], filter.expiring), filter.expiring);
@@ -939,7 +940,7 @@ function clients({ root, query, signal }) {
 			return [
 				table("Clients", ["Client", "State", "From", "Scopes", "Secrets", "Last used"], data.clients.map((c) => [
 					[several && el("span", { class: "dim" }, plain(c.realm, 60), " / "), addressable(c.id) ? el("a", { href: address(["clients", c.realm, c.id]) }, code(c.id)) : code(c.id)],
-					clientState(c), kindOfClient(c), tags(c.settings?.scopes), secretsSummary(c),
+					[clientState(c), c.unusable && el("div", { class: "dim" }, plain(c.unusable))], kindOfClient(c), tags(c.settings?.scopes), secretsSummary(c),
 					[shortMoment(lastUse(c), "not known"), c.use?.from && el("div", { class: "dim nowrap" }, "from ", code(c.use.from))],
 				])),
 				(next || back) && el("div", { class: "body actions" }, back, next),
@@ -1084,6 +1085,7 @@ function client({ root, signal, parts }) {
 		const settings = durations(c.settings);
 		const takesSecrets = !settings.auth?.length ? !settings.federated?.length : settings.auth.some((a) => a.startsWith("client_secret"));
 		return [
+			c.unusable && notice("bad", el("p", {}, "This client can't be used: ", plain(c.unusable), ". It can't authenticate, and its tokens are refused.")),
 			!mayWrite() ? readOnly() : !c.managed && notice("", el("p", {}, "This client is in the configuration", settings.at ? [" (", code(settings.at), ")"] : "", ": change it there, and reload.")),
 			el("div", { class: "stack sides" },
 				el("div", { class: "stack" },
