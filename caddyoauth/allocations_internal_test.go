@@ -3,6 +3,7 @@ package caddyoauth
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -226,6 +227,10 @@ func hotPathsOver(t *testing.T, store, config, issuer, foreign, long string) []h
 	if withKeys {
 		clients["sealed"], clients["jwt"] = client(oauth.FormatSealed), client(oauth.FormatJWT)
 	}
+	if store == "memory" {
+		clients["bound"] = client("")
+		clients["bound"].CertificateBound = true
+	}
 	ctx, app := benchmarkAppOver(t, config, "INFO", &Realm{
 		Issuer: "https://auth.example.com/oauth2", Limits: &Limits{Failures: &Limit{Off: true}, Inquiries: &Limit{Off: true}},
 		Clients: clients,
@@ -267,7 +272,7 @@ func hotPathsOver(t *testing.T, store, config, issuer, foreign, long string) []h
 
 	fetch := func(client string) string {
 		w := httptest.NewRecorder()
-		if status := postTo(server, w, "/oauth2/access_token", client, secret, "grant_type=client_credentials"); status != 200 {
+		if status := postOver(withCertificate, server, w, "/oauth2/access_token", client, secret, "grant_type=client_credentials"); status != 200 {
 			t.Fatalf("status %d: %s", status, w.Body)
 		}
 		var answer struct {
@@ -324,7 +329,7 @@ func hotPathsOver(t *testing.T, store, config, issuer, foreign, long string) []h
 	warm := func(name string, handler caddyhttp.MiddlewareHandler, token string) hotPath {
 		return hotPath{name: name, do: func() int { return getFrom(handler, token) }, status: 200}
 	}
-	signer := fetch("jwt")
+	signer, bound := fetch("jwt"), fetch("bound")
 	return append(overStore,
 		warm("floor, with a handler that only calls the next one", passOn{}, token),
 		warm("protected, warm, opaque", own, token),
@@ -332,6 +337,7 @@ func hotPathsOver(t *testing.T, store, config, issuer, foreign, long string) []h
 		warm("protected, warm, own JWT", own, signer),
 		warm("protected, warm, with an audience", forAudience, token),
 		warm("protected, warm, with an assertion", assertion, token),
+		hotPath{name: "protected, warm, certificate-bound", do: func() int { return getOver(withCertificate, own, bound) }, status: 200},
 		warm("protected, warm, introspected", introspected, strange),
 		warm("protected, warm, foreign JWT", verified, foreign),
 		warm("protected, warm, three sources, opaque", three, token),
@@ -354,9 +360,14 @@ func hotPathsOver(t *testing.T, store, config, issuer, foreign, long string) []h
 
 // postTo posts a form with a client's credentials and returns the status of the answer.
 func postTo(s *Server, w http.ResponseWriter, path, client, secret, form string) int {
+	return postOver(overTLS, s, w, path, client, secret, form)
+}
+
+// postOver is postTo over a connection in this state.
+func postOver(conn *tls.ConnectionState, s *Server, w http.ResponseWriter, path, client, secret, form string) int {
 	r := &http.Request{
 		Method: http.MethodPost, URL: &url.URL{Path: path}, Host: "gateway.example", RequestURI: path, RemoteAddr: "192.0.2.7:1234",
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, TLS: overTLS,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, TLS: conn,
 		Header:        http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
 		ContentLength: int64(len(form)), Body: io.NopCloser(strings.NewReader(form)),
 	}
@@ -369,6 +380,11 @@ func postTo(s *Server, w http.ResponseWriter, path, client, secret, form string)
 // getFrom sends a request through a handler, with what Caddy makes for each request, and returns the
 // status of the answer.
 func getFrom(handler caddyhttp.MiddlewareHandler, token string) int {
+	return getOver(overTLS, handler, token)
+}
+
+// getOver is getFrom over a connection in this state.
+func getOver(conn *tls.ConnectionState, handler caddyhttp.MiddlewareHandler, token string) int {
 	w := new(thrownAway)
 	repl := caddy.NewReplacer()
 	repl.Map(func(string) (any, bool) { return nil, false }) // as for {http.request.*}
@@ -377,7 +393,7 @@ func getFrom(handler caddyhttp.MiddlewareHandler, token string) int {
 	vars = context.WithValue(vars, caddyhttp.ServerCtxKey, emptyServer)
 	r := &http.Request{
 		Method: http.MethodGet, URL: &url.URL{Path: "/api/orders/17"}, Host: "gateway.example", RequestURI: "/api/orders/17",
-		RemoteAddr: "192.0.2.7:1234", Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, TLS: overTLS,
+		RemoteAddr: "192.0.2.7:1234", Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, TLS: conn,
 		Header: http.Header{"User-Agent": {"test"}, "Accept": {"*/*"}, "X-Request-Id": {"1"}}, Body: http.NoBody,
 	}
 	if token != "" {
@@ -387,7 +403,10 @@ func getFrom(handler caddyhttp.MiddlewareHandler, token string) int {
 }
 
 var (
-	overTLS     = &tls.ConnectionState{HandshakeComplete: true}
+	overTLS         = &tls.ConnectionState{HandshakeComplete: true}
+	withCertificate = &tls.ConnectionState{
+		HandshakeComplete: true, ServerName: "gateway.example", PeerCertificates: []*x509.Certificate{{Raw: make([]byte, 500)}},
+	}
 	emptyServer = new(caddyhttp.Server) // without access logs, as by default
 	nothingNext = caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 )

@@ -2,6 +2,7 @@ package caddyoauth
 
 import (
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
@@ -86,15 +87,14 @@ func clientCertificatesOption(place **ClientCertificates) conf.Option {
 //
 // If a proxy sends a certificate that can't be read, it returns one without a leaf.
 func (c *ClientCertificates) of(r *http.Request) *oauth.Certificate {
-	switch {
-	case tooEarly(r):
-		return nil
-	case c.believes(r):
-		return c.inHeader(r.Header)
-	case r.TLS == nil || len(r.TLS.PeerCertificates) == 0 || !namesHost(r) || forwards(r):
+	chain, err := c.chainOf(r)
+	if err != nil {
+		return new(oauth.Certificate)
+	}
+	if len(chain) == 0 {
 		return nil
 	}
-	chain, verified := r.TLS.PeerCertificates, len(r.TLS.VerifiedChains) > 0
+	verified := !c.believes(r) && len(r.TLS.VerifiedChains) > 0
 	return &oauth.Certificate{Leaf: chain[0], Verified: func() bool {
 		if c == nil || c.authorities == nil {
 			return verified // of the modes of client_auth, request and require verify nothing
@@ -103,14 +103,38 @@ func (c *ClientCertificates) of(r *http.Request) *oauth.Certificate {
 	}}
 }
 
-// provenBy returns what the sender of a request has proven to have, of what a token demands.
+// chainOf returns the client's certificate, and those that came with it to vouch for it, or nothing. It
+// returns an error if a proxy sends what can't be read.
+func (c *ClientCertificates) chainOf(r *http.Request) ([]*x509.Certificate, error) {
+	switch {
+	case tooEarly(r):
+		return nil, nil
+	case c.believes(r):
+		return chainIn(r.Header)
+	case r.TLS == nil || len(r.TLS.PeerCertificates) == 0 || !namesHost(r) || forwards(r):
+		return nil, nil
+	}
+	return r.TLS.PeerCertificates, nil
+}
+
+// provenBy returns what the sender of a request has proven to have, of what a token demands. It doesn't
+// allocate for a certificate of the connection.
 func (c *ClientCertificates) provenBy(r *http.Request, demanded introspect.Confirmation) (proven introspect.Confirmation) {
-	if demanded.Certificate != "" {
-		if certificate := c.of(r); certificate != nil && certificate.Leaf != nil {
-			proven.Certificate = introspect.CertificateThumbprint(certificate.Leaf)
-		}
+	if demanded.Certificate == "" {
+		return proven
+	}
+	if chain, err := c.chainOf(r); err == nil && len(chain) > 0 && hasThumbprint(chain[0], demanded.Certificate) {
+		proven.Certificate = demanded.Certificate
 	}
 	return proven
+}
+
+// hasThumbprint reports whether introspect.CertificateThumbprint returns this of a certificate.
+func hasThumbprint(certificate *x509.Certificate, thumbprint string) bool {
+	digest := sha256.Sum256(certificate.Raw)
+	var text [43]byte
+	base64.RawURLEncoding.Encode(text[:], digest[:])
+	return string(text[:]) == thumbprint
 }
 
 // tooEarly reports whether a request was sent before the TLS handshake was complete, to us or to a
@@ -126,9 +150,11 @@ func tooEarly(r *http.Request) bool {
 // connection was made with. Caddy sees to this where a site has a client_auth, unless
 // strict_sni_host is off.
 func namesHost(r *http.Request) bool {
-	host, _, err := net.SplitHostPort(r.Host)
-	if err != nil {
-		host = r.Host // without a port
+	host := r.Host
+	if strings.Contains(host, ":") { // without one, the error that there is no port would be made in vain
+		if name, _, err := net.SplitHostPort(host); err == nil {
+			host = name
+		}
 	}
 	return r.TLS.ServerName != "" && strings.EqualFold(r.TLS.ServerName, host)
 }
@@ -164,16 +190,12 @@ func (c *ClientCertificates) isMadeUp(r *http.Request, name string) bool {
 	return isOneOf(name, certificateHeaders) && (name != certHeader && name != chainHeader || !c.believes(r))
 }
 
-// inHeader returns the certificate that a proxy has put into the headers.
-func (c *ClientCertificates) inHeader(h http.Header) *oauth.Certificate {
+// chainIn returns the certificates that a proxy has put into the headers.
+func chainIn(h http.Header) ([]*x509.Certificate, error) {
 	if h[certHeader] == nil && h[chainHeader] == nil {
-		return nil
+		return nil, nil
 	}
-	chain, err := certificatesIn(h[certHeader], h[chainHeader])
-	if err != nil {
-		return new(oauth.Certificate)
-	}
-	return &oauth.Certificate{Leaf: chain[0], Verified: func() bool { return c.verify(chain) }}
+	return certificatesIn(h[certHeader], h[chainHeader])
 }
 
 const (
