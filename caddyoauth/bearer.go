@@ -2,6 +2,8 @@ package caddyoauth
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"strings"
 
 	"github.com/caddyoauth/gateway/caddyoauth/internal/access"
@@ -41,7 +43,31 @@ type bearer struct {
 	// last is the bearer that the last of several handlers let in. Only the first bearer of a
 	// request has it, and only if there are others.
 	last *bearer
+
+	// context is the request's context, from where the bearer is let in.
+	context bearerContext
 }
+
+// bearerContext is a context with a bearer in it. It is part of the bearer, since one from
+// context.WithValue would take memory of its own for each request.
+type bearerContext struct {
+	context.Context //nolint:containedctx // this is a context, and it ends with its parent
+	bearer          *bearer
+}
+
+// Value implements context.Context.
+func (c *bearerContext) Value(key any) any {
+	if key == (bearerCtxKey{}) {
+		return c.bearer
+	}
+	return c.Context.Value(key)
+}
+
+// String says what contexts of Go say.
+func (c *bearerContext) String() string { return fmt.Sprint(c.Context) + ".WithBearer" }
+
+// Format implements fmt.Formatter: with some verbs, a context that is printed would show the token.
+func (c *bearerContext) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) } //nolint:errcheck // as in fmt
 
 // dpopShown is what comes with a token by the scheme DPoP.
 type dpopShown struct {

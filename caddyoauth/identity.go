@@ -96,7 +96,8 @@ func (ih *identityHeaders) identify(r *http.Request, b *bearer) *http.Request {
 		}
 	}
 	addToAccessLog(ctx, b) // the client and its realm
-	return r.WithContext(context.WithValue(ctx, bearerCtxKey{}, b))
+	b.context = bearerContext{ctx, b}
+	return r.WithContext(&b.context)
 }
 
 // placeholder returns the value of a placeholder. It is computed only when it is used.

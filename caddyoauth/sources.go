@@ -309,17 +309,20 @@ func recallOrAsk(ctx context.Context, sources []routeSource, token *introspect.T
 // before it knows.
 func askEach(ctx context.Context, sources []routeSource, token *introspect.Token, maxAge time.Duration) (finding, error) {
 	var unsure error
-	no := finding{facts: introspect.InactiveBecause(introspect.CauseNoSource)} // if there is nobody to ask
+	var no finding
 	for i, s := range sources {
 		facts, err := s.ask(ctx, token, maxAge)
 		if err == nil && facts.Active {
 			return finding{facts, s.realmName()}, nil
 		}
 		// Of several, the first that says more than "unknown" counts.
-		if err == nil && (i == 0 || no.facts.Cause() == introspect.CauseUnknown) {
+		if err == nil && (i == 0 || no.facts != nil && no.facts.Cause() == introspect.CauseUnknown) {
 			no = finding{facts, s.realmName()}
 		}
 		unsure = errors.Join(unsure, err)
+	}
+	if no.facts == nil { // there was nobody to ask, or nobody who knew
+		no.facts = introspect.InactiveBecause(introspect.CauseNoSource)
 	}
 	return no, unsure
 }
