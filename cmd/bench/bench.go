@@ -29,7 +29,7 @@ type bench struct {
 	folder  string // temporary; for the binary, and with a folder for each gateway
 	binary  string
 	backend string // host:port
-	prefix  string // of the keys in Redis
+	redis   *redis // nil without it
 
 	generated, chosen credentials
 	clients           []credentials // all, for the Caddyfile
@@ -54,13 +54,11 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 
 	stores := []string{"bbolt", "memory"}
 	if cfg.Redis != "" {
-		b.prefix = "bench-" + strings.ToLower(rand.Text()) + ":"
 		stores = append(stores, "redis")
-		clean, err := redisCleaner(cfg.Redis, b.prefix)
-		if err != nil {
+		if b.redis, err = openRedis(cfg.Redis, "bench-"+strings.ToLower(rand.Text())+":"); err != nil {
 			return nil, err
 		}
-		defer clean()
+		defer b.redis.close()
 	}
 
 	type chapter struct {
@@ -77,7 +75,8 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 	add("cached", 2, b.cached)
 	add("at-once", 1, b.atOnce)
 	for _, store := range stores {
-		add("protected", 3*cfg.Rounds, func(ctx context.Context) error { return b.inOneGateway(ctx, b.protectedRows(store)...) })
+		protected := b.protectedRows(store)
+		add("protected", len(protected)*cfg.Rounds, func(ctx context.Context) error { return b.inOneGateway(ctx, protected...) })
 		add("tokens", 7*cfg.Rounds, func(ctx context.Context) error { return b.issue(ctx, store) })
 		add("introspection", 2*cfg.Rounds, func(ctx context.Context) error { return b.ask(ctx, store) })
 	}
@@ -87,6 +86,9 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 	chapters = append(chapters, chapter{len(b.besideRows()) * cfg.Rounds, b.beside})
 	// Growth comes last, since it needs to know how fast tokens are issued.
 	add("growth", cfg.Points+cfg.Rounds+3, b.growth)
+	if b.redis != nil {
+		add("growth", cfg.Points, b.growthInRedis)
+	}
 
 	if cfg.Ways {
 		chapters = []chapter{{1, b.prepare}, {len(ways) * cfg.Rounds, b.eachWay}}
@@ -388,13 +390,23 @@ func (r row) setup() setup {
 	return s
 }
 
-// protectedRows are requests to a protected route.
+// protectedRows are requests to a protected route. With Redis, it matters more how many share its
+// connection.
 func (b *bench) protectedRows(store string) []row {
-	return []row{
+	rows := []row{
 		b.warmRow("protected", "protected request, one token", store, setup{}, b.some(1)),
 		b.warmRow("protected", "protected request, 1,000 tokens", store, setup{}, b.some(1000)),
 		b.coldRow(store),
 	}
+	if store == "redis" {
+		for _, connections := range []int{1, 128} {
+			for _, r := range []row{rows[0], rows[2]} {
+				r.Connections = connections
+				rows = append(rows, r)
+			}
+		}
+	}
+	return rows
 }
 
 // tlsRows are the same requests over TLS, to routes of the same Caddy that use it as well.

@@ -65,7 +65,11 @@ func TestBench(t *testing.T) {
 	if err := deliver(r, &table, filepath.Join(files, "figures.json"), filepath.Join(files, "growth.svg")); err != nil {
 		t.Fatal(err)
 	}
-	checkTables(t, table.String(), 4)
+	tables := 4
+	if cfg.Redis != "" {
+		tables++
+	}
+	checkTables(t, table.String(), tables)
 	if err := deliver(r, &onlyJSON, "-", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -78,11 +82,11 @@ func TestBench(t *testing.T) {
 		t.Fatalf("the JSON can't be read back: %v", err)
 	}
 
-	stores := 2
+	stores, more := 2, 0
 	if cfg.Redis != "" {
-		stores = 3
+		stores, more = 3, 4
 	}
-	if got, want := len(back.Comparisons), stores*(3+7+2)+5+3+1; got != want {
+	if got, want := len(back.Comparisons), stores*(3+7+2)+more+5+3+1; got != want {
 		t.Errorf("%d comparisons, want %d", got, want)
 	}
 	for _, c := range back.Comparisons {
@@ -122,6 +126,13 @@ func TestBench(t *testing.T) {
 	}
 	if g.Left == 0 || g.Left > 200 || g.Pages == 0 {
 		t.Errorf("at the end the file has %d tokens and %d pages", g.Left, g.Pages)
+	}
+	if inRedis := back.GrowthInRedis.Points; cfg.Redis != "" {
+		if n := len(inRedis); n != 4 || inRedis[0].Live != 0 || inRedis[n-1].Live != 600 {
+			t.Errorf("growth in Redis went through %+v", inRedis)
+		} else if last := inRedis[n-1]; last.RedisCPU <= 0 || last.Bytes < 100 || last.Bytes > 10_000 || last.Rate <= 0 {
+			t.Errorf("growth in Redis ended with %+v", last)
+		}
 	}
 	if back.Start.Startup.Median <= 0 || back.Start.Live.Median <= 0 || back.Cached.Tokens < 450 || back.Cached.BytesEach == 0 {
 		t.Errorf("%+v, %+v", back.Start, back.Cached)

@@ -88,7 +88,7 @@ func (b *bench) caddyfile(s setup, site, admin, data string) string {
 		case "bbolt":
 			line += " " + quoted(filepath.Join(data, "tokens.db"))
 		case "redis":
-			line += " " + b.cfg.Redis + " {\n\t\t\tprefix " + b.prefix + "\n\t\t}"
+			line += " " + b.cfg.Redis + " {\n\t\t\tprefix " + b.redis.prefix + "\n\t\t}"
 		}
 		fmt.Fprintf(&oauth, "\toauth {\n\t\tstore %s\n\t\ttoken_lifetime %s\n", line, s.lifetime)
 		bound := ""

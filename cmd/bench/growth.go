@@ -34,7 +34,7 @@ type point struct {
 	Rate   float64 `json:"tokens_per_second,omitempty"`
 	P50    float64 `json:"p50_ms,omitempty"`
 	P99    float64 `json:"p99_ms,omitempty"`
-	File   int64   `json:"file_bytes"`
+	File   int64   `json:"file_bytes,omitempty"`
 	Memory memory  `json:"memory"`
 }
 
@@ -180,10 +180,13 @@ func (b *bench) fill(ctx context.Context, g *gateway, l *load, n int) (point, er
 	return p, nil
 }
 
-// look returns what there is now: the size of the file, and memory.
+// look returns what there is now: the size of the file if there is one, and memory.
 func (g *gateway) look(ctx context.Context) (p point, err error) {
 	if p.Memory, err = g.memory(ctx); err != nil {
 		return point{}, err
+	}
+	if g.store == "" {
+		return p, nil
 	}
 	info, err := os.Stat(g.store)
 	if err != nil {

@@ -43,7 +43,7 @@ and with its own data. The backend and the load generator run in this process. I
   tokens         issuing a token, compared with a static answer of the same size
   introspection  introspecting and revoking a token, likewise
   growth         a bbolt file that grows to a million live tokens, and is empty again once
-                 they expire
+                 they expire; with --redis, a Redis that grows as much
   start          start-up time and memory, compared with the same Caddy without the gateway
   cached         the memory of a cached token
   at-once        whether a token works as soon as it is issued, for each of 100,000
@@ -134,7 +134,7 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 		jsonFile = flags.String("json", "", "also write all figures as JSON to this `file`; - means standard output, which then gets no tables")
 		plotFile = flags.String("plot", "", "also draw growth and latency as SVG into this `file`")
 		each     = flags.Bool("ways", false, "only measure one protected request, in each of the ways that lie between in turn and side by side")
-		redis    = flags.String("redis", "", "also measure with the Redis at this `host:port`, except for growth; its keys get a prefix of their own and are deleted at the end")
+		redis    = flags.String("redis", "", "also measure with the Redis at this `host:port`, which nobody else should use meanwhile; its keys get a prefix of their own and are deleted at the end")
 	)
 	var only []string
 	flags.Func("only", "measure these `topics` alone, with commas between them: "+strings.Join(topics, ", "), func(text string) error {

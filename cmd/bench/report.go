@@ -13,17 +13,18 @@ import (
 
 // report is everything that was measured.
 type report struct {
-	Config      config       `json:"config"`
-	Machine     machine      `json:"machine"`
-	Comparisons []comparison `json:"comparisons,omitempty"`
-	Beside      []besideRow  `json:"side_by_side,omitempty"`
-	Ways        []besideRow  `json:"ways,omitempty"`
-	Growth      growth       `json:"growth,omitzero"`
-	Start       start        `json:"start,omitzero"`
-	Cached      cached       `json:"cached,omitzero"`
-	AtOnce      int64        `json:"let_in_at_once,omitzero"` // of Config.AtOnce tokens
-	Notes       []string     `json:"notes,omitempty"`
-	Peer        bool         `json:"another_gateway,omitempty"`
+	Config        config        `json:"config"`
+	Machine       machine       `json:"machine"`
+	Comparisons   []comparison  `json:"comparisons,omitempty"`
+	Beside        []besideRow   `json:"side_by_side,omitempty"`
+	Ways          []besideRow   `json:"ways,omitempty"`
+	Growth        growth        `json:"growth,omitzero"`
+	GrowthInRedis growthInRedis `json:"growth_in_redis,omitzero"`
+	Start         start         `json:"start,omitzero"`
+	Cached        cached        `json:"cached,omitzero"`
+	AtOnce        int64         `json:"let_in_at_once,omitzero"` // of Config.AtOnce tokens
+	Notes         []string      `json:"notes,omitempty"`
+	Peer          bool          `json:"another_gateway,omitempty"`
 }
 
 // comparison is one line of the table: what was measured, and the baseline that it was compared with.
@@ -165,6 +166,9 @@ func (r *report) markdown() string {
 	if len(r.Growth.Points) > 0 {
 		t.WriteString("\n" + r.Growth.table())
 	}
+	if len(r.GrowthInRedis.Points) > 0 {
+		t.WriteString("\n" + r.GrowthInRedis.table())
+	}
 	if rows := r.processRows(); len(rows) > 0 {
 		t.WriteString("\n| what | with the gateway | the same Caddy without | difference |\n|---|--:|--:|--:|\n" + strings.Join(rows, ""))
 	}
@@ -192,17 +196,11 @@ func (g growth) table() string {
 	var t strings.Builder
 	t.WriteString("| tokens in the bbolt file | CPU µs per token | tokens/s | p50 ms | p99 ms | file MiB | resident MiB | without the file | heap in use, MiB |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	row := func(label string, p point) {
-		issued := func(f float64) string {
-			if f == 0 {
-				return "–"
-			}
-			return number(f)
-		}
-		fmt.Fprintf(&t, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", label, issued(p.CPU), issued(p.Rate), issued(p.P50), issued(p.P99),
-			number(mib(p.File)), issued(mib(p.Memory.Resident)), issued(mib(p.Memory.Own)), number(mib(p.Memory.Live)))
+		fmt.Fprintf(&t, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", label, known(p.CPU), known(p.Rate), known(p.P50), known(p.P99),
+			number(mib(p.File)), known(mib(p.Memory.Resident)), known(mib(p.Memory.Own)), number(mib(p.Memory.Live)))
 	}
 	for i, p := range g.Points {
-		if last := len(g.Points) - 1; i <= 1 || i == last/4 || i == last/2 || i == last {
+		if shown(i, len(g.Points)) {
 			row(thousands(p.Live), p)
 		}
 	}
@@ -210,6 +208,20 @@ func (g growth) table() string {
 	row(thousands(g.Refilled.Live)+" again", g.Refilled)
 	fmt.Fprintf(&t, "\nAt the end the file has %s pages, %s of them free, and %s tokens.\n", thousands(g.Pages), thousands(g.Free), thousands(g.Left))
 	return t.String()
+}
+
+// shown says whether a table has the point with index i of n.
+func shown(i, n int) bool {
+	last := n - 1
+	return i <= 1 || i == last/4 || i == last/2 || i == last
+}
+
+// known formats a figure that is 0 where nothing was measured.
+func known(f float64) string {
+	if f == 0 {
+		return "–"
+	}
+	return number(f)
 }
 
 // processRows returns what was measured of whole processes, as rows of a table.
