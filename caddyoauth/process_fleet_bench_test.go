@@ -18,12 +18,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/rueidis"
+
 	"github.com/caddyoauth/gateway/caddyoauth/internal/porttest"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
 // BenchmarkProcessFleet has ten gateways share a Redis, or a Cluster of three. It reports how long after
-// a revocation was answered the last of the ten lets its token pass; and, for one gateway and for all
+// a revocation was answered the last of the ten lets its token pass, and how long after it the last of ten
+// bare clients of Redis hears of it, which do nothing else; and, for one gateway and for all
 // ten, how many tokens a second they issue together, and the CPU time of a token in them and in Redis.
 // With all of them on one machine, the processors are the bound; Redis' share says where its own is.
 func BenchmarkProcessFleet(b *testing.B) {
@@ -90,10 +93,12 @@ func benchmarkFleet(b *testing.B, servers []*redistest.Server, options string) {
 		return issued / took.Seconds(), (after - before) / issued * 1e6, (redisAfter - redisBefore) / issued * 1e6
 	}
 	issue(size) // warm up
-	var late, one, ten, cpu, redis []float64
+	bare := hearFrom(b, servers, size)
+	var late, heard, one, ten, cpu, redis []float64
 	for range b.N {
 		for i := range revocations {
 			revoker := gateways[i%size]
+			bare.forget()
 			token := revoker.token(b)
 			for range 2 { // the second time from its cache
 				for _, p := range gateways {
@@ -102,6 +107,7 @@ func benchmarkFleet(b *testing.B, servers []*redistest.Server, options string) {
 					}
 				}
 			}
+			bare.read(b)
 			form := revoker.post("/oauth2/token/revoke")
 			body := url.Values{"token": {token}}.Encode()
 			form.Body, form.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
@@ -129,6 +135,7 @@ func benchmarkFleet(b *testing.B, servers []*redistest.Server, options string) {
 			}
 			wg.Wait()
 			late = append(late, time.Duration(last.Load()).Seconds()*1e3)
+			heard = append(heard, max(0, bare.last(b).Sub(answered)).Seconds()*1e3)
 		}
 		perSecond, _, _ := issue(1)
 		one = append(one, perSecond)
@@ -139,11 +146,112 @@ func benchmarkFleet(b *testing.B, servers []*redistest.Server, options string) {
 	b.ReportMetric(late[len(late)/2], "ms-late-p50")
 	b.ReportMetric(late[len(late)*99/100], "ms-late-p99")
 	b.ReportMetric(late[len(late)-1], "ms-late-max")
+	slices.Sort(heard)
+	b.ReportMetric(heard[len(heard)/2], "ms-bare-p50")
+	b.ReportMetric(heard[len(heard)*99/100], "ms-bare-p99")
+	b.ReportMetric(heard[len(heard)-1], "ms-bare-max")
 	b.ReportMetric(median(one), "tokens/s-one")
 	b.ReportMetric(median(ten), "tokens/s-ten")
 	b.ReportMetric(median(cpu), "cpu-µs/token")
 	b.ReportMetric(median(redis), "redis-µs/token")
 	b.ReportMetric(0, "ns/op")
+}
+
+// bareClients read the record of each new token, so that Redis tells them when it is revoked.
+type bareClients struct {
+	clients []rueidis.Client
+	keys    chan string    // of records that were written
+	heard   chan time.Time // a value for each client that was told of a change
+}
+
+// hearFrom connects that many clients to a Redis or a Cluster. They end with the benchmark.
+func hearFrom(b *testing.B, servers []*redistest.Server, n int) *bareClients {
+	bare := &bareClients{keys: make(chan string, 1), heard: make(chan time.Time, n)}
+	o := rueidis.ClientOption{ForceSingleClient: len(servers) == 1, PipelineMultiplex: -1}
+	for _, s := range servers {
+		o.InitAddress = append(o.InitAddress, s.Addr)
+	}
+	open := func(o rueidis.ClientOption) rueidis.Client {
+		c, err := rueidis.NewClient(o)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(c.Close)
+		return c
+	}
+	o.ClientTrackingOptions = []string{"OPTOUT"}
+	o.OnInvalidations = func([]rueidis.RedisMessage) {
+		select {
+		case bare.heard <- time.Now():
+		default: // the benchmark is over, or a round that failed
+		}
+	}
+	for range n {
+		bare.clients = append(bare.clients, open(o))
+	}
+	o.ClientTrackingOptions = []string{"BCAST", "PREFIX", "caddy-oauth:realm:root:token:"}
+	o.OnInvalidations = func(keys []rueidis.RedisMessage) {
+		for _, message := range keys {
+			key, err := message.ToString()
+			if err != nil {
+				continue
+			}
+			select {
+			case <-bare.keys: // of one that nobody asked about
+			default:
+			}
+			bare.keys <- key
+		}
+	}
+	names := open(o)
+	for _, node := range names.Nodes() { // it connects when it is used
+		if err := node.Do(b.Context(), node.B().Ping().Build()).Error(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return bare
+}
+
+// forget drops what was written before.
+func (c *bareClients) forget() {
+	select {
+	case <-c.keys:
+	default:
+	}
+}
+
+// read has all clients read the record that was written last.
+func (c *bareClients) read(b *testing.B) {
+	b.Helper()
+	for read := 0; read < len(c.clients); {
+		key := <-c.keys
+		for _, client := range c.clients {
+			err := client.Do(b.Context(), client.B().Get().Key(key).Build()).Error()
+			if rueidis.IsRedisNil(err) {
+				break // it is the one that was revoked before
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			read++
+		}
+	}
+}
+
+// last waits until all clients were told of a change, and returns when the last one was.
+func (c *bareClients) last(b *testing.B) (last time.Time) {
+	b.Helper()
+	for range c.clients {
+		select {
+		case at := <-c.heard:
+			if at.After(last) {
+				last = at
+			}
+		case <-time.After(10 * time.Second):
+			b.Fatal("Redis does not tell of a revocation")
+		}
+	}
+	return last
 }
 
 // BenchmarkProcessConnections compares the memory, of the heap and of stacks, that 10,000 idle connections, each of which has

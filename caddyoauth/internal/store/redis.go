@@ -60,8 +60,8 @@ import (
 // cache may answer only while the lease lasts, by the monotonic clock and by the wall
 // clock, so that a machine that wakes from suspension does not answer from memory. Other
 // gateways therefore see a revocation within a round trip, and after leaseTime at the
-// latest, whatever the network does. Denials of self-contained tokens are heard in another
-// way, see redis_denials.go, which the same lease covers.
+// latest, whatever the network does. Revoke returns once Redis has sent them the news. Denials of
+// self-contained tokens are heard in another way, see redis_denials.go, which the same lease covers.
 //
 // Reads never go to replicas. If Redis acknowledged a revocation and then lost it, in a
 // failover or a crash, the revocation is repeated: that of a recorded token if it was at most
@@ -273,7 +273,14 @@ func (r *Redis) Get(ctx context.Context, key oauth.Key) (t oauth.Token, err erro
 func (r *Redis) Revoke(ctx context.Context, key oauth.Key) error {
 	k := r.tokenKey(key)
 	err := r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-		return c.Do(ctx, c.B().Del().Key(k).Build()).Error()
+		if err := c.Do(ctx, c.B().Del().Key(k).Build()).Error(); err != nil {
+			return err
+		}
+		// Redis answers before it tells the other gateways, and on a busy machine it may have to wait for a
+		// processor in between. Once it has answered again, it has told them. The same command goes to the
+		// same node of a Cluster. If it fails, the token is revoked all the same.
+		c.Do(ctx, c.B().Del().Key(k).Build())
+		return nil
 	})
 	if err == nil {
 		r.remember(k)
