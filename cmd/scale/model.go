@@ -221,7 +221,8 @@ func (w workload) demand(h hits, c costs) demand {
 		d.Told = expired*seen*h.End + w.Revoked*d.ToldRevoked
 		gets := n*h.Misses + w.Revoked // whose token it is that is to be revoked
 		nodes := float64(w.Nodes)
-		d.RedisCPU = (issued*(c.Redis.Set+c.Redis.Delete) + gets*c.Redis.Get + d.Told*c.Redis.Tell) / 1e6 / nodes
+		deletes := issued + w.Revoked // a revocation asks twice
+		d.RedisCPU = (issued*c.Redis.Set + deletes*c.Redis.Delete + gets*c.Redis.Get + d.Told*c.Redis.Tell) / 1e6 / nodes
 		readers := w.Tokens * seen * h.Read
 		tracked := min(w.Tokens, readers)
 		d.TrackedKeys = tracked / nodes

@@ -193,5 +193,5 @@ func ownCPU() float64 {
 	return ticks * 10_000
 }
 
-// recordBytes is what a record of a client with a few scopes takes.
-const recordBytes = 200
+// recordBytes is what a record of a client with a few scopes and audiences takes.
+const recordBytes = 100
