@@ -19,6 +19,9 @@ import (
 // and from remote administration only paths that Caddy has compared with what the caller may do.
 func guarded(pattern string, handler caddy.AdminHandlerFunc) caddy.AdminRoute {
 	return caddy.AdminRoute{Pattern: pattern, Handler: caddy.AdminHandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		if r.Method == http.MethodGet || r.Method == http.MethodHead {
+			dontAwaitBody(w, r) // it means nothing
+		}
 		if r.TLS != nil && !isPermitted(r.URL.Path) { // remote administration has TLS, and nothing else here does
 			return adminError(http.StatusForbidden, "remote administration can't take a path with /../, /./ or // in it, even if it is encoded")
 		}

@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// A refusal does not wait for the body, and the rest of the body is never read as another
+// Neither a refusal nor a document waits for the body, and the rest of the body is never read as another
 // request.
-func TestRefusalsEndTheConnection(t *testing.T) {
-	g := startGateway(t, "store memory\nissuer "+testIssuer+"\n"+testClients+"realm am {\nam_compat\n}\n", "oauth_server\n@rest not path /open /guarded/*\noauth_protect @rest\nreverse_proxy BACKEND")
+func TestAnswersEndTheConnection(t *testing.T) {
+	g := startGateway(t, "store memory\nissuer "+testIssuer+"\ntoken_format jwt\n"+testClients+"realm am {\nam_compat\n}\n", "oauth_server\n@rest not path /open /guarded/*\noauth_protect @rest {\nresource https://x\n}\nreverse_proxy BACKEND")
 	const smuggled = "GET /open HTTP/1.1\r\nHost: x\r\n\r\n"
 	form := "Content-Type: application/x-www-form-urlencoded\r\n"
 	for name, c := range map[string]struct {
@@ -34,6 +34,10 @@ func TestRefusalsEndTheConnection(t *testing.T) {
 		"no endpoint, in chunks":       {"POST /oauth2/x/token HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n" + smuggled, 404},
 		"the metadata's method":        {"POST /.well-known/oauth-authorization-server/oauth2 HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 32\r\n\r\n", 405},
 		"a token's meaning":            {"GET /oauth2/am/tokeninfo HTTP/1.1\r\nHost: x\r\nContent-Length: 32\r\n\r\n", 401},
+		"metadata":                     {"GET /.well-known/oauth-authorization-server/oauth2 HTTP/1.1\r\nHost: x\r\nContent-Length: 32\r\n\r\n", 200},
+		"metadata, waiting":            {"GET /.well-known/oauth-authorization-server/oauth2 HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 32\r\n\r\n", 200},
+		"keys, in chunks":              {"GET /oauth2/jwks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel", 200},
+		"about a resource":             {"GET /.well-known/oauth-protected-resource HTTP/1.1\r\nHost: x\r\nContent-Length: 32\r\n\r\n", 200},
 		"an endpoint's chunked method": {"PUT /oauth2/token HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n" + smuggled, 405},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -68,6 +72,36 @@ func TestRefusalsEndTheConnection(t *testing.T) {
 				t.Errorf("%d requests reached the backend", n)
 			}
 		})
+	}
+}
+
+// Nor does the admin endpoint wait for the body of a question that has none.
+func TestAdminAnswersDontAwaitABody(t *testing.T) {
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+testClients, "oauth_server"))
+	startCaddyfile(t, config)
+	var conns []net.Conn // all at once, since each answer takes a while
+	for _, path := range []string{"/oauth/openapi.json", "/oauth/clients", "/oauth/console/"} {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(8 * time.Second)) // Caddy's own timeout is longer
+		if _, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: "+address+"\r\nContent-Length: 32\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	for i, conn := range conns {
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Errorf("no answer to question %d: %v", i, err)
+			continue
+		}
+		if _, err := io.Copy(io.Discard, res.Body); err != nil || res.StatusCode != 200 {
+			t.Errorf("question %d: answered %d, %v", i, res.StatusCode, err)
+		}
+		res.Body.Close()
 	}
 }
 

@@ -63,9 +63,9 @@ func refuseAuthorization(w http.ResponseWriter, r *http.Request) {
 // servePublished answers with a document that is for everybody: the realm's metadata, or its JWK set.
 func (s *Server) servePublished(w http.ResponseWriter, r *http.Request, e *route) {
 	h := w.Header()
+	dontAwaitBody(w, r) // it means nothing
 	refuse := func(status int, refusal *oauth.Error) {
 		h.Set("Cache-Control", "no-store")
-		dontAwaitBody(w, r)
 		writeError(w, status, refusal)
 	}
 	switch {

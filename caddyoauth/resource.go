@@ -170,10 +170,10 @@ func (e *earlyStrip) resourceAt(r *http.Request) *protectedResource {
 // serve answers with the document. It is public, and depends on the configuration alone.
 func (d *protectedResource) serve(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
+	dontAwaitBody(w, r) // it means nothing
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		h.Set("Allow", "GET, HEAD")
 		h.Set("Cache-Control", "no-store")
-		dontAwaitBody(w, r)
 		w.WriteHeader(http.StatusMethodNotAllowed)
 		return
 	}

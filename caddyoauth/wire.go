@@ -31,7 +31,7 @@ const (
 	smallBody = 1 << 10
 	// bodyTimeout bounds how long such a body may take to arrive.
 	bodyTimeout = 10 * time.Second
-	// drainTimeout bounds how long a refusal waits for the rest of a body.
+	// drainTimeout bounds how long an answer that needs no body waits for the rest of one.
 	drainTimeout = 2 * time.Second
 	// retryAfter is the Retry-After header of every 503, and of each 429 that doesn't know better, in
 	// seconds.
@@ -291,8 +291,8 @@ func readBody(w http.ResponseWriter, r *http.Request) (string, error) {
 	return string(body), err
 }
 
-// dontAwaitBody lets the refusal that follows go out while the request's body may still be
-// on its way. To keep the connection, net/http reads on for a while before it answers, so a
+// dontAwaitBody lets the answer that follows, a refusal or a document, go out while the request's body
+// may still be on its way. To keep the connection, net/http reads on for a while before it answers, so a
 // caller that holds its body back, or sends a byte a minute, would delay the answer as long.
 func dontAwaitBody(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor != 1 || r.ContentLength == 0 {
