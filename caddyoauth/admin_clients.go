@@ -50,6 +50,10 @@ type shownClient struct {
 	Secrets []shownSecret `json:"secrets"`
 	// Use is what it did last; nil if nothing is known of that.
 	Use *shownUse `json:"use,omitempty"`
+	// Elsewhere is how often a client of the configuration came with a valid token of another server, as
+	// `caddy_oauth_client_elsewhere_total` counts at this gateway. It is there if a route takes such
+	// tokens beside those of the realm.
+	Elsewhere *uint64 `json:"elsewhere,omitempty"`
 	// Created and Changed are for managed clients.
 	Created time.Time `json:"created,omitzero"`
 	Changed time.Time `json:"changed,omitzero"`
@@ -140,6 +144,10 @@ func (a *App) showConfigured(realm *servedRealm, id string) shownClient {
 	shown.Introspects = realm.am.introspects(&shown.Settings)
 	for i, secret := range realm.settings.Clients[id].Secrets {
 		shown.Secrets[i].ID = secret.ID // its hash may be a reference
+	}
+	if counts := realm.counts[id]; counts != nil && realm.besideOthers {
+		n := counts.elsewhere.Load()
+		shown.Elsewhere = &n
 	}
 	return shown
 }

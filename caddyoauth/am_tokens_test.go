@@ -231,11 +231,13 @@ func TestAMJudgesItsTokensByHMAC(t *testing.T) {
 	}
 }
 
-// Whoever is no client of the configuration is counted together, where there may be managed clients.
+// Whoever is no client of the configuration is counted together, where there may be managed clients. How
+// often one of the configuration came is shown with it.
 func TestManagedClientsThatComeFromElsewhere(t *testing.T) {
 	am := newAMServer(t)
 	realms := strings.Replace(strings.ReplaceAll(movingClients, "SECRET", testHash), "realm alpha {\n", "realm alpha {\nmanaged_clients\n", 1)
-	g := startGateway(t, "store memory\n"+realms, "oauth_server\noauth_protect {\nsource local alpha\n"+am.sources()+"}\nrespond ok")
+	config, address := withAdmin(t, caddyfileOf("store memory\n"+realms, "oauth_server\noauth_protect {\nsource local alpha\n"+am.sources()+"}\nrespond ok"))
+	g := startCaddyfile(t, config)
 	for _, client := range []string{"stranger", "another", "reports"} {
 		if a := g.get("/x", am.opaque(t, client, nil)); a.StatusCode != 200 {
 			t.Errorf("%s: %d", client, a.StatusCode)
@@ -243,4 +245,14 @@ func TestManagedClientsThatComeFromElsewhere(t *testing.T) {
 	}
 	expectSeries(t, "tokens from elsewhere", clientSeries(t, "caddy_oauth_client_elsewhere_total", "realm", "client_id"),
 		map[string]float64{"alpha/": 2, "alpha/reports": 1, "alpha/billing": 0})
+	a := admin{g, address}
+	a.must(201, "PUT", "/oauth/clients/alpha/stranger", `{"scopes":["read"]}`)
+	for path, want := range map[string]any{"alpha/reports": 1., "alpha/billing": 0., "alpha/stranger": nil} {
+		if got := a.must(200, "GET", "/oauth/clients/"+path, "").json(t)["elsewhere"]; got != want {
+			t.Errorf("%s is shown to have come %v times, want %v", path, got, want)
+		}
+	}
+	if shown := a.mustCLI("client", "show", "reports", "--realm", "alpha"); !strings.Contains(shown, "tokens from elsewhere: 1,") {
+		t.Errorf("it is shown as %s", shown)
+	}
 }

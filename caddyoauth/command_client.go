@@ -283,6 +283,9 @@ func (c shownClient) print(w io.Writer) error {
 	if c.Use != nil {
 		lines = append(lines, "use: "+c.Use.text())
 	}
+	if c.Elsewhere != nil {
+		lines = append(lines, fmt.Sprintf("checks of tokens from elsewhere: %d, at this gateway", *c.Elsewhere))
+	}
 	_, err = fmt.Fprintln(w, strings.Join(lines, "\n"))
 	return err
 }

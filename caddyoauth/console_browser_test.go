@@ -312,7 +312,7 @@ var longID = strings.Repeat("long-", 50) + "client"
 func TestConsoleInABrowser(t *testing.T) {
 	away := "http://" + porttest.Address(t) + "/introspect"
 	site := "oauth_server\nhandle /x* {\noauth_protect {\nscopes read\n}\nreverse_proxy BACKEND\n}\n" +
-		"handle /admin* {\noauth_protect {\nscopes admin\n}\nreverse_proxy BACKEND\n}\nhandle /elsewhere {\noauth_protect {\nsource introspect " + away + "\n}\nreverse_proxy BACKEND\n}\nhandle /open {\nrespond ok\n}"
+		"handle /admin* {\noauth_protect {\nscopes admin\n}\nreverse_proxy BACKEND\n}\nhandle /elsewhere {\noauth_protect {\nsource local\nsource introspect " + away + "\n}\nreverse_proxy BACKEND\n}\nhandle /open {\nrespond ok\n}"
 	options := "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\nencryption_key {file." + encryptionKeyFile(t) + "}\ntoken_format sealed\n" + managedOptions
 	config, address := withAdmin(t, caddyfileOf(options, site))
 	_, port, _ := strings.Cut(porttest.Address(t), ":")
@@ -332,6 +332,7 @@ func TestConsoleInABrowser(t *testing.T) {
 		{"#/live", "Live", "Refusals as they happen"},
 		{"#/clients", "Clients", "batch"},
 		{"#/clients/root/reader", "reader", "in the configuration"},
+		{"#/clients/root/writer", "writer", "0 checks at this gateway"},
 		{"#/clients/root/batch", "batch", "New secret"},
 		{"#/clients/root/" + url.PathEscape(hostileID), hostileID, "New secret"},
 		{"#/clients/root/" + longID, longID, "New secret"},

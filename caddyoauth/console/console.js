@@ -941,7 +941,7 @@ function clients({ root, query, signal }) {
 				table("Clients", ["Client", "State", "From", "Scopes", "Secrets", "Last used"], data.clients.map((c) => [
 					[several && el("span", { class: "dim" }, plain(c.realm, 60), " / "), addressable(c.id) ? el("a", { href: address(["clients", c.realm, c.id]) }, code(c.id)) : code(c.id)],
 					[clientState(c), c.unusable && el("div", { class: "dim" }, plain(c.unusable))], kindOfClient(c), tags(c.settings?.scopes), secretsSummary(c),
-					[shortMoment(lastUse(c), "not known"), c.use?.from && el("div", { class: "dim nowrap" }, "from ", code(c.use.from))],
+					[shortMoment(lastUse(c), "not known"), c.use?.from && el("div", { class: "dim nowrap" }, "from ", code(c.use.from)), c.elsewhere > 0 && el("div", { class: "dim" }, "comes with tokens from elsewhere")],
 				])),
 				(next || back) && el("div", { class: "body actions" }, back, next),
 			];
@@ -1113,6 +1113,7 @@ function client({ root, signal, parts }) {
 						["From", c.use?.from ? code(c.use.from) : none()],
 						["Method", c.use?.method ? code(c.use.method) : none()],
 						["Credential", c.use?.credential ? code(c.use.credential) : none()],
+						c.elsewhere !== undefined && ["Tokens from elsewhere", `${counted(c.elsewhere, "check")} at this gateway`],
 					]))),
 					panel("About", el("div", { class: "body" }, facts([
 						["Realm", plain(realm, 60)],
