@@ -395,7 +395,7 @@ func TestImportedRealmsAnswerAsAM(t *testing.T) {
 	g := startImported(t, caddyfile)
 	for _, path := range []string{"/oauth2", "/oauth2/realms/root/realms/retail/realms/eu"} {
 		got := g.post(path+"/access_token", "nobody", made["root/sealed"], url.Values{"grant_type": {"client_credentials"}})
-		if got.StatusCode != 401 || !strings.HasPrefix(string(got.Body), `{"error_description":`) {
+		if got.StatusCode != 401 || !strings.HasPrefix(got.Body, `{"error_description":`) {
 			t.Errorf("%s answers %d %s", path, got.StatusCode, got.Body)
 		}
 	}
