@@ -63,6 +63,8 @@ func fail(ctx context.Context, method string) error {
 }
 
 func (s outageStore) Put(ctx context.Context, t oauth.Token) error {
+	ctx, cancel := context.WithTimeout(ctx, oauth.StoreTimeout)
+	defer cancel()
 	if err := fail(ctx, "Put"); err != nil {
 		return err
 	}

@@ -92,7 +92,7 @@ func (e *Engine) verifyAssertion(ctx context.Context, c claim) (_ Proof, why str
 	case e.cfg.Replays == nil:
 		return Proof{}, "", errors.New("the store can't remember which assertions were used")
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, StoreTimeout)
 	defer cancel()
 	client := ClientRef{Realm: e.cfg.Realm, ClientID: c.client.ID}
 	first, err := e.cfg.Replays.Once(ctx, replayID(client.Realm, client.ClientID, assertion.ID), client, assertion.Expiry.Add(replayGrace))

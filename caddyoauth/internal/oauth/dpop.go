@@ -173,7 +173,7 @@ func (p *Proofs) younger(proof *introspect.Proof, since time.Time) error {
 // *ProofError if it was used before, or may have been, because the store has lost what it knew since
 // Verify. Any other says that nobody can tell.
 func (p *Proofs) Use(ctx context.Context, proof ShownProof, client ClientRef) error {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, StoreTimeout)
 	defer cancel()
 	id := digestOf("DPoP proof v1", proof.Key, proof.URL, proof.ID)
 	first, since, err := p.store.UseProof(ctx, id, client, proof.IssuedAt.Add(proofMemory))

@@ -17,9 +17,9 @@ import (
 	"github.com/caddyoauth/gateway/introspect"
 )
 
-// storeTimeout bounds what a token request or a revocation does with the store. To whoever
+// StoreTimeout bounds what a token request or a revocation does with the store. To whoever
 // waits, an answer that takes longer is an outage. Lookups have the timeout of the cache.
-const storeTimeout = 2 * time.Second
+const StoreTimeout = 2 * time.Second
 
 // Settings are what one realm is made of. They don't change after New.
 type Settings struct {
@@ -545,8 +545,6 @@ func (e *Engine) record(ctx context.Context, agreed *agreement, t *Token, expiry
 		return "", err
 	}
 	t.Key = e.issued.key(introspect.IDOf(text), expiryMilli)
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
 	err = e.cfg.Store.Put(ctx, *t)
 	if errors.Is(err, ErrClientFull) {
 		return "", &Error{Code: CodeTooManyRequests, Description: "the client has too many tokens", Reason: "store_share"}
@@ -645,7 +643,7 @@ func (e *Engine) revoke(ctx context.Context, state *state, text, clientID string
 	if err != nil {
 		return none(true, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, StoreTimeout)
 	defer cancel()
 	if !ok {
 		return none(false, e.issued.isNobodys(ctx, agreed, &token))

@@ -344,7 +344,7 @@ func (e *Engine) stillIs(ctx context.Context, client *registered) error {
 	if !client.managed || e.issued.Coherent() {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, StoreTimeout)
 	defer cancel()
 	current, err := e.cfg.Managed.ManagedClient(ctx, ClientRef{e.cfg.Realm, client.ID})
 	switch {

@@ -88,7 +88,9 @@ var (
 type TokenStore interface {
 	// Put makes the record durable, then returns nil. A Get that begins after that finds it.
 	// Keys are unique by construction, so Put need not look for an older record. After an
-	// error the record may or may not be there; nobody has its token.
+	// error the record may or may not be there; nobody has its token. Put waits no longer than
+	// StoreTimeout, either. It sees to that itself: a timer for each token costs much beside a store
+	// that never waits.
 	Put(ctx context.Context, token Token) error
 
 	// Get returns the record under key, or ErrNotFound. It may return a record that has

@@ -47,6 +47,10 @@ type Bbolt struct {
 	done      chan struct{} // closed when the committer has ended
 	closeOnce sync.Once
 
+	// waiters are of *waiter.
+	waiters  sync.Pool
+	patience time.Duration // oauth.StoreTimeout, less in tests
+
 	// broken is set once, by a panic inside bbolt; see guarded.
 	broken atomic.Pointer[error]
 
@@ -112,8 +116,21 @@ func epochOf(keyring []byte) string { return string(keyring[:min(len(keyring), l
 // outcome.
 type write struct {
 	change func(*bolt.Tx) error
-	after  func()     // nil for nothing
-	err    chan error // has room for the one outcome
+	after  func() // nil for nothing
+	err    chan<- error
+}
+
+// waiter is what a writer waits with. It is used again once the outcome has come: then nobody else has
+// a part of it any more.
+type waiter struct {
+	err   chan error // has room for the one outcome
+	timer *time.Timer
+}
+
+func newWaiter() any {
+	w := &waiter{err: make(chan error, 1), timer: time.NewTimer(time.Hour)}
+	w.timer.Stop()
+	return w
 }
 
 // Close implements oauth.TokenStore. It carries out the writes in the queue first.
@@ -144,7 +161,8 @@ func (b *Bbolt) commit() {
 			batch := b.gather(first, &g)
 			start := time.Now()
 			b.commitBatch(batch)
-			g = gathering{writers: len(batch) + len(b.writes), took: time.Since(start)}
+			g.writers, g.took = len(batch)+len(b.writes), time.Since(start)
+			clear(batch)
 		case <-idle.C:
 			b.dropIdle()
 		case <-b.closing:
@@ -164,6 +182,7 @@ func (b *Bbolt) commit() {
 type gathering struct {
 	writers int           // how many were answered, or waited already when it ended
 	took    time.Duration // how long the commit took
+	room    []write       // for the next batch: maxBatch at most
 }
 
 // maxGather bounds how long a write waits for company.
@@ -171,12 +190,17 @@ const maxGather = 2 * time.Millisecond
 
 // gather collects the next batch: first, whatever waits behind it, and the writers of
 // the last batch that are about to come back. Without waiting for those, writers fall
-// into two groups that take turns, each with a sync of its own. The wait ends when there
-// are as many as last time, and lasts no longer than the last commit took; a writer that
-// was alone does not wait at all.
-func (b *Bbolt) gather(first write, last *gathering) []write {
-	batch := []write{first}
+// into two groups that take turns, each with a sync of its own. They come one by one, since each
+// takes the processor for a while. So the wait ends when there are as many as last time, or once
+// none has come for as long as the last commit took; a writer that was alone does not wait at all.
+// The batch is good until the next call.
+func (b *Bbolt) gather(first write, last *gathering) (batch []write) {
+	batch = append(last.room[:0], first)
+	defer func() { last.room = batch[:0] }()
 	var timeout <-chan time.Time
+	var timer *time.Timer
+	var until time.Time // the end of the wait
+	before := 0         // how many there were when the timer was set
 	for len(batch) < maxBatch {
 		select {
 		case w := <-b.writes:
@@ -187,16 +211,21 @@ func (b *Bbolt) gather(first write, last *gathering) []write {
 		if len(batch) >= last.writers {
 			break
 		}
-		if timeout == nil {
-			timer := time.NewTimer(min(last.took, maxGather))
+		if timer == nil {
+			timer = time.NewTimer(min(last.took, maxGather))
 			defer timer.Stop()
-			timeout = timer.C
+			timeout, until, before = timer.C, time.Now().Add(maxGather), len(batch)
 		}
 		select {
 		case w := <-b.writes:
 			batch = append(batch, w)
 		case <-timeout:
-			return batch
+			left := time.Until(until)
+			if len(batch) == before || left <= 0 {
+				return batch
+			}
+			timer.Reset(min(last.took, left))
+			before = len(batch)
 		case <-b.closing:
 			return batch
 		}
@@ -372,7 +401,20 @@ func (b *Bbolt) write(ctx context.Context, change func(*bolt.Tx) error) error {
 
 // writeAnd is write, and has the committer call after once change is in the file.
 func (b *Bbolt) writeAnd(ctx context.Context, change func(*bolt.Tx) error, after func()) error {
-	w := write{change: change, after: after, err: make(chan error, 1)}
+	return b.writeWithin(ctx, 0, change, after)
+}
+
+// writeWithin is writeAnd for a caller that waits no longer than limit, either; 0 is no limit. A context
+// that ends by then would do, but costs several times as much as the rest of the wait.
+func (b *Bbolt) writeWithin(ctx context.Context, limit time.Duration, change func(*bolt.Tx) error, after func()) error {
+	waiting := b.waiters.Get().(*waiter)
+	w := write{change: change, after: after, err: waiting.err}
+	var timeout <-chan time.Time
+	if limit > 0 {
+		waiting.timer.Reset(limit)
+		defer waiting.timer.Stop()
+		timeout = waiting.timer.C
+	}
 	select {
 	case <-b.closing:
 		return oauth.ErrClosed
@@ -384,16 +426,23 @@ func (b *Bbolt) writeAnd(ctx context.Context, change func(*bolt.Tx) error, after
 		return oauth.ErrClosed
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-timeout:
+		return context.DeadlineExceeded
 	}
 	select {
-	case err := <-w.err:
+	case err := <-waiting.err:
+		if limit == 0 || waiting.timer.Stop() {
+			b.waiters.Put(waiting)
+		}
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-timeout:
+		return context.DeadlineExceeded
 	case <-b.done:
 		// The committer has ended. Either it has answered, or it never saw this write.
 		select {
-		case err := <-w.err:
+		case err := <-waiting.err:
 			return err
 		default:
 			return oauth.ErrClosed
@@ -404,13 +453,13 @@ func (b *Bbolt) writeAnd(ctx context.Context, change func(*bolt.Tx) error, after
 // Put implements oauth.TokenStore.
 func (b *Bbolt) Put(ctx context.Context, t oauth.Token) error {
 	key, value := tokenKey(t.Key), encodeRecord(t)
-	return b.write(ctx, func(tx *bolt.Tx) error {
+	return b.writeWithin(ctx, b.patience, func(tx *bolt.Tx) error {
 		tokens := tx.Bucket(bucketTokens)
 		// Most tokens go to the end of the tree, so a page that is split need not stay half
 		// empty for later ones.
 		tokens.FillPercent = 0.9
 		return setValue(tokens, key, value)
-	})
+	}, nil)
 }
 
 // Get implements oauth.TokenStore. It ignores ctx: it reads mapped memory.

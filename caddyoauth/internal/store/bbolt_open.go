@@ -14,6 +14,8 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 )
 
 // The buckets of the file, and what lies in them:
@@ -126,7 +128,8 @@ func OpenBbolt(path string, now func() time.Time) (_ *Bbolt, err error) {
 	case err != nil:
 		return nil, damaged(path, err)
 	}
-	b := &Bbolt{db: db, path: path, now: now, writes: make(chan write, maxBatch), closing: make(chan struct{}), done: make(chan struct{}), proofs: newProofs(now)}
+	b := &Bbolt{db: db, path: path, now: now, writes: make(chan write, maxBatch), closing: make(chan struct{}), done: make(chan struct{}), proofs: newProofs(now), patience: oauth.StoreTimeout}
+	b.waiters.New = newWaiter
 	version, err := checkFile(path)
 	if err != nil {
 		b.closeFile()

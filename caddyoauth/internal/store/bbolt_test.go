@@ -598,14 +598,16 @@ func TestBboltCallersMayLeave(t *testing.T) {
 	release := hold(t, b)
 	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer cancel()
+	b.patience = 20 * time.Millisecond
 	token := tokenOf("a")
 	var callers sync.WaitGroup
 	for what, call := range map[string]func() error{
-		"Put":    func() error { return b.Put(short, token) },
-		"Revoke": func() error { return b.Revoke(short, token.Key) },
-		"Admit":  func() error { _, err := b.Admit(short, []oauth.ClientRef{ref}, nil); return err },
-		"Retire": func() error { return b.Retire(short, []oauth.ClientRef{ref}) },
-		"Secret": func() error { _, err := b.Secret(short, "name", []byte("x")); return err },
+		"Put":                                 func() error { return b.Put(short, token) },
+		"Put, with all the time in the world": func() error { return b.Put(ctx, token) },
+		"Revoke":                              func() error { return b.Revoke(short, token.Key) },
+		"Admit":                               func() error { _, err := b.Admit(short, []oauth.ClientRef{ref}, nil); return err },
+		"Retire":                              func() error { return b.Retire(short, []oauth.ClientRef{ref}) },
+		"Secret":                              func() error { _, err := b.Secret(short, "name", []byte("x")); return err },
 	} {
 		callers.Go(func() {
 			if err := call(); !errors.Is(err, context.DeadlineExceeded) {
@@ -616,10 +618,46 @@ func TestBboltCallersMayLeave(t *testing.T) {
 	callers.Wait()          // this would hang if one of them waited for the committer
 	absent(t, b, token.Key) // reads go on meanwhile
 	release()
+	b.patience = oauth.StoreTimeout
 	put(t, b, tokenOf("b"))
 	present(t, b, tokenOf("b"))
 	if got := admit(t, b, ref)[ref]; got == 0 {
 		t.Error("the client has no generation")
+	}
+}
+
+// Writers that come back one by one get into one batch, if there are no long gaps between them. None
+// waits for one that stays away, and none waits for long.
+func TestBboltWritersComeBackOneByOne(t *testing.T) {
+	const took = 100 * time.Microsecond
+	for name, test := range map[string]struct {
+		before, come, want int // writers
+		apart              time.Duration
+		takes              time.Duration // at most
+	}{
+		"all come back":          {16, 15, 16, 80 * time.Microsecond, 15 * 80 * time.Microsecond},
+		"one stays away":         {16, 14, 15, 80 * time.Microsecond, 15*80*time.Microsecond + 2*took},
+		"long gaps":              {16, 15, 1, 150 * time.Microsecond, took},
+		"too many":               {1000, 999, 23, 90 * time.Microsecond, maxGather},
+		"a writer that is alone": {1, 1, 1, time.Microsecond, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &Bbolt{writes: make(chan write, maxBatch), closing: make(chan struct{})}
+			gone := make(chan struct{})
+			go func() {
+				for range test.come {
+					time.Sleep(test.apart)
+					b.writes <- write{}
+				}
+				close(gone)
+			}()
+			begin := time.Now()
+			batch := b.gather(write{}, &gathering{writers: test.before, took: took})
+			if len(batch) != test.want || time.Since(begin) > test.takes {
+				t.Errorf("%s: a batch of %d after %v, want %d within %v", name, len(batch), time.Since(begin), test.want, test.takes)
+			}
+			<-gone
+		})
 	}
 }
 

@@ -103,7 +103,8 @@ func (m *Memory) Put(_ context.Context, t oauth.Token) error {
 		m.holders[client] = h
 	}
 	h.keys++
-	m.tokens[t.Key] = string(encodeRecord(t))
+	var room [256]byte // for most
+	m.tokens[t.Key] = string(appendRecord(room[:0], t))
 	m.expiries.add(heldKey{t.Key, h})
 	return nil
 }

@@ -50,16 +50,22 @@ var errCorrupt = errors.New("stored record is corrupt")
 // unix milliseconds, and texts and lists come after their length. As in JSON, the ID is there so that
 // one record can't stand in for another.
 func encodeRecord(t oauth.Token) []byte {
-	version, size := byte(compact), 80+len(t.Realm)+len(t.ClientID)
-	if t.Confirmation != (introspect.Confirmation{}) {
-		version, size = compactBound, size+len(t.Confirmation.Certificate)+len(t.Confirmation.Key)
-	}
+	size := 80 + len(t.Realm) + len(t.ClientID) + len(t.Confirmation.Certificate) + len(t.Confirmation.Key)
 	for _, list := range [][]string{t.Scopes, t.Audience} {
 		for _, text := range list {
 			size += len(text) + 2
 		}
 	}
-	b := append(make([]byte, 0, size), version)
+	return appendRecord(make([]byte, 0, size), t)
+}
+
+// appendRecord is encodeRecord for a caller that has memory for it.
+func appendRecord(b []byte, t oauth.Token) []byte {
+	version := byte(compact)
+	if t.Confirmation != (introspect.Confirmation{}) {
+		version = compactBound
+	}
+	b = append(b, version)
 	b = append(b, t.ID[:]...)
 	b = appendText(b, t.Realm)
 	b = appendText(b, t.ClientID)

@@ -248,6 +248,8 @@ func (r *Redis) Put(ctx context.Context, t oauth.Token) error {
 	if life <= 0 {
 		return nil // it can never be found
 	}
+	ctx, cancel := context.WithTimeout(ctx, oauth.StoreTimeout)
+	defer cancel()
 	return r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
 		return c.Do(ctx, c.B().Set().Key(r.tokenKey(t.Key)).Value(rueidis.BinaryString(encodeRecord(t))).PxMilliseconds(life).Build()).Error()
 	})
