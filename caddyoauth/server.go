@@ -353,7 +353,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		return s.passOn(w, r, next)
 	}
 	h := w.Header()
-	h.Set("X-Content-Type-Options", "nosniff")
+	// One array holds the values of all three. Whoever appends to one of them gets another.
+	values := [...]string{"nosniff", "no-store", "no-cache"}
+	h["X-Content-Type-Options"] = values[0:1:1]
 	if s.servePublic(w, r, e) {
 		return nil
 	}
@@ -361,8 +363,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		defer span.End()
 		r = r.WithContext(ctx)
 	}
-	h.Set("Cache-Control", "no-store")
-	h.Set("Pragma", "no-cache")
+	h["Cache-Control"], h["Pragma"] = values[1:2:2], values[2:3:3]
 	if e.kind == endpointTokenInfo {
 		s.serveTokenInfo(w, r, e)
 		return nil

@@ -66,10 +66,17 @@ func allSecure(lines []string) bool {
 // client's, which depends on trusted_proxies. It is empty if there is none, as with a unix
 // socket.
 func clientIP(r *http.Request) string {
-	if addr, ok := clientAddr(r); ok {
-		return addr.String()
+	addr, ok := clientAddr(r)
+	if !ok {
+		return ""
 	}
-	return ""
+	var room [64]byte
+	text := addr.AppendTo(room[:0])
+	// Nearly always it is what Caddy has found, which needs no memory of its own.
+	if ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string); ip == string(text) {
+		return ip
+	}
+	return string(text)
 }
 
 // clientAddr is clientIP for those who compute with it. Without an address it is the zero Addr.

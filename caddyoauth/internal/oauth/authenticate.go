@@ -107,8 +107,7 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 		return nil, tooManyFailures(wait)
 	}
 	client, proof, err := e.prove(ctx, clients, client, federation, req, trial, out)
-	var refusal *Error
-	if errors.As(err, &refusal) && refusal.Code == CodeInvalidClient {
+	if err != nil && isInvalidClient(err) {
 		var wait time.Duration
 		if out.Paused, wait = trial.failed(e.cfg.Now()); wait > 0 {
 			return nil, tooManyFailures(wait)
@@ -128,6 +127,11 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 		e.authenticated(client, out.AuthMethod, proof, req.From)
 	}
 	return client, err
+}
+
+func isInvalidClient(err error) bool {
+	var refusal *Error
+	return errors.As(err, &refusal) && refusal.Code == CodeInvalidClient
 }
 
 // prove returns the client, and what proves it to be the sender of a request. client is the one that
@@ -245,7 +249,9 @@ func (e *Engine) verifySecret(ctx context.Context, c claim) (Proof, string, erro
 				(&digest{kind: hashKind(kind), bytes: noDigest}).quick(r.secret)
 			}
 		}
-		a.readings = append(a.readings, r)
+		if len(a.work) > 0 {
+			a.readings = append(a.readings, r)
+		}
 	}
 	if right != nil {
 		return c.client.proofBy(right, now), "", nil

@@ -126,7 +126,8 @@ func parseBasic(header string) (Credentials, error) {
 	if !ok || !strings.EqualFold(scheme, "Basic") {
 		return Credentials{}, errors.New("not Basic")
 	}
-	raw, err := base64.StdEncoding.Strict().DecodeString(strings.TrimLeft(encoded, " "))
+	var text, room [256]byte // for most
+	raw, err := base64.StdEncoding.Strict().AppendDecode(room[:0], append(text[:0], strings.TrimLeft(encoded, " ")...))
 	if err != nil {
 		return Credentials{}, errors.New("not base64")
 	}
@@ -135,20 +136,23 @@ func parseBasic(header string) (Credentials, error) {
 	if !ok {
 		return Credentials{}, errors.New("no colon")
 	}
-	creds := Credentials{Method: AuthBasic, ClientIDs: readings(id)}
+	// As two readings at most, of each.
+	both := make([]string, 0, 4)
+	creds := Credentials{Method: AuthBasic, ClientIDs: readings(both[:0:2], id)}
 	if len(creds.ClientIDs) == 0 {
 		return Credentials{}, errors.New("the client ID is not text")
 	}
-	if creds.Secrets = readings(secret); len(creds.Secrets) == 0 {
+	secrets := readings(both[2:2], secret)
+	if len(secrets) == 0 {
 		return creds, errors.New("the secret is not text")
 	}
+	creds.Secrets = secrets
 	return creds, nil
 }
 
-// readings returns what sent can mean: form-decoded, and as it is. It leaves out a reading that
-// is not well-formed, or the same as the other.
-func readings(sent string) []string {
-	var all []string
+// readings appends what sent can mean to all, which is empty: form-decoded, and as it is. It leaves out a
+// reading that is not well-formed, or the same as the other.
+func readings(all []string, sent string) []string {
 	if decoded, err := url.QueryUnescape(sent); err == nil && plainText(decoded) {
 		all = append(all, decoded)
 	}

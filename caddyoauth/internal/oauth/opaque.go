@@ -65,19 +65,20 @@ func newOpaque(realm string, key []byte, now func() time.Time, random io.Reader)
 // mint makes a token that expires at expiry, which it returns in unix milliseconds. An error
 // means that there was no randomness to be had.
 func (o *opaque) mint(expiry time.Time) (token string, expiryMilli int64, err error) {
-	var raw [opaqueBytes]byte
 	expiryMilli = expiry.UnixMilli()
 	if expiryMilli < 0 || expiryMilli > maxTokenExpiry {
 		return "", 0, fmt.Errorf("expiry %d does not fit a token", expiryMilli)
 	}
-	raw[0] = opaqueVersion
-	putExpiry(raw[1:], expiryMilli)
-	if _, err := io.ReadFull(o.random, raw[opaqueRandom:opaqueTag]); err != nil {
+	t := o.taggers.Get().(*tagger)
+	defer o.taggers.Put(t)
+	t.msg[0] = opaqueVersion
+	putExpiry(t.msg[1:], expiryMilli)
+	if _, err := io.ReadFull(o.random, t.msg[opaqueRandom:]); err != nil {
 		return "", 0, fmt.Errorf("reading random bytes for a token: %w", err)
 	}
-	t := o.taggers.Get().(*tagger)
+	var raw [opaqueBytes]byte
+	copy(raw[:], t.msg[:])
 	copy(raw[opaqueTag:], t.tag(raw[:opaqueTag]))
-	o.taggers.Put(t)
 	var text [len(TokenPrefix) + (opaqueBytes*8+5)/6]byte
 	return string(opaqueEncoding.AppendEncode(append(text[:0], TokenPrefix...), raw[:])), expiryMilli, nil
 }

@@ -34,8 +34,9 @@ const (
 // Bbolt keeps tokens in a bbolt file, for one process. It is safe for concurrent use.
 //
 // Writes are group commits: one goroutine takes whatever waits, carries it out in one
-// transaction, syncs, and answers everybody. A lone write costs one sync of the disk;
-// concurrent ones share it; see gather. OpenBbolt starts the goroutine, Close ends it.
+// transaction, which is on disk then, and answers everybody. A lone write costs a transaction of its own,
+// with two syncs of the disk: bbolt wants the pages there before the one that refers to them. Concurrent
+// writes share it; see gather. OpenBbolt starts the goroutine, Close ends it.
 type Bbolt struct {
 	db   *bolt.DB
 	path string
