@@ -248,9 +248,7 @@ func (r *Redis) Put(ctx context.Context, t oauth.Token) error {
 	if life <= 0 {
 		return nil // it can never be found
 	}
-	ctx, cancel := context.WithTimeout(ctx, oauth.StoreTimeout)
-	defer cancel()
-	return r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+	return r.doWithin(ctx, min(r.cfg.Timeout, oauth.StoreTimeout), func(ctx context.Context, c rueidis.Client) error {
 		return c.Do(ctx, c.B().Set().Key(r.tokenKey(t.Key)).Value(rueidis.BinaryString(encodeRecord(t))).PxMilliseconds(life).Build()).Error()
 	})
 }
@@ -324,7 +322,11 @@ func (r *Redis) Close() error {
 // do runs f, which sends commands, once there is a connection and a free slot. ctx gets the
 // deadline that Timeout sets.
 func (r *Redis) do(ctx context.Context, f func(context.Context, rueidis.Client) error) error {
-	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
+	return r.doWithin(ctx, r.cfg.Timeout, f)
+}
+
+func (r *Redis) doWithin(ctx context.Context, limit time.Duration, f func(context.Context, rueidis.Client) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	select {
 	case <-r.tried:
