@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -136,7 +137,7 @@ func (a site) ends(routes caddyhttp.RouteList, at stand, depth int) bool {
 }
 
 // leadsTo reports whether a request at the first handler may still come to the second, as far as the routes
-// tell. r is the request as the second would get it, or nil if that isn't known.
+// tell. r is the request as it is at the first, or nil if it can't be what the second would get.
 func (a site) leadsTo(b site, r *http.Request) bool {
 	if a.apart(b) {
 		return false
@@ -149,30 +150,50 @@ func (a site) leadsTo(b site, r *http.Request) bool {
 		return x.handler < y.handler
 	case x.route > y.route:
 		return false // it would have come there before
-	case r == nil:
+	case r == nil || !onlyServers(routes, x, y):
 		return true
 	}
 	matches, err := routes[y.route].MatcherSets.AnyMatchWithError(r)
 	return err == nil && matches
 }
 
+// onlyServers reports whether nothing but oauth_server stands in a list of routes from x up to the route of y.
+// All else may change what the matchers of that route go by.
+func onlyServers(routes caddyhttp.RouteList, x, y stand) bool {
+	for i := x.route; i < y.route; i++ {
+		for j, handler := range routes[i].Handlers {
+			if _, ok := handler.(*Server); !ok && (i > x.route || j >= x.handler) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // heldBack is what may be secret in a request that may be for another oauth_server.
 type heldBack struct {
-	body          io.ReadCloser
+	body          string
 	contentLength int64
 	encoding      []string
-	query         string
+	query, shown  string      // shown is what was left of the query
 	headers       http.Header // those that carry credentials, and Content-Length
 }
 
 type heldBackCtxKey struct{}
 
-// holdBack takes from a request its body, its query, and the headers that carry credentials, for takeBack.
-// So nobody else gets them, however the routes go on: a backend gets a request without anything.
+// holdBack takes from a request its body, its query but for ForgeRock AM's realm, and the headers that carry
+// credentials, for takeBack. So nobody else gets them, however the routes go on: a backend gets a request
+// without anything. The error is readBody's.
 //
-// It changes the request itself, since placeholders read it, and not the one that is returned.
-func (s *Server) holdBack(r *http.Request) *http.Request {
-	held := &heldBack{body: r.Body, contentLength: r.ContentLength, encoding: r.TransferEncoding, query: r.URL.RawQuery, headers: make(http.Header)}
+// It changes the request itself, since placeholders read it, and not the one that is returned. Handlers before
+// this one may have copied it, and error routes and others go on with their copy. So the body is read: it is
+// the same for all copies, and then there is nothing left in it.
+func (s *Server) holdBack(w http.ResponseWriter, r *http.Request) (*http.Request, error) {
+	body, err := readBody(w, r)
+	if err != nil {
+		return nil, err
+	}
+	held := &heldBack{body: body, contentLength: r.ContentLength, encoding: r.TransferEncoding, query: r.URL.RawQuery, headers: make(http.Header)}
 	for name, values := range r.Header {
 		if isOneOf(name, s.app.credentials) || name == "Content-Length" {
 			held.headers[name] = values
@@ -180,8 +201,11 @@ func (s *Server) holdBack(r *http.Request) *http.Request {
 		}
 	}
 	r.Body, r.ContentLength, r.TransferEncoding = http.NoBody, 0, nil
-	setQuery(r, "")
-	return r.WithContext(context.WithValue(r.Context(), heldBackCtxKey{}, held))
+	if realm := r.URL.Query()["realm"]; realm != nil { // matchers may go by it
+		held.shown = url.Values{"realm": realm}.Encode()
+	}
+	setQuery(r, held.shown)
+	return r.WithContext(context.WithValue(r.Context(), heldBackCtxKey{}, held)), nil
 }
 
 // takeBack gives a request back what another oauth_server has held back, and reports whether one had.
@@ -198,18 +222,23 @@ func (s *Server) takeBack(r *http.Request) bool {
 			r.Header[name] = values
 		}
 	}
-	r.Body, r.ContentLength, r.TransferEncoding = held.body, held.contentLength, held.encoding
-	if r.URL.RawQuery == "" {
+	r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(strings.NewReader(held.body)), held.contentLength, held.encoding
+	if r.URL.RawQuery == held.shown {
 		setQuery(r, held.query)
 	}
 	return true
 }
 
-// setQuery sets the query of a request, and of what Caddy keeps as the original one, which FastCGI tells
-// backends. Only {http.request.orig_uri} still has it, which can't be changed.
+// setQuery sets the query of a request, and of what Caddy keeps as the original one, for placeholders and for
+// FastCGI's backends.
 func setQuery(r *http.Request, query string) {
 	r.URL.RawQuery = query
-	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok && original.URL != nil {
-		original.URL.RawQuery = query
+	original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	if !ok || original.URL == nil {
+		return
+	}
+	original.URL.RawQuery = query
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		repl.Set("http.request.orig_uri", original.URL.RequestURI()) // which comes before Caddy's own
 	}
 }

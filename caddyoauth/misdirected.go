@@ -119,11 +119,11 @@ func mayCarrySecret(r *http.Request) bool {
 	return query.Has("client_secret") || query.Has("client_assertion") || query.Has("grant_type") || query.Has("token")
 }
 
-// refuseMisdirected answers a request that misdirected found.
-func (s *Server) refuseMisdirected(w http.ResponseWriter, r *http.Request, kind endpointKind, meant string) {
+// refuseMisdirected refuses a request that misdirected found.
+func (s *Server) refuseMisdirected(w http.ResponseWriter, r *http.Request, kind endpointKind, meant string, status int, refusal *oauth.Error) {
 	collectors.requests.WithLabelValues(noEndpoint, string(kind), noSuchEndpoint).Inc()
 	s.noteMisdirected(w, r, kind, meant)
-	writeError(w, http.StatusNotFound, s.noSuchEndpoint)
+	writeError(w, status, refusal)
 }
 
 // noteMisdirected logs such a request, and prepares its answer.

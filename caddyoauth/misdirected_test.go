@@ -241,6 +241,82 @@ func TestMisdirectedSecretsReachNoBackend(t *testing.T) {
 	}
 }
 
+// A handler before the first oauth_server may have copied the request. Then error routes, handlers that look at
+// the answer, and placeholders go by another one than the routes. They don't get anything, either.
+func TestMisdirectedSecretsReachNoCopy(t *testing.T) {
+	const (
+		root  = "oauth_server root {\nbase_path /am/oauth2\n}\n"
+		alpha = "oauth_server alpha\n"
+		path  = "/oauth2/realms/root/realms/alpha/access_token"
+		told  = "reverse_proxy BACKEND {\nheader_up X-Told \"{http.request.body}{http.request.orig_uri}{http.request.uri}{http.request.header.Authorization}\"\n}\n"
+	)
+	form := url.Values{"grant_type": {"client_credentials"}, "client_id": {"reader"}, "client_secret": {testSecret}}
+	for name, site := range map[string]string{
+		"placeholders":             "route {\n" + root + told + alpha + "}",
+		"placeholders of the copy": "route {\ntracing\n" + root + told + alpha + "}",
+		"error routes":             "route {\ntracing\n" + root + "error 503\n" + alpha + "}\nhandle_errors {\nreverse_proxy BACKEND\n}",
+		"error routes of a proxy":  "route {\ntracing\n" + root + "reverse_proxy 127.0.0.1:1\n" + alpha + "}\nhandle_errors {\nreverse_proxy BACKEND\n}",
+		"answers that are changed": "route {\nintercept {\nhandle_response {\nreverse_proxy BACKEND\n}\n}\ntracing\n" + root + "respond 404\n" + alpha + "}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := startGateway(t, "store memory\n"+endpointOptions(), site)
+			for _, path := range []string{path, path + "?client_secret=" + testSecret} {
+				a := g.post(path, "reader", testSecret, form)
+				if g.Backend.count() == 0 {
+					if a.StatusCode < 500 {
+						t.Errorf("%s: %d %s, and the backend got nothing", path, a.StatusCode, a.Body)
+					}
+					continue
+				}
+				if got := fmt.Sprint(g.Backend.last(t)); strings.Contains(got, "client_secret") || strings.Contains(got, "Basic") {
+					t.Errorf("%s: the backend got %s", path, got)
+				}
+				g.Backend.forget()
+			}
+		})
+	}
+}
+
+// A body that is too large for any endpoint is refused where it would be held back.
+func TestMisdirectedBodiesAreBounded(t *testing.T) {
+	g := startGateway(t, "store memory\n"+endpointOptions(), "route {\noauth_server root {\nbase_path /am/oauth2\n}\nreverse_proxy BACKEND\noauth_server alpha\n}")
+	for _, length := range []int64{64<<10 + 1, -1} {
+		r := g.posting("/oauth2/realms/root/realms/alpha/access_token", "reader", testSecret, url.Values{"a": {strings.Repeat("a", 64<<10-1)}})
+		r.ContentLength = length
+		a := g.do(r)
+		if want := `{"error":"invalid_request","error_description":"the body is larger than 64 KiB"}`; a.StatusCode != 413 || a.Body != want {
+			t.Errorf("%d %s", a.StatusCode, a.Body)
+		}
+		wantHeaders(t, a)
+	}
+	if n := g.Backend.count(); n != 0 {
+		t.Errorf("%d requests reached the backend", n)
+	}
+}
+
+// What lies between two oauth_server may decide whether a request comes to the second, and so may its query.
+func TestMisdirectedRequestsComeToTheOther(t *testing.T) {
+	const (
+		root = "oauth_server root {\nbase_path /am/oauth2\n}\n"
+		path = "/oauth2/realms/root/realms/alpha/access_token"
+	)
+	for name, c := range map[string]struct{ options, site, path string }{
+		"a header":               {"", "@alpha header X-Realm alpha\nroute {\n" + root + "request_header X-Realm alpha\noauth_server @alpha alpha\nreverse_proxy BACKEND\n}", path},
+		"a variable":             {"", "@alpha vars realm alpha\nroute {\nroute {\n" + root + "vars realm alpha\n}\noauth_server @alpha alpha\nreverse_proxy BACKEND\n}", path},
+		"the realm in the query": {"am_compat\n", "@alpha query realm=/alpha\nroute {\noauth_server root\noauth_server @alpha alpha\nreverse_proxy BACKEND\n}", "/oauth2/access_token?realm=/alpha"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := startGateway(t, "store memory\n"+c.options+strings.Replace(endpointOptions(), "realm alpha {\n", "realm alpha {\n"+c.options, 1), c.site)
+			if a := g.post(c.path, "reader", testSecret, url.Values{"grant_type": {"client_credentials"}}); a.StatusCode != 200 || a.json(t)["access_token"] == nil {
+				t.Errorf("%d %s", a.StatusCode, a.Body)
+			}
+			if n := g.Backend.count(); n != 0 {
+				t.Errorf("%d requests reached the backend", n)
+			}
+		})
+	}
+}
+
 // What is held back from what lies between two oauth_server is whole again at the second.
 func TestMisdirectedRequestsAreWholeAtTheOther(t *testing.T) {
 	g := startGateway(t, "store memory\nam_compat {\ncredentials_in_query\n}\n"+endpointOptions(),

@@ -2,7 +2,6 @@ package caddyoauth
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -344,11 +343,17 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		}
 		kind, meant := s.misdirected(r)
 		if kind != "" && !s.servedElsewhere(r) {
-			s.refuseMisdirected(w, r, kind, meant)
+			s.refuseMisdirected(w, r, kind, meant, http.StatusNotFound, s.noSuchEndpoint)
 			return nil
 		}
 		if kind != "" || held {
-			r = s.holdBack(r)
+			without, err := s.holdBack(w, r)
+			if err != nil {
+				status, refusal := unreadable(err)
+				s.refuseMisdirected(w, r, kind, meant, status, refusal)
+				return nil
+			}
+			r = without
 		}
 		return s.passOn(w, r, next)
 	}
@@ -381,11 +386,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 	}
 	body, err := readBody(w, r)
 	if err != nil {
-		status, refusal := http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the body could not be read", Reason: "body"}
-		var tooLarge *http.MaxBytesError
-		if errors.As(err, &tooLarge) {
-			status, refusal.Description = http.StatusRequestEntityTooLarge, "the body is larger than 64 KiB"
-		}
+		status, refusal := unreadable(err)
 		s.refuse(w, r, e, status, refusal)
 		return nil
 	}

@@ -335,7 +335,11 @@ func (w *walker) endpoints(rw http.ResponseWriter, r *http.Request, h *Server, i
 			return nil
 		}
 		if kind != "" || held {
-			r = s.holdBack(r)
+			without, err := s.holdBack(rw, r)
+			if err != nil {
+				return err // can't happen: a question has no body
+			}
+			r = without
 		}
 		return s.passOn(rw, r, next)
 	}

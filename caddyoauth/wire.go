@@ -291,6 +291,16 @@ func readBody(w http.ResponseWriter, r *http.Request) (string, error) {
 	return string(body), err
 }
 
+// unreadable is how a request is refused whose body readBody couldn't read.
+func unreadable(err error) (status int, refusal *oauth.Error) {
+	status, refusal = http.StatusBadRequest, &oauth.Error{Code: oauth.CodeInvalidRequest, Description: "the body could not be read", Reason: "body"}
+	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) {
+		status, refusal.Description = http.StatusRequestEntityTooLarge, "the body is larger than 64 KiB"
+	}
+	return status, refusal
+}
+
 // dontAwaitBody lets the answer that follows, a refusal or a document, go out while the request's body
 // may still be on its way. To keep the connection, net/http reads on for a while before it answers, so a
 // caller that holds its body back, or sends a byte a minute, would delay the answer as long.
