@@ -162,8 +162,8 @@ func (b *Bbolt) commit() {
 			batch := b.gather(first, &g)
 			start := time.Now()
 			b.commitBatch(batch)
-			g.writers, g.took = len(batch)+len(b.writes), time.Since(start)
 			clear(batch)
+			g = gathering{writers: len(batch) + len(b.writes), took: time.Since(start), room: batch[:0]}
 		case <-idle.C:
 			b.dropIdle()
 		case <-b.closing:
@@ -183,7 +183,7 @@ func (b *Bbolt) commit() {
 type gathering struct {
 	writers int           // how many were answered, or waited already when it ended
 	took    time.Duration // how long the commit took
-	room    []write       // for the next batch: maxBatch at most
+	room    []write       // empty, with the memory of the last batch: maxBatch at most
 }
 
 // maxGather bounds how long a write waits for company.
@@ -194,10 +194,9 @@ const maxGather = 2 * time.Millisecond
 // into two groups that take turns, each with a sync of its own. They come one by one, since each
 // takes the processor for a while. So the wait ends when there are as many as last time, or once
 // none has come for as long as the last commit took; a writer that was alone does not wait at all.
-// The batch is good until the next call.
-func (b *Bbolt) gather(first write, last *gathering) (batch []write) {
-	batch = append(last.room[:0], first)
-	defer func() { last.room = batch[:0] }()
+// The batch lies in last's room if it fits.
+func (b *Bbolt) gather(first write, last *gathering) []write {
+	batch := append(last.room, first)
 	var timeout <-chan time.Time
 	var timer *time.Timer
 	var until time.Time // the end of the wait
@@ -413,7 +412,6 @@ func (b *Bbolt) writeWithin(ctx context.Context, limit time.Duration, change fun
 	var timeout <-chan time.Time
 	if limit > 0 {
 		waiting.timer.Reset(limit)
-		defer waiting.timer.Stop()
 		timeout = waiting.timer.C
 	}
 	select {
@@ -432,6 +430,8 @@ func (b *Bbolt) writeWithin(ctx context.Context, limit time.Duration, change fun
 	}
 	select {
 	case err := <-waiting.err:
+		// From here on it may be somebody else's. A waiter that was left with an outcome to come, or with a
+		// timer that has fired, is nobody's.
 		if limit == 0 || waiting.timer.Stop() {
 			b.waiters.Put(waiting)
 		}

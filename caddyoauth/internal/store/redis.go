@@ -272,20 +272,17 @@ func (r *Redis) Get(ctx context.Context, key oauth.Key) (t oauth.Token, err erro
 // Revoke implements oauth.TokenStore.
 func (r *Redis) Revoke(ctx context.Context, key oauth.Key) error {
 	k := r.tokenKey(key)
-	err := r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+	return r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
 		if err := c.Do(ctx, c.B().Del().Key(k).Build()).Error(); err != nil {
 			return err
 		}
+		r.remember(k) // before anything else: Redis may fail now
 		// Redis answers before it tells the other gateways, and on a busy machine it may have to wait for a
 		// processor in between. Once it has answered again, it has told them. The same command goes to the
 		// same node of a Cluster. If it fails, the token is revoked all the same.
 		c.Do(ctx, c.B().Del().Key(k).Build())
 		return nil
 	})
-	if err == nil {
-		r.remember(k)
-	}
-	return err
 }
 
 // Secret implements oauth.TokenStore.
@@ -325,6 +322,7 @@ func (r *Redis) do(ctx context.Context, f func(context.Context, rueidis.Client) 
 	return r.doWithin(ctx, r.cfg.Timeout, f)
 }
 
+// doWithin is do with another deadline.
 func (r *Redis) doWithin(ctx context.Context, limit time.Duration, f func(context.Context, rueidis.Client) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -385,8 +383,12 @@ func redisError(err error) error {
 
 func (r *Redis) tokenKey(key oauth.Key) string {
 	b := make([]byte, 0, 256) // on the stack, for all but long realms
-	b = append(append(append(append(b, r.cfg.Prefix...), "realm:"...), key.Realm...), ":token:"...)
-	b = append(strconv.AppendInt(b, key.ExpiryMilli, 10), ':')
+	b = append(b, r.cfg.Prefix...)
+	b = append(b, "realm:"...)
+	b = append(b, key.Realm...)
+	b = append(b, ":token:"...)
+	b = strconv.AppendInt(b, key.ExpiryMilli, 10)
+	b = append(b, ':')
 	return string(hex.AppendEncode(b, key.ID[:]))
 }
 

@@ -242,6 +242,12 @@ func TestRedisRevocationIsTold(t *testing.T) {
 			if n := server.CLI("exists", r.tokenKey(token.Key)); n != "0" {
 				t.Error("the token is not revoked")
 			}
+			r.mu.Lock()
+			remembered := len(r.revoked)
+			r.mu.Unlock()
+			if remembered != 1 {
+				t.Error("the revocation would not be repeated if Redis failed now")
+			}
 			select {
 			case err := <-revoked:
 				t.Errorf("it returned before Redis answered again: %v", err)
