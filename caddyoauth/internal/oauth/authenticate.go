@@ -107,7 +107,7 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 		return nil, tooManyFailures(wait)
 	}
 	client, proof, err := e.prove(ctx, clients, client, federation, req, trial, out)
-	if err != nil && isInvalidClient(err) {
+	if refusal, ok := errors.AsType[*Error](err); ok && refusal.Code == CodeInvalidClient {
 		var wait time.Duration
 		if out.Paused, wait = trial.failed(e.cfg.Now()); wait > 0 {
 			return nil, tooManyFailures(wait)
@@ -127,11 +127,6 @@ func (e *Engine) authenticate(ctx context.Context, clients *Clients, req Request
 		e.authenticated(client, out.AuthMethod, proof, req.From)
 	}
 	return client, err
-}
-
-func isInvalidClient(err error) bool {
-	var refusal *Error
-	return errors.As(err, &refusal) && refusal.Code == CodeInvalidClient
 }
 
 // prove returns the client, and what proves it to be the sender of a request. client is the one that

@@ -136,23 +136,20 @@ func parseBasic(header string) (Credentials, error) {
 	if !ok {
 		return Credentials{}, errors.New("no colon")
 	}
-	// As two readings at most, of each.
-	both := make([]string, 0, 4)
-	creds := Credentials{Method: AuthBasic, ClientIDs: readings(both[:0:2], id)}
+	creds := Credentials{Method: AuthBasic, ClientIDs: readings(id)}
 	if len(creds.ClientIDs) == 0 {
 		return Credentials{}, errors.New("the client ID is not text")
 	}
-	secrets := readings(both[2:2], secret)
-	if len(secrets) == 0 {
+	if creds.Secrets = readings(secret); len(creds.Secrets) == 0 {
 		return creds, errors.New("the secret is not text")
 	}
-	creds.Secrets = secrets
 	return creds, nil
 }
 
-// readings appends what sent can mean to all, which is empty: form-decoded, and as it is. It leaves out a
-// reading that is not well-formed, or the same as the other.
-func readings(all []string, sent string) []string {
+// readings returns what sent can mean: form-decoded, and as it is. It leaves out a reading that
+// is not well-formed, or the same as the other.
+func readings(sent string) []string {
+	var all []string
 	if decoded, err := url.QueryUnescape(sent); err == nil && plainText(decoded) {
 		all = append(all, decoded)
 	}

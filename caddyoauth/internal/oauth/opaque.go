@@ -69,6 +69,7 @@ func (o *opaque) mint(expiry time.Time) (token string, expiryMilli int64, err er
 	if expiryMilli < 0 || expiryMilli > maxTokenExpiry {
 		return "", 0, fmt.Errorf("expiry %d does not fit a token", expiryMilli)
 	}
+	// What comes before the tag is written where the tagger has memory for it already.
 	t := o.taggers.Get().(*tagger)
 	defer o.taggers.Put(t)
 	t.msg[0] = opaqueVersion
