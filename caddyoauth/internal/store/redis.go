@@ -60,7 +60,7 @@ import (
 // cache may answer only while the lease lasts, by the monotonic clock and by the wall
 // clock, so that a machine that wakes from suspension does not answer from memory. Other
 // gateways therefore see a revocation within a round trip, and after leaseTime at the
-// latest, whatever the network does. Revoke returns once Redis has sent them the news. Denials of
+// latest, whatever the network does. Revoke and Deny return once Redis has sent them the news. Denials of
 // self-contained tokens are heard in another way, see redis_denials.go, which the same lease covers.
 //
 // Reads never go to replicas. If Redis acknowledged a revocation and then lost it, in a

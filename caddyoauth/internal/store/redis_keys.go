@@ -155,6 +155,9 @@ func (r *Redis) Deny(ctx context.Context, key oauth.Key, _ string) error {
 		}
 		// Redis says so as well, but perhaps not before this returns.
 		r.learn(key.Realm, key.ID, key.ExpiryMilli)
+		// As in Revoke, once Redis has answered again, it has told the other gateways. This deletes nothing:
+		// the transaction has.
+		e.client.Do(ctx, e.client.B().Del().Key(r.deniedKey(key)).Build())
 		return nil
 	})
 }

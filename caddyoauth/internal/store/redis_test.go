@@ -225,39 +225,53 @@ func TestRedisTellsOfRevocations(t *testing.T) {
 // becomes of that second question doesn't matter: the token is revoked by then.
 func TestRedisRevocationIsTold(t *testing.T) {
 	server := redistest.Start(t)
-	for name, answered := range map[string]bool{"answered again": true, "cut off": false} {
-		t.Run(name, func(t *testing.T) {
-			asked, goOn := make(chan struct{}), make(chan bool)
-			r, _ := redisAt(t, nil, relay(t, server.Addr, "DEL", 2, asked, goOn))
-			linked(t, r)
-			token := tokenOf("a")
-			put(t, r, token)
-			revoked := make(chan error, 1)
-			go func() { revoked <- r.Revoke(ctx, token.Key) }()
-			select {
-			case <-asked:
-			case err := <-revoked:
-				t.Fatalf("it returned without asking again: %v", err)
-			}
-			if n := server.CLI("exists", r.tokenKey(token.Key)); n != "0" {
-				t.Error("the token is not revoked")
-			}
-			r.mu.Lock()
-			remembered := len(r.revoked)
-			r.mu.Unlock()
-			if remembered != 1 {
-				t.Error("the revocation would not be repeated if Redis failed now")
-			}
-			select {
-			case err := <-revoked:
-				t.Errorf("it returned before Redis answered again: %v", err)
-			default:
-			}
-			goOn <- answered
-			if err := <-revoked; err != nil {
-				t.Error(err)
-			}
-		})
+	// A denial deletes what tells of it, as part of what it does.
+	for _, what := range []string{"a record", "a denial"} {
+		for name, answered := range map[string]bool{"answered again": true, "cut off": false} {
+			t.Run(what+", "+name, func(t *testing.T) {
+				asked, goOn := make(chan struct{}), make(chan bool)
+				r, _ := redisAt(t, func(cfg *RedisConfig) { cfg.Prefix = t.Name() + ":" }, relay(t, server.Addr, "DEL", 2, asked, goOn))
+				linked(t, r)
+				key := tokenOf("a").Key
+				revoke := func() error { return r.Revoke(ctx, key) }
+				if what == "a denial" {
+					swapKeys(t, r, "root", nil, keyringOf(epochA, "x"), true)
+					settled(t, "root", r)
+					revoke = func() error { return r.Deny(ctx, key, "c") }
+				} else {
+					put(t, r, tokenOf("a"))
+				}
+				revoked := make(chan error, 1)
+				go func() { revoked <- revoke() }()
+				select {
+				case <-asked:
+				case err := <-revoked:
+					t.Fatalf("it returned without asking again: %v", err)
+				}
+				if what == "a denial" {
+					wantDenied(t, r, epochA, key, true)
+				} else {
+					if n := server.CLI("exists", r.tokenKey(key)); n != "0" {
+						t.Error("the token is not revoked")
+					}
+					r.mu.Lock()
+					remembered := len(r.revoked)
+					r.mu.Unlock()
+					if remembered != 1 {
+						t.Error("the revocation would not be repeated if Redis failed now")
+					}
+				}
+				select {
+				case err := <-revoked:
+					t.Errorf("it returned before Redis answered again: %v", err)
+				default:
+				}
+				goOn <- answered
+				if err := <-revoked; err != nil {
+					t.Error(err)
+				}
+			})
+		}
 	}
 }
 
