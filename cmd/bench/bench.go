@@ -44,7 +44,10 @@ type bench struct {
 // one to warm up with.
 func (c config) firsts() int { return c.Rounds + 1 }
 
-// run measures everything. When it returns, nothing is left of what it started.
+// errLeft is joined to what run returns if it could not clean up.
+var errLeft = errors.New("this is left behind")
+
+// run measures everything. When it returns, nothing is left of what it started, or the error says what.
 func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err error) {
 	b := &bench{cfg: cfg, report: newReport(cfg)}
 	if b.folder, err = os.MkdirTemp("", "gateway-bench"); err != nil {
@@ -58,7 +61,7 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 		if b.redis, err = openRedis(cfg.Redis, "bench-"+strings.ToLower(rand.Text())+":"); err != nil {
 			return nil, err
 		}
-		defer b.redis.close()
+		defer func() { err = errors.Join(err, b.redis.close()) }()
 	}
 
 	type chapter struct {
@@ -128,8 +131,10 @@ func run(ctx context.Context, cfg config, stderr io.Writer) (_ *report, err erro
 // the go command has started may still be writing into it.
 func removeAll(folder string) error {
 	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-		if err := os.RemoveAll(folder); err == nil || time.Since(begin) > 10*time.Second {
-			return err
+		if err := os.RemoveAll(folder); err == nil {
+			return nil
+		} else if time.Since(begin) > 10*time.Second {
+			return fmt.Errorf("%w: %w", errLeft, err)
 		}
 	}
 }

@@ -316,6 +316,47 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
+// A Redis that goes away ends the run at once, which says what it could not clean up.
+func TestRedisThatEnds(t *testing.T) {
+	real := redisServer(t)
+	if real == "" {
+		t.Skip("redis-server is not installed")
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	begun := make(lineCounter, 1000)
+	go func() {
+		in, err := listener.Accept() // of the bench; what else comes later is refused
+		if err != nil {
+			return
+		}
+		listener.Close()
+		defer in.Close()
+		out, err := net.Dial("tcp", real)
+		if err != nil {
+			return
+		}
+		go func() {
+			io.Copy(out, in)
+			out.Close()
+		}()
+		go io.Copy(in, out)
+		<-begun // it is measuring
+		out.Close()
+	}()
+	cfg := tiny()
+	cfg.Redis, cfg.Only = listener.Addr().String(), []string{"cached"}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, err = run(ctx, cfg, begun)
+	if !errors.Is(err, errLeft) || !strings.Contains(fmt.Sprint(err), "keys in Redis that begin with bench-") || ctx.Err() != nil {
+		t.Errorf("%v, want what is left in Redis, at once", err)
+	}
+}
+
 // A gateway that does not start ends the run, shows its output, and leaves nothing behind.
 func TestGatewayThatDoesNotStart(t *testing.T) {
 	b := &bench{cfg: tiny(), binary: binary, folder: t.TempDir(), clients: []credentials{{id: "broken", line: "no_such_option"}}}

@@ -201,7 +201,11 @@ func mainWith(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 	}()
 	switch {
 	case ctx.Err() != nil:
-		fmt.Fprintln(stderr, "interrupted; everything was cleaned up")
+		if errors.Is(err, errLeft) {
+			fmt.Fprintln(stderr, "bench:", err)
+		} else {
+			fmt.Fprintln(stderr, "interrupted; everything was cleaned up")
+		}
 		return 130 // what shells report for SIGINT
 	case err != nil:
 		fmt.Fprintln(stderr, "bench:", err)

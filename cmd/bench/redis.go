@@ -19,7 +19,8 @@ type redis struct {
 
 // openRedis connects to Redis. The caller must close it.
 func openRedis(addr, prefix string) (*redis, error) {
-	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}, DisableCache: true, ForceSingleClient: true})
+	// Without retries, a Redis that is gone ends the run, which has no other.
+	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}, DisableCache: true, DisableRetry: true, ForceSingleClient: true})
 	if err != nil {
 		return nil, fmt.Errorf("connecting to Redis: %w", err)
 	}
@@ -27,7 +28,7 @@ func openRedis(addr, prefix string) (*redis, error) {
 }
 
 // close deletes all keys with the prefix, and nothing else.
-func (r *redis) close() {
+func (r *redis) close() error {
 	defer r.client.Close()
 	// This also runs after an interrupt, but not for ever: all but a few keys expire by themselves.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -36,15 +37,15 @@ func (r *redis) close() {
 	for cursor := uint64(0); ; {
 		found, err := r.client.Do(ctx, b.Scan().Cursor(cursor).Match(r.prefix+"*").Count(1000).Build()).AsScanEntry()
 		if err != nil {
-			return
+			return fmt.Errorf("%w: keys in Redis that begin with %s: %w", errLeft, r.prefix, err)
 		}
 		if len(found.Elements) > 0 {
 			if err := r.client.Do(ctx, b.Unlink().Key(found.Elements...).Build()).Error(); err != nil {
-				return
+				return fmt.Errorf("%w: keys in Redis that begin with %s: %w", errLeft, r.prefix, err)
 			}
 		}
 		if cursor = found.Cursor; cursor == 0 {
-			return
+			return nil
 		}
 	}
 }

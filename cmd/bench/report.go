@@ -114,7 +114,7 @@ func machineOf(folder string) machine {
 }
 
 // syncTime returns how long it takes to sync 4 KiB to the disk, in milliseconds. That says more about
-// a disk than its name does: every token in bbolt waits for one or two syncs.
+// a disk than its name does: every token in bbolt waits for two syncs.
 func syncTime(folder string) float64 {
 	f, err := os.Create(filepath.Join(folder, "sync"))
 	if err != nil {
