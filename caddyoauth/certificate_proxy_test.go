@@ -125,8 +125,17 @@ func TestCertificateFromAProxy(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			g.t = t
 			before := len(logged())
-			wantE401(t, fetchBy(g, r.id, r.headers...), "root")
-			waitUntil(t, "the event says why", func() bool { return strings.Contains(logged()[before:], `"reason":"`+r.reason+`"`) })
+			if wantE401(t, fetchBy(g, r.id, r.headers...), "root"); t.Failed() {
+				return
+			}
+			event := ""
+			waitUntil(t, "an event says why", func() bool {
+				event = logged()[before:]
+				return strings.Contains(event, `"reason":"`)
+			})
+			if !strings.Contains(event, `"reason":"`+r.reason+`"`) {
+				t.Errorf("want %s, not %s", r.reason, event)
+			}
 		})
 	}
 	g.t = t
