@@ -80,8 +80,11 @@ func earlyOf(server *caddyhttp.Server) *earlyStrip {
 	return early
 }
 
-// configuredRoutes returns the routes that a server was configured with.
+// configuredRoutes returns the routes that a server was configured with. Without a server there are none.
 func configuredRoutes(server *caddyhttp.Server) caddyhttp.RouteList {
+	if server == nil {
+		return nil
+	}
 	if early := earlyOf(server); early != nil {
 		return early.routes
 	}

@@ -303,11 +303,16 @@ func TestMisdirectedRequestsComeToTheOther(t *testing.T) {
 	for name, c := range map[string]struct{ options, site, path string }{
 		"a header":               {"", "@alpha header X-Realm alpha\nroute {\n" + root + "request_header X-Realm alpha\noauth_server @alpha alpha\nreverse_proxy BACKEND\n}", path},
 		"a variable":             {"", "@alpha vars realm alpha\nroute {\nroute {\n" + root + "vars realm alpha\n}\noauth_server @alpha alpha\nreverse_proxy BACKEND\n}", path},
+		"credentials of its own": {"", "route {\n" + root + "request_header Authorization \"" + basic("reader", testSecret) + "\"\noauth_server alpha\nreverse_proxy BACKEND\n}", path},
 		"the realm in the query": {"am_compat\n", "@alpha query realm=/alpha\nroute {\noauth_server root\noauth_server @alpha alpha\nreverse_proxy BACKEND\n}", "/oauth2/access_token?realm=/alpha"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := startGateway(t, "store memory\n"+c.options+strings.Replace(endpointOptions(), "realm alpha {\n", "realm alpha {\n"+c.options, 1), c.site)
-			if a := g.post(c.path, "reader", testSecret, url.Values{"grant_type": {"client_credentials"}}); a.StatusCode != 200 || a.json(t)["access_token"] == nil {
+			secret := testSecret
+			if name == "credentials of its own" {
+				secret = "another" // than what the handler between them sets
+			}
+			if a := g.post(c.path, "reader", secret, url.Values{"grant_type": {"client_credentials"}}); a.StatusCode != 200 || a.json(t)["access_token"] == nil {
 				t.Errorf("%d %s", a.StatusCode, a.Body)
 			}
 			if n := g.Backend.count(); n != 0 {
