@@ -126,8 +126,7 @@ func parseBasic(header string) (Credentials, error) {
 	if !ok || !strings.EqualFold(scheme, "Basic") {
 		return Credentials{}, errors.New("not Basic")
 	}
-	var text, room [256]byte // for most
-	raw, err := base64.StdEncoding.Strict().AppendDecode(room[:0], append(text[:0], strings.TrimLeft(encoded, " ")...))
+	raw, err := base64.StdEncoding.Strict().DecodeString(strings.TrimLeft(encoded, " "))
 	if err != nil {
 		return Credentials{}, errors.New("not base64")
 	}
