@@ -206,10 +206,11 @@ func TestAgainstRefuses(t *testing.T) {
 
 // The backend for another gateway is that for our own.
 func TestBackendForPeer(t *testing.T) {
-	addr, err := freeAddr(t.Context())
+	addr, release, err := freeAddr(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(release)
 	b := new(bench)
 	server, err := b.serveBackendAt(t.Context(), addr)
 	if err != nil {

@@ -199,10 +199,11 @@ func redisServer(t *testing.T) string {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		return ""
 	}
-	addr, err := freeAddr(t.Context())
+	addr, release, err := freeAddr(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(release)
 	_, port, _ := net.SplitHostPort(addr)
 	cmd := exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "no")
 	if err := cmd.Start(); err != nil {
@@ -539,4 +540,30 @@ func TestTail(t *testing.T) {
 	if got := said.String(); len(got) > tailSize {
 		t.Errorf("%d bytes", len(got))
 	}
+}
+
+// Nobody else gets an address while it is kept, though nobody listens there yet. Otherwise two gateways could
+// share it.
+func TestFreeAddr(t *testing.T) {
+	addr, release, err := freeAddr(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"kept", "free"} {
+		got := "free"
+		if other, err := net.ListenPacket("udp", addr); err != nil {
+			got = "kept"
+		} else {
+			other.Close()
+		}
+		if got != want {
+			t.Errorf("%s is %s, want %s", addr, got, want)
+		}
+		release()
+	}
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatalf("what was kept can't be listened on: %v", err)
+	}
+	listener.Close()
 }

@@ -149,11 +149,16 @@ func (b *bench) startOnce(ctx context.Context, s setup) (_ *gateway, err error) 
 	if s.store == "bbolt" {
 		g.store = filepath.Join(data, "tokens.db")
 	}
-	if g.addr, err = freeAddr(ctx); err != nil {
-		return nil, err
-	}
-	if g.admin, err = freeAddr(ctx); err != nil {
-		return nil, err
+	var releases [2]func()
+	for i, addr := range []*string{&g.addr, &g.admin} {
+		if *addr, releases[i], err = freeAddr(ctx); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if g.pid == 0 { // it has not started
+				releases[i]()
+			}
+		}()
 	}
 	g.over = b.certificates.config(s)
 	config := filepath.Join(data, "Caddyfile")
@@ -174,6 +179,9 @@ func (b *bench) startOnce(ctx context.Context, s setup) (_ *gateway, err error) 
 	g.pid = cmd.Process.Pid
 	go func() {
 		cmd.Wait() //nolint:errcheck // if it ends when it should not, requests fail
+		for _, release := range releases {
+			release()
+		}
 		close(g.exited)
 	}()
 	first, check := g.get("/static/token", ""), isStatic
@@ -238,14 +246,23 @@ func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// freeAddr returns an address that nobody listens on. Another process may take it before the gateway
-// does.
-func freeAddr(ctx context.Context) (string, error) {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+// freeAddr returns an address that nobody listens on, and keeps its port of UDP until release, which
+// never fails. Another run of this program can't get the same address meanwhile. It must not: a Caddy shares
+// its port with another one that listens there, and each of them gets some of the requests.
+func freeAddr(ctx context.Context) (addr string, release func(), err error) {
+	for range 100 {
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+		if err != nil {
+			return "", nil, err
+		}
+		addr := listener.Addr().String()
+		kept, err := new(net.ListenConfig).ListenPacket(ctx, "udp", addr)
+		listener.Close()
+		if err == nil {
+			return addr, func() { kept.Close() }, nil
+		}
 	}
-	return listener.Addr().String(), listener.Close()
+	return "", nil, errors.New("no port is free for both TCP and UDP on 127.0.0.1")
 }
 
 // host is the name of the site, with its port.
