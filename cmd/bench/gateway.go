@@ -257,9 +257,11 @@ func freeAddr(ctx context.Context) (addr string, release func(), err error) {
 		}
 		addr := listener.Addr().String()
 		kept, err := new(net.ListenConfig).ListenPacket(ctx, "udp", addr)
-		listener.Close()
+		if err := listener.Close(); err != nil {
+			return "", nil, err
+		}
 		if err == nil {
-			return addr, func() { kept.Close() }, nil
+			return addr, func() { kept.Close() }, nil //nolint:errcheck // nothing was sent
 		}
 	}
 	return "", nil, errors.New("no port is free for both TCP and UDP on 127.0.0.1")
