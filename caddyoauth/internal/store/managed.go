@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -447,7 +448,8 @@ func (r *Redis) putManaged(ctx context.Context, realm string, next []oauth.Manag
 						writes = append(writes, c.B().Hdel().Key(key).Field(client.ID).Build(), c.B().Hdel().Key(r.usesKey(realm)).Field(client.ID).Build())
 					}
 					writes = append(writes,
-						c.B().Xadd().Key(r.managedChangesKey(realm)).Maxlen().Almost().Threshold(maxManagedChanges).Id("*").FieldValue().FieldValue("id", client.ID).Build())
+						c.B().Xadd().Key(r.managedChangesKey(realm)).Maxlen().Almost().Threshold(maxManagedChanges).Id("*").
+							FieldValue().FieldValue("id", client.ID).FieldValue("version", strconv.FormatUint(client.Version, 10)).Build())
 				}
 				done, err := transact(ctx, c, writes...)
 				if done || err != nil {
@@ -491,13 +493,48 @@ func (r *Redis) repeatManaged(ctx context.Context) error {
 		}
 	}
 	r.mu.Unlock()
+	kept := make(map[string]map[writtenChange]bool) // by realm
 	for ref, was := range written {
+		if kept[ref.Realm] == nil {
+			var err error
+			if kept[ref.Realm], err = r.keptChanges(ctx, ref.Realm); err != nil {
+				return err
+			}
+		}
+		if kept[ref.Realm][writtenChange{ref.ClientID, was.Version}] {
+			continue // nothing was lost: if the client is gone, somebody has removed it
+		}
 		older := func(_ int, stored uint64) bool { return stored < was.Version && (stored != 0 || was.Data != nil) }
 		if _, err := r.putManaged(ctx, ref.Realm, []oauth.ManagedClient{was.ManagedClient}, older); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// writtenChange is what an entry of the stream of changes says: which client became which version.
+type writtenChange struct {
+	clientID string
+	version  uint64
+}
+
+// keptChanges returns the last changes that Redis knows of, managedStep at most. Each was written together
+// with what it is about, so neither is lost without the other. Gateways of earlier versions wrote no versions.
+func (r *Redis) keptChanges(ctx context.Context, realm string) (kept map[writtenChange]bool, err error) {
+	kept = make(map[writtenChange]bool)
+	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+		entries, err := c.Do(ctx, c.B().Xrevrange().Key(r.managedChangesKey(realm)).End("+").Start("-").Count(managedStep).Build()).AsXRange()
+		if err != nil && !rueidis.IsRedisNil(err) {
+			return err
+		}
+		for _, entry := range entries {
+			if version, err := strconv.ParseUint(entry.FieldValues["version"], 10, 64); err == nil {
+				kept[writtenChange{entry.FieldValues["id"], version}] = true
+			}
+		}
+		return nil
+	})
+	return kept, err
 }
 
 // The braces keep a realm's clients and their changes on one node of a Cluster.

@@ -286,6 +286,7 @@ func TestRedisGetsBackLostClients(t *testing.T) {
 		}
 	}
 	server.CLI("hdel", s.managedKey("root"), "lost")
+	server.CLI("del", s.managedChangesKey("root"))
 	s.mu.Lock()
 	s.lostAt = time.Now()
 	s.mu.Unlock()
@@ -293,6 +294,24 @@ func TestRedisGetsBackLostClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantManaged(t, s, "root", map[string]string{"kept": "after", "lost": "lost", "others": "others"})
+}
+
+// A gateway that loses its link to a Redis that has lost nothing brings back no client that was removed
+// meanwhile, and undoes no change.
+func TestRedisBringsNoClientBack(t *testing.T) {
+	server := redistest.Start(t)
+	here, _ := redisAt(t, nil, server.Addr)
+	there, _ := redisAt(t, nil, server.Addr)
+	removed, changed := swap(t, here, "removed", 0, "x"), swap(t, here, "changed", 0, "x")
+	swap(t, there, "removed", removed, "")
+	swap(t, there, "changed", changed, "y")
+	here.mu.Lock()
+	here.lostAt = time.Now()
+	here.mu.Unlock()
+	if err := here.repeatManaged(ctx); err != nil {
+		t.Fatal(err)
+	}
+	wantManaged(t, there, "root", map[string]string{"changed": "y"})
 }
 
 // A file of the version before opens, and keeps managed clients from then on.

@@ -39,7 +39,7 @@ import (
 //	{realm:<realm>}:denied:<expiry, unix ms>:<token ID>     touched when that token is revoked, and gone again
 //	{realm:<realm>}:managed                                 a hash: client ID → version and what is kept of the managed client
 //	{realm:<realm>}:uses                                    a hash: client ID → what the client did last
-//	{realm:<realm>}:managed-changes                         a stream: the IDs of managed clients that were changed
+//	{realm:<realm>}:managed-changes                         a stream: the IDs of managed clients that were changed, and their versions
 //	{realm:<realm>}:server                                  the server that has all denials, see redis_denials.go
 //	{realm:<realm>}:asking                                  touched by a gateway that asks who vouches for another server
 //
