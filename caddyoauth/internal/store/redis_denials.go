@@ -71,6 +71,10 @@ const (
 // errUnvouched is why a realm can't be judged for a few seconds.
 var errUnvouched = fmt.Errorf("%w: redis: another server is there than before, and no gateway has vouched for it yet", oauth.ErrUnreachable)
 
+// errReplaced is why an attempt to read a realm's denials begins again. What the attempt has found about
+// the server still holds.
+var errReplaced = errors.New("redis: the keyring was replaced while the realm's denials were read")
+
 // errDistrusted says that a server is not believed any more that was when it was asked.
 var errDistrusted = errors.New("redis: another server has to be asked")
 
@@ -502,7 +506,11 @@ func (r *Redis) load(d *denials, e *ear) error {
 		ids, expiries = ids[n:], expiries[n:]
 	}
 	last := keyring
-	if d.remembers(keyringID([]byte(keyring))) { // Redis has lost the one that came after it
+	if d.remembers(keyringID([]byte(keyring))) {
+		if now, _, err := r.readRealm(d.realm, e); err != nil || now != keyring {
+			return cmp.Or(err, errReplaced)
+		}
+		// Redis has lost the one that came after it.
 		r.mu.Lock()
 		last = string(r.keyrings[d.realm])
 		r.mu.Unlock()

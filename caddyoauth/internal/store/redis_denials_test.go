@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -452,6 +453,48 @@ func TestRedisHasAnOldKeyring(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A gateway that reads the denials of a realm while another one replaces its keyring does not take the
+// one that it has read for an old copy.
+func TestRedisKeyringIsReplacedMeanwhile(t *testing.T) {
+	server := redistest.Start(t)
+	writer, _ := redisAt(t, nil, server.Addr)
+	name := func(i int) []byte { return keyringOf(epochA, strconv.Itoa(i)) }
+	swapKeys(t, writer, "root", nil, name(0), true)
+	settled(t, "root", writer)
+	var stop atomic.Bool
+	var all sync.WaitGroup
+	all.Go(func() {
+		for i := 0; !stop.Load(); i++ {
+			swapped, err := writer.SwapKeys(ctx, "root", name(i), name(i+1))
+			if err != nil || !swapped {
+				t.Errorf("replacing keyring %d: %t, %v", i, swapped, err)
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	rounds := 6
+	if testing.Short() {
+		rounds = 2
+	}
+	var opened []*Redis
+	for round := range rounds {
+		way := redistest.StartProxy(t, server)
+		r, _ := redisAt(t, nil, way.Addr)
+		linked(t, r)
+		way.Slow(round * 3)
+		for range 20 {
+			wantDenied(t, r, epochA, tokenOf("nobody's").Key, false)
+			time.Sleep(5 * time.Millisecond)
+		}
+		way.Heal()
+		opened = append(opened, r)
+	}
+	stop.Store(true)
+	all.Wait()
+	settled(t, "root", append(opened, writer)...)
 }
 
 // At a server that nobody vouches for, no keyring is replaced by another one of its epoch: it may not be

@@ -25,21 +25,24 @@ var ErrEvicts = errors.New("redis may evict keys to make room")
 // does not tell is trusted, and reported: the manual says what it must be set to.
 func (r *Redis) Keeps(ctx context.Context) error {
 	return r.do(ctx, func(ctx context.Context, _ rueidis.Client) error {
-		silent := ""
+		silent, unknown := "", false
 		for address, node := range r.client.Nodes() {
-			policy, told := evictionPolicy(ctx, node)
-			if !told {
+			policy, err := evictionPolicy(ctx, node)
+			switch {
+			case errors.Is(err, errSilent):
 				silent = address
-			}
-			if policy != "" {
+			case err != nil:
+				unknown = true // whoever can't reach it judges nothing by it either
+			case policy != "":
 				r.evicts.Store(true)
 				return fmt.Errorf("%w: %s has maxmemory-policy %s; set it to noeviction, since a revocation that is evicted would revive a self-contained token", ErrEvicts, address, policy)
 			}
 		}
-		if silent == "" {
+		if silent == "" && !unknown {
 			r.evicts.Store(false)
+			r.silentOnEviction.Store(false)
 		}
-		if was := r.silentOnEviction.Swap(silent != ""); silent != "" && !was {
+		if silent != "" && !r.silentOnEviction.Swap(true) {
 			r.cfg.MayEvict(silent)
 		}
 		return nil

@@ -347,19 +347,23 @@ func (r *Redis) findEvicting() {
 	}
 }
 
-// evictionPolicy returns by which policy a server drops keys to make room; empty if it drops none,
-// or does not tell, as if INFO is not allowed.
-func evictionPolicy(ctx context.Context, node rueidis.Client) (policy string, told bool) {
+// errSilent is returned for a server that does not tell whether it drops keys, as if INFO is not allowed.
+var errSilent = errors.New("redis: the server does not tell its maxmemory-policy")
+
+// evictionPolicy returns by which policy a server drops keys to make room; empty if it drops none.
+func evictionPolicy(ctx context.Context, node rueidis.Client) (string, error) {
 	fields, err := infoOf(ctx, node, "memory")
-	if err != nil {
-		return "", false
+	policy := fields["maxmemory_policy"]
+	_, refused := rueidis.IsRedisErr(err)
+	switch {
+	case refused, err == nil && (policy == "" || fields["maxmemory"] == ""):
+		return "", errSilent
+	case err != nil:
+		return "", err
+	case fields["maxmemory"] == "0", policy == "noeviction":
+		return "", nil
 	}
-	policy = fields["maxmemory_policy"]
-	told = policy != "" && fields["maxmemory"] != ""
-	if fields["maxmemory"] == "0" || policy == "noeviction" {
-		policy = ""
-	}
-	return policy, told
+	return policy, nil
 }
 
 // dial connects, and records the connection for cutSilent.
