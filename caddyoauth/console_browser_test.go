@@ -276,17 +276,28 @@ func (p *consolePage) check(what string) {
 // look different then.
 func (p *consolePage) checkTab(what string) {
 	p.t.Helper()
-	eval[bool](p, `(() => { document.activeElement?.blur(); getSelection().removeAllRanges(); window.stops = new Set(); window.unseen = []; window.place = (e) => (e.parentElement ? place(e.parentElement) + "/" + [...e.parentElement.children].indexOf(e) : ""); return true })()`)
+	// The page itself notes where the focus comes to: on the way from the end to the beginning, which
+	// leads through the browser, it may move only after the key has been answered.
+	eval[bool](p, `(() => {
+		document.activeElement?.blur();
+		getSelection().removeAllRanges();
+		removeEventListener("focusin", window.visit);
+		window.stops = new Set();
+		window.unseen = [];
+		window.round = false;
+		window.place = (e) => (e.parentElement ? place(e.parentElement) + "/" + [...e.parentElement.children].indexOf(e) : "");
+		window.visit = ({ target }) => {
+			if (stops.size > 1 && place(target) === stops.values().next().value) round = true;
+			const s = getComputedStyle(target);
+			if (s.outlineStyle === "none" || parseFloat(s.outlineWidth) < 2) unseen.push(target.outerHTML.slice(0, 80));
+			stops.add(place(target)); // the element itself may be replaced meanwhile
+		};
+		addEventListener("focusin", visit);
+		return true;
+	})()`)
 	for range 400 {
 		p.press(kb.Tab)
-		if eval[bool](p, `((e) => {
-			if (e === document.body || e === document.documentElement) return false; // between the end and the beginning
-			if (stops.size > 1 && place(e) === stops.values().next().value) return true;
-			const s = getComputedStyle(e);
-			if (s.outlineStyle === "none" || parseFloat(s.outlineWidth) < 2) unseen.push(e.outerHTML.slice(0, 80));
-			stops.add(place(e)); // the element itself may be replaced meanwhile
-			return false;
-		})(document.activeElement)`) {
+		if eval[bool](p, "round") {
 			break
 		}
 	}

@@ -684,18 +684,17 @@ func TestExpiresIn(t *testing.T) {
 // a cache. The clock is read before and after each request, so the test does not depend on how
 // fast the machine is.
 func TestTokenIsDeadAtExpiry(t *testing.T) {
-	const life = 2 * time.Second
 	for _, v := range variants(t) {
 		t.Run(v.name, func(t *testing.T) {
-			g := startGateway(t, v.options(t)+"client c {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\ntoken_lifetime 2s\n}\n",
+			// A token holds its expiry in milliseconds, rounded down, and a JWT in seconds.
+			life, rounding := time.Second, time.Millisecond
+			if v.format == "jwt" {
+				life, rounding = 2*time.Second, time.Second
+			}
+			g := startGateway(t, v.options(t)+"client c {\nsecret_hash "+hashOf(testSecret)+"\nscopes read\ndefault_scopes read\ntoken_lifetime "+life.String()+"\n}\n",
 				"oauth_server\noauth_protect\nreverse_proxy BACKEND")
 			// On a machine that is busy with other things, a token may be dead before it is used.
 			for range 20 {
-				// A token holds its expiry in milliseconds, rounded down, and a JWT in seconds.
-				rounding := time.Millisecond
-				if v.format == "jwt" {
-					rounding = time.Second
-				}
 				if diesAtExpiry(t, g, life, rounding) || t.Failed() {
 					return
 				}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/caddyoauth/gateway/caddyoauth/internal/oauth"
 	"github.com/caddyoauth/gateway/introspect"
 )
@@ -17,6 +19,15 @@ func WriteEvents() {
 			l.writeDue()
 		}
 	}
+}
+
+// NewMetrics returns a registry with the metrics of this package.
+func NewMetrics() *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	if err := registerMetrics(registry); err != nil {
+		panic(err)
+	}
+	return registry
 }
 
 // WriteUses has the store get at once what clients did, so that tests need not wait for it.
