@@ -225,12 +225,19 @@ func TestVerifyingAChainHasABound(t *testing.T) {
 	signature := *leaf
 	signature.SignatureAlgorithm, signature.Signature = x509.SHA256WithRSA, append([]byte{1}, make([]byte, size-1)...)
 	huge[0] = &signature
-	begin := time.Now()
-	if c.verify(huge) {
-		t.Error("a made-up signature is right")
-	}
-	if took := time.Since(begin); took > time.Second/2 {
-		t.Errorf("keys of %d bits are used, for %s", 8*size, took)
+	for attempt := 1; ; attempt++ {
+		begin := time.Now()
+		if c.verify(huge) {
+			t.Error("a made-up signature is right")
+		}
+		took := time.Since(begin)
+		if took < time.Second/2 { // it would take seconds
+			break
+		}
+		if attempt == 5 { // the machine does not stall each time
+			t.Errorf("keys of %d bits are used, for %s", 8*size, took)
+			break
+		}
 	}
 }
 
