@@ -270,8 +270,8 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 		s := open(t)
 		other := tokenOf("b")
 		put(t, s, other)
-		token := tokenOf("a")
 		for name, record := range wrongRecords(t) {
+			token := tokenOf(name) // its own: a store may repeat a revocation while it begins
 			plant(t, s, token.Key, record)
 			got, err := s.Get(ctx, token.Key)
 			if !errors.Is(err, errCorrupt) {
@@ -288,8 +288,8 @@ func testStore(t *testing.T, open func(testing.TB) oauth.TokenStore) {
 			absent(t, s, token.Key)
 		}
 		present(t, s, other)
-		put(t, s, token) // one bad record harms no other
-		present(t, s, token)
+		put(t, s, tokenOf("another")) // one bad record harms no other
+		present(t, s, tokenOf("another"))
 	})
 
 	t.Run("every field comes back as it was", func(t *testing.T) {
