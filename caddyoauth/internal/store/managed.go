@@ -475,8 +475,8 @@ func (r *Redis) rememberManaged(realm string, client oauth.ManagedClient) {
 	ref := oauth.ClientRef{Realm: realm, ClientID: client.ID}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := time.Now()
-	maps.DeleteFunc(r.writtenManaged, func(_ oauth.ClientRef, was writtenManaged) bool { return now.Sub(was.at) > replayTime })
+	now, since := time.Now(), r.keptSince()
+	maps.DeleteFunc(r.writtenManaged, func(_ oauth.ClientRef, was writtenManaged) bool { return was.at.Before(since) })
 	if len(r.writtenManaged) < maxReplay || r.writtenManaged[ref].Version != 0 {
 		r.writtenManaged[ref] = writtenManaged{client, now}
 	}
@@ -487,8 +487,9 @@ func (r *Redis) rememberManaged(realm string, client oauth.ManagedClient) {
 func (r *Redis) repeatManaged(ctx context.Context) error {
 	written := make(map[oauth.ClientRef]writtenManaged)
 	r.mu.Lock()
+	since := r.keptSince()
 	for ref, was := range r.writtenManaged {
-		if r.lostAt.Sub(was.at) <= replayTime {
+		if !was.at.Before(since) {
 			written[ref] = was
 		}
 	}

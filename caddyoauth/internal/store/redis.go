@@ -100,16 +100,17 @@ type Redis struct {
 
 	mu     sync.Mutex
 	losses uint64    // how often the link was lost
-	lostAt time.Time // when it was last lost
 	up     bool      // whether it was up at the last look
+	owed   bool      // whether what was written before a loss, and since, still has to be repeated
+	lostAt time.Time // when it was lost, the first time since nothing was owed
 	// news are the calls of Lost and Regained that are still to be made, oldest first. There are at most
 	// three: whoever adds one calls tell, and run does so before it looks again.
 	news     []func()
 	conns    map[*cutConn]struct{}
 	silent   map[string]int  // PINGs in a row without an answer, by address
 	replicas map[string]bool // whether a Cluster node says it is a replica, by address
-	revoked  []revocation    // those of the last replayTime, oldest first; at most maxReplay
-	// written is what was written about clients in the last replayTime: an entry for a client.
+	revoked  []revocation    // those since keptSince, oldest first; at most maxReplay
+	// written is what was written about clients since keptSince: an entry for a client.
 	written map[oauth.ClientRef]writtenClient
 	// writtenManaged is the same of managed clients, at most maxReplay.
 	writtenManaged map[oauth.ClientRef]writtenManaged

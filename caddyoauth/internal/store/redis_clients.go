@@ -152,8 +152,8 @@ func (r *Redis) tryUpdate(ctx context.Context, c rueidis.DedicatedClient, realm 
 func (r *Redis) rememberClients(changed clientTable) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := time.Now()
-	maps.DeleteFunc(r.written, func(_ oauth.ClientRef, was writtenClient) bool { return now.Sub(was.at) > replayTime })
+	now, since := time.Now(), r.keptSince()
+	maps.DeleteFunc(r.written, func(_ oauth.ClientRef, was writtenClient) bool { return was.at.Before(since) })
 	for ref, state := range changed {
 		r.written[ref] = writtenClient{state, now}
 	}
@@ -164,8 +164,9 @@ func (r *Redis) rememberClients(changed clientTable) {
 func (r *Redis) repeatClients(ctx context.Context) error {
 	byRealm := make(map[string]clientTable)
 	r.mu.Lock()
+	since := r.keptSince()
 	for ref, was := range r.written {
-		if r.lostAt.Sub(was.at) > replayTime {
+		if was.at.Before(since) {
 			continue
 		}
 		if byRealm[ref.Realm] == nil {

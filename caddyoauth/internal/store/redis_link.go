@@ -73,12 +73,11 @@ func (r *Redis) run() {
 	defer func() { <-attended }()
 	ticker := time.NewTicker(pingInterval)
 	defer ticker.Stop()
-	owed := false // revocations have to be repeated
 	for {
 		regained := r.look()
 		// Retried until it works: the server we reach now may be a replica that is promoted later.
-		if owed = owed || regained; owed && r.Coherent() {
-			owed = !r.repeatRevocations()
+		if r.Coherent() {
+			r.repeatRevocations()
 		}
 		if regained {
 			r.attract()
@@ -148,6 +147,7 @@ func (r *Redis) look() (regained bool) {
 		// Tell of what may have been missed before there is a lease, so that nobody goes by it.
 		r.cfg.Changed()
 		r.news = append(r.news, r.cfg.Regained) // for run to tell
+		r.owed = true                           // also at first: something may have been written before
 	}
 	r.up = true
 	for d, e := range confirmed {
@@ -174,7 +174,9 @@ func (r *Redis) lose(err error) {
 		r.news = append(r.news, func() { r.cfg.Lost(err) })
 	}
 	if r.up {
-		r.lostAt = time.Now()
+		if !r.owed {
+			r.owed, r.lostAt = true, time.Now()
+		}
 		r.breaks.Add(1)
 	}
 	r.up = false
@@ -300,38 +302,55 @@ func (r *Redis) lookNow() {
 	}
 }
 
+// keptSince returns since when what was written is kept, to repeat it. While it is owed, none is given
+// up: an outage may have taken longer than replayTime. The caller holds mu.
+func (r *Redis) keptSince() time.Time {
+	if r.owed {
+		return r.lostAt.Add(-replayTime)
+	}
+	return time.Now().Add(-replayTime)
+}
+
 // remember keeps a revocation, to repeat it if the link is lost soon.
 func (r *Redis) remember(key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := time.Now()
-	drop := 0
-	for drop < len(r.revoked) && (now.Sub(r.revoked[drop].at) > replayTime || len(r.revoked)-drop >= maxReplay) {
+	since, drop := r.keptSince(), 0
+	for drop < len(r.revoked) && (r.revoked[drop].at.Before(since) || len(r.revoked)-drop >= maxReplay) {
 		drop++
 	}
-	r.revoked = append(r.revoked[drop:], revocation{key, now})
+	r.revoked = append(r.revoked[drop:], revocation{key, time.Now()})
 }
 
-// repeatRevocations repeats the revocations made shortly before the link was lost, and since: the
-// server we reach now may be a replica that had not heard of them, or may have lost its
+// repeatRevocations repeats the revocations made shortly before the link was lost, and since, if that is
+// owed: the server we reach now may be a replica that had not heard of them, or may have lost its
 // last second in a crash.
-func (r *Redis) repeatRevocations() (done bool) {
+func (r *Redis) repeatRevocations() {
 	r.mu.Lock()
+	owed, losses, since := r.owed, r.losses, r.keptSince()
 	var again rueidis.Commands
 	for _, revoked := range r.revoked {
-		if r.lostAt.Sub(revoked.at) <= replayTime {
+		if owed && !revoked.at.Before(since) {
 			again = append(again, r.client.B().Del().Key(revoked.key).Build())
 		}
 	}
 	r.mu.Unlock()
+	if !owed {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
 	defer cancel()
 	for _, answer := range r.client.DoMulti(ctx, again...) {
 		if answer.Error() != nil {
-			return false
+			return
 		}
 	}
-	return errors.Join(r.repeatClients(ctx), r.repeatManaged(ctx)) == nil
+	if errors.Join(r.repeatClients(ctx), r.repeatManaged(ctx)) != nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.owed = r.losses != losses // if it was lost meanwhile, there may be another server
 }
 
 // findEvicting looks for servers that may drop keys to make room. A dropped token is refused, so

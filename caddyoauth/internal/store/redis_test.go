@@ -989,6 +989,58 @@ func TestRedisRepeatsRevocations(t *testing.T) {
 	absent(t, r, token.Key)
 }
 
+// What has to be repeated is not given up because the outage has taken long, even if somebody revokes
+// another token before it is repeated.
+func TestRedisRepeatsAfterALongOutage(t *testing.T) {
+	server := redistest.Start(t)
+	way := redistest.StartProxy(t, server)
+	r, _ := redisAt(t, nil, way.Addr)
+	linked(t, r)
+	token := tokenOf("a")
+	if err := r.Revoke(ctx, token.Key); err != nil {
+		t.Fatal(err)
+	}
+	client := oauth.ClientRef{Realm: "root", ClientID: "a"}
+	before := admit(t, r, client)
+	now, err := r.EndTokens(ctx, "root", []string{"a"}, false, before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	swap(t, r, "managed", 0, "x")
+	way.Cut()
+	eventually(t, "the loss is noticed", func() bool { return !r.Coherent() })
+	r.mu.Lock() // two minutes pass
+	r.lostAt = r.lostAt.Add(-2 * replayTime)
+	r.revoked[0].at = r.revoked[0].at.Add(-2 * replayTime)
+	for ref, was := range r.written {
+		was.at = was.at.Add(-2 * replayTime)
+		r.written[ref] = was
+	}
+	for ref, was := range r.writtenManaged {
+		was.at = was.at.Add(-2 * replayTime)
+		r.writtenManaged[ref] = was
+	}
+	r.mu.Unlock()
+	server.CLI("flushall") // as another server, which has heard of none of it
+	server.CLI("set", r.tokenKey(token.Key), recordOfEarlier(token))
+	server.CLI("hset", r.clientsKey("root"), "a", fmt.Sprintf(`{"generation":%d}`, before[client]))
+	// What Redis is told before the gateway has looked at the link.
+	r.remember(r.tokenKey(tokenOf("b").Key))
+	r.rememberClients(clientTable{{Realm: "root", ClientID: "b"}: {Generation: 1}})
+	r.rememberManaged("root", oauth.ManagedClient{ID: "other", Version: nextVersion(0), Data: []byte("x")})
+	way.Heal()
+	linked(t, r)
+	eventually(t, "the token is revoked again", func() bool { return server.CLI("exists", r.tokenKey(token.Key)) == "0" })
+	eventually(t, "the tokens of the client are ended again", func() bool {
+		generation, err := r.Generation(ctx, client)
+		return err == nil && generation > now[client]
+	})
+	eventually(t, "the managed client is there again", func() bool {
+		_, err := r.ManagedClient(ctx, oauth.ClientRef{Realm: "root", ClientID: "managed"})
+		return err == nil
+	})
+}
+
 // After the link was lost, Changed tells of what may have been missed before there is a lease again.
 func TestRedisTellsBeforeThereIsALease(t *testing.T) {
 	server := redistest.Start(t)
@@ -1066,6 +1118,12 @@ func TestRedisRepeatsUntilItWorks(t *testing.T) {
 	if replica.CLI("exists", key) != "1" {
 		t.Fatal("the replica does not have the token: the test proves nothing")
 	}
+	r.mu.Lock() // two minutes pass
+	r.lostAt = r.lostAt.Add(-2 * replayTime)
+	r.revoked[0].at = r.revoked[0].at.Add(-2 * replayTime)
+	r.mu.Unlock()
+	replica.CLI("client", "kill", "type", "normal") // and the link is lost once more
+	h.wantStory(t, "regained lost regained lost regained")
 	replica.CLI("replicaof", "no", "one")
 	eventually(t, "the token is revoked again", func() bool { return replica.CLI("exists", key) == "0" })
 	absent(t, r, token.Key)
