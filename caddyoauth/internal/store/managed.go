@@ -485,57 +485,58 @@ func (r *Redis) rememberManaged(realm string, client oauth.ManagedClient) {
 // repeatManaged makes again the changes made shortly before the link was lost, and since; see
 // repeatRevocations.
 func (r *Redis) repeatManaged(ctx context.Context) error {
-	written := make(map[oauth.ClientRef]writtenManaged)
+	byRealm := make(map[string]map[string]writtenManaged) // by realm and client ID
 	r.mu.Lock()
 	since := r.keptSince()
 	for ref, was := range r.writtenManaged {
-		if !was.at.Before(since) {
-			written[ref] = was
+		if was.at.Before(since) {
+			continue
 		}
+		if byRealm[ref.Realm] == nil {
+			byRealm[ref.Realm] = make(map[string]writtenManaged)
+		}
+		byRealm[ref.Realm][ref.ClientID] = was
 	}
 	r.mu.Unlock()
-	kept := make(map[string]map[writtenChange]bool) // by realm
-	for ref, was := range written {
-		if kept[ref.Realm] == nil {
-			var err error
-			if kept[ref.Realm], err = r.keptChanges(ctx, ref.Realm); err != nil {
+	for realm, written := range byRealm {
+		if err := r.deleteKept(ctx, realm, written); err != nil {
+			return err
+		}
+		for _, was := range written {
+			older := func(_ int, stored uint64) bool { return stored < was.Version && (stored != 0 || was.Data != nil) }
+			if _, err := r.putManaged(ctx, realm, []oauth.ManagedClient{was.ManagedClient}, older); err != nil {
 				return err
 			}
-		}
-		if kept[ref.Realm][writtenChange{ref.ClientID, was.Version}] {
-			continue // nothing was lost: if the client is gone, somebody has removed it
-		}
-		older := func(_ int, stored uint64) bool { return stored < was.Version && (stored != 0 || was.Data != nil) }
-		if _, err := r.putManaged(ctx, ref.Realm, []oauth.ManagedClient{was.ManagedClient}, older); err != nil {
-			return err
 		}
 	}
 	return nil
 }
 
-// writtenChange is what an entry of the stream of changes says: which client became which version.
-type writtenChange struct {
-	clientID string
-	version  uint64
-}
-
-// keptChanges returns the last changes that Redis knows of, managedStep at most. Each was written together
-// with what it is about, so neither is lost without the other. Gateways of earlier versions wrote no versions.
-func (r *Redis) keptChanges(ctx context.Context, realm string) (kept map[writtenChange]bool, err error) {
-	kept = make(map[writtenChange]bool)
-	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-		entries, err := c.Do(ctx, c.B().Xrevrange().Key(r.managedChangesKey(realm)).End("+").Start("-").Count(managedStep).Build()).AsXRange()
-		if err != nil && !rueidis.IsRedisNil(err) {
+// deleteKept deletes from written, which is by client ID, the changes of a realm that Redis still knows of:
+// if such a client is gone, somebody has removed it. A change was written together with what it is about,
+// so neither is lost without the other. Gateways of earlier versions wrote no versions.
+func (r *Redis) deleteKept(ctx context.Context, realm string, written map[string]writtenManaged) error {
+	for end, more := "+", true; more && len(written) > 0; {
+		err := r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
+			entries, err := c.Do(ctx, c.B().Xrevrange().Key(r.managedChangesKey(realm)).End(end).Start("-").Count(managedStep).Build()).AsXRange()
+			if err != nil && !rueidis.IsRedisNil(err) {
+				return err
+			}
+			for _, entry := range entries {
+				id := entry.FieldValues["id"]
+				if version, err := strconv.ParseUint(entry.FieldValues["version"], 10, 64); err == nil && written[id].Version == version {
+					delete(written, id)
+				}
+				end = entry.ID // which comes again
+			}
+			more = len(entries) == managedStep
+			return nil
+		})
+		if err != nil {
 			return err
 		}
-		for _, entry := range entries {
-			if version, err := strconv.ParseUint(entry.FieldValues["version"], 10, 64); err == nil {
-				kept[writtenChange{entry.FieldValues["id"], version}] = true
-			}
-		}
-		return nil
-	})
-	return kept, err
+	}
+	return nil
 }
 
 // The braces keep a realm's clients and their changes on one node of a Cluster.
