@@ -107,9 +107,16 @@ type denials struct {
 	// wholeAt is when known was last confirmed to have all denials.
 	wholeAt time.Time
 
-	// Only attend uses these: which server is not vouched for, and since when.
-	awaited string
-	since   time.Time
+	// Only attend uses these: what is not vouched for, since when, and when others were last asked.
+	awaited      doubt
+	since, asked time.Time
+}
+
+// doubt is about a keyring at a server that nobody here can vouch for, over the ear that leads there:
+// whoever was cut off meanwhile has not waited for others.
+type doubt struct {
+	keyring, server string
+	ear             *ear
 }
 
 // denial is a revoked token.
@@ -653,12 +660,17 @@ func (r *Redis) vouchAgain() {
 // awaitVoucher is for a realm that nobody here can vouch for. It asks whether others can, and ends
 // the epoch once they have had enough time.
 func (r *Redis) awaitVoucher(d *denials, e *ear, keyring string) error {
-	if about := keyring + e.server; d.awaited != about {
-		d.awaited, d.since = about, time.Now()
+	if about := (doubt{keyring, e.server, e}); d.awaited != about {
+		d.awaited, d.since, d.asked = about, time.Now(), time.Time{}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
 	defer cancel()
 	if time.Since(d.since) < r.cfg.vouchWait {
+		// This gateway hears its own question, too, which begins another attempt at once.
+		if time.Since(d.asked) < pingInterval {
+			return errUnvouched
+		}
+		d.asked = time.Now()
 		key := r.askingKey(d.realm)
 		for _, answer := range e.client.DoMulti(ctx, e.client.B().Set().Key(key).Value("").Build(), e.client.B().Del().Key(key).Build()) {
 			if err := answer.Error(); err != nil {

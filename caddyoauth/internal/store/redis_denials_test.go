@@ -29,13 +29,17 @@ func deny(t testing.TB, s oauth.KeyStore, keys ...oauth.Key) {
 }
 
 // questions returns how often a server was asked for a denial.
-func questions(server *redistest.Server) (calls string) {
+func questions(server *redistest.Server) int { return calls(server, "zscore") }
+
+// calls returns how often a server was given a command.
+func calls(server *redistest.Server, command string) (n int) {
 	for line := range strings.Lines(server.CLI("info", "commandstats")) {
-		if strings.HasPrefix(line, "cmdstat_zscore:") {
-			calls, _, _ = strings.Cut(line, ",")
+		if after, ok := strings.CutPrefix(line, "cmdstat_"+command+":calls="); ok {
+			count, _, _ := strings.Cut(after, ",")
+			n, _ = strconv.Atoi(count)
 		}
 	}
-	return calls
+	return n
 }
 
 // judged waits until a store can judge tokens of an epoch, or knows that it is another one.
@@ -77,7 +81,7 @@ func TestRedisFirstUseAsksNobody(t *testing.T) {
 		wantDenied(t, there, epochA, tokenOf(fmt.Sprint(i)).Key, false)
 	}
 	if now := questions(server); now != asked {
-		t.Errorf("Redis was asked: %q before, %q now", asked, now)
+		t.Errorf("Redis was asked: %d times before, %d now", asked, now)
 	}
 	// The machine has slept. Until the next look nobody knows what was missed.
 	eventually(t, "Redis is asked", func() bool {
@@ -548,6 +552,9 @@ func TestRedisIsKilledWithAllGateways(t *testing.T) {
 			if waited := time.Since(begun); waited < time.Second {
 				t.Errorf("nobody had time to vouch: it took %v", waited)
 			}
+			if n := calls(server, "set"); n < 1 || n > 4 {
+				t.Errorf("others were asked %d times within a second, want each half second", n)
+			}
 			heard.did(func() {
 				if len(heard.ended) != 1 || heard.ended[0] != "root" || heard.changes == 0 {
 					t.Errorf("reported %q, and %d changes", heard.ended, heard.changes)
@@ -658,6 +665,48 @@ func TestRedisGetsAReplica(t *testing.T) {
 	if server.CLI("get", here.serverKey("root")) == before {
 		t.Error("the server has the same name: the test proves nothing")
 	}
+}
+
+// A gateway that can't vouch waits for others. While it is cut off it doesn't, so it ends no epoch as it
+// comes back: others may have been cut off as well.
+func TestRedisWaitsAnewForOthers(t *testing.T) {
+	t.Parallel()
+	const wait = 3 * time.Second
+	server := lasting(t)
+	here, there := redistest.StartProxy(t, server), redistest.StartProxy(t, server)
+	knows, _ := redisAt(t, nil, there.Addr)
+	swapKeys(t, knows, "root", nil, keyringOf(epochA, ""), true)
+	key := tokenOf("a").Key
+	deny(t, knows, key)
+	settled(t, "root", knows)
+	server.CLI("save")
+	server.Stop()
+	there.Cut()
+	server.Restart()
+	fresh, heard := redisAt(t, func(cfg *RedisConfig) { cfg.vouchWait = wait }, here.Addr)
+	asks := func() {
+		t.Helper()
+		before := calls(server, "set")
+		eventually(t, "it asks whether others can vouch", func() bool {
+			_, err := fresh.Denied(ctx, epochA, key)
+			return errors.Is(err, oauth.ErrOtherEpoch) || calls(server, "set") > before
+		})
+	}
+	asks()
+	here.Cut()
+	time.Sleep(wait)
+	here.Heal()
+	asks()
+	there.Heal()
+	if err := judged(t, fresh, epochA); err != nil {
+		t.Fatal(err)
+	}
+	wantDenied(t, fresh, epochA, key, true)
+	heard.did(func() {
+		if len(heard.ended) != 0 {
+			t.Error("the epoch has ended")
+		}
+	})
 }
 
 // Sentinels appoint a master that has not heard of the last denials. Gateways that know them add them,
