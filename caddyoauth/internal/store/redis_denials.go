@@ -488,6 +488,13 @@ func (r *Redis) load(d *denials, e *ear) error {
 	epoch := keyring[:min(len(keyring), len(oauth.Epoch{}))]
 	mayVouch := d.begin(epoch, r.cfg.vouchGap)
 	trusted := keyring == "" || vouched == e.server
+	if !trusted {
+		// It may have another name by now, as if e had been opened now; see vouchAgain.
+		if err := r.nameServer(e); err != nil {
+			return err
+		}
+		trusted = vouched == e.server
+	}
 	if !trusted && !mayVouch {
 		return r.awaitVoucher(d, e, keyring)
 	}
@@ -610,6 +617,17 @@ func (r *Redis) vouch(realm string, e *ear, keyring, last string) error {
 	return err
 }
 
+// nameServer looks how the server at e is called now.
+func (r *Redis) nameServer(e *ear) error {
+	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
+	defer cancel()
+	server, err := serverName(ctx, e.client)
+	if err == nil {
+		e.server = server
+	}
+	return err
+}
+
 // watchRealm watches what vouch and awaitVoucher change, over a connection to the server of that
 // name, and fails if the keyring is not the one given. It returns which server is vouched for.
 func (r *Redis) watchRealm(ctx context.Context, c rueidis.DedicatedClient, realm, keyring, name string) (vouched string, err error) {
@@ -644,14 +662,10 @@ func (r *Redis) vouchAgain() {
 		if !settled || epoch == "" {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
-		server, err := serverName(ctx, e.client)
-		cancel()
-		if err != nil {
+		if r.nameServer(e) != nil {
 			continue // the link will be lost, or the next time is soon enough
 		}
-		e.server = server
-		if keyring, vouched, err := r.readRealm(d.realm, e); err == nil && vouched != server {
+		if keyring, vouched, err := r.readRealm(d.realm, e); err == nil && vouched != e.server {
 			_ = r.vouch(d.realm, e, keyring, keyring) // whoever asks, asks again
 		}
 	}

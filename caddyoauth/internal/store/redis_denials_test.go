@@ -667,6 +667,25 @@ func TestRedisGetsAReplica(t *testing.T) {
 	}
 }
 
+// A gateway that has listened since before the server got another name believes it in the next epoch, too.
+func TestRedisBeginsAnEpochUnderAnotherName(t *testing.T) {
+	server := lasting(t)
+	here, _ := redisAt(t, impatient, server.Addr)
+	swapKeys(t, here, "root", nil, keyringOf(epochA, ""), true)
+	wantDenied(t, here, epochA, tokenOf("a").Key, false)
+	settled(t, "root", here)
+	redistest.StartReplica(t, server.Addr)
+	server.CLI("del", here.keysKey("root")) // as whoever wants all tokens to end
+	eventually(t, "it is noticed", func() bool {
+		_, err := here.Denied(ctx, epochA, tokenOf("a").Key)
+		return errors.Is(err, oauth.ErrOtherEpoch)
+	})
+	swapKeys(t, here, "root", nil, keyringOf(epochB, ""), true)
+	if err := judged(t, here, epochB); err != nil {
+		t.Error(err)
+	}
+}
+
 // A gateway that can't vouch waits for others. While it is cut off it doesn't, so it ends no epoch as it
 // comes back: others may have been cut off as well.
 func TestRedisWaitsAnewForOthers(t *testing.T) {
