@@ -626,6 +626,34 @@ func TestBboltCallersMayLeave(t *testing.T) {
 	}
 }
 
+// What a writer waits with is used again, but not while an outcome is still to come. So nobody gets the
+// outcome of a write whose caller has left, and a timer that has been used before rings when it must.
+func TestBboltWaitersAreUsedAgain(t *testing.T) {
+	b := openBbolt(t, filepath.Join(t.TempDir(), "tokens.db"), time.Now)
+	wrong := errors.New("this write fails")
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	for range 20 { // the pool may drop what it is given
+		put(t, b, tokenOf("a"))
+		release := hold(t, b)
+		b.patience = time.Millisecond
+		begun := time.Now()
+		if err := b.Put(ctx, tokenOf("b")); !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) < b.patience {
+			t.Errorf("with a committer that does not answer: %v after %v", err, time.Since(begun))
+		}
+		if err := b.Revoke(gone, tokenOf("c").Key); !errors.Is(err, context.Canceled) {
+			t.Errorf("with a context that has ended: %v", err)
+		}
+		b.patience = oauth.StoreTimeout
+		release()
+		for range 3 { // both of those that have left will have succeeded
+			if err := b.write(ctx, func(*bolt.Tx) error { return wrong }); !errors.Is(err, wrong) {
+				t.Fatalf("a write that fails was answered with %v", err)
+			}
+		}
+	}
+}
+
 // Writers that come back one by one get into one batch, if there are no long gaps between them. None
 // waits for one that stays away, and none waits for long.
 func TestBboltWritersComeBackOneByOne(t *testing.T) {
