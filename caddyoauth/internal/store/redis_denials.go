@@ -107,7 +107,8 @@ type denials struct {
 	// wholeAt is when known was last confirmed to have all denials.
 	wholeAt time.Time
 
-	// Only attend uses these: what is not vouched for, since when, and when others were last asked.
+	// Only attend uses these: what is not vouched for, since when others can be asked, and when they were
+	// asked last.
 	awaited      doubt
 	since, asked time.Time
 }
@@ -180,8 +181,9 @@ func (d *denials) forget() {
 }
 
 // begin takes note of the epoch of the keyring in Redis. What is known from another epoch is
-// forgotten. It reports whether all denials were known until shortly before.
-func (d *denials) begin(epoch string, gap time.Duration) (mayVouch bool) {
+// forgotten. It reports whether all denials were known until shortly before, or until an attempt to vouch
+// for the server at e, which was cut short: since then all that happens there has been heard.
+func (d *denials) begin(epoch string, e *ear, gap time.Duration) (mayVouch bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.epoch != epoch || d.known == nil {
@@ -189,6 +191,9 @@ func (d *denials) begin(epoch string, gap time.Duration) (mayVouch bool) {
 		d.epoch = epoch
 	}
 	d.scan++
+	if !d.wholeAt.IsZero() && d.unvouched && d.ear == e {
+		return true
+	}
 	// By both clocks: one of them may stand still while the machine sleeps, and the other be set.
 	return !d.wholeAt.IsZero() && time.Since(d.wholeAt) <= gap && time.Now().Round(0).Sub(d.wholeAt.Round(0)) <= gap
 }
@@ -486,7 +491,7 @@ func (r *Redis) load(d *denials, e *ear) error {
 		return err
 	}
 	epoch := keyring[:min(len(keyring), len(oauth.Epoch{}))]
-	mayVouch := d.begin(epoch, r.cfg.vouchGap)
+	mayVouch := d.begin(epoch, e, r.cfg.vouchGap)
 	trusted := keyring == "" || vouched == e.server
 	if !trusted {
 		// It may have another name by now, as if e had been opened now; see vouchAgain.
@@ -498,8 +503,8 @@ func (r *Redis) load(d *denials, e *ear) error {
 	if !trusted && !mayVouch {
 		return r.awaitVoucher(d, e, keyring)
 	}
-	over, err := r.dropDenials(d.realm, e) // what is over need not be read
-	if err != nil {
+	over, err := r.dropDenials(d.realm, e) // what is over need not be read, but may be if writes are refused for a while
+	if err != nil && (over.IsZero() || !errors.Is(redisError(err), oauth.ErrUnreachable)) {
 		return err
 	}
 	d.set(e.at, e, !trusted, nil) // Redis may be asked, and what it has lost is known here
@@ -675,11 +680,11 @@ func (r *Redis) vouchAgain() {
 // the epoch once they have had enough time.
 func (r *Redis) awaitVoucher(d *denials, e *ear, keyring string) error {
 	if about := (doubt{keyring, e.server, e}); d.awaited != about {
-		d.awaited, d.since, d.asked = about, time.Now(), time.Time{}
+		d.awaited, d.since, d.asked = about, time.Time{}, time.Time{}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
 	defer cancel()
-	if time.Since(d.since) < r.cfg.vouchWait {
+	if d.since.IsZero() || time.Since(d.since) < r.cfg.vouchWait {
 		// This gateway hears its own question, too, which begins another attempt at once.
 		if time.Since(d.asked) < pingInterval {
 			return errUnvouched
@@ -688,8 +693,12 @@ func (r *Redis) awaitVoucher(d *denials, e *ear, keyring string) error {
 		key := r.askingKey(d.realm)
 		for _, answer := range e.client.DoMulti(ctx, e.client.B().Set().Key(key).Value("").Build(), e.client.B().Del().Key(key).Build()) {
 			if err := answer.Error(); err != nil {
+				d.since = time.Time{} // while this server takes no questions, it takes no word of others, either
 				return err
 			}
+		}
+		if d.since.IsZero() {
+			d.since = d.asked
 		}
 		return errUnvouched
 	}
@@ -707,6 +716,7 @@ func (r *Redis) awaitVoucher(d *denials, e *ear, keyring string) error {
 		return err
 	})
 	if err != nil {
+		d.since = time.Time{} // as above
 		return err
 	}
 	if ended {

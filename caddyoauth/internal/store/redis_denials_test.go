@@ -728,6 +728,59 @@ func TestRedisWaitsAnewForOthers(t *testing.T) {
 	})
 }
 
+// A master that has just been promoted may refuse all writes until it has a replica again, so nobody can vouch
+// for it. Whoever knows all denials judges tokens meanwhile, and vouches once it can, however long that took.
+// A gateway that has started meanwhile lets it.
+func TestRedisRefusesWritesForLong(t *testing.T) {
+	server := lasting(t, "--min-replicas-to-write", "1")
+	refuse := func(replicas string) { server.CLI("config", "set", "min-replicas-to-write", replicas) }
+	refuse("0")
+	here, heardHere := redisAt(t, nil, server.Addr)
+	swapKeys(t, here, "root", nil, keyringOf(epochA, ""), true)
+	before, after := tokenOf("before").Key, tokenOf("after").Key
+	deny(t, here, before)
+	settled(t, "root", here)
+	server.CLI("zadd", here.denialsKey("root"), "1", strings.Repeat("x", len(before.ID))) // it is over
+	server.CLI("save")
+	deny(t, here, after)
+	server.Stop()
+	eventually(t, "the loss is noticed", func() bool { return !here.Coherent() })
+	server.Restart()
+	if err := judged(t, here, epochA); err != nil {
+		t.Fatal(err)
+	}
+	wantDenied(t, here, epochA, before, true)
+	wantDenied(t, here, epochA, after, true)
+	wantDenied(t, here, epochA, tokenOf("good").Key, false)
+	fresh, heardThere := redisAt(t, impatient, server.Addr)
+	linked(t, fresh)
+	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if _, err := fresh.Denied(ctx, epochA, after); !errors.Is(err, oauth.ErrUnreachable) {
+			t.Fatalf("without anybody who vouches: %v", err)
+		}
+	}
+	d := here.denialsOf("root")
+	d.mu.Lock() // an hour passes
+	d.wholeAt = d.wholeAt.Add(-time.Hour)
+	d.mu.Unlock()
+	wantDenied(t, here, epochA, tokenOf("good").Key, false)
+	refuse("0")
+	for _, r := range []*Redis{here, fresh} {
+		if err := judged(t, r, epochA); err != nil {
+			t.Fatal(err)
+		}
+		wantDenied(t, r, epochA, after, true)
+		settled(t, "root", r)
+	}
+	for _, h := range []*heard{heardHere, heardThere} {
+		h.did(func() {
+			if len(h.ended) != 0 {
+				t.Error("the epoch has ended")
+			}
+		})
+	}
+}
+
 // Sentinels appoint a master that has not heard of the last denials. Gateways that know them add them,
 // and one that starts meanwhile waits for that.
 func TestRedisSentinelAndDenials(t *testing.T) {
