@@ -256,13 +256,17 @@ func (r *Redis) Put(ctx context.Context, t oauth.Token) error {
 
 // Get implements oauth.TokenStore.
 func (r *Redis) Get(ctx context.Context, key oauth.Key) (t oauth.Token, err error) {
+	k := r.tokenKey(key)
 	err = r.do(ctx, func(ctx context.Context, c rueidis.Client) error {
-		value, err := c.Do(ctx, c.B().Get().Key(r.tokenKey(key)).Build()).ToString()
+		value, err := c.Do(ctx, c.B().Get().Key(k).Build()).ToString()
 		if rueidis.IsRedisNil(err) {
 			return oauth.ErrNotFound
 		}
 		if err != nil {
 			return err
+		}
+		if r.owesRevocation(k) {
+			return oauth.ErrNotFound
 		}
 		t, err = decodeRecord(key, value)
 		return err

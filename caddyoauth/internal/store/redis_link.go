@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -320,6 +321,14 @@ func (r *Redis) remember(key string) {
 		drop++
 	}
 	r.revoked = append(r.revoked[drop:], revocation{key, time.Now()})
+}
+
+// owesRevocation reports whether the record under key was revoked here, and a server may have lost that:
+// before it is repeated, the server does not know better. A new master may refuse writes for long.
+func (r *Redis) owesRevocation(key string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.owed && slices.ContainsFunc(r.revoked, func(revoked revocation) bool { return revoked.key == key })
 }
 
 // repeatRevocations repeats the revocations made shortly before the link was lost, and since, if that is
