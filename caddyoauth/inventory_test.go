@@ -241,7 +241,7 @@ func TestInventoryMetrics(t *testing.T) {
 			return maps.Equal(got, want)
 		})
 	}
-	want := map[string]float64{" root/active": 0, " root/disabled": 0, "unused root/30": 0, "unused root/90": 0, "expiring root/7": 0, "expiring root/30": 0}
+	want := map[string]float64{" root/active": 0, " root/disabled": 0, " root/unusable": 0, "unused root/30": 0, "unused root/90": 0, "expiring root/7": 0, "expiring root/30": 0}
 	wants("there are no managed clients, and nobody has been here", want)
 
 	g.token("reader")

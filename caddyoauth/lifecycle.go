@@ -208,7 +208,7 @@ func (a *App) start() error {
 	for _, r := range a.realms {
 		r.settings.Store, r.settings.Keys = opened.store, opened.keys
 		if r.managed != nil {
-			r.settings.Managed = opened.clients
+			r.settings.Managed, r.settings.Unusable = opened.clients, r.managed.unusable.version
 		}
 		r.settings.Cache, r.settings.Coherent, r.settings.Immediate = opened.cache, a.coherent, opened.immediate
 		if opened.inventory != nil {

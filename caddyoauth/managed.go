@@ -45,10 +45,11 @@ type unusableClients struct {
 	byID map[string]unusableClient
 }
 
-// unusableClient is why a client can't be used, and since when it is there, if that can be read.
+// unusableClient is why a client can't be used, since when it is there, if that can be read, and its version.
 type unusableClient struct {
-	why   string
-	since time.Time
+	why     string
+	since   time.Time
+	version uint64
 }
 
 // take goes by what is known now of some clients, or with all set of all: which of them can't be used.
@@ -73,14 +74,21 @@ func (u *unusableClients) find(id string) (client unusableClient, ok bool) {
 	return client, ok
 }
 
+// version returns the version of one of them.
+func (u *unusableClients) version(id string) (version uint64, ok bool) {
+	client, ok := u.find(id)
+	return client.version, ok
+}
+
 // among returns the IDs of these clients and others, which are sorted, each once and sorted.
 func (u *unusableClients) among(ids []string) []string {
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	if len(u.byID) == 0 {
+	unusable := slices.Collect(maps.Keys(u.byID))
+	u.mu.Unlock() // requests may wait for it
+	if len(unusable) == 0 {
 		return ids
 	}
-	ids = slices.AppendSeq(slices.Clone(ids), maps.Keys(u.byID))
+	ids = slices.Concat(ids, unusable)
 	slices.Sort(ids)
 	return slices.Compact(ids)
 }
@@ -272,7 +280,7 @@ func (a *App) useManaged(r *servedRealm, stored []oauth.ManagedClient, all bool)
 		}
 		if err != nil {
 			a.logger.Error("a managed client can't be used: it can't authenticate, and its tokens are refused", zap.String("realm", r.name), zap.String("client_id", loggedText(s.ID)), zap.Error(err))
-			unusable[s.ID] = unusableClient{err.Error(), parsed.created}
+			unusable[s.ID] = unusableClient{err.Error(), parsed.created, s.Version}
 			continue
 		}
 		if r.settings.Clients[s.ID] != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -94,14 +95,23 @@ func TestUnusableManagedClientsAreListed(t *testing.T) {
 			a.must(201, "PUT", "/oauth/clients/root/usable", `{"scopes":["read"]}`)
 			token := a.tokenBy("mended", secret)
 			a.wants("a token with am_compat", token, 200)
+			unseen := a.tokenBy("mended", secret) // no cache has it
 			if err := a.loadCaddyfile(strings.Replace(config, "am_compat\n", "", 1)); err != nil {
 				t.Fatal(err)
 			}
 
 			const why = `"read|Read orders" is not a scope`
-			// 503 if it is asked for: the store has the client.
-			if got := a.get("/x", token).StatusCode; got != 401 && got != 503 {
-				t.Errorf("a token of a client that can't be used: %d", got)
+			for what, token := range map[string]string{"a token": token, "a token that no cache has": unseen} {
+				if got := a.get("/x", token).StatusCode; got != 401 {
+					t.Errorf("%s of a client that can't be used: %d, want 401", what, got)
+				}
+			}
+			states := clientSeries(t, "caddy_oauth_managed_clients", "realm", "state")
+			if want := map[string]float64{"root/active": 1, "root/disabled": 0, "root/unusable": 2}; !maps.Equal(states, want) {
+				t.Errorf("the clients are counted as %v, want %v", states, want)
+			}
+			if unused := clientSeries(t, "caddy_oauth_managed_clients_unused", "realm", "days"); unused["root/30"] != 0 {
+				t.Errorf("of clients that can't be used, %v are counted as unused", unused["root/30"])
 			}
 			for query, want := range map[string]string{
 				"managed=true":                 "mended removed usable",

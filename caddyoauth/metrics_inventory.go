@@ -59,7 +59,7 @@ func newInventoryMetrics() inventoryMetrics {
 	}
 	return inventoryMetrics{
 		unusedFor: desc("client_unused_seconds", "For how long a client has done nothing, or nothing since that is known.", "realm", "client_id"),
-		managed:   desc("managed_clients", "Managed clients, by whether they are disabled.", "realm", "state"),
+		managed:   desc("managed_clients", "Managed clients, by whether they are active, disabled or unusable.", "realm", "state"),
 		unused:    desc("managed_clients_unused", "Managed clients that are active and have done nothing for so many days.", "realm", "days"),
 		expiring:  desc("managed_clients_expiring", "Managed clients that are active, and all of whose secrets end within so many days or have ended.", "realm", "days"),
 		last:      new(lastFigures),
@@ -128,7 +128,7 @@ func (a *App) figures(ctx context.Context, realm *servedRealm, now time.Time) *c
 	f := &clientFigures{unusedSince: make(map[string]time.Time)}
 	if realm.managed != nil {
 		ids = nil // all
-		f.managed = map[string]int{stateActive: 0, stateDisabled: 0}
+		f.managed = map[string]int{stateActive: 0, stateDisabled: 0, stateUnusable: 0}
 		f.unused, f.expiring = make(map[int]int), make(map[int]int)
 		for _, days := range unusedDays {
 			f.unused[days] = 0
@@ -148,8 +148,8 @@ func (a *App) figures(ctx context.Context, realm *servedRealm, now time.Time) *c
 				f.unusedSince[c.ID] = since
 			}
 			continue
-		case c.Disabled:
-			f.managed[stateDisabled]++
+		case c.state() != stateActive:
+			f.managed[c.state()]++
 			continue
 		}
 		f.managed[stateActive]++

@@ -49,6 +49,9 @@ type Settings struct {
 	// Managed is the store's ability to keep managed clients. Nil if it has none, or the realm has no
 	// managed clients.
 	Managed ClientStore
+	// Unusable returns the version of a managed client that has been heard of and can't be used, so that
+	// SetManaged has none of it. It reports false for all others. Nil if there are none.
+	Unusable func(id string) (version uint64, ok bool)
 	// Inventory notes what clients do; nil if nobody wants to know. InventoryAddresses is one of the
 	// Address constants; the default is AddressPrefix.
 	Inventory          *Inventory

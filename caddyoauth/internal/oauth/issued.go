@@ -91,7 +91,7 @@ func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspec
 	}
 	if !i.Coherent() {
 		// The client's tokens may have been ended without this engine having been told.
-		switch current, err := i.askGeneration(ctx, record.ClientID); {
+		switch current, _, err := i.askGeneration(ctx, record.ClientID); {
 		case errors.Is(err, ErrNotFound):
 			return introspect.InactiveBecause(introspect.CauseClientRemoved), nil
 		case err != nil:
@@ -112,7 +112,7 @@ func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspec
 // Another gateway may have issued it, or the configuration before a reload, and this one may hear of the
 // change only in a moment. Revise would take the token for one that has ended. What the store says of a
 // client of the configuration counts from now on. With a managed client, more may have changed than its
-// generation, so nobody can tell yet.
+// generation, so nobody can tell yet, unless it is one that has been heard of and can't be used.
 func (i *issued) upToDate(ctx context.Context, record Token) error {
 	if i.cfg.Coherent == nil {
 		return nil // there is no other gateway
@@ -127,7 +127,7 @@ func (i *issued) upToDate(ctx context.Context, record Token) error {
 			return nil
 		}
 	}
-	current, err := i.askGeneration(ctx, record.ClientID)
+	current, version, err := i.askGeneration(ctx, record.ClientID)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return nil
@@ -138,6 +138,10 @@ func (i *issued) upToDate(ctx context.Context, record Token) error {
 	case client != nil && !client.managed:
 		i.raise(map[string]uint64{record.ClientID: current})
 		return nil
+	case i.cfg.Unusable != nil:
+		if known, ok := i.cfg.Unusable(record.ClientID); ok && known == version {
+			return nil // Revise refuses the token
+		}
 	}
 	return fmt.Errorf("%w: it says of the token's client what has not been heard of yet", ErrUnreachable)
 }

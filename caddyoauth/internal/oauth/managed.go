@@ -324,18 +324,18 @@ func (a *agreement) generationOf(client *registered) (uint64, bool) {
 }
 
 // askGeneration is generationOf by asking the store, for one who may not have heard of what others did.
-// It returns ErrNotFound if the client is no longer there.
-func (i *issued) askGeneration(ctx context.Context, id string) (uint64, error) {
+// It returns ErrNotFound if the client is no longer there, and the version of a managed client.
+func (i *issued) askGeneration(ctx context.Context, id string) (generation, version uint64, err error) {
 	ref := ClientRef{i.cfg.Realm, id}
 	if client := i.state.Load().clients.find(id); (client == nil || client.managed) && i.cfg.Managed != nil {
 		current, err := i.cfg.Managed.ManagedClient(ctx, ref)
-		return current.Generation, err
+		return current.Generation, current.Version, err
 	}
-	generation, err := i.cfg.Store.Generation(ctx, ref)
+	generation, err = i.cfg.Store.Generation(ctx, ref)
 	if errors.Is(err, ErrNotFound) {
 		err = fmt.Errorf("%w: it has lost the generation of the token's client", ErrUnreachable)
 	}
-	return generation, err
+	return generation, 0, err
 }
 
 // stillIs fails if nobody can tell whether a managed client is what the engine knows of it: another
