@@ -85,6 +85,11 @@ func TestSites(t *testing.T) {
 	if unknown := (site{here.server, []caddy.Module{new(caddyhttp.App), b}}); here.apart(unknown) || !here.leadsTo(unknown, nil) {
 		t.Error("what nobody can tell is taken for certain")
 	}
+	// Handlers that run outside of Caddy's servers, in a module of somebody else's.
+	outside := func(s *Server) site { return site{nil, []caddy.Module{new(caddyhttp.App), s}} }
+	if outside(a).apart(outside(b)) || !outside(a).leadsTo(outside(b), nil) {
+		t.Error("what nobody can tell outside of a server is taken for certain")
+	}
 }
 
 // wayTo returns the handlers through which a request comes to s, and s.
