@@ -194,18 +194,30 @@ func (s *Server) holdBack(w http.ResponseWriter, r *http.Request) (*http.Request
 		return nil, err
 	}
 	held := &heldBack{body: body, contentLength: r.ContentLength, encoding: r.TransferEncoding, query: r.URL.RawQuery, headers: make(http.Header)}
+	held.shown = s.withhold(r, held.headers)
+	return r.WithContext(context.WithValue(r.Context(), heldBackCtxKey{}, held)), nil
+}
+
+// withhold takes from a request what holdBack says, and returns what it leaves of the query. taken gets the
+// headers, and may be nil. It is also for requests that are answered here: handlers before this one, such as
+// intercept, may go on with them, and have a backend make another answer.
+func (s *Server) withhold(r *http.Request, taken http.Header) (query string) {
 	for name, values := range r.Header {
 		if isOneOf(name, s.app.credentials) || name == "Content-Length" {
-			held.headers[name] = values
+			if taken != nil {
+				taken[name] = values
+			}
 			delete(r.Header, name)
 		}
 	}
 	r.Body, r.ContentLength, r.TransferEncoding = http.NoBody, 0, nil
-	if realm := r.URL.Query()["realm"]; realm != nil { // matchers may go by it
-		held.shown = url.Values{"realm": realm}.Encode()
+	if r.URL.RawQuery != "" {
+		if realm := r.URL.Query()["realm"]; realm != nil { // matchers may go by it
+			query = url.Values{"realm": realm}.Encode()
+		}
 	}
-	setQuery(r, held.shown)
-	return r.WithContext(context.WithValue(r.Context(), heldBackCtxKey{}, held)), nil
+	setQuery(r, query)
+	return query
 }
 
 // takeBack gives a request back what another oauth_server has held back, and reports whether one had.
@@ -234,7 +246,7 @@ func (s *Server) takeBack(r *http.Request) bool {
 func setQuery(r *http.Request, query string) {
 	r.URL.RawQuery = query
 	original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
-	if !ok || original.URL == nil {
+	if !ok || original.URL == nil || original.URL.RawQuery == query {
 		return
 	}
 	original.URL.RawQuery = query

@@ -137,6 +137,7 @@ func (s *Server) noteMisdirected(w http.ResponseWriter, r *http.Request, kind en
 	h.Set("Cache-Control", "no-store")
 	h.Set("Pragma", "no-cache")
 	dontAwaitBody(w, r)
+	s.withhold(r, nil)
 }
 
 // directions returns the refusal that tells a client where the token endpoint is: root's, or

@@ -277,6 +277,46 @@ func TestMisdirectedSecretsReachNoCopy(t *testing.T) {
 	}
 }
 
+// Handlers in front may replace an answer by that of a backend. It gets nothing of what was answered, either.
+func TestAnsweredRequestsLeaveNoSecrets(t *testing.T) {
+	const (
+		another  = "intercept {\nhandle_response {\nreverse_proxy BACKEND\n}\n}\n"
+		am, here = "oauth_server root {\nbase_path /am/oauth2\n}\n", "oauth_server alpha\n"
+		path     = "/oauth2/realms/root/realms/alpha/"
+	)
+	form := url.Values{"grant_type": {"client_credentials"}, "client_id": {"reader"}, "client_secret": {testSecret}}
+	for name, site := range map[string]string{
+		"one":                              another + "oauth_server",
+		"several":                          another + am + here,
+		"several, with another in between": am + another + here,
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := startGateway(t, "store memory\nam_compat\n"+strings.Replace(endpointOptions(), "realm alpha {\n", "realm alpha {\nam_compat\n", 1), "route {\n"+site+"\n}")
+			for path, methods := range map[string]string{
+				path + "access_token": "POST PUT", path + "access_token?client_secret=" + testSecret: "POST PUT", path + "introspect": "POST PUT",
+				path + "tokeninfo?access_token=" + testSecret: "GET POST", "/oauth2/v1/token": "POST", "/oauth2/realms/gone/access_token": "POST", "/oauth2/realms/gone/access_token?client_secret=" + testSecret: "POST",
+			} {
+				for method := range strings.FieldsSeq(methods) {
+					g.Backend.forget()
+					r := g.posting(path, "reader", testSecret, form)
+					r.Method = method
+					a := g.do(r)
+					if a.StatusCode == 404 && strings.HasPrefix(site, am) && g.Backend.count() == 0 {
+						continue // the first of them answers it
+					}
+					if a.StatusCode != 200 || g.Backend.count() != 1 {
+						t.Errorf("%s %s: %d %s, and the backend got %d requests", method, path, a.StatusCode, a.Body, g.Backend.count())
+						continue
+					}
+					if got := fmt.Sprintf("%+v", g.Backend.last(t)); strings.Contains(got, testSecret) || strings.Contains(got, "Basic") {
+						t.Errorf("%s %s: the backend got %s", method, path, got)
+					}
+				}
+			}
+		})
+	}
+}
+
 // A body that is too large for any endpoint is refused where it would be held back.
 func TestMisdirectedBodiesAreBounded(t *testing.T) {
 	g := startGateway(t, "store memory\n"+endpointOptions(), "route {\noauth_server root {\nbase_path /am/oauth2\n}\nreverse_proxy BACKEND\noauth_server alpha\n}")

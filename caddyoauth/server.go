@@ -357,6 +357,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 		}
 		return s.passOn(w, r, next)
 	}
+	defer s.withhold(r, nil)
 	h := w.Header()
 	// One array holds the values of all three. Whoever appends to one of them gets another.
 	values := [...]string{"nosniff", "no-store", "no-cache"}
