@@ -114,6 +114,12 @@ func showManaged(realm, id string, record *managedRecord) shownClient {
 	return shown
 }
 
+// showUnreadable returns what is shown of a managed client that can't be read. What could be read of it may
+// mean something else.
+func showUnreadable(realm, id string, why error) shownClient {
+	return shownClient{Realm: realm, ID: id, Managed: true, Unusable: why.Error(), Secrets: []shownSecret{}}
+}
+
 // etag is the entity tag of a managed client.
 func etag(version uint64) string { return `"` + strconv.FormatUint(version, 10) + `"` }
 
@@ -131,11 +137,14 @@ func (a *App) showClient(ctx context.Context, realm *servedRealm, id string) (sh
 		return shown, 0, err
 	}
 	record, err := readManaged(stored)
+	if err != nil {
+		return showUnreadable(realm.name, id, err), stored.Version, nil
+	}
 	shown = showManaged(realm.name, id, &record)
 	shown.Introspects = realm.am.introspects(&record.Client)
 	unusable, _ := realm.managed.unusable.find(id)
 	shown.Unusable = unusable.why
-	return shown, stored.Version, err
+	return shown, stored.Version, nil
 }
 
 // showConfigured returns what is shown of a client of the configuration.

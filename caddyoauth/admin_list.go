@@ -347,8 +347,8 @@ func (a *App) showClients(ctx context.Context, realm *servedRealm, clients []lis
 			all = append(all, a.showConfigured(realm, c.ID))
 		case stored.Data != nil:
 			record, err := readManaged(stored)
-			if err != nil { // what could be read of it may mean something else
-				all = append(all, shownClient{Realm: realm.name, ID: c.ID, Managed: true, Unusable: err.Error(), Secrets: []shownSecret{}})
+			if err != nil {
+				all = append(all, showUnreadable(realm.name, c.ID, err))
 				continue
 			}
 			shown := showManaged(realm.name, c.ID, &record)

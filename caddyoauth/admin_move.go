@@ -305,6 +305,10 @@ func (i *importing) run(r *http.Request, onlyCheck bool) (answer importAnswer, e
 				err = i.addUses(r.Context(), realm, clients)
 			}
 		}
+		var conflict caddy.APIError
+		if errors.As(err, &conflict) {
+			return answer, conflict
+		}
 		if err != nil && !errors.Is(err, errChecked) {
 			return answer, adminError(http.StatusServiceUnavailable, "the clients of realm '%s' may have been imported or not, so try again: the token store: %w", realm.name, err)
 		}

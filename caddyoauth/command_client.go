@@ -268,7 +268,10 @@ func (c shownClient) print(w io.Writer) error {
 	}
 	from := "of the configuration"
 	if c.Managed {
-		from = "managed, added " + c.Created.Local().Format(time.DateTime) + ", changed " + c.Changed.Local().Format(time.DateTime)
+		from = "managed"
+		if !c.Created.IsZero() { // otherwise it can't be read
+			from += ", added " + c.Created.Local().Format(time.DateTime) + ", changed " + c.Changed.Local().Format(time.DateTime)
+		}
 	}
 	lines := []string{fmt.Sprintf("client %q of realm %q: %s, %s", c.ID, c.Realm, c.state(), from), "settings: " + printableJSON(settings)}
 	if c.Unusable != "" {

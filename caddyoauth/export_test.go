@@ -44,6 +44,21 @@ func KeepUses(realm string, uses map[string]oauth.Use) error {
 	return activeApp().run.opened.store.(timedStore).TokenStore.(oauth.UsageStore).AddUses(context.Background(), realm, uses)
 }
 
+// KeepManaged has the store keep this of a managed client of a realm, as a gateway of a later version would,
+// and returns once this gateway has heard of it.
+func KeepManaged(realm, id string, data []byte) error {
+	opened, ctx := activeApp().run.opened, context.Background()
+	now, err := opened.clients.ManagedClient(ctx, oauth.ClientRef{Realm: realm, ClientID: id})
+	if err != nil {
+		return err
+	}
+	now.Data = data
+	if _, err = opened.clients.SwapManagedClient(ctx, realm, now); err != nil {
+		return err
+	}
+	return opened.shareManaged(ctx, realm, []string{id})
+}
+
 // OpenKeys returns how many sets of issuers' keys are open.
 func OpenKeys() (n int) {
 	openKeys.Range(func(_, _ any) bool {

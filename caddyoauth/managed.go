@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"net/http"
 	"runtime"
 	"slices"
 	"strings"
@@ -393,7 +394,7 @@ func (a *App) changeAllManaged(ctx context.Context, r *servedRealm, ids []string
 			case err == nil:
 				record, err := readManaged(stored)
 				if err != nil {
-					return nil, err
+					return nil, adminError(http.StatusConflict, "client '%s': %w", loggedText(id), err)
 				}
 				c.was = &record
 			case !errors.Is(err, oauth.ErrNotFound):

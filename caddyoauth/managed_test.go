@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/caddyoauth/gateway/caddyoauth"
 	"github.com/caddyoauth/gateway/caddyoauth/internal/redistest"
 )
 
@@ -141,6 +142,47 @@ func TestUnusableManagedClientsAreListed(t *testing.T) {
 				t.Errorf("then the list is %q", got)
 			}
 			a.tokenBy("mended", secret)
+		})
+	}
+}
+
+// Of a client that a later version of the gateway has written, it is shown that it is there, and why it can't be
+// used. It can't be changed or removed here.
+func TestManagedClientsOfALaterVersion(t *testing.T) {
+	for _, v := range variants(t) {
+		t.Run(v.name, func(t *testing.T) {
+			config, address := withAdmin(t, caddyfileOf(v.options(t)+managedOptions, managedSite))
+			a := admin{startCaddyfile(t, config), address}
+			const path, why = "/oauth/clients/root/later", "a later version of the gateway has written it (version 2, this program knows 1)"
+			secret := fmt.Sprint(a.must(201, "PUT", path, `{"scopes":["read"]}`).json(t)["secret"])
+			token := a.tokenBy("later", secret)
+			if err := caddyoauth.KeepManaged("root", "later", []byte(`{"v":2,"client":{"scopes":["read"],"disabled":"perhaps"}}`)); err != nil {
+				t.Fatal(err)
+			}
+			a.wants("its token", token, 401)
+			if res := a.fetchBy("later", secret); res.StatusCode != 401 {
+				t.Errorf("the client: %d, want 401", res.StatusCode)
+			}
+			if got := a.listOf("state=unusable", 10); got != "later" {
+				t.Errorf("listed as unusable is %q", got)
+			}
+			shown := a.must(200, "GET", path, "")
+			if got := shown.json(t); got["unusable"] != why || got["managed"] != true || strings.Contains(shown.Body, "scopes") || shown.Header.Get("ETag") == "" {
+				t.Errorf("it is shown as %s", shown.Body)
+			}
+			if shown := a.mustCLI("client", "show", "later"); !strings.Contains(shown, "can't be used: "+why) || strings.Contains(shown, "added") {
+				t.Errorf("client show says %s", shown)
+			}
+			for what, res := range map[string]answer{
+				"a change":       a.send("PUT", path, `{"scopes":["write"]}`),
+				"another secret": a.send("POST", path+"/secrets", "{}"),
+				"the removal":    a.send("DELETE", path, ""),
+				"an import":      a.send("POST", "/oauth/clients/import", `{"version":1,"existing":"replace","clients":[{"realm":"root","id":"later","settings":{"scopes":["write"]}}]}`),
+			} {
+				if res.StatusCode != 409 || !strings.Contains(res.Body, why) {
+					t.Errorf("%s: %d %s, want 409 that says why", what, res.StatusCode, res.Body)
+				}
+			}
 		})
 	}
 }
