@@ -241,6 +241,22 @@ func TestMisdirectedSecretsReachNoBackend(t *testing.T) {
 	}
 }
 
+// Nor does any get the token in a request that only a parameter of AM's tells from one that the first of them
+// answers itself.
+func TestMisdirectedTokensReachNoBackend(t *testing.T) {
+	const atRoot = " {\nbase_path /\n}\n"
+	g := startGateway(t, "store memory\nam_compat\n"+strings.Replace(endpointOptions(), "realm alpha {\n", "realm alpha {\nam_compat\n", 1),
+		"@tell header X-Tell 1\nroute {\noauth_server root"+atRoot+"reverse_proxy @tell BACKEND\noauth_server alpha"+atRoot+"}")
+	token := g.fetchAt("/realms/root/realms/alpha", "reader", "read")
+	if a := g.get("/tokeninfo?realm=/alpha", token); a.StatusCode != 200 || a.json(t)["realm"] != "/alpha" {
+		t.Errorf("at the other: %d %s", a.StatusCode, a.Body)
+	}
+	g.do(g.request("GET", "/tokeninfo?realm=/alpha", "", "Authorization", "Bearer "+token, "X-Tell", "1"))
+	if got := g.Backend.last(t); got.Header.Get("Authorization") != "" {
+		t.Errorf("the backend got %+v", got)
+	}
+}
+
 // A handler before the first oauth_server may have copied the request. Then error routes, handlers that look at
 // the answer, and placeholders go by another one than the routes. They don't get anything, either.
 func TestMisdirectedSecretsReachNoCopy(t *testing.T) {

@@ -346,11 +346,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhtt
 			s.refuseMisdirected(w, r, kind, meant, http.StatusNotFound, s.noSuchEndpoint)
 			return nil
 		}
-		if kind != "" || held {
+		if kind != "" || missing != "" || held {
 			without, err := s.holdBack(w, r)
 			if err != nil {
 				status, refusal := unreadable(err)
-				s.refuseMisdirected(w, r, kind, meant, status, refusal)
+				s.refuseMisdirected(w, r, cmp.Or(kind, missing), meantPath(r), status, refusal)
 				return nil
 			}
 			r = without

@@ -334,7 +334,7 @@ func (w *walker) endpoints(rw http.ResponseWriter, r *http.Request, h *Server, i
 			w.answered(i, http.StatusNotFound)
 			return nil
 		}
-		if kind != "" || held {
+		if kind != "" || missing != "" || held {
 			without, err := s.holdBack(rw, r)
 			if err != nil {
 				return err // can't happen: a question has no body
