@@ -119,6 +119,7 @@ type Redis struct {
 	// whole, under mu.
 	keyrings  map[string][]byte // by realm, as they were last seen; under mu
 	realms    atomic.Pointer[map[string]*denials]
+	loading   sync.Mutex    // held while ears are opened, and while what is said over them is judged
 	denied    atomic.Int64  // how many denials are remembered
 	breaks    atomic.Uint64 // how often the link broke; an ear is of no use after the next time
 	attention chan struct{} // makes attend look after the realms at once

@@ -107,10 +107,13 @@ type denials struct {
 	// wholeAt is when known was last confirmed to have all denials.
 	wholeAt time.Time
 
-	// Only attend uses these: what is not vouched for, since when others can be asked, and when they were
-	// asked last.
+	// What is not vouched for, since when others can be asked, and when they were asked last; under
+	// Redis.loading.
 	awaited      doubt
 	since, asked time.Time
+
+	attempted atomic.Bool // whether an attempt to settle is under way
+	missed    atomic.Bool // whether another one was wanted meanwhile
 }
 
 // doubt is about a keyring at a server that nobody here can vouch for, over the ear that leads there:
@@ -394,28 +397,51 @@ func (r *Redis) earOf(ctx context.Context, d *denials) (*ear, error) {
 }
 
 // attend opens ears, reads denials, and drops what is over, until Close. It is the only one to open
-// ears, and keeps them in a map by address.
+// ears, and keeps them in a map by address. No realm waits until the node of a Cluster that has another
+// one answers: each has a goroutine while an attempt to settle it is under way.
 func (r *Redis) attend() {
 	ears := make(map[string]*ear)
+	var attempts sync.WaitGroup
 	defer func() {
+		attempts.Wait()
 		for _, e := range ears {
 			e.close()
 		}
 	}()
 	ticker := time.NewTicker(r.cfg.tidyInterval)
 	defer ticker.Stop()
-	for {
+	for called := true; ; {
 		var retry <-chan time.Time
+		breaks := r.breaks.Load()
 		for _, d := range *r.realms.Load() {
-			if !r.settle(d, ears) {
+			if d.isSettled(breaks) {
+				continue
+			}
+			if retry == nil {
 				retry = time.After(pingInterval)
 			}
+			if called {
+				d.missed.Store(true)
+			}
+			if d.attempted.Swap(true) {
+				continue
+			}
+			d.missed.Store(false)
+			attempts.Go(func() {
+				r.settle(d, ears)
+				d.attempted.Store(false)
+				if d.missed.Swap(false) { // after the above: whoever has seen that it was set has set this one before
+					r.attract()
+				}
+			})
 		}
+		called = false
 		select {
 		case <-r.stop:
 			return
 		case <-retry:
 		case <-r.attention:
+			called = true
 		case <-ticker.C:
 			r.tidy()
 		}
@@ -425,13 +451,16 @@ func (r *Redis) attend() {
 	}
 }
 
-// settle makes one attempt to hear of a realm's denials, unless they are heard already.
-func (r *Redis) settle(d *denials, ears map[string]*ear) (done bool) {
-	breaks := r.breaks.Load()
-	if d.isSettled(breaks) {
-		return true
+// settle makes one attempt to hear of a realm's denials.
+func (r *Redis) settle(d *denials, ears map[string]*ear) {
+	address, err := r.holder(d.realm)
+	r.loading.Lock()
+	defer r.loading.Unlock()
+	breaks := r.breaks.Load() // now: an ear that another realm has opened meanwhile is good
+	var e *ear
+	if err == nil {
+		e, err = r.earAt(address, breaks, ears)
 	}
-	e, err := r.findEar(d.realm, breaks, ears)
 	if err == nil {
 		err = r.load(d, e)
 	}
@@ -439,11 +468,10 @@ func (r *Redis) settle(d *denials, ears map[string]*ear) (done bool) {
 		if e == nil || !d.leadsTo(e) {
 			d.set(breaks, nil, false, err)
 		}
-		return false
+		return
 	}
 	// Only a look that comes after this makes it count.
 	r.lookNow()
-	return true
 }
 
 func (d *denials) leadsTo(e *ear) bool {
@@ -452,36 +480,57 @@ func (d *denials) leadsTo(e *ear) bool {
 	return d.ear == e
 }
 
-// findEar returns an ear at the server that holds the keyring of a realm.
-func (r *Redis) findEar(realm string, breaks uint64, ears map[string]*ear) (*ear, error) {
+// holder returns the address of the server that holds the keyring of a realm.
+func (r *Redis) holder(realm string) (address string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
 	defer cancel()
-	err := errors.New("no node of the cluster has the realm's keyring")
-	for address, node := range r.client.Nodes() {
-		if r.cfg.Cluster {
-			// Only the node that has the slot answers. Ask by the way that follows a slot, too, so that
-			// a node that is new becomes known.
-			r.client.Do(ctx, r.client.B().Getrange().Key(r.keysKey(realm)).Start(0).End(0).Build())
-			if e := node.Do(ctx, node.B().Getrange().Key(r.keysKey(realm)).Start(0).End(0).Build()).Error(); e != nil {
-				err = e
-				continue
-			}
+	nodes := r.client.Nodes()
+	if !r.cfg.Cluster {
+		for address := range nodes {
+			return address, nil
 		}
-		if e := ears[address]; e != nil {
-			if e.at == breaks && !e.ended.Load() {
-				return e, nil
-			}
-			e.close()
-			delete(ears, address)
-		}
-		e, err := r.openEar(ctx, address, breaks)
-		if err != nil {
-			return nil, err
-		}
-		ears[address] = e
-		return e, nil
 	}
-	return nil, err
+	// Ask by the way that follows a slot, too, so that a node that is new becomes known.
+	r.client.Do(ctx, r.client.B().Getrange().Key(r.keysKey(realm)).Start(0).End(0).Build())
+	// Only the node that has the slot answers. Another one may be dead, so nobody waits for it.
+	type answer struct {
+		address string
+		err     error
+	}
+	answers := make(chan answer, len(nodes))
+	for address, node := range nodes {
+		go func() {
+			answers <- answer{address, node.Do(ctx, node.B().Getrange().Key(r.keysKey(realm)).Start(0).End(0).Build()).Error()}
+		}()
+	}
+	err = errors.New("no node of the cluster has the realm's keyring")
+	for range nodes {
+		a := <-answers
+		if a.err == nil {
+			return a.address, nil
+		}
+		err = a.err
+	}
+	return "", err
+}
+
+// earAt returns an ear at a server.
+func (r *Redis) earAt(address string, breaks uint64, ears map[string]*ear) (*ear, error) {
+	if e := ears[address]; e != nil {
+		if e.at == breaks && !e.ended.Load() {
+			return e, nil
+		}
+		e.close()
+		delete(ears, address)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Timeout)
+	defer cancel()
+	e, err := r.openEar(ctx, address, breaks)
+	if err != nil {
+		return nil, err
+	}
+	ears[address] = e
+	return e, nil
 }
 
 // load finds out whether the server at e is believed about a realm, and reads its denials.
@@ -661,6 +710,8 @@ func (r *Redis) watchRealm(ctx context.Context, c rueidis.DedicatedClient, realm
 // may change while it runs, as when it gets its first replica. Whoever has heard it all the time
 // knows that it has lost nothing: it would have said so.
 func (r *Redis) vouchAgain() {
+	r.loading.Lock()
+	defer r.loading.Unlock()
 	breaks := r.breaks.Load()
 	for _, d := range *r.realms.Load() {
 		e, epoch, settled := d.heardOver(breaks)
@@ -844,6 +895,14 @@ func (r *Redis) tidy() {
 		return
 	}
 	r.lookForEviction()
+	r.tidyDenials(realms)
+	r.vouchAgain()
+}
+
+// tidyDenials drops the denials that are over.
+func (r *Redis) tidyDenials(realms map[string]*denials) {
+	r.loading.Lock()
+	defer r.loading.Unlock()
 	breaks := r.breaks.Load()
 	for _, d := range realms {
 		e, _, settled := d.heardOver(breaks)
@@ -857,7 +916,6 @@ func (r *Redis) tidy() {
 			d.distrust(e) // there may be room now
 		}
 	}
-	r.vouchAgain()
 }
 
 // lookForEviction sees whether Redis has begun to evict, or no longer does. In either case it may
@@ -901,7 +959,7 @@ type ear struct {
 	address string
 	client  rueidis.Client
 	at      uint64 // what Redis.breaks was when it was opened
-	server  string // see serverName; only attend uses it
+	server  string // see serverName; under Redis.loading
 	open    atomic.Bool
 	ended   atomic.Bool
 }

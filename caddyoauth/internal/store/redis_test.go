@@ -1167,6 +1167,58 @@ func TestRedisClusterLosesANode(t *testing.T) {
 	}
 }
 
+// One node of a Cluster does not answer: the self-contained tokens of realms on the other nodes are judged all
+// the same.
+func TestRedisClusterNodeIsSilent(t *testing.T) {
+	servers := redistest.StartCluster(t)
+	r, _ := redisAt(t, func(cfg *RedisConfig) { cfg.Cluster, cfg.Timeout = true, time.Second }, servers[0].Addr, servers[1].Addr)
+	linked(t, r)
+	for _, s := range servers {
+		s.CLI("config", "set", "cluster-require-full-coverage", "no")
+	}
+	silent := servers[2]
+	var good []oauth.Key
+	bad := 0
+	for i := range 12 {
+		key := tokenOf("a").Key
+		key.Realm = fmt.Sprint("realm ", i)
+		swapKeys(t, r, key.Realm, nil, keyringOf(epochA, ""), true)
+		wantDenied(t, r, epochA, key, false)
+		settled(t, key.Realm, r)
+		// A node answers with an error if it does not have the slot.
+		if silent.CLI("exists", r.keysKey(key.Realm)) == "1" {
+			bad++
+		} else {
+			good = append(good, key)
+		}
+	}
+	if bad == 0 || len(good) == 0 {
+		t.Fatalf("%d realms are on the silent node, and %d are not: the test proves nothing", bad, len(good))
+	}
+	silent.Pause()
+	defer silent.Resume()
+	asked, refused, longest := 0, 0, time.Duration(0)
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		for _, key := range good {
+			asked++
+			begun := time.Now()
+			if denied, err := r.Denied(ctx, epochA, key); denied {
+				t.Error("the token is denied")
+			} else if err != nil {
+				refused++
+			}
+			longest = max(longest, time.Since(begun))
+		}
+	}
+	t.Logf("%d of %d questions could not be answered, and the longest took %v", refused, asked, longest)
+	if refused > 1 {
+		t.Errorf("with %d realms on the silent node, %d of %d questions about the %d others could not be answered", bad, refused, asked, len(good))
+	}
+	if r.Coherent() {
+		t.Error("the link is said to be up: the test proves nothing")
+	}
+}
+
 // A slot moves to another node: reads follow it, and revocations there are reported.
 func TestRedisClusterMovesASlot(t *testing.T) {
 	servers := redistest.StartCluster(t)
