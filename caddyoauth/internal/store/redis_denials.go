@@ -253,6 +253,13 @@ func (d *denials) settle(e *ear) {
 	d.settled, d.unvouched = d.ear == e, false
 }
 
+// unsettle takes nothing for known until it has been read again: this gateway has ended the epoch, and may hear so only in a moment.
+func (d *denials) unsettle() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.settled, d.confirmed = false, false
+}
+
 // tryAgain makes whoever needs the ear wait for another attempt to find one.
 func (d *denials) tryAgain() {
 	d.mu.Lock()

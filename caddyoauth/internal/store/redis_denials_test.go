@@ -459,6 +459,23 @@ func TestRedisHasAnOldKeyring(t *testing.T) {
 	}
 }
 
+// No token of an epoch is good at the gateway that has ended it, also before that hears of it.
+func TestRedisEndsAnEpochAtOnce(t *testing.T) {
+	server := redistest.Start(t)
+	r, _ := redisAt(t, nil, server.Addr)
+	swapKeys(t, r, "root", nil, keyringOf(epochA, ""), true)
+	for range 20 {
+		for _, epochs := range [][2]oauth.Epoch{{epochA, epochB}, {epochB, epochA}} {
+			wantDenied(t, r, epochs[0], tokenOf("a").Key, false)
+			settled(t, "root", r)
+			swapKeys(t, r, "root", keyringOf(epochs[0], ""), keyringOf(epochs[1], ""), true)
+			if _, err := r.Denied(ctx, epochs[0], tokenOf("a").Key); !errors.Is(err, oauth.ErrOtherEpoch) {
+				t.Fatalf("after the epoch has ended: %v, want ErrOtherEpoch", err)
+			}
+		}
+	}
+}
+
 // A gateway that reads the denials of a realm while another one replaces its keyring does not take the
 // one that it has read for an old copy.
 func TestRedisKeyringIsReplacedMeanwhile(t *testing.T) {

@@ -138,7 +138,11 @@ func (r *Redis) SwapKeys(ctx context.Context, realm string, old, next []byte) (s
 		return false, err
 	}
 	if d := (*r.realms.Load())[realm]; d != nil {
-		if old != nil && !bytes.Equal(old, next) && bytes.HasPrefix(next, old[:min(len(old), len(oauth.Epoch{}))]) {
+		switch sameEpoch := old != nil && bytes.HasPrefix(next, old[:min(len(old), len(oauth.Epoch{}))]); {
+		case !sameEpoch:
+			d.unsettle()
+			r.attract()
+		case !bytes.Equal(old, next):
 			d.remember(keyringID(old), never)
 		}
 		d.tryAgain()
