@@ -221,8 +221,8 @@ func TestDPoPInAFleet(t *testing.T) {
 		} else if nonce {
 			known = withNonce(a.Header.Get("DPoP-Nonce"))
 		}
-		for round := range 5 {
-			var passed, refused atomic.Int32
+		for complete, round := 0, 0; complete < 5; round++ {
+			var passed, refused, unknown atomic.Int32
 			var all sync.WaitGroup
 			proof := p.proof("GET", dpopOrigin+"/x", token, known)
 			for i := range 50 {
@@ -233,14 +233,23 @@ func TestDPoPInAFleet(t *testing.T) {
 						passed.Add(1)
 					case 401:
 						refused.Add(1)
+					case 503:
+						unknown.Add(1)
 					default:
 						t.Errorf("round %d: %d", round, a.StatusCode)
 					}
 				})
 			}
 			all.Wait()
-			if passed.Load() != 1 || refused.Load() != 49 {
-				t.Errorf("nonce %t, round %d: of 50 requests at two gateways with one proof, %d pass and %d are refused", nonce, round, passed.Load(), refused.Load())
+			// On a busy machine Redis may take too long for some of them. Then the one that would have
+			// passed may be among these, and another round has to show it.
+			if passed.Load()+refused.Load()+unknown.Load() != 50 || passed.Load() > 1 || passed.Load() < 1 && unknown.Load() == 0 {
+				t.Errorf("nonce %t, round %d: of 50 requests at two gateways with one proof, %d pass, %d are refused, and of %d nobody knows", nonce, round, passed.Load(), refused.Load(), unknown.Load())
+			}
+			if unknown.Load() == 0 {
+				complete++
+			} else if round > 20 {
+				t.Fatalf("nonce %t: in %d of %d rounds Redis took too long", nonce, round+1-complete, round+1)
 			}
 		}
 		a := here.do(here.proving("reader", p.proof("POST", dpopIssuer+"/access_token", "", nil)))

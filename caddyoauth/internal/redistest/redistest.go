@@ -89,12 +89,18 @@ func (s *Server) Stop() {
 // CLI runs a command with redis-cli and returns its output.
 func (s *Server) CLI(args ...string) string {
 	s.t.Helper()
-	_, port, _ := net.SplitHostPort(s.Addr)
-	out, err := exec.Command("redis-cli", append([]string{"-p", port}, args...)...).CombinedOutput()
+	out, err := s.TryCLI(args...)
 	if err != nil {
 		s.t.Fatalf("redis-cli %s: %v: %s", args, err, out)
 	}
-	return strings.TrimSpace(string(out))
+	return out
+}
+
+// TryCLI is CLI for a server that may end the connection, as when a Sentinel promotes it.
+func (s *Server) TryCLI(args ...string) (string, error) {
+	_, port, _ := net.SplitHostPort(s.Addr)
+	out, err := exec.Command("redis-cli", append([]string{"-p", port}, args...)...).CombinedOutput()
+	return strings.TrimSpace(string(out)), err
 }
 
 // CPU returns how much CPU time the server has used.
