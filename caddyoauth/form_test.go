@@ -383,7 +383,7 @@ func TestMetricsAreNamedAndBounded(t *testing.T) {
 		"client_id": regexp.MustCompile(`^[a-z-]*$|^External$`), // from the configuration, or empty for managed ones
 		"secret":    regexp.MustCompile(`^[1-9]$`),
 		"days":      regexp.MustCompile(`^(7|30|90)$`),
-		"state":     regexp.MustCompile(`^(active|disabled)$`),
+		"state":     regexp.MustCompile(`^(active|disabled|unusable)$`),
 		"source":    regexp.MustCompile(`^(https?|spiffe)://[A-Za-z0-9.:/_-]+$`), // from the configuration
 		"result":    regexp.MustCompile(`^[a-z_]+$`),
 		"cause":     regexp.MustCompile(`^[a-z_]*$`), // empty if the request was let in
