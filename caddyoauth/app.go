@@ -109,7 +109,7 @@ type App struct {
 	// refusals are the logs of refusals of all handlers, which Cleanup ends.
 	refusals []*refusalLog
 	// limited writes the events of Outcome.Paused, at any rate of guessing.
-	limited *zap.Logger
+	limited func() *zap.Logger
 	// ordered are the servers whose routes checkOrder has checked.
 	ordered map[*caddyhttp.Server]bool
 

@@ -308,7 +308,7 @@ func (p *Protect) decide(r *http.Request, span trace.Span, earlier *bearer, auth
 	}
 	var err error
 	if b.assertion, err = p.asserter.about(b, time.Now()); err != nil {
-		p.trouble.Error("the assertion could not be made", zap.String("realm", p.asserter.realm.name), zap.Error(err))
+		p.trouble().Error("the assertion could not be made", zap.String("realm", p.asserter.realm.name), zap.Error(err))
 		return b, access.Decision{Cause: access.CauseOutage}
 	}
 	return b, decision

@@ -172,7 +172,7 @@ func (p *Protect) authenticate(r *http.Request, b *bearer, authorization []strin
 		b.basic.retryAfter = refusal.RetryAfter
 		return access.CauseFailureLimit
 	}
-	p.trouble.Error("a client could not be authenticated", zap.String("realm", p.label), zap.Error(err))
+	p.trouble().Error("a client could not be authenticated", zap.String("realm", p.label), zap.Error(err))
 	return access.CauseOutage
 }
 

@@ -303,7 +303,7 @@ func (p *Protect) refusedProof(r *http.Request, b *bearer, err error) access.Cau
 		if r.Context().Err() != nil {
 			return access.CauseCanceled
 		}
-		p.trouble.Error("a DPoP proof could not be checked", zap.String("realm", p.label), zap.Error(err))
+		p.trouble().Error("a DPoP proof could not be checked", zap.String("realm", p.label), zap.Error(err))
 		return access.CauseOutage
 	}
 	b.dpop.reason, b.dpop.nonce = string(refused.Reason), refused.Nonce

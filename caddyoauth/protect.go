@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -153,7 +154,7 @@ type Protect struct {
 	LintIgnore []LintIgnore `json:"lint_ignore,omitempty"`
 
 	logger  *zap.Logger
-	trouble *zap.Logger // for messages that any request may cause; see thinned
+	trouble func() *zap.Logger // for messages that any request may cause; see thinned
 	app     *App
 	label   string // in challenges, logs and metrics: the realm, or noRealm
 	sources []routeSource
@@ -519,7 +520,7 @@ func (p *Protect) judge(r *http.Request, span trace.Span, earlier *bearer, autho
 			// Not an outage: otherwise, callers that hang up could raise the alert for one.
 			return b, access.Decision{Cause: access.CauseCanceled}
 		}
-		p.trouble.Error("token could not be checked", zap.String("realm", p.label), zap.Error(err))
+		p.trouble().Error("token could not be checked", zap.String("realm", p.label), zap.Error(err))
 		return b, access.Decision{Cause: access.CauseOutage}
 	}
 	switch {
@@ -823,11 +824,14 @@ var causesOfAnything = []access.Cause{
 }
 
 // thinned returns a logger that writes ten lines of each message a second, and of the rest
-// every thousandth: a caller whose tokens make another server fail must not fill the disk.
-func thinned(logger *zap.Logger) *zap.Logger {
-	return logger.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
-		return zapcore.NewSamplerWithOptions(core, time.Second, 10, 1000)
-	}))
+// every thousandth: a caller whose tokens make another server fail must not fill the disk. It takes half a
+// megabyte, so it is made when it is asked for: most handlers never need theirs.
+func thinned(logger *zap.Logger) func() *zap.Logger {
+	return sync.OnceValue(func() *zap.Logger {
+		return logger.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+			return zapcore.NewSamplerWithOptions(core, time.Second, 10, 1000)
+		}))
+	})
 }
 
 // Interface guards

@@ -679,7 +679,7 @@ func (a *App) logPause(r *http.Request, realm string, out oauth.Outcome) {
 		return
 	}
 	collectors.failureLimits.WithLabelValues(realm).Inc()
-	if c := a.limited.Check(zap.InfoLevel, "too many failed authentications: for a while, nothing that comes from there in the client's name is looked at"); c != nil {
+	if c := a.limited().Check(zap.InfoLevel, "too many failed authentications: for a while, nothing that comes from there in the client's name is looked at"); c != nil {
 		c.Write(sender([]zap.Field{
 			zap.String("event", "failures_limited"), zap.String("realm", realm), zap.String("client_id", out.ClientID),
 			zap.Int64("retry_after", int64(roundUp(out.Paused)/time.Second)),

@@ -196,7 +196,7 @@ func (w *walker) protect(rw http.ResponseWriter, r *http.Request, h *Protect, i 
 	if silent == nil {
 		copied := *h
 		silent = &copied
-		silent.logger, silent.trouble = zap.NewNop(), zap.NewNop()
+		silent.logger, silent.trouble = zap.NewNop(), zap.NewNop
 		silent.prepareRejections(w.p.counts)
 		w.p.silent[h] = silent
 	}

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -611,5 +612,27 @@ func TestWalksShowWhoPassesUnnamed(t *testing.T) {
 		if way.Outcome.Kind != c.kind || way.Outcome.Status != c.status || step.Cause != c.cause || step.Text != c.text {
 			t.Errorf("%s %s by %q: %s %d, cause %q, text %q; want %s %d %q %q", c.method, c.path, c.client, way.Outcome.Kind, way.Outcome.Status, step.Cause, step.Text, c.kind, c.status, c.cause, c.text)
 		}
+	}
+}
+
+// A route that nobody has called yet takes little memory: a configuration may have thousands.
+func TestARouteTakesLittleMemory(t *testing.T) {
+	const routes = 200
+	var caddyfile strings.Builder
+	caddyfile.WriteString("{\nadmin off\noauth {\nstore memory\n}\n}\n:0 {\noauth_server\n")
+	for i := range routes {
+		fmt.Fprintf(&caddyfile, "handle /%d/* {\noauth_protect {\nscopes read\n}\nrespond ok\n}\n", i)
+	}
+	caddyfile.WriteString("}\n")
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, end, err := startAsked(t, caddyfile.String())
+	runtime.ReadMemStats(&after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end()
+	if each := (after.TotalAlloc - before.TotalAlloc) / routes; each > 400<<10 {
+		t.Errorf("a route takes %d KiB while it loads", each>>10)
 	}
 }
