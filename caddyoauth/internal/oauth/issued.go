@@ -110,9 +110,10 @@ func (i *issued) Lookup(ctx context.Context, token introspect.Token) (*introspec
 
 // upToDate makes sure that the engine knows of every change of the client that the token was issued after.
 // Another gateway may have issued it, or the configuration before a reload, and this one may hear of the
-// change only in a moment. Revise would take the token for one that has ended. What the store says of a
-// client of the configuration counts from now on. With a managed client, more may have changed than its
-// generation, so nobody can tell yet, unless it is one that has been heard of and can't be used.
+// change only in a moment. Revise would take the token for one that has ended, or for one that its client,
+// disabled or narrowed as it was before, can't have. What the store says of a client of the configuration
+// counts from now on. With a managed client, more may have changed than its generation, so nobody can tell
+// yet, unless the engine has this version of it, or it is one that has been heard of and can't be used.
 func (i *issued) upToDate(ctx context.Context, record Token) error {
 	if i.cfg.Coherent == nil {
 		return nil // there is no other gateway
@@ -123,7 +124,7 @@ func (i *issued) upToDate(ctx context.Context, record Token) error {
 	case client == nil && i.cfg.Managed == nil, now.agreed == nil:
 		return nil
 	case client != nil:
-		if known, ok := now.agreed.generationOf(client); ok && known >= record.ClientGeneration {
+		if known, ok := now.agreed.generationOf(client); ok && known >= record.ClientGeneration && (!client.managed || !client.Disabled && client.allows(record.Scopes, record.Audience)) {
 			return nil
 		}
 	}
@@ -138,6 +139,8 @@ func (i *issued) upToDate(ctx context.Context, record Token) error {
 	case client != nil && !client.managed:
 		i.raise(map[string]uint64{record.ClientID: current})
 		return nil
+	case client != nil && client.version == version:
+		return nil // Revise refuses the token, or narrows it
 	case i.cfg.Unusable != nil:
 		if known, ok := i.cfg.Unusable(record.ClientID); ok && known == version {
 			return nil // Revise refuses the token
@@ -190,7 +193,7 @@ func (i *issued) Revise(facts *introspect.Facts) *introspect.Facts {
 		// A JWT says who issued it. Lookup refuses one of a former issuer, and so must the cache.
 		return facts.Refused(introspect.CauseUnknownKey)
 	}
-	if containsAll(client.Scopes, facts.Scopes) && containsAll(client.Audience, facts.Audience) && facts.Issuer == i.cfg.Issuer {
+	if client.allows(facts.Scopes, facts.Audience) && facts.Issuer == i.cfg.Issuer {
 		return facts
 	}
 	revised := *facts
@@ -253,6 +256,11 @@ func (i *issued) record(ctx context.Context, key Key) (Token, error) {
 		return Token{}, errors.New("the store returned another token's record")
 	}
 	return record, nil
+}
+
+// allows reports whether the client may have tokens with these scopes and this audience.
+func (c *Client) allows(scopes, audience []string) bool {
+	return containsAll(c.Scopes, scopes) && containsAll(c.Audience, audience)
 }
 
 func containsAll(have, want []string) bool {

@@ -50,3 +50,38 @@ func TestTokensOfUnusableManagedClients(t *testing.T) {
 		}
 	}
 }
+
+// A gateway that knows a managed client as it was before, disabled or with fewer rights, can't tell yet what a
+// token of the client as it is now is good for. Once it has heard of the change, or if there was none, it can.
+func TestTokensOfManagedClientsAreOlderThanTheGatewayKnows(t *testing.T) {
+	for name, before := range map[string]func(*Client){
+		"disabled":             func(c *Client) { c.Disabled = true },
+		"without a scope":      func(c *Client) { c.Scopes = nil },
+		"without the audience": func(c *Client) { c.Audience = []string{"https://other.example"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			stored := &oneManaged{client: ManagedClient{ID: "m", Generation: 1, Version: 3}}
+			e := newEngine(t, func(s *Settings) { s.Managed, s.Coherent = stored, func() bool { return true } })
+			know := func(version uint64, change func(*Client)) {
+				client := newClient("m", quickSecret(t, "secret"))
+				client.Scopes, client.Audience = []string{"read"}, []string{"https://api.example"}
+				change(client)
+				e.SetManaged(map[string]*Managed{"m": {Client: client, Version: version, Generation: 1}}, false)
+			}
+			look := func() (*introspect.Facts, error) {
+				token, _ := e.issued.Screen(introspect.NewToken(e.issue(t, "m", "secret")))
+				know(2, before)
+				return e.tokens.LookupWithin(t.Context(), &token, math.MaxInt64)
+			}
+			know(3, func(*Client) {})
+			if facts, err := look(); !errors.Is(err, ErrUnreachable) {
+				t.Errorf("before it has heard of the change: %+v, %v, want that nobody can tell", facts, err)
+			}
+			know(3, func(*Client) {})
+			stored.client.Version = 2
+			if facts, err := look(); err != nil || facts.Active && len(facts.Scopes) > 0 {
+				t.Errorf("there was no change: %+v, %v", facts, err)
+			}
+		})
+	}
+}
