@@ -1147,14 +1147,30 @@ func TestRotatedSecretsEndAtOnce(t *testing.T) {
 		t.Errorf("the old one of two secrets: %d", status)
 	}
 
-	// Without a reload, a secret ends at its date, which has whole seconds.
-	until := time.Now().Add(3 * time.Second).Truncate(time.Second)
-	load(client("secret_hash " + hashOfMySecret + " until " + until.UTC().Format(time.RFC3339)))
-	remember()
-	waitUntil(t, "the secret's date has come", func() bool { return fetch("mySecret") == 401 })
-	if now := time.Now(); now.Before(until) {
-		t.Errorf("the secret was refused %v before its date", until.Sub(now))
+	// Without a reload, a secret ends at its date, which has whole seconds. A busy machine may be there late: then
+	// the next date is further away.
+	for life := 3 * time.Second; life < time.Minute; life *= 2 {
+		until := time.Now().Add(life).Truncate(time.Second)
+		load(client("secret_hash " + hashOfMySecret + " until " + until.UTC().Format(time.RFC3339)))
+		good := 0
+		for over := false; !over; {
+			asked := time.Now()
+			status := fetch("mySecret")
+			switch answered := time.Now(); {
+			case status == 200 && asked.Before(until):
+				good++
+			case status == 401 && !answered.Before(until):
+				over = true
+			default:
+				t.Fatalf("from %v to %v before its date, the secret gets %d", until.Sub(asked), until.Sub(answered), status)
+			}
+			time.Sleep(5 * time.Millisecond) // let others have the machine
+		}
+		if good >= 2 { // the second was remembered
+			return
+		}
 	}
+	t.Error("a secret with a date was never remembered")
 }
 
 // A secret file is read when a configuration is loaded. A reload reads it again.
