@@ -3,7 +3,6 @@ package caddyoauth_test
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"math"
 	"net/url"
@@ -43,7 +42,11 @@ func startObserved(t *testing.T, spare int) *observed {
 	text := readDocument(t, "examples/observe/Caddyfile")
 	moved := strings.NewReplacer(freePorts(t, text)...)
 	at := func(port string) string { return "http://127.0.0.1" + moved.Replace(port) }
-	runProcess(t, moved.Replace(text), strings.TrimPrefix(at(":8170"), "http://"))
+	var addresses []string
+	for _, m := range siteAddress.FindAllStringSubmatch(text, -1) {
+		addresses = append(addresses, "127.0.0.1"+moved.Replace(m[1]+m[2]))
+	}
+	runProcess(t, moved.Replace(text), addresses...)
 	o := &observed{gateway: &gateway{t: t, Client: newClient(t), URL: at(":8170")}, partner: at(":8172"), metrics: at(":8173"), admin: at(":8174"), caddyfile: text}
 	o.reports, o.courier = o.tokenFrom(o.URL, "reports"), o.tokenFrom(o.partner, "courier")
 	for range spare {
@@ -89,9 +92,35 @@ func (o *observed) unused() string {
 	return token
 }
 
+// get is that of the gateway.
+func (o *observed) get(path, token string) answer {
+	o.t.Helper()
+	return o.getAt(o.URL, path, token)
+}
+
+// getAt asks a server of the gateway, and again if the connection is cut. A reload does that to a connection that
+// is idle, or that the old listener has not accepted yet, when that closes, which may be a moment after the
+// reload was answered. It is between Caddy and the kernel, and any client has to try again.
+func (o *observed) getAt(server, path, token string) (a answer) {
+	o.t.Helper()
+	at := *o.gateway
+	at.URL = server
+	waitUntil(o.t, "a request is answered", func() (answered bool) {
+		r := at.request("GET", path, "")
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
+		}
+		var err error
+		a, err = at.try(r)
+		return err == nil
+	})
+	return a
+}
+
 // configure changes the gateway's configuration while it runs.
 func (o *observed) configure(method, path, body string) {
 	o.t.Helper()
+	o.getAt(o.admin, "/config/admin", "") // finds a connection that lasts: the change can't be sent twice
 	at := *o.gateway
 	at.URL = o.admin
 	if a := at.do(at.request(method, "/config/apps"+path, body, "Content-Type", "application/json")); a.StatusCode != 200 {
@@ -103,19 +132,8 @@ func (o *observed) configure(method, path, body string) {
 // series returns the samples of the metrics that the example is about.
 func (o *observed) series() map[string]float64 {
 	o.t.Helper()
-	// A reload replaces the admin endpoint, and may close a connection before it has been answered.
-	var body []byte
-	waitUntil(o.t, "the metrics are there", func() bool {
-		res, err := o.Client.Get(o.metrics + "/metrics")
-		if err != nil {
-			return false
-		}
-		defer res.Body.Close()
-		body, err = io.ReadAll(res.Body)
-		return err == nil
-	})
 	all := make(map[string]float64)
-	for _, m := range regexp.MustCompile(`(?m)^((?:caddy_oauth_|caddy_config_last_reload_successful|process_resident_memory_bytes)\S*) (\S+)$`).FindAllStringSubmatch(string(body), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^((?:caddy_oauth_|caddy_config_last_reload_successful|process_resident_memory_bytes)\S*) (\S+)$`).FindAllStringSubmatch(o.getAt(o.metrics, "/metrics", "").Body, -1) {
 		value, err := strconv.ParseFloat(m[2], 64)
 		if err != nil {
 			o.t.Fatal(err)
@@ -260,9 +278,7 @@ func (o *observed) story() []chapter {
 		// The partner's server is gone for a while.
 		{from: 35, to: 43, begin: func() {
 			o.get("/parcels/1", o.courier) // may be used when it is stale
-			at := *o.gateway
-			at.URL = o.admin
-			partner = at.get("/config/apps/http/servers/partner", "").Body
+			partner = o.getAt(o.admin, "/config/apps/http/servers/partner", "").Body
 			o.configure("DELETE", "/http/servers/partner", "")
 		}, do: times(func() {
 			o.get("/parcels/1", o.courier)

@@ -639,8 +639,8 @@ func startFleet(t *testing.T, first, second string) *strings.Replacer {
 }
 
 // runProcess runs a Caddyfile in a process of its own, in the root of the repository, until it
-// listens on the address.
-func runProcess(t *testing.T, text, address string) {
+// listens on these addresses. It begins with one after the other, in any order.
+func runProcess(t *testing.T, text string, addresses ...string) {
 	t.Helper()
 	config := filepath.Join(t.TempDir(), "Caddyfile")
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
@@ -660,13 +660,15 @@ func runProcess(t *testing.T, text, address string) {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	waitUntil(t, "the process listens", func() bool {
-		conn, err := net.Dial("tcp", address)
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
-	})
+	for _, address := range addresses {
+		waitUntil(t, "the process listens on "+address, func() bool {
+			conn, err := net.Dial("tcp", address)
+			if err == nil {
+				conn.Close()
+			}
+			return err == nil
+		})
+	}
 }
 
 // The secret of both clients in the example of a deployment, and its hash.
