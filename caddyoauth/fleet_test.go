@@ -32,6 +32,10 @@ func at(address string, options ...string) string {
 	return "store redis " + address + " {\n" + strings.Join(options, "\n") + "\n}\n"
 }
 
+// patientAt is at for a test in which Redis is always there: on a busy machine it may stand still for longer than
+// the second that a gateway waits otherwise.
+func patientAt(address string) string { return at(address, "timeout 2s", "dial_timeout 2s") }
+
 // startLogged is startGateway with everything that is logged also in a file, which logged reads.
 func startLogged(t testing.TB, oauth, site string) (g *gateway, logged func() string) {
 	t.Helper()
@@ -123,7 +127,8 @@ const (
 	lateness   = 8 * time.Second
 )
 
-// refusedAfter polls until a token is refused, and returns how long it took since begin.
+// refusedAfter polls until a token is refused, and returns how long it took since begin. In between, the
+// gateway may be unable to tell, if Redis takes too long on a busy machine.
 func (g *gateway) refusedAfter(token string, begin time.Time) time.Duration {
 	g.t.Helper()
 	for {
@@ -132,10 +137,10 @@ func (g *gateway) refusedAfter(token string, begin time.Time) time.Duration {
 		switch {
 		case a.StatusCode == 401:
 			return took
-		case a.StatusCode != 200:
+		case a.StatusCode != 200 && a.StatusCode != 503:
 			g.t.Fatalf("a token that was revoked elsewhere gets %d", a.StatusCode)
 		case took > fleetBound+lateness:
-			g.t.Fatalf("a token that was revoked elsewhere is still good after %v", took)
+			g.t.Fatalf("a token that was revoked elsewhere still gets %d after %v", a.StatusCode, took)
 		}
 	}
 }
@@ -144,8 +149,8 @@ func (g *gateway) refusedAfter(token string, begin time.Time) time.Duration {
 // by all.
 func TestFleet(t *testing.T) {
 	redis := redistest.Start(t)
-	here := startGateway(t, at(redis.Addr)+testClients, fleetSite)
-	there, _ := startGatewayProcess(t, at(redis.Addr)+testClients)
+	here := startGateway(t, patientAt(redis.Addr)+testClients, fleetSite)
+	there, _ := startGatewayProcess(t, patientAt(redis.Addr)+testClients)
 	here.linked()
 
 	// The tokens are warm in both, and each gateway revokes half of them. Introspection reads the
@@ -180,9 +185,10 @@ func TestFleet(t *testing.T) {
 	}
 	slices.Sort(took)
 	t.Logf("refused elsewhere after p50 %v, p99 %v, at most %v", took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
-	if n := here.metric("caddy_oauth_store_invalidations_total") - invalidations; n < 20 {
-		t.Errorf("%v invalidations were counted for 20 revocations elsewhere", n)
-	}
+	// A token that is not in the cache is refused before it is heard of.
+	waitUntil(t, "an invalidation was counted for each of 20 revocations elsewhere", func() bool {
+		return here.metric("caddy_oauth_store_invalidations_total")-invalidations >= 20
+	})
 }
 
 // Two gateways that start with an empty Redis at the same time agree on the key of the tokens.
@@ -194,7 +200,7 @@ func TestFleetStartsTogether(t *testing.T) {
 		var kill [2]func()
 		var started sync.WaitGroup
 		for i := range both {
-			started.Go(func() { both[i], kill[i] = startGatewayProcess(t, at(redis.Addr)+testClients) })
+			started.Go(func() { both[i], kill[i] = startGatewayProcess(t, patientAt(redis.Addr)+testClients) })
 		}
 		started.Wait()
 		for i, from := range both {
@@ -215,7 +221,7 @@ func TestFleetStartsTogether(t *testing.T) {
 // A client that one gateway's configuration disables loses its tokens at all gateways, for good.
 func TestFleetDisablesAClient(t *testing.T) {
 	redis := redistest.Start(t)
-	store := at(redis.Addr)
+	store := patientAt(redis.Addr)
 	here := startGateway(t, store+testClients, fleetSite)
 	there, _ := startGatewayProcess(t, store+testClients)
 	here.linked()
@@ -483,7 +489,11 @@ func TestFleetPasswords(t *testing.T) {
 	t.Setenv("REDIS_TEST_RIGHT", right)
 	t.Setenv("REDIS_TEST_WRONG", wrong)
 	redis := redistest.Start(t, "--requirepass", right)
-	options := func(password string) string { return at(redis.Addr, "password {env."+password+"}") + testClients }
+	// If Redis took longer, on a busy machine, that would be an outage, with which a gateway starts.
+	const patient = "timeout 2s\ndial_timeout 2s"
+	options := func(password string) string {
+		return at(redis.Addr, "password {env."+password+"}", patient) + testClients
+	}
 
 	admin, logFile := porttest.Address(t), filepath.Join(t.TempDir(), "log")
 	visible := func(oauth string) string {
@@ -495,9 +505,9 @@ func TestFleetPasswords(t *testing.T) {
 
 	for name, oauth := range map[string]string{
 		"wrong":       options("REDIS_TEST_WRONG"),
-		"none":        at(redis.Addr) + testClients,
-		"of nobody":   at(redis.Addr, "username nobody", "password {env.REDIS_TEST_RIGHT}") + testClients,
-		"in no group": at(redis.Addr, "db 99", "password {env.REDIS_TEST_RIGHT}") + testClients,
+		"none":        at(redis.Addr, patient) + testClients,
+		"of nobody":   at(redis.Addr, "username nobody", "password {env.REDIS_TEST_RIGHT}", patient) + testClients,
+		"in no group": at(redis.Addr, "db 99", "password {env.REDIS_TEST_RIGHT}", patient) + testClients,
 	} {
 		err := here.loadCaddyfile(visible(oauth))
 		if err == nil {

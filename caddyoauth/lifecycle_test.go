@@ -834,7 +834,7 @@ func TestRefusedConfigurationThatServed(t *testing.T) {
 // ends no token of the clients that stay.
 func TestFleetMemberThatLeaves(t *testing.T) {
 	redis := redistest.Start(t)
-	g := startGateway(t, at(redis.Addr)+testClients, gatewaySite)
+	g := startGateway(t, at(redis.Addr, "dial_timeout 2s", "timeout 1900ms")+testClients, gatewaySite)
 	reader, writer := g.token("reader"), g.token("writer", "write")
 	if err := g.load("store memory\n"+writerIs, gatewaySite); err != nil {
 		t.Fatal(err)
@@ -854,7 +854,7 @@ func TestFleetMemberThatLeaves(t *testing.T) {
 // gateway still has, neither there nor for itself when it comes back.
 func TestFleetMemberThatLeavesOthersBehind(t *testing.T) {
 	redis := redistest.Start(t)
-	store := at(redis.Addr)
+	store := patientAt(redis.Addr)
 	here := startGateway(t, store+testClients, fleetSite)
 	there, _ := startGatewayProcess(t, store+testClients)
 	here.linked()
