@@ -293,13 +293,14 @@ func TestConnectOpensNoTunnel(t *testing.T) {
 func TestConnectSmugglesWithoutUs(t *testing.T) {
 	address, seen := switchingBackend(t)
 	g := startTLS(t, "h2", "store memory\n"+testClients, "reverse_proxy "+address)
-	connect := g.request("CONNECT", "", "")
-	connect.Body, connect.ContentLength = io.NopCloser(strings.NewReader("DELETE /admin/secret HTTP/1.1\r\nHost: localhost\r\nX-OAuth-Client-Id: root-admin\r\n\r\n")), -1
-	g.do(connect)
-	waitUntil(t, "the backend reads on", func() bool { return len(seen()) > 1 })
-	if got := strings.Join(seen(), "\n"); !strings.Contains(got, `DELETE /admin/secret client="root-admin"`) {
-		t.Errorf("the backend saw\n%s", got)
-	}
+	waitUntil(t, "the backend reads on", func() bool {
+		connect := g.request("CONNECT", "", "")
+		connect.Body, connect.ContentLength = io.NopCloser(strings.NewReader("DELETE /admin/secret HTTP/1.1\r\nHost: localhost\r\nX-OAuth-Client-Id: root-admin\r\n\r\n")), -1
+		g.do(connect)
+		// The backend answers without waiting for the body. If that comes after the answer, Caddy drops it,
+		// and the attacker tries again.
+		return strings.Contains(strings.Join(seen(), "\n"), `DELETE /admin/secret client="root-admin"`)
+	})
 }
 
 // WebSocket is the only switch of protocol that takes place over HTTP/1.1.
