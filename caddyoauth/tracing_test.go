@@ -17,7 +17,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/go-jose/go-jose/v4"
@@ -401,7 +400,8 @@ func TestTracing(t *testing.T) {
 // if that caller goes away.
 func TestTracingOfSharedQuestions(t *testing.T) {
 	spans := newOTLPCollector(t)
-	asked, answer := make(chan string), make(chan struct{})
+	asked, answer := make(chan string, 10), make(chan struct{})
+	goesOn := sync.OnceFunc(func() { close(answer) })
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked <- r.Header.Get("Traceparent")
 		<-answer
@@ -409,30 +409,33 @@ func TestTracingOfSharedQuestions(t *testing.T) {
 		io.WriteString(w, `{"active":true,"client_id":"machine","exp":4102444800}`)
 	}))
 	defer server.Close()
+	var callers sync.WaitGroup
+	defer callers.Wait()
+	defer goesOn()
 	g := startGateway(t, "", "tracing\nhandle /metrics {\nmetrics\n}\nhandle {\noauth_protect {\nsource introspect "+server.URL+"\n}\nreverse_proxy BACKEND\n}")
 	misses := g.metric("caddy_oauth_cache_misses_total")
 	const canceled = `caddy_oauth_bearer_checks_total{cause="canceled",realm="External",result="canceled"}`
 	gone := g.metricOf(canceled)
-	var callers sync.WaitGroup
-	send := func(number int, timeout time.Duration, want int) string {
-		ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	send := func(ctx context.Context, number, want int) string {
 		r, id := traced(g.request("GET", "/x", "", "Authorization", "Bearer token"), number, "01")
 		callers.Go(func() {
-			defer cancel()
 			if a, err := g.try(r.WithContext(ctx)); err == nil && a.StatusCode != want || err != nil && want != 0 {
 				t.Errorf("caller %d: %v, %v", number, a.Response, err)
 			}
 		})
 		return id
 	}
-	first := send(1, 200*time.Millisecond, 0)
+	hasty, hangUp := context.WithCancel(t.Context())
+	defer hangUp()
+	first := send(hasty, 1, 0)
 	if along := <-asked; !strings.HasPrefix(along, "00-"+first) {
 		t.Errorf("the question has the traceparent %q, want trace %s", along, first)
 	}
-	second := send(2, 10*time.Second, 200)
+	second := send(t.Context(), 2, 200)
 	waitUntil(t, "both callers wait", func() bool { return g.metric("caddy_oauth_cache_misses_total") == misses+2 })
+	hangUp()
 	waitUntil(t, "the first one has gone away", func() bool { return g.metricOf(canceled) == gone+1 })
-	close(answer)
+	goesOn()
 	callers.Wait()
 	trees := spans.traces(t)
 	for id, want := range map[string][]string{
