@@ -258,6 +258,6 @@ func TestManagedKeysInAFleet(t *testing.T) {
 		waitUntil(t, name+" the platform vouches for the client", func() bool { return g.ask(p.token(mainOfIt, nil)).StatusCode == 200 })
 	}
 	a.must(204, "DELETE", "/oauth/clients/root/ci", "")
-	wantE401(t, here.ask(p.token(mainOfIt, nil)), "root")
+	wantE401(t, here.patiently(func() answer { return here.ask(p.token(mainOfIt, nil)) }), "root")
 	waitUntil(t, "the other gateway has heard that it is gone", func() bool { return there.ask(p.token(mainOfIt, nil)).StatusCode == 401 })
 }

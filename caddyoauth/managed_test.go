@@ -52,10 +52,23 @@ func (a admin) send(method, path, body string, headers ...string) answer {
 	return res
 }
 
-// must is send where the status must be this one.
+// must is send where the status must be this one. A store that is late on a busy machine leaves open whether
+// a change was made. Then it is made anew, but for a POST, which might add another secret.
 func (a admin) must(status int, method, path, body string, headers ...string) answer {
 	a.t.Helper()
-	res := a.send(method, path, body, headers...)
+	var res answer
+	late := false
+	waitUntil(a.t, "the gateway is in time", func() bool {
+		if late && method == http.MethodPut && status == http.StatusCreated && a.send(http.MethodDelete, path, "").StatusCode == http.StatusServiceUnavailable {
+			return false
+		}
+		res = a.send(method, path, body, headers...)
+		if late && method == http.MethodDelete && status == http.StatusNoContent && res.StatusCode == http.StatusNotFound {
+			res.StatusCode = status // it was made
+		}
+		late = res.StatusCode == http.StatusServiceUnavailable && status != res.StatusCode && method != http.MethodPost
+		return !late
+	})
 	if res.StatusCode != status {
 		a.t.Fatalf("%s %s: %d %s, want %d", method, path, res.StatusCode, res.Body, status)
 	}
@@ -103,7 +116,7 @@ func TestUnusableManagedClientsAreListed(t *testing.T) {
 
 			const why = `"read|Read orders" is not a scope`
 			for what, token := range map[string]string{"a token": token, "a token that no cache has": unseen} {
-				if got := a.get("/x", token).StatusCode; got != 401 {
+				if got := a.getInTime("/x", token).StatusCode; got != 401 {
 					t.Errorf("%s of a client that can't be used: %d, want 401", what, got)
 				}
 			}
@@ -223,7 +236,7 @@ func TestManagedClients(t *testing.T) {
 
 			// A scope that is taken away is gone from its tokens.
 			a.must(200, "PUT", path, `{"scopes":["write"]}`)
-			if res := g.get("/x", token); res.StatusCode != 403 {
+			if res := g.getInTime("/x", token); res.StatusCode != 403 {
 				t.Errorf("its token without the scope: %d, want 403", res.StatusCode)
 			}
 			a.must(200, "PUT", path, `{"scopes":["read"]}`)

@@ -61,17 +61,19 @@ func TestNestedRealms(t *testing.T) {
 			}
 			for at, path := range realmPaths {
 				for realm, token := range tokens {
-					a := g.post(path+"/introspect", "reader", testSecret, url.Values{"token": {token}})
+					a := g.patiently(func() answer {
+						return g.post(path+"/introspect", "reader", testSecret, url.Values{"token": {token}})
+					})
 					if active := a.json(t)["active"]; active != (at == realm) {
 						t.Errorf("a token of %s is active at %s: %v", realm, at, active)
 					}
 				}
 			}
-			if a := g.get("/orders", tokens["retail/eu"]); a.Body != "backend" || g.Backend.last(t).Header.Get("X-OAuth-Realm") != "retail/eu" {
+			if a := g.getInTime("/orders", tokens["retail/eu"]); a.Body != "backend" || g.Backend.last(t).Header.Get("X-OAuth-Realm") != "retail/eu" {
 				t.Errorf("the route answers %d %s", a.StatusCode, a.Body)
 			}
 			for _, realm := range []string{"retail", "retail-eu", "root"} {
-				if a := g.get("/orders", tokens[realm]); a.StatusCode != 401 || !strings.Contains(a.Header.Get("WWW-Authenticate"), `realm="retail/eu"`) {
+				if a := g.getInTime("/orders", tokens[realm]); a.StatusCode != 401 || !strings.Contains(a.Header.Get("WWW-Authenticate"), `realm="retail/eu"`) {
 					t.Errorf("with a token of %s the route answers %d, %s", realm, a.StatusCode, a.Header)
 				}
 			}
@@ -108,10 +110,13 @@ func TestNestedRealms(t *testing.T) {
 			if body := a.must(200, "POST", "/oauth/tokens/revoke", `{"realm":"retail/eu","all":true}`).Body; !strings.Contains(body, `"realm":"retail/eu"`) {
 				t.Errorf("the end of all tokens is answered with %s", body)
 			}
-			if got := g.get("/orders", tokens["retail/eu"]); got.StatusCode != 401 {
+			if got := g.getInTime("/orders", tokens["retail/eu"]); got.StatusCode != 401 {
 				t.Errorf("a token that has ended gets %d", got.StatusCode)
 			}
-			if got := g.post(realmPaths["retail"]+"/introspect", "reader", testSecret, url.Values{"token": {tokens["retail"]}}); got.json(t)["active"] != true {
+			retail := func() answer {
+				return g.post(realmPaths["retail"]+"/introspect", "reader", testSecret, url.Values{"token": {tokens["retail"]}})
+			}
+			if got := g.patiently(retail); got.json(t)["active"] != true {
 				t.Errorf("with the tokens of retail/eu, those of retail have ended: %s", got.Body)
 			}
 		})

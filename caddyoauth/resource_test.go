@@ -2,9 +2,11 @@ package caddyoauth_test
 
 import (
 	"context"
+	"errors"
 	"net/url"
 	"testing"
 
+	"golang.org/x/oauth2"
 	"golang.org/x/oauth2/clientcredentials"
 )
 
@@ -37,7 +39,9 @@ func TestTokenForAResource(t *testing.T) {
 					reverse_proxy BACKEND
 				}`)
 			fetch := func(id string, resources ...string) answer {
-				return g.post("/oauth2/access_token", id, testSecret, url.Values{"grant_type": {"client_credentials"}, "scope": {"read"}, "resource": resources})
+				return g.patiently(func() answer {
+					return g.post("/oauth2/access_token", id, testSecret, url.Values{"grant_type": {"client_credentials"}, "scope": {"read"}, "resource": resources})
+				})
 			}
 			for _, c := range []struct {
 				resources []string
@@ -51,10 +55,10 @@ func TestTokenForAResource(t *testing.T) {
 			} {
 				token := wantToken(t, fetch("both", c.resources...), "read")
 				for range 2 { // the second time from the cache, if there is one
-					if got := g.get("/a/x", token).StatusCode; got != c.atA {
+					if got := g.getInTime("/a/x", token).StatusCode; got != c.atA {
 						t.Errorf("a token for %q gets %d at %s, want %d", c.resources, got, a, c.atA)
 					}
-					if got := g.get("/b/x", token).StatusCode; got != c.atB {
+					if got := g.getInTime("/b/x", token).StatusCode; got != c.atB {
 						t.Errorf("a token for %q gets %d at %s, want %d", c.resources, got, b, c.atB)
 					}
 				}
@@ -70,11 +74,18 @@ func TestTokenForAResource(t *testing.T) {
 				ClientID: "both", ClientSecret: testSecret, TokenURL: g.URL + "/oauth2/access_token",
 				Scopes: []string{"read"}, EndpointParams: url.Values{"resource": {a}},
 			}
-			token, err := library.Token(context.Background())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if aud := g.introspectAt("/oauth2", "both", token.AccessToken).json(t)["aud"]; aud != a {
+			var token *oauth2.Token
+			waitUntil(t, "the gateway is in time", func() bool {
+				var err error
+				token, err = library.Token(context.Background())
+				var refused *oauth2.RetrieveError
+				if err != nil && (!errors.As(err, &refused) || refused.Response.StatusCode != 503) {
+					t.Fatal(err)
+				}
+				return err == nil
+			})
+			about := g.patiently(func() answer { return g.introspectAt("/oauth2", "both", token.AccessToken) })
+			if aud := about.json(t)["aud"]; aud != a {
 				t.Errorf("the library's token is for %v, want %s alone", aud, a)
 			}
 		})

@@ -27,10 +27,28 @@ func keyFiles(t testing.TB, names ...string) map[string]string {
 
 func (g *gateway) wants(what, token string, status int) {
 	g.t.Helper()
+	ask := func() answer { return g.getInTime("/x", token) }
+	if status == 503 {
+		ask = func() answer { return g.get("/x", token) }
+	}
 	for range 2 { // the second time from the cache
-		if a := g.get("/x", token); a.StatusCode != status {
+		if a := ask(); a.StatusCode != status {
 			g.t.Errorf("%s: %d, want %d", what, a.StatusCode, status)
 		}
+	}
+}
+
+// getInTime is get for a store that may be too late on a busy machine, as all but memory may.
+func (g *gateway) getInTime(path, token string) answer {
+	g.t.Helper()
+	return g.patiently(func() answer { return g.get(path, token) })
+}
+
+// mustRevoke revokes a token of the root realm, also if the store is late.
+func (g *gateway) mustRevoke(id, token string) {
+	g.t.Helper()
+	if a := g.patiently(func() answer { return g.revoke(id, token) }); a.StatusCode != 200 {
+		g.t.Fatalf("revoking: %d", a.StatusCode)
 	}
 }
 
@@ -49,9 +67,7 @@ func TestTokenFormatChanges(t *testing.T) {
 					t.Errorf("the token is %s, want %s", token, prefix)
 				}
 				g.wants("a new token", other, 200)
-				if a := g.revoke("reader", other); a.StatusCode != 200 {
-					t.Errorf("revoking: %d", a.StatusCode)
-				}
+				g.mustRevoke("reader", other)
 				good, revoked = append(good, token), append(revoked, other)
 				for i := range good {
 					g.wants("a token of a former format", good[i], 200)
@@ -134,7 +150,7 @@ func TestSelfContainedTokensDieWithTheirStore(t *testing.T) {
 				config := "store bbolt " + path + "\n" + format + testClients
 				g := startGateway(t, config, gatewaySite)
 				token, revoked := g.token("reader"), g.token("reader")
-				g.revoke("reader", revoked)
+				g.mustRevoke("reader", revoked)
 				g.wants("before", token, 200)
 				if err := caddy.Stop(); err != nil {
 					t.Fatal(err)
@@ -156,7 +172,7 @@ func TestSelfContainedTokensDieWithTheirStore(t *testing.T) {
 				there, _ := startGatewayProcess(t, config)
 				g.linked()
 				token, revoked := g.token("reader"), g.token("reader")
-				g.revoke("reader", revoked)
+				g.mustRevoke("reader", revoked)
 				g.cacheIt(token)
 				there.wants("elsewhere", token, 200)
 				redis.CLI("flushall")
@@ -202,9 +218,7 @@ func TestFleetWithSelfContainedTokens(t *testing.T) {
 				}
 				token := from.token("reader")
 				to.wants("issued elsewhere", token, 200)
-				if a := from.revoke("reader", token); a.StatusCode != 200 {
-					t.Fatalf("round %d: revoking: %d", round, a.StatusCode)
-				}
+				from.mustRevoke("reader", token)
 				waitUntil(t, "a token that was revoked elsewhere is dead", func() bool { return to.get("/x", token).StatusCode == 401 })
 				from.wants("where it was revoked", token, 401)
 			}
