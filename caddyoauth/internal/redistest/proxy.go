@@ -1,8 +1,10 @@
 package redistest
 
 import (
+	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
@@ -32,13 +34,20 @@ func StartProxy(t testing.TB, s *Server) *Proxy {
 // start starts a proxy, at the address of the previous one. A proxy is never repaired in place: to
 // remove a delay, toxiproxy waits until what it delayed is read, which takes forever if nobody is
 // left to read it.
+//
+// A process that another test is starting still has the listener of the previous one for a moment, until it
+// becomes another program. So the address may be taken at first.
 func (p *Proxy) start() {
 	p.t.Helper()
 	host := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	p.proxy = toxiproxy.NewProxy(host, p.t.Name(), p.Addr, p.upstream)
-	if err := p.proxy.Start(); err != nil {
-		p.t.Fatal(err)
-	}
+	await(p.t, "the proxy listens on "+p.Addr, func() bool {
+		p.proxy = toxiproxy.NewProxy(host, p.t.Name(), p.Addr, p.upstream)
+		err := p.proxy.Start()
+		if err != nil && !errors.Is(err, syscall.EADDRINUSE) {
+			p.t.Fatal(err)
+		}
+		return err == nil
+	})
 }
 
 // Cut ends all connections and refuses new ones, until Heal.
