@@ -320,20 +320,25 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 		"a broken connection": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	} {
 		server.do(answer)
-		clock.advance(5 * time.Second)
-		latest.Store("")
-		// Now nobody can say what key that is.
-		before, begin := server.requests.Load(), time.Now()
-		wants(t, j, evil.issue(goodClaims()), "error")
-		wants(t, j, evil.issue(goodClaims()), "error")
-		if took := time.Since(begin); took > 15*time.Second {
-			t.Errorf("%s: took %v", name, took)
+		// If this machine stands still, a fetch may be over before its request was sent, and says nothing.
+		var n int64
+		for attempt := 0; n == 0 && attempt < 4; attempt++ {
+			clock.advance(5 * time.Second)
+			latest.Store("")
+			// Now nobody can say what key that is.
+			before, begin := server.requests.Load(), time.Now()
+			wants(t, j, evil.issue(goodClaims()), "error")
+			wants(t, j, evil.issue(goodClaims()), "error")
+			if took := time.Since(begin); took > 15*time.Second {
+				t.Errorf("%s: took %v", name, took)
+			}
+			// A request that was given up may reach a busy server later.
+			for server.requests.Load() == before && time.Since(begin) < 4*time.Second {
+				time.Sleep(time.Millisecond)
+			}
+			n = server.requests.Load() - before
 		}
-		// A request that was given up may reach a busy server later.
-		for server.requests.Load() == before && time.Since(begin) < 30*time.Second {
-			time.Sleep(time.Millisecond)
-		}
-		if n := server.requests.Load() - before; n != 1 {
+		if n != 1 {
 			t.Errorf("%s: %d requests", name, n)
 		}
 		wants(t, j, key.issue(goodClaims()), "active")
@@ -348,7 +353,10 @@ func TestJWKSLastGoodSetIsKept(t *testing.T) {
 		t.Errorf("%d sets of keys", n)
 	}
 	server.publish(jwks(evil.jwk(nil)))
-	clock.advance(5 * time.Second)
+	for deadline := time.Now().Add(30 * time.Second); sets.Load() == 1 && time.Now().Before(deadline); { // as at first
+		clock.advance(5 * time.Second)
+		j.Lookup(t.Context(), introspect.NewToken(evil.issue(goodClaims())))
+	}
 	wants(t, j, evil.issue(goodClaims()), "active")
 	wants(t, j, key.issue(goodClaims()), "inactive")
 }
