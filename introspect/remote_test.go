@@ -290,7 +290,8 @@ func TestRemoteFailures(t *testing.T) {
 			remote := newRemote(t, cfg)
 			cache := newCache(t, introspect.CacheConfig{LookupTimeout: 30 * time.Second})
 			s := cache.WrapWith(remote.Name(), remote, introspect.SourceConfig{MaxAge: time.Minute, NegativeAge: time.Minute})
-			for range 2 {
+			// If this machine stands still, the time of a question may be over before it is sent.
+			for i := 0; i < 2 || c.kind == "timeout" && server.asked.Load() < 2 && i < 4; i++ {
 				begin := time.Now()
 				facts, err := s.Lookup(t.Context(), remoteToken)
 				if kind := kindOf(t, facts, err); kind != c.kind {
@@ -315,6 +316,11 @@ func TestRemoteFailures(t *testing.T) {
 				t.Errorf("the server was asked %d times, want another question after a failure", n)
 			}
 			server.answers(says(`{"active":true}`))
+			for i := 0; c.kind == "timeout" && i < 4; i++ { // a good answer may be late, too
+				if _, err := s.Lookup(t.Context(), remoteToken); err == nil {
+					break
+				}
+			}
 			if !active(t, s, remoteToken) {
 				t.Error("the token is not active after the failures")
 			}
