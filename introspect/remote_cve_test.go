@@ -70,24 +70,31 @@ func TestCVE_2026_33496_TheKeyCoversTheEndpoint(t *testing.T) {
 // Traefik: the key of a shared lookup was a concatenation, so two callers whose parts joined to the
 // same text got each other's identity.
 func TestCVE_2026_71326_SharedLookupsDoNotSwapIdentities(t *testing.T) {
+	// The server answers once all have begun, so that they are under way at the same time.
+	var begun sync.WaitGroup
 	server := newAuthServer(t, func(w http.ResponseWriter, r *http.Request) {
-		time.Sleep(5 * time.Millisecond) // so that they are under way at the same time
+		begun.Wait()
 		says(fmt.Sprintf(`{"active":true,"sub":%q}`, r.URL.Path+" "+r.PostFormValue("token")))(w, r)
 	})
 	cache := newCache(t, introspect.CacheConfig{})
 	var all sync.WaitGroup
+	ready := make(chan struct{})
+	begun.Add(60)
 	for i := range 60 {
 		path, token := []string{"/a", "/ab", "/abc"}[i%3], []string{"bcd", "cd", "d"}[i%3]
 		cfg := remoteConfig(server.URL)
 		cfg.URL = server.URL + path
 		s := cached(t, cache, newRemote(t, cfg))
 		all.Go(func() {
+			<-ready
+			begun.Done()
 			facts, err := s.Lookup(t.Context(), token)
 			if err != nil || facts.Subject != path+" "+token {
 				t.Errorf("%s %s got %+v, %v", path, token, facts, err)
 			}
 		})
 	}
+	close(ready)
 	all.Wait()
 	if n := server.asked.Load(); n > 20 {
 		t.Errorf("the server was asked %d times: nothing was shared", n)
