@@ -971,7 +971,8 @@ func TestRedisTellsOfClients(t *testing.T) {
 // A revocation that the server has lost, as in a crash or a failover, is repeated.
 func TestRedisRepeatsRevocations(t *testing.T) {
 	server := redistest.Start(t)
-	r, h := redisAt(t, nil, server.Addr)
+	way := redistest.StartProxy(t, server)
+	r, h := redisAt(t, nil, way.Addr)
 	linked(t, r)
 	token := tokenOf("a")
 	put(t, r, token)
@@ -980,10 +981,13 @@ func TestRedisRepeatsRevocations(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.wantStory(t, "regained")
-	server.Stop()
+	// A server that has lost it, which nobody reaches before it is as it has to be.
+	way.Cut()
 	eventually(t, "the loss is noticed", func() bool { return !r.Coherent() })
+	server.Stop()
 	server.Restart()
 	server.CLI("set", r.tokenKey(token.Key), record)
+	way.Heal()
 	h.wantStory(t, "regained lost regained")
 	eventually(t, "the token is revoked again", func() bool { return server.CLI("exists", r.tokenKey(token.Key)) == "0" })
 	absent(t, r, token.Key)
@@ -1072,7 +1076,8 @@ func TestRedisTellsBeforeThereIsALease(t *testing.T) {
 // has ended stay dead, and so do those of a client that was removed.
 func TestRedisRepeatsChangesOfClients(t *testing.T) {
 	server := redistest.Start(t)
-	r, h := redisAt(t, nil, server.Addr)
+	way := redistest.StartProxy(t, server)
+	r, h := redisAt(t, nil, way.Addr)
 	linked(t, r)
 	ended, gone, untouched := oauth.ClientRef{Realm: "root", ClientID: "ended"}, oauth.ClientRef{Realm: "root", ClientID: "gone"}, oauth.ClientRef{Realm: "other", ClientID: "untouched"}
 	before := admit(t, r, ended, gone, untouched)
@@ -1086,10 +1091,12 @@ func TestRedisRepeatsChangesOfClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.wantStory(t, "regained")
-	server.Stop()
+	way.Cut() // nobody reaches the server before it is as it has to be
 	eventually(t, "the loss is noticed", func() bool { return !r.Coherent() })
+	server.Stop()
 	server.Restart() // empty
 	server.CLI("hset", key, "ended", saved[0], "gone", saved[1])
+	way.Heal()
 	eventually(t, "it is written again", func() bool { return strings.Contains(server.CLI("hget", key, "gone"), "retired") })
 	if got := admit(t, r, ended, gone, untouched); got[ended] <= now[ended] || got[gone] <= before[gone]+1 || got[untouched] != before[untouched] {
 		t.Errorf("the generations were %v, %v and are %v", before, now, got)
