@@ -490,6 +490,7 @@ func TestRedisKeyringIsReplacedMeanwhile(t *testing.T) {
 	swapKeys(t, writer, "root", nil, name(0), true)
 	settled(t, "root", writer)
 	var stop atomic.Bool
+	var replaced atomic.Int64
 	var all sync.WaitGroup
 	all.Go(func() {
 		for i := 0; !stop.Load(); i++ {
@@ -498,7 +499,8 @@ func TestRedisKeyringIsReplacedMeanwhile(t *testing.T) {
 				t.Errorf("replacing keyring %d: %t, %v", i, swapped, err)
 				return
 			}
-			time.Sleep(10 * time.Millisecond)
+			replaced.Add(1)
+			time.Sleep(10 * time.Millisecond) // longer than it takes to read the denials
 		}
 	})
 	rounds := 6
@@ -512,8 +514,9 @@ func TestRedisKeyringIsReplacedMeanwhile(t *testing.T) {
 		linked(t, r)
 		way.Slow(round * 3)
 		for range 20 {
+			before := replaced.Load()
 			wantDenied(t, r, epochA, tokenOf("nobody's").Key, false)
-			time.Sleep(5 * time.Millisecond)
+			eventually(t, "the keyring is replaced once more", func() bool { return replaced.Load() > before })
 		}
 		way.Heal()
 		opened = append(opened, r)
