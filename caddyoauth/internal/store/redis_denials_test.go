@@ -244,7 +244,7 @@ func TestRedisForgetsAnEpoch(t *testing.T) {
 	}
 	// Redis doesn't tell that databases have changed places. It shows at the next look.
 	swapKeys(t, here, "root", nil, b, true)
-	wantDenied(t, there, epochB, key, false)
+	wantDenied(t, there, epochB, tokenOf("b").Key, false)
 	settled(t, "root", there)
 	server.CLI("swapdb", "0", "1")
 	other("the other database is there", epochB)
