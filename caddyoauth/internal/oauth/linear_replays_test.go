@@ -156,7 +156,13 @@ func TestHistoryOfAssertions(t *testing.T) {
 		}
 	}
 	<-time.After(duration / 3)
-	redis.Stop() // it is killed
+	redis.Stop() // it is killed, and missed at least once
+	for clock() < int64(duration) {
+		if _, seen := results.Load(assertionUnknown); seen {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
 	redis.Restart()
 	all.Wait()
 	// When all is over, whoever was good is refused everywhere.
