@@ -50,12 +50,13 @@ func (h *heard) did(f func()) {
 	f()
 }
 
-// redisAt opens a store, and records what it reports.
+// redisAt opens a store, and records what it reports. Calls have more time than most need, since a busy machine
+// may stand still for a second or two.
 func redisAt(t testing.TB, change func(*RedisConfig), addresses ...string) (*Redis, *heard) {
 	t.Helper()
 	h := &heard{revoked: make(map[introspect.TokenID]string)}
 	cfg := RedisConfig{
-		Addresses: addresses, Prefix: "caddy-oauth:", DialTimeout: time.Second, Timeout: 2 * time.Second,
+		Addresses: addresses, Prefix: "caddy-oauth:", DialTimeout: time.Second, Timeout: 5 * time.Second,
 		Revoked: func(realm string, id introspect.TokenID) { h.did(func() { h.revoked[id] = realm }) },
 		Flush:   func() { h.did(func() { h.flushes++ }) },
 		Lost: func(err error) {
@@ -79,6 +80,9 @@ func redisAt(t testing.TB, change func(*RedisConfig), addresses ...string) (*Red
 	t.Cleanup(func() { r.Close() })
 	return r, h
 }
+
+// hasty makes calls end after two seconds.
+func hasty(cfg *RedisConfig) { cfg.Timeout = 2 * time.Second }
 
 // eventually waits until is returns true, for what depends on other processes.
 func eventually(t testing.TB, what string, is func() bool) {
@@ -190,7 +194,7 @@ func TestRedisTellsOfRevocations(t *testing.T) {
 	server := redistest.Start(t)
 	told := make(chan introspect.TokenID, 10)
 	a, _ := redisAt(t, nil, server.Addr)
-	b, _ := redisAt(t, func(cfg *RedisConfig) {
+	b, h := redisAt(t, func(cfg *RedisConfig) {
 		cfg.Revoked = func(_ string, id introspect.TokenID) { told <- id }
 	}, server.Addr)
 	linked(t, a, b)
@@ -198,28 +202,44 @@ func TestRedisTellsOfRevocations(t *testing.T) {
 	if testing.Short() {
 		rounds = 100
 	}
-	took := make([]time.Duration, 0, rounds)
+	took, forgotten := make([]time.Duration, 0, rounds), make(map[introspect.TokenID]bool)
 	for round := range rounds {
 		token := tokenOf(fmt.Sprint("token ", round))
 		put(t, a, token)
+		_, flushes := h.told()
 		present(t, b, token)
 		if err := a.Revoke(ctx, token.Key); err != nil {
 			t.Fatal(err)
 		}
 		acknowledged := time.Now()
-		select {
-		case id := <-told:
-			took = append(took, time.Since(acknowledged))
-			if id != token.ID {
-				t.Fatalf("round %d: another token was reported", round)
+		for known := false; !known; {
+			select {
+			case id := <-told:
+				switch {
+				case id == token.ID:
+					took, known = append(took, time.Since(acknowledged)), true
+				case !forgotten[id]:
+					t.Fatalf("round %d: another token was reported", round)
+				}
+			case <-time.After(10 * time.Millisecond):
+				// If this machine stands still, the lease ends, or the link is lost and all is forgotten.
+				late, coherent := time.Since(acknowledged), b.Coherent()
+				_, now := h.told()
+				if known = now != flushes; known {
+					forgotten[token.ID] = true // and may be reported all the same
+				} else if coherent && late > leaseTime && len(told) == 0 {
+					t.Fatalf("round %d: not reported within %v", round, leaseTime)
+				}
 			}
-		case <-time.After(leaseTime):
-			t.Fatalf("round %d: not reported within %v", round, leaseTime)
 		}
 		absent(t, b, token.Key)
 	}
 	slices.Sort(took)
-	t.Logf("%d revocations were reported after p50 %v, p99 %v, at most %v", rounds, took[rounds/2], took[rounds*99/100], took[rounds-1])
+	n := len(took)
+	if n == 0 {
+		t.Fatal("the link was never up for long enough to tell of anything")
+	}
+	t.Logf("%d revocations were reported after p50 %v, p99 %v, at most %v", n, took[n/2], took[n*99/100], took[n-1])
 }
 
 // A revocation returns once Redis has answered again, since only then it has told the other gateways. What
@@ -468,7 +488,7 @@ func TestRedisIsSilent(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			server := redistest.Start(t)
 			way := redistest.StartProxy(t, server)
-			r, h := redisAt(t, nil, way.Addr)
+			r, h := redisAt(t, hasty, way.Addr)
 			linked(t, r)
 			token := tokenOf("a")
 			put(t, r, token)
@@ -517,10 +537,7 @@ func TestRedisIsSilent(t *testing.T) {
 			works(t, r)
 			// It is told a little after it is so. A connection that was given up may end after the link is
 			// back, which costs one more flush.
-			eventually(t, "the return is told", func() bool {
-				story, _ := h.told()
-				return story == "regained lost regained" || story == "regained lost regained lost regained"
-			})
+			h.wantStory(t, "regained lost regained")
 		})
 	}
 }
@@ -573,7 +590,7 @@ func TestRedisIsClosedMeanwhile(t *testing.T) {
 				if !connected {
 					do(server, way)
 				}
-				r, _ := redisAt(t, nil, way.Addr)
+				r, _ := redisAt(t, hasty, way.Addr)
 				if connected {
 					linked(t, r)
 					works(t, r)
@@ -755,8 +772,8 @@ func TestRedisWarnsOfEviction(t *testing.T) {
 		server := redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", policy)
 		_, h := redisAt(t, nil, server.Addr)
 		h.wantStory(t, "regained")
-		h.did(func() {
-			if len(h.evicting) != want || want == 1 && h.evicting[0] != policy {
+		h.did(func() { // if the link was lost meanwhile, it may be reported again
+			if n := len(h.evicting); n < want || n > want*(1+h.silences) || slices.ContainsFunc(h.evicting, func(p string) bool { return p != policy }) {
 				t.Errorf("%s: reported %v", policy, h.evicting)
 			}
 		})
