@@ -377,6 +377,29 @@ func TestPanicInASlowHash(t *testing.T) {
 	})
 }
 
+// A request may have looked for a success just before it was remembered, and ask for the computation when
+// that is over. It costs no other hash.
+func TestSuccessIsFoundByWhoeverLookedTooEarly(t *testing.T) {
+	h := NewHasher()
+	s := slowSecret(t, "right", memoryA, passesA)
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for sent, want := range map[string]struct {
+		is     *Secret
+		hashes int64
+	}{"right": {s, 1}, "wrong": {nil, 2}} {
+		before := h.hashes.Load()
+		for range 2 {
+			a := attempt{now: now, readings: []reading{{sent, []*Secret{s}}}}
+			if got, err := h.check(t.Context(), flightKey{}, a, "192.0.2.7", "c"); got != want.is || err != nil {
+				t.Errorf("%s: %v, %v", sent, got, err)
+			}
+		}
+		if n := h.hashes.Load() - before; n != want.hashes {
+			t.Errorf("%s, twice: %d slow hashes, want %d", sent, n, want.hashes)
+		}
+	}
+}
+
 // What is remembered outlives a reload that leaves the hash as it is, whether the hash stands in
 // the configuration or was made from a secret that it refers to. A reload that changes either
 // begins anew.
