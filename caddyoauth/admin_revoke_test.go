@@ -594,8 +594,8 @@ func TestRevokeAllInAStorm(t *testing.T) {
 				fetch := func() {
 					h := &held{answeredBefore: answered.Load()}
 					a, err := g.try(g.posting("/oauth2/access_token", "reader", testSecret, url.Values{"grant_type": {"client_credentials"}}))
-					if err != nil {
-						return // a reload closes connections
+					if err != nil || a.StatusCode == 503 {
+						return // a reload closes connections, and on a busy machine the store may take too long
 					}
 					h.begun = begun.Load()
 					var body struct {
@@ -618,6 +618,7 @@ func TestRevokeAllInAStorm(t *testing.T) {
 						return
 					}
 					switch a.StatusCode {
+					case 503: // the store has taken too long
 					case 200:
 						passed.Add(1)
 						if answeredBefore > h.begun {
