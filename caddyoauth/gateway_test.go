@@ -75,6 +75,10 @@ func variants(t testing.TB) []variant {
 	return all
 }
 
+// patientRedis has a gateway wait for a Redis for as long as it can: on a busy machine, that may stand
+// still for the second which it would wait otherwise.
+const patientRedis = " {\ntimeout 2s\n}"
+
 // options returns the lines for the oauth block, with a fresh file for bbolt.
 func (v variant) options(t testing.TB) string {
 	line := "store " + v.store
@@ -82,7 +86,7 @@ func (v variant) options(t testing.TB) string {
 	case "bbolt":
 		line += " " + filepath.Join(t.TempDir(), "tokens.db")
 	case "redis":
-		line += " " + redistest.Start(t).Addr
+		line += " " + redistest.Start(t).Addr + patientRedis
 	}
 	if v.format != "opaque" {
 		line += "\ntoken_format " + v.format + "\nencryption_key {file." + encryptionKeyFile(t) + "}"

@@ -40,7 +40,7 @@ const (
 func stores(t testing.TB) map[string]string {
 	all := map[string]string{"memory": "store memory\n", "bbolt": "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n"}
 	if _, err := exec.LookPath("redis-server"); err == nil { // TestFleet reports if it is missing
-		all["redis"] = "store redis " + redistest.Start(t).Addr + "\n"
+		all["redis"] = "store redis " + redistest.Start(t).Addr + patientRedis + "\n"
 	}
 	return all
 }
