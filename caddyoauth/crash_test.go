@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -31,15 +32,20 @@ func TestGatewayProcess(t *testing.T) {
 	}
 	g := startCaddyfile(t, config)
 	fmt.Printf("gateway at %s\n", g.URL)
+	orphaned := make(chan struct{})
+	go func() {
+		defer close(orphaned)
+		io.Copy(io.Discard, os.Stdin) // ends with the test process, in case that is killed first
+	}()
 	flush := time.NewTicker(100 * time.Millisecond)
 	defer flush.Stop()
-	for end := time.After(time.Minute); ; { // no longer, in case the test process is killed first
+	for {
 		select {
 		case <-flush.C:
 			if os.Getenv("GATEWAY_TEST_USES") != "" {
 				caddyoauth.WriteUses()
 			}
-		case <-end:
+		case <-orphaned:
 			return
 		}
 	}
@@ -63,6 +69,9 @@ func runGatewayProcess(t *testing.T, cmd *exec.Cmd) (g *gateway, kill func()) {
 	t.Helper()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cmd.StdinPipe(); err != nil { // TestGatewayProcess serves until it is closed
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
