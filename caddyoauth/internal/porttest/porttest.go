@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -83,9 +84,13 @@ func takeBlock() bool {
 
 func isFree(port int) bool {
 	// A process that is started meanwhile, by another test, would have the listener for a moment more:
-	// the port would be taken, and whoever connects to it would be reset.
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
+	// the port would be taken, and whoever connects to it would be reset. On macOS that can't be helped:
+	// there, net.Listen takes this lock itself, and would wait forever if somebody wanted to start a
+	// process in between.
+	if runtime.GOOS != "darwin" {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+	}
 	tcp, err := net.Listen("tcp", address(port))
 	if err != nil {
 		return false
