@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/pbkdf2"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
@@ -579,7 +580,7 @@ func TestFirstTokensAtOnce(t *testing.T) {
 	secrets := map[string]string{"referred": "chosen by a person"}
 	for i := range 9 {
 		id := fmt.Sprint("client", i)
-		secrets[id] = "secret of " + id
+		secrets[id] = "secret of " + id + rand.Text() // which no test before has had remembered
 		config += "client " + id + " {\nsecret_hash " + slowHash(secrets[id]) + "\nscopes read\ndefault_scopes read\n}\n"
 	}
 	g := startGateway(t, config, "oauth_server")
