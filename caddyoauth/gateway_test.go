@@ -122,6 +122,8 @@ type gateway struct {
 	Backend *backend
 	// Client follows no redirects.
 	Client *http.Client
+	// inMemory says that the store is in memory, and so is never late.
+	inMemory bool
 }
 
 // startGateway loads a Caddyfile with these lines in the oauth block and in the site. In both,
@@ -162,6 +164,7 @@ func caddyfileOf(oauth, site string) string {
 func (g *gateway) loadCaddyfile(caddyfile string) error {
 	g.t.Helper()
 	caddyfile = strings.ReplaceAll(caddyfile, "BACKEND", g.Backend.Listener.Addr().String())
+	g.inMemory = !strings.Contains(caddyfile, "store bbolt") && !strings.Contains(caddyfile, "store redis")
 	if !strings.Contains(caddyfile, "issuer ") { // which JWTs must have
 		caddyfile = strings.Replace(caddyfile, "token_format jwt\n", "token_format jwt\nissuer https://auth.example.com/oauth2\n", 1)
 	}
