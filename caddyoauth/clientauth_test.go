@@ -551,24 +551,39 @@ func TestGuessersDoNotShutOutOthers(t *testing.T) {
 
 	var guessers sync.WaitGroup
 	var refused atomic.Int64
+	done := make(chan struct{})
 	for i := range 60 {
 		guessers.Go(func() {
-			a := g.post("/oauth2/token", "known", fmt.Sprintf("guess-%d", i), form)
-			if a.StatusCode == 401 {
-				refused.Add(1)
-				wantE401(t, a, "root")
-			} else {
-				wantE(t, a, 503, "temporarily_unavailable")
+			for n := 0; ; n++ {
+				a := g.post("/oauth2/token", "known", fmt.Sprintf("guess-%d-%d", i, n), form)
+				if a.StatusCode == 401 {
+					refused.Add(1)
+					wantE401(t, a, "root")
+				} else {
+					wantE(t, a, 503, "temporarily_unavailable")
+				}
+				select {
+				case <-done:
+					return
+				case <-time.After(20 * time.Millisecond): // sooner than they are told to come back
+				}
 			}
 		})
 	}
+	defer guessers.Wait()
+	defer close(done)
 	waitUntil(t, "a guess is refused", func() bool { return refused.Load() > 0 })
-	wantToken(t, g.post("/oauth2/token", "late", "secret of late", form), "read")
+	// On a busy machine a hash may take longer than a request waits for it. Who has to stand behind the
+	// guessers would never be served.
+	late := g.post("/oauth2/token", "late", "secret of late", form)
+	for tries := 1; tries < 5 && late.StatusCode == 503; tries++ {
+		late = g.post("/oauth2/token", "late", "secret of late", form)
+	}
+	wantToken(t, late, "read")
 	for range 20 {
 		wantToken(t, g.fetch("reader"), "read")
 		wantToken(t, g.post("/oauth2/token", "known", "secret of known", form), "read")
 	}
-	guessers.Wait()
 }
 
 // Clients that fetch their first tokens at the same time, and workers that share a secret, are
