@@ -208,7 +208,7 @@ func TestDPoPInAFleet(t *testing.T) {
 	redis := redistest.Start(t)
 	for _, nonce := range []bool{false, true} {
 		remembersLong(redis)
-		config := patientAt(redis.Addr) + "issuer " + dpopIssuer + "\ndpop {\n" + map[bool]string{true: "nonce\n"}[nonce] + "}\n" + testClients
+		config := at(redis.Addr) + "issuer " + dpopIssuer + "\ndpop {\n" + map[bool]string{true: "nonce\n"}[nonce] + "}\n" + testClients
 		here := startGateway(t, config, dpopSite)
 		cmd := gatewayProcess(config)
 		cmd.Env = append(cmd.Env, "GATEWAY_TEST_SITE="+strings.Replace(dpopSite, "reverse_proxy BACKEND", "respond ok", 1))
@@ -439,7 +439,7 @@ func TestDPoPOfRoutesThatIsRefused(t *testing.T) {
 func TestNextDPoPNonce(t *testing.T) {
 	redis := redistest.Start(t)
 	remembersLong(redis)
-	g := startGateway(t, patientAt(redis.Addr)+"issuer "+dpopIssuer+"\ndpop {\nnonce 1m\n}\n"+testClients, dpopSite)
+	g := startGateway(t, at(redis.Addr)+"issuer "+dpopIssuer+"\ndpop {\nnonce 1m\n}\n"+testClients, dpopSite)
 	p := newProver(t)
 	token := g.boundToken(p, dpopIssuer, "reader")
 	for age, want := range map[time.Duration]struct {

@@ -633,7 +633,7 @@ func startFleet(t *testing.T, first, second string) *strings.Replacer {
 	_, port, _ := net.SplitHostPort(redis.Addr)
 	// The example stops that one and starts another in its place.
 	t.Cleanup(func() { exec.Command("redis-cli", "-p", port, "shutdown", "nosave").Run() })
-	moved := strings.NewReplacer(append(freePorts(t, first+second), "store redis 127.0.0.1:6390\n", patientAt(redis.Addr), "6390", port)...)
+	moved := strings.NewReplacer(append(freePorts(t, first+second), "store redis 127.0.0.1:6390\n", at(redis.Addr), "6390", port)...)
 	runProcess(t, moved.Replace(second), "127.0.0.1"+moved.Replace(siteAddress.FindStringSubmatch(second)[1]))
 	return moved
 }

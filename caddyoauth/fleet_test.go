@@ -27,14 +27,14 @@ import (
 // fleetSite is a site whose metrics and endpoints stay reachable when the protected path is not.
 const fleetSite = "metrics /metrics\noauth_server\noauth_protect /x\nreverse_proxy BACKEND"
 
-// at returns the lines for a store redis at an address.
+// at returns the lines for a store redis at an address. Unless the options have a timeout, the gateway waits for
+// as long as it can: on a busy machine Redis may stand still for the second that it would wait otherwise.
 func at(address string, options ...string) string {
+	if !slices.ContainsFunc(options, func(o string) bool { return strings.Contains(o, "timeout") }) {
+		options = append(options, "timeout 2s", "dial_timeout 2s")
+	}
 	return "store redis " + address + " {\n" + strings.Join(options, "\n") + "\n}\n"
 }
-
-// patientAt is at for a test in which Redis is always there: on a busy machine it may stand still for longer than
-// the second that a gateway waits otherwise.
-func patientAt(address string) string { return at(address, "timeout 2s", "dial_timeout 2s") }
 
 // startLogged is startGateway with everything that is logged also in a file, which logged reads.
 func startLogged(t testing.TB, oauth, site string) (g *gateway, logged func() string) {
@@ -149,8 +149,8 @@ func (g *gateway) refusedAfter(token string, begin time.Time) time.Duration {
 // by all.
 func TestFleet(t *testing.T) {
 	redis := redistest.Start(t)
-	here := startGateway(t, patientAt(redis.Addr)+testClients, fleetSite)
-	there, _ := startGatewayProcess(t, patientAt(redis.Addr)+testClients)
+	here := startGateway(t, at(redis.Addr)+testClients, fleetSite)
+	there, _ := startGatewayProcess(t, at(redis.Addr)+testClients)
 	here.linked()
 
 	// The tokens are warm in both, and each gateway revokes half of them. Introspection reads the
@@ -200,7 +200,7 @@ func TestFleetStartsTogether(t *testing.T) {
 		var kill [2]func()
 		var started sync.WaitGroup
 		for i := range both {
-			started.Go(func() { both[i], kill[i] = startGatewayProcess(t, patientAt(redis.Addr)+testClients) })
+			started.Go(func() { both[i], kill[i] = startGatewayProcess(t, at(redis.Addr)+testClients) })
 		}
 		started.Wait()
 		for i, from := range both {
@@ -221,7 +221,7 @@ func TestFleetStartsTogether(t *testing.T) {
 // A client that one gateway's configuration disables loses its tokens at all gateways, for good.
 func TestFleetDisablesAClient(t *testing.T) {
 	redis := redistest.Start(t)
-	store := patientAt(redis.Addr)
+	store := at(redis.Addr)
 	here := startGateway(t, store+testClients, fleetSite)
 	there, _ := startGatewayProcess(t, store+testClients)
 	here.linked()
@@ -489,10 +489,8 @@ func TestFleetPasswords(t *testing.T) {
 	t.Setenv("REDIS_TEST_RIGHT", right)
 	t.Setenv("REDIS_TEST_WRONG", wrong)
 	redis := redistest.Start(t, "--requirepass", right)
-	// If Redis took longer, on a busy machine, that would be an outage, with which a gateway starts.
-	const patient = "timeout 2s\ndial_timeout 2s"
 	options := func(password string) string {
-		return at(redis.Addr, "password {env."+password+"}", patient) + testClients
+		return at(redis.Addr, "password {env."+password+"}") + testClients
 	}
 
 	admin, logFile := porttest.Address(t), filepath.Join(t.TempDir(), "log")
@@ -505,9 +503,9 @@ func TestFleetPasswords(t *testing.T) {
 
 	for name, oauth := range map[string]string{
 		"wrong":       options("REDIS_TEST_WRONG"),
-		"none":        at(redis.Addr, patient) + testClients,
-		"of nobody":   at(redis.Addr, "username nobody", "password {env.REDIS_TEST_RIGHT}", patient) + testClients,
-		"in no group": at(redis.Addr, "db 99", "password {env.REDIS_TEST_RIGHT}", patient) + testClients,
+		"none":        at(redis.Addr) + testClients,
+		"of nobody":   at(redis.Addr, "username nobody", "password {env.REDIS_TEST_RIGHT}") + testClients,
+		"in no group": at(redis.Addr, "db 99", "password {env.REDIS_TEST_RIGHT}") + testClients,
 	} {
 		err := here.loadCaddyfile(visible(oauth))
 		if err == nil {

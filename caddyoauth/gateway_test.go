@@ -75,23 +75,19 @@ func variants(t testing.TB) []variant {
 	return all
 }
 
-// patientRedis has a gateway wait for a Redis for as long as it can: on a busy machine, that may stand
-// still for the second which it would wait otherwise.
-const patientRedis = " {\ntimeout 2s\n}"
-
 // options returns the lines for the oauth block, with a fresh file for bbolt.
 func (v variant) options(t testing.TB) string {
-	line := "store " + v.store
+	lines := "store " + v.store + "\n"
 	switch v.store {
 	case "bbolt":
-		line += " " + filepath.Join(t.TempDir(), "tokens.db")
+		lines = "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n"
 	case "redis":
-		line += " " + redistest.Start(t).Addr + patientRedis
+		lines = at(redistest.Start(t).Addr)
 	}
 	if v.format != "opaque" {
-		line += "\ntoken_format " + v.format + "\nencryption_key {file." + encryptionKeyFile(t) + "}"
+		lines += "token_format " + v.format + "\nencryption_key {file." + encryptionKeyFile(t) + "}\n"
 	}
-	return line + "\n" + v.cache + "\n"
+	return lines + v.cache + "\n"
 }
 
 // encryptionKeyFile makes a file with an encryption key, always the same.

@@ -219,7 +219,7 @@ func TestInventoryAddresses(t *testing.T) {
 // done nothing for long, or have secrets that end soon.
 func TestInventoryMetrics(t *testing.T) {
 	redis := redistest.Start(t)
-	config, address := withAdmin(t, caddyfileOf(patientAt(redis.Addr)+managedOptions+"realm beta {\nclient b {\nsecret_hash "+testHash+"\nscopes read\n}\n}\n", bothSite))
+	config, address := withAdmin(t, caddyfileOf(at(redis.Addr)+managedOptions+"realm beta {\nclient b {\nsecret_hash "+testHash+"\nscopes read\n}\n}\n", bothSite))
 	g := startCaddyfile(t, config)
 	a := admin{g, address}
 	wants := func(what string, want map[string]float64) {
@@ -271,7 +271,7 @@ func TestInventoryMetrics(t *testing.T) {
 // What a client does at one gateway, another one shows once it was written, together with what it did there.
 func TestInventoryOfAFleet(t *testing.T) {
 	redis := redistest.Start(t)
-	options := patientAt(redis.Addr) + managedOptions
+	options := at(redis.Addr) + managedOptions
 	config, address := withAdmin(t, caddyfileOf(options, fleetSite))
 	here := startCaddyfile(t, config)
 	a := admin{here, address}

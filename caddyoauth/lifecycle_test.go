@@ -40,7 +40,7 @@ const (
 func stores(t testing.TB) map[string]string {
 	all := map[string]string{"memory": "store memory\n", "bbolt": "store bbolt " + filepath.Join(t.TempDir(), "tokens.db") + "\n"}
 	if _, err := exec.LookPath("redis-server"); err == nil { // TestFleet reports if it is missing
-		all["redis"] = "store redis " + redistest.Start(t).Addr + patientRedis + "\n"
+		all["redis"] = at(redistest.Start(t).Addr)
 	}
 	return all
 }
@@ -854,7 +854,7 @@ func TestFleetMemberThatLeaves(t *testing.T) {
 // gateway still has, neither there nor for itself when it comes back.
 func TestFleetMemberThatLeavesOthersBehind(t *testing.T) {
 	redis := redistest.Start(t)
-	store := patientAt(redis.Addr)
+	store := at(redis.Addr)
 	here := startGateway(t, store+testClients, fleetSite)
 	there, _ := startGatewayProcess(t, store+testClients)
 	here.linked()

@@ -348,7 +348,7 @@ func clientHistory(t *testing.T, a admin, attempt int) (history []porcupine.Oper
 // What one gateway changes, another goes by within the bound of a revocation, whatever else happens.
 // Nothing is lost that has not ended.
 func TestHistoryOfManagedClientsInAFleet(t *testing.T) {
-	options := patientAt(redistest.Start(t).Addr) + managedOptions
+	options := at(redistest.Start(t).Addr) + managedOptions
 	config, address := withAdmin(t, caddyfileOf(options, fleetSite))
 	here := startCaddyfile(t, config)
 	a := admin{here, address}

@@ -40,7 +40,7 @@ func nestedOptions() string {
 func TestNestedRealms(t *testing.T) {
 	stores := map[string]string{"memory": "store memory\n", "bbolt": "store bbolt " + t.TempDir() + "/tokens.db\n"}
 	if _, err := exec.LookPath("redis-server"); err == nil {
-		stores["redis"] = "store redis " + redistest.Start(t).Addr + "\n"
+		stores["redis"] = at(redistest.Start(t).Addr)
 	}
 	for store, line := range stores {
 		t.Run(store, func(t *testing.T) {
