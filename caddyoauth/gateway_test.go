@@ -340,6 +340,19 @@ func (g *gateway) patiently(ask func() answer) (a answer) {
 	return a
 }
 
+// late reports whether an answer says that the store was late. Memory never is: with it, 503 is an answer as any
+// other, so that one which is wrong is found.
+func (g *gateway) late(a answer) bool { return a.StatusCode == 503 && !g.inMemory }
+
+// inTime is patiently where only the store can be late.
+func (g *gateway) inTime(ask func() answer) answer {
+	g.t.Helper()
+	if g.inMemory {
+		return ask()
+	}
+	return g.patiently(ask)
+}
+
 // token is fetch where it must succeed.
 func (g *gateway) token(id string, scopes ...string) string {
 	g.t.Helper()

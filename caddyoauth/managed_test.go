@@ -66,7 +66,7 @@ func (a admin) must(status int, method, path, body string, headers ...string) an
 		if late && method == http.MethodDelete && status == http.StatusNoContent && res.StatusCode == http.StatusNotFound {
 			res.StatusCode = status // it was made
 		}
-		late = res.StatusCode == http.StatusServiceUnavailable && status != res.StatusCode && method != http.MethodPost && !a.inMemory
+		late = a.late(res) && status != res.StatusCode && method != http.MethodPost
 		return !late
 	})
 	if res.StatusCode != status {

@@ -329,7 +329,7 @@ func (c protectCase) run(t *testing.T, g *gateway, tokens *strings.Replacer) ans
 		r.Header["Authorization"] = append(r.Header["Authorization"], tokens.Replace(v))
 	}
 	called := 0
-	a := g.patiently(func() answer {
+	a := g.inTime(func() answer {
 		before := g.Backend.count()
 		a := g.do(r)
 		called = g.Backend.count() - before
@@ -1018,7 +1018,7 @@ func TestRealmsDoNotMix(t *testing.T) {
 			beta := "/oauth2/realms/root/realms/beta"
 			token := g.token("reader")
 			post := func(path string) answer {
-				return g.patiently(func() answer { return g.post(path, "reader", testSecret, url.Values{"token": {token}}) })
+				return g.inTime(func() answer { return g.post(path, "reader", testSecret, url.Values{"token": {token}}) })
 			}
 			for _, temperature := range []string{"cold", "warm"} {
 				if a := post(beta + "/introspect"); a.StatusCode != 200 || a.Body != `{"active":false}` {
@@ -1097,7 +1097,7 @@ func TestReloadBindsTokensAtOnce(t *testing.T) {
 								t.Errorf("%s: %s answers %d, want %d", when, path, a.StatusCode, want[i])
 							}
 						}
-						active := g.patiently(func() answer { return g.introspect("c", token) })
+						active := g.inTime(func() answer { return g.introspect("c", token) })
 						asked := active.StatusCode == 200 && strings.HasPrefix(active.Body, "{")
 						if alive := want[3] == 200; alive && !asked || asked && active.json(t)["active"] != alive {
 							t.Errorf("%s: introspection says %d %s", when, active.StatusCode, active.Body)

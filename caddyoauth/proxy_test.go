@@ -751,7 +751,7 @@ func TestNothingLeaksTokensOrSecrets(t *testing.T) {
 			grant := url.Values{"grant_type": {"client_credentials"}}
 			fetch := func(id, secret string, form url.Values) string {
 				t.Helper()
-				return wantToken(t, g.patiently(func() answer { return g.post("/oauth2/access_token", id, secret, form) }), "read")
+				return wantToken(t, g.inTime(func() answer { return g.post("/oauth2/access_token", id, secret, form) }), "read")
 			}
 			token := fetch("c", secret, grant)
 			other := fetch("", "", url.Values{"grant_type": {"client_credentials"}, "client_id": {"c"}, "client_secret": {secret}})

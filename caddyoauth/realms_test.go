@@ -61,7 +61,7 @@ func TestNestedRealms(t *testing.T) {
 			}
 			for at, path := range realmPaths {
 				for realm, token := range tokens {
-					a := g.patiently(func() answer {
+					a := g.inTime(func() answer {
 						return g.post(path+"/introspect", "reader", testSecret, url.Values{"token": {token}})
 					})
 					if active := a.json(t)["active"]; active != (at == realm) {
@@ -116,7 +116,7 @@ func TestNestedRealms(t *testing.T) {
 			retail := func() answer {
 				return g.post(realmPaths["retail"]+"/introspect", "reader", testSecret, url.Values{"token": {tokens["retail"]}})
 			}
-			if got := g.patiently(retail); got.json(t)["active"] != true {
+			if got := g.inTime(retail); got.json(t)["active"] != true {
 				t.Errorf("with the tokens of retail/eu, those of retail have ended: %s", got.Body)
 			}
 		})

@@ -38,20 +38,16 @@ func (g *gateway) wants(what, token string, status int) {
 	}
 }
 
-// getInTime is get for a store that may be too late on a busy machine. Memory is not: with it, 503 is an answer
-// as any other, so that one which is wrong is found.
+// getInTime is get for a store that may be too late on a busy machine.
 func (g *gateway) getInTime(path, token string) answer {
 	g.t.Helper()
-	if g.inMemory {
-		return g.get(path, token)
-	}
-	return g.patiently(func() answer { return g.get(path, token) })
+	return g.inTime(func() answer { return g.get(path, token) })
 }
 
 // mustRevoke revokes a token of the root realm, also if the store is late.
 func (g *gateway) mustRevoke(id, token string) {
 	g.t.Helper()
-	if a := g.patiently(func() answer { return g.revoke(id, token) }); a.StatusCode != 200 {
+	if a := g.inTime(func() answer { return g.revoke(id, token) }); a.StatusCode != 200 {
 		g.t.Fatalf("revoking: %d", a.StatusCode)
 	}
 }

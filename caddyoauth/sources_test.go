@@ -147,7 +147,7 @@ func TestSources(t *testing.T) {
 			} {
 				for range 2 { // the second time from the cache
 					r := g.request("GET", "/x", "", "Authorization", "Bearer "+c.token, "X-OAuth-Issuer", "spoofed", "X-OAuth-Realm", "spoofed")
-					if a := g.patiently(func() answer { return g.do(r) }); a.StatusCode != 200 {
+					if a := g.inTime(func() answer { return g.do(r) }); a.StatusCode != 200 {
 						t.Fatalf("%s: %d, challenge %q", c.name, a.StatusCode, a.Header.Get("WWW-Authenticate"))
 					}
 					h := g.Backend.last(t).Header

@@ -464,7 +464,7 @@ func TestTracingNamesTheStore(t *testing.T) {
 			g := startGateway(t, v.options(t)+testClients, "tracing\noauth_server")
 			var id string
 			number := 0
-			g.patiently(func() answer {
+			g.inTime(func() answer {
 				var r *http.Request
 				number++
 				r, id = traced(g.posting("/oauth2/token", "reader", testSecret, url.Values{"grant_type": {"client_credentials"}}), number, "01")

@@ -124,8 +124,10 @@ func (i *issued) upToDate(ctx context.Context, record Token) error {
 	case client == nil && i.cfg.Managed == nil, now.agreed == nil:
 		return nil
 	case client != nil:
-		if known, ok := now.agreed.generationOf(client); ok && known >= record.ClientGeneration && (!client.managed || !client.Disabled && client.allows(record.Scopes, record.Audience)) {
-			return nil
+		known, ok := now.agreed.generationOf(client)
+		mayHave := !client.managed || !client.Disabled && client.allows(record.Scopes, record.Audience)
+		if ok && (known > record.ClientGeneration || known == record.ClientGeneration && mayHave) {
+			return nil // of an earlier one, it has ended
 		}
 	}
 	current, version, err := i.askGeneration(ctx, record.ClientID)

@@ -13,10 +13,11 @@ import (
 type oneManaged struct {
 	ClientStore // nil: only what is overridden is used
 	client      ManagedClient
+	err         error
 }
 
 func (m *oneManaged) ManagedClient(context.Context, ClientRef) (ManagedClient, error) {
-	return m.client, nil
+	return m.client, m.err
 }
 
 // A managed client that can't be used has no tokens. But if the store has another version of it, which nobody
@@ -62,11 +63,12 @@ func TestTokensOfManagedClientsAreOlderThanTheGatewayKnows(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			stored := &oneManaged{client: ManagedClient{ID: "m", Generation: 1, Version: 3}}
 			e := newEngine(t, func(s *Settings) { s.Managed, s.Coherent = stored, func() bool { return true } })
+			generation := uint64(1)
 			know := func(version uint64, change func(*Client)) {
 				client := newClient("m", quickSecret(t, "secret"))
 				client.Scopes, client.Audience = []string{"read"}, []string{"https://api.example"}
 				change(client)
-				e.SetManaged(map[string]*Managed{"m": {Client: client, Version: version, Generation: 1}}, false)
+				e.SetManaged(map[string]*Managed{"m": {Client: client, Version: version, Generation: generation}}, false)
 			}
 			look := func() (*introspect.Facts, error) {
 				token, _ := e.issued.Screen(introspect.NewToken(e.issue(t, "m", "secret")))
@@ -81,6 +83,14 @@ func TestTokensOfManagedClientsAreOlderThanTheGatewayKnows(t *testing.T) {
 			stored.client.Version = 2
 			if facts, err := look(); err != nil || facts.Active && len(facts.Scopes) > 0 {
 				t.Errorf("there was no change: %+v, %v", facts, err)
+			}
+			// Once they have ended, nobody has to be asked.
+			know(3, func(*Client) {})
+			token, _ := e.issued.Screen(introspect.NewToken(e.issue(t, "m", "secret")))
+			generation, stored.err = 2, ErrUnreachable
+			know(4, before)
+			if facts, err := e.tokens.LookupWithin(t.Context(), &token, math.MaxInt64); err != nil || facts.Active {
+				t.Errorf("an ended token, while the store is away: %+v, %v", facts, err)
 			}
 		})
 	}
