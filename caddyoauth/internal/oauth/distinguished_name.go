@@ -2,11 +2,11 @@ package oauth
 
 import (
 	"cmp"
+	"crypto/x509"
 	"encoding/asn1"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -51,7 +51,25 @@ var attributeTypes = map[string]string{
 	"jurisdictionl": "1.3.6.1.4.1.311.60.2.1.1", "jurisdictionst": "1.3.6.1.4.1.311.60.2.1.2", "jurisdictionc": "1.3.6.1.4.1.311.60.2.1.3",
 }
 
-var dottedOID = regexp.MustCompile(`^[0-2](\.(0|[1-9][0-9]{0,17})){1,30}$`)
+// isOID reports whether text is the dotted form of an OID that a certificate can have: one with a number
+// of more than 31 bits is read neither by encoding/asn1 nor by crypto/x509.
+func isOID(text string) bool {
+	oid, err := x509.ParseOID(text)
+	if err != nil {
+		return false
+	}
+	content, err := oid.MarshalBinary()
+	if err != nil {
+		return false
+	}
+	der, err := asn1.Marshal(asn1.RawValue{Tag: asn1.TagOID, Bytes: content})
+	if err != nil {
+		return false
+	}
+	var read asn1.ObjectIdentifier
+	_, err = asn1.Unmarshal(der, &read)
+	return err == nil && read.String() == text // without leading zeros
+}
 
 // parseName reads the string form of a name (RFC 4514), which begins with the last part.
 func parseName(text string) (distinguishedName, error) {
@@ -65,8 +83,8 @@ func parseName(text string) (distinguishedName, error) {
 			return nil, errors.New("is not a distinguished name: a part is an attribute's name, = and its value, as in CN=ci,O=Example")
 		case strings.Trim(label, " ") != label:
 			return nil, errors.New("has a space around the name of an attribute: there is none around , + and = (RFC 4514), as in the output of openssl x509 -noout -subject -nameopt RFC2253")
-		case oid == "" && !dottedOID.MatchString(label):
-			return nil, fmt.Errorf("has an attribute with an unknown name, %q: write its OID, as in 2.5.4.3=ci", label)
+		case oid == "" && !isOID(label):
+			return nil, fmt.Errorf("has an attribute with an unknown name, %q: write its OID, as in 2.5.4.3=ci, each number below 2147483648", label)
 		case oid == "":
 			oid = label
 		}
