@@ -189,6 +189,9 @@ func FuzzToken(f *testing.F) {
 
 func FuzzSecretHash(f *testing.F) {
 	const argon = "$argon2id$v=19$m=19456,t=2,p=1$GmhSbmKu6MsdY71bwGWBGw$Oe36vHuGNEvukTHYFyPwOiZF5q6MMG/L6taSzBcWCEw"
+	// said counts what is said about seeds. What is said about more than one repeats none of them: it may
+	// show what a hash looks like.
+	said := make(map[string]int)
 	for _, seed := range []string{
 		"", "$", "hunter2", argon, "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0", "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa1",
 		"$2a$12$" + strings.Repeat(".", 53), "$2b$10$" + strings.Repeat("a", 53), "$2y$14$" + strings.Repeat("Z", 53), "$2a$31$" + strings.Repeat(".", 53),
@@ -196,8 +199,12 @@ func FuzzSecretHash(f *testing.F) {
 		strings.Replace(argon, "m=19456", "m=019456", 1), strings.Replace(argon, "m=19456", "m=4294967296", 1), strings.Replace(argon, "t=2", "t=+2", 1),
 		strings.Replace(argon, "p=1", "p=0", 1), strings.Replace(argon, "p=1", "p=256", 1), strings.Replace(argon, "p=1", "p=1,keyid=x", 1),
 		strings.Replace(argon, "v=19", "v=16", 1), strings.Replace(argon, "$v=19", "", 1), "$pbkdf2-sha256$i=600000,l=32$GmhSbmKu6MsdY71bwGWBGw$Oe36vHuGNEvukTHYFyPwOiZF5q6MMG/L6taSzBcWCEw", "$pbkdf2-sha512$310000$GmhSbmKu6MsdY71bwGWB.w$Oe36vHuGNEvukTHYFyPwOiZF5q6MMG/L6taSzBcWCEw", "$pbkdf2-sha256$i=600000,l=0$AAAA$", argon + "$", argon + "=", argon + "\n", "$sha256$ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0\r", argon[:len(argon)-1] + "x",
+		"$argon2id$v=19$m=", "$argon2id$v=19$m=<KiB>,t=<passes>", "$pbkdf2-sha256$i=", "$pbkdf2-sha256$<rounds>$<salt>$<digest>", "$sha256$ hash has 43", " $2b$, $2a$ and $2y$",
 	} {
 		f.Add(seed, "abc")
+		if _, err := HashedSecret(seed); err != nil {
+			said[err.Error()]++
+		}
 	}
 	f.Fuzz(func(t *testing.T, hash, secret string) {
 		if s, err := HashedSecret(hash); err != nil {
@@ -205,7 +212,7 @@ func FuzzSecretHash(f *testing.F) {
 				t.Fatalf("%q is refused, and is a secret", hash)
 			}
 			// Somebody may have put the secret itself where the hash belongs.
-			if len(hash) > 16 && strings.Contains(err.Error(), hash[1:]) {
+			if len(hash) > 16 && strings.Contains(err.Error(), hash[1:]) && said[err.Error()] < 2 {
 				t.Fatalf("the error repeats what was configured: %v", err)
 			}
 		} else {
