@@ -269,3 +269,20 @@ func TestBboltFindsWhatHasChanged(t *testing.T) {
 		}
 	}
 }
+
+// The page of the last transaction isn't mistaken for the one before it, which may have got into its place:
+// then the last revocation would be undone.
+func TestBboltFindsAMetaPageInPlaceOfTheOther(t *testing.T) {
+	h := makeHistory(t)
+	for from, to := range map[int]int{0: h.page, h.page: 0} {
+		path := filepath.Join(t.TempDir(), "tokens.db")
+		damaged := bytes.Clone(h.file)
+		copy(damaged[to:to+h.page], h.file[from:from+h.page])
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if outcome := h.judge(t, path); outcome != "refused" {
+			t.Errorf("with that at %d in place of that at %d: %s", from, to, outcome)
+		}
+	}
+}

@@ -91,7 +91,7 @@ func checkIntact(r io.ReaderAt) (version int, err error) {
 	// There are two meta pages, one of the last transaction and one of the transaction before.
 	// bbolt is content with either, but the older one would undo the last revocations. A crash
 	// damages neither: what counts lies in one sector, which disks write whole or not at all.
-	other, err := f.meta(f.pageSize)
+	other, err := f.meta(1)
 	if err != nil {
 		return 0, err
 	}
@@ -199,15 +199,16 @@ func (f *bboltFile) bucket(name, value []byte, each func(key, value []byte)) (er
 	return err
 }
 
-// meta reads the part of a meta page that counts.
-func (f *bboltFile) meta(at int64) ([]byte, error) {
+// meta reads the part of a meta page, 0 or 1, that counts. Neither may have taken the place of the other: if
+// that of the last transaction is gone, the file looks as it did before.
+func (f *bboltFile) meta(id uint64) ([]byte, error) {
 	meta := make([]byte, metaEnd)
-	if _, err := f.ReadAt(meta, at); err != nil {
+	if _, err := f.ReadAt(meta, int64(id)*f.pageSize); err != nil {
 		return nil, errors.New("it was cut short")
 	}
 	sum := fnv.New64a()
 	sum.Write(meta[pageHeader:metaSum])
-	if sum.Sum64() != binary.NativeEndian.Uint64(meta[metaSum:]) {
+	if binary.NativeEndian.Uint64(meta) != id || sum.Sum64() != binary.NativeEndian.Uint64(meta[metaSum:]) {
 		return nil, errors.New("it doesn't say which transaction was the last")
 	}
 	return meta, nil
