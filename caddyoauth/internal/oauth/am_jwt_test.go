@@ -273,7 +273,7 @@ func FuzzAMClaims(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	r := newJWTRealm(f, "root")
+	r := newJWTRealmOf(f, "root", func(s *oauth.Settings) { s.Immediate = true })
 	r.am = true
 	r.share(1, key)
 	token := r.fetch()
