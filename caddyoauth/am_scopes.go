@@ -44,12 +44,15 @@ func scopesOfAM(entries []string) []string {
 }
 
 // scopesOption reads scopes of a realm or a client. Whether a description counts as one is for
-// Provision: that goes by the realm.
+// Provision: that goes by the realm. Here, either reading will do.
 func scopesOption(place *[]string) conf.Option {
 	return conf.Func(func(d *caddyfile.Dispenser) (err error) {
 		option := d.Val()
 		if *place, err = conf.Args(d, 1, -1); err != nil {
 			return err
+		}
+		if conf.CheckScopes(option, *place) == nil {
+			return nil
 		}
 		return conf.At(d, conf.CheckScopes(option, scopesOfAM(*place)))
 	})

@@ -579,10 +579,16 @@ func amSecret(values map[string]json.RawMessage) (secret, field string) {
 	return secret, field
 }
 
-// amScopes returns scopes without what AM has behind and before them.
+// amScopes returns scopes without what AM has behind and before them. What would still look like that in a
+// configuration is none: the realm would take it for another scope, maybe one that allows more.
 func (f *importedFields) amScopes(field string) (scopes []string) {
 	for _, text := range f.texts(field) {
-		scopes = append(scopes, scopeOfAM(text))
+		scope := scopeOfAM(text)
+		if scopeOfAM(scope) != scope {
+			f.lost(field, fmt.Sprintf("%q can't be one here", loggedText(scope)))
+			continue
+		}
+		scopes = append(scopes, scope)
 	}
 	return scopes
 }
