@@ -129,6 +129,9 @@ func ParseDuration(option, text string) (caddy.Duration, error) {
 // ParseTime returns text as a point in time (RFC 3339). The error names the option.
 func ParseTime(option, text string) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339, text)
+	if err == nil {
+		_, err = t.MarshalText() // JSON can't have one with an offset of 24 hours, which Parse takes
+	}
 	if err != nil {
 		return time.Time{}, fmt.Errorf("%s '%s' is not a time such as 2026-12-31T00:00:00Z", option, text)
 	}
