@@ -445,8 +445,8 @@ func TestWalksAgreeWithRequests(t *testing.T) {
 			}
 			all = append(all, answered{q, way})
 		}
-		if after := a.gathered(t); !maps.Equal(before, after) || reached.Load() != backendBefore || lengthOf(log) != logBefore {
-			t.Fatalf("asking has left a trace: %v\n%v\n%s", before, after, text)
+		if after, written := a.gathered(t), writtenSince(log, logBefore); !maps.Equal(before, after) || reached.Load() != backendBefore || written != "" {
+			t.Fatalf("asking has left a trace: %v\n%v\n%s\n%s", before, after, written, text)
 		}
 		for _, one := range all {
 			q, way, token, who := one.q, one.way, "", one.q.who.realm+"/"+one.q.who.client
@@ -533,6 +533,22 @@ func lengthOf(file string) int64 {
 		return 0
 	}
 	return info.Size()
+}
+
+// writtenSince returns what has been written to a log behind its first bytes, but for what Caddy's cache of
+// certificates says: it starts in the background, at any time after the configuration.
+func writtenSince(file string, begin int64) string {
+	text, err := os.ReadFile(file)
+	if err != nil || int64(len(text)) < begin {
+		return ""
+	}
+	var written strings.Builder
+	for line := range strings.Lines(string(text[begin:])) {
+		if !strings.Contains(line, `"tls.cache.maintenance"`) {
+			written.WriteString(line)
+		}
+	}
+	return written.String()
 }
 
 // A walk says where a request passes that has no right to, and where it needs none.
