@@ -32,6 +32,9 @@ func FuzzAMTokenInfo(f *testing.F) {
 			}
 		}
 		token := introspect.NewToken("eyJ." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".x")
+		if len(token.Text()) > introspect.MaxTokenLength {
+			return // none that long comes here; encoding/json could not write what is nested in it
+		}
 		body, err := json.Marshal(r.tokenInfo(&token, facts, time.Unix(150, 5)))
 		if err != nil {
 			t.Fatal(err)

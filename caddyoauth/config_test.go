@@ -398,7 +398,9 @@ func withoutPlaces(t testing.TB, config []byte) []byte {
 func normal(t testing.TB, b []byte) json.RawMessage {
 	t.Helper()
 	var v any
-	if err := json.Unmarshal(b, &v); err != nil {
+	decoder := json.NewDecoder(bytes.NewReader(b))
+	decoder.UseNumber() // a JWK may have numbers that are too large for a float64
+	if err := decoder.Decode(&v); err != nil {
 		t.Fatal(err)
 	}
 	out, err := json.Marshal(v)

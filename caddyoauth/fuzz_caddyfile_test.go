@@ -34,7 +34,7 @@ func FuzzCaddyfile(f *testing.F) {
 	f.Fuzz(func(t *testing.T, oauth, server, protect string) {
 		text := "{\noauth {\n" + oauth + "\n}\n}\n:8080 {\noauth_server " + server + "\noauth_protect " + protect + "\nrespond ok\n}\n"
 		if strings.Contains(text, "import") {
-			t.Skip("reads files")
+			return // it would read files
 		}
 		options := map[string]any{"filename": "Caddyfile"}
 		config, _, err := adapter.Adapt([]byte(text), options)
