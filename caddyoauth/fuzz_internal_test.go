@@ -237,6 +237,7 @@ func FuzzStrip(f *testing.F) {
 		f.Add(seed, "close, X-Team, upgrade", "h2c")
 		f.Add(seed, "keep-alive", "websocket")
 	}
+	f.Add("", "clo\u017fe, \u212aeep-alive, KEEP-ALIVE", "websoc\u212aet")
 	environment := func(name string) string {
 		return strings.Map(func(c rune) rune {
 			if 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' {
@@ -282,7 +283,7 @@ func FuzzStrip(f *testing.F) {
 			t.Errorf("a switch to %q arrives", got)
 		}
 		for word := range strings.SplitSeq(strings.Join(r.Header["Connection"], ","), ",") {
-			switch word = strings.ToLower(strings.Trim(word, " \t")); {
+			switch word = lowerASCII(strings.Trim(word, " \t")); {
 			case word == "" && r.Header["Connection"] == nil, word == "close", word == "keep-alive", word == "te":
 			case word == "upgrade" && r.Header["Upgrade"] != nil:
 			default:

@@ -183,8 +183,12 @@ const (
 // a body.
 func opensWebSocket(r *http.Request) bool {
 	upgrade := r.Header["Upgrade"]
-	return len(upgrade) == 1 && strings.EqualFold(upgrade[0], "websocket") && r.Method == http.MethodGet && r.ContentLength == 0
+	return len(upgrade) == 1 && isWord(upgrade[0], "websocket") && r.Method == http.MethodGet && r.ContentLength == 0
 }
+
+// isWord reports whether text is a word of ASCII in any case of its letters. For EqualFold alone,
+// \u017f is an s and \u212a a k, which they are to no backend.
+func isWord(text, word string) bool { return len(text) == len(word) && strings.EqualFold(text, word) }
 
 // stripServer is strip for all sites of a server, including those that have nothing to do with
 // us: it removes identity headers, headers about a certificate that nobody believes, and switches to another HTTP. Such a switch would carry
@@ -224,8 +228,7 @@ func cleanConnection(h http.Header) {
 	lines := h["Connection"]
 	harmless := func(word string) bool {
 		word = strings.Trim(word, " \t")
-		return strings.EqualFold(word, "keep-alive") || strings.EqualFold(word, "close") || strings.EqualFold(word, "te") ||
-			strings.EqualFold(word, "upgrade") && h["Upgrade"] != nil
+		return isWord(word, "keep-alive") || isWord(word, "close") || isWord(word, "te") || isWord(word, "upgrade") && h["Upgrade"] != nil
 	}
 	if !slices.ContainsFunc(lines, func(line string) bool {
 		for word := range strings.SplitSeq(line, ",") {

@@ -337,6 +337,7 @@ func TestNoSwitchWithABody(t *testing.T) {
 			"GET " + path + " HTTP/1.1\r\nUpgrade: websocket\r\nContent-Length: 4\r\n\r\nbody":                            "",
 			"GET " + path + " HTTP/1.1\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n": "",
 			"POST " + path + " HTTP/1.1\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n":                               "",
+			"GET " + path + " HTTP/1.1\r\nUpgrade: websoc\u212aet\r\n\r\n":                                                "", // the sign for kelvin, which is no k
 		} {
 			request = strings.Replace(request, "\r\n", "\r\nHost: localhost\r\nConnection: Upgrade\r\n"+authorization, 1)
 			if res := readRaw(t, g.rawConn(request), "GET"); res.StatusCode != 200 {
