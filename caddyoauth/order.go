@@ -502,6 +502,7 @@ func isCaddys(id string) bool {
 func stringsIn(raw json.RawMessage) func(yield func(string) bool) {
 	return func(yield func(string) bool) {
 		decoder := json.NewDecoder(strings.NewReader(string(raw)))
+		decoder.UseNumber() // a number that no float64 can be, such as 1e400, is no end
 		for {
 			token, err := decoder.Token()
 			if err != nil {
