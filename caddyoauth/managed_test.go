@@ -548,6 +548,8 @@ func TestManagedClientsRefuse(t *testing.T) {
 		{"POST", "/oauth/clients/root/nobody/secrets", "{}", 404, "no client 'nobody'"},
 		{"POST", "/oauth/clients/root/nobody/secrets", `{"from":"tomorrow"}`, 400, "others_until"},
 		{"POST", "/oauth/clients/root/nobody/secrets", `{"until":"2020-01-01T00:00:00Z"}`, 400, "until is over"},
+		{"PUT", "/oauth/clients/root/x", `{"secrets":[{"hash":"` + testHash + `","until":"2099-01-01T00:00:00+24:00"}]}`, 400, "a time that JSON can't have"},
+		{"POST", "/oauth/clients/root/nobody/secrets", `{"until":"2099-01-01T00:00:00+24:00"}`, 400, "a time that JSON can't have"},
 		{"POST", "/oauth/clients/root/nobody/secrets", `{"from":"2099-01-02T00:00:00Z","others_until":"2099-01-01T00:00:00Z"}`, 400, "would have no secret"},
 		{"POST", "/oauth/clients/root/nobody/secrets", `{"others_retire_unused":"59m"}`, 400, "between 1h and a year"},
 		{"PUT", "/oauth/clients/root/x", `{"secrets":[{"hash":"` + testHash + `","from":"2099-01-01T00:00:00Z","until":"2099-01-01T00:00:00Z"}]}`, 400, "secret 1: until"},

@@ -102,7 +102,7 @@ func TestFailuresOfBasicAreOne(t *testing.T) {
 	}
 	for name, authorization := range map[string]string{
 		"nothing": "", "no credentials": "Basic", "a space": "Basic ", "no Base64": "Basic !", "no padding": "Basic YTpi=", "no colon": "Basic YWI=",
-		"a NUL": header("one", "a\x00b"), "no text": header("one", "\xff%ff"), "another scheme": "Bearer YTpi", "16 KiB": header("one", strings.Repeat("x", MaxBasicLength)),
+		"a NUL": header("one", "a\x00b"), "no text": header("one", "\xff%ff"), "another scheme": "Bearer YTpi", "other letters": "Ba\u017fic YTpi", "16 KiB": header("one", strings.Repeat("x", MaxBasicLength)),
 	} {
 		before := e.cfg.Hasher.hashes.Load()
 		facts, _, err := e.Basic(t.Context(), authorization, from)

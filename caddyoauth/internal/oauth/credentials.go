@@ -123,7 +123,7 @@ func credentialsOf(in Incoming, form url.Values) (Credentials, error) {
 // could not be read either.
 func parseBasic(header string) (Credentials, error) {
 	scheme, encoded, ok := strings.Cut(header, " ")
-	if !ok || !strings.EqualFold(scheme, "Basic") {
+	if !ok || len(scheme) != len("Basic") || !strings.EqualFold(scheme, "Basic") { // EqualFold alone takes \u017f for s
 		return Credentials{}, errors.New("not Basic")
 	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(strings.TrimLeft(encoded, " "))
