@@ -118,7 +118,7 @@ func amRealmOfPath(spelling string) string {
 }
 
 // lowerASCII returns text with the letters of ASCII in lower case. Others are left as they are: one that
-// Unicode takes for the same letter, such as the sign for kelvin, is none in a realm's name.
+// Unicode takes for the same letter, such as the sign for kelvin, is none in a name that is compared.
 func lowerASCII(text string) string {
 	return strings.Map(func(c rune) rune {
 		if 'A' <= c && c <= 'Z' {

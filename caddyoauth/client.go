@@ -502,8 +502,11 @@ func (sc *ClientSecret) provision() (*oauth.Secret, error) {
 const leastRetireUnused = time.Hour
 
 // checkTimes refuses times at which the secret would never be valid, or would go before anybody can
-// tell whether it is used.
+// tell whether it is used, and those that can't be written down.
 func (sc *ClientSecret) checkTimes() error {
+	if err := cmp.Or(conf.CheckTime("from", sc.From), conf.CheckTime("until", sc.Until)); err != nil {
+		return err
+	}
 	if !sc.Until.IsZero() && !sc.From.Before(sc.Until) {
 		return fmt.Errorf("until %s is not after from %s", sc.Until.Format(time.RFC3339), sc.From.Format(time.RFC3339))
 	}

@@ -123,6 +123,7 @@ func TestJSONThatIsRefused(t *testing.T) {
 		{"an unknown field of a client", clientWith(`"scope":"x"`), []string{"scope"}},
 		{"a secret that retires, of a configured client", clientWith(`"secrets":[{"hash":"` + testHash + `","retire_unused":"24h"}]`), []string{`client "a"`, "retire_unused is for secrets of managed clients"}},
 		{"a secret that is never valid", clientWith(`"secrets":[{"hash":"` + testHash + `","from":"2030-01-01T00:00:00Z","until":"2030-01-01T00:00:00Z"}]`), []string{`client "a"`, "secret 1: until"}},
+		{"a secret whose end can't be written", clientWith(`"secrets":[{"hash":"` + testHash + `","until":"2099-01-01T00:00:00+24:00"}]`), []string{`client "a"`, "secret 1: until has an offset"}},
 		{"an unknown store", `{"store":{"store":"redis"},` + realms + `}`, []string{"token store", "redis"}},
 		{"a Redis URL", `{"store":{"store":"redis","addresses":["redis://:hunter2@h:6379"]},` + realms + `}`, []string{"host:port", "not a URL"}},
 		{"a Redis prefix that spreads keys over a Cluster", `{"store":{"store":"redis","addresses":["127.0.0.1:1"],"cluster":true,"prefix":"a{}{b}"},` + realms + `}`, []string{"prefix", "{}", "Cluster"}},

@@ -183,12 +183,8 @@ const (
 // a body.
 func opensWebSocket(r *http.Request) bool {
 	upgrade := r.Header["Upgrade"]
-	return len(upgrade) == 1 && isWord(upgrade[0], "websocket") && r.Method == http.MethodGet && r.ContentLength == 0
+	return len(upgrade) == 1 && lowerASCII(upgrade[0]) == "websocket" && r.Method == http.MethodGet && r.ContentLength == 0
 }
-
-// isWord reports whether text is a word of ASCII in any case of its letters. For EqualFold alone,
-// \u017f is an s and \u212a a k, which they are to no backend.
-func isWord(text, word string) bool { return len(text) == len(word) && strings.EqualFold(text, word) }
 
 // stripServer is strip for all sites of a server, including those that have nothing to do with
 // us: it removes identity headers, headers about a certificate that nobody believes, and switches to another HTTP. Such a switch would carry
@@ -227,8 +223,13 @@ func leadsToHTTP(value string) bool {
 func cleanConnection(h http.Header) {
 	lines := h["Connection"]
 	harmless := func(word string) bool {
-		word = strings.Trim(word, " \t")
-		return isWord(word, "keep-alive") || isWord(word, "close") || isWord(word, "te") || isWord(word, "upgrade") && h["Upgrade"] != nil
+		switch lowerASCII(strings.Trim(word, " \t")) { // EqualFold would take the sign for kelvin for k
+		case "keep-alive", "close", "te":
+			return true
+		case "upgrade":
+			return h["Upgrade"] != nil
+		}
+		return false
 	}
 	if !slices.ContainsFunc(lines, func(line string) bool {
 		for word := range strings.SplitSeq(line, ",") {

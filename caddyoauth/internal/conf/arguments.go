@@ -130,7 +130,7 @@ func ParseDuration(option, text string) (caddy.Duration, error) {
 func ParseTime(option, text string) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339, text)
 	if err == nil {
-		_, err = t.MarshalText() // JSON can't have one with an offset of 24 hours, which Parse takes
+		err = CheckTime(option, t)
 	}
 	if err != nil {
 		return time.Time{}, fmt.Errorf("%s '%s' is not a time such as 2026-12-31T00:00:00Z", option, text)
@@ -139,6 +139,15 @@ func ParseTime(option, text string) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("%s '%s' would mean never: give a later time, or none", option, text)
 	}
 	return t, nil
+}
+
+// CheckTime refuses a time that no JSON can have. Its readers take an offset of 24 hours and more, and
+// then nobody can be shown the time, and no store can keep it. The error names the option.
+func CheckTime(option string, t time.Time) error {
+	if _, err := t.MarshalText(); err != nil {
+		return fmt.Errorf("%s has an offset or a year that RFC 3339 does not know: write it as in 2026-12-31T00:00:00Z", option)
+	}
+	return nil
 }
 
 // one returns an option with one argument, which parse turns into a value.

@@ -237,6 +237,7 @@ func TestWrongCertificateSubjects(t *testing.T) {
 		{"subject_dn", "2.7000000000=ci", "each number below 2147483648"},
 		{"subject_dn", "2.2147483568=ci", "has an attribute with an unknown name"}, // 80 more in the encoding
 		{"subject_dn", "2.5.2147483648=ci", "has an attribute with an unknown name"},
+		{"subject_dn", "2" + strings.Repeat(".7", 200) + "=ci", "has an attribute with an unknown name"}, // too long
 		{"subject_dn", "=ci", "has an attribute with an unknown name"},
 		{"subject_dn", `CN=a\`, "has a backslash"},
 		{"subject_dn", `CN=a\4`, "has a backslash"},

@@ -51,9 +51,16 @@ var attributeTypes = map[string]string{
 	"jurisdictionl": "1.3.6.1.4.1.311.60.2.1.1", "jurisdictionst": "1.3.6.1.4.1.311.60.2.1.2", "jurisdictionc": "1.3.6.1.4.1.311.60.2.1.3",
 }
 
+// maxOID is the length of an OID of 31 numbers in its dotted form, each as large as it can be. None in
+// use is as long.
+const maxOID = len("2") + 30*len(".2147483647")
+
 // isOID reports whether text is the dotted form of an OID that a certificate can have: one with a number
 // of more than 31 bits is read neither by encoding/asn1 nor by crypto/x509.
 func isOID(text string) bool {
+	if len(text) > maxOID {
+		return false // ParseOID would take time by the square of a number's length
+	}
 	oid, err := x509.ParseOID(text)
 	if err != nil {
 		return false
